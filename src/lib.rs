@@ -1,0 +1,4 @@
+//! zsync keeps a fleet's ZFS snapshots taken, replicated and pruned by policy.
+
+pub mod model;
+pub mod policy;

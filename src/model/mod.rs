@@ -1,0 +1,14 @@
+//! The nouns that every other module speaks in: names, snapshots, inventories, orders.
+//!
+//! Values are checked once, when they are made, and trusted afterwards. Nothing here performs I/O or
+//! reads a clock.
+
+pub mod inventory;
+pub mod name;
+pub mod order;
+pub mod snapshot;
+
+pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten};
+pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
+pub use order::{Action, DatasetStatus, OrderId, ResponseStatus};
+pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};

@@ -1,0 +1,265 @@
+//! Names as ZFS and the network accept them, checked at the border.
+//!
+//! The rules are those of OpenZFS' `zfs_namecheck.c` (see zfs(8), "NAMING"): a name that passes here
+//! can neither be taken for an option nor reach outside its dataset.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use thiserror::Error;
+
+/// The longest full name (`dataset@snapshot`) that ZFS takes, in bytes.
+pub const MAX_FULL_NAME: usize = 255;
+/// The longest host name, in bytes (RFC 1035).
+pub const MAX_HOST_NAME: usize = 253;
+
+/// Why a text is not a name of the kind wanted.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{text:?} is not a {kind}: {reason}")]
+pub struct NameError {
+    /// What was wanted: "dataset name", "snapshot name", ...
+    pub kind: &'static str,
+    /// The text as found, shortened when it is very long.
+    pub text: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+fn bad<T>(kind: &'static str, text: &str, reason: impl Into<String>) -> Result<T, NameError> {
+    let mut shown: String = text.chars().take(80).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    Err(NameError { kind, text: shown, reason: reason.into() })
+}
+
+fn is_component_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':' | b' ')
+}
+
+fn check_component(kind: &'static str, whole: &str, component: &str) -> Result<(), NameError> {
+    if component.is_empty() {
+        return bad(kind, whole, "a component is empty");
+    }
+    if component == "." || component == ".." {
+        return bad(kind, whole, "\".\" and \"..\" are not components");
+    }
+    match component.chars().find(|c| !c.is_ascii() || !is_component_byte(*c as u8)) {
+        Some(c) => bad(kind, whole, format!("{c:?} is not allowed; letters, digits and - _ . : are")),
+        None => Ok(()),
+    }
+}
+
+macro_rules! text_type {
+    ($name:ident) => {
+        impl $name {
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "{:?}", &self.0)
+            }
+        }
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+        impl TryFrom<&str> for $name {
+            type Error = NameError;
+            fn try_from(text: &str) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+                s.serialize_str(&self.0)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(d)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// The name of a filesystem or volume: `pool/a/b`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DatasetName(Box<str>);
+text_type!(DatasetName);
+
+impl FromStr for DatasetName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        const KIND: &str = "dataset name";
+        if text.is_empty() {
+            return bad(KIND, text, "it is empty");
+        }
+        if text.len() > MAX_FULL_NAME {
+            return bad(KIND, text, format!("it is longer than {MAX_FULL_NAME} bytes"));
+        }
+        if !text.as_bytes()[0].is_ascii_alphabetic() {
+            return bad(KIND, text, "a pool's name begins with a letter, without a leading \"/\"");
+        }
+        for component in text.split('/') {
+            check_component(KIND, text, component)?;
+        }
+        if text.ends_with(' ') {
+            return bad(KIND, text, "it ends with a blank");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+impl DatasetName {
+    /// The pool that the dataset lives in.
+    #[must_use]
+    pub fn pool(&self) -> &str {
+        self.0.split('/').next().unwrap_or(&self.0)
+    }
+
+    /// The dataset that contains this one, `None` for a pool's root.
+    #[must_use]
+    pub fn parent(&self) -> Option<Self> {
+        self.0.rsplit_once('/').map(|(parent, _)| Self(parent.into()))
+    }
+
+    /// Whether `self` is `root` or lies below it (by whole components).
+    #[must_use]
+    pub fn is_within(&self, root: &Self) -> bool {
+        self.below(root).is_some()
+    }
+
+    /// The part of the name below `root`: empty for `root` itself, `None` outside of it.
+    #[must_use]
+    pub fn below(&self, root: &Self) -> Option<&str> {
+        let rest = self.0.strip_prefix(&*root.0)?;
+        if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
+    }
+
+    /// The dataset `relative` below this one; `relative` may be empty or have several components.
+    pub fn join(&self, relative: &str) -> Result<Self, NameError> {
+        if relative.is_empty() { Ok(self.clone()) } else { format!("{self}/{relative}").parse() }
+    }
+
+    /// The full name of a snapshot of this dataset.
+    #[must_use]
+    pub fn at(&self, snapshot: &SnapName) -> String {
+        format!("{self}@{snapshot}")
+    }
+}
+
+/// The name of a snapshot (or bookmark) within its dataset: what stands after `@` (or `#`).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SnapName(Box<str>);
+text_type!(SnapName);
+
+impl FromStr for SnapName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        const KIND: &str = "snapshot name";
+        if text.len() > MAX_FULL_NAME - 2 {
+            return bad(KIND, text, format!("it is longer than {} bytes", MAX_FULL_NAME - 2));
+        }
+        check_component(KIND, text, text)?;
+        Ok(Self(text.into()))
+    }
+}
+
+/// What the names of a policy's snapshots begin with: `BACKUP` in `BACKUP_2026-11-23_10:30:00`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix(Box<str>);
+text_type!(Prefix);
+
+impl FromStr for Prefix {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        const KIND: &str = "snapshot prefix";
+        if text.len() > 100 {
+            return bad(KIND, text, "it is longer than 100 bytes");
+        }
+        check_component(KIND, text, text)?;
+        if text.starts_with('-') || text.contains(' ') {
+            return bad(KIND, text, "it begins with \"-\" or has a blank");
+        }
+        Ok(Self(text.into()))
+    }
+}
+
+/// The name of a host as policy and catalog know it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostName(Box<str>);
+text_type!(HostName);
+
+impl FromStr for HostName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        const KIND: &str = "host name";
+        if text.is_empty() {
+            return bad(KIND, text, "it is empty");
+        }
+        if text.len() > MAX_HOST_NAME {
+            return bad(KIND, text, format!("it is longer than {MAX_HOST_NAME} bytes"));
+        }
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        match text.chars().find(|c| !allowed(*c)) {
+            Some(c) => bad(KIND, text, format!("{c:?} is not allowed; letters, digits and - _ . are")),
+            None if text.starts_with(['-', '.']) => bad(KIND, text, "it begins with \"-\" or \".\""),
+            None => Ok(Self(text.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dataset_names_follow_zfs_namecheck() {
+        for good in ["tank", "tank/foo", "tank/a.b-c_d:e", "t/with blank", "Tank9/x"] {
+            assert!(DatasetName::try_from(good).is_ok(), "{good}");
+        }
+        let long = format!("tank/{}", "x".repeat(260));
+        for bad in [
+            "", "/tank", "tank/", "tank//a", "tank/..", "tank/./a", "tank@a", "tank/a#b", "tank/%recv", "-rf", "9tank",
+            "tank/ü", "tank/a\nb", "tank/a ", &long,
+        ] {
+            assert!(DatasetName::try_from(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn containment_is_by_whole_components() {
+        let root: DatasetName = "tank/foo".parse().unwrap();
+        let below = |s: &str| DatasetName::try_from(s).unwrap().below(&root).map(str::to_owned);
+        assert_eq!(below("tank/foo").as_deref(), Some(""));
+        assert_eq!(below("tank/foo/a/b").as_deref(), Some("a/b"));
+        assert_eq!(below("tank/foobar"), None);
+        assert_eq!(below("tank"), None);
+    }
+
+    #[test]
+    fn an_error_shows_the_text_and_the_reason() {
+        let error = DatasetName::try_from("tank/a@b").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "\"tank/a@b\" is not a dataset name: '@' is not allowed; letters, digits and - _ . : are"
+        );
+    }
+}

@@ -1,0 +1,221 @@
+//! Snapshots and bookmarks: their identity, their marks, and the text form of a catalog record.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use uuid::Uuid;
+
+use super::name::{DatasetName, NameError, SnapName};
+
+/// The namespace in which a snapshot's UUID is derived from its guid (RFC 9562, version 5).
+/// Part of the wire format: it never changes.
+pub const SNAPSHOT_NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_736e_6170_7368);
+
+/// ZFS' `guid` property: the one identity of a snapshot across pools and renames (zfsprops(7)).
+/// `zfs receive` keeps it; a bookmark has the guid of the snapshot that it was made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Guid(pub u64);
+
+impl Guid {
+    /// The UUID under which the snapshot is known on the wire.
+    #[must_use]
+    pub fn uuid(self) -> SnapshotId {
+        SnapshotId(Uuid::new_v5(&SNAPSHOT_NAMESPACE, &self.0.to_be_bytes()))
+    }
+}
+
+impl fmt::Display for Guid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Serialize for Guid {
+    /// A decimal string: JSON numbers above 2^53 do not survive every reader.
+    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Guid {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a guid: a whole number or its decimal digits as a string")]
+        enum Form {
+            Number(u64),
+            Text(String),
+        }
+        match Form::deserialize(d)? {
+            Form::Number(n) => Ok(Self(n)),
+            Form::Text(t) => t
+                .parse()
+                .map(Self)
+                .map_err(|e| serde::de::Error::custom(format_args!("{t:?} is not a guid: {e}"))),
+        }
+    }
+}
+
+/// A snapshot's UUID: version 5 of its guid, so that hosts agree on it without exchanging anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SnapshotId(pub Uuid);
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What the catalog remembers about a snapshot beyond what ZFS knows: the ancestor's flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Marks {
+    /// `#sent`: it was sent somewhere from here.
+    #[serde(skip_serializing_if = "is_false")]
+    pub sent: bool,
+    /// `#sync`: it was received here.
+    #[serde(skip_serializing_if = "is_false")]
+    pub sync: bool,
+    /// `#deleted`: it was here and was destroyed by an order.
+    #[serde(skip_serializing_if = "is_false")]
+    pub deleted: bool,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(b: &bool) -> bool {
+    !*b
+}
+
+/// One snapshot as `zfs list` shows it, with the catalog's marks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The name after `@`.
+    pub name: SnapName,
+    /// Its identity.
+    pub guid: Guid,
+    /// Orders snapshots within one pool, and only there.
+    pub createtxg: u64,
+    /// When it was taken, to the second; kept by `zfs receive`.
+    #[serde(with = "chrono::serde::ts_seconds")]
+    pub creation: DateTime<Utc>,
+    /// How many holds it has.
+    #[serde(default)]
+    pub userrefs: u32,
+    /// Whether clones depend on it.
+    #[serde(default)]
+    pub has_clones: bool,
+    /// Bytes that only this snapshot holds; 0 when unknown.
+    #[serde(default)]
+    pub used: u64,
+    /// What the catalog remembers about it.
+    #[serde(default)]
+    pub marks: Marks,
+}
+
+/// One bookmark: enough of a snapshot to send an increment from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bookmark {
+    /// The name after `#`.
+    pub name: SnapName,
+    /// The guid of the snapshot that it was made from.
+    pub guid: Guid,
+    /// The createtxg of that snapshot.
+    pub createtxg: u64,
+    /// The creation time of that snapshot.
+    #[serde(with = "chrono::serde::ts_seconds")]
+    pub creation: DateTime<Utc>,
+}
+
+/// A catalog record in its text form `uuid:dataset@name` with flags `#sent`, `#sync`, `#deleted`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The snapshot's UUID.
+    pub uuid: SnapshotId,
+    /// The dataset that it belongs to.
+    pub dataset: DatasetName,
+    /// The name after `@`.
+    pub name: SnapName,
+    /// Its flags.
+    pub marks: Marks,
+}
+
+/// Why a text is not a catalog record.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum RecordError {
+    /// The shape is wrong.
+    #[error("{0:?} is not a record of the form uuid:dataset@name[#sent][#sync][#deleted]")]
+    Shape(String),
+    /// A name in it is wrong.
+    #[error(transparent)]
+    Name(#[from] NameError),
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}@{}", self.uuid, self.dataset, self.name)?;
+        let Marks { sent, sync, deleted } = self.marks;
+        for (set, flag) in [(sent, "#sent"), (sync, "#sync"), (deleted, "#deleted")] {
+            if set {
+                f.write_str(flag)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Record {
+    type Err = RecordError;
+
+    fn from_str(text: &str) -> Result<Self, RecordError> {
+        let shape = || RecordError::Shape(text.chars().take(120).collect());
+        let mut parts = text.split('#');
+        let (uuid, rest) = parts.next().and_then(|record| record.split_once(':')).ok_or_else(shape)?;
+        let (dataset, name) = rest.split_once('@').ok_or_else(shape)?;
+        let mut marks = Marks::default();
+        for flag in parts {
+            match flag {
+                "sent" => marks.sent = true,
+                "sync" => marks.sync = true,
+                "deleted" => marks.deleted = true,
+                _ => return Err(shape()),
+            }
+        }
+        let uuid = SnapshotId(Uuid::parse_str(uuid).map_err(|_| shape())?);
+        Ok(Self { uuid, dataset: dataset.parse()?, name: name.parse()?, marks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_uuid_of_a_guid_never_changes() {
+        assert_eq!(Guid(1).uuid().to_string(), "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75");
+    }
+
+    #[test]
+    fn a_record_survives_its_text_form() {
+        for text in [
+            "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:tank/foo@BACKUP_2026-11-23_10:30:00",
+            "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:tank/foo@by hand#sent#deleted",
+        ] {
+            assert_eq!(text.parse::<Record>().unwrap().to_string(), text);
+        }
+        for bad in ["", "x:tank@a", "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:tank", "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:t@a#x"] {
+            assert!(bad.parse::<Record>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn guids_are_read_from_numbers_and_strings() {
+        let max: Guid = serde_json::from_str("\"18446744073709551615\"").unwrap();
+        assert_eq!(max, Guid(u64::MAX));
+        assert_eq!(serde_json::from_str::<Guid>("7").unwrap(), Guid(7));
+        assert_eq!(serde_json::to_string(&max).unwrap(), "\"18446744073709551615\"");
+        assert!(serde_json::from_str::<Guid>("\"-1\"").is_err());
+    }
+}

@@ -1,0 +1,110 @@
+//! What an administrator wants: which snapshots to take, where they go, how long they stay.
+//!
+//! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
+//! Nothing here performs I/O or reads a clock.
+
+pub mod retention;
+pub mod schedule;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::NaiveTime;
+use chrono_tz::Tz;
+
+use crate::model::{DatasetName, HostName, Prefix};
+pub use retention::{Retention, RetentionError};
+pub use schedule::{Schedule, ScheduleError, SyncPolicy};
+
+/// How late a missed slot is still made up for, unless the policy says otherwise.
+pub const DEFAULT_CATCH_UP: Duration = Duration::from_secs(6 * 3600);
+
+/// The whole of `server.json`.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Consul's datacenter; only a label with the embedded catalog.
+    pub datacenter: Option<String>,
+    /// The zone of cron slots and of calendar periods. UTC by default.
+    pub timezone: Tz,
+    /// Where the catalog is kept.
+    pub catalog: CatalogConfig,
+    /// Addresses of hosts, by name.
+    pub hosts: BTreeMap<HostName, HostAddress>,
+    /// The daily window (from, to) in which the catalog is checked against ZFS on every host.
+    pub consul_resync: Option<(NaiveTime, NaiveTime)>,
+    /// What to do with which dataset, in the order of the file.
+    pub datasets: Vec<DatasetPolicy>,
+}
+
+/// Where the catalog is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CatalogConfig {
+    /// A SQLite file in this folder, written by the director alone.
+    Embedded {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// Where a host is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostAddress {
+    /// The agent's `host:port`.
+    pub address: Option<String>,
+    /// The slave's `host:port`.
+    pub receive_address: Option<String>,
+}
+
+/// One entry of `datasets`.
+#[derive(Clone, Debug)]
+pub struct DatasetPolicy {
+    /// The host whose dataset it is.
+    pub hostname: HostName,
+    /// The dataset.
+    pub dataset: DatasetName,
+    /// Whether everything below it is meant too.
+    pub recursive: bool,
+    /// `backup`, `sync` and those under `policies`, by name.
+    pub policies: Vec<SnapshotPolicy>,
+    /// Whether a diverged destination is rolled back to the newest common snapshot.
+    pub rollback_if_needed: bool,
+    /// Whether a renamed snapshot is left alone by destroys.
+    pub skip_if_renamed: bool,
+    /// Whether no snapshot is taken when nothing was written since the last one.
+    pub skip_if_not_written: bool,
+    /// Whether a snapshot with clones is left alone by destroys.
+    pub skip_if_cloned: bool,
+}
+
+/// One policy of a dataset: a prefix with its schedule, destinations and retention.
+#[derive(Clone, Debug)]
+pub struct SnapshotPolicy {
+    /// Its key in the file: `backup`, `sync` or a name of the administrator's.
+    pub name: String,
+    /// What its snapshots' names begin with.
+    pub prefix: Prefix,
+    /// When snapshots are taken; `None`: never by zsync, others take them.
+    pub creation: Option<Schedule>,
+    /// How late a missed slot is still made up for.
+    pub catch_up: Duration,
+    /// Where the snapshots go; may be the same host.
+    pub sync_on: Vec<Target>,
+    /// When they go there.
+    pub sync_policy: SyncPolicy,
+    /// What stays on the source; `None`: everything.
+    pub retention: Option<Retention>,
+    /// What stays on each destination; `None`: everything. By default the same as `retention`.
+    pub sync_retention: Option<Retention>,
+    /// Whether a snapshot may be destroyed before it is on every destination.
+    pub prune_unsent: bool,
+}
+
+/// A dataset on a host as the destination of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Target {
+    /// The receiving host.
+    pub host: HostName,
+    /// What the entry's dataset becomes there; children keep their place below it.
+    pub dataset: DatasetName,
+}
