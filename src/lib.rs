@@ -2,3 +2,6 @@
 
 pub mod model;
 pub mod policy;
+pub mod clock;
+pub mod runtime;
+pub mod zfs;
