@@ -1,0 +1,176 @@
+//! Has an order carried out: in this process, or by an agent over TCP.
+
+use std::sync::Arc;
+
+use futures_lite::future;
+
+use crate::actions::{Order, steps};
+use crate::commands::agent::{Agent, FactSink};
+use crate::model::{Action, HostName, Inventory, OrderId, Record, ResponseStatus};
+use crate::policy::{Policy, Target};
+use crate::transport::tcp;
+use crate::wire::codec::SILENCE;
+use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
+use crate::zfs::{Counter, Zfs};
+
+/// The port of agents.
+pub const AGENT_PORT: u16 = 7711;
+
+/// Knows where each host is.
+pub struct Dispatcher<Z> {
+    /// The director's own host.
+    pub here: HostName,
+    /// The agent within this process, or why there is none.
+    pub own: Result<Arc<Agent<Z>>, String>,
+}
+
+/// An order without particulars.
+#[must_use]
+pub fn blank(action: Action) -> DirectorsOrder {
+    DirectorsOrder {
+        order_uuid: OrderId(uuid::Uuid::now_v7()),
+        action,
+        destination: String::new(),
+        snapshot_uuid: Vec::new(),
+        snapshot_name: String::new(),
+        dest_dataset: String::new(),
+        rollback_if_needed: false,
+        skip_if_renamed: false,
+        skip_if_not_written: false,
+        skip_if_cloned: false,
+        protocol: PROTOCOL,
+        datasets: Vec::new(),
+        dataset: None,
+        destination_address: None,
+        keep_common_with: Vec::new(),
+        prune_unsent: false,
+    }
+}
+
+/// A decided order as it goes over the wire. `inventory` is what it was decided on.
+#[must_use]
+pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> DirectorsOrder {
+    match order {
+        Order::Take { name, datasets, skip_if_not_written, .. } => DirectorsOrder {
+            snapshot_name: name.to_string(),
+            dest_dataset: datasets.first().map(ToString::to_string).unwrap_or_default(),
+            datasets: datasets.iter().skip(1).cloned().collect(),
+            skip_if_not_written: *skip_if_not_written,
+            ..blank(Action::TakeSnapshot)
+        },
+        Order::Send { dataset, snapshot, guid, to, rollback_if_needed, .. } => DirectorsOrder {
+            destination: to.host.to_string(),
+            snapshot_uuid: vec![guid.uuid().to_string()],
+            snapshot_name: snapshot.to_string(),
+            dest_dataset: to.dataset.to_string(),
+            rollback_if_needed: *rollback_if_needed,
+            dataset: Some(dataset.clone()),
+            destination_address: policy.hosts.get(&to.host).and_then(|h| h.receive_address.clone()),
+            ..blank(Action::SendSnapshot)
+        },
+        Order::Destroy {
+            host, dataset, snapshots, keep_common_with, skip_if_renamed, skip_if_cloned, entry, policy: name, ..
+        } => {
+            let record = |(guid, name): &(_, _)| {
+                let guid: &crate::model::Guid = guid;
+                let record = Record {
+                    uuid: guid.uuid(),
+                    dataset: dataset.clone(),
+                    name: Clone::clone(name),
+                    marks: crate::model::Marks::default(),
+                };
+                record.to_string()
+            };
+            let prune_unsent = policy
+                .datasets
+                .get(*entry)
+                .and_then(|e| e.policies.iter().find(|p| p.name == *name))
+                .is_some_and(|p| p.prune_unsent);
+            DirectorsOrder {
+                snapshot_uuid: snapshots.iter().map(record).collect(),
+                dest_dataset: dataset.to_string(),
+                skip_if_renamed: *skip_if_renamed,
+                skip_if_cloned: *skip_if_cloned,
+                keep_common_with: bases(&Target { host: host.clone(), dataset: dataset.clone() }, keep_common_with, inventory),
+                prune_unsent,
+                ..blank(Action::DestroySnapshot)
+            }
+        }
+    }
+}
+
+/// What a dataset has in common with each of its peers.
+fn bases(of: &Target, peers: &[Target], inventory: &Inventory) -> Vec<CommonBase> {
+    let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
+    let base = |peer: &Target| {
+        let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
+        let guid = steps::newest_common(ours, theirs).or_else(|| steps::newest_common(theirs, ours))?;
+        Some(CommonBase { host: peer.host.clone(), dataset: peer.dataset.clone(), guid })
+    };
+    peers.iter().filter_map(base).collect()
+}
+
+impl<Z: Zfs> Dispatcher<Z> {
+    /// Has one order carried out on a host. Facts go to `facts`, bytes are counted in `counter`.
+    pub async fn dispatch(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        facts: FactSink,
+        counter: Counter,
+    ) -> Response {
+        let address = policy.hosts.get(host).and_then(|h| h.address.clone());
+        match address {
+            None if *host == self.here => match &self.own {
+                Ok(agent) => agent.carry_out(order, facts, counter).await,
+                Err(reason) => Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason.clone()),
+            },
+            address => {
+                let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
+                over_tcp(host, &address, order, &facts, &counter).await.unwrap_or_else(|error| Response {
+                    temporary: true,
+                    ..Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, format!("{error:#}"))
+                })
+            }
+        }
+    }
+
+    /// Has one order carried out, and collects its facts.
+    pub async fn ask(&self, policy: &Policy, host: &HostName, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
+        let (sender, told) = async_std::channel::bounded(16);
+        let collecting = async {
+            let mut all = Vec::new();
+            while let Ok(facts) = told.recv().await {
+                all.push(facts);
+            }
+            all
+        };
+        future::zip(self.dispatch(policy, host, order, sender, Counter::default()), collecting).await
+    }
+}
+
+async fn over_tcp(
+    host: &HostName,
+    address: &str,
+    order: &DirectorsOrder,
+    facts: &FactSink,
+    counter: &Counter,
+) -> anyhow::Result<Response> {
+    use anyhow::Context;
+    let mut conn = tcp::connect(host.as_str(), address)
+        .await
+        .with_context(|| format!("{host} is out of reach (is zsync agent running there?)"))?;
+    conn.say(order).await?;
+    loop {
+        match conn.hear(SILENCE).await? {
+            AgentLine::Response(response) => {
+                conn.close().await;
+                return Ok(response);
+            }
+            AgentLine::Progress { progress: Progress { bytes } } => counter.add(bytes.saturating_sub(counter.get())),
+            // Nobody collects them only when the pass is being given up.
+            AgentLine::Facts { facts: told } => drop(facts.send(told).await),
+        }
+    }
+}
