@@ -285,9 +285,9 @@ impl Schedule {
     #[must_use]
     pub fn last_slot(&self, tz: Tz, at_or_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = local_at(tz, at_or_before)?;
-        let newest_on = |date: NaiveDate| match offset_all_day(tz, date) {
-            _ if !self.has_day(date) => None,
-            Some(offset) => {
+        let newest_on = |date: NaiveDate| match self.has_day(date).then(|| offset_all_day(tz, date)) {
+            None => None,
+            Some(Some(offset)) => {
                 let limit = match local.date().cmp(&date) {
                     std::cmp::Ordering::Less => return None,
                     std::cmp::Ordering::Equal => local.time(),
@@ -295,7 +295,7 @@ impl Schedule {
                 };
                 Some(date.and_time(self.last_time(limit)?).checked_sub_signed(offset)?.and_utc())
             }
-            None => self.slots_of(tz, date).into_iter().rfind(|s| *s <= at_or_before),
+            Some(None) => self.slots_of(tz, date).into_iter().rfind(|s| *s <= at_or_before),
         };
         // The day after as well: a clock put back across midnight comes to it twice.
         let mut date = local.date().checked_add_days(Days::new(1))?;
@@ -308,7 +308,9 @@ impl Schedule {
             let yesterday = date.checked_sub_days(Days::new(1))?;
             if let Some(slot) = newest_on(date) {
                 // Likewise, the day before may have the newer slot.
-                return Some(newest_on(yesterday).map_or(slot, |other| other.max(slot)));
+                let changes = offset_all_day(tz, date).is_none();
+                let other = if changes { newest_on(yesterday) } else { None };
+                return Some(other.map_or(slot, |other| other.max(slot)));
             }
             date = yesterday;
         }
@@ -319,9 +321,9 @@ impl Schedule {
     #[must_use]
     pub fn next_slot(&self, tz: Tz, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = local_at(tz, after)?;
-        let oldest_on = |date: NaiveDate| match offset_all_day(tz, date) {
-            _ if !self.has_day(date) => None,
-            Some(offset) => {
+        let oldest_on = |date: NaiveDate| match self.has_day(date).then(|| offset_all_day(tz, date)) {
+            None => None,
+            Some(Some(offset)) => {
                 let limit = match local.date().cmp(&date) {
                     std::cmp::Ordering::Less => None,
                     std::cmp::Ordering::Equal => Some(local.time()),
@@ -329,7 +331,7 @@ impl Schedule {
                 };
                 Some(date.and_time(self.next_time(limit)?).checked_sub_signed(offset)?.and_utc())
             }
-            None => self.slots_of(tz, date).into_iter().find(|s| *s > after),
+            Some(None) => self.slots_of(tz, date).into_iter().find(|s| *s > after),
         };
         // From the day before on: a slot in a gap that spans midnight fires on the next day.
         let mut date = local.date().checked_sub_days(Days::new(2))?;
@@ -337,7 +339,8 @@ impl Schedule {
         while date < stop {
             let tomorrow = date.checked_add_days(Days::new(1))?;
             if let Some(slot) = oldest_on(date) {
-                return Some(oldest_on(tomorrow).map_or(slot, |other| other.min(slot)));
+                let other = if offset_all_day(tz, date).is_none() { oldest_on(tomorrow) } else { None };
+                return Some(other.map_or(slot, |other| other.min(slot)));
             }
             let skip = if self.months >> date.month() & 1 == 0 { 32 - u64::from(date.day()) } else { 1 };
             date = date.checked_add_days(Days::new(skip))?;

@@ -233,7 +233,7 @@ fn both_directions_agree_with_the_definition_around_every_change_of_clocks() {
         (chrono_tz::America::Sao_Paulo, &["2018-11-03T00:00:00Z", "2018-02-17T00:00:00Z"]),
         // The change is at 00:01.
         (chrono_tz::America::St_Johns, &["2010-03-13T00:00:00Z", "2010-11-06T00:00:00Z"]),
-        (chrono_tz::Pacific::Apia, &["2011-12-29T00:00:00Z"]),
+        (chrono_tz::Pacific::Apia, &["2011-12-29T06:00:00Z"]),
         (Tz::UTC, &["2027-03-26T00:00:00Z"]),
     ];
     let texts = [
@@ -263,7 +263,7 @@ fn both_directions_agree_with_the_definition_around_every_change_of_clocks() {
                 at = slot;
             }
             assert_eq!(found, expected, "{text} in {tz} from {start}");
-            for at in (0..span).step_by(23).map(|m| start + TimeDelta::seconds(m * 60 + 31)) {
+            for at in (0..span).step_by(61).map(|m| start + TimeDelta::seconds(m * 60 + 31)) {
                 let seen = expected.partition_point(|s| *s <= at);
                 let last = schedule.last_slot(tz, at).filter(|s| *s >= start);
                 assert_eq!(last, seen.checked_sub(1).map(|i| expected[i]), "{text} in {tz} at {at}");
