@@ -1,0 +1,58 @@
+//! The engine: from policy and inventory to what should be done, with a reason for everything.
+//!
+//! [`decide`] is its one door. Nothing here performs I/O or reads a clock.
+
+pub mod order;
+pub mod plan;
+pub mod reason;
+pub mod verdict;
+
+use chrono::{DateTime, Utc};
+
+use crate::model::Inventory;
+use crate::policy::Policy;
+pub use order::Order;
+pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
+pub use reason::{NoticeKind, SendReason, TakeReason};
+pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};
+
+/// A policy made ready to decide by: it knows which entry governs which dataset, and what is sent where.
+///
+/// Making one costs time in proportion to the policy's size: where entries are decided one by one, make it once.
+pub struct Engine<'a> {
+    policy: &'a Policy,
+}
+
+impl<'a> Engine<'a> {
+    /// Makes a policy ready.
+    #[must_use]
+    pub fn new(policy: &'a Policy) -> Self {
+        Self { policy }
+    }
+
+    /// Decides the whole policy as of `now`.
+    #[must_use]
+    pub fn decide(&self, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
+        let _ = (self.policy, inventory);
+        Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] }
+    }
+
+    /// Decides one entry of `policy.datasets`. Together, the plans of all entries are the plan of the whole.
+    #[must_use]
+    pub fn decide_entry(&self, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
+        let _ = (entry, inventory);
+        Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] }
+    }
+}
+
+/// Decides the whole policy as of `now`.
+#[must_use]
+pub fn decide(policy: &Policy, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
+    Engine::new(policy).decide(inventory, now)
+}
+
+/// Decides one entry of `policy.datasets`; see [`Engine::decide_entry`].
+#[must_use]
+pub fn decide_entry(policy: &Policy, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
+    Engine::new(policy).decide_entry(entry, inventory, now)
+}
