@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use async_std::task;
 
+/// Channels between tasks.
+pub use async_std::channel;
 /// A task's handle; awaiting it gives the task's result, dropping it lets the task run on.
 pub use async_std::task::JoinHandle;
 

@@ -90,7 +90,7 @@ pub fn serving(common: &Common, listen: &Listen, port: u16) -> Result<Serving, E
     let host = host(common, Some(&local))?;
     let listen_on = match (&listen.listen, &local.listen) {
         (Some(typed), _) => typed.clone(),
-        (None, Some(configured)) => configured.with_port(port),
+        (None, Some(configured)) => configured.with_default_port(port),
         (None, None) => format!("127.0.0.1:{port}"),
     };
     Ok(Serving { host, local, listen: listen_on, plaintext: listen.insecure_plaintext })

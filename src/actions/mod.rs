@@ -5,6 +5,7 @@
 pub mod order;
 pub mod plan;
 pub mod reason;
+pub mod steps;
 pub mod verdict;
 
 use chrono::{DateTime, Utc};

@@ -10,8 +10,7 @@ use serde::Serialize;
 
 use super::director::wire_order;
 use crate::actions::{Order, Plan, decide};
-use crate::catalog::CatalogRead;
-use crate::catalog::embedded::Reader;
+use crate::catalog::{CatalogRead, EmbeddedReader};
 use crate::error::{Error, Exit};
 use crate::model::{DatasetName, HostInventory, HostName, Inventory};
 use crate::policy::{CatalogConfig, Policy};
@@ -52,7 +51,7 @@ fn roots(policy: &Policy, host: &HostName) -> Vec<DatasetName> {
 /// Reads what there is to know, without changing anything.
 async fn observe(policy: &Policy, here: &HostName, zfs: &impl ZfsRead) -> Result<Inventory, Error> {
     let CatalogConfig::Embedded { path } = &policy.catalog;
-    let mut inventory = Reader::open(path).and_then(|reader| reader.inventory()).map_err(Error::unable)?;
+    let mut inventory = EmbeddedReader::new(path).inventory().map_err(Error::unable)?;
     let roots = roots(policy, here);
     if !roots.is_empty() && policy.hosts.get(here).is_none_or(|h| h.address.is_none()) {
         let listed = zfs.list(&roots, Depth::Recursive).await.map_err(Error::unable)?;
@@ -77,7 +76,9 @@ pub async fn run(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
     let orders: Vec<Order> = plan.orders(&policy).into_iter().filter(|o| wanted(&settings, o)).collect();
     report::print(&match settings.format {
         Format::Table => as_table(&plan, &orders),
-        Format::Json => report::json(&Document { at: plan.at, orders: &orders, plan: settings.explain.then_some(&plan) }),
+        Format::Json => {
+            report::json(&Document { at: plan.at, orders: &orders, plan: settings.explain.then_some(&plan) })
+        }
         Format::Ndjson => report::ndjson(orders.iter().map(|o| wire_order(o, &policy, &inventory))),
     });
     if settings.exit_code && !orders.is_empty() {
@@ -97,7 +98,9 @@ struct Document<'a> {
 fn wanted(settings: &Settings, order: &Order) -> bool {
     let (host, datasets): (_, &[DatasetName]) = match order {
         Order::Take { host, datasets, .. } => (host, datasets),
-        Order::Send { host, dataset, .. } | Order::Destroy { host, dataset, .. } => (host, std::slice::from_ref(dataset)),
+        Order::Send { host, dataset, .. } | Order::Destroy { host, dataset, .. } => {
+            (host, std::slice::from_ref(dataset))
+        }
     };
     settings.host.as_ref().is_none_or(|wanted| wanted == host)
         && settings.dataset.as_ref().is_none_or(|root| datasets.iter().any(|d| d.is_within(root)))

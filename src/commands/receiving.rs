@@ -5,9 +5,11 @@ use std::sync::Arc;
 use super::busy::{Busy, Claim};
 use super::marks;
 use crate::config::Local;
-use crate::model::{DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, SnapName};
+use crate::model::{
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, SnapName,
+};
 use crate::policy::Target;
-use crate::zfs::{Depth, ErrorKind, ReceiveSpec, Zfs, ZfsError, ZfsRead};
+use crate::zfs::{Depth, ErrorKind, ReceiveSpec, Zfs, ZfsError};
 
 /// What a host does to receive.
 pub struct Receiving<Z> {

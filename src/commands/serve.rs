@@ -69,8 +69,7 @@ pub async fn serve<R: Role>(role: R, address: &str, plaintext_allowed: bool) -> 
 /// Ends when the process is asked to.
 pub async fn stopped() -> anyhow::Result<()> {
     use async_signal::Signal;
-    let mut signals =
-        async_signal::Signals::new([Signal::Term, Signal::Int]).context("cannot listen for signals")?;
+    let mut signals = async_signal::Signals::new([Signal::Term, Signal::Int]).context("cannot listen for signals")?;
     if let Some(Ok(signal)) = signals.next().await {
         log::info!("ends on {signal:?}");
     }

@@ -9,12 +9,13 @@ use super::busy::Busy;
 use super::receiving::{Incoming, NotOpen, Receiving, StepError};
 use super::serve;
 use crate::config::Local;
+use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, Response, Step};
-use crate::zfs::{Counter, Zfs, ZfsError};
+use crate::zfs::{Zfs, ZfsError};
 
 /// A slave with its ZFS.
 pub struct Slave<Z>(pub Receiving<Z>);
@@ -167,7 +168,9 @@ impl<Z: Zfs> Slave<Z> {
         let ended = alive_while(conn, &counter, receive.end).await?;
         let ended = match ended {
             // The sender's failure explains the receiver's.
-            _ if !end.is_success => Err(StepError { status: ResponseStatus::Zerror, reason: end.error, temporary: true }),
+            _ if !end.is_success => {
+                Err(StepError { status: ResponseStatus::Zerror, reason: end.error, temporary: true })
+            }
             ended => ended.map_err(StepError::from),
         };
         Ok(self.0.verify(dataset, incoming, ended).await.map(drop))
@@ -197,11 +200,7 @@ fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), Zf
 }
 
 /// Says that we are alive while something takes its time.
-async fn alive_while<T>(
-    conn: &mut Conn,
-    counter: &Counter,
-    work: impl Future<Output = T>,
-) -> Result<T, WireError> {
+async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Output = T>) -> Result<T, WireError> {
     let saying = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;

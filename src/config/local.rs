@@ -144,6 +144,14 @@ impl Local {
         None
     }
 
+    /// The datasets of the enabled entries that lie below no other one: what to list to see everything allowed.
+    #[must_use]
+    pub fn roots(&self) -> Vec<DatasetName> {
+        let enabled = || self.datasets.values().filter(|entry| entry.enable).map(|entry| &entry.name);
+        let covered = |name: &DatasetName| enabled().any(|other| other != name && name.is_within(other));
+        enabled().filter(|name| !covered(name)).cloned().collect()
+    }
+
     /// Whether a snapshot of the dataset may be taken.
     pub fn permission_to_take(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         self.enabled(dataset, false)

@@ -237,8 +237,21 @@ mod tests {
         }
         let long = format!("tank/{}", "x".repeat(260));
         for bad in [
-            "", "/tank", "tank/", "tank//a", "tank/..", "tank/./a", "tank@a", "tank/a#b", "tank/%recv", "-rf", "9tank",
-            "tank/ü", "tank/a\nb", "tank/a ", &long,
+            "",
+            "/tank",
+            "tank/",
+            "tank//a",
+            "tank/..",
+            "tank/./a",
+            "tank@a",
+            "tank/a#b",
+            "tank/%recv",
+            "-rf",
+            "9tank",
+            "tank/ü",
+            "tank/a\nb",
+            "tank/a ",
+            &long,
         ] {
             assert!(DatasetName::try_from(bad).is_err(), "{bad}");
         }

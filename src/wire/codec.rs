@@ -6,15 +6,15 @@
 use std::io;
 use std::time::Duration;
 
-use futures_lite::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use futures_lite::future;
+use futures_lite::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::LONGEST_LINE;
+use crate::model::Counter;
 use crate::runtime;
-use crate::zfs::Counter;
 
 /// What a frame carries at the most, in bytes: what a widened pipe gives in one read.
 pub const LARGEST_FRAME: usize = 1 << 20;

@@ -380,7 +380,8 @@ mod tests {
             used: u64::MAX,
             marks: crate::model::Marks { sent: true, sync: true, deleted: true },
         };
-        let inventory = DatasetInventory { snapshots: (0..2500).map(snapshot).collect(), ..DatasetInventory::default() };
+        let inventory =
+            DatasetInventory { snapshots: (0..2500).map(snapshot).collect(), ..DatasetInventory::default() };
         let parts = Listing::parts(&"alpha".parse().unwrap(), &"tank/a".parse().unwrap(), inventory.clone());
         let lengths: Vec<usize> = parts.iter().map(|p| p.inventory.snapshots.len()).collect();
         assert_eq!(lengths, [1000, 1000, 500]);

@@ -74,6 +74,12 @@ pub fn snapshot(datasets: &[DatasetName], name: &SnapName) -> Vec<String> {
     argv
 }
 
+/// Has a dataset's pool written out: the one command of `zpool`.
+#[must_use]
+pub fn sync_pool(dataset: &DatasetName) -> Vec<String> {
+    vec!["sync".to_owned(), dataset.pool().to_owned()]
+}
+
 /// Destroys snapshots of one dataset: never with `-R`, which takes clones along.
 #[must_use]
 pub fn destroy(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {

@@ -12,10 +12,9 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Counter, Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError,
-    ZfsRead,
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
 };
-use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
+use crate::model::{Bookmark, Counter, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
 
 /// A machine's pools, shared by its clones.
 #[derive(Clone, Default)]
@@ -265,6 +264,10 @@ impl Zfs for Fake {
         Ok(taken)
     }
 
+    async fn sync(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        self.call(&format!("sync {}", dataset.pool())).map(drop)
+    }
+
     async fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
         let list: Vec<&str> = names.iter().map(SnapName::as_str).collect();
         let call = format!("destroy {dataset}@{}", list.join(","));
@@ -320,8 +323,7 @@ impl Zfs for Fake {
         let Some(of) = inventory.snapshots.iter().find(|s| s.name == *snapshot) else {
             return Err(error(ErrorKind::NotFound, &call, "dataset does not exist"));
         };
-        let made =
-            Bookmark { name: bookmark.clone(), guid: of.guid, createtxg: of.createtxg, creation: of.creation };
+        let made = Bookmark { name: bookmark.clone(), guid: of.guid, createtxg: of.createtxg, creation: of.creation };
         inventory.bookmarks.push(made);
         inventory.sort();
         Ok(())

@@ -11,12 +11,10 @@ pub mod system;
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use crate::model::{DatasetInventory, DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
 pub use error::{ErrorKind, ZfsError};
 
 /// How far below the named datasets a listing goes.
@@ -71,23 +69,6 @@ pub struct ReceiveSpec {
     pub overwrite: bool,
 }
 
-/// Counts the bytes of a transfer while it runs.
-#[derive(Clone, Debug, Default)]
-pub struct Counter(Arc<AtomicU64>);
-
-impl Counter {
-    /// Adds bytes.
-    pub fn add(&self, bytes: u64) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// The bytes so far.
-    #[must_use]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// The end of a process at the other side of a stream: its success or its complaint.
 pub type End = Pin<Box<dyn Future<Output = Result<(), ZfsError>> + Send>>;
 
@@ -113,11 +94,7 @@ pub type Listed = (DatasetName, DatasetInventory);
 /// Reading.
 pub trait ZfsRead: Send + Sync + 'static {
     /// Lists datasets with their snapshots and bookmarks. Roots that do not exist are left out.
-    fn list(
-        &self,
-        roots: &[DatasetName],
-        depth: Depth,
-    ) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
+    fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
 
     /// Which of these snapshots of one dataset have clones.
     fn cloned(
@@ -139,12 +116,12 @@ pub trait Zfs: ZfsRead {
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, Snapshot)>, ZfsError>> + Send;
 
+    /// Has a pool write out what is still in memory: until then `written` does not count it. A user who may not do
+    /// that waits for nothing.
+    fn sync(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
     /// Destroys snapshots of one dataset; never their clones.
-    fn destroy(
-        &self,
-        dataset: &DatasetName,
-        names: &[SnapName],
-    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+    fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Holds snapshots. One that has the tag already is fine.
     fn hold(

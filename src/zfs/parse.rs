@@ -145,7 +145,8 @@ pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, Bad> {
     lines(output)?
         .map(|line| {
             let mut found = line.split('\t');
-            let (Some(full), Some(tag), Some(_), None) = (found.next(), found.next(), found.next(), found.next()) else {
+            let (Some(full), Some(tag), Some(_), None) = (found.next(), found.next(), found.next(), found.next())
+            else {
                 return Err(format!("not 3 columns in {line:?}"));
             };
             let (_, name) = full.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
@@ -190,8 +191,5 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
         (&["does not exist", "no such pool", "could not find any snapshots", "no such tag"], ErrorKind::NotFound),
         (&["already exists", "destination exists", "tag already exists"], ErrorKind::Exists),
     ];
-    rules
-        .iter()
-        .find(|(words, _)| words.iter().any(|w| stderr.contains(w)))
-        .map_or(ErrorKind::Other, |(_, kind)| *kind)
+    rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
 }

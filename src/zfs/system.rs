@@ -12,10 +12,9 @@ use futures_lite::future;
 use rustix::pipe::PipeFlags;
 
 use super::{
-    Counter, Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv,
-    parse,
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv, parse,
 };
-use crate::model::{DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetName, SnapName, Snapshot};
 use crate::runtime;
 
 /// The size asked for on pipes that carry streams: with the kernel's 64 KiB, half the time goes into waking up.
@@ -272,6 +271,18 @@ impl Zfs for System {
             }));
         }
         Ok(taken)
+    }
+
+    async fn sync(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        // The `zpool` that belongs to this `zfs`.
+        let zpool = Self { program: self.program.with_file_name("zpool"), ..self.clone() };
+        match zpool.run(&argv::sync_pool(dataset)).await {
+            Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Missing) => {
+                log::debug!("{error}");
+                Ok(())
+            }
+            result => result.map(drop),
+        }
     }
 
     async fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {

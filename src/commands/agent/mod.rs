@@ -20,14 +20,15 @@ use super::busy::Busy;
 use super::receiving::Receiving;
 use super::serve;
 use crate::config::Local;
+use crate::model::Counter;
 use crate::model::{Action, HostName, ResponseStatus};
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
-use crate::zfs::{Counter, Zfs, ZfsError};
+use crate::zfs::{Zfs, ZfsError};
 
 /// Where facts go while an order is carried out: to the director, over the wire or within the process.
-pub type FactSink = async_std::channel::Sender<Facts>;
+pub type FactSink = runtime::channel::Sender<Facts>;
 
 /// An agent with its ZFS.
 pub struct Agent<Z> {
@@ -135,7 +136,7 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
-        let (sender, told) = async_std::channel::bounded(16);
+        let (sender, told) = runtime::channel::bounded(16);
         let counter = Counter::default();
         let telling = async {
             loop {
@@ -151,8 +152,7 @@ impl<Z: Zfs> Agent<Z> {
         };
         // The sender is dropped with the order's end, which ends the telling. A director that went away does not
         // stop the order: what was begun is finished, and found by the next listing.
-        let (response, told) =
-            future::zip(self.carry_out(&order, sender, counter.clone()), telling).await;
+        let (response, told) = future::zip(self.carry_out(&order, sender, counter.clone()), telling).await;
         told?;
         conn.say(&AgentLine::Response(response)).await
     }

@@ -7,13 +7,14 @@ use super::Failure;
 use crate::commands::busy::Claim;
 use crate::commands::receiving::{Incoming, Receiving, StepError};
 use crate::commands::serve::BETWEEN_STEPS;
+use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
 use crate::transport::tcp::{self, TransportError};
 use crate::wire::codec::{Conn, SILENCE, Sent, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, OrderToSlave, Response, Step};
-use crate::zfs::{Counter, ReceiveSpec, SendSpec, Zfs};
+use crate::zfs::{ReceiveSpec, SendSpec, Zfs};
 
 /// How long a slave may leave a stream unread before the transfer is given up.
 const STALL: Duration = Duration::from_secs(600);

@@ -10,9 +10,7 @@ use super::{Agent, Desk, Failure, Success};
 use crate::actions::steps::{self, Base, Conflict, Route};
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
-use crate::model::{
-    DatasetInventory, DatasetName, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId,
-};
+use crate::model::{DatasetInventory, DatasetName, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
 use crate::policy::Target;
 use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, SendFrom, SendSpec, Zfs};
@@ -44,8 +42,7 @@ struct Course {
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
     pub(super) async fn send(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
-        let host: HostName =
-            order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
+        let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
         let dataset: DatasetName =
             order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
         let id = match order.snapshot_uuid.as_slice() {
@@ -59,7 +56,10 @@ impl<Z: Zfs> Agent<Z> {
             return Err(Failure::refused(format!("{source} has no snapshot with the UUID {id} any more")));
         };
         if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
-            return Err(Failure::refused(format!("{source} cannot be sent into {}: one contains the other", to.dataset)));
+            return Err(Failure::refused(format!(
+                "{source} cannot be sent into {}: one contains the other",
+                to.dataset
+            )));
         }
         let Some(_claim) = self.busy.claim(&source) else {
             return Err(Failure {
@@ -72,10 +72,7 @@ impl<Z: Zfs> Agent<Z> {
         let (receiver, theirs) = if to.host == self.host {
             Receiver::local(&self.receiving, from, &to.dataset, order.rollback_if_needed).await?
         } else {
-            let address = order
-                .destination_address
-                .clone()
-                .unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
+            let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
             let order = OrderToSlave {
                 source: self.host.clone(),
                 order_uuid: order.order_uuid,
@@ -209,12 +206,7 @@ impl<Z: Zfs> Agent<Z> {
         };
         needed.push(step.to.clone());
         self.zfs.hold(tag, &job.dataset, &needed).await?;
-        let spec = SendSpec::Snapshot {
-            dataset: job.dataset.clone(),
-            to: step.to.clone(),
-            from,
-            raw: ours.encrypted,
-        };
+        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: step.to.clone(), from, raw: ours.encrypted };
         let full = step.base.is_none();
         let incoming = Incoming {
             guid: Some(step.guid),
@@ -282,12 +274,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Moves the cursor: the new bookmark first, then the older ones go.
-    async fn move_cursor(
-        &self,
-        job: &Job,
-        ours: &DatasetInventory,
-        guid: crate::model::Guid,
-    ) -> Result<(), Failure> {
+    async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: crate::model::Guid) -> Result<(), Failure> {
         let cursor =
             marks::cursor(&job.dataset, &job.to, guid).map_err(|e| Failure::refused(format!("the cursor: {e}")))?;
         if let Some(common) = ours.by_guid(guid) {

@@ -25,13 +25,14 @@ impl<Z: Zfs> Agent<Z> {
         }
         let mut unwritten = Vec::new();
         if order.skip_if_not_written {
-            let listed = self.zfs.list(&wanted, Depth::Only).await?;
-            let at = clock::now();
-            for (dataset, inventory) in listed {
-                if inventory.written == Some(0) && !inventory.snapshots.is_empty() {
-                    wanted.retain(|d| *d != dataset);
-                    unwritten.push((dataset, NotWritten { name: name.clone(), at }));
-                }
+            let idle = self.idle(&wanted).await?;
+            if !idle.is_empty() {
+                // What was written in the last seconds counts only once it is on disk.
+                self.zfs.sync(&wanted[0]).await?;
+                let at = clock::now();
+                let idle = self.idle(&idle).await?;
+                wanted.retain(|dataset| !idle.contains(dataset));
+                unwritten = idle.into_iter().map(|d| (d, NotWritten { name: name.clone(), at })).collect();
             }
         }
         let skipped = unwritten.len();
@@ -57,6 +58,13 @@ impl<Z: Zfs> Agent<Z> {
             remark = format!("{remark}; nothing was written in {skipped}");
         }
         Ok(Success::new(ResponseStatus::Done, remark))
+    }
+
+    /// The datasets in which nothing was written since their newest snapshot.
+    async fn idle(&self, datasets: &[DatasetName]) -> Result<Vec<DatasetName>, Failure> {
+        let listed = self.zfs.list(datasets, Depth::Only).await?;
+        let idle = listed.into_iter().filter(|(_, i)| i.written == Some(0) && !i.snapshots.is_empty());
+        Ok(idle.map(|(dataset, _)| dataset).collect())
     }
 
     async fn take_missing(&self, wanted: &[DatasetName], name: &SnapName, desk: &Desk) -> Result<Success, Failure> {

@@ -6,12 +6,14 @@ use futures_lite::future;
 
 use crate::actions::{Order, steps};
 use crate::commands::agent::{Agent, FactSink};
+use crate::model::Counter;
 use crate::model::{Action, HostName, Inventory, OrderId, Record, ResponseStatus};
 use crate::policy::{Policy, Target};
+use crate::runtime;
 use crate::transport::tcp;
 use crate::wire::codec::SILENCE;
 use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
-use crate::zfs::{Counter, Zfs};
+use crate::zfs::Zfs;
 
 /// The port of agents.
 pub const AGENT_PORT: u16 = 7711;
@@ -69,7 +71,15 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
             ..blank(Action::SendSnapshot)
         },
         Order::Destroy {
-            host, dataset, snapshots, keep_common_with, skip_if_renamed, skip_if_cloned, entry, policy: name, ..
+            host,
+            dataset,
+            snapshots,
+            keep_common_with,
+            skip_if_renamed,
+            skip_if_cloned,
+            entry,
+            policy: name,
+            ..
         } => {
             let record = |(guid, name): &(_, _)| {
                 let guid: &crate::model::Guid = guid;
@@ -91,7 +101,11 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 dest_dataset: dataset.to_string(),
                 skip_if_renamed: *skip_if_renamed,
                 skip_if_cloned: *skip_if_cloned,
-                keep_common_with: bases(&Target { host: host.clone(), dataset: dataset.clone() }, keep_common_with, inventory),
+                keep_common_with: bases(
+                    &Target { host: host.clone(), dataset: dataset.clone() },
+                    keep_common_with,
+                    inventory,
+                ),
                 prune_unsent,
                 ..blank(Action::DestroySnapshot)
             }
@@ -138,7 +152,7 @@ impl<Z: Zfs> Dispatcher<Z> {
 
     /// Has one order carried out, and collects its facts.
     pub async fn ask(&self, policy: &Policy, host: &HostName, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
-        let (sender, told) = async_std::channel::bounded(16);
+        let (sender, told) = runtime::channel::bounded(16);
         let collecting = async {
             let mut all = Vec::new();
             while let Ok(facts) = told.recv().await {

@@ -19,7 +19,7 @@ pub use world::World;
 
 use super::agent::Agent;
 use super::serve::stopped;
-use crate::catalog::embedded::Embedded;
+use crate::catalog::EmbeddedCatalog;
 use crate::config;
 use crate::model::HostName;
 use crate::policy::{CatalogConfig, Policy};
@@ -53,7 +53,7 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     let dispatcher = Arc::new(dispatcher(&settings, &policy, zfs).await);
     let CatalogConfig::Embedded { path } = &policy.catalog;
     let path = path.clone();
-    let catalog = runtime::blocking(move || Embedded::open(&path)).await.map_err(error::Error::unable)?;
+    let catalog = runtime::blocking(move || EmbeddedCatalog::open(&path)).await.map_err(error::Error::unable)?;
     let world = World::new(catalog);
     if settings.once {
         let pass = Pass::new(policy, dispatcher, world, clock::now());
@@ -94,7 +94,7 @@ async fn direct<Z: Zfs>(
     settings: &Settings,
     mut policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
-    world: World<Embedded>,
+    world: World<EmbeddedCatalog>,
 ) -> Result<(), error::Error> {
     let mut said = Said::default();
     loop {
@@ -134,7 +134,8 @@ impl Said {
     }
 
     fn report(&mut self, report: &Report) {
-        let failures: BTreeMap<String, String> = summary::failures(report).map(|f| (f.about(), f.to_string())).collect();
+        let failures: BTreeMap<String, String> =
+            summary::failures(report).map(|f| (f.about(), f.to_string())).collect();
         self.0.retain(|about, _| {
             let still = failures.contains_key(about);
             if !still {

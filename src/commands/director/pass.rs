@@ -12,9 +12,9 @@ use chrono::{DateTime, Utc};
 use super::dispatch::{Dispatcher, blank, wire_order};
 use super::world::World;
 use crate::actions::{Engine, Notice, Order};
-use crate::catalog::{CatalogError, CatalogWrite, Outcome};
+use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::clock;
-use crate::model::{Action, DatasetName, HostName, ResponseStatus};
+use crate::model::{Action, DatasetName, HostName};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::wire::Response;
@@ -75,7 +75,7 @@ pub fn hosts(policy: &Policy) -> BTreeSet<HostName> {
     sources.chain(destinations).cloned().collect()
 }
 
-impl<Z: Zfs, C: CatalogWrite + Send + 'static> Pass<Z, C> {
+impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
@@ -170,7 +170,7 @@ impl<Z: Zfs, C: CatalogWrite + Send + 'static> Pass<Z, C> {
             }
             for outcome in self.side_by_side(level).await? {
                 if let (false, Some(to)) = (outcome.success, &outcome.to) {
-                    failed.insert(to.clone());
+                    failed.insert(Target { host: to.host.clone(), dataset: to.dataset.clone() });
                 }
                 outcomes.push(outcome);
             }
@@ -194,10 +194,7 @@ impl<Z: Zfs, C: CatalogWrite + Send + 'static> Pass<Z, C> {
     }
 
     /// Carries out chains of orders side by side, each chain in sequence.
-    async fn side_by_side(
-        &self,
-        chains: impl IntoIterator<Item = Vec<Order>>,
-    ) -> Result<Vec<Outcome>, CatalogError> {
+    async fn side_by_side(&self, chains: impl IntoIterator<Item = Vec<Order>>) -> Result<Vec<Outcome>, CatalogError> {
         let chains = chains.into_iter().map(|orders| {
             let pass = self.clone();
             async move {
@@ -244,32 +241,25 @@ fn host(order: &Order) -> &HostName {
 
 fn outcome(order: &Order, order_id: crate::model::OrderId, response: &Response) -> Outcome {
     let (action, dataset, snapshot, to) = match order {
-        Order::Take { name, datasets, .. } => (Action::TakeSnapshot, datasets.first(), name.to_string(), None),
-        Order::Send { dataset, snapshot, to, .. } => {
-            (Action::SendSnapshot, Some(dataset), snapshot.to_string(), Some(to.clone()))
-        }
+        Order::Take { name, datasets, .. } => (Action::TakeSnapshot, datasets.first(), Some(name), None),
+        Order::Send { dataset, snapshot, to, .. } => (Action::SendSnapshot, Some(dataset), Some(snapshot), Some(to)),
         Order::Destroy { dataset, snapshots, .. } => {
-            let named = match snapshots.as_slice() {
-                [(_, only)] => only.to_string(),
-                many => format!("{} snapshots", many.len()),
-            };
-            (Action::DestroySnapshot, Some(dataset), named, None)
+            let only = if let [(_, only)] = snapshots.as_slice() { Some(only) } else { None };
+            (Action::DestroySnapshot, Some(dataset), only, None)
         }
     };
-    // What another pass or a person did meanwhile is no failure of this one.
-    let busy = response.status == ResponseStatus::Busy;
     Outcome {
         order_id,
         at: clock::now(),
         host: host(order).clone(),
         action,
         dataset: dataset.cloned(),
-        snapshot,
-        to,
-        success: response.is_success && !busy,
-        status: response.status,
+        snapshot: snapshot.cloned(),
+        to: to.map(|to| Destination { host: to.host.clone(), dataset: to.dataset.clone() }),
+        success: response.is_success,
+        status: Some(response.status),
         bytes: response.bytes,
-        millis: response.millis,
-        message: response.error.clone(),
+        seconds: response.millis as f64 / 1000.0,
+        error: (!response.error.is_empty()).then(|| response.error.clone()),
     }
 }

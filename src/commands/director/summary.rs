@@ -33,7 +33,7 @@ impl fmt::Display for Failure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unseen(host, reason) => write!(f, "{host} cannot be looked at: {reason}"),
-            Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), outcome.message),
+            Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
         }
     }
 }
@@ -53,6 +53,14 @@ fn subject(outcome: &Outcome) -> String {
     text
 }
 
+fn message(outcome: &Outcome) -> &str {
+    outcome.error.as_deref().unwrap_or("it is not said why")
+}
+
+fn snapshot(outcome: &Outcome) -> String {
+    outcome.snapshot.as_ref().map_or_else(|| "several".to_owned(), ToString::to_string)
+}
+
 fn verb(action: Action) -> &'static str {
     match action {
         Action::TakeSnapshot => "take",
@@ -64,13 +72,13 @@ fn verb(action: Action) -> &'static str {
 
 fn result(outcome: &Outcome) -> &'static str {
     match (outcome.success, outcome.status) {
-        (false, ResponseStatus::Busy) => "busy",
+        (false, Some(ResponseStatus::Busy)) => "busy",
         (false, _) => "FAILED",
-        (true, ResponseStatus::Full) => "full",
-        (true, ResponseStatus::Incremental) => "incremental",
-        (true, ResponseStatus::MostActual) => "newer there",
-        (true, ResponseStatus::WasRenamed) => "renamed there",
-        (true, ResponseStatus::NothingToDo) => "nothing to do",
+        (true, Some(ResponseStatus::Full)) => "full",
+        (true, Some(ResponseStatus::Incremental)) => "incremental",
+        (true, Some(ResponseStatus::MostActual)) => "newer there",
+        (true, Some(ResponseStatus::WasRenamed)) => "renamed there",
+        (true, Some(ResponseStatus::NothingToDo)) => "nothing to do",
         (true, _) => "done",
     }
 }
@@ -78,13 +86,13 @@ fn result(outcome: &Outcome) -> &'static str {
 /// One outcome in a line, for the log.
 #[must_use]
 pub fn outcome_line(outcome: &Outcome) -> String {
-    let mut line = format!("{}: {}, {}", subject(outcome), outcome.snapshot, result(outcome));
+    let mut line = format!("{}: {}, {}", subject(outcome), snapshot(outcome), result(outcome));
     if outcome.bytes > 0 {
-        let took = Duration::from_millis(outcome.millis);
+        let took = Duration::from_secs_f64(outcome.seconds);
         line = format!("{line}, {} at {}", report::bytes(outcome.bytes), report::rate(outcome.bytes, took));
     }
-    if !outcome.message.is_empty() {
-        line = format!("{line} ({})", outcome.message);
+    if let Some(message) = &outcome.error {
+        line = format!("{line} ({message})");
     }
     line
 }
@@ -122,12 +130,12 @@ impl<'a> From<&'a Report> for Document<'a> {
 
 fn as_table(report: &Report) -> String {
     let rows = report.outcomes.iter().map(|o| {
-        let took = Duration::from_millis(o.millis);
+        let took = Duration::from_secs_f64(o.seconds);
         let dataset = o.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
         vec![
             verb(o.action).to_owned(),
             format!("{}:{dataset}", o.host),
-            o.snapshot.clone(),
+            snapshot(o),
             o.to.as_ref().map(|t| format!("{}:{}", t.host, t.dataset)).unwrap_or_default(),
             result(o).to_owned(),
             if o.bytes == 0 { String::new() } else { report::bytes(o.bytes) },
@@ -136,11 +144,8 @@ fn as_table(report: &Report) -> String {
         ]
     });
     let headings = ["ACTION", "DATASET", "SNAPSHOT", "TO", "RESULT", "SENT", "RATE", "TOOK"];
-    let mut text = if report.outcomes.is_empty() {
-        String::new()
-    } else {
-        report::table(&headings, &[5, 6, 7], rows.collect())
-    };
+    let mut text =
+        if report.outcomes.is_empty() { String::new() } else { report::table(&headings, &[5, 6, 7], rows.collect()) };
     for notice in &report.notices {
         text.push_str(&format!("note: {notice}\n"));
     }

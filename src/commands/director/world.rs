@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
+use crate::clock;
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Marks};
 use crate::runtime;
 use crate::wire::{Facts, Listing};
@@ -11,7 +12,7 @@ use crate::wire::{Facts, Listing};
 /// The inventory of a pass and the catalog that it is written to.
 pub struct World<C> {
     inventory: Arc<Mutex<Inventory>>,
-    catalog: Arc<Mutex<C>>,
+    catalog: Arc<C>,
 }
 
 impl<C> Clone for World<C> {
@@ -35,11 +36,11 @@ pub fn assemble(facts: Vec<Facts>) -> BTreeMap<(HostName, DatasetName), DatasetI
     all
 }
 
-impl<C: CatalogWrite + Send + 'static> World<C> {
+impl<C: CatalogWrite + 'static> World<C> {
     /// Begins with an empty inventory: see [`World::reload`].
     #[must_use]
     pub fn new(catalog: C) -> Self {
-        Self { inventory: Arc::default(), catalog: Arc::new(Mutex::new(catalog)) }
+        Self { inventory: Arc::default(), catalog: Arc::new(catalog) }
     }
 
     /// Reads the catalog. What it remembers of a host that was not listed in this pass counts as not seen.
@@ -59,10 +60,10 @@ impl<C: CatalogWrite + Send + 'static> World<C> {
 
     async fn with_catalog<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&mut C) -> Result<T, CatalogError> + Send + 'static,
+        work: impl FnOnce(&C) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, CatalogError> {
         let catalog = Arc::clone(&self.catalog);
-        runtime::blocking(move || work(&mut catalog.lock().unwrap_or_else(PoisonError::into_inner))).await
+        runtime::blocking(move || work(&catalog)).await
     }
 
     /// Writes a whole listing of a host to the catalog.
@@ -101,28 +102,43 @@ impl<C: CatalogWrite + Send + 'static> World<C> {
                 }
             }
         }
-        let here = host.clone();
-        let told = facts.clone();
+        let listings = assemble(facts.clone());
+        let touched: BTreeSet<(HostName, DatasetName)> = {
+            let own = facts.iter().flat_map(|fact| {
+                let taken = fact.taken.iter().map(|(dataset, _)| dataset);
+                let marked = fact.not_written.iter().map(|(dataset, _)| dataset);
+                taken.chain(marked).chain(fact.destroyed.iter().map(|(dataset, _)| dataset))
+            });
+            let mut inventory = self.inventory();
+            let touched = own.map(|dataset| (host.clone(), dataset.clone())).chain(listings.keys().cloned()).collect();
+            for ((host, dataset), listed) in listings {
+                inventory.hosts.entry(host).or_default().datasets.insert(dataset, listed);
+            }
+            touched
+        };
+        let now: Vec<_> = {
+            let inventory = self.inventory();
+            let known = |(host, dataset): (HostName, DatasetName)| {
+                let known = inventory.dataset(&host, &dataset).cloned()?;
+                Some((host, dataset, known))
+            };
+            touched.into_iter().filter_map(known).collect()
+        };
+        let (here, at) = (host.clone(), clock::now());
         self.with_catalog(move |catalog| {
-            for fact in told {
-                for (dataset, snapshot) in fact.taken {
-                    catalog.add_snapshot(&here, &dataset, &snapshot)?;
+            let deleted = Marks { deleted: true, ..Marks::default() };
+            for (dataset, guid) in facts.into_iter().flat_map(|fact| fact.destroyed) {
+                catalog.mark(&here, &dataset, guid, deleted, at)?;
+            }
+            for (host, dataset, known) in now {
+                for mark in &known.not_written {
+                    catalog.add_not_written(&host, &dataset, mark.clone())?;
                 }
-                for (dataset, mark) in fact.not_written {
-                    catalog.add_not_written(&here, &dataset, &mark)?;
-                }
-                for (dataset, guid) in fact.destroyed {
-                    catalog.mark(&here, &dataset, guid, Marks { deleted: true, ..Marks::default() })?;
-                }
+                catalog.put_dataset(&host, &dataset, known)?;
             }
             Ok(())
         })
-        .await?;
-        for ((host, dataset), listed) in assemble(facts) {
-            self.inventory().hosts.entry(host.clone()).or_default().datasets.insert(dataset.clone(), listed.clone());
-            self.with_catalog(move |catalog| catalog.put_dataset(&host, &dataset, listed)).await?;
-        }
-        Ok(())
+        .await
     }
 
     /// Records how an order ended.
