@@ -193,6 +193,17 @@ lab_wait_port() {
   return 1
 }
 
+# lab_later MINUTES: goes on five seconds into a later minute. The virtual machine's clock is set; elsewhere the
+# time is waited for.
+lab_later() {
+  local then=$(((EPOCHSECONDS / 60 + $1) * 60 + 5))
+  if [[ $LAB_PREFIX ]]; then
+    sleep $((then - EPOCHSECONDS))
+  else
+    date -s "@$then" >/dev/null
+  fi
+}
+
 # --- Pools.
 
 pool() { echo "$LAB_PREFIX$1"; }
