@@ -50,10 +50,9 @@ impl<'de> Deserialize<'de> for Guid {
         }
         match Form::deserialize(d)? {
             Form::Number(n) => Ok(Self(n)),
-            Form::Text(t) => t
-                .parse()
-                .map(Self)
-                .map_err(|e| serde::de::Error::custom(format_args!("{t:?} is not a guid: {e}"))),
+            Form::Text(t) => {
+                t.parse().map(Self).map_err(|e| serde::de::Error::custom(format_args!("{t:?} is not a guid: {e}")))
+            }
         }
     }
 }
@@ -205,7 +204,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Record>().unwrap().to_string(), text);
         }
-        for bad in ["", "x:tank@a", "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:tank", "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:t@a#x"] {
+        for bad in
+            ["", "x:tank@a", "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:tank", "e0e54a24-53ef-56b0-9fce-c16f4e2c7a75:t@a#x"]
+        {
             assert!(bad.parse::<Record>().is_err(), "{bad}");
         }
     }
