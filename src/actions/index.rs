@@ -1,0 +1,150 @@
+//! Who decides about which dataset: the policy, turned around so that it can be asked by dataset.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::{DatasetName, HostName, Prefix};
+use crate::policy::{Policy, SnapshotPolicy, Target};
+
+/// One policy of one entry, by its indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Claim {
+    pub entry: usize,
+    pub policy: usize,
+}
+
+/// A dataset that another one receives from, by the policy's word; whether it exists is not asked here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Incoming {
+    pub claim: Claim,
+    pub source: Target,
+    /// Whether the policy names just these two, rather than something above them.
+    pub named: bool,
+}
+
+/// A dataset that another one is sent to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outgoing {
+    pub claim: Claim,
+    pub to: Target,
+}
+
+type ByRoot<'a, T> = HashMap<&'a str, HashMap<&'a str, Vec<T>>>;
+
+pub(super) struct Index<'a> {
+    policy: &'a Policy,
+    /// By host and by the entry's dataset.
+    entries: ByRoot<'a, usize>,
+    /// By host and by the target's dataset.
+    targets: ByRoot<'a, Claim>,
+}
+
+/// A dataset's name, its parent's, and so on up to the pool's.
+fn upwards(dataset: &DatasetName) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(dataset.as_str()), |name| name.rsplit_once('/').map(|(parent, _)| parent))
+}
+
+impl<'a> Index<'a> {
+    pub fn new(policy: &'a Policy) -> Self {
+        let (mut entries, mut targets): (ByRoot<usize>, ByRoot<Claim>) = (HashMap::new(), HashMap::new());
+        for (entry, e) in policy.datasets.iter().enumerate() {
+            entries.entry(e.hostname.as_str()).or_default().entry(e.dataset.as_str()).or_default().push(entry);
+            for (policy, p) in e.policies.iter().enumerate() {
+                for target in &p.sync_on {
+                    let claims = targets.entry(target.host.as_str()).or_default().entry(target.dataset.as_str());
+                    claims.or_default().push(Claim { entry, policy });
+                }
+            }
+        }
+        Self { policy, entries, targets }
+    }
+
+    pub fn snapshot_policy(&self, claim: Claim) -> &'a SnapshotPolicy {
+        &self.policy.datasets[claim.entry].policies[claim.policy]
+    }
+
+    /// Every policy of every entry that covers a dataset, the nearest entry first.
+    fn covering<'s>(&'s self, host: &HostName, dataset: &'s DatasetName) -> impl Iterator<Item = Claim> + 's {
+        let roots = self.entries.get(host.as_str());
+        let near = upwards(dataset).filter_map(move |root| roots?.get(root)).flatten().copied();
+        near.filter(|entry| self.covers(*entry, dataset)).flat_map(|entry| {
+            let policies = 0..self.policy.datasets[entry].policies.len();
+            policies.map(move |policy| Claim { entry, policy })
+        })
+    }
+
+    /// Whether an entry means a dataset at or below its own. What an entry sends to a place below itself does not
+    /// become its source again.
+    fn covers(&self, entry: usize, dataset: &DatasetName) -> bool {
+        let e = &self.policy.datasets[entry];
+        let own_copy =
+            |t: &Target| t.host == e.hostname && t.dataset.is_within(&e.dataset) && dataset.is_within(&t.dataset);
+        *dataset == e.dataset || e.recursive && !e.policies.iter().flat_map(|p| &p.sync_on).any(own_copy)
+    }
+
+    /// The policy that decides about a dataset's snapshots of one prefix: that of the nearest entry, and of
+    /// two entries for the same dataset the first.
+    pub fn governing(&self, host: &HostName, dataset: &DatasetName, prefix: &Prefix) -> Option<Claim> {
+        self.covering(host, dataset).find(|claim| self.snapshot_policy(*claim).prefix == *prefix)
+    }
+
+    /// Every dataset that this one is sent to, for whatever prefix.
+    pub fn outgoing(&self, host: &HostName, dataset: &DatasetName) -> Vec<Outgoing> {
+        let mut all = Vec::new();
+        for claim in self.covering(host, dataset) {
+            let policy = self.snapshot_policy(claim);
+            if policy.sync_on.is_empty() || self.governing(host, dataset, &policy.prefix) != Some(claim) {
+                continue;
+            }
+            for target in &policy.sync_on {
+                if let Some(to) = self.destination(claim, target, dataset)
+                    && (to.host != *host || to.dataset != *dataset)
+                {
+                    all.push(Outgoing { claim, to });
+                }
+            }
+        }
+        all
+    }
+
+    /// What a dataset becomes at a target; `None` if the name would be too long.
+    pub fn destination(&self, claim: Claim, target: &Target, dataset: &DatasetName) -> Option<Target> {
+        let below = dataset.below(&self.policy.datasets[claim.entry].dataset)?;
+        Some(Target { host: target.host.clone(), dataset: target.dataset.join(below).ok()? })
+    }
+
+    /// Every dataset that this one receives from by the policy's word, in the order of the policy.
+    pub fn incoming(&self, host: &HostName, dataset: &DatasetName) -> Vec<Incoming> {
+        let Some(roots) = self.targets.get(host.as_str()) else { return Vec::new() };
+        let mut all = Vec::new();
+        for root in upwards(dataset) {
+            for claim in roots.get(root).into_iter().flatten().copied() {
+                let entry = &self.policy.datasets[claim.entry];
+                let below = dataset.as_str()[root.len()..].trim_start_matches('/');
+                let Ok(source) = entry.dataset.join(below) else { continue };
+                let source = Target { host: entry.hostname.clone(), dataset: source };
+                let itself = source.host == *host && source.dataset == *dataset;
+                let prefix = &self.snapshot_policy(claim).prefix;
+                if !itself && self.governing(&source.host, &source.dataset, prefix) == Some(claim) {
+                    all.push(Incoming { claim, source, named: below.is_empty() });
+                }
+            }
+        }
+        all.sort_by(|a, b| (a.claim, &a.source).cmp(&(b.claim, &b.source)));
+        all.dedup();
+        all
+    }
+
+    /// Whether what is taken in `from` comes to `to`, over however many hosts.
+    pub fn reaches(&self, from: &Target, to: &Target) -> bool {
+        let (mut seen, mut next) = (HashSet::new(), vec![from.clone()]);
+        while let Some(place) = next.pop() {
+            if place == *to {
+                return true;
+            }
+            if seen.insert((place.host.clone(), place.dataset.clone())) {
+                next.extend(self.outgoing(&place.host, &place.dataset).into_iter().map(|o| o.to));
+            }
+        }
+        false
+    }
+}
