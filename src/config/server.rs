@@ -289,8 +289,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let sync_on = object.get("sync_on").and_then(|node| receivers(&node));
     let sync_dataset = object.get("sync_dataset");
     let sync_dataset = sync_dataset.and_then(|node| Some((node.parse::<DatasetName>("a dataset name")?, node)));
-    let sync_policy = object.get("sync_policy");
-    let sync_policy = sync_policy.map_or(Some(SyncPolicy::Asap), |node| node.parse("\"asap\" or a cron schedule"));
+    let sync_policy = object.get("sync_policy").map_or(Some(SyncPolicy::Asap), |node| sync_policy(&node));
     let retention = object.get("retention").map(|node| retention(&node));
     let sync_retention = object.get("sync_retention").map(|node| self::retention(&node));
     let prune_unsent = object.boolean("prune_unsent", false);
@@ -361,6 +360,11 @@ fn catch_up(node: &Node<'_>) -> Option<Duration> {
     None
 }
 
+fn sync_policy(node: &Node<'_>) -> Option<SyncPolicy> {
+    let text = node.text("\"asap\" or a cron schedule, as in \"0 1 * * *\"")?;
+    text.parse().map_err(|error| node.problem(format!("{error}; or write \"asap\""))).ok()
+}
+
 /// One host or several.
 fn receivers(node: &Node<'_>) -> Option<Vec<HostName>> {
     let allowed = "a host name or a list of host names";
@@ -396,6 +400,9 @@ fn retention(node: &Node<'_>) -> Option<Retention> {
     // The wrong ones are reported already; the right ones are looked at nevertheless.
     let rules: Vec<(&Node<'_>, &str)> =
         items.iter().zip(&texts).filter_map(|(item, text)| Some((item, text.as_deref()?))).collect();
+    if rules.is_empty() {
+        return None;
+    }
     match Retention::parse(&rules.iter().map(|(_, text)| *text).collect::<Vec<_>>()) {
         Ok(retention) => Some(retention),
         Err(errors) => {
