@@ -2,9 +2,16 @@
 //!
 //! [`decide`] is its one door. Nothing here performs I/O or reads a clock.
 
+mod common;
+pub mod delete;
+mod index;
+pub mod new_snapshot;
 pub mod order;
+mod pass;
 pub mod plan;
+pub mod predict;
 pub mod reason;
+pub mod send;
 pub mod steps;
 pub mod verdict;
 
@@ -12,9 +19,18 @@ use chrono::{DateTime, Utc};
 
 use crate::model::Inventory;
 use crate::policy::Policy;
+use index::Index;
+use pass::Pass;
+
+pub use common::Known;
+pub use delete::{DeleteTerms, Peer, Role, delete};
+pub use new_snapshot::{TakeDecision, new_snapshot};
 pub use order::Order;
 pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
+pub use predict::predict;
 pub use reason::{NoticeKind, SendReason, TakeReason};
+pub use send::{SendDecision, send};
+pub use steps::{Conflict, Resume, Step, Transfer, steps};
 pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};
 
 /// A policy made ready to decide by: it knows which entry governs which dataset, and what is sent where.
@@ -22,27 +38,30 @@ pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};
 /// Making one costs time in proportion to the policy's size: where entries are decided one by one, make it once.
 pub struct Engine<'a> {
     policy: &'a Policy,
+    index: Index<'a>,
 }
 
 impl<'a> Engine<'a> {
     /// Makes a policy ready.
     #[must_use]
     pub fn new(policy: &'a Policy) -> Self {
-        Self { policy }
+        Self { policy, index: Index::new(policy) }
     }
 
     /// Decides the whole policy as of `now`.
     #[must_use]
     pub fn decide(&self, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let _ = (self.policy, inventory);
-        Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] }
+        let mut pass = Pass::new(self.policy, &self.index, inventory, now);
+        (0..self.policy.datasets.len()).for_each(|entry| pass.entry(entry));
+        pass.finish()
     }
 
     /// Decides one entry of `policy.datasets`. Together, the plans of all entries are the plan of the whole.
     #[must_use]
     pub fn decide_entry(&self, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let _ = (entry, inventory);
-        Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] }
+        let mut pass = Pass::new(self.policy, &self.index, inventory, now);
+        pass.entry(entry);
+        pass.finish()
     }
 }
 

@@ -1,9 +1,11 @@
 //! From verdicts to orders: what an agent is asked to do.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::plan::{Plan, Side};
+use super::plan::{Plan, PruneVerdict, Side};
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
 
@@ -78,7 +80,93 @@ pub enum Order {
     },
 }
 
+impl Order {
+    /// The host that carries it out.
+    #[must_use]
+    pub fn host(&self) -> &HostName {
+        match self {
+            Self::Take { host, .. } | Self::Send { host, .. } | Self::Destroy { host, .. } => host,
+        }
+    }
+
+    /// The index of the entry in `policy.datasets`.
+    #[must_use]
+    pub fn entry(&self) -> usize {
+        match self {
+            Self::Take { entry, .. } | Self::Send { entry, .. } | Self::Destroy { entry, .. } => *entry,
+        }
+    }
+}
+
 /// See [`Plan::orders`].
-pub(super) fn orders(_plan: &Plan, _policy: &Policy) -> Vec<Order> {
-    vec![]
+pub(super) fn orders(plan: &Plan, policy: &Policy) -> Vec<Order> {
+    let mut orders = takes(plan, policy);
+    orders.extend(plan.sends.iter().filter_map(|verdict| {
+        let due = verdict.due.clone()?;
+        let entry = policy.datasets.get(verdict.subject.entry)?;
+        let subject = verdict.subject.clone();
+        Some(Order::Send {
+            entry: subject.entry,
+            host: subject.host,
+            dataset: subject.dataset,
+            snapshot: due.snapshot,
+            guid: due.guid,
+            to: verdict.to.clone(),
+            rollback_if_needed: entry.rollback_if_needed,
+            policy: subject.policy,
+            reason: verdict.reason.to_string(),
+            oldest_unsent: due.oldest_unsent,
+        })
+    }));
+    orders.extend(plan.prunes.iter().filter(|p| !p.destroy.is_empty()).map(destroy));
+    orders
+}
+
+/// One order for all datasets of one pool that are due under one name: `zfs snapshot` takes them in one step.
+fn takes(plan: &Plan, policy: &Policy) -> Vec<Order> {
+    let mut orders: Vec<Order> = Vec::new();
+    let mut places = HashMap::new();
+    for verdict in &plan.takes {
+        let (Some(name), Some(entry)) = (&verdict.due, policy.datasets.get(verdict.subject.entry)) else { continue };
+        let subject = &verdict.subject;
+        let key = (subject.entry, subject.policy_index, &subject.host, subject.dataset.pool(), name);
+        let place = *places.entry(key).or_insert(orders.len());
+        if let Some(Order::Take { datasets, .. }) = orders.get_mut(place) {
+            datasets.push(subject.dataset.clone());
+            continue;
+        }
+        orders.push(Order::Take {
+            entry: subject.entry,
+            host: subject.host.clone(),
+            name: name.clone(),
+            datasets: vec![subject.dataset.clone()],
+            policy: subject.policy.clone(),
+            skip_if_not_written: entry.skip_if_not_written,
+            reason: verdict.reason.to_string(),
+        });
+    }
+    for order in &mut orders {
+        if let Order::Take { datasets, .. } = order {
+            // A parent's name is the beginning of its children's, so it sorts before them.
+            datasets.sort();
+        }
+    }
+    orders
+}
+
+fn destroy(verdict: &PruneVerdict) -> Order {
+    let subject = verdict.subject.clone();
+    Order::Destroy {
+        entry: subject.entry,
+        host: subject.host,
+        dataset: subject.dataset,
+        side: verdict.side,
+        snapshots: verdict.destroy.iter().map(|d| (d.guid, d.name.clone())).collect(),
+        keep_common_with: verdict.peers.clone(),
+        skip_if_renamed: verdict.skip_if_renamed,
+        skip_if_cloned: verdict.skip_if_cloned,
+        policy: subject.policy,
+        reason: format!("no rule keeps them ({})", verdict.rules.join("; ")),
+        bytes: verdict.destroy.iter().fold(0, |sum, d| sum.saturating_add(d.used)),
+    }
 }

@@ -109,6 +109,10 @@ pub struct PruneVerdict {
     pub rules: Vec<String>,
     /// The datasets whose common snapshots are protected here, in the order that verdicts number them.
     pub peers: Vec<Target>,
+    /// Whether a snapshot that has another name on another side stays.
+    pub skip_if_renamed: bool,
+    /// Whether a snapshot that has clones stays.
+    pub skip_if_cloned: bool,
     /// One per snapshot of the prefix, oldest first; see [`PruneVerdict::explain`].
     #[serde(skip)]
     pub snapshots: Vec<SnapVerdict>,

@@ -2,6 +2,8 @@
 //!
 //! Only guids are compared: names may differ on the two sides, and createtxg orders snapshots within one pool only.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use thiserror::Error;
 
@@ -15,6 +17,11 @@ pub enum Step {
     /// token may turn out stale.
     Resume {
         /// The token.
+        token: String,
+    },
+    /// Throw away an interrupted receive that leads nowhere (`receive -A`): it would block every other one.
+    Discard {
+        /// Its token.
         token: String,
     },
     /// Send one snapshot whole.
@@ -136,7 +143,8 @@ fn point(snapshot: &Snapshot) -> Point {
 /// - A destination without snapshots first gets the oldest snapshot of the source whole, then the rest as one
 ///   increment: history travels too, and each part can be verified and resumed by itself.
 /// - An increment from a bookmark cannot carry what is between; it goes to the next snapshot only, then on from there.
-/// - An interrupted receive goes on first, if what it receives still exists and is not newer than the target.
+/// - An interrupted receive goes on first, if what it receives still exists, is not there yet and is not newer than the
+///   target; otherwise it is thrown away first.
 pub fn steps(
     source: &[Snapshot],
     bookmarks: &[Bookmark],
@@ -147,10 +155,18 @@ pub fn steps(
     let Some(goal) = source.iter().position(|s| s.guid == target) else {
         return Err(Conflict::NoSuchSnapshot { guid: target });
     };
-    let there = |guid: Guid| destination.iter().rposition(|d| d.guid == guid);
+    let places: HashMap<Guid, usize> = destination.iter().map(|d| d.guid).zip(0..).collect();
+    let there = |guid: Guid| places.get(&guid).copied();
 
     // Where the destination stands in the source's history: the newest snapshot of the source that it has.
     let newest_there = source.iter().rposition(|s| there(s.guid).is_some());
+    // A bookmark counts only where it is newer than every common snapshot.
+    let bookmark = bookmarks.iter().rfind(|b| there(b.guid).is_some());
+    let bookmark = bookmark.filter(|b| newest_there.is_none_or(|i| b.createtxg > source[i].createtxg));
+
+    if let Some(ahead) = bookmark.filter(|b| b.createtxg > source[goal].createtxg) {
+        return Ok(Transfer::MostActual { newest: Point { name: ahead.name.clone(), guid: ahead.guid } });
+    }
     if let Some(newest) = newest_there.filter(|newest| *newest >= goal) {
         return Ok(match there(target) {
             Some(at) if newest == goal && destination[at].name != source[goal].name => {
@@ -160,17 +176,15 @@ pub fn steps(
             _ => Transfer::MostActual { newest: point(&source[newest]) },
         });
     }
-    let ahead = bookmarks.iter().rfind(|b| b.createtxg > source[goal].createtxg && there(b.guid).is_some());
-    if let Some(ahead) = ahead {
-        return Ok(Transfer::MostActual { newest: Point { name: ahead.name.clone(), guid: ahead.guid } });
+
+    let leads_on = |to: Guid| there(to).is_none() && source[..=goal].iter().any(|s| s.guid == to);
+    let mut steps = Vec::with_capacity(2);
+    if let Some(Resume { token, to }) = resume {
+        let token = token.clone();
+        steps.push(if to.is_none_or(leads_on) { Step::Resume { token } } else { Step::Discard { token } });
     }
+    let resumes = matches!(steps.first(), Some(Step::Resume { .. }));
 
-    let resumable = |r: &&Resume| r.to.is_none_or(|to| source[..=goal].iter().any(|s| s.guid == to));
-    let resumed = resume.filter(resumable).map(|r| Step::Resume { token: r.token.clone() });
-
-    // The newest common point: a bookmark only where it is newer than every common snapshot.
-    let bookmark = bookmarks.iter().rfind(|b| there(b.guid).is_some());
-    let bookmark = bookmark.filter(|b| newest_there.is_none_or(|i| b.createtxg > source[i].createtxg));
     let (base, after, common_at) = match (newest_there, bookmark) {
         (_, Some(b)) => {
             let after = source.partition_point(|s| s.createtxg <= b.createtxg);
@@ -178,11 +192,10 @@ pub fn steps(
         }
         (Some(i), None) => (Base::Snapshot(point(&source[i])), i + 1, there(source[i].guid)),
         (None, None) if destination.is_empty() => {
-            if let Some(resume) = resumed {
-                return Ok(Transfer::Steps { steps: vec![resume] });
+            if !resumes {
+                steps.push(Step::Full { to: point(&source[0]) });
+                steps.extend(onward(&source[..=goal], 0));
             }
-            let mut steps = vec![Step::Full { to: point(&source[0]) }];
-            steps.extend(onward(&source[..=goal], 0));
             return Ok(Transfer::Steps { steps });
         }
         (None, None) => {
@@ -196,18 +209,15 @@ pub fn steps(
         let ours = source[after.min(goal + 1)..=goal].iter().map(point).collect();
         return Err(Conflict::Diverged { common, ours, theirs: theirs.iter().map(point).collect() });
     }
-    if let Some(resume) = resumed {
-        return Ok(Transfer::Steps { steps: vec![resume] });
-    }
-    let steps = match base {
-        Base::Snapshot(_) => onward(&source[..=goal], after - 1).into_iter().collect(),
+    match base {
+        _ if resumes => {}
+        Base::Snapshot(_) => steps.extend(onward(&source[..=goal], after - 1)),
         Base::Bookmark(_) => {
-            let mut steps =
-                vec![Step::Incremental { from: base, to: point(&source[after.min(goal)]), intermediates: false }];
-            steps.extend(onward(&source[..=goal], after));
-            steps
+            let next = after.min(goal);
+            steps.push(Step::Incremental { from: base, to: point(&source[next]), intermediates: false });
+            steps.extend(onward(&source[..=goal], next));
         }
-    };
+    }
     Ok(Transfer::Steps { steps })
 }
 
@@ -217,3 +227,6 @@ fn onward(source: &[Snapshot], from: usize) -> Option<Step> {
     let from = Base::Snapshot(point(first));
     (first.guid != last.guid).then(|| Step::Incremental { from, to: point(last), intermediates: true })
 }
+
+#[cfg(test)]
+mod tests;

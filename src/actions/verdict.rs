@@ -135,6 +135,10 @@ fn bits(mask: u64) -> impl Iterator<Item = usize> {
 }
 
 impl PruneVerdict {
+    pub(super) fn kept_for_want_of_common(&self) -> bool {
+        self.snapshots.iter().any(|v| v.protections & Protection::NothingInCommon.bit() != 0)
+    }
+
     /// Every snapshot's verdict in full, oldest first. `inventory` is that of the dataset, as it was decided on.
     #[must_use]
     pub fn explain(&self, inventory: &DatasetInventory) -> Vec<Explained> {

@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::{DateTime, Datelike, NaiveDate, Timelike, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
@@ -201,6 +202,62 @@ impl FromStr for Prefix {
     }
 }
 
+const MONTHS: [&str; 12] = [
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+];
+
+impl Prefix {
+    /// The name of this prefix's snapshot of a moment: `PREFIX_2026-11-23_10:30:00`, in UTC.
+    #[must_use]
+    pub fn stamp(&self, at: DateTime<Utc>) -> SnapName {
+        // Made only of a checked prefix and allowed characters, and short enough.
+        let (year, month, day) = (at.year().clamp(0, 9999), at.month(), at.day());
+        let (hour, minute, second) = (at.hour(), at.minute(), at.second());
+        SnapName(format!("{self}_{year:04}-{month:02}-{day:02}_{hour:02}:{minute:02}:{second:02}").into())
+    }
+
+    /// The moment in the name of one of this prefix's snapshots; `None` if the name is not one of them.
+    ///
+    /// All that follows the prefix must be a time, so that the prefixes `A` and `A_B` never mix up. The ancestor's
+    /// form, `PREFIX_2017-July-01_10:30:00`, is understood too.
+    #[must_use]
+    pub fn time_in(&self, name: &SnapName) -> Option<DateTime<Utc>> {
+        parse_stamp(name.0.strip_prefix(&*self.0)?.strip_prefix('_')?)
+    }
+}
+
+/// `2026-11-23_10:30:00` or `2017-July-01_10:30:00`. Written out, because it is asked a million times in one pass.
+fn parse_stamp(text: &str) -> Option<DateTime<Utc>> {
+    fn digits(text: &[u8]) -> Option<u32> {
+        text.iter().try_fold(0, |n, b| b.is_ascii_digit().then(|| n * 10 + u32::from(b - b'0')))
+    }
+    let bytes = text.as_bytes();
+    // Year and "-" before the month, and "-", day, "_" and the time after it, are always as long.
+    let (year, month) = (bytes.get(..4)?, bytes.get(5..bytes.len().checked_sub(12)?)?);
+    let [b'-', d1, d2, b'_', h1, h2, b':', m1, m2, b':', s1, s2] = *bytes.last_chunk::<12>()? else { return None };
+    if bytes[4] != b'-' {
+        return None;
+    }
+    let month = match month.len() {
+        2 => digits(month)?,
+        _ => u32::try_from(MONTHS.iter().position(|m| m.as_bytes() == month)?).ok()? + 1,
+    };
+    let year = i32::try_from(digits(year)?).ok()?;
+    let date = NaiveDate::from_ymd_opt(year, month, digits(&[d1, d2])?)?;
+    date.and_hms_opt(digits(&[h1, h2])?, digits(&[m1, m2])?, digits(&[s1, s2])?).map(|t| t.and_utc())
+}
+
 /// The name of a host as policy and catalog know it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostName(Box<str>);
@@ -265,6 +322,58 @@ mod tests {
         assert_eq!(below("tank/foo/a/b").as_deref(), Some("a/b"));
         assert_eq!(below("tank/foobar"), None);
         assert_eq!(below("tank"), None);
+    }
+
+    #[test]
+    fn a_snapshot_belongs_to_a_prefix_only_with_a_whole_time() {
+        let prefix: Prefix = "BACKUP".parse().unwrap();
+        let time = |name: &str| prefix.time_in(&name.parse().unwrap()).map(|t| t.to_rfc3339());
+        assert_eq!(time("BACKUP_2026-11-23_10:30:00").as_deref(), Some("2026-11-23T10:30:00+00:00"));
+        assert_eq!(time("BACKUP_2017-July-01_10:30:00").as_deref(), Some("2017-07-01T10:30:00+00:00"));
+        assert_eq!(time("BACKUP_2017-September-30_23:59:59").as_deref(), Some("2017-09-30T23:59:59+00:00"));
+        assert_eq!(time("BACKUP_2017-May-01_00:00:00").as_deref(), Some("2017-05-01T00:00:00+00:00"));
+        for foreign in [
+            "BACKUP",
+            "BACKUP_",
+            "BACKUP_x",
+            "BACKUP2026-11-23_10:30:00",
+            "xBACKUP_2026-11-23_10:30:00",
+            "BACKUP_2026-11-23_10:30",
+            "BACKUP_2026-11-23_10:30:00x",
+            "BACKUP_2026-11-23_10:30:00_B",
+            "BACKUP_B_2026-11-23_10:30:00",
+            "BACKUP__2026-11-23_10:30:00",
+            "backup_2026-11-23_10:30:00",
+            "BACKUP_2026-11-31_10:30:00",
+            "BACKUP_2026-13-01_10:30:00",
+            "BACKUP_2026-11-23_24:00:00",
+            "BACKUP_2026-11-23_10:60:00",
+            "BACKUP_2026-11-23_10:30:60",
+            "BACKUP_2026-1-23_10:30:00",
+            "BACKUP_26-11-23_10:30:00",
+            "BACKUP_2026-11-23-10:30:00",
+            "BACKUP_2017-july-01_10:30:00",
+            "BACKUP_2017-Jul-01_10:30:00",
+            "BACKUP_2026--1-23_10:30:00",
+            "BACKUP_2026-11-23_ 1:30:00",
+            "BACKUP_2026_11-23_10:30:00",
+        ] {
+            assert_eq!(time(foreign), None, "{foreign}");
+        }
+        let longer: Prefix = "BACKUP_B".parse().unwrap();
+        assert!(longer.time_in(&"BACKUP_B_2026-11-23_10:30:00".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_stamped_name_is_read_back() {
+        let prefix: Prefix = "A_2026-11-23_10:30:00".parse().unwrap();
+        for seconds in [0, 951_782_400, 1_795_429_800, 253_402_300_799] {
+            let at = DateTime::from_timestamp(seconds, 999).unwrap();
+            let name = prefix.stamp(at);
+            assert_eq!(name.as_str().parse::<SnapName>().as_ref(), Ok(&name));
+            assert_eq!(prefix.time_in(&name), DateTime::from_timestamp(seconds, 0));
+        }
+        assert_eq!(prefix.stamp(DateTime::<Utc>::MAX_UTC).as_str().len(), 41);
     }
 
     #[test]
