@@ -66,6 +66,15 @@ pub fn list_clones(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String>
     argv
 }
 
+/// Asks how much was written since a snapshot.
+#[must_use]
+pub fn written_since(datasets: &[DatasetName], name: &SnapName) -> Vec<String> {
+    let mut argv = words(&["get", "-Hp", "-o", "name,value"]);
+    argv.push(format!("written@{name}"));
+    argv.extend(datasets.iter().map(ToString::to_string));
+    argv
+}
+
 /// Takes snapshots in one transaction group.
 #[must_use]
 pub fn snapshot(datasets: &[DatasetName], name: &SnapName) -> Vec<String> {

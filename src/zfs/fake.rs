@@ -27,6 +27,8 @@ struct State {
     datasets: BTreeMap<DatasetName, DatasetInventory>,
     holds: BTreeSet<(DatasetName, SnapName, String)>,
     clones: BTreeSet<(DatasetName, SnapName)>,
+    /// Bytes written between a snapshot and the one before it.
+    written_before: BTreeMap<Guid, u64>,
     txg: u64,
     guids: u64,
     now: DateTime<Utc>,
@@ -223,6 +225,22 @@ impl ZfsRead for Fake {
         Ok(names.iter().filter(|name| state.clones.contains(&(dataset.clone(), (*name).clone()))).cloned().collect())
     }
 
+    async fn written_since(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> Result<Vec<(DatasetName, u64)>, ZfsError> {
+        let state = self.state();
+        let mut all = Vec::new();
+        for dataset in datasets {
+            let inventory = state.dataset("get written@", dataset)?;
+            let newer = inventory.snapshots.iter().skip_while(|s| s.name != *name).skip(1);
+            let between: u64 = newer.filter_map(|s| state.written_before.get(&s.guid)).sum();
+            all.push((dataset.clone(), between + inventory.written.unwrap_or(0)));
+        }
+        Ok(all)
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         Ok("zfs-fake".into())
     }
@@ -258,7 +276,8 @@ impl Zfs for Fake {
             };
             let inventory = state.dataset_mut(&call, dataset)?;
             inventory.snapshots.push(snapshot.clone());
-            inventory.written = Some(0);
+            let written = inventory.written.replace(0).unwrap_or(0);
+            state.written_before.insert(snapshot.guid, written);
             taken.push((dataset.clone(), snapshot));
         }
         Ok(taken)

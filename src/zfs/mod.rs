@@ -103,6 +103,13 @@ pub trait ZfsRead: Send + Sync + 'static {
         names: &[SnapName],
     ) -> impl Future<Output = Result<Vec<SnapName>, ZfsError>> + Send;
 
+    /// Bytes written to each of these datasets since its snapshot of this name (`written@`).
+    fn written_since(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> impl Future<Output = Result<Vec<(DatasetName, u64)>, ZfsError>> + Send;
+
     /// The version of ZFS' command, checked to be new enough.
     fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;
 }

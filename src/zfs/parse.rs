@@ -140,6 +140,16 @@ pub fn cloned(output: &[u8]) -> Result<Vec<SnapName>, Bad> {
     Ok(cloned)
 }
 
+/// Reads `zfs get -o name,value` of a numeric property.
+pub fn values(output: &[u8]) -> Result<Vec<(DatasetName, u64)>, Bad> {
+    lines(output)?
+        .map(|line| {
+            let [name, value] = columns(line)?;
+            Ok((name.parse().map_err(|e| format!("{e} in {line:?}"))?, number(line, "value", value)?))
+        })
+        .collect()
+}
+
 /// Reads the output of `zfs holds -H`: name, tag, time (a tag may hold anything but a tab).
 pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, Bad> {
     lines(output)?

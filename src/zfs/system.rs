@@ -236,6 +236,15 @@ impl ZfsRead for System {
         Ok(cloned)
     }
 
+    async fn written_since(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> Result<Vec<(DatasetName, u64)>, ZfsError> {
+        let argv = argv::written_since(datasets, name);
+        parse::values(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         let argv = argv::version();
         let output = self.run(&argv).await?;

@@ -7,10 +7,10 @@
 
 use super::receiver::{Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
-use crate::actions::steps::{self, Base, Conflict, Route};
+use crate::actions::steps::{Base, Conflict, Point, Step, Transfer, steps};
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
-use crate::model::{DatasetInventory, DatasetName, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
 use crate::policy::Target;
 use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, SendFrom, SendSpec, Zfs};
@@ -31,12 +31,36 @@ struct Job {
 }
 
 /// How far a transfer came.
-#[derive(Default)]
 struct Course {
-    full: bool,
+    /// What it comes to; of a full copy and the increments after it: full.
+    status: ResponseStatus,
     streams: usize,
     rolled_back: bool,
     resumed: bool,
+}
+
+impl Course {
+    fn new() -> Self {
+        Self { status: ResponseStatus::NothingToDo, streams: 0, rolled_back: false, resumed: false }
+    }
+
+    fn sends(&mut self, status: ResponseStatus) {
+        self.streams += 1;
+        if self.status != ResponseStatus::Full {
+            self.status = status;
+        }
+    }
+
+    /// The destination has the snapshot, or a newer one: how that is called where nothing was sent.
+    fn arrived(&mut self, how: &Transfer) {
+        if self.streams == 0 {
+            self.status = match how {
+                Transfer::MostActual { .. } => ResponseStatus::MostActual,
+                Transfer::WasRenamed { .. } => ResponseStatus::WasRenamed,
+                Transfer::NothingToDo | Transfer::Steps { .. } => ResponseStatus::NothingToDo,
+            };
+        }
+    }
 }
 
 impl<Z: Zfs> Agent<Z> {
@@ -117,7 +141,7 @@ impl<Z: Zfs> Agent<Z> {
         mut theirs: Found,
         desk: &Desk,
     ) -> Result<Success, Failure> {
-        let mut course = Course::default();
+        let mut course = Course::new();
         let tag = marks::sending(&job.to);
         let ended = loop {
             match self.stream(job, &mut receiver, &ours, &theirs, &mut course, &tag, desk).await {
@@ -136,15 +160,8 @@ impl<Z: Zfs> Agent<Z> {
         };
         self.tell_theirs(job, &theirs, desk).await;
         ended?;
-        let status = match (course.streams, course.full) {
-            (0, _) if theirs.as_ref().and_then(|t| t.newest()).is_some_and(|s| s.guid != job.target.guid) => {
-                ResponseStatus::MostActual
-            }
-            (0, _) => self.there_already(job, &theirs),
-            (_, true) => ResponseStatus::Full,
-            (_, false) => ResponseStatus::Incremental,
-        };
-        let common = theirs.as_ref().and_then(|theirs| steps::newest_common(&ours, theirs));
+        let status = course.status;
+        let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
         receiver.finish(status, common).await?;
         if let Some(guid) = common {
             self.move_cursor(job, &ours, guid).await?;
@@ -181,14 +198,26 @@ impl<Z: Zfs> Agent<Z> {
         if let Some(token) = theirs.as_ref().and_then(|t| t.resume_token.clone()) {
             return self.resume(job, receiver, token, course, desk).await.map(Some);
         }
-        let route = steps::route(ours, theirs.as_ref(), job.target.guid);
-        let step = match route {
-            Ok(Route::Arrived) => return Ok(None),
-            Ok(Route::Next(step)) => step,
-            Err(conflict) => return Err(conflicting(job, &conflict)),
+        let there = theirs.as_ref().map(|t| t.snapshots.as_slice()).unwrap_or_default();
+        let planned = steps(&ours.snapshots, &ours.bookmarks, there, None, job.target.guid);
+        let next = match planned.map_err(|conflict| conflicting(job, &conflict))? {
+            Transfer::Steps { steps } => steps.into_iter().next(),
+            arrived => {
+                course.arrived(&arrived);
+                None
+            }
         };
+        let (from, to, base) = match next {
+            Some(Step::Full { to }) => (SendFrom::Nothing, to, None),
+            Some(Step::Incremental { from: Base::Snapshot(base), to, .. }) => {
+                (SendFrom::Snapshot(base.name.clone()), to, Some(base.name))
+            }
+            Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
+            Some(Step::Resume { .. }) | None => return Ok(None),
+        };
+        let full = from == SendFrom::Nothing;
         let exists = theirs.is_some();
-        if step.base.is_none() && exists && !job.rollback {
+        if full && exists && !job.rollback {
             return Err(Failure {
                 status: ResponseStatus::NotEmpty,
                 reason: format!(
@@ -199,24 +228,17 @@ impl<Z: Zfs> Agent<Z> {
                 temporary: false,
             });
         }
-        let (from, mut needed) = match &step.base {
-            None => (SendFrom::Nothing, vec![]),
-            Some(Base::Snapshot(name)) => (SendFrom::Snapshot(name.clone()), vec![name.clone()]),
-            Some(Base::Bookmark(name)) => (SendFrom::Bookmark(name.clone()), vec![]),
-        };
-        needed.push(step.to.clone());
+        let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
         self.zfs.hold(tag, &job.dataset, &needed).await?;
-        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: step.to.clone(), from, raw: ours.encrypted };
-        let full = step.base.is_none();
+        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, raw: ours.encrypted };
         let incoming = Incoming {
-            guid: Some(step.guid),
-            name: step.to.clone(),
+            guid: Some(to.guid),
+            name: to.name,
             create: full.then_some(ours.kind),
             overwrite: full && exists && job.rollback,
         };
         let status = if full { ResponseStatus::Full } else { ResponseStatus::Incremental };
-        course.full |= full;
-        course.streams += 1;
+        course.sends(status);
         let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
         match result {
             // Written to since its newest snapshot: only the policy may say that this does not matter.
@@ -246,7 +268,7 @@ impl<Z: Zfs> Agent<Z> {
             return receiver.abort().await;
         }
         log::info!("{}: goes on with the stream to {} that broke off", job.dataset, job.to.host);
-        course.streams += 1;
+        course.sends(ResponseStatus::Incremental);
         let incoming = Incoming { guid: None, name: job.target.name.clone(), create: None, overwrite: false };
         let spec = SendSpec::Resume { token };
         let status = ResponseStatus::Incremental;
@@ -255,14 +277,6 @@ impl<Z: Zfs> Agent<Z> {
             log::info!("{}: the stream cannot be gone on with: {}", job.dataset, error.reason);
         }
         Ok((Ok(()), now))
-    }
-
-    fn there_already(&self, job: &Job, theirs: &Found) -> ResponseStatus {
-        let there = theirs.as_ref().and_then(|t| t.by_guid(job.target.guid));
-        match there {
-            Some(snapshot) if snapshot.name != job.target.name => ResponseStatus::WasRenamed,
-            _ => ResponseStatus::NothingToDo,
-        }
     }
 
     /// Tells the director what the destination has now.
@@ -274,7 +288,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Moves the cursor: the new bookmark first, then the older ones go.
-    async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: crate::model::Guid) -> Result<(), Failure> {
+    async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: Guid) -> Result<(), Failure> {
         let cursor =
             marks::cursor(&job.dataset, &job.to, guid).map_err(|e| Failure::refused(format!("the cursor: {e}")))?;
         if let Some(common) = ours.by_guid(guid) {
@@ -291,28 +305,36 @@ impl<Z: Zfs> Agent<Z> {
     }
 }
 
+/// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.
+fn newest_common(ours: &DatasetInventory, theirs: &DatasetInventory) -> Option<Guid> {
+    let has = |guid: Guid| ours.by_guid(guid).is_some() || ours.bookmarks.iter().any(|b| b.guid == guid);
+    theirs.snapshots.iter().rev().map(|s| s.guid).find(|guid| has(*guid))
+}
+
 /// A conflict as the answer to an order: both sides, and the way out.
 fn conflicting(job: &Job, conflict: &Conflict) -> Failure {
     let Job { dataset, to, .. } = job;
     let there = format!("{}:{}", to.host, to.dataset);
-    let (status, reason) = match conflict {
-        Conflict::Diverged { .. } => (
-            ResponseStatus::WasWritten,
-            format!(
-                "{there} has diverged from {dataset}: {conflict}; to keep what is only there, rename it (zfs rename) \
-                 and it will be copied anew; to drop it, destroy those snapshots there"
-            ),
-        ),
-        Conflict::NothingInCommon { .. } => (
-            ResponseStatus::NotEmpty,
-            format!(
-                "{there} has nothing in common with {dataset}: {conflict}; rename or destroy it there, and it will be \
-                 copied anew"
-            ),
-        ),
-        Conflict::TargetGone => {
-            (ResponseStatus::Refused, format!("{dataset} no longer has the snapshot {}", job.target.name))
+    let (status, evidence) = match conflict {
+        Conflict::NoSuchSnapshot { .. } => return Failure::refused(format!("{dataset}: {conflict}")),
+        Conflict::Diverged { ours, theirs, .. } => {
+            (ResponseStatus::WasWritten, format!("only there: {}; only here: {}", listed(theirs), listed(ours)))
         }
+        Conflict::NotEmpty { theirs, .. } => (ResponseStatus::NotEmpty, format!("there: {}", listed(theirs))),
     };
+    let reason = format!(
+        "{there}: {conflict} ({evidence}); rename it there (zfs rename) and {dataset} will be copied anew, or destroy \
+         there what may go"
+    );
     Failure { status, reason, temporary: false }
+}
+
+/// Snapshots by name, not more of them than people read.
+fn listed(points: &[Point]) -> String {
+    let shown: Vec<&str> = points.iter().take(5).map(|p| p.name.as_str()).collect();
+    match points.len() {
+        0 => "nothing".into(),
+        n if n > shown.len() => format!("{} and {} more", shown.join(", "), n - shown.len()),
+        _ => shown.join(", "),
+    }
 }

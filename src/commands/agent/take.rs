@@ -1,8 +1,10 @@
 //! take_snapshot.
 
+use std::collections::BTreeMap;
+
 use super::{Agent, Desk, Failure, Success};
 use crate::clock;
-use crate::model::{DatasetName, NotWritten, ResponseStatus, SnapName};
+use crate::model::{DatasetName, NotWritten, Prefix, ResponseStatus, SnapName, Snapshot};
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
 use crate::zfs::{Depth, ErrorKind, Zfs};
 
@@ -25,12 +27,12 @@ impl<Z: Zfs> Agent<Z> {
         }
         let mut unwritten = Vec::new();
         if order.skip_if_not_written {
-            let idle = self.idle(&wanted).await?;
+            let idle = self.idle(&wanted, &name).await?;
             if !idle.is_empty() {
                 // What was written in the last seconds counts only once it is on disk.
                 self.zfs.sync(&wanted[0]).await?;
                 let at = clock::now();
-                let idle = self.idle(&idle).await?;
+                let idle = self.idle(&idle, &name).await?;
                 wanted.retain(|dataset| !idle.contains(dataset));
                 unwritten = idle.into_iter().map(|d| (d, NotWritten { name: name.clone(), at })).collect();
             }
@@ -60,11 +62,28 @@ impl<Z: Zfs> Agent<Z> {
         Ok(Success::new(ResponseStatus::Done, remark))
     }
 
-    /// The datasets in which nothing was written since their newest snapshot.
-    async fn idle(&self, datasets: &[DatasetName]) -> Result<Vec<DatasetName>, Failure> {
-        let listed = self.zfs.list(datasets, Depth::Only).await?;
-        let idle = listed.into_iter().filter(|(_, i)| i.written == Some(0) && !i.snapshots.is_empty());
-        Ok(idle.map(|(dataset, _)| dataset).collect())
+    /// The datasets in which nothing was written since their newest snapshot of the same prefix: those of other
+    /// policies do not stand in for one that is due.
+    async fn idle(&self, datasets: &[DatasetName], name: &SnapName) -> Result<Vec<DatasetName>, Failure> {
+        let prefix = Prefix::of(name);
+        let of_policy = |s: &&Snapshot| prefix.as_ref().is_none_or(|p| p.time_in(&s.name).is_some());
+        let mut idle = Vec::new();
+        let mut unclear: BTreeMap<SnapName, Vec<DatasetName>> = BTreeMap::new();
+        for (dataset, inventory) in self.zfs.list(datasets, Depth::Only).await? {
+            let (Some(0), Some(last)) = (inventory.written, inventory.snapshots.iter().rfind(of_policy)) else {
+                continue;
+            };
+            if inventory.newest().is_some_and(|newest| newest.guid == last.guid) {
+                idle.push(dataset);
+            } else {
+                unclear.entry(last.name.clone()).or_default().push(dataset);
+            }
+        }
+        for (last, datasets) in unclear {
+            let written = self.zfs.written_since(&datasets, &last).await?;
+            idle.extend(written.into_iter().filter(|(_, bytes)| *bytes == 0).map(|(dataset, _)| dataset));
+        }
+        Ok(idle)
     }
 
     async fn take_missing(&self, wanted: &[DatasetName], name: &SnapName, desk: &Desk) -> Result<Success, Failure> {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use futures_lite::future;
 
-use crate::actions::{Order, steps};
+use crate::actions::Order;
 use crate::commands::agent::{Agent, FactSink};
 use crate::model::Counter;
-use crate::model::{Action, HostName, Inventory, OrderId, Record, ResponseStatus};
+use crate::model::{Action, DatasetInventory, HostName, Inventory, OrderId, Record, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::transport::tcp;
@@ -118,7 +118,10 @@ fn bases(of: &Target, peers: &[Target], inventory: &Inventory) -> Vec<CommonBase
     let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
     let base = |peer: &Target| {
         let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
-        let guid = steps::newest_common(ours, theirs).or_else(|| steps::newest_common(theirs, ours))?;
+        // Snapshots of both, or a cursor here of one that is only there now, or the other way round.
+        let has = |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
+        let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
+        let guid = newest(ours, theirs).or_else(|| newest(theirs, ours))?;
         Some(CommonBase { host: peer.host.clone(), dataset: peer.dataset.clone(), guid })
     };
     peers.iter().filter_map(base).collect()
