@@ -36,7 +36,9 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
-        Self::with_destination(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"] } ] }"#)
+        Self::with_destination(
+            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"] } ] }"#,
+        )
     }
 
     fn with_destination(destination: &str) -> Self {
@@ -44,7 +46,8 @@ impl Pair {
         alpha.create(&ds("tank"));
         alpha.create(&ds("tank/data"));
         beta.create(&ds("pool"));
-        let source = local(r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/copy", "slave": true } ] }"#);
+        let source =
+            local(r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/copy", "slave": true } ] }"#);
         let host: HostName = "alpha".parse().unwrap();
         let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
         let slave = Arc::new(Slave::new(Arc::new(beta.clone()), local(destination)));
@@ -73,8 +76,11 @@ impl Pair {
 
     fn take(&self, name: &str) -> Guid {
         self.alpha.write(&ds("tank/data"), 1000);
-        let order =
-            DirectorsOrder { snapshot_name: name.into(), dest_dataset: "tank/data".into(), ..order(Action::TakeSnapshot) };
+        let order = DirectorsOrder {
+            snapshot_name: name.into(),
+            dest_dataset: "tank/data".into(),
+            ..order(Action::TakeSnapshot)
+        };
         let (response, facts) = self.carry_out(&order);
         assert!(response.is_success, "{response:?}");
         facts[0].taken[0].1.guid
@@ -195,8 +201,7 @@ fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it(
     let second = pair.take("S_2");
     let refused = pair.send(second);
     assert_eq!((refused.is_success, refused.status), (false, ResponseStatus::WasWritten));
-    let (allowed, _) =
-        pair.carry_out(&DirectorsOrder { rollback_if_needed: true, ..pair.send_order(second) });
+    let (allowed, _) = pair.carry_out(&DirectorsOrder { rollback_if_needed: true, ..pair.send_order(second) });
     assert_eq!((allowed.is_success, allowed.status), (true, ResponseStatus::Incremental), "{allowed:?}");
     assert_eq!(pair.copy(), [first, second]);
 }
@@ -260,8 +265,7 @@ fn an_agent_destroys_only_what_is_safe_to_destroy() {
     runtime::block_on(pair.alpha.hold("mine", &data, &[snap("S_1")])).unwrap();
     pair.alpha.clone_of(&data, &snap("S_2"));
     let records = guids.iter().enumerate().map(|(n, guid)| format!("{}:tank/data@S_{}", guid.uuid(), n + 1)).collect();
-    let common =
-        CommonBase { host: "beta".parse().unwrap(), dataset: ds("pool/copy"), guid: guids[3] };
+    let common = CommonBase { host: "beta".parse().unwrap(), dataset: ds("pool/copy"), guid: guids[3] };
     let order = DirectorsOrder {
         snapshot_uuid: records,
         keep_common_with: vec![common],
@@ -274,7 +278,9 @@ fn an_agent_destroys_only_what_is_safe_to_destroy() {
     assert_eq!(pair.source(), [guids[0], guids[1], guids[4], guids[5]], "{}", response.error);
     let told: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
     assert_eq!(told, [guids[2], guids[3]]);
-    for words in ["S_1 stays: it is held", "S_2 stays: it has clones", "S_5 stays: beta does not have it yet", "S_6 stays"] {
+    for words in
+        ["S_1 stays: it is held", "S_2 stays: it has clones", "S_5 stays: beta does not have it yet", "S_6 stays"]
+    {
         assert!(response.error.contains(words), "{}", response.error);
     }
 }

@@ -13,7 +13,7 @@ use super::check::{self, Entry, Prefixed};
 use super::json::{Document, Node, Object};
 use super::nearest::slips;
 use super::problem::ConfigError;
-use crate::model::{DatasetName, HostName, Prefix};
+use crate::model::{DatasetName, HostName, NameError, Prefix};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DatasetPolicy, HostAddress, Policy, Retention, Schedule, SnapshotPolicy,
     SyncPolicy, Target,
@@ -296,12 +296,9 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     check_sense(&object);
     object.finish();
 
-    let targets: Vec<Target> = match (&sync_on, &sync_dataset) {
-        (Some(hosts), Some((dataset, _))) => {
-            hosts.iter().map(|host| Target { host: host.clone(), dataset: dataset.clone() }).collect()
-        }
-        _ => Vec::new(),
-    };
+    let common = sync_dataset.as_ref().map(|(dataset, _)| dataset);
+    let targets: Vec<Target> =
+        sync_on.iter().flatten().filter_map(|(receiver, place)| receiver.target(common, place)).collect();
     let place = sync_dataset.map_or_else(|| node.clone(), |(_, node)| node);
     let claim = prefix.clone().map(|(prefix, node)| Prefixed { prefix, node });
     entry.policies.push(check::Claims { name: name.to_owned(), prefix: claim, targets: targets.clone(), place });
@@ -333,9 +330,6 @@ fn check_sense(object: &Object<'_>) {
     if !has("creation") && !has("sync_on") && !has("sync_dataset") && !has("retention") {
         node.problem("the policy does nothing; it needs \"creation\", \"sync_on\" or \"retention\"");
     }
-    if has("sync_on") && !has("sync_dataset") {
-        object.missing("sync_dataset", "the dataset on the \"sync_on\" hosts that receives, as in \"tank/copy\"");
-    }
     if has("sync_on") {
         return;
     }
@@ -344,7 +338,7 @@ fn check_sense(object: &Object<'_>) {
     }
     for key in ["sync_policy", "sync_retention"] {
         if has(key) && !has("sync_dataset") {
-            node.problem(format!("{key:?} means nothing without \"sync_on\" and \"sync_dataset\""));
+            node.problem(format!("{key:?} means nothing without \"sync_on\""));
         }
     }
 }
@@ -365,11 +359,41 @@ fn sync_policy(node: &Node<'_>) -> Option<SyncPolicy> {
     text.parse().map_err(|error| node.problem(format!("{error}; or write \"asap\""))).ok()
 }
 
-/// One host or several.
-fn receivers(node: &Node<'_>) -> Option<Vec<HostName>> {
-    let allowed = "a host name or a list of host names";
+/// A receiving host, with a dataset of its own or with that of `sync_dataset`.
+struct Receiver {
+    host: HostName,
+    dataset: Option<DatasetName>,
+}
+
+impl FromStr for Receiver {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Ok(match text.split_once(':') {
+            Some((host, dataset)) => Self { host: host.parse()?, dataset: Some(dataset.parse()?) },
+            None => Self { host: text.parse()?, dataset: None },
+        })
+    }
+}
+
+impl Receiver {
+    fn target(&self, common: Option<&DatasetName>, place: &Node<'_>) -> Option<Target> {
+        let dataset = self.dataset.as_ref().or(common);
+        if dataset.is_none() {
+            let host = &self.host;
+            place.problem(format!(
+                "it is not said which dataset of {host} receives; add \"sync_dataset\", or write \"{host}:DATASET\""
+            ));
+        }
+        Some(Target { host: self.host.clone(), dataset: dataset?.clone() })
+    }
+}
+
+/// One receiver or several, each with its place.
+fn receivers<'d>(node: &Node<'d>) -> Option<Vec<(Receiver, Node<'d>)>> {
+    let allowed = "a host name, HOST:DATASET, or a list of those";
     if !node.is_list() {
-        return node.parse(allowed).map(|host| vec![host]);
+        return node.parse(allowed).map(|receiver| vec![(receiver, node.clone())]);
     }
     let items = node.list(allowed)?;
     if items.is_empty() {
@@ -377,15 +401,15 @@ fn receivers(node: &Node<'_>) -> Option<Vec<HostName>> {
         return None;
     }
     let mut seen = BTreeSet::new();
-    let mut hosts = Vec::new();
+    let mut receivers = Vec::new();
     for item in items {
-        let Some(host) = item.parse::<HostName>("a host name") else { continue };
-        if !seen.insert(host.clone()) {
-            item.problem(format!("{host:?} stands in the list twice"));
+        let Some(receiver) = item.parse::<Receiver>("a host name or HOST:DATASET") else { continue };
+        if !seen.insert((receiver.host.clone(), receiver.dataset.clone())) {
+            item.problem(format!("{} stands in the list twice", item.raw()));
         }
-        hosts.push(host);
+        receivers.push((receiver, item));
     }
-    Some(hosts)
+    Some(receivers)
 }
 
 fn retention(node: &Node<'_>) -> Option<Retention> {

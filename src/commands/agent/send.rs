@@ -213,7 +213,7 @@ impl<Z: Zfs> Agent<Z> {
                 (SendFrom::Snapshot(base.name.clone()), to, Some(base.name))
             }
             Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
-            Some(Step::Resume { .. }) | None => return Ok(None),
+            Some(Step::Resume { .. } | Step::Discard { .. }) | None => return Ok(None),
         };
         let full = from == SendFrom::Nothing;
         let exists = theirs.is_some();

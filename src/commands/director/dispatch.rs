@@ -119,7 +119,8 @@ fn bases(of: &Target, peers: &[Target], inventory: &Inventory) -> Vec<CommonBase
     let base = |peer: &Target| {
         let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
         // Snapshots of both, or a cursor here of one that is only there now, or the other way round.
-        let has = |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
+        let has =
+            |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
         let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
         let guid = newest(ours, theirs).or_else(|| newest(theirs, ours))?;
         Some(CommonBase { host: peer.host.clone(), dataset: peer.dataset.clone(), guid })

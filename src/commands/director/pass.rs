@@ -144,18 +144,27 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         Ok(unseen)
     }
 
-    /// Works on one entry: takes, then sends, then destroys, each decided anew.
+    /// Works on one entry: takes, then sends, then destroys, each decided anew from what the one before it did.
     async fn entry(&self, entry: usize) -> Result<Vec<Outcome>, CatalogError> {
         let mut outcomes = Vec::new();
-        for order in self.orders(entry, |o| matches!(o, Order::Take { .. })) {
+        let (takes, due_before): (Vec<Order>, Vec<Order>) =
+            self.orders(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
+        for order in takes {
             outcomes.push(self.carry_out(&order).await?);
         }
-        // By source dataset, one transfer at a time; the longest waiting first.
-        let mut sends: BTreeMap<DatasetName, Vec<Order>> = BTreeMap::new();
-        for order in self.orders(entry, |o| matches!(o, Order::Send { .. })) {
-            if let Order::Send { dataset, .. } = &order {
-                sends.entry(dataset.clone()).or_default().push(order);
+        // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
+        // newest snapshot would otherwise always be too new to go. One that names a newer snapshot replaces it.
+        let due_now = self.orders(entry, |o| matches!(o, Order::Send { .. }));
+        let mut due: BTreeMap<(DatasetName, Target), Order> = BTreeMap::new();
+        for order in due_before.into_iter().chain(due_now) {
+            if let Order::Send { dataset, to, .. } = &order {
+                due.insert((dataset.clone(), to.clone()), order);
             }
+        }
+        // By source dataset, one transfer at a time.
+        let mut sends: BTreeMap<DatasetName, Vec<Order>> = BTreeMap::new();
+        for ((dataset, _), order) in due {
+            sends.entry(dataset).or_default().push(order);
         }
         // Parents before their children, level by level: a child cannot arrive where its parent is missing.
         let mut levels: BTreeMap<usize, Vec<Vec<Order>>> = BTreeMap::new();
