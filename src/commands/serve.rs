@@ -7,9 +7,11 @@ use anyhow::{Context, bail};
 use futures_lite::future;
 use futures_lite::stream::StreamExt;
 
+use crate::model::ResponseStatus;
 use crate::runtime;
 use crate::transport::tcp::{self, Listener};
-use crate::wire::codec::Conn;
+use crate::wire::Response;
+use crate::wire::codec::{Conn, WireError};
 
 /// How long a peer may take between two steps of a conversation: it may wait for its own ZFS.
 pub const BETWEEN_STEPS: Duration = Duration::from_secs(900);
@@ -24,6 +26,20 @@ pub trait Role: Send + Sync + 'static {
 
     /// Has one conversation, to its end.
     fn converse(self: Arc<Self>, conn: Conn) -> impl Future<Output = ()> + Send;
+}
+
+/// Ends a conversation. A peer that talked nonsense, or nothing at all, is told so in one line; the log tells who it
+/// was.
+pub async fn end(conn: Conn, result: Result<(), WireError>) {
+    let Err(error) = result else { return conn.close().await };
+    let answer = matches!(error, WireError::Nonsense { .. } | WireError::Silent { .. });
+    let reason = format!("{:#}", anyhow::Error::from(error));
+    log::warn!("{reason}");
+    if answer {
+        conn.part(&Response::failure(None, ResponseStatus::Refused, reason)).await;
+    } else {
+        conn.close().await;
+    }
 }
 
 /// Listens, and serves until SIGTERM or SIGINT.

@@ -1,6 +1,7 @@
 //! `zsync slave`: receives streams from agents.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_lite::AsyncWriteExt;
 use futures_lite::future;
@@ -13,9 +14,12 @@ use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
-use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, StreamEnd, WireError};
-use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, Response, Step};
+use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
+use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Response, Step};
 use crate::zfs::{Zfs, ZfsError};
+
+/// How long `zfs receive` may take nothing before a transfer is given up.
+const STALL: Duration = Duration::from_secs(600);
 
 /// A slave with its ZFS.
 pub struct Slave<Z>(pub Receiving<Z>);
@@ -50,14 +54,12 @@ impl<Z: Zfs> Slave<Z> {
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
-        let Some(line) = conn.hear_line(SILENCE).await? else { return Ok(()) };
-        let order: OrderToSlave = match conn.understand(&line) {
-            Ok(order) => order,
-            Err(error) => {
-                conn.say(&Response::failure(None, ResponseStatus::Refused, error.to_string())).await?;
-                return Err(error);
-            }
-        };
+        let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
+        let order: OrderToSlave = conn.understand(&line)?;
+        if order.protocol > PROTOCOL {
+            let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
+            return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
+        }
         let dataset = &order.dest_dataset;
         let claim = match self.0.open(&order.source, dataset) {
             Ok(claim) => claim,
@@ -67,11 +69,14 @@ impl<Z: Zfs> Slave<Z> {
                 return conn.say(&ListUuids { status, error: reason, ..ListUuids::default() }).await;
             }
         };
-        self.tell(conn, &order).await?;
+        if !self.tell(conn, &order).await? {
+            return Ok(());
+        }
         let from = Target {
             host: order.source.clone(),
             dataset: order.source_dataset.clone().unwrap_or_else(|| dataset.clone()),
         };
+        let none = Counter::default();
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
@@ -81,16 +86,18 @@ impl<Z: Zfs> Slave<Z> {
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite };
                     self.receive(conn, &order, &incoming).await?
                 }
-                Step::Rollback { guid } if order.rollback_if_needed => self.0.rollback(dataset, guid).await,
-                Step::Rollback { .. } => Err(StepError {
-                    status: ResponseStatus::Refused,
-                    reason: "the order does not allow a rollback".into(),
-                    temporary: false,
-                }),
-                Step::Abort => self.0.zfs.abort_receive(dataset).await.map_err(StepError::from),
+                Step::Rollback { guid } if order.rollback_if_needed => {
+                    alive_while(conn, &none, self.0.rollback(dataset, guid)).await?
+                }
+                Step::Rollback { .. } => {
+                    Err(StepError::new(ResponseStatus::Refused, "the order does not allow a rollback"))
+                }
+                Step::Abort => {
+                    alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?.map_err(StepError::from)
+                }
                 Step::Finish { status, guid } => {
                     let settled = match guid {
-                        Some(guid) => self.0.settle(dataset, &from, guid).await,
+                        Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &from, guid)).await?,
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
@@ -100,28 +107,32 @@ impl<Z: Zfs> Slave<Z> {
             };
             conn.say(&match result {
                 Ok(()) => Response::success(order.order_uuid, ResponseStatus::Done, ""),
-                Err(StepError { status, reason, temporary }) => {
+                Err(StepError { status, reason, temporary, no_space: _ }) => {
                     log::warn!("{}: {dataset} from {}: {reason}", order.order_uuid, order.source);
                     Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
                 }
             })
             .await?;
-            self.tell(conn, &order).await?;
+            if !self.tell(conn, &order).await? {
+                return Ok(());
+            }
         }
     }
 
-    /// Tells what the dataset holds.
-    async fn tell(&self, conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
-        match self.0.look(&order.dest_dataset).await {
+    /// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.
+    async fn tell(&self, conn: &mut Conn, order: &OrderToSlave) -> Result<bool, WireError> {
+        match alive_while(conn, &Counter::default(), self.0.look(&order.dest_dataset)).await? {
             Ok(found) => {
                 for line in list_uuids(found) {
                     conn.say(&line).await?;
                 }
-                Ok(())
+                Ok(true)
             }
             Err(error) => {
+                log::warn!("{}: {error}", order.order_uuid);
                 let status = Some(DatasetStatus::False);
-                conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await
+                conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
+                Ok(false)
             }
         }
     }
@@ -134,7 +145,7 @@ impl<Z: Zfs> Slave<Z> {
         incoming: &Incoming,
     ) -> Result<Result<(), StepError>, WireError> {
         let dataset = &order.dest_dataset;
-        let receive = match self.0.prepare(dataset, incoming).await {
+        let receive = match alive_while(conn, &Counter::default(), self.0.prepare(dataset, incoming)).await? {
             Ok(spec) => self.0.zfs.receive(&spec).await,
             Err(error) => Err(error),
         };
@@ -144,36 +155,60 @@ impl<Z: Zfs> Slave<Z> {
         };
         let counter = Counter::default();
         let mut frame = Vec::new();
-        while conn.hear_frame(&mut frame).await? {
-            if receive.data.write_all(&frame).await.is_err() {
-                // Its own words tell why.
-                drop(receive.data);
-                let error = match receive.end.await {
-                    Err(error) => error.into(),
-                    Ok(()) => StepError {
-                        status: ResponseStatus::Zerror,
-                        reason: "zfs receive ended before the stream did".into(),
-                        temporary: true,
-                    },
-                };
-                return self.give_up(conn, order, error).await;
+        loop {
+            match conn.hear_frame(&mut frame).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    // What arrived is kept for going on later. Nobody else gets at the dataset before that is done.
+                    drop(receive.data);
+                    if runtime::timeout(STALL, receive.end).await.is_err() {
+                        log::warn!("{dataset}: {}", stalled());
+                    }
+                    return Err(error);
+                }
             }
-            counter.add(frame.len() as u64);
+            let writing = runtime::timeout(STALL, receive.data.write_all(&frame));
+            match alive_while(conn, &counter, writing).await? {
+                Ok(Ok(())) => counter.add(frame.len() as u64),
+                Err(runtime::Elapsed) => {
+                    return self.give_up(conn, order, StepError::new(ResponseStatus::Zerror, stalled())).await;
+                }
+                Ok(Err(_)) => {
+                    // Its own words tell why.
+                    drop(receive.data);
+                    let ended = match receive.end.await {
+                        Err(error) => error.into(),
+                        Ok(()) => {
+                            StepError::temporary(ResponseStatus::Zerror, "zfs receive ended before the stream did")
+                        }
+                    };
+                    let refused = self.give_up(conn, order, ended).await?;
+                    return Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, refused)).await?.map(drop));
+                }
+            }
         }
-        let end: StreamEnd = conn.hear(SILENCE).await?;
+        let end: StreamEnd = conn.hear(conn.patience).await?;
         if let Err(error) = receive.data.close().await {
             log::debug!("{dataset}: closing the input of zfs receive: {error}");
         }
         drop(receive.data);
-        let ended = alive_while(conn, &counter, receive.end).await?;
+        let mut ending = receive.end;
+        let ended = match alive_while(conn, &counter, runtime::timeout(STALL, &mut ending)).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // All of it may have arrived: it is let end.
+                drop(runtime::timeout(STALL, ending).await);
+                return Err(error);
+            }
+        };
         let ended = match ended {
             // The sender's failure explains the receiver's.
-            _ if !end.is_success => {
-                Err(StepError { status: ResponseStatus::Zerror, reason: end.error, temporary: true })
-            }
-            ended => ended.map_err(StepError::from),
+            _ if !end.is_success => Err(StepError::temporary(ResponseStatus::Zerror, end.error)),
+            Ok(ended) => ended.map_err(StepError::from),
+            Err(runtime::Elapsed) => Err(StepError::new(ResponseStatus::Zerror, stalled())),
         };
-        Ok(self.0.verify(dataset, incoming, ended).await.map(drop))
+        Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(drop))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.
@@ -183,13 +218,18 @@ impl<Z: Zfs> Slave<Z> {
         order: &OrderToSlave,
         error: StepError,
     ) -> Result<Result<(), StepError>, WireError> {
-        conn.say(&Alive::default()).await?;
+        conn.say(&Alive { alive: 0, refused: true }).await?;
         let mut frame = Vec::new();
         while conn.hear_frame(&mut frame).await? {}
-        let _: StreamEnd = conn.hear(SILENCE).await?;
+        let _: StreamEnd = conn.hear(conn.patience).await?;
         log::debug!("{}: the stream is not received", order.order_uuid);
         Ok(Err(error))
     }
+}
+
+fn stalled() -> String {
+    let stall = humantime::format_duration(STALL);
+    format!("zfs receive does nothing for {stall}; is the pool suspended? see zpool status")
 }
 
 fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), ZfsError>) -> Response {
@@ -204,7 +244,7 @@ async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Ou
     let saying = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;
-            if let Err(error) = conn.say(&Alive { alive: counter.get() }).await {
+            if let Err(error) = conn.say(&Alive { alive: counter.get(), refused: false }).await {
                 return Err(error);
             }
         }
@@ -216,10 +256,7 @@ impl<Z: Zfs> serve::Role for Slave<Z> {
     const NAME: &'static str = "slave";
 
     async fn converse(self: Arc<Self>, mut conn: Conn) {
-        match Slave::converse(&self, &mut conn).await {
-            Ok(()) => {}
-            Err(error) => log::warn!("{:#}", anyhow::Error::from(error)),
-        }
-        conn.close().await;
+        let result = Slave::converse(&self, &mut conn).await;
+        serve::end(conn, result).await;
     }
 }

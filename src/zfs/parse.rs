@@ -165,6 +165,22 @@ pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, Bad> {
         .collect()
 }
 
+/// Reads what `zfs send -nPt` tells of a token: its content, then `full` or `incremental` with the names as they are now.
+pub fn resumable(output: &[u8]) -> Result<(DatasetName, Guid), Bad> {
+    let (mut guid, mut dataset) = (None, None);
+    for line in lines(output)? {
+        if let Some(hex) = line.trim_start().strip_prefix("toguid = 0x") {
+            guid = Some(Guid(u64::from_str_radix(hex, 16).map_err(|e| format!("{e} in {line:?}"))?));
+        }
+        let found: Vec<&str> = line.split('\t').collect();
+        if let ["full", to, _] | ["incremental", _, to, _] = found.as_slice() {
+            let (name, _) = to.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
+            dataset = Some(name.parse().map_err(|e| format!("{e} in {line:?}"))?);
+        }
+    }
+    dataset.zip(guid).ok_or_else(|| "it does not tell which snapshot the token is of".to_owned())
+}
+
 /// Reads `zfs version`: `zfs-2.3.9-1~bpo12+1`, then the kernel module's line.
 pub fn version(output: &[u8]) -> Result<(String, (u32, u32)), Bad> {
     let line = lines(output)?.next().ok_or("it is empty")?;

@@ -11,7 +11,6 @@ use crate::model::{Action, DatasetInventory, HostName, Inventory, OrderId, Recor
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::transport::tcp;
-use crate::wire::codec::SILENCE;
 use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::Zfs;
 
@@ -181,7 +180,7 @@ async fn over_tcp(
         .with_context(|| format!("{host} is out of reach (is zsync agent running there?)"))?;
     conn.say(order).await?;
     loop {
-        match conn.hear(SILENCE).await? {
+        match conn.hear(conn.patience).await? {
             AgentLine::Response(response) => {
                 conn.close().await;
                 return Ok(response);
