@@ -1,5 +1,7 @@
 //! Agent and slave together, over loopback, on pools in memory: what an order leaves behind on both sides.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};

@@ -204,9 +204,7 @@ async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Ou
     let saying = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;
-            if let Err(error) = conn.say(&Alive { alive: counter.get() }).await {
-                return Err(error);
-            }
+            conn.say(&Alive { alive: counter.get() }).await?;
         }
     };
     future::or(async { Ok(work.await) }, saying).await
