@@ -17,6 +17,9 @@ use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, Response, Step};
 use crate::zfs::{Zfs, ZfsError};
 
+/// A dataset as a listing shows it; `None` where it does not exist.
+type Found = Option<DatasetInventory>;
+
 /// A slave with its ZFS.
 pub struct Slave<Z>(pub Receiving<Z>);
 
@@ -67,7 +70,7 @@ impl<Z: Zfs> Slave<Z> {
                 return conn.say(&ListUuids { status, error: reason, ..ListUuids::default() }).await;
             }
         };
-        self.tell(conn, &order).await?;
+        tell(conn, self.0.look(dataset).await).await?;
         let from = Target {
             host: order.source.clone(),
             dataset: order.source_dataset.clone().unwrap_or_else(|| dataset.clone()),
@@ -75,19 +78,22 @@ impl<Z: Zfs> Slave<Z> {
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
-            let result = match step {
+            // After a success its own listing is at hand; after a failure a fresh look tells what is left.
+            let result: Result<Option<Found>, StepError> = match step {
                 Step::Receive { status: _, guid, snapshot_name, create, overwrite } => {
                     let overwrite = overwrite && order.rollback_if_needed;
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite };
                     self.receive(conn, &order, &incoming).await?
                 }
-                Step::Rollback { guid } if order.rollback_if_needed => self.0.rollback(dataset, guid).await,
+                Step::Rollback { guid } if order.rollback_if_needed => {
+                    self.0.rollback(dataset, guid).await.map(|()| None)
+                }
                 Step::Rollback { .. } => Err(StepError {
                     status: ResponseStatus::Refused,
                     reason: "the order does not allow a rollback".into(),
                     temporary: false,
                 }),
-                Step::Abort => self.0.zfs.abort_receive(dataset).await.map_err(StepError::from),
+                Step::Abort => self.0.zfs.abort_receive(dataset).await.map(|()| None).map_err(StepError::from),
                 Step::Finish { status, guid } => {
                     let settled = match guid {
                         Some(guid) => self.0.settle(dataset, &from, guid).await,
@@ -98,31 +104,19 @@ impl<Z: Zfs> Slave<Z> {
                     return conn.say(&finished(&order, status, settled)).await;
                 }
             };
-            conn.say(&match result {
-                Ok(()) => Response::success(order.order_uuid, ResponseStatus::Done, ""),
+            let (response, found) = match result {
+                Ok(found) => (Response::success(order.order_uuid, ResponseStatus::Done, ""), found),
                 Err(StepError { status, reason, temporary }) => {
                     log::warn!("{}: {dataset} from {}: {reason}", order.order_uuid, order.source);
-                    Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
+                    (Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }, None)
                 }
-            })
-            .await?;
-            self.tell(conn, &order).await?;
-        }
-    }
-
-    /// Tells what the dataset holds.
-    async fn tell(&self, conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
-        match self.0.look(&order.dest_dataset).await {
-            Ok(found) => {
-                for line in list_uuids(found) {
-                    conn.say(&line).await?;
-                }
-                Ok(())
-            }
-            Err(error) => {
-                let status = Some(DatasetStatus::False);
-                conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await
-            }
+            };
+            conn.say(&response).await?;
+            let found = match found {
+                Some(found) => Ok(found),
+                None => self.0.look(dataset).await,
+            };
+            tell(conn, found).await?;
         }
     }
 
@@ -132,7 +126,7 @@ impl<Z: Zfs> Slave<Z> {
         conn: &mut Conn,
         order: &OrderToSlave,
         incoming: &Incoming,
-    ) -> Result<Result<(), StepError>, WireError> {
+    ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
         let receive = match self.0.prepare(dataset, incoming).await {
             Ok(spec) => self.0.zfs.receive(&spec).await,
@@ -173,7 +167,7 @@ impl<Z: Zfs> Slave<Z> {
             }
             ended => ended.map_err(StepError::from),
         };
-        Ok(self.0.verify(dataset, incoming, ended).await.map(drop))
+        Ok(self.0.verify(dataset, incoming, ended).await.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.
@@ -182,13 +176,29 @@ impl<Z: Zfs> Slave<Z> {
         conn: &mut Conn,
         order: &OrderToSlave,
         error: StepError,
-    ) -> Result<Result<(), StepError>, WireError> {
+    ) -> Result<Result<Option<Found>, StepError>, WireError> {
         conn.say(&Alive::default()).await?;
         let mut frame = Vec::new();
         while conn.hear_frame(&mut frame).await? {}
         let _: StreamEnd = conn.hear(SILENCE).await?;
         log::debug!("{}: the stream is not received", order.order_uuid);
         Ok(Err(error))
+    }
+}
+
+/// Tells what the dataset holds.
+async fn tell(conn: &mut Conn, found: Result<Found, ZfsError>) -> Result<(), WireError> {
+    match found {
+        Ok(found) => {
+            for line in list_uuids(found) {
+                conn.say(&line).await?;
+            }
+            Ok(())
+        }
+        Err(error) => {
+            let status = Some(DatasetStatus::False);
+            conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await
+        }
     }
 }
 

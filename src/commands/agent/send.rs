@@ -5,6 +5,8 @@
 //! the cursor; release the source. Leftovers of an attempt that broke off are the same names again, and are put
 //! right by the next one.
 
+use std::collections::BTreeSet;
+
 use super::receiver::{Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::steps::{Base, Conflict, Point, Step, Transfer, steps};
@@ -37,11 +39,19 @@ struct Course {
     streams: usize,
     rolled_back: bool,
     resumed: bool,
+    /// What this order holds on the source.
+    held: BTreeSet<SnapName>,
 }
 
 impl Course {
     fn new() -> Self {
-        Self { status: ResponseStatus::NothingToDo, streams: 0, rolled_back: false, resumed: false }
+        Self {
+            status: ResponseStatus::NothingToDo,
+            streams: 0,
+            rolled_back: false,
+            resumed: false,
+            held: BTreeSet::new(),
+        }
     }
 
     fn sends(&mut self, status: ResponseStatus) {
@@ -137,14 +147,15 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         job: &Job,
         mut receiver: Receiver<Z>,
-        mut ours: DatasetInventory,
+        ours: DatasetInventory,
         mut theirs: Found,
         desk: &Desk,
     ) -> Result<Success, Failure> {
         let mut course = Course::new();
-        let tag = marks::sending(&job.to);
         let ended = loop {
-            match self.stream(job, &mut receiver, &ours, &theirs, &mut course, &tag, desk).await {
+            // Planned from how both sides are after the stream before it; our own snapshots may only become more
+            // meanwhile, or fail to be held.
+            match self.stream(job, &mut receiver, &ours, &theirs, &mut course, desk).await {
                 Ok(Some((result, now))) => {
                     theirs = now;
                     if let Err(error) = result {
@@ -154,9 +165,6 @@ impl<Z: Zfs> Agent<Z> {
                 Ok(None) => break Ok(()),
                 Err(failure) => break Err(failure),
             }
-            // What is planned next is planned from how things are, not from how they were.
-            let listed = self.zfs.list(std::slice::from_ref(&job.dataset), Depth::Only).await?;
-            ours = listed.into_iter().next().map(|(_, now)| now).unwrap_or_default();
         };
         self.tell_theirs(job, &theirs, desk).await;
         ended?;
@@ -166,18 +174,12 @@ impl<Z: Zfs> Agent<Z> {
         if let Some(guid) = common {
             self.move_cursor(job, &ours, guid).await?;
         }
-        let held: Vec<SnapName> = ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        if !held.is_empty() {
-            let holds = self.zfs.holds(&job.dataset, &held).await?;
-            let left: Vec<SnapName> = holds.into_iter().filter(|(_, t)| *t == tag).map(|(name, _)| name).collect();
-            self.zfs.release(&tag, &job.dataset, &left).await?;
-        }
+        self.release(job, &ours, course.held).await?;
         let remark = if course.rolled_back { "the destination was rolled back first" } else { "" };
         Ok(Success::new(status, remark))
     }
 
     /// Plans one stream from how both sides are, and has it received; `None` when nothing is left to send.
-    #[expect(clippy::too_many_arguments, reason = "all of it is the state of one transfer")]
     async fn stream(
         &self,
         job: &Job,
@@ -185,7 +187,6 @@ impl<Z: Zfs> Agent<Z> {
         ours: &DatasetInventory,
         theirs: &Found,
         course: &mut Course,
-        tag: &str,
         desk: &Desk,
     ) -> Result<Option<(Result<(), StepError>, Found)>, Failure> {
         if course.streams >= MOST_STREAMS {
@@ -229,7 +230,8 @@ impl<Z: Zfs> Agent<Z> {
             });
         }
         let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
-        self.zfs.hold(tag, &job.dataset, &needed).await?;
+        self.zfs.hold(&marks::sending(&job.to), &job.dataset, &needed).await?;
+        course.held.extend(needed);
         let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, raw: ours.encrypted };
         let incoming = Incoming {
             guid: Some(to.guid),
@@ -277,6 +279,16 @@ impl<Z: Zfs> Agent<Z> {
             log::info!("{}: the stream cannot be gone on with: {}", job.dataset, error.reason);
         }
         Ok((Ok(()), now))
+    }
+
+    /// Releases what this order held, and what earlier ones that broke off left held.
+    async fn release(&self, job: &Job, ours: &DatasetInventory, mut held: BTreeSet<SnapName>) -> Result<(), Failure> {
+        let tag = marks::sending(&job.to);
+        let before: Vec<SnapName> = ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
+        let left = self.zfs.holds(&job.dataset, &before).await?.into_iter().filter(|(_, t)| *t == tag);
+        held.extend(left.map(|(name, _)| name));
+        let held: Vec<SnapName> = held.into_iter().collect();
+        Ok(self.zfs.release(&tag, &job.dataset, &held).await?)
     }
 
     /// Tells the director what the destination has now.
