@@ -9,8 +9,10 @@ pub mod new_snapshot;
 pub mod order;
 mod pass;
 pub mod plan;
+pub mod predict;
 pub mod reason;
 pub mod send;
+pub mod steps;
 pub mod verdict;
 
 use chrono::{DateTime, Utc};
@@ -25,8 +27,10 @@ pub use delete::{DeleteTerms, Peer, Role, delete};
 pub use new_snapshot::{TakeDecision, new_snapshot};
 pub use order::Order;
 pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
+pub use predict::predict;
 pub use reason::{NoticeKind, SendReason, TakeReason};
 pub use send::{SendDecision, send};
+pub use steps::{Conflict, Resume, Step, Transfer, steps};
 pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};
 
 /// A policy made ready to decide by: it knows which entry governs which dataset, and what is sent where.

@@ -1,0 +1,129 @@
+//! What the world would look like if orders had been carried out: for previews and simulations.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use chrono::{DateTime, Utc};
+
+use super::order::Order;
+use super::steps::{Base, Conflict, Step, Transfer, steps};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, SnapName, Snapshot};
+use crate::policy::Target;
+
+/// Changes an inventory as if all orders had succeeded at one moment.
+///
+/// - A new snapshot gets a made-up guid, the same for the same name in the same place.
+/// - Where nothing was written and the order says so, a take leaves its mark instead. Afterwards, what was written is
+///   unknown.
+/// - A transfer that would end in a conflict changes nothing, unless the order allows a rollback.
+/// - A destination whose host was never listed is taken to be empty, and the host to be listed from then on.
+pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
+    for order in orders {
+        match order {
+            Order::Take { host, name, datasets, skip_if_not_written, .. } => {
+                take(inventory, host, name, datasets, *skip_if_not_written, at);
+            }
+            Order::Send { host, dataset, guid, to, rollback_if_needed, .. } => {
+                send(inventory, (host, dataset), *guid, to, *rollback_if_needed, at);
+            }
+            Order::Destroy { host, dataset, snapshots, .. } => {
+                if let Some(found) = dataset_mut(inventory, host, dataset) {
+                    // Both lists are in the same order, nearly always.
+                    let mut rest = snapshots.iter().peekable();
+                    let mut goes = |guid: Guid| {
+                        let next = rest.next_if(|(g, _)| *g == guid).is_some();
+                        next || snapshots.iter().any(|(g, _)| *g == guid)
+                    };
+                    found.snapshots.retain(|s| !goes(s.guid));
+                }
+            }
+        }
+    }
+}
+
+fn dataset_mut<'i>(
+    inventory: &'i mut Inventory,
+    host: &HostName,
+    dataset: &DatasetName,
+) -> Option<&'i mut DatasetInventory> {
+    inventory.hosts.get_mut(host)?.datasets.get_mut(dataset)
+}
+
+fn take(
+    inventory: &mut Inventory,
+    host: &HostName,
+    name: &SnapName,
+    datasets: &[DatasetName],
+    skip_if_not_written: bool,
+    at: DateTime<Utc>,
+) {
+    let Some(known) = inventory.hosts.get_mut(host) else { return };
+    // One step, one transaction group.
+    let newest = datasets.iter().filter_map(|d| known.datasets.get(d)?.snapshots.last());
+    let createtxg = newest.map(|s| s.createtxg).max().unwrap_or(0).saturating_add(1);
+    for dataset in datasets {
+        let Some(found) = known.datasets.get_mut(dataset) else { continue };
+        if skip_if_not_written && found.written == Some(0) && !found.snapshots.is_empty() {
+            found.not_written.push(NotWritten { name: name.clone(), at });
+        } else {
+            let mut hasher = DefaultHasher::new();
+            (host, dataset, name).hash(&mut hasher);
+            found.snapshots.push(Snapshot {
+                name: name.clone(),
+                guid: Guid(hasher.finish()),
+                createtxg,
+                creation: at,
+                userrefs: 0,
+                has_clones: false,
+                used: 0,
+                marks: Marks::default(),
+            });
+        }
+        found.written = None;
+    }
+}
+
+fn send(
+    inventory: &mut Inventory,
+    (host, dataset): (&HostName, &DatasetName),
+    guid: Guid,
+    to: &Target,
+    rollback_if_needed: bool,
+    at: DateTime<Utc>,
+) {
+    let Some(source) = dataset_mut(inventory, host, dataset) else { return };
+    let live: Vec<Snapshot> = source.snapshots.iter().filter(|s| !s.marks.deleted).cloned().collect();
+    let bookmarks = source.bookmarks.clone();
+    let receiver = inventory.hosts.entry(to.host.clone()).or_default();
+    receiver.observed.get_or_insert(at);
+    let destination = receiver.datasets.entry(to.dataset.clone()).or_default();
+    destination.snapshots.retain(|s| !s.marks.deleted);
+
+    let mut planned = steps(&live, &bookmarks, &destination.snapshots, None, guid);
+    if rollback_if_needed && let Err(Conflict::Diverged { theirs, .. }) = &planned {
+        let keep = destination.snapshots.len() - theirs.len();
+        destination.snapshots.truncate(keep);
+        planned = steps(&live, &bookmarks, &destination.snapshots, None, guid);
+    }
+    let Ok(Transfer::Steps { steps }) = planned else { return };
+    for step in &steps {
+        let (from, goal) = match step {
+            Step::Resume { .. } | Step::Discard { .. } => continue,
+            Step::Full { to } => (to.guid, to.guid),
+            Step::Incremental { from: Base::Bookmark(_), to, .. } => (to.guid, to.guid),
+            Step::Incremental { from: Base::Snapshot(from), to, .. } => (from.guid, to.guid),
+        };
+        let place = |guid: Guid| live.iter().position(|s| s.guid == guid);
+        let (Some(first), Some(last)) = (place(from), place(goal)) else { continue };
+        let first = if from == goal { first } else { first + 1 };
+        for snapshot in &live[first..=last.max(first)] {
+            let createtxg = destination.snapshots.last().map_or(1, |s| s.createtxg.saturating_add(1));
+            let marks = Marks { sync: true, ..Marks::default() };
+            let received = Snapshot { createtxg, userrefs: 0, has_clones: false, marks, ..snapshot.clone() };
+            destination.snapshots.push(received);
+        }
+    }
+    let sent = dataset_mut(inventory, host, dataset);
+    if let Some(snapshot) = sent.and_then(|d| d.snapshots.iter_mut().find(|s| s.guid == guid)) {
+        snapshot.marks.sent = true;
+    }
+}

@@ -1,0 +1,246 @@
+use chrono::DateTime;
+
+use super::*;
+
+/// Snapshots in one line: `a1 b2 x9` are snapshots named a, b and x with the guids 1, 2 and 9, oldest first.
+fn snapshots(line: &str) -> Vec<Snapshot> {
+    let parse = |(i, word): (usize, &str)| Snapshot {
+        name: word[..1].parse().unwrap(),
+        guid: Guid(word[1..].parse().unwrap()),
+        createtxg: i as u64 * 10,
+        creation: DateTime::UNIX_EPOCH,
+        userrefs: 0,
+        has_clones: false,
+        used: 0,
+        marks: Default::default(),
+    };
+    line.split_whitespace().enumerate().map(parse).collect()
+}
+
+/// Bookmarks of those of the snapshots that the line names; only these remain as snapshots that `keep` names.
+fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) -> Result<Transfer, Conflict> {
+    let all = snapshots(source);
+    let is_in = |s: &Snapshot, line: &str| line.split_whitespace().any(|w| w == s.name.as_str());
+    let bookmarks: Vec<Bookmark> = all
+        .iter()
+        .filter(|s| is_in(s, marked))
+        .map(|s| Bookmark { name: s.name.clone(), guid: s.guid, createtxg: s.createtxg, creation: s.creation })
+        .collect();
+    let source: Vec<Snapshot> = all.into_iter().filter(|s| is_in(s, keep)).collect();
+    steps(&source, &bookmarks, &snapshots(destination), None, Guid(target))
+}
+
+/// A result in one line.
+fn shown(result: Result<Transfer, Conflict>) -> String {
+    let list = |points: &[Point]| points.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" ");
+    match result {
+        Ok(Transfer::NothingToDo) => "nothing to do".to_owned(),
+        Ok(Transfer::MostActual { newest }) => format!("has {}", newest.name),
+        Ok(Transfer::WasRenamed { there }) => format!("there as {there}"),
+        Ok(Transfer::Steps { steps }) => {
+            let show = |step: &Step| match step {
+                Step::Resume { token } => format!("-t {token}"),
+                Step::Discard { token } => format!("abort {token}"),
+                Step::Full { to } => format!("@{}", to.name),
+                Step::Incremental { from, to, intermediates } => {
+                    let flag = if *intermediates { "-I" } else { "-i" };
+                    match from {
+                        Base::Snapshot(from) => format!("{flag} @{} @{}", from.name, to.name),
+                        Base::Bookmark(from) => format!("{flag} #{} @{}", from.name, to.name),
+                    }
+                }
+            };
+            steps.iter().map(show).collect::<Vec<_>>().join(", ")
+        }
+        Err(Conflict::NoSuchSnapshot { guid }) => format!("no {guid}"),
+        Err(Conflict::Diverged { common, ours, theirs }) => {
+            format!("diverged after {}: ours {}, theirs {}", common.name, list(&ours), list(&theirs))
+        }
+        Err(Conflict::NotEmpty { ours, theirs }) => {
+            format!("not empty: ours {}, theirs {}", list(&ours), list(&theirs))
+        }
+    }
+}
+
+#[test]
+fn a_table_of_transfers() {
+    let all = "a b c d";
+    for (keep, marked, destination, target, expected) in [
+        // The whole, with its history.
+        (all, "", "", 4, "@a, -I @a @d"),
+        ("d", "", "", 4, "@d"),
+        (all, "", "", 1, "@a"),
+        (all, "a b", "", 3, "@a, -I @a @c"),
+        // Increments.
+        (all, "", "a1", 4, "-I @a @d"),
+        (all, "", "a1 b2 c3", 4, "-I @c @d"),
+        (all, "", "a1 c3", 4, "-I @c @d"),
+        (all, "", "a1", 2, "-I @a @b"),
+        (all, "", "z1", 4, "-I @a @d"),
+        // From a bookmark: to the next snapshot, then on.
+        ("c d", "a", "a1", 4, "-i #a @c, -I @c @d"),
+        ("d", "a", "a1", 4, "-i #a @d"),
+        ("a c d", "a b", "a1 b2", 4, "-i #b @c, -I @c @d"),
+        ("a b c d", "b", "a1 b2", 4, "-I @b @d"),
+        ("b d", "a c", "a1 b2", 4, "-I @b @d"),
+        // It is there already.
+        (all, "", "a1 d4", 4, "nothing to do"),
+        (all, "", "a1 d4 x9", 4, "nothing to do"),
+        (all, "", "a1 z4", 4, "there as z"),
+        (all, "", "a1 c3", 2, "has c"),
+        (all, "", "c3 d4", 3, "has d"),
+        ("a b", "c", "a1 c3", 2, "has c"),
+        // Conflicts.
+        (all, "", "a1 x9", 4, "diverged after a: ours b c d, theirs x"),
+        (all, "", "x8 a1 x9 y10", 2, "diverged after a: ours b, theirs x y"),
+        ("a c d", "", "a1 b2", 4, "diverged after a: ours c d, theirs b"),
+        ("c d", "b", "b2 x9", 4, "diverged after b: ours c d, theirs x"),
+        (all, "", "x9", 2, "not empty: ours a b, theirs x"),
+        (all, "", "x8 a1", 4, "-I @a @d"),
+        (all, "", "a1", 5, "no 5"),
+        ("a b", "d", "d4", 2, "has d"),
+    ] {
+        let found = shown(plan("a1 b2 c3 d4", keep, marked, destination, target));
+        assert_eq!(
+            found, expected,
+            "keep {keep:?}, bookmarks {marked:?}, destination {destination:?}, target {target}"
+        );
+    }
+}
+
+#[test]
+fn an_interrupted_receive_goes_on_or_goes_away() {
+    let source = snapshots("a1 b2 c3");
+    let go = |destination: &str, to: Option<u64>, target: u64| {
+        let resume = Resume { token: "T".to_owned(), to: to.map(Guid) };
+        shown(steps(&source, &[], &snapshots(destination), Some(&resume), Guid(target)))
+    };
+    assert_eq!(go("a1", Some(2), 3), "-t T");
+    assert_eq!(go("", Some(1), 3), "-t T");
+    assert_eq!(go("a1", None, 3), "-t T", "a token that cannot be read is tried");
+    assert_eq!(go("a1", Some(9), 3), "abort T, -I @a @c", "the source has not got it any more");
+    assert_eq!(go("a1 b2", Some(2), 3), "abort T, -I @b @c", "it is there already");
+    assert_eq!(go("a1", Some(3), 2), "abort T, -I @a @b", "it is newer than what is wanted");
+    assert_eq!(go("", Some(9), 3), "abort T, @a, -I @a @c");
+    assert_eq!(go("a1 c3", Some(2), 3), "nothing to do");
+    assert_eq!(go("a1 x9", Some(2), 3), "diverged after a: ours b c, theirs x");
+}
+
+#[test]
+fn conflicts_say_what_is_where() {
+    let diverged = plan("a1 b2 c3", "a b c", "", "a1 x9 y8", 3).unwrap_err();
+    assert_eq!(
+        diverged.to_string(),
+        "the destination has diverged: after a, the newest in common, it has 2 of its own, and the source 2"
+    );
+    let not_empty = plan("a1", "a", "", "x9", 1).unwrap_err();
+    assert_eq!(
+        not_empty.of(&"tank/foo".parse().unwrap()),
+        "tank/foo: the destination is not empty, and none of its 1 snapshots is common with the source"
+    );
+}
+
+/// What ZFS would do with the steps, on lists of guids.
+fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mut Vec<u64>) -> Result<(), String> {
+    for step in steps {
+        match step {
+            Step::Resume { .. } | Step::Discard { .. } => return Err("there is nothing to resume".to_owned()),
+            Step::Full { to } => {
+                if !destination.is_empty() || !source.contains(&to.guid.0) {
+                    return Err(format!("{step:?} into {destination:?}"));
+                }
+                destination.push(to.guid.0);
+            }
+            Step::Incremental { from, to, intermediates } => {
+                let (from, known) = match from {
+                    Base::Snapshot(p) => (p.guid.0, source.contains(&p.guid.0)),
+                    Base::Bookmark(p) => (p.guid.0, bookmarks.contains(&p.guid.0) && !intermediates),
+                };
+                let to = to.guid.0;
+                if !known || destination.last() != Some(&from) || !source.contains(&to) || to <= from {
+                    return Err(format!("{step:?} into {destination:?}"));
+                }
+                let between = source.iter().filter(|s| **s > from && **s < to && *intermediates);
+                destination.extend(between);
+                destination.push(to);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every world with up to five snapshots: which of them the source still has, has bookmarks of, the destination has,
+/// what else the destination has and where, and which one is wanted.
+#[test]
+fn all_small_worlds_agree_with_a_tiny_model() {
+    const SIZE: u64 = 5;
+    let subset = |mask: u64| (1..=SIZE).filter(move |i| mask >> (i - 1) & 1 == 1);
+    let point_of = |guid: u64| Snapshot { name: format!("s{guid}").parse().unwrap(), ..snapshots("a1")[0].clone() };
+    let make = |guids: &[u64]| -> Vec<Snapshot> {
+        guids.iter().map(|g| Snapshot { guid: Guid(*g), createtxg: *g * 10, ..point_of(*g) }).collect()
+    };
+    let (mut worlds, mut conflicts) = (0, 0);
+    for (have, marked) in (1..1 << SIZE).flat_map(|h| (0..1 << SIZE).map(move |m| (h, m))) {
+        let (source, bookmarks): (Vec<u64>, Vec<u64>) = (subset(have).collect(), subset(marked).collect());
+        let sources = make(&source);
+        let as_bookmark =
+            |s: Snapshot| Bookmark { name: s.name, guid: s.guid, createtxg: s.createtxg, creation: s.creation };
+        let marks: Vec<Bookmark> = make(&bookmarks).into_iter().map(as_bookmark).collect();
+        for there in 0..1 << SIZE {
+            let shared: Vec<u64> = subset(there).collect();
+            // A snapshot of the destination's own at each place, or none.
+            for foreign in (0..=shared.len()).map(Some).chain([None]) {
+                let mut destination = shared.clone();
+                foreign.into_iter().for_each(|at| destination.insert(at, 100));
+                let destinations: Vec<Snapshot> = {
+                    let mut list = make(&destination);
+                    (0..).zip(&mut list).for_each(|(i, s)| s.createtxg = 1000 + i);
+                    list
+                };
+                for target in &source {
+                    worlds += 1;
+                    let result = steps(&sources, &marks, &destinations, None, Guid(*target));
+                    let world = || format!("{source:?} #{bookmarks:?} -> {destination:?}, {target}: {result:?}");
+
+                    let known = |g: &u64| source.contains(g) || bookmarks.contains(g);
+                    let common = destination.iter().filter(|g| known(g)).max();
+                    let own_after = common.map(|c| {
+                        let at = destination.iter().position(|d| d == c).unwrap();
+                        destination[at + 1..].to_vec()
+                    });
+                    match (&result, common, own_after) {
+                        (Ok(Transfer::NothingToDo), Some(c), _) => assert_eq!(c, target, "{}", world()),
+                        (Ok(Transfer::MostActual { newest }), Some(c), _) => {
+                            assert!(newest.guid.0 > *target && newest.guid.0 <= *c, "{}", world());
+                        }
+                        (Err(Conflict::Diverged { common: at, ours, theirs }), Some(c), Some(after)) => {
+                            conflicts += 1;
+                            assert!(!after.is_empty() && c < target && at.guid.0 == *c, "{}", world());
+                            assert_eq!(theirs.iter().map(|p| p.guid.0).collect::<Vec<_>>(), after, "{}", world());
+                            let expected = source.iter().filter(|s| **s > *c && *s <= target);
+                            assert!(ours.iter().map(|p| &p.guid.0).eq(expected), "{}", world());
+                        }
+                        (Err(Conflict::NotEmpty { .. }), None, _) => {
+                            conflicts += 1;
+                            assert!(!destination.is_empty(), "{}", world());
+                        }
+                        (Ok(Transfer::Steps { steps }), _, after) => {
+                            assert!(after.is_none_or(|a| a.is_empty()), "{}", world());
+                            assert!(common.is_none_or(|c| c < target) && (1..=2).contains(&steps.len()), "{}", world());
+                            let mut received = destination.clone();
+                            if let Err(e) = carry_out(steps, &source, &bookmarks, &mut received) {
+                                panic!("{e}: {}", world());
+                            }
+                            // Everything of the source after the base has arrived, and what was there still is.
+                            let mut expected = destination.clone();
+                            expected.extend(source.iter().filter(|s| common.is_none_or(|c| *s > c) && *s <= target));
+                            assert_eq!(received, expected, "{}", world());
+                        }
+                        _ => panic!("{}", world()),
+                    }
+                }
+            }
+        }
+    }
+    assert!(worlds > 300_000 && conflicts > 10_000, "{worlds} worlds, {conflicts} conflicts");
+}
