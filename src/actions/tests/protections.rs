@@ -238,7 +238,7 @@ fn what_came_along_to_a_destination_stays_as_long_as_on_the_source() {
     ";
     assert_eq!(
         only("destroy", &two, world, NOW),
-        ["destroy alpha:tank/foo: L@11-23T09:00", "destroy beta:tank/copy: L@11-20T09:00 L@11-23T09:00"]
+        ["destroy beta:tank/copy: L@11-20T09:00 L@11-23T09:00", "destroy alpha:tank/foo: L@11-23T09:00"]
     );
 }
 
