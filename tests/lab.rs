@@ -1,5 +1,7 @@
 //! The scenarios of `tests/lab/scenarios`, on real ZFS: one start of the lab for all of them, one test for each.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

@@ -1,5 +1,7 @@
 //! Agent and slave together, over loopback, on pools in memory: what an order leaves behind on both sides.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
@@ -265,7 +267,7 @@ fn an_agent_destroys_only_what_is_safe_to_destroy() {
     runtime::block_on(pair.alpha.hold("mine", &data, &[snap("S_1")])).unwrap();
     pair.alpha.clone_of(&data, &snap("S_2"));
     let records = guids.iter().enumerate().map(|(n, guid)| format!("{}:tank/data@S_{}", guid.uuid(), n + 1)).collect();
-    let common = CommonBase { host: "beta".parse().unwrap(), dataset: ds("pool/copy"), guid: guids[3] };
+    let common = CommonBase { host: "beta".parse().unwrap(), dataset: ds("pool/copy"), guid: guids[3], awaits: true };
     let order = DirectorsOrder {
         snapshot_uuid: records,
         keep_common_with: vec![common],

@@ -76,3 +76,6 @@ pub fn decide(policy: &Policy, inventory: &Inventory, now: DateTime<Utc>) -> Pla
 pub fn decide_entry(policy: &Policy, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
     Engine::new(policy).decide_entry(entry, inventory, now)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! What the world would look like if orders had been carried out: for previews and simulations.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::{DateTime, Utc};
@@ -27,13 +28,8 @@ pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
             }
             Order::Destroy { host, dataset, snapshots, .. } => {
                 if let Some(found) = dataset_mut(inventory, host, dataset) {
-                    // Both lists are in the same order, nearly always.
-                    let mut rest = snapshots.iter().peekable();
-                    let mut goes = |guid: Guid| {
-                        let next = rest.next_if(|(g, _)| *g == guid).is_some();
-                        next || snapshots.iter().any(|(g, _)| *g == guid)
-                    };
-                    found.snapshots.retain(|s| !goes(s.guid));
+                    let goes: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
+                    found.snapshots.retain(|s| !goes.contains(&s.guid));
                 }
             }
         }

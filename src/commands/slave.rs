@@ -20,6 +20,8 @@ use crate::zfs::{Zfs, ZfsError};
 
 /// How long `zfs receive` may take nothing before a transfer is given up.
 const STALL: Duration = Duration::from_secs(600);
+/// A dataset as a listing shows it; `None` where it does not exist.
+type Found = Option<DatasetInventory>;
 
 /// A slave with its ZFS.
 pub struct Slave<Z>(pub Receiving<Z>);
@@ -69,31 +71,34 @@ impl<Z: Zfs> Slave<Z> {
                 return conn.say(&ListUuids { status, error: reason, ..ListUuids::default() }).await;
             }
         };
-        if !self.tell(conn, &order).await? {
+        let none = Counter::default();
+        let found = alive_while(conn, &none, self.0.look(dataset)).await?;
+        if !tell(conn, found).await? {
             return Ok(());
         }
         let from = Target {
             host: order.source.clone(),
             dataset: order.source_dataset.clone().unwrap_or_else(|| dataset.clone()),
         };
-        let none = Counter::default();
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
-            let result = match step {
+            // After a success its own listing is at hand; after a failure a fresh look tells what is left.
+            let result: Result<Option<Found>, StepError> = match step {
                 Step::Receive { status: _, guid, snapshot_name, create, overwrite } => {
                     let overwrite = overwrite && order.rollback_if_needed;
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite };
                     self.receive(conn, &order, &incoming).await?
                 }
                 Step::Rollback { guid } if order.rollback_if_needed => {
-                    alive_while(conn, &none, self.0.rollback(dataset, guid)).await?
+                    alive_while(conn, &none, self.0.rollback(dataset, guid)).await?.map(|()| None)
                 }
                 Step::Rollback { .. } => {
                     Err(StepError::new(ResponseStatus::Refused, "the order does not allow a rollback"))
                 }
                 Step::Abort => {
-                    alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?.map_err(StepError::from)
+                    let aborted = alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?;
+                    aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
                     let settled = match guid {
@@ -105,34 +110,20 @@ impl<Z: Zfs> Slave<Z> {
                     return conn.say(&finished(&order, status, settled)).await;
                 }
             };
-            conn.say(&match result {
-                Ok(()) => Response::success(order.order_uuid, ResponseStatus::Done, ""),
+            let (response, found) = match result {
+                Ok(found) => (Response::success(order.order_uuid, ResponseStatus::Done, ""), found),
                 Err(StepError { status, reason, temporary, no_space: _ }) => {
                     log::warn!("{}: {dataset} from {}: {reason}", order.order_uuid, order.source);
-                    Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
+                    (Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }, None)
                 }
-            })
-            .await?;
-            if !self.tell(conn, &order).await? {
+            };
+            conn.say(&response).await?;
+            let found = match found {
+                Some(found) => Ok(found),
+                None => alive_while(conn, &none, self.0.look(dataset)).await?,
+            };
+            if !tell(conn, found).await? {
                 return Ok(());
-            }
-        }
-    }
-
-    /// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.
-    async fn tell(&self, conn: &mut Conn, order: &OrderToSlave) -> Result<bool, WireError> {
-        match alive_while(conn, &Counter::default(), self.0.look(&order.dest_dataset)).await? {
-            Ok(found) => {
-                for line in list_uuids(found) {
-                    conn.say(&line).await?;
-                }
-                Ok(true)
-            }
-            Err(error) => {
-                log::warn!("{}: {error}", order.order_uuid);
-                let status = Some(DatasetStatus::False);
-                conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
-                Ok(false)
             }
         }
     }
@@ -143,7 +134,7 @@ impl<Z: Zfs> Slave<Z> {
         conn: &mut Conn,
         order: &OrderToSlave,
         incoming: &Incoming,
-    ) -> Result<Result<(), StepError>, WireError> {
+    ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
         let receive = match alive_while(conn, &Counter::default(), self.0.prepare(dataset, incoming)).await? {
             Ok(spec) => self.0.zfs.receive(&spec).await,
@@ -184,7 +175,8 @@ impl<Z: Zfs> Slave<Z> {
                         }
                     };
                     let refused = self.give_up(conn, order, ended).await?;
-                    return Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, refused)).await?.map(drop));
+                    let refused = refused.map(drop);
+                    return Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, refused)).await?.map(Some));
                 }
             }
         }
@@ -208,7 +200,7 @@ impl<Z: Zfs> Slave<Z> {
             Ok(ended) => ended.map_err(StepError::from),
             Err(runtime::Elapsed) => Err(StepError::new(ResponseStatus::Zerror, stalled())),
         };
-        Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(drop))
+        Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.
@@ -217,7 +209,7 @@ impl<Z: Zfs> Slave<Z> {
         conn: &mut Conn,
         order: &OrderToSlave,
         error: StepError,
-    ) -> Result<Result<(), StepError>, WireError> {
+    ) -> Result<Result<Option<Found>, StepError>, WireError> {
         conn.say(&Alive { alive: 0, refused: true }).await?;
         let mut frame = Vec::new();
         while conn.hear_frame(&mut frame).await? {}
@@ -232,6 +224,24 @@ fn stalled() -> String {
     format!("zfs receive does nothing for {stall}; is the pool suspended? see zpool status")
 }
 
+/// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.
+async fn tell(conn: &mut Conn, found: Result<Found, ZfsError>) -> Result<bool, WireError> {
+    match found {
+        Ok(found) => {
+            for line in list_uuids(found) {
+                conn.say(&line).await?;
+            }
+            Ok(true)
+        }
+        Err(error) => {
+            log::warn!("{}: {error}", conn.peer);
+            let status = Some(DatasetStatus::False);
+            conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
+            Ok(false)
+        }
+    }
+}
+
 fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), ZfsError>) -> Response {
     match settled {
         Ok(()) => Response::success(order.order_uuid, status, ""),
@@ -244,9 +254,7 @@ async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Ou
     let saying = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;
-            if let Err(error) = conn.say(&Alive { alive: counter.get(), refused: false }).await {
-                return Err(error);
-            }
+            conn.say(&Alive { alive: counter.get(), refused: false }).await?;
         }
     };
     future::or(async { Ok(work.await) }, saying).await

@@ -78,9 +78,6 @@ pub struct DirectorsOrder {
     /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
-    /// destroy_snapshot: whether snapshots newer than what is common may go.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub prune_unsent: bool,
 }
 
 /// The newest snapshot that a dataset has in common with another one.
@@ -93,6 +90,9 @@ pub struct CommonBase {
     pub dataset: DatasetName,
     /// The common snapshot's guid.
     pub guid: Guid,
+    /// Whether what is newer than it is still to come there, and stays until then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub awaits: bool,
 }
 
 /// What an agent says to a director.

@@ -48,7 +48,7 @@ fn objection(snapshot: &Snapshot, of: &DatasetInventory, order: &DirectorsOrder)
             (Some(_), None) if base.guid == snapshot.guid => {
                 return Some(format!("it is the newest that {} has too", base.host));
             }
-            (Some(txg), _) | (None, Some(txg)) if snapshot.createtxg > txg && !order.prune_unsent => {
+            (Some(txg), _) | (None, Some(txg)) if snapshot.createtxg > txg && base.awaits => {
                 return Some(format!("{} does not have it yet", base.host));
             }
             _ => {}

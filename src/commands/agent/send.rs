@@ -5,6 +5,8 @@
 //! the cursor; release the source. Leftovers of an attempt that broke off are the same names again, and are put
 //! right by the next one.
 
+use std::collections::BTreeSet;
+
 use super::receiver::{Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::steps::{Base, Conflict, Point, Resume, Step, Transfer, steps};
@@ -38,13 +40,19 @@ struct Course {
     streams: usize,
     rolled_back: bool,
     resumed: bool,
-    /// What was held for it on the source.
-    held: Vec<SnapName>,
+    /// What this order holds on the source.
+    held: BTreeSet<SnapName>,
 }
 
 impl Course {
     fn new() -> Self {
-        Self { status: ResponseStatus::NothingToDo, streams: 0, rolled_back: false, resumed: false, held: Vec::new() }
+        Self {
+            status: ResponseStatus::NothingToDo,
+            streams: 0,
+            rolled_back: false,
+            resumed: false,
+            held: BTreeSet::new(),
+        }
     }
 
     fn sends(&mut self, status: ResponseStatus) {
@@ -147,14 +155,15 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         job: &Job,
         mut receiver: Receiver<Z>,
-        mut ours: DatasetInventory,
+        ours: DatasetInventory,
         mut theirs: Found,
         desk: &Desk,
     ) -> Result<Success, Failure> {
         let mut course = Course::new();
-        let tag = marks::sending(&job.to);
         let ended = loop {
-            match self.stream(job, &mut receiver, &ours, &theirs, &mut course, &tag, desk).await {
+            // Planned from how both sides are after the stream before it; our own snapshots may only become more
+            // meanwhile, or fail to be held.
+            match self.stream(job, &mut receiver, &ours, &theirs, &mut course, desk).await {
                 Ok(Some((result, now))) => {
                     theirs = now;
                     if let Err(error) = result {
@@ -164,29 +173,25 @@ impl<Z: Zfs> Agent<Z> {
                 Ok(None) => break Ok(()),
                 Err(failure) => break Err(failure),
             }
-            // What is planned next is planned from how things are, not from how they were.
-            match self.zfs.list(std::slice::from_ref(&job.dataset), Depth::Only).await {
-                Ok(listed) => ours = listed.into_iter().next().map(|(_, now)| now).unwrap_or_default(),
-                Err(error) => break Err(error.into()),
-            }
         };
         self.tell_theirs(job, &theirs, desk).await;
         if let Err(failure) = ended {
-            self.break_off(job, receiver, &ours, &theirs, &course, &tag, &failure).await;
+            self.break_off(job, receiver, &ours, &theirs, course, &failure).await;
             return Err(failure);
         }
         let status = course.status;
         let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
         let settled = receiver.finish(status, common).await;
         if let Some(guid) = common {
-            self.move_cursor(job, &ours, guid).await?;
+            let moved = self.move_cursor(job, &ours, guid).await;
+            moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
         }
         let mut remarks = Vec::new();
         if course.rolled_back {
             remarks.push("the destination was rolled back first".to_owned());
         }
         match settled {
-            Ok(()) => self.let_go(job, &ours, &course, &tag).await?,
+            Ok(()) => self.release(job, &ours, course.held).await?,
             // It arrived, that was verified. The source keeps its holds until the next transfer puts things right.
             Err(failure) if failure.status == ResponseStatus::Unreachable => {
                 let lost = format!("it arrived, but the end of the conversation was lost: {}", failure.reason);
@@ -203,15 +208,13 @@ impl<Z: Zfs> Agent<Z> {
 
     /// Leaves the source as it was before a transfer that failed, unless the destination can go on with it later: then
     /// what it needs for that stays held. So it does where nobody knows what the destination has.
-    #[expect(clippy::too_many_arguments, reason = "all of it is the state of one transfer")]
     async fn break_off(
         &self,
         job: &Job,
         receiver: Receiver<Z>,
         ours: &DatasetInventory,
         theirs: &Found,
-        course: &Course,
-        tag: &str,
+        course: Course,
         failure: &Failure,
     ) {
         if failure.status == ResponseStatus::Unreachable {
@@ -219,31 +222,12 @@ impl<Z: Zfs> Agent<Z> {
         }
         receiver.leave(failure.status).await;
         let goes_on = theirs.as_ref().is_some_and(|theirs| theirs.resume_token.is_some());
-        if !goes_on && let Err(left) = self.let_go(job, ours, course, tag).await {
+        if !goes_on && let Err(left) = self.release(job, ours, course.held).await {
             log::warn!("{}: holds of the failed transfer are left: {}", job.dataset, left.reason);
         }
     }
 
-    /// Releases what this transfer, and earlier ones to the same destination, held on the source.
-    async fn let_go(
-        &self,
-        job: &Job,
-        ours: &DatasetInventory,
-        course: &Course,
-        tag: &str,
-    ) -> Result<(), Failure> {
-        let held = ours.snapshots.iter().filter(|s| s.userrefs > 0 || course.held.contains(&s.name));
-        let held: Vec<SnapName> = held.map(|s| s.name.clone()).collect();
-        if !held.is_empty() {
-            let holds = self.zfs.holds(&job.dataset, &held).await?;
-            let left: Vec<SnapName> = holds.into_iter().filter(|(_, t)| *t == tag).map(|(name, _)| name).collect();
-            self.zfs.release(tag, &job.dataset, &left).await?;
-        }
-        Ok(())
-    }
-
     /// Plans one stream from how both sides are, and has it received; `None` when nothing is left to send.
-    #[expect(clippy::too_many_arguments, reason = "all of it is the state of one transfer")]
     async fn stream(
         &self,
         job: &Job,
@@ -251,7 +235,6 @@ impl<Z: Zfs> Agent<Z> {
         ours: &DatasetInventory,
         theirs: &Found,
         course: &mut Course,
-        tag: &str,
         desk: &Desk,
     ) -> Result<Option<(Result<(), StepError>, Found)>, Failure> {
         if course.streams >= MOST_STREAMS {
@@ -307,8 +290,9 @@ impl<Z: Zfs> Agent<Z> {
             });
         }
         let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
+        // Noted first: of several, some may be held when that fails.
         course.held.extend(needed.iter().cloned());
-        self.zfs.hold(tag, &job.dataset, &needed).await?;
+        self.zfs.hold(&marks::sending(&job.to), &job.dataset, &needed).await?;
         let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, raw: ours.encrypted };
         let incoming = Incoming {
             guid: Some(to.guid),
@@ -380,6 +364,16 @@ impl<Z: Zfs> Agent<Z> {
             }
             result => Ok((result, now)),
         }
+    }
+
+    /// Releases what this order held, and what earlier ones that broke off left held.
+    async fn release(&self, job: &Job, ours: &DatasetInventory, mut held: BTreeSet<SnapName>) -> Result<(), Failure> {
+        let tag = marks::sending(&job.to);
+        let before: Vec<SnapName> = ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
+        let left = self.zfs.holds(&job.dataset, &before).await?.into_iter().filter(|(_, t)| *t == tag);
+        held.extend(left.map(|(name, _)| name));
+        let held: Vec<SnapName> = held.into_iter().collect();
+        Ok(self.zfs.release(&tag, &job.dataset, &held).await?)
     }
 
     /// Tells the director what the destination has now.

@@ -44,7 +44,6 @@ pub fn blank(action: Action) -> DirectorsOrder {
         dataset: None,
         destination_address: None,
         keep_common_with: Vec::new(),
-        prune_unsent: false,
     }
 }
 
@@ -90,30 +89,31 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 };
                 record.to_string()
             };
-            let prune_unsent = policy
-                .datasets
-                .get(*entry)
-                .and_then(|e| e.policies.iter().find(|p| p.name == *name))
-                .is_some_and(|p| p.prune_unsent);
+            let of = Target { host: host.clone(), dataset: dataset.clone() };
+            let awaiting = awaiting(policy, *entry, name, &of);
             DirectorsOrder {
                 snapshot_uuid: snapshots.iter().map(record).collect(),
                 dest_dataset: dataset.to_string(),
                 skip_if_renamed: *skip_if_renamed,
                 skip_if_cloned: *skip_if_cloned,
-                keep_common_with: bases(
-                    &Target { host: host.clone(), dataset: dataset.clone() },
-                    keep_common_with,
-                    inventory,
-                ),
-                prune_unsent,
+                keep_common_with: bases(&of, keep_common_with, &awaiting, inventory),
                 ..blank(Action::DestroySnapshot)
             }
         }
     }
 }
 
+/// Where everything of a policy is to come before it may go.
+fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Target) -> Vec<Target> {
+    let Some(entry) = policy.datasets.get(entry).filter(|e| e.hostname == of.host) else { return Vec::new() };
+    let Some(below) = of.dataset.below(&entry.dataset) else { return Vec::new() };
+    let policies = entry.policies.iter().filter(|p| p.name == name && !p.prune_unsent);
+    let place = |t: &Target| Some(Target { host: t.host.clone(), dataset: t.dataset.join(below).ok()? });
+    policies.flat_map(|p| &p.sync_on).filter_map(place).collect()
+}
+
 /// What a dataset has in common with each of its peers.
-fn bases(of: &Target, peers: &[Target], inventory: &Inventory) -> Vec<CommonBase> {
+fn bases(of: &Target, peers: &[Target], awaiting: &[Target], inventory: &Inventory) -> Vec<CommonBase> {
     let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
     let base = |peer: &Target| {
         let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
@@ -122,7 +122,12 @@ fn bases(of: &Target, peers: &[Target], inventory: &Inventory) -> Vec<CommonBase
             |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
         let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
         let guid = newest(ours, theirs).or_else(|| newest(theirs, ours))?;
-        Some(CommonBase { host: peer.host.clone(), dataset: peer.dataset.clone(), guid })
+        Some(CommonBase {
+            host: peer.host.clone(),
+            dataset: peer.dataset.clone(),
+            guid,
+            awaits: awaiting.contains(peer),
+        })
     };
     peers.iter().filter_map(base).collect()
 }

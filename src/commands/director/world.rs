@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::catalog::{CatalogError, CatalogWrite, Outcome};
+use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Outcome};
 use crate::clock;
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Marks};
 use crate::runtime;
@@ -45,7 +45,7 @@ impl<C: CatalogWrite + 'static> World<C> {
 
     /// Reads the catalog. What it remembers of a host that was not listed in this pass counts as not seen.
     pub async fn reload(&self, seen: BTreeSet<HostName>) -> Result<(), CatalogError> {
-        let mut remembered = self.with_catalog(|catalog| catalog.inventory()).await?;
+        let mut remembered = self.with_catalog(CatalogRead::inventory).await?;
         for (_, known) in remembered.hosts.iter_mut().filter(|(host, _)| !seen.contains(*host)) {
             known.observed = None;
         }

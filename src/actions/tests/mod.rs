@@ -1,0 +1,214 @@
+//! What users rely on, in a notation of one line per dataset.
+//!
+//! A world is written like this, snapshots oldest first:
+//!
+//! ```text
+//! alpha:tank/foo  B@11-23T09:00 B@11-23T10:00! #B@11-22T10:00 -B@11-23T11:00
+//! beta:tank/copy  B@11-23T09:00>renamed
+//! gamma
+//! delta?
+//! ```
+//!
+//! `B@11-23T09:00` is the snapshot `B_2026-11-23_09:00:00`, taken then. The same word is the same snapshot (guid)
+//! wherever it stands; `B@...=2` is another one of that name. `!` is held, `^` has clones, `~` is marked deleted,
+//! `>name` has another name, `+2h` was created two hours after the time in its name. `#` is a bookmark, `-` a
+//! NotWritten mark. A host without a dataset has been listed and is empty; `?` has not been listed.
+
+mod bad_input;
+mod neighbours;
+mod properties;
+mod protections;
+mod sends;
+mod simulation;
+mod takes;
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use super::*;
+use crate::model::*;
+use crate::policy::*;
+
+pub(super) fn utc(text: &str) -> DateTime<Utc> {
+    let text = if text.len() == 11 { format!("2026-{text}:00Z") } else { text.to_owned() };
+    DateTime::parse_from_rfc3339(&text).unwrap_or_else(|e| panic!("{text}: {e}")).with_timezone(&Utc)
+}
+
+fn snapshot(word: &str, createtxg: u64) -> Snapshot {
+    let mut rest = word;
+    let mut flag = |c: char| rest.strip_suffix(c).map(|r| rest = r).is_some();
+    let (userrefs, has_clones, deleted) = (flag('!').into(), flag('^'), flag('~'));
+    let (rest, renamed) = rest.split_once('>').map_or((rest, None), |(r, n)| (r, Some(n)));
+    let (identity, late) = rest.split_once('+').map_or((rest, "0h"), |(r, l)| (r, l));
+    let late = humantime::parse_duration(late).unwrap_or_else(|e| panic!("{word}: {e}"));
+    let (shown, _) = identity.split_once('=').unwrap_or((identity, ""));
+    let (name, creation) = match shown.split_once('@') {
+        Some((prefix, time)) => (prefix.parse::<Prefix>().unwrap().stamp(utc(time)), utc(time)),
+        None => (shown.parse().unwrap_or_else(|e| panic!("{word}: {e}")), utc("01-01T00:00")),
+    };
+    let mut hasher = DefaultHasher::new();
+    identity.hash(&mut hasher);
+    Snapshot {
+        name: renamed.map_or(name, |n| n.parse().unwrap()),
+        guid: Guid(hasher.finish()),
+        createtxg,
+        creation: creation + TimeDelta::from_std(late).unwrap(),
+        userrefs,
+        has_clones,
+        used: 1000,
+        marks: Marks { deleted, ..Marks::default() },
+    }
+}
+
+pub(super) fn world(text: &str) -> Inventory {
+    let mut inventory = Inventory::default();
+    for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
+        let (place, words) = line.split_once(' ').unwrap_or((line, ""));
+        let (host, dataset) = place.split_once(':').map_or((place, None), |(h, d)| (h, Some(d)));
+        let (host, listed) = host.strip_suffix('?').map_or((host, true), |h| (h, false));
+        let known = inventory.hosts.entry(host.parse().unwrap()).or_default();
+        known.observed = listed.then(|| utc("11-23T00:00"));
+        let Some(dataset) = dataset else { continue };
+        let found = known.datasets.entry(dataset.parse().unwrap()).or_default();
+        for (word, createtxg) in words.split_whitespace().zip(1..) {
+            if let Some(word) = word.strip_prefix('#') {
+                let Snapshot { name, guid, creation, .. } = snapshot(word, createtxg);
+                found.bookmarks.push(Bookmark { name, guid, createtxg, creation });
+            } else if let Some(word) = word.strip_prefix('-') {
+                let Snapshot { name, creation, .. } = snapshot(word, createtxg);
+                found.not_written.push(NotWritten { name, at: creation });
+            } else {
+                found.snapshots.push(snapshot(word, createtxg));
+            }
+        }
+    }
+    inventory
+}
+
+/// `alpha:tank/foo` as a place.
+pub(super) fn place(text: &str) -> Target {
+    let (host, dataset) = text.split_once(':').unwrap();
+    Target { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
+}
+
+pub(super) fn rules(rules: &[&str]) -> Option<Retention> {
+    Some(Retention::parse(rules).unwrap_or_else(|e| panic!("{e:?}")))
+}
+
+/// An entry with one policy with the prefix `B`: hourly, asap, `1 in last day` on both sides.
+pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
+    let Target { host: hostname, dataset } = place(source);
+    DatasetPolicy {
+        hostname,
+        dataset,
+        recursive: false,
+        policies: vec![SnapshotPolicy {
+            name: "backup".to_owned(),
+            prefix: "B".parse().unwrap(),
+            creation: Some("0 * * * *".parse().unwrap()),
+            catch_up: DEFAULT_CATCH_UP,
+            sync_on: targets.iter().map(|t| place(t)).collect(),
+            sync_policy: SyncPolicy::Asap,
+            retention: rules(&["1 in last day"]),
+            sync_retention: rules(&["1 in last day"]),
+            prune_unsent: false,
+        }],
+        rollback_if_needed: false,
+        skip_if_renamed: true,
+        skip_if_not_written: true,
+        skip_if_cloned: true,
+    }
+}
+
+/// An entry, changed.
+pub(super) fn with(mut entry: DatasetPolicy, change: impl FnOnce(&mut DatasetPolicy)) -> DatasetPolicy {
+    change(&mut entry);
+    entry
+}
+
+pub(super) fn recursive(entry: DatasetPolicy) -> DatasetPolicy {
+    with(entry, |e| e.recursive = true)
+}
+
+/// An entry whose one policy is changed.
+pub(super) fn but(entry: DatasetPolicy, change: impl FnOnce(&mut SnapshotPolicy)) -> DatasetPolicy {
+    with(entry, |e| change(&mut e.policies[0]))
+}
+
+pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Policy {
+    Policy {
+        datacenter: None,
+        timezone: chrono_tz::Tz::UTC,
+        catalog: CatalogConfig::Embedded { path: "catalog".into() },
+        hosts: Default::default(),
+        consul_resync: None,
+        datasets: datasets.into_iter().collect(),
+    }
+}
+
+fn short(name: &SnapName) -> String {
+    let text = name.as_str();
+    // B_2026-11-23_09:00:00 as B@11-23T09:00.
+    match text.split_once("_2026-").and_then(|(prefix, time)| Some((prefix, time.strip_suffix(":00")?))) {
+        Some((prefix, time)) if time.len() == 11 => format!("{prefix}@{}", time.replace('_', "T")),
+        _ => text.to_owned(),
+    }
+}
+
+/// The orders of a plan, one line each.
+pub(super) fn shown(orders: &[Order]) -> Vec<String> {
+    let show = |order: &Order| match order {
+        Order::Take { host, name, datasets, .. } => {
+            let datasets: Vec<&str> = datasets.iter().map(DatasetName::as_str).collect();
+            format!("take {} on {host}: {}", short(name), datasets.join(" "))
+        }
+        Order::Send { host, dataset, snapshot, to, .. } => {
+            format!("send {host}:{dataset} to {}:{}: {}", to.host, to.dataset, short(snapshot))
+        }
+        Order::Destroy { host, dataset, snapshots, .. } => {
+            let names: Vec<String> = snapshots.iter().map(|(_, name)| short(name)).collect();
+            format!("destroy {host}:{dataset}: {}", names.join(" "))
+        }
+    };
+    orders.iter().map(show).collect()
+}
+
+/// What is to be done.
+pub(super) fn orders(policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
+    shown(&decide(policy, &world(world_text), utc(now)).orders(policy))
+}
+
+/// Only the orders that begin so.
+pub(super) fn only(what: &str, policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
+    orders(policy, world_text, now).into_iter().filter(|o| o.starts_with(what)).collect()
+}
+
+/// Why snapshots of a place stay or go, one line each: `B@11-23T09:00 stays: it is held`.
+pub(super) fn why(policy: &Policy, world_text: &str, now: &str, at: &str) -> Vec<String> {
+    let inventory = world(world_text);
+    let at = place(at);
+    let plan = decide(policy, &inventory, utc(now));
+    let here = plan.prunes.iter().filter(|p| p.subject.host == at.host && p.subject.dataset == at.dataset);
+    let dataset = inventory.dataset(&at.host, &at.dataset).unwrap();
+    here.flat_map(|p| p.explain(dataset))
+        .map(|e| {
+            let reasons: Vec<String> = e.reasons.iter().map(ToString::to_string).collect();
+            format!("{} {}: {}", short(&e.name), if e.keep { "stays" } else { "goes" }, reasons.join("; "))
+        })
+        .collect()
+}
+
+pub(super) fn notices(policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
+    decide(policy, &world(world_text), utc(now)).notices.iter().map(ToString::to_string).collect()
+}
+
+/// The reasons of all takes.
+pub(super) fn take_reasons(policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
+    decide(policy, &world(world_text), utc(now)).takes.iter().map(|t| t.reason.to_string()).collect()
+}
+
+/// The reasons of all sends.
+pub(super) fn send_reasons(policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
+    decide(policy, &world(world_text), utc(now)).sends.iter().map(|t| t.reason.to_string()).collect()
+}

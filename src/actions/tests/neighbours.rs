@@ -1,0 +1,226 @@
+//! Datasets that several entries, policies or directions meet in.
+
+use super::*;
+
+const NOW: &str = "11-23T12:00";
+
+#[test]
+fn the_nearer_entry_decides() {
+    let nested = policy([
+        recursive(entry("alpha:tank", &[])),
+        but(entry("alpha:tank/db", &[]), |p| p.creation = Some("@daily".parse().unwrap())),
+    ]);
+    let world = "
+        alpha:tank
+        alpha:tank/db      B@11-23T00:00
+        alpha:tank/db/log
+        alpha:tank/home
+    ";
+    assert_eq!(
+        only("take", &nested, world, NOW),
+        ["take B@11-23T12:00 on alpha: tank tank/db/log tank/home"],
+        "what is below an entry that is not recursive stays with the outer one"
+    );
+    let deep = policy([nested.datasets[0].clone(), recursive(nested.datasets[1].clone())]);
+    assert_eq!(
+        only("take", &deep, world, "11-23T03:00"),
+        ["take B@11-23T03:00 on alpha: tank tank/home", "take B@11-23T00:00 on alpha: tank/db/log"]
+    );
+    // Another prefix is another matter.
+    let other =
+        policy([nested.datasets[0].clone(), but(entry("alpha:tank/db", &[]), |p| p.prefix = "C".parse().unwrap())]);
+    assert_eq!(
+        only("take", &other, world, NOW),
+        ["take B@11-23T12:00 on alpha: tank tank/db tank/db/log tank/home", "take C@11-23T12:00 on alpha: tank/db"]
+    );
+}
+
+#[test]
+fn two_policies_of_a_dataset_do_not_see_each_other() {
+    let two = policy([with(entry("alpha:tank/foo", &[]), |e| {
+        let mut other = e.policies[0].clone();
+        (other.name, other.prefix) = ("sync".to_owned(), "B_B".parse().unwrap());
+        other.creation = Some("*/5 * * * *".parse().unwrap());
+        e.policies.push(other);
+    })]);
+    let world = "alpha:tank/foo B_B@11-20T10:00 B@11-20T10:00 B@11-23T11:00 B_B@11-23T12:00";
+    assert_eq!(
+        orders(&two, world, NOW),
+        [
+            "take B@11-23T12:00 on alpha: tank/foo",
+            "destroy alpha:tank/foo: B@11-20T10:00",
+            "destroy alpha:tank/foo: B_B@11-20T10:00",
+        ]
+    );
+}
+
+/// alpha -> beta -> gamma, where beta takes nothing of its own.
+fn chain() -> Policy {
+    policy([
+        but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.sync_retention = rules(&["1/day in last week"])),
+        but(entry("beta:tank/copy", &["gamma:tank/far"]), |p| p.creation = None),
+    ])
+}
+
+#[test]
+fn a_chain_keeps_what_either_side_needs() {
+    let world = "
+        alpha:tank/foo  B@11-23T12:00
+        beta:tank/copy  B@11-19T09:00 B@11-19T10:00 B@11-20T10:00 B@11-20T11:00 B@11-23T11:00 B@11-23T12:00
+        gamma:tank/far  B@11-19T09:00 B@11-19T10:00 B@11-20T10:00
+    ";
+    assert_eq!(only("send", &chain(), world, NOW), ["send beta:tank/copy to gamma:tank/far: B@11-23T12:00"]);
+    assert_eq!(
+        why(&chain(), world, NOW, "beta:tank/copy"),
+        [
+            "B@11-19T09:00 goes: no rule keeps it",
+            "B@11-19T10:00 stays: kept by \"1/day in last week\"",
+            "B@11-20T10:00 stays: it is the newest snapshot common with gamma:tank/far",
+            "B@11-20T11:00 stays: kept by \"1/day in last week\"; it is not yet on gamma:tank/far",
+            "B@11-23T11:00 stays: it is not yet on gamma:tank/far",
+            "B@11-23T12:00 stays: kept by \"1 in last day\"; kept by \"1/day in last week\"; \
+             it is the newest snapshot common with alpha:tank/foo; it is not yet on gamma:tank/far; \
+             it is the newest of its policy",
+        ],
+        "the rules of both entries, and the bases with both neighbours"
+    );
+    let verdicts = decide(&chain(), &super::world(world), utc(NOW)).prunes;
+    assert_eq!(verdicts.len(), 3, "each place is decided about once");
+}
+
+#[test]
+fn a_policy_without_rules_keeps_everything_wherever_it_has_a_say() {
+    let mut keeps = chain();
+    keeps.datasets[1].policies[0].retention = None;
+    let world = "
+        alpha:tank/foo  B@11-23T12:00
+        beta:tank/copy  B@11-01T09:00 B@11-23T12:00
+        gamma:tank/far  B@11-23T12:00
+    ";
+    assert!(only("destroy beta", &keeps, world, NOW).is_empty());
+    assert_eq!(only("destroy beta", &chain(), world, NOW), ["destroy beta:tank/copy: B@11-01T09:00"]);
+}
+
+#[test]
+fn a_dataset_that_receives_takes_nothing_of_its_own() {
+    let mut takes = chain();
+    takes.datasets[1].policies[0].creation = Some("@hourly".parse().unwrap());
+    let world = "alpha:tank/foo B@11-23T11:00\nbeta:tank/copy B@11-23T11:00\ngamma";
+    assert_eq!(only("take", &takes, world, NOW), ["take B@11-23T12:00 on alpha: tank/foo"]);
+    assert_eq!(
+        notices(&takes, world, NOW),
+        ["beta:tank/copy receives from alpha:tank/foo, so its own schedule is not followed: \
+          a snapshot of its own would make the two diverge"]
+    );
+    // Also where a whole pool is named, copies and all; they are still sent on and pruned.
+    let pool = policy([takes.datasets[0].clone(), recursive(entry("beta:tank", &["gamma:vault"]))]);
+    assert_eq!(
+        orders(&pool, &format!("{world}\nbeta:tank\nbeta:tank/own"), NOW),
+        [
+            "take B@11-23T12:00 on alpha: tank/foo",
+            "take B@11-23T12:00 on beta: tank tank/own",
+            "send beta:tank/copy to gamma:vault/copy: B@11-23T11:00",
+        ]
+    );
+    assert!(notices(&pool, &format!("{world}\nbeta:tank\nbeta:tank/own"), NOW).is_empty());
+}
+
+/// alpha -> beta -> alpha.
+fn ring() -> Policy {
+    policy([entry("alpha:tank/x", &["beta:tank/x"]), entry("beta:tank/x", &["alpha:tank/x"])])
+}
+
+#[test]
+fn in_a_loop_the_first_entry_leads() {
+    let world = "
+        alpha:tank/x  B@11-20T10:00 B@11-23T11:00
+        beta:tank/x   B@11-20T10:00
+    ";
+    assert_eq!(
+        orders(&ring(), world, NOW),
+        ["take B@11-23T12:00 on alpha: tank/x", "send alpha:tank/x to beta:tank/x: B@11-23T11:00"],
+        "beta has nothing that alpha lacks, and the base stays on both"
+    );
+    let settled = world.replace("beta:tank/x   B@11-20T10:00", "beta:tank/x   B@11-20T10:00 B@11-23T11:00");
+    assert_eq!(
+        orders(&ring(), &settled, "11-23T11:30"),
+        ["destroy alpha:tank/x: B@11-20T10:00", "destroy beta:tank/x: B@11-20T10:00"]
+    );
+    // Beta was in use for a while: its snapshots come back.
+    let back = "alpha:tank/x B@11-23T11:00\nbeta:tank/x B@11-23T11:00 B@11-23T11:10";
+    assert_eq!(orders(&ring(), back, "11-23T11:30"), ["send beta:tank/x to alpha:tank/x: B@11-23T11:10"]);
+    // The same over three hosts.
+    let three = policy([
+        entry("alpha:t/x", &["beta:t/x"]),
+        entry("beta:t/x", &["gamma:t/x"]),
+        entry("gamma:t/x", &["alpha:t/x"]),
+    ]);
+    let world = "alpha:t/x\nbeta:t/x\ngamma:t/x";
+    assert_eq!(orders(&three, world, NOW), ["take B@11-23T12:00 on alpha: t/x"]);
+}
+
+#[test]
+fn a_destination_below_the_source_is_not_sent_into_itself() {
+    let inside = policy([recursive(entry("alpha:tank", &["alpha:tank/copies"]))]);
+    let world = "
+        alpha:tank             B@11-23T12:00
+        alpha:tank/a           B@11-23T12:00
+        alpha:tank/copies      B@11-23T12:00
+        alpha:tank/copies/old  B@11-20T12:00
+    ";
+    assert_eq!(orders(&inside, world, NOW), ["send alpha:tank/a to alpha:tank/copies/a: B@11-23T12:00"]);
+    let itself = policy([entry("alpha:tank/a", &["alpha:tank/a"])]);
+    assert_eq!(send_reasons(&itself, world, NOW), ["source and destination are the same dataset"]);
+}
+
+#[test]
+fn a_destination_has_one_source() {
+    let two = policy([entry("alpha:tank/a", &["gamma:tank/copy"]), entry("beta:tank/b", &["gamma:tank/copy"])]);
+    let world = "
+        alpha:tank/a     B@11-23T12:00
+        beta:tank/b      B@11-23T12:00
+        gamma:tank/copy  B@11-20T12:00
+    ";
+    assert_eq!(only("send", &two, world, NOW), ["send alpha:tank/a to gamma:tank/copy: B@11-23T12:00"]);
+    assert_eq!(send_reasons(&two, world, NOW)[1], "the destination already receives from alpha:tank/a");
+    assert!(
+        notices(&two, world, NOW).contains(
+            &"beta:tank/b is not sent to gamma:tank/copy, which already receives from alpha:tank/a".to_owned()
+        )
+    );
+    // A nearer target takes its place in a wider one, unless the wider source has that very child.
+    let nested =
+        policy([recursive(entry("alpha:tank/a", &["gamma:tank/copy"])), entry("beta:tank/b", &["gamma:tank/copy/b"])]);
+    assert_eq!(only("send beta", &nested, world, NOW), ["send beta:tank/b to gamma:tank/copy/b: B@11-23T12:00"]);
+    let taken = format!("{world}\nalpha:tank/a/b B@11-23T12:00");
+    assert!(only("send beta", &nested, &taken, NOW).is_empty());
+}
+
+#[test]
+fn the_plans_of_all_entries_are_the_plan_of_the_whole() {
+    let policies = [
+        chain(),
+        ring(),
+        policy([recursive(entry("alpha:tank", &["beta:tank"])), entry("beta:tank/copy", &["gamma:far"])]),
+    ];
+    let world_text = "
+        alpha:tank      B@11-20T10:00 B@11-23T11:00
+        alpha:tank/foo  B@11-20T10:00 B@11-23T11:00
+        alpha:tank/x    B@11-20T10:00 B@11-23T11:00
+        beta:tank/copy  B@11-20T10:00
+        beta:tank/x     B@11-20T10:00 B@11-23T11:00
+        beta:tank/foo   B@11-20T10:00 B@11-23T11:00
+    ";
+    for policy in policies {
+        let inventory = world(world_text);
+        let whole = decide(&policy, &inventory, utc(NOW));
+        let parts: Vec<Plan> =
+            (0..policy.datasets.len() + 1).map(|i| decide_entry(&policy, i, &inventory, utc(NOW))).collect();
+        assert_eq!(whole.takes, parts.iter().flat_map(|p| p.takes.clone()).collect::<Vec<_>>());
+        assert_eq!(whole.sends, parts.iter().flat_map(|p| p.sends.clone()).collect::<Vec<_>>());
+        assert_eq!(whole.prunes, parts.iter().flat_map(|p| p.prunes.clone()).collect::<Vec<_>>());
+        let orders: Vec<Order> = parts.iter().flat_map(|p| p.orders(&policy)).collect();
+        assert_eq!(whole.orders(&policy).len(), orders.len());
+        assert!(!orders.is_empty());
+    }
+}

@@ -1,0 +1,287 @@
+use super::*;
+
+const NOW: &str = "11-23T12:00";
+
+fn one() -> Policy {
+    policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
+}
+
+#[test]
+fn every_snapshot_has_all_its_reasons() {
+    let both = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+        p.creation = None;
+        p.retention = rules(&["2 in last day", "1/day in last week"]);
+    })]);
+    let world = "
+        alpha:tank/foo  B@11-10T10:00 B@11-21T10:00 B@11-21T11:00 B@11-22T10:00! other B@11-23T10:00 B@11-23T11:00
+        beta:tank/copy  B@11-21T10:00 B@11-21T11:00 B@11-22T10:00
+    ";
+    assert_eq!(
+        why(&both, world, NOW, "alpha:tank/foo"),
+        [
+            "B@11-10T10:00 goes: no rule keeps it",
+            "B@11-21T10:00 goes: no rule keeps it",
+            "B@11-21T11:00 stays: kept by \"1/day in last week\"",
+            "B@11-22T10:00 stays: kept by \"1/day in last week\"; \
+             it is the newest snapshot common with beta:tank/copy; it is held",
+            "B@11-23T10:00 stays: kept by \"2 in last day\"; it is not yet on beta:tank/copy",
+            "B@11-23T11:00 stays: kept by \"2 in last day\"; kept by \"1/day in last week\"; \
+             it is not yet on beta:tank/copy; it is the newest of its policy",
+        ]
+    );
+    let plan = decide(&both, &super::world(world), utc(NOW));
+    assert_eq!((plan.prunes[0].kept, plan.prunes[0].destroy.len(), plan.prunes[0].others), (4, 2, 1));
+    let orders = plan.orders(&both);
+    let Some(Order::Destroy { keep_common_with, reason, bytes, skip_if_renamed, skip_if_cloned, side, .. }) =
+        orders.iter().find(|o| matches!(o, Order::Destroy { .. }))
+    else {
+        panic!("{orders:?}")
+    };
+    assert_eq!(keep_common_with, &[place("beta:tank/copy")]);
+    assert_eq!(reason, "no rule keeps them (2 in last day; 1/day in last week)");
+    assert_eq!((*bytes, *skip_if_renamed, *skip_if_cloned, *side), (2000, true, true, Side::Source));
+}
+
+/// A snapshot that no rule keeps and that has been sent goes; each protection alone keeps it.
+#[test]
+fn each_protection_keeps_a_snapshot_by_itself() {
+    let sent = "B@11-20T10:00 B@11-23T10:00 B@11-23T11:00";
+    let beta = format!("beta:tank/copy {sent}");
+    let goes = |world: &str, policy: &Policy| {
+        let all = why(policy, world, NOW, "alpha:tank/foo");
+        all[0].split_once(' ').map(|(_, why)| why.to_owned()).unwrap()
+    };
+    assert_eq!(goes(&format!("alpha:tank/foo {sent}\n{beta}"), &one()), "goes: no rule keeps it");
+
+    let mut seen = vec![];
+    let unlisted_other = policy([with(one().datasets[0].clone(), |e| {
+        let mut other = e.policies[0].clone();
+        other.prefix = "SYNC".parse().unwrap();
+        other.sync_on = vec![place("gamma:tank/live")];
+        e.policies.push(other);
+    })]);
+    let keep_all = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.retention = None)]);
+    let follower = policy([one().datasets[0].clone(), entry("delta:tank/origin", &["alpha:tank/foo"])]);
+    let cases: [(Protection, &str, String, &Policy, &str); 8] = [
+        (
+            Protection::Newest,
+            "B@11-20T10:00",
+            "beta:tank/copy B@11-20T10:00 x".into(),
+            &one(),
+            "it is the newest of its policy",
+        ),
+        (Protection::Held, "B@11-20T10:00! B@11-23T11:00", beta.clone(), &one(), "it is held"),
+        (Protection::Cloned, "B@11-20T10:00^ B@11-23T11:00", beta.clone(), &one(), "it has clones"),
+        (
+            Protection::Renamed,
+            "B@11-20T10:00 B@11-23T11:00",
+            "beta:tank/copy B@11-20T10:00>z B@11-23T11:00".into(),
+            &one(),
+            "it has another name on the other side",
+        ),
+        (Protection::NoRules, sent, beta.clone(), &keep_all, "a policy without retention rules keeps everything here"),
+        (
+            Protection::DestinationUnknown,
+            sent,
+            beta.clone(),
+            &unlisted_other,
+            "a destination has not been listed, and may still need it",
+        ),
+        (
+            Protection::SourceUnknown,
+            sent,
+            beta.clone(),
+            &follower,
+            "the source has not been listed, and may still need it",
+        ),
+        (
+            Protection::NothingInCommon,
+            sent,
+            format!("{beta}\ndelta:tank/origin B@11-01T00:00"),
+            &follower,
+            "nothing here is common with the source",
+        ),
+    ];
+    for (protection, snapshots, others, policy, words) in cases {
+        let world = format!("alpha:tank/foo {snapshots}\n{others}");
+        let found = goes(&world, policy);
+        assert!(found.starts_with("stays: ") && found.contains(words), "{protection:?}: {found}");
+        assert!(only("destroy alpha", policy, &world, NOW).iter().all(|o| !o.contains("11-20")), "{protection:?}");
+        seen.push(protection);
+    }
+    assert_eq!(seen, Protection::ALL, "every protection has its case");
+}
+
+#[test]
+fn base_and_unsent_are_kept_for_every_destination() {
+    let two = |prune_unsent| {
+        policy([but(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:tank/copy"]), |p| {
+            p.creation = None;
+            p.prune_unsent = prune_unsent;
+        })])
+    };
+    let world = "
+        alpha:tank/foo   B@11-20T10:00 B@11-20T11:00 B@11-20T12:00 B@11-20T13:00 B@11-23T11:00
+        beta:tank/copy   B@11-20T10:00 B@11-20T11:00
+        gamma:tank/copy  B@11-20T10:00 B@11-20T11:00 B@11-20T12:00 B@11-20T13:00 B@11-23T11:00
+    ";
+    assert_eq!(
+        why(&two(false), world, NOW, "alpha:tank/foo"),
+        [
+            "B@11-20T10:00 goes: no rule keeps it",
+            "B@11-20T11:00 stays: it is the newest snapshot common with beta:tank/copy",
+            "B@11-20T12:00 stays: it is not yet on beta:tank/copy",
+            "B@11-20T13:00 stays: it is not yet on beta:tank/copy",
+            "B@11-23T11:00 stays: kept by \"1 in last day\"; it is the newest snapshot common with gamma:tank/copy; \
+             it is not yet on beta:tank/copy; it is the newest of its policy",
+        ]
+    );
+    // With prune_unsent only the bases stay.
+    assert_eq!(
+        only("destroy alpha", &two(true), world, NOW),
+        ["destroy alpha:tank/foo: B@11-20T10:00 B@11-20T12:00 B@11-20T13:00"]
+    );
+    // Not even that allows anything while a destination is unknown.
+    let unknown = world.replace("gamma:", "gamma?:");
+    assert!(only("destroy alpha", &two(true), &unknown, NOW).is_empty());
+    // A listed destination without the dataset lacks everything.
+    let absent = "alpha:tank/foo B@11-20T10:00 B@11-23T11:00\nbeta\ngamma";
+    assert!(only("destroy", &two(false), absent, NOW).is_empty());
+    assert_eq!(only("destroy", &two(true), absent, NOW), ["destroy alpha:tank/foo: B@11-20T10:00"]);
+}
+
+#[test]
+fn what_a_destination_has_pruned_itself_is_not_unsent() {
+    let world = "
+        alpha:tank/foo  B@11-20T10:00 B@11-20T11:00 B@11-23T11:00
+        beta:tank/copy  B@11-23T11:00
+    ";
+    assert_eq!(only("destroy", &one(), world, NOW), ["destroy alpha:tank/foo: B@11-20T10:00 B@11-20T11:00"]);
+    // A bookmark tells as well how far the destination has come.
+    let world = "
+        alpha:tank/foo  B@11-20T10:00 #B@11-20T11:00 B@11-20T12:00 B@11-23T11:00
+        beta:tank/copy  B@11-20T11:00
+    ";
+    assert_eq!(only("destroy", &one(), world, NOW), ["destroy alpha:tank/foo: B@11-20T10:00"]);
+}
+
+#[test]
+fn a_base_of_another_prefix_is_a_base() {
+    // Somebody else's snapshot is the newest in common with the target of another policy of the dataset.
+    let two = policy([with(one().datasets[0].clone(), |e| {
+        let mut other = e.policies[0].clone();
+        other.prefix = "SYNC".parse().unwrap();
+        other.sync_on = vec![place("gamma:tank/live")];
+        e.policies.push(other);
+    })]);
+    let world = "
+        alpha:tank/foo   B@11-20T10:00 B@11-20T11:00 SYNC@11-23T10:00 B@11-23T11:00
+        beta:tank/copy   B@11-20T10:00 B@11-20T11:00 SYNC@11-23T10:00 B@11-23T11:00
+        gamma:tank/live  B@11-20T10:00 B@11-20T11:00
+    ";
+    let reasons = why(&two, world, NOW, "alpha:tank/foo");
+    assert_eq!(reasons[0], "B@11-20T10:00 goes: no rule keeps it");
+    assert_eq!(reasons[1], "B@11-20T11:00 stays: it is the newest snapshot common with gamma:tank/live");
+}
+
+#[test]
+fn only_what_the_policy_says_is_left_alone() {
+    let bold = policy([with(one().datasets[0].clone(), |e| {
+        e.skip_if_cloned = false;
+        e.skip_if_renamed = false;
+    })]);
+    let world = "
+        alpha:tank/foo  B@11-20T09:00^ B@11-20T10:00 B@11-20T11:00! B@11-23T11:00
+        beta:tank/copy  B@11-20T10:00>z B@11-20T11:00 B@11-23T11:00
+    ";
+    assert_eq!(only("destroy alpha", &bold, world, NOW), ["destroy alpha:tank/foo: B@11-20T09:00 B@11-20T10:00"]);
+}
+
+#[test]
+fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
+    let all = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+        p.creation = None;
+        p.retention = rules(&["1 in last hour"]);
+        p.sync_retention = rules(&["1/day in last week"]);
+    })]);
+    let world = "
+        alpha:tank/foo  B@11-23T11:30
+        beta:tank/copy  B@11-10T10:00 own B@11-21T10:00 B@11-21T11:00 C@11-21T11:00 B@11-22T10:00! B@11-22T11:00 B@11-23T11:30
+    ";
+    assert_eq!(
+        why(&all, world, NOW, "beta:tank/copy"),
+        [
+            "B@11-10T10:00 goes: no rule keeps it",
+            "B@11-21T10:00 goes: no rule keeps it",
+            "B@11-21T11:00 stays: kept by \"1/day in last week\"",
+            "B@11-22T10:00 stays: it is held",
+            "B@11-22T11:00 stays: kept by \"1/day in last week\"",
+            "B@11-23T11:30 stays: kept by \"1/day in last week\"; it is the newest snapshot common with alpha:tank/foo; \
+             it is the newest of its policy",
+        ]
+    );
+    let plan = decide(&all, &super::world(world), utc(NOW));
+    assert_eq!((plan.prunes[1].side, plan.prunes[1].others), (Side::Destination, 2));
+}
+
+#[test]
+fn what_came_along_to_a_destination_stays_as_long_as_on_the_source() {
+    let two = policy([with(but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None), |e| {
+        let mut local = e.policies[0].clone();
+        (local.name, local.prefix, local.sync_on) = ("local".to_owned(), "L".parse().unwrap(), Vec::new());
+        local.retention = rules(&["2 in last day"]);
+        e.policies.push(local);
+    })]);
+    let world = "
+        alpha:tank/foo  L@11-23T09:00 L@11-23T10:00 L@11-23T11:00 B@11-23T11:30
+        beta:tank/copy  L@11-20T09:00 L@11-23T09:00 L@11-23T10:00 L@11-23T11:00 by-hand B@11-23T11:30
+    ";
+    assert_eq!(
+        only("destroy", &two, world, NOW),
+        ["destroy beta:tank/copy: L@11-20T09:00 L@11-23T09:00", "destroy alpha:tank/foo: L@11-23T09:00"]
+    );
+}
+
+#[test]
+fn a_destination_is_left_alone_while_its_source_is_unknown() {
+    let beta = "beta:tank/copy B@11-10T10:00 B@11-23T11:00";
+    assert_eq!(only("destroy beta", &one(), &format!("{beta}\nalpha:tank/foo B@11-23T11:00"), NOW).len(), 1);
+    assert!(only("destroy", &one(), beta, NOW).is_empty(), "never heard of");
+    assert!(
+        only("destroy", &one(), &format!("{beta}\nalpha?:tank/foo B@11-23T11:00"), NOW).is_empty(),
+        "heard of in parts"
+    );
+    assert!(only("destroy", &one(), &format!("{beta}\nalpha"), NOW).is_empty(), "the source is gone");
+    assert_eq!(notices(&one(), &format!("{beta}\nalpha"), NOW), ["alpha:tank/foo does not exist"]);
+    let replaced = format!("{beta}\nalpha:tank/foo B@11-23T12:00");
+    assert!(only("destroy beta", &one(), &replaced, NOW).is_empty(), "the source is another one");
+    assert_eq!(
+        notices(&one(), &replaced, NOW),
+        ["beta:tank/copy has no snapshot in common with alpha:tank/foo: nothing is destroyed there"]
+    );
+    // The other way round: the base on the destination is known through a bookmark of the source.
+    let marked = format!("{beta} B@11-23T11:30\nalpha:tank/foo #B@11-23T11:00 B@11-23T12:00");
+    assert_eq!(
+        why(&one(), &marked, NOW, "beta:tank/copy")[1],
+        "B@11-23T11:00 stays: it is the newest snapshot common with alpha:tank/foo"
+    );
+}
+
+#[test]
+fn the_question_can_be_asked_of_one_dataset() {
+    let inventory = world("alpha:tank/foo B@11-20T10:00 B@11-21T10:00 B@11-23T11:00\nbeta:tank/copy B@11-21T10:00");
+    let at = |text: &str| inventory.dataset(&place(text).host, &place(text).dataset).unwrap();
+    let policy = one();
+    let terms = DeleteTerms {
+        prefix: &policy.datasets[0].policies[0].prefix,
+        rules: policy.datasets[0].policies[0].retention.iter().flat_map(Retention::rules).collect(),
+        keep_all: false,
+        prune_unsent: false,
+        skip_if_renamed: true,
+        skip_if_cloned: true,
+    };
+    let peer =
+        Peer { place: place("beta:tank/copy"), role: Role::Destination, known: Known::There(at("beta:tank/copy")) };
+    let verdicts = delete(at("alpha:tank/foo"), &terms, &[peer], chrono_tz::Tz::UTC, utc(NOW));
+    assert_eq!(verdicts.iter().map(SnapVerdict::keep).collect::<Vec<_>>(), [false, true, true]);
+}

@@ -1,0 +1,166 @@
+use super::*;
+
+fn one() -> Policy {
+    policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
+}
+
+#[test]
+fn asap_sends_what_the_destination_lacks() {
+    for (source, destination, due, reason) in [
+        (
+            "B@11-23T09:00 B@11-23T10:00",
+            "beta:tank/copy B@11-23T09:00",
+            Some("B@11-23T10:00"),
+            "the newest snapshot is not on the destination; B_2026-11-23_09:00:00 is the newest common one",
+        ),
+        (
+            "B@11-23T09:00",
+            "beta:tank/copy B@11-23T09:00",
+            None,
+            "the destination has the newest snapshot, B_2026-11-23_09:00:00",
+        ),
+        ("B@11-23T09:00", "beta:tank/copy B@11-23T09:00>renamed", None, "the destination has the newest snapshot"),
+        ("B@11-23T09:00", "beta", Some("B@11-23T09:00"), "the destination does not have the dataset yet"),
+        (
+            "B@11-23T09:00",
+            "beta:tank/copy",
+            Some("B@11-23T09:00"),
+            "the newest snapshot is not on the destination, and nothing else",
+        ),
+        (
+            "B@11-23T09:00",
+            "beta?",
+            Some("B@11-23T09:00"),
+            "the destination has not been listed; the agent will find out",
+        ),
+        ("B@11-23T09:00", "", Some("B@11-23T09:00"), "the destination has not been listed; the agent will find out"),
+        ("other", "beta:tank/copy", None, "there is no snapshot of this policy yet"),
+        ("", "beta", None, "there is no snapshot of this policy yet"),
+        // The same name is not the same snapshot.
+        ("B@11-23T09:00", "beta:tank/copy B@11-23T09:00=2", Some("B@11-23T09:00"), "the newest snapshot is not on"),
+        // What was destroyed is neither there nor sent.
+        ("B@11-23T08:00 B@11-23T09:00~", "beta:tank/copy B@11-23T08:00", None, "the destination has the newest"),
+        (
+            "B@11-23T08:00 B@11-23T09:00",
+            "beta:tank/copy B@11-23T08:00 B@11-23T09:00~",
+            Some("B@11-23T09:00"),
+            "the newest",
+        ),
+        // From a bookmark, and past what the destination has of its own: that is the agent's to find out.
+        (
+            "#B@11-23T08:00 B@11-23T09:00",
+            "beta:tank/copy B@11-23T08:00",
+            Some("B@11-23T09:00"),
+            "the newest snapshot is not on the destination; B_2026-11-23_08:00:00 is the newest common one",
+        ),
+        (
+            "B@11-23T08:00 B@11-23T09:00",
+            "beta:tank/copy B@11-23T08:00 own",
+            Some("B@11-23T09:00"),
+            "the newest snapshot is not",
+        ),
+    ] {
+        let world = format!("alpha:tank/foo {source}\n{destination}");
+        let expected: Vec<String> = due.iter().map(|d| format!("send alpha:tank/foo to beta:tank/copy: {d}")).collect();
+        assert_eq!(only("send", &one(), &world, "11-23T12:00"), expected, "{world}");
+        let reasons = send_reasons(&one(), &world, "11-23T12:00");
+        assert!(reasons[0].starts_with(reason), "{world}: {}", reasons[0]);
+    }
+}
+
+#[test]
+fn a_sync_policy_waits_for_its_slot() {
+    let nightly = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+        p.sync_policy = "0 1 * * *".parse().unwrap();
+    })]);
+    let world = "alpha:tank/foo B@11-22T23:00 B@11-23T00:00\nbeta:tank/copy B@11-22T23:00";
+    assert!(only("send", &nightly, world, "11-23T00:59").is_empty());
+    assert_eq!(
+        send_reasons(&nightly, world, "11-23T00:59"),
+        ["the newest snapshot waits for the sync policy; the next slot is 2026-11-23T01:00:00Z"]
+    );
+    // From the slot on, until it is there, however late.
+    for now in ["11-23T01:00", "11-23T09:00", "11-25T00:00"] {
+        assert_eq!(
+            only("send", &nightly, world, now),
+            ["send alpha:tank/foo to beta:tank/copy: B@11-23T00:00"],
+            "{now}"
+        );
+    }
+    // A snapshot taken since then waits for the next one.
+    let world = "alpha:tank/foo B@11-22T23:00 B@11-23T02:00\nbeta:tank/copy B@11-22T23:00";
+    assert!(only("send", &nightly, world, "11-23T03:00").is_empty());
+    // One that was taken at the very slot does not.
+    let world = "alpha:tank/foo B@11-22T23:00 B@11-23T01:00\nbeta";
+    assert_eq!(only("send", &nightly, world, "11-23T01:00").len(), 1);
+}
+
+#[test]
+fn a_due_take_does_not_hold_back_sends_and_destroys() {
+    let all = policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
+    let world = "
+        alpha:tank/foo  B@11-23T07:00 B@11-23T08:00 B@11-23T09:00
+        beta:tank/copy  B@11-23T07:00 B@11-23T08:00
+    ";
+    assert_eq!(
+        orders(&all, world, "11-23T10:00"),
+        [
+            "take B@11-23T10:00 on alpha: tank/foo",
+            "send alpha:tank/foo to beta:tank/copy: B@11-23T09:00",
+            "destroy alpha:tank/foo: B@11-23T07:00",
+            "destroy beta:tank/copy: B@11-23T07:00",
+        ]
+    );
+}
+
+#[test]
+fn children_keep_their_place_below_the_target() {
+    let all =
+        policy([recursive(but(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:pool"]), |p| p.creation = None))]);
+    let world = "
+        alpha:tank/foo      B@11-23T09:00
+        alpha:tank/foo/a/b  B@11-23T09:00
+        alpha:tank/foo-bar  B@11-23T09:00
+        beta:tank/copy/a/b  B@11-23T09:00
+        gamma
+    ";
+    assert_eq!(
+        only("send", &all, world, "11-23T10:00"),
+        [
+            "send alpha:tank/foo to beta:tank/copy: B@11-23T09:00",
+            "send alpha:tank/foo to gamma:pool: B@11-23T09:00",
+            "send alpha:tank/foo/a/b to gamma:pool/a/b: B@11-23T09:00",
+        ]
+    );
+}
+
+#[test]
+fn an_order_says_how_far_the_destination_lags() {
+    let oldest = |destination: &str| {
+        let world_text = format!("alpha:tank/foo B@11-22T08:00 x B@11-22T09:00 B@11-23T09:00\n{destination}");
+        let plan = decide(&one(), &world(&world_text), utc("11-23T12:00"));
+        let orders = plan.orders(&one());
+        let sent = orders.iter().find_map(|o| match o {
+            Order::Send { oldest_unsent, rollback_if_needed: false, .. } => Some(*oldest_unsent),
+            _ => None,
+        });
+        sent.unwrap()
+    };
+    assert_eq!(oldest("beta:tank/copy B@11-22T08:00"), utc("11-22T09:00"));
+    assert_eq!(oldest("beta:tank/copy B@11-22T08:00 x"), utc("11-22T09:00"));
+    assert_eq!(oldest("beta"), utc("11-22T08:00"));
+    assert_eq!(oldest("beta?"), utc("11-23T09:00"));
+}
+
+#[test]
+fn the_question_can_be_asked_of_one_dataset() {
+    let policy = one();
+    let inventory = world("alpha:tank/foo B@11-23T09:00\nbeta:tank/copy B@11-23T09:00");
+    let at = |text: &str| inventory.dataset(&place(text).host, &place(text).dataset).unwrap();
+    let ask = |known| {
+        send(at("alpha:tank/foo"), known, &policy.datasets[0].policies[0], chrono_tz::Tz::UTC, utc("11-23T10:00"))
+    };
+    assert!(ask(Known::There(at("beta:tank/copy"))).due.is_none());
+    assert_eq!(ask(Known::Absent).due.map(|d| d.guid), Some(at("alpha:tank/foo").snapshots[0].guid));
+    assert_eq!(ask(Known::Unlisted).reason, SendReason::DestinationUnknown);
+}
