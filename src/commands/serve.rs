@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use futures_lite::future;
 use futures_lite::stream::StreamExt;
 
 use crate::model::ResponseStatus;
 use crate::runtime;
-use crate::transport::tcp::{self, Listener};
+use crate::transport::tcp::{self, Listener, TransportError};
 use crate::wire::Response;
 use crate::wire::codec::{Conn, WireError};
 
@@ -53,8 +53,17 @@ pub async fn serve<R: Role>(role: R, address: &str, plaintext_allowed: bool) -> 
         }
         log::warn!("listens on {address} in plaintext: whoever reaches it is obeyed");
     }
-    let listener = Listener::bind(address).await.with_context(|| {
-        format!("another {} or another program may use the port; name another one with --listen", R::NAME)
+    let listener = Listener::bind(address).await.map_err(|error| {
+        let way_out = match &error {
+            TransportError::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                format!(
+                    "another {} or another program uses the port: stop it, or name another port with --listen",
+                    R::NAME
+                )
+            }
+            _ => "name an address of this machine with --listen".to_owned(),
+        };
+        anyhow!("{:#}; {way_out}", anyhow::Error::from(error))
     })?;
     let shown = listener.address().map_or_else(|| address.to_owned(), |a| a.to_string());
     log::info!("{} listens on {shown}", R::NAME);

@@ -302,8 +302,7 @@ impl Conn {
         while !rest.is_empty() {
             let (ear, writer, patience) = (&mut self.ear, &mut self.writer, self.patience);
             let writing = async { Event::Written(writer.write(rest).await) };
-            let hearing =
-                async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
+            let hearing = async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
             match future::or(writing, hearing).await {
                 Event::Written(Ok(0)) => return Err(self.closed()),
                 Event::Written(Ok(taken)) => rest = &rest[taken..],

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::DateTime;
 
 use super::{ErrorKind, Listed};
-use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
+use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, NameError, SnapName, Snapshot};
 
 /// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
 /// encrypted datasets.
@@ -28,9 +28,20 @@ fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, Bad> {
     Ok(text.lines().filter(|line| !line.is_empty()))
 }
 
+/// A name that ZFS took and zsync does not: with a blank at its end, which people cannot see and files drop. One such
+/// dataset is no reason to see none of the others.
+fn is_strange(name: &str) -> Option<NameError> {
+    if name.ends_with(' ') { name.parse::<DatasetName>().err() } else { None }
+}
+
 /// Reads a listing of datasets (`argv::DATASET_COLUMNS`).
 pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, Bad> {
+    let strange = |line: &&str| {
+        let name = line.split('\t').next().unwrap_or_default();
+        is_strange(name).inspect(|error| log::warn!("{error}: the dataset is left out")).is_none()
+    };
     lines(output)?
+        .filter(strange)
         .map(|line| {
             let [name, kind, guid, written, encryption, token] = columns(line)?;
             let name: DatasetName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
@@ -72,7 +83,7 @@ pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, Bad> {
         let [full, guid, createtxg, creation, userrefs] = columns(line)?;
         let Some(split) = full.find(['@', '#']) else { return Err(format!("no @ or # in {line:?}")) };
         let (dataset, name) = (&full[..split], &full[split + 1..]);
-        if name.starts_with('%') || dataset.contains('%') {
+        if name.starts_with('%') || dataset.contains('%') || is_strange(dataset).is_some() {
             continue;
         }
         let dataset = match &last {
