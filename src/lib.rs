@@ -1,5 +1,66 @@
 //! zsync keeps a fleet's ZFS snapshots taken, replicated and pruned by policy.
+//!
+//! A tour: [`config`] reads files into a [`policy`]; [`catalog`] and [`zfs`] tell what exists, as a
+//! [`model::Inventory`]; [`actions`] decides, purely, what should be done; [`commands`] has it done, over
+//! [`transport`] and [`wire`] where another host is to do it; [`report`] tells what happened.
+//!
+//! Deciding modules (`model`, `policy`, `actions`) perform no I/O and read no clock. Who may name whom is held by
+//! `tests/architecture.rs`.
 
 pub mod actions;
+pub mod catalog;
+pub mod cli;
+pub mod clock;
+pub mod commands;
+pub mod config;
+pub mod error;
 pub mod model;
 pub mod policy;
+pub mod report;
+pub mod runtime;
+pub mod settings;
+pub mod transport;
+pub mod wire;
+pub mod zfs;
+
+use std::sync::Arc;
+
+use cli::{Cli, Command};
+use commands::{agent::Agent, director, plan, serve, slave::Slave};
+use error::Error;
+use zfs::ZfsRead;
+use zfs::system::System;
+
+/// Runs a subcommand to its end.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    settings::logging(&cli);
+    match cli.command {
+        Command::Director(args) => {
+            let zfs = Arc::new(System::new(&args.common.zfs));
+            runtime::block_on(director::run(settings::director(args)?, zfs))
+        }
+        Command::Plan(args) => {
+            // A value that can only read, from here on.
+            let zfs = System::new(&args.common.zfs);
+            runtime::block_on(plan::run(settings::plan(args)?, &zfs))
+        }
+        Command::Agent(args) => {
+            let settings = settings::serving(&args.common, &args.listen, director::AGENT_PORT)?;
+            runtime::block_on(async {
+                let zfs = Arc::new(System::new(&args.common.zfs));
+                log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
+                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
+                serve::serve(agent, &settings.listen, settings.plaintext).await.map_err(Error::unable)
+            })
+        }
+        Command::Slave(args) => {
+            let settings = settings::serving(&args.common, &args.listen, commands::agent::SLAVE_PORT)?;
+            runtime::block_on(async {
+                let zfs = Arc::new(System::new(&args.common.zfs));
+                log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
+                let slave = Slave::new(zfs, Arc::new(settings.local));
+                serve::serve(slave, &settings.listen, settings.plaintext).await.map_err(Error::unable)
+            })
+        }
+    }
+}

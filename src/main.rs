@@ -1,1 +1,19 @@
-fn main(){}
+//! The `zsync` executable: arguments in, exit status out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use zsync::cli::Cli;
+use zsync::error::Exit;
+
+fn main() -> ExitCode {
+    match zsync::run(Cli::parse()) {
+        Ok(()) => Exit::Success.into(),
+        Err(error) => {
+            if let Some(cause) = &error.cause {
+                eprintln!("zsync: {cause:#}");
+            }
+            error.exit.into()
+        }
+    }
+}

@@ -3,11 +3,13 @@
 //! Values are checked once, when they are made, and trusted afterwards. Nothing here performs I/O or
 //! reads a clock.
 
+pub mod counter;
 pub mod inventory;
 pub mod name;
 pub mod order;
 pub mod snapshot;
 
+pub use counter::Counter;
 pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OrderId, ResponseStatus};

@@ -237,6 +237,17 @@ impl Prefix {
     }
 }
 
+impl Prefix {
+    /// The prefix of a name that ends with a time; `None` for a name given by hand.
+    #[must_use]
+    pub fn of(name: &SnapName) -> Option<Self> {
+        let (rest, _) = name.0.rsplit_once('_')?;
+        let (prefix, _) = rest.rsplit_once('_')?;
+        let prefix: Self = prefix.parse().ok()?;
+        prefix.time_in(name).is_some().then_some(prefix)
+    }
+}
+
 /// `2026-11-23_10:30:00` or `2017-July-01_10:30:00`. Written out, because it is asked a million times in one pass.
 fn parse_stamp(text: &str) -> Option<DateTime<Utc>> {
     fn digits(text: &[u8]) -> Option<u32> {
@@ -362,6 +373,15 @@ mod tests {
         }
         let longer: Prefix = "BACKUP_B".parse().unwrap();
         assert!(longer.time_in(&"BACKUP_B_2026-11-23_10:30:00".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn a_name_tells_its_prefix() {
+        let of = |name: &str| Prefix::of(&name.parse().unwrap()).map(|p| p.to_string());
+        assert_eq!(of("A_B_2026-11-23_10:30:00").as_deref(), Some("A_B"));
+        for by_hand in ["by hand", "a_b", "_2026-11-23_10:30:00", "A_2026-11-23"] {
+            assert_eq!(of(by_hand), None, "{by_hand}");
+        }
     }
 
     #[test]

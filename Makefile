@@ -1,0 +1,60 @@
+# Everything that is built comes from cargo; this file only names what people do.
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+MANDIR ?= $(PREFIX)/share/man
+DOCDIR ?= $(PREFIX)/share/doc/zsync
+CARGO ?= cargo
+
+.PHONY: all setup build release check fmt test test-unit demo lab-shell bench install uninstall clean
+
+all: build
+
+# Debian packages for building and for the lab, and the lab's image (minutes, once per machine).
+setup:
+	tests/setup
+	tests/lab/build
+
+build:
+	$(CARGO) build --locked
+
+release:
+	$(CARGO) build --locked --release
+
+# What must be clean before a commit, besides the tests.
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+# Every test, those on real ZFS included.
+test:
+	$(CARGO) test --locked --no-fail-fast
+
+# The tests that need no ZFS: seconds.
+test-unit:
+	$(CARGO) test --locked --no-fail-fast --lib --bins
+	$(CARGO) test --locked --no-fail-fast --test architecture --test roles
+
+# The main job on real ZFS, for a person to read.
+demo: build
+	tests/lab/run --timeout 900 scenarios/demo
+
+lab-shell: build
+	tests/lab/shell
+
+bench:
+	$(CARGO) bench --locked
+
+install: release
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(DOCDIR)
+	install -m 755 target/release/zsync $(DESTDIR)$(BINDIR)/zsync
+	install -m 644 man/*.8 $(DESTDIR)$(MANDIR)/man8/
+	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5/
+	cp -R examples README.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)/
+
+uninstall:
+	rm -f $(DESTDIR)$(BINDIR)/zsync $(DESTDIR)$(MANDIR)/man8/zsync*.8 $(DESTDIR)$(MANDIR)/man5/zsync*.5
+	rm -rf $(DESTDIR)$(DOCDIR)
+
+clean:
+	$(CARGO) clean

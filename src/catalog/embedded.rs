@@ -1,0 +1,379 @@
+//! The catalog of a director that has no Consul: a SQLite file, one writer beside any number of readers.
+//!
+//! SQLite's write-ahead log with `synchronous = FULL` makes every call survive `kill -9` and loss of power as
+//! a whole or not at all. It needs a local filesystem: the log's index is shared memory.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use super::error::{CatalogError, Fault};
+use super::rows::{self, Found};
+use super::{CatalogRead, CatalogWrite, Destroyed, Outcome, merge};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten};
+
+const FILE: &str = "catalog.sqlite";
+const LOCK: &str = "director.lock";
+/// How long to wait for somebody who has the file locked; readers and the writer never lock each other out for long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The catalog open for writing. While it lives no other process can open it so; readers can.
+#[derive(Debug)]
+pub struct EmbeddedCatalog {
+    file: PathBuf,
+    connection: Mutex<Connection>,
+    /// Locked as long as it is open; the system unlocks it however the process ends.
+    _lock: File,
+}
+
+/// The catalog for reading, also while a director writes it. A catalog that does not exist yet is empty.
+#[derive(Clone, Debug)]
+pub struct EmbeddedReader {
+    file: PathBuf,
+}
+
+impl EmbeddedReader {
+    /// The catalog in this folder. Nothing is opened, and nothing created, before something is asked for.
+    #[must_use]
+    pub fn new(folder: &Path) -> Self {
+        Self { file: folder.join(FILE) }
+    }
+
+    fn read<T: Default>(&self, read: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, CatalogError> {
+        match fs::metadata(&self.file) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
+            Err(source) => {
+                let path = self.file.parent().unwrap_or(&self.file).to_owned();
+                return Err(CatalogError::Folder { path, source });
+            }
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let of_file = |fault: Fault| fault.of(&self.file);
+        let connection = Connection::open_with_flags(&self.file, flags).map_err(|error| of_file(error.into()))?;
+        let looked = connection.busy_timeout(PATIENCE).map_err(Fault::from).and_then(|()| rows::identify(&connection));
+        match usable(looked.map_err(of_file)?, &self.file)? {
+            None => Ok(T::default()),
+            Some(_) => read(&connection).map_err(of_file),
+        }
+    }
+}
+
+/// The version of a catalog that can be used, 0 for a new one shown as `None`.
+fn usable(found: Found, file: &Path) -> Result<Option<i64>, CatalogError> {
+    let path = file.to_owned();
+    match found {
+        Found::Fresh => Ok(None),
+        Found::Catalog(version) => Ok(Some(version)),
+        Found::Newer(found) => Err(CatalogError::Newer { path, found, known: rows::version() }),
+        Found::Foreign => Err(CatalogError::Foreign { path }),
+    }
+}
+
+impl CatalogRead for EmbeddedReader {
+    fn inventory(&self) -> Result<Inventory, CatalogError> {
+        self.read(inventory)
+    }
+
+    fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
+        self.read(|connection| outcomes(connection, limit))
+    }
+
+    fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
+        self.read(|connection| destroyed(connection, limit))
+    }
+}
+
+impl EmbeddedCatalog {
+    /// Opens the catalog in this folder for writing; folder and catalog are created if they do not exist.
+    pub fn open(folder: &Path) -> Result<Self, CatalogError> {
+        let file = folder.join(FILE);
+        let lock = lock(folder)?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let of_file = |error: rusqlite::Error| Fault::from(error).of(&file);
+        let mut connection = Connection::open_with_flags(&file, flags).map_err(of_file)?;
+        connection.busy_timeout(PATIENCE).map_err(of_file)?;
+        let found = rows::identify(&connection).map_err(|fault| fault.of(&file))?;
+        let version = usable(found, &file)?.unwrap_or(0);
+        prepare(&mut connection, version).map_err(|fault| fault.of(&file))?;
+        Ok(Self { file, connection: Mutex::new(connection), _lock: lock })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A thread that panicked amidst a transaction has rolled it back while it unwound.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Stands in for a full disk.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&self, pages: u32) {
+        self.connection().execute_batch(&format!("PRAGMA max_page_count = {pages}")).unwrap();
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, CatalogError> {
+        read(&self.connection()).map_err(|fault| fault.of(&self.file))
+    }
+
+    fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T, Fault>) -> Result<T, CatalogError> {
+        let mut connection = self.connection();
+        let work = || {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let value = write(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        };
+        work().map_err(|fault: Fault| fault.of(&self.file))
+    }
+}
+
+impl CatalogRead for EmbeddedCatalog {
+    fn inventory(&self) -> Result<Inventory, CatalogError> {
+        self.read(inventory)
+    }
+
+    fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
+        self.read(|connection| outcomes(connection, limit))
+    }
+
+    fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
+        self.read(|connection| destroyed(connection, limit))
+    }
+}
+
+impl CatalogWrite for EmbeddedCatalog {
+    fn replace_host(
+        &self,
+        host: &HostName,
+        observed: DateTime<Utc>,
+        datasets: Vec<(DatasetName, DatasetInventory)>,
+    ) -> Result<(), CatalogError> {
+        self.write(|tx| merge::replace_host(tx, host, observed, datasets))
+    }
+
+    fn put_dataset(
+        &self,
+        host: &HostName,
+        dataset: &DatasetName,
+        inventory: DatasetInventory,
+    ) -> Result<(), CatalogError> {
+        self.write(|tx| {
+            let id = merge::dataset_id(tx, merge::host_id(tx, host)?, dataset)?;
+            merge::put(tx, id, inventory)
+        })
+    }
+
+    fn remove_dataset(&self, host: &HostName, dataset: &DatasetName) -> Result<(), CatalogError> {
+        self.write(|tx| merge::remove_dataset(tx, host, dataset))
+    }
+
+    fn mark(
+        &self,
+        host: &HostName,
+        dataset: &DatasetName,
+        guid: Guid,
+        marks: Marks,
+        at: DateTime<Utc>,
+    ) -> Result<(), CatalogError> {
+        self.write(|tx| merge::mark(tx, host, dataset, guid, marks, at))
+    }
+
+    fn add_not_written(&self, host: &HostName, dataset: &DatasetName, mark: NotWritten) -> Result<(), CatalogError> {
+        self.write(|tx| {
+            let id = merge::dataset_id(tx, merge::host_id(tx, host)?, dataset)?;
+            merge::add_not_written(tx, id, &mark)
+        })
+    }
+
+    fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
+        self.write(|tx| merge::forget(tx, older_than))
+    }
+
+    fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
+        self.write(|tx| merge::record_outcome(tx, outcome))
+    }
+}
+
+/// Creates the folder, open to its owner alone, and takes the lock that only one director can have.
+fn lock(folder: &Path) -> Result<File, CatalogError> {
+    let cannot = |source| CatalogError::Folder { path: folder.to_owned(), source };
+    if !folder.is_dir() {
+        if let Some(parent) = folder.parent() {
+            fs::create_dir_all(parent).map_err(cannot)?;
+        }
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !folder.is_dir() => {
+                return Err(cannot(error));
+            }
+            _ => {}
+        }
+    }
+    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(folder.join(LOCK));
+    let mut file = options.map_err(cannot)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            return Err(CatalogError::Locked { path: folder.to_owned(), pid });
+        }
+        Err(TryLockError::Error(error)) => return Err(cannot(error)),
+    }
+    // Who has the lock is said for people only; a full disk is no reason to stop here.
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    Ok(file)
+}
+
+fn prepare(connection: &mut Connection, version: i64) -> Result<(), Fault> {
+    let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    if mode != "wal" {
+        return Err(Fault::NoLog);
+    }
+    connection.pragma_update(None, "synchronous", "full")?;
+    // The log is cut back to this after a large listing.
+    connection.execute_batch("PRAGMA journal_size_limit = 16777216")?;
+    connection.set_prepared_statement_cache_capacity(64);
+    let done = usize::try_from(version).unwrap_or(usize::MAX);
+    let steps = rows::MIGRATIONS.get(done..).unwrap_or_default();
+    if !steps.is_empty() {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for step in steps {
+            transaction.execute_batch(step)?;
+        }
+        transaction.pragma_update(None, "application_id", rows::APPLICATION_ID)?;
+        transaction.pragma_update(None, "user_version", rows::version())?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+/// Reads everything in one pass over each table, in the order of its key.
+fn inventory(connection: &Connection) -> Result<Inventory, Fault> {
+    let transaction = connection.unchecked_transaction()?;
+    let mut hosts: BTreeMap<HostName, HostInventory> = BTreeMap::new();
+    let mut host_names: HashMap<i64, HostName> = HashMap::new();
+    each(&transaction, "SELECT id, name, observed FROM host", |row| {
+        let (id, name) = (rows::integer(row, 0)?, rows::name::<HostName>(row, 1)?);
+        if let Some(observed) = rows::maybe(row, 2, rows::moment)? {
+            hosts.insert(name.clone(), HostInventory { observed: Some(observed), datasets: BTreeMap::new() });
+        }
+        host_names.insert(id, name);
+        Ok(())
+    })?;
+
+    let mut datasets: BTreeMap<i64, (i64, DatasetName, DatasetInventory)> = BTreeMap::new();
+    let sql = format!("SELECT id, host, name, {} FROM dataset WHERE present", rows::DATASET);
+    each(&transaction, &sql, |row| {
+        let entry = (rows::integer(row, 1)?, rows::name(row, 2)?, rows::dataset(row, 3)?);
+        datasets.insert(rows::integer(row, 0)?, entry);
+        Ok(())
+    })?;
+
+    let sql = format!("SELECT dataset, {} FROM snapshot ORDER BY dataset, createtxg, guid", rows::SNAPSHOT);
+    grouped(&transaction, &sql, rows::snapshot, |id, snapshots| {
+        if let Some((.., dataset)) = datasets.get_mut(&id) {
+            dataset.snapshots = snapshots;
+        }
+    })?;
+    let sql = format!("SELECT dataset, {} FROM bookmark ORDER BY dataset, createtxg, guid, name", rows::BOOKMARK);
+    grouped(&transaction, &sql, rows::bookmark, |id, bookmarks| {
+        if let Some((.., dataset)) = datasets.get_mut(&id) {
+            dataset.bookmarks = bookmarks;
+        }
+    })?;
+    let sql = "SELECT dataset, name, at FROM not_written ORDER BY dataset, name";
+    grouped(&transaction, sql, rows::not_written, |id, marks| {
+        if let Some((.., dataset)) = datasets.get_mut(&id) {
+            dataset.not_written = marks;
+        }
+    })?;
+    let pair = |row: &rusqlite::Row<'_>, first| Ok((rows::integer(row, first)?, rows::integer(row, first + 1)?));
+    grouped(&transaction, "SELECT dataset, guid, flags FROM mark ORDER BY dataset, guid", pair, |id, marks| {
+        let Some((.., dataset)) = datasets.get_mut(&id) else { return };
+        for snapshot in &mut dataset.snapshots {
+            let guid = snapshot.guid.0.cast_signed();
+            if let Some((_, flags)) =
+                marks.binary_search_by_key(&guid, |(guid, _)| *guid).ok().and_then(|at| marks.get(at))
+            {
+                snapshot.marks = rows::marks(*flags);
+            }
+        }
+    })?;
+    transaction.commit()?;
+
+    for (host, name, mut dataset) in datasets.into_values() {
+        let Some(host) = host_names.get(&host) else {
+            return Err(Fault::Damaged(format!("dataset {name} belongs to no host")));
+        };
+        // Already in order, unless a number does not fit into 63 bits.
+        dataset.sort();
+        hosts.entry(host.clone()).or_default().datasets.insert(name, dataset);
+    }
+    Ok(Inventory { hosts })
+}
+
+fn each(
+    connection: &Connection,
+    sql: &str,
+    mut take: impl FnMut(&rusqlite::Row<'_>) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut found = statement.query([])?;
+    while let Some(row) = found.next()? {
+        take(row)?;
+    }
+    Ok(())
+}
+
+/// Hands over the rows of each dataset together; the statement's first column is the dataset and its order.
+fn grouped<T>(
+    connection: &Connection,
+    sql: &str,
+    read: impl Fn(&rusqlite::Row<'_>, usize) -> Result<T, Fault>,
+    mut take: impl FnMut(i64, Vec<T>),
+) -> Result<(), Fault> {
+    let mut current = None;
+    let mut group = Vec::new();
+    each(connection, sql, |row| {
+        let id = rows::integer(row, 0)?;
+        if let Some(before) = current.replace(id).filter(|before| *before != id) {
+            take(before, std::mem::take(&mut group));
+        }
+        group.push(read(row, 1)?);
+        Ok(())
+    })?;
+    if let Some(last) = current {
+        take(last, group);
+    }
+    Ok(())
+}
+
+fn newest<T>(
+    connection: &Connection,
+    table: &str,
+    columns: &str,
+    limit: usize,
+    read: impl Fn(&rusqlite::Row<'_>) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    let mut statement = connection.prepare(&format!("SELECT {columns} FROM {table} ORDER BY id DESC LIMIT ?1"))?;
+    let mut found = statement.query([i64::try_from(limit).unwrap_or(i64::MAX)])?;
+    let mut values = Vec::new();
+    while let Some(row) = found.next()? {
+        values.push(read(row)?);
+    }
+    Ok(values)
+}
+
+fn outcomes(connection: &Connection, limit: usize) -> Result<Vec<Outcome>, Fault> {
+    newest(connection, "outcome", rows::OUTCOME, limit, rows::outcome)
+}
+
+fn destroyed(connection: &Connection, limit: usize) -> Result<Vec<Destroyed>, Fault> {
+    newest(connection, "destroyed", rows::DESTROYED, limit, rows::destroyed)
+}

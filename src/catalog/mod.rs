@@ -1,0 +1,141 @@
+//! What the director remembers between passes: every host's snapshots, marks that ZFS does not know, and how
+//! orders ended.
+//!
+//! ZFS itself is the truth; a catalog is a cache that can be deleted and is rebuilt from the hosts. All calls
+//! block: asynchronous callers make them on a thread of their own. Nothing here reads a clock.
+
+pub mod embedded;
+mod error;
+pub mod memory;
+mod merge;
+mod rows;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    Action, DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, OrderId, Record,
+    ResponseStatus, SnapName,
+};
+pub use embedded::{EmbeddedCatalog, EmbeddedReader};
+pub use error::CatalogError;
+pub use memory::MemoryCatalog;
+
+/// How many outcomes a catalog keeps; the oldest go first.
+pub const MAX_OUTCOMES: usize = 10_000;
+/// How many records of destroyed snapshots a catalog keeps; the oldest go first.
+pub const MAX_DESTROYED: usize = 100_000;
+
+/// Reading a catalog.
+pub trait CatalogRead: Send + Sync {
+    /// Everything known of every host, as it was at one instant. Snapshots destroyed by an order are not in it.
+    fn inventory(&self) -> Result<Inventory, CatalogError>;
+
+    /// How the latest orders ended, newest first, at most `limit`.
+    fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError>;
+
+    /// The `#deleted` records of snapshots destroyed by an order, newest first, at most `limit`.
+    fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError>;
+}
+
+/// Writing a catalog. Each call happens as a whole or not at all, also when the process is killed.
+pub trait CatalogWrite: CatalogRead {
+    /// Replaces what is known of a host by a whole listing of its ZFS, which was made at `observed`.
+    ///
+    /// What only the catalog knows stays: `#sent` and `#sync` by guid, and the `#NotWritten` marks of datasets
+    /// that still exist. Marks that the listing carries are added.
+    fn replace_host(
+        &self,
+        host: &HostName,
+        observed: DateTime<Utc>,
+        datasets: Vec<(DatasetName, DatasetInventory)>,
+    ) -> Result<(), CatalogError>;
+
+    /// Replaces what is known of one dataset, as an agent lists it after an order; marks stay as above.
+    ///
+    /// Snapshots that an order destroyed are to be [marked](Self::mark) first, while their names are known.
+    fn put_dataset(
+        &self,
+        host: &HostName,
+        dataset: &DatasetName,
+        inventory: DatasetInventory,
+    ) -> Result<(), CatalogError>;
+
+    /// Forgets a dataset that does not exist any more. No error if it was not known.
+    fn remove_dataset(&self, host: &HostName, dataset: &DatasetName) -> Result<(), CatalogError>;
+
+    /// Adds marks to a snapshot, also to one that no listing has shown yet; what is `false` stays as it is.
+    ///
+    /// `deleted` moves the snapshot from the inventory to the history. One that is not in the inventory has no
+    /// name and leaves no record.
+    fn mark(
+        &self,
+        host: &HostName,
+        dataset: &DatasetName,
+        guid: Guid,
+        marks: Marks,
+        at: DateTime<Utc>,
+    ) -> Result<(), CatalogError>;
+
+    /// Remembers that a slot made no snapshot because nothing had been written.
+    fn add_not_written(&self, host: &HostName, dataset: &DatasetName, mark: NotWritten) -> Result<(), CatalogError>;
+
+    /// Forgets `#deleted` records and `#NotWritten` marks made before `older_than`, and marks of that age whose
+    /// snapshots are not there any more. Returns how many.
+    fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError>;
+
+    /// Remembers how an order ended.
+    fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError>;
+}
+
+/// How one order ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The order.
+    pub order_id: OrderId,
+    /// When it ended.
+    pub at: DateTime<Utc>,
+    /// The host that carried it out, or was to.
+    pub host: HostName,
+    /// What it asked for.
+    pub action: Action,
+    /// The dataset on that host; `None` for a listing of everything.
+    pub dataset: Option<DatasetName>,
+    /// The snapshot taken, sent, or destroyed; `None` when there was none or there were several.
+    pub snapshot: Option<SnapName>,
+    /// Where it was sent to.
+    pub to: Option<Destination>,
+    /// Whether what was asked for is so.
+    pub success: bool,
+    /// How, beyond that.
+    pub status: Option<ResponseStatus>,
+    /// Bytes that went over the wire or through the pipe.
+    pub bytes: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// What went wrong.
+    pub error: Option<String>,
+}
+
+/// The receiving end of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// The receiving host.
+    pub host: HostName,
+    /// The dataset there.
+    pub dataset: DatasetName,
+}
+
+/// A snapshot that an order destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destroyed {
+    /// The host that it was on.
+    pub host: HostName,
+    /// The snapshot with its last marks, `#deleted` among them.
+    pub record: Record,
+    /// When it was destroyed.
+    pub at: DateTime<Utc>,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,600 @@
+//! What a director relies on, of both catalogs; and of the embedded one, what a killed process leaves.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use rusqlite::Connection;
+use uuid::Uuid;
+
+use super::*;
+use crate::model::{Bookmark, DatasetKind, HostInventory, Snapshot};
+
+fn host(name: &str) -> HostName {
+    name.parse().unwrap()
+}
+
+fn dataset(name: &str) -> DatasetName {
+    name.parse().unwrap()
+}
+
+fn at(seconds: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
+}
+
+/// A snapshot whose every number follows from one.
+fn snapshot(number: u64) -> Snapshot {
+    Snapshot {
+        name: format!("BACKUP_{number}").parse().unwrap(),
+        guid: Guid(number),
+        createtxg: number * 10,
+        creation: at(i64::try_from(number % 1_000_000).unwrap()),
+        userrefs: 1,
+        has_clones: number.is_multiple_of(2),
+        used: 4096,
+        marks: Marks::default(),
+    }
+}
+
+fn listing(numbers: impl IntoIterator<Item = u64>) -> DatasetInventory {
+    DatasetInventory {
+        guid: Some(Guid(u64::MAX)),
+        written: Some(0),
+        snapshots: numbers.into_iter().map(snapshot).collect(),
+        ..DatasetInventory::default()
+    }
+}
+
+fn not_written(slot: &str, seconds: i64) -> NotWritten {
+    NotWritten { name: slot.parse().unwrap(), at: at(seconds) }
+}
+
+const SENT: Marks = Marks { sent: true, sync: false, deleted: false };
+const SYNC: Marks = Marks { sent: false, sync: true, deleted: false };
+const DELETED: Marks = Marks { sent: false, sync: false, deleted: true };
+
+/// Runs a test on a new catalog of each kind.
+fn on_each(test: impl Fn(&dyn CatalogWrite)) {
+    test(&MemoryCatalog::new());
+    let folder = tempfile::tempdir().unwrap();
+    test(&EmbeddedCatalog::open(folder.path()).unwrap());
+}
+
+/// `1 2#sent 5#sent#sync`: the snapshots of a dataset with their marks, `-` when it is not known.
+fn held(catalog: &dyn CatalogRead, of: &str, name: &str) -> String {
+    let inventory = catalog.inventory().unwrap();
+    let Some(found) = inventory.dataset(&host(of), &dataset(name)) else { return "-".to_owned() };
+    let mark = |set: bool, flag: &'static str| if set { flag } else { "" };
+    let snapshots = found.snapshots.iter().map(|one| {
+        let Marks { sent, sync, deleted } = one.marks;
+        format!("{}{}{}{}", one.guid, mark(sent, "#sent"), mark(sync, "#sync"), mark(deleted, "#deleted"))
+    });
+    snapshots.collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn what_was_listed_is_in_the_inventory_to_the_last_field() {
+    on_each(|catalog| {
+        let whole = DatasetInventory {
+            kind: DatasetKind::Volume,
+            guid: Some(Guid(u64::MAX)),
+            written: Some(u64::MAX - 1),
+            encrypted: true,
+            resume_token: Some("1-abc-token".to_owned()),
+            snapshots: vec![
+                snapshot(7),
+                Snapshot { guid: Guid(1 << 63), userrefs: u32::MAX, used: u64::MAX, marks: SENT, ..snapshot(8) },
+                Snapshot { createtxg: u64::MAX, marks: Marks { sync: true, ..SENT }, ..snapshot(9) },
+            ],
+            bookmarks: ["a", "b"]
+                .map(|name| Bookmark { name: name.parse().unwrap(), guid: Guid(7), createtxg: 70, creation: at(7) })
+                .to_vec(),
+            not_written: vec![not_written("BACKUP_x", 5)],
+        };
+        let only = dataset("tank/with blank");
+        catalog.replace_host(&host("alpha"), at(0), vec![(only.clone(), whole.clone())]).unwrap();
+        let expected = HostInventory { observed: Some(at(0)), datasets: [(only, whole)].into() };
+        assert_eq!(catalog.inventory().unwrap().hosts, [(host("alpha"), expected)].into());
+    });
+}
+
+#[test]
+fn a_whole_listing_replaces_the_host_and_nothing_else() {
+    on_each(|catalog| {
+        let (alpha, beta) = (host("alpha"), host("beta"));
+        let both = |a, b| vec![(dataset("tank/a"), listing(a)), (dataset("tank/b"), listing(b))];
+        catalog.replace_host(&alpha, at(0), both(1..4, 4..6)).unwrap();
+        catalog.replace_host(&beta, at(0), both(1..2, 1..2)).unwrap();
+        catalog.replace_host(&alpha, at(9), vec![(dataset("tank/a"), listing([2, 3, 9]))]).unwrap();
+        assert_eq!(held(catalog, "alpha", "tank/a"), "2 3 9");
+        assert_eq!(held(catalog, "alpha", "tank/b"), "-");
+        assert_eq!(held(catalog, "beta", "tank/a"), "1");
+        let observed = |name| catalog.inventory().unwrap().hosts[&host(name)].observed;
+        assert_eq!((observed("alpha"), observed("beta")), (Some(at(9)), Some(at(0))));
+        catalog.replace_host(&alpha, at(10), Vec::new()).unwrap();
+        assert!(catalog.inventory().unwrap().hosts[&alpha].datasets.is_empty());
+    });
+}
+
+#[test]
+fn a_listing_after_an_order_changes_its_dataset_only() {
+    on_each(|catalog| {
+        let (alpha, a, b) = (host("alpha"), dataset("tank/a"), dataset("tank/b"));
+        catalog.put_dataset(&alpha, &a, listing([1])).unwrap();
+        assert_eq!(catalog.inventory().unwrap().hosts[&alpha].observed, None, "the host was never listed as a whole");
+        catalog.replace_host(&alpha, at(0), vec![(a.clone(), listing([1])), (b.clone(), listing([1]))]).unwrap();
+        let renamed = Snapshot { name: "by_hand".parse().unwrap(), ..snapshot(1) };
+        catalog
+            .put_dataset(&alpha, &a, DatasetInventory { snapshots: vec![renamed.clone(), snapshot(2)], ..listing([]) })
+            .unwrap();
+        let inventory = catalog.inventory().unwrap();
+        assert_eq!(inventory.dataset(&alpha, &a).unwrap().snapshots, [renamed, snapshot(2)]);
+        assert_eq!(inventory.dataset(&alpha, &b), Some(&listing([1])));
+        catalog.remove_dataset(&alpha, &a).unwrap();
+        catalog.remove_dataset(&alpha, &dataset("tank/never")).unwrap();
+        assert_eq!(held(catalog, "alpha", "tank/a"), "-");
+        assert_eq!(held(catalog, "alpha", "tank/b"), "1");
+        assert_eq!(catalog.inventory().unwrap().hosts[&alpha].observed, Some(at(0)));
+    });
+}
+
+#[test]
+fn marks_survive_listings_and_the_absence_of_their_dataset() {
+    on_each(|catalog| {
+        let (alpha, a) = (host("alpha"), dataset("tank/a"));
+        catalog.mark(&alpha, &a, Guid(2), SENT, at(1)).unwrap();
+        assert!(catalog.inventory().unwrap().hosts.is_empty(), "a mark alone is no host");
+        let list = |numbers: &[u64]| {
+            catalog.replace_host(&alpha, at(2), vec![(a.clone(), listing(numbers.iter().copied()))]).unwrap();
+        };
+        list(&[1, 2]);
+        assert_eq!(held(catalog, "alpha", "tank/a"), "1 2#sent");
+        catalog.mark(&alpha, &a, Guid(2), SYNC, at(3)).unwrap();
+        catalog.mark(&alpha, &a, Guid(1), SYNC, at(3)).unwrap();
+        catalog.put_dataset(&alpha, &a, listing([1, 2, 3])).unwrap();
+        assert_eq!(held(catalog, "alpha", "tank/a"), "1#sync 2#sent#sync 3");
+        catalog.replace_host(&alpha, at(4), Vec::new()).unwrap();
+        list(&[2, 3]);
+        assert_eq!(held(catalog, "alpha", "tank/a"), "2#sent#sync 3", "the pool was imported again");
+    });
+}
+
+#[test]
+fn a_snapshot_that_an_order_destroyed_is_history_only() {
+    on_each(|catalog| {
+        let (alpha, a) = (host("alpha"), dataset("tank/a"));
+        catalog.put_dataset(&alpha, &a, listing(1..4)).unwrap();
+        catalog.mark(&alpha, &a, Guid(1), SENT, at(5)).unwrap();
+        catalog.mark(&alpha, &a, Guid(1), DELETED, at(6)).unwrap();
+        catalog.mark(&alpha, &a, Guid(3), DELETED, at(7)).unwrap();
+        catalog.mark(&alpha, &a, Guid(99), DELETED, at(8)).unwrap();
+        assert_eq!(held(catalog, "alpha", "tank/a"), "2");
+        let history = |limit| {
+            let shown =
+                |one: Destroyed| format!("{} {} {}", one.host, one.record, one.at.timestamp() - at(0).timestamp());
+            catalog.destroyed(limit).unwrap().into_iter().map(shown).collect::<Vec<_>>()
+        };
+        let third = format!("alpha {}:tank/a@BACKUP_3#deleted 7", Guid(3).uuid());
+        let first = format!("alpha {}:tank/a@BACKUP_1#sent#deleted 6", Guid(1).uuid());
+        assert_eq!(history(10), [third.clone(), first]);
+        assert_eq!(history(1), std::slice::from_ref(&third));
+        assert_eq!(catalog.forget_marks(at(7)).unwrap(), 1);
+        assert_eq!(history(10), [third]);
+    });
+}
+
+#[test]
+fn not_written_marks_live_as_long_as_their_dataset_and_their_age() {
+    on_each(|catalog| {
+        let (alpha, a, b) = (host("alpha"), dataset("tank/a"), dataset("tank/b"));
+        let list = |names: &[&DatasetName]| {
+            let datasets = names.iter().map(|name| ((*name).clone(), listing([1]))).collect();
+            catalog.replace_host(&alpha, at(0), datasets).unwrap();
+        };
+        let marks = |name| {
+            let inventory = catalog.inventory().unwrap();
+            let found = inventory.dataset(&alpha, name).map(|found| found.not_written.clone()).unwrap_or_default();
+            found
+                .iter()
+                .map(|mark| format!("{} {}", mark.name, mark.at.timestamp() - at(0).timestamp()))
+                .collect::<Vec<_>>()
+        };
+        list(&[&a, &b]);
+        for (name, mark) in [(&a, not_written("P_1", 1)), (&a, not_written("P_2", 2)), (&b, not_written("P_1", 1))] {
+            catalog.add_not_written(&alpha, name, mark).unwrap();
+        }
+        catalog.add_not_written(&alpha, &a, not_written("P_1", 3)).unwrap();
+        list(&[&a]);
+        list(&[&a, &b]);
+        assert_eq!(marks(&a), ["P_1 3", "P_2 2"]);
+        assert!(marks(&b).is_empty(), "the dataset had been gone");
+        assert_eq!(catalog.forget_marks(at(3)).unwrap(), 1);
+        assert_eq!(marks(&a), ["P_1 3"]);
+    });
+}
+
+#[test]
+fn only_marks_of_snapshots_that_are_gone_are_forgotten_with_age() {
+    on_each(|catalog| {
+        let (alpha, a) = (host("alpha"), dataset("tank/a"));
+        catalog.put_dataset(&alpha, &a, listing([1])).unwrap();
+        for guid in [1, 2, 3] {
+            catalog.mark(&alpha, &a, Guid(guid), SENT, at(i64::try_from(guid).unwrap())).unwrap();
+        }
+        assert_eq!(catalog.forget_marks(at(3)).unwrap(), 1);
+        catalog.put_dataset(&alpha, &a, listing([1, 2, 3])).unwrap();
+        assert_eq!(held(catalog, "alpha", "tank/a"), "1#sent 2 3#sent");
+    });
+}
+
+fn outcome(number: u64) -> Outcome {
+    Outcome {
+        order_id: OrderId(Uuid::from_u128(u128::from(number))),
+        at: at(i64::try_from(number).unwrap()),
+        host: host("alpha"),
+        action: Action::SendSnapshot,
+        dataset: Some(dataset("tank/a")),
+        snapshot: Some("BACKUP_1".parse().unwrap()),
+        to: Some(Destination { host: host("beta"), dataset: dataset("tank/copy") }),
+        success: false,
+        status: Some(ResponseStatus::Unreachable),
+        bytes: u64::MAX,
+        seconds: 1.5,
+        error: Some("beta went away".to_owned()),
+    }
+}
+
+#[test]
+fn outcomes_come_back_whole_and_newest_first() {
+    on_each(|catalog| {
+        let bare = Outcome {
+            action: Action::KvResync,
+            dataset: None,
+            snapshot: None,
+            to: None,
+            success: true,
+            status: None,
+            error: None,
+            ..outcome(2)
+        };
+        catalog.record_outcome(&outcome(1)).unwrap();
+        catalog.record_outcome(&bare).unwrap();
+        assert_eq!(catalog.outcomes(10).unwrap(), [bare.clone(), outcome(1)]);
+        assert_eq!(catalog.outcomes(1).unwrap(), [bare]);
+    });
+}
+
+#[test]
+fn the_history_of_outcomes_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    let most = i64::try_from(MAX_OUTCOMES).unwrap();
+    catalog.record_outcome(&outcome(1)).unwrap();
+    let file = Connection::open(folder.path().join("catalog.sqlite")).unwrap();
+    file.execute("UPDATE outcome SET id = ?1", [100]).unwrap();
+    let copy =
+        "INSERT INTO outcome SELECT 100 + value, order_id, at, host, action, dataset, snapshot, to_host, to_dataset,
+                success, status, bytes, seconds, error FROM outcome, (WITH RECURSIVE n(value) AS
+                (VALUES (1) UNION ALL SELECT value + 1 FROM n WHERE value < ?1) SELECT value FROM n)";
+    file.execute(copy, [most + 5]).unwrap();
+    catalog.record_outcome(&outcome(2)).unwrap();
+    let kept = catalog.outcomes(usize::MAX).unwrap();
+    assert_eq!((kept.len(), &kept[0]), (MAX_OUTCOMES, &outcome(2)));
+}
+
+#[test]
+fn a_catalog_in_memory_fails_when_it_is_told_to() {
+    let catalog = MemoryCatalog::new();
+    catalog.refuse_writes(true);
+    assert!(matches!(catalog.record_outcome(&outcome(1)), Err(CatalogError::Full { .. })));
+    catalog.refuse_writes(false);
+    catalog.record_outcome(&outcome(1)).unwrap();
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Replace(u8, Vec<(u8, Vec<u64>)>),
+    Put(u8, u8, Vec<u64>),
+    Remove(u8, u8),
+    Mark(u8, u8, u64, Marks, i64),
+    NotWritten(u8, u8, u8, i64),
+    Forget(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let numbers = || prop::collection::btree_set(0..6_u64, 0..5).prop_map(|set| set.into_iter().collect::<Vec<_>>());
+    let datasets = prop::collection::btree_map(0..3_u8, numbers(), 0..3).prop_map(|map| map.into_iter().collect());
+    let marks =
+        (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(sent, sync, deleted)| Marks { sent, sync, deleted });
+    let step = prop_oneof![
+        (0..2_u8, datasets).prop_map(|(h, d)| Step::Replace(h, d)),
+        (0..2_u8, 0..3_u8, numbers()).prop_map(|(h, d, n)| Step::Put(h, d, n)),
+        (0..2_u8, 0..3_u8).prop_map(|(h, d)| Step::Remove(h, d)),
+        (0..2_u8, 0..3_u8, 0..6_u64, marks, 0..9_i64).prop_map(|(h, d, g, m, t)| Step::Mark(h, d, g, m, t)),
+        (0..2_u8, 0..3_u8, 0..3_u8, 0..9_i64).prop_map(|(h, d, n, t)| Step::NotWritten(h, d, n, t)),
+        (0..9_i64).prop_map(Step::Forget),
+    ];
+    prop::collection::vec(step, 1..25)
+}
+
+fn take(catalog: &dyn CatalogWrite, step: &Step) -> usize {
+    let (h, d) = (|h: u8| host(&format!("h{h}")), |d: u8| dataset(&format!("tank/d{d}")));
+    match step.clone() {
+        Step::Replace(of, datasets) => {
+            let datasets = datasets.into_iter().map(|(name, numbers)| (d(name), listing(numbers))).collect();
+            catalog.replace_host(&h(of), at(0), datasets).unwrap();
+        }
+        Step::Put(of, name, numbers) => catalog.put_dataset(&h(of), &d(name), listing(numbers)).unwrap(),
+        Step::Remove(of, name) => catalog.remove_dataset(&h(of), &d(name)).unwrap(),
+        Step::Mark(of, name, guid, marks, when) => catalog.mark(&h(of), &d(name), Guid(guid), marks, at(when)).unwrap(),
+        Step::NotWritten(of, name, slot, when) => {
+            catalog.add_not_written(&h(of), &d(name), not_written(&format!("P_{slot}"), when)).unwrap();
+        }
+        Step::Forget(before) => return catalog.forget_marks(at(before)).unwrap(),
+    }
+    0
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_catalogs_mean_the_same(steps in steps()) {
+        let folder = tempfile::tempdir().unwrap();
+        let (memory, embedded) = (MemoryCatalog::new(), EmbeddedCatalog::open(folder.path()).unwrap());
+        for step in &steps {
+            prop_assert_eq!(take(&memory, step), take(&embedded, step), "{:?}", step);
+        }
+        prop_assert_eq!(memory.inventory().unwrap(), embedded.inventory().unwrap());
+        prop_assert_eq!(memory.destroyed(99).unwrap(), embedded.destroyed(99).unwrap());
+        drop(embedded);
+        prop_assert_eq!(memory.inventory().unwrap(), EmbeddedReader::new(folder.path()).inventory().unwrap());
+    }
+}
+
+#[test]
+fn a_reader_of_a_missing_catalog_finds_nothing_and_creates_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("not/there");
+    let reader = EmbeddedReader::new(&path);
+    assert!(reader.inventory().unwrap().hosts.is_empty());
+    assert!(reader.outcomes(5).unwrap().is_empty());
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn only_one_writer_at_a_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = EmbeddedCatalog::open(folder.path()).unwrap();
+    let error = EmbeddedCatalog::open(folder.path()).unwrap_err();
+    assert!(matches!(&error, CatalogError::Locked { pid: Some(pid), .. } if *pid == std::process::id()), "{error:?}");
+    let said = error.to_string();
+    assert!(said.contains("another director (process ") && said.contains("wait until it ends, or stop it"), "{said}");
+    EmbeddedReader::new(folder.path()).inventory().unwrap();
+    drop(first);
+    EmbeddedCatalog::open(folder.path()).unwrap();
+}
+
+#[test]
+fn the_folder_is_created_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lib/zsync/catalog");
+    EmbeddedCatalog::open(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_reader_sees_the_state_before_while_a_writer_works() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
+    let writer = Connection::open(folder.path().join("catalog.sqlite")).unwrap();
+    writer.execute_batch("BEGIN IMMEDIATE; DELETE FROM snapshot; DELETE FROM dataset").unwrap();
+    let reader = EmbeddedReader::new(folder.path());
+    let begin = Instant::now();
+    assert_eq!(held(&reader, "alpha", "tank"), "1");
+    assert!(begin.elapsed() < Duration::from_secs(5), "it does not wait for the writer");
+    writer.execute_batch("COMMIT").unwrap();
+    assert_eq!(held(&reader, "alpha", "tank"), "-");
+}
+
+#[test]
+fn readers_beside_a_busy_writer_never_see_half_a_listing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (catalog, done) = (EmbeddedCatalog::open(folder.path()).unwrap(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let reads = scope.spawn(|| {
+            let reader = EmbeddedReader::new(folder.path());
+            let mut reads = 0;
+            while !done.load(Ordering::Relaxed) {
+                whole_pass(&reader.inventory().unwrap());
+                reads += 1;
+            }
+            reads
+        });
+        (1..40).for_each(|pass| write_pass(&catalog, pass));
+        done.store(true, Ordering::Relaxed);
+        assert!(reads.join().unwrap() > 1);
+    });
+}
+
+fn open_error(prepare: impl FnOnce(&Path)) -> (CatalogError, CatalogError) {
+    let folder = tempfile::tempdir().unwrap();
+    prepare(folder.path());
+    let reading = EmbeddedReader::new(folder.path()).inventory().unwrap_err();
+    (EmbeddedCatalog::open(folder.path()).unwrap_err(), reading)
+}
+
+fn database(folder: &Path, sql: &str) {
+    Connection::open(folder.join("catalog.sqlite")).unwrap().execute_batch(sql).unwrap();
+}
+
+#[test]
+fn what_is_no_catalog_is_refused_with_the_way_out() {
+    let (writing, reading) = open_error(|folder| fs::write(folder.join("catalog.sqlite"), [b'x'; 5000]).unwrap());
+    for error in [writing, reading] {
+        assert!(matches!(error, CatalogError::Damaged { .. }), "{error:?}");
+        assert!(error.to_string().contains("stop the director and delete the folder"), "{error}");
+    }
+    let (writing, reading) = open_error(|folder| database(folder, "CREATE TABLE cookies (a); PRAGMA user_version = 7"));
+    for error in [writing, reading] {
+        assert!(matches!(error, CatalogError::Foreign { .. }), "{error:?}");
+        assert!(error.to_string().contains("set another catalog.embedded.path"), "{error}");
+    }
+    let (writing, reading) = open_error(|folder| {
+        drop(EmbeddedCatalog::open(folder).unwrap());
+        database(folder, "PRAGMA user_version = 99");
+    });
+    for error in [writing, reading] {
+        assert!(matches!(error, CatalogError::Newer { found: 99, .. }), "{error:?}");
+        assert!(error.to_string().contains("use the newer zsync, or delete the folder"), "{error}");
+    }
+}
+
+#[test]
+fn a_foreign_database_is_left_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    database(folder.path(), "CREATE TABLE cookies (a)");
+    let before = fs::read(folder.path().join("catalog.sqlite")).unwrap();
+    EmbeddedCatalog::open(folder.path()).unwrap_err();
+    assert_eq!(fs::read(folder.path().join("catalog.sqlite")).unwrap(), before);
+}
+
+#[test]
+fn a_page_of_rubbish_is_a_damaged_catalog() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing(0..2000)).unwrap();
+    drop(catalog);
+    let file = folder.path().join("catalog.sqlite");
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[4096 * 3..].fill(0xa5);
+    fs::write(&file, bytes).unwrap();
+    let error = EmbeddedReader::new(folder.path()).inventory().unwrap_err();
+    assert!(matches!(error, CatalogError::Damaged { .. }), "{error:?}");
+}
+
+#[test]
+fn values_that_nobody_here_wrote_are_damage_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
+    for (sql, word) in [
+        ("UPDATE snapshot SET name = 'a/b'", "not a snapshot name"),
+        ("UPDATE snapshot SET name = 'a', creation = 9223372036854775807", "no moment"),
+        ("UPDATE snapshot SET creation = 0; DROP TABLE mark", "no such table"),
+    ] {
+        database(folder.path(), sql);
+        let error = catalog.inventory().unwrap_err();
+        assert!(matches!(&error, CatalogError::Damaged { detail, .. } if detail.contains(word)), "{sql}: {error:?}");
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_is_an_error_of_the_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [file.clone(), file.join("below"), "/proc/nothing/here".into()] {
+        let error = EmbeddedCatalog::open(&path).unwrap_err();
+        assert!(matches!(error, CatalogError::Folder { .. }), "{}: {error:?}", path.display());
+        assert!(error.to_string().contains("set another catalog.embedded.path in server.json"), "{error}");
+    }
+}
+
+#[test]
+fn a_full_disk_leaves_the_catalog_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
+    catalog.limit_pages(20);
+    let error = catalog.put_dataset(&host("alpha"), &dataset("tank"), listing(0..10_000)).unwrap_err();
+    assert!(matches!(error, CatalogError::Full { .. }), "{error:?}");
+    assert!(error.to_string().contains("no space is left for the catalog"), "{error}");
+    assert_eq!(held(&catalog, "alpha", "tank"), "1");
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1, 2])).unwrap();
+}
+
+/// One pass of a director, in three calls that each have to be whole.
+fn write_pass(catalog: &EmbeddedCatalog, pass: u64) {
+    let a = DatasetInventory { written: Some(pass), ..listing(pass..pass + 50) };
+    let datasets = ["tank/a", "tank/b", "tank/c"].map(|name| (dataset(name), a.clone())).to_vec();
+    catalog.replace_host(&host("alpha"), at(i64::try_from(pass).unwrap()), datasets).unwrap();
+    catalog.mark(&host("alpha"), &dataset("tank/a"), Guid(pass), DELETED, at(0)).unwrap();
+    catalog.record_outcome(&outcome(pass)).unwrap();
+}
+
+/// Checks that an inventory shows one pass as a whole; returns its number.
+fn whole_pass(inventory: &Inventory) -> u64 {
+    let Some(alpha) = inventory.hosts.get(&host("alpha")) else { return 0 };
+    let pass = u64::try_from(alpha.observed.unwrap().timestamp() - at(0).timestamp()).unwrap();
+    assert_eq!(alpha.datasets.len(), 3);
+    for (name, found) in &alpha.datasets {
+        assert_eq!(found.written, Some(pass), "{name}");
+        let guids: Vec<u64> = found.snapshots.iter().map(|one| one.guid.0).collect();
+        let missing = u64::from(guids[0] != pass);
+        assert!(missing == 0 || name.as_str() == "tank/a", "{name}");
+        assert_eq!(guids, (pass + missing..pass + 50).collect::<Vec<_>>(), "{name}");
+    }
+    pass
+}
+
+const CHILD: &str = "ZSYNC_TEST_CATALOG_TO_WRITE";
+
+/// Not a test by itself: the process that the test below kills.
+#[test]
+fn a_process_that_is_killed_while_it_writes() {
+    let Some(folder) = std::env::var_os(CHILD) else { return };
+    let catalog = EmbeddedCatalog::open(Path::new(&folder)).unwrap();
+    let first = whole_pass(&catalog.inventory().unwrap()) + 1;
+    for pass in first.. {
+        write_pass(&catalog, pass);
+    }
+}
+
+/// Kills a process when it is dropped, so that a test that fails leaves none behind.
+struct Killed(std::process::Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+#[allow(clippy::disallowed_methods, reason = "kill -9 needs a process to kill")]
+fn kill_9_at_any_instant_leaves_a_whole_catalog() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut reached = 0;
+    for round in 0..12 {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "catalog::tests::a_process_that_is_killed_while_it_writes"])
+            .env(CHILD, folder.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let child = Killed(child);
+        let reader = EmbeddedReader::new(folder.path());
+        let begin = Instant::now();
+        while whole_pass(&reader.inventory().unwrap()) <= reached {
+            assert!(begin.elapsed() < Duration::from_secs(60), "the process writes nothing");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(round * 7));
+        drop(child);
+        // A reader comes first, as `plan` may: it has to manage with what the dead writer left.
+        let found = whole_pass(&reader.inventory().unwrap());
+        let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+        assert_eq!(whole_pass(&catalog.inventory().unwrap()), found);
+        assert!(found > reached, "what was committed is still there");
+        let outcomes = catalog.outcomes(1).unwrap();
+        let recorded = outcomes[0].at.timestamp() - at(0).timestamp();
+        assert!((0..=1).contains(&(i64::try_from(found).unwrap() - recorded)), "{recorded} beside {found}");
+        reached = found;
+    }
+}

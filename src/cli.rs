@@ -1,0 +1,161 @@
+//! What can be typed; it touches nothing.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use clap::{Args, Parser, Subcommand};
+
+use crate::model::{DatasetName, HostName};
+use crate::report::Format;
+
+/// Keeps a fleet's ZFS snapshots taken, replicated and pruned by policy.
+#[derive(Debug, Parser)]
+#[command(name = "zsync", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "One machine:  zsync director --once      (from cron; nothing else runs)\n\
+                        Several:      zsync agent on each host with datasets, zsync slave on each that receives,\n\
+                        \u{20}             zsync director on one\n\
+                        Preview:      zsync plan --dry-run\n\n\
+                        Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
+                        Exit status: 0 all well, 1 some order failed, 2 could not work at all.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Decide by policy what to take, send and destroy, and have agents do it.
+    Director(Director),
+    /// Carry out a director's orders on this host.
+    Agent(Agent),
+    /// Receive streams from agents into this host's datasets.
+    Slave(Slave),
+    /// Preview the orders that the director would give.
+    Plan(Plan),
+}
+
+/// Options that every subcommand has.
+#[derive(Args, Clone, Debug)]
+pub struct Common {
+    /// This host's name in the policy [default: "hostname" of local.json, else what the system calls itself]
+    #[arg(long, env = "ZSYNC_HOSTNAME", value_name = "NAME")]
+    pub hostname: Option<HostName>,
+    /// What this host lets zsync do with its datasets
+    #[arg(long, value_name = "FILE", default_value = "/etc/zsync/local.json")]
+    pub local: PathBuf,
+    /// The zfs program
+    #[arg(long, value_name = "PROGRAM", default_value = "zfs")]
+    pub zfs: PathBuf,
+    /// How much to log: error, warn, info, debug, trace [default: info for services, warn otherwise]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<log::LevelFilter>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if duration.is_zero() { Err("it is zero".into()) } else { Ok(duration) }
+}
+
+fn moment(text: &str) -> Result<DateTime<Utc>, String> {
+    humantime::parse_rfc3339_weak(text)
+        .map(DateTime::from)
+        .or_else(|_| text.parse::<DateTime<Utc>>())
+        .map_err(|_| "write it like 2026-11-23T10:30:00Z".to_owned())
+}
+
+/// `zsync director`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status: 0 all well, 1 some order failed or some host could not be looked at, \
+                        2 could not work at all.\n\nExample, in cron:  */5 * * * * root zsync director --once")]
+pub struct Director {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// Make one pass and exit; silent when all is well
+    #[arg(long)]
+    pub once: bool,
+    /// From the beginning of one pass to that of the next
+    #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration, conflicts_with = "once")]
+    pub interval: Duration,
+    /// With --once: tell what was done even when all is well
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// With --once: how to tell it (json and ndjson imply --verbose)
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `zsync agent`.
+#[derive(Args, Debug)]
+#[command(after_help = "Give it an order by hand:\n  \
+    echo '{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\",\"Action\":\"take_snapshot\",\
+    \"SnapshotName\":\"by-hand\",\"DestDataset\":\"tank/foo\"}' | nc -N localhost 7711")]
+pub struct Agent {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// Options of those that listen.
+    #[command(flatten)]
+    pub listen: Listen,
+}
+
+/// `zsync slave`.
+#[derive(Args, Debug)]
+pub struct Slave {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// Options of those that listen.
+    #[command(flatten)]
+    pub listen: Listen,
+}
+
+/// Options of those that listen.
+#[derive(Args, Clone, Debug)]
+pub struct Listen {
+    /// Where to listen [default: "listen" of local.json, else 127.0.0.1 and port 7711 (agent) or 7722 (slave)]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Listen in plaintext beyond this machine: whoever reaches the port is obeyed
+    #[arg(long)]
+    pub insecure_plaintext: bool,
+}
+
+/// `zsync plan`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status: 0; with --exit-code 3 when there are orders; 2 could not work at all.")]
+pub struct Plan {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS
+    #[arg(long, required = true)]
+    pub dry_run: bool,
+    /// Only orders to this host
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<HostName>,
+    /// Only orders about this dataset and what is below it
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Option<DatasetName>,
+    /// How to print; ndjson lines are orders as agents take them
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+    /// Tell of every snapshot why it stays or goes, and of everything not due why not
+    #[arg(long)]
+    pub explain: bool,
+    /// Decide as of this moment instead of now
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub at: Option<DateTime<Utc>>,
+    /// Exit with 3 when there are orders
+    #[arg(long)]
+    pub exit_code: bool,
+}

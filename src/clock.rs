@@ -1,0 +1,11 @@
+//! The only reader of the wall clock; everything that decides gets `now` as an argument.
+
+use chrono::{DateTime, Utc};
+
+/// The present, in whole seconds as ZFS counts creation times.
+#[must_use]
+pub fn now() -> DateTime<Utc> {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
+    let now = Utc::now();
+    DateTime::from_timestamp(now.timestamp(), 0).unwrap_or(now)
+}

@@ -1,0 +1,112 @@
+//! destroy_snapshot: every destroy is proven safe here and now, whatever the order says.
+
+use std::collections::BTreeMap;
+
+use super::{Agent, Desk, Failure, Success};
+use crate::model::{DatasetInventory, DatasetName, Guid, Record, ResponseStatus, SnapName, Snapshot, SnapshotId};
+use crate::wire::{DirectorsOrder, Facts, PER_LINE};
+use crate::zfs::{Depth, Zfs};
+
+/// What an order names.
+struct Wanted {
+    id: SnapshotId,
+    /// The name that the director knows, if the order told it.
+    name: Option<SnapName>,
+}
+
+fn wanted(order: &DirectorsOrder) -> Result<BTreeMap<DatasetName, Vec<Wanted>>, Failure> {
+    let mut all: BTreeMap<DatasetName, Vec<Wanted>> = BTreeMap::new();
+    for text in &order.snapshot_uuid {
+        let (dataset, wanted) = match text.parse::<Record>() {
+            Ok(record) => (record.dataset, Wanted { id: record.uuid, name: Some(record.name) }),
+            Err(error) => match (text.parse(), order.dest_dataset.parse()) {
+                (Ok(uuid), Ok(dataset)) => (dataset, Wanted { id: SnapshotId(uuid), name: None }),
+                (Ok(_), Err(error)) => {
+                    return Err(Failure::refused(format!("a UUID alone needs DestDataset: {error}")));
+                }
+                (Err(_), _) => return Err(Failure::refused(format!("SnapshotUUID: {error}"))),
+            },
+        };
+        all.entry(dataset).or_default().push(wanted);
+    }
+    Ok(all)
+}
+
+/// Why one snapshot may not go, if so; `None` if it may.
+fn objection(snapshot: &Snapshot, of: &DatasetInventory, order: &DirectorsOrder) -> Option<String> {
+    if snapshot.userrefs > 0 {
+        return Some("it is held".into());
+    }
+    if of.newest().is_some_and(|newest| newest.guid == snapshot.guid) {
+        return Some("it is the newest of its dataset".into());
+    }
+    for base in &order.keep_common_with {
+        let txg = of.by_guid(base.guid).map(|s| s.createtxg);
+        let bookmark = of.bookmarks.iter().find(|b| b.guid == base.guid).map(|b| b.createtxg);
+        match (txg, bookmark) {
+            (None, None) => return Some(format!("what it has in common with {} is no longer here", base.host)),
+            (Some(_), None) if base.guid == snapshot.guid => {
+                return Some(format!("it is the newest that {} has too", base.host));
+            }
+            (Some(txg), _) | (None, Some(txg)) if snapshot.createtxg > txg && base.awaits => {
+                return Some(format!("{} does not have it yet", base.host));
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+impl<Z: Zfs> Agent<Z> {
+    /// Destroys the snapshots of the order that may go, and says why the others stay.
+    pub(super) async fn destroy(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+        let mut destroyed = 0;
+        let mut stayed = Vec::new();
+        for (dataset, wanted) in wanted(order)? {
+            self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
+            let listed = self.zfs.list(std::slice::from_ref(&dataset), Depth::Only).await?;
+            let Some((_, inventory)) = listed.into_iter().find(|(name, _)| *name == dataset) else {
+                return Err(Failure::refused(format!("{dataset} does not exist")));
+            };
+            let (mut going, mut gone): (Vec<&Snapshot>, Vec<Guid>) = (Vec::new(), Vec::new());
+            for Wanted { id, name } in &wanted {
+                let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else {
+                    // It is gone already, which is what was wanted.
+                    continue;
+                };
+                let renamed = name.as_ref().filter(|name| order.skip_if_renamed && **name != snapshot.name);
+                let objection = renamed
+                    .map(|name| format!("it was renamed from @{name}"))
+                    .or_else(|| objection(snapshot, &inventory, order));
+                match objection {
+                    Some(reason) => stayed.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
+                    None => going.push(snapshot),
+                }
+            }
+            let names: Vec<SnapName> = going.iter().map(|s| s.name.clone()).collect();
+            if names.is_empty() {
+                continue;
+            }
+            // ZFS refuses to destroy what has clones, and the whole list with it.
+            let cloned = self.zfs.cloned(&dataset, &names).await?;
+            stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
+            going.retain(|s| !cloned.contains(&s.name));
+            let names: Vec<SnapName> = going.iter().map(|s| s.name.clone()).collect();
+            if !names.is_empty() {
+                self.zfs.destroy(&dataset, &names).await?;
+            }
+            gone.extend(going.iter().map(|s| s.guid));
+            destroyed += gone.len();
+            for part in gone.chunks(PER_LINE) {
+                let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
+                desk.tell(Facts { destroyed, ..Facts::default() }).await;
+            }
+        }
+        let status = if destroyed == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
+        let mut remark = format!("destroyed {destroyed}");
+        if !stayed.is_empty() {
+            remark = format!("{remark}; {}", stayed.join("; "));
+        }
+        Ok(Success::new(status, remark))
+    }
+}

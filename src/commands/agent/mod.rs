@@ -1,0 +1,170 @@
+//! `zsync agent`: carries out orders on one host.
+//!
+//! Every order is checked against local.json and against ZFS as it is at that moment; every failure leaves ZFS as
+//! it was and says so.
+
+mod destroy;
+mod receiver;
+mod resync;
+mod send;
+mod take;
+
+pub use send::SLAVE_PORT;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::future;
+
+use super::busy::Busy;
+use super::receiving::Receiving;
+use super::serve;
+use crate::config::Local;
+use crate::model::Counter;
+use crate::model::{Action, HostName, ResponseStatus};
+use crate::runtime;
+use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
+use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
+use crate::zfs::{Zfs, ZfsError};
+
+/// Where facts go while an order is carried out: to the director, over the wire or within the process.
+pub type FactSink = runtime::channel::Sender<Facts>;
+
+/// An agent with its ZFS.
+pub struct Agent<Z> {
+    host: HostName,
+    zfs: Arc<Z>,
+    local: Arc<Local>,
+    /// Datasets being sent from.
+    busy: Busy,
+    receiving: Receiving<Z>,
+}
+
+/// An order that was not carried out.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: ResponseStatus,
+    reason: String,
+    temporary: bool,
+}
+
+impl Failure {
+    fn refused(reason: impl Into<String>) -> Self {
+        Self { status: ResponseStatus::Refused, reason: reason.into(), temporary: false }
+    }
+}
+
+impl From<ZfsError> for Failure {
+    fn from(error: ZfsError) -> Self {
+        Self { status: ResponseStatus::Zerror, temporary: error.kind.is_temporary(), reason: error.to_string() }
+    }
+}
+
+/// How an order ended well.
+pub(crate) struct Success {
+    status: ResponseStatus,
+    remark: String,
+}
+
+impl Success {
+    fn new(status: ResponseStatus, remark: impl Into<String>) -> Self {
+        Self { status, remark: remark.into() }
+    }
+}
+
+/// What an order's work may use besides ZFS.
+pub(crate) struct Desk {
+    facts: FactSink,
+    counter: Counter,
+}
+
+impl Desk {
+    async fn tell(&self, facts: Facts) {
+        // Nobody listens any more: the catalog learns it at the next resync.
+        drop(self.facts.send(facts).await);
+    }
+}
+
+impl<Z: Zfs> Agent<Z> {
+    /// An agent for this host.
+    #[must_use]
+    pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        let receiving = Receiving { zfs: Arc::clone(&zfs), local: Arc::clone(&local), busy: Busy::default() };
+        Self { host, zfs, local, busy: Busy::default(), receiving }
+    }
+
+    /// Carries out one order. Facts go to `facts` meanwhile, the bytes of a transfer are counted in `counter`.
+    pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
+        let began = Instant::now();
+        let desk = Desk { facts, counter };
+        let result = if order.protocol > PROTOCOL {
+            Err(Failure::refused(format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol)))
+        } else {
+            match order.action {
+                Action::TakeSnapshot => self.take(order, &desk).await,
+                Action::SendSnapshot => self.send(order, &desk).await,
+                Action::DestroySnapshot => self.destroy(order, &desk).await,
+                Action::KvResync => self.resync(order, &desk).await,
+            }
+        };
+        let mut response = match result {
+            Ok(Success { status, remark }) => Response::success(order.order_uuid, status, remark),
+            Err(Failure { status, reason, temporary }) => {
+                Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
+            }
+        };
+        response.bytes = desk.counter.get();
+        response.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let Response { is_success, status, ref error, .. } = response;
+        let about = format!("{} {} {}", order.order_uuid, order.action, order.dest_dataset);
+        if is_success {
+            log::info!("{about}: {status:?} {error}");
+        } else {
+            log::warn!("{about}: {status:?}: {error}");
+        }
+        response
+    }
+
+    async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
+        let Some(line) = conn.hear_line(SILENCE).await? else { return Ok(()) };
+        let order: DirectorsOrder = match conn.understand(&line) {
+            Ok(order) => order,
+            Err(error) => {
+                let refusal = Response::failure(None, ResponseStatus::Refused, error.to_string());
+                conn.say(&AgentLine::Response(refusal)).await?;
+                return Err(error);
+            }
+        };
+        log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
+        let (sender, told) = runtime::channel::bounded(16);
+        let counter = Counter::default();
+        let telling = async {
+            loop {
+                match runtime::timeout(ALIVE_EVERY.min(Duration::from_secs(2)), told.recv()).await {
+                    Ok(Ok(facts)) => conn.say(&AgentLine::Facts { facts }).await?,
+                    Ok(Err(_)) => return Ok::<_, WireError>(()),
+                    Err(runtime::Elapsed) => {
+                        let progress = Progress { bytes: counter.get() };
+                        conn.say(&AgentLine::Progress { progress }).await?;
+                    }
+                }
+            }
+        };
+        // The sender is dropped with the order's end, which ends the telling. A director that went away does not
+        // stop the order: what was begun is finished, and found by the next listing.
+        let (response, told) = future::zip(self.carry_out(&order, sender, counter.clone()), telling).await;
+        told?;
+        conn.say(&AgentLine::Response(response)).await
+    }
+}
+
+impl<Z: Zfs> serve::Role for Agent<Z> {
+    const NAME: &'static str = "agent";
+
+    async fn converse(self: Arc<Self>, mut conn: Conn) {
+        if let Err(error) = Agent::converse(&self, &mut conn).await {
+            log::warn!("{:#}", anyhow::Error::from(error));
+        }
+        conn.close().await;
+    }
+}

@@ -1,0 +1,32 @@
+//! kv_resync: tells what this host holds.
+
+use super::{Agent, Desk, Failure, Success};
+use crate::model::{DatasetName, ResponseStatus};
+use crate::wire::{DirectorsOrder, Facts, Listing};
+use crate::zfs::{Depth, Zfs};
+
+impl<Z: Zfs> Agent<Z> {
+    /// Lists everything that local.json lets zsync touch, or the order's dataset and what is below it.
+    pub(super) async fn resync(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+        let roots: Vec<DatasetName> = if order.dest_dataset.is_empty() {
+            self.local.roots()
+        } else {
+            let root: DatasetName =
+                order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
+            self.local.permission_to_take(&root).map_err(|denied| Failure::refused(denied.to_string()))?;
+            vec![root]
+        };
+        let listed = self.zfs.list(&roots, Depth::Recursive).await?;
+        let mut datasets = 0;
+        for (dataset, inventory) in listed {
+            if self.local.permission_to_take(&dataset).is_err() {
+                continue;
+            }
+            datasets += 1;
+            for listing in Listing::parts(&self.host, &dataset, inventory) {
+                desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;
+            }
+        }
+        Ok(Success::new(ResponseStatus::Done, format!("listed {datasets} datasets")))
+    }
+}

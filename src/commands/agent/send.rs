@@ -1,0 +1,352 @@
+//! send_snapshot: brings a destination up to a snapshot, by guid, step by step.
+//!
+//! Around each transfer (the order matters, so that a crash at any point loses nothing): hold base and target on
+//! the source; send; verify; hold the received snapshot on the destination, then release the older hold there; move
+//! the cursor; release the source. Leftovers of an attempt that broke off are the same names again, and are put
+//! right by the next one.
+
+use std::collections::BTreeSet;
+
+use super::receiver::{Found, Receiver};
+use super::{Agent, Desk, Failure, Success};
+use crate::actions::steps::{Base, Conflict, Point, Step, Transfer, steps};
+use crate::commands::marks;
+use crate::commands::receiving::{Incoming, StepError};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
+use crate::policy::Target;
+use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
+use crate::zfs::{Depth, SendFrom, SendSpec, Zfs};
+
+/// The port of slaves.
+pub const SLAVE_PORT: u16 = 7722;
+
+/// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
+/// that have to be planned again.
+const MOST_STREAMS: usize = 8;
+
+/// What one order sends.
+struct Job {
+    dataset: DatasetName,
+    target: Snapshot,
+    to: Target,
+    rollback: bool,
+}
+
+/// How far a transfer came.
+struct Course {
+    /// What it comes to; of a full copy and the increments after it: full.
+    status: ResponseStatus,
+    streams: usize,
+    rolled_back: bool,
+    resumed: bool,
+    /// What this order holds on the source.
+    held: BTreeSet<SnapName>,
+}
+
+impl Course {
+    fn new() -> Self {
+        Self {
+            status: ResponseStatus::NothingToDo,
+            streams: 0,
+            rolled_back: false,
+            resumed: false,
+            held: BTreeSet::new(),
+        }
+    }
+
+    fn sends(&mut self, status: ResponseStatus) {
+        self.streams += 1;
+        if self.status != ResponseStatus::Full {
+            self.status = status;
+        }
+    }
+
+    /// The destination has the snapshot, or a newer one: how that is called where nothing was sent.
+    fn arrived(&mut self, how: &Transfer) {
+        if self.streams == 0 {
+            self.status = match how {
+                Transfer::MostActual { .. } => ResponseStatus::MostActual,
+                Transfer::WasRenamed { .. } => ResponseStatus::WasRenamed,
+                Transfer::NothingToDo | Transfer::Steps { .. } => ResponseStatus::NothingToDo,
+            };
+        }
+    }
+}
+
+impl<Z: Zfs> Agent<Z> {
+    /// Sends the order's snapshot, with what the destination lacks before it.
+    pub(super) async fn send(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+        let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
+        let dataset: DatasetName =
+            order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
+        let id = match order.snapshot_uuid.as_slice() {
+            [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
+            _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
+        };
+        let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
+        let to = Target { host, dataset };
+        let (source, ours) = self.find(order, id).await?;
+        let Some(target) = ours.snapshots.iter().find(|s| s.guid.uuid() == id).cloned() else {
+            return Err(Failure::refused(format!("{source} has no snapshot with the UUID {id} any more")));
+        };
+        if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
+            return Err(Failure::refused(format!(
+                "{source} cannot be sent into {}: one contains the other",
+                to.dataset
+            )));
+        }
+        let Some(_claim) = self.busy.claim(&source) else {
+            return Err(Failure {
+                status: ResponseStatus::Busy,
+                reason: format!("{source} is being sent already"),
+                temporary: true,
+            });
+        };
+        let from = Target { host: self.host.clone(), dataset: source.clone() };
+        let (receiver, theirs) = if to.host == self.host {
+            Receiver::local(&self.receiving, from, &to.dataset, order.rollback_if_needed).await?
+        } else {
+            let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
+            let order = OrderToSlave {
+                source: self.host.clone(),
+                order_uuid: order.order_uuid,
+                snapshot_uuid: id.to_string(),
+                snapshot_name: target.name.clone(),
+                dest_dataset: to.dataset.clone(),
+                protocol: order.protocol,
+                source_dataset: Some(source.clone()),
+                rollback_if_needed: order.rollback_if_needed,
+            };
+            Receiver::remote(&to, &address, &order).await?
+        };
+        let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
+        self.transfer(&job, receiver, ours, theirs, desk).await
+    }
+
+    /// The dataset of the order's snapshot, as it is now.
+    async fn find(&self, order: &DirectorsOrder, id: SnapshotId) -> Result<(DatasetName, DatasetInventory), Failure> {
+        let (roots, depth) = match &order.dataset {
+            Some(dataset) => (vec![dataset.clone()], Depth::Only),
+            None => (self.local.roots(), Depth::Recursive),
+        };
+        for root in &roots {
+            self.local.permission_to_take(root).map_err(|denied| Failure::refused(denied.to_string()))?;
+        }
+        let listed = self.zfs.list(&roots, depth).await?;
+        let found = listed.into_iter().find(|(name, inventory)| {
+            self.local.permission_to_take(name).is_ok()
+                && (order.dataset.as_ref() == Some(name) || inventory.snapshots.iter().any(|s| s.guid.uuid() == id))
+        });
+        found.ok_or_else(|| match &order.dataset {
+            Some(dataset) => Failure::refused(format!("{dataset} does not exist")),
+            None => Failure::refused(format!("no dataset here has a snapshot with the UUID {id}")),
+        })
+    }
+
+    async fn transfer(
+        &self,
+        job: &Job,
+        mut receiver: Receiver<Z>,
+        ours: DatasetInventory,
+        mut theirs: Found,
+        desk: &Desk,
+    ) -> Result<Success, Failure> {
+        let mut course = Course::new();
+        let ended = loop {
+            // Planned from how both sides are after the stream before it; our own snapshots may only become more
+            // meanwhile, or fail to be held.
+            match self.stream(job, &mut receiver, &ours, &theirs, &mut course, desk).await {
+                Ok(Some((result, now))) => {
+                    theirs = now;
+                    if let Err(error) = result {
+                        break Err(error.into());
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err(failure) => break Err(failure),
+            }
+        };
+        self.tell_theirs(job, &theirs, desk).await;
+        ended?;
+        let status = course.status;
+        let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
+        receiver.finish(status, common).await?;
+        if let Some(guid) = common {
+            self.move_cursor(job, &ours, guid).await?;
+        }
+        self.release(job, &ours, course.held).await?;
+        let remark = if course.rolled_back { "the destination was rolled back first" } else { "" };
+        Ok(Success::new(status, remark))
+    }
+
+    /// Plans one stream from how both sides are, and has it received; `None` when nothing is left to send.
+    async fn stream(
+        &self,
+        job: &Job,
+        receiver: &mut Receiver<Z>,
+        ours: &DatasetInventory,
+        theirs: &Found,
+        course: &mut Course,
+        desk: &Desk,
+    ) -> Result<Option<(Result<(), StepError>, Found)>, Failure> {
+        if course.streams >= MOST_STREAMS {
+            return Err(Failure {
+                status: ResponseStatus::Zerror,
+                reason: format!("{} is not there after {MOST_STREAMS} streams", job.target.name),
+                temporary: true,
+            });
+        }
+        if let Some(token) = theirs.as_ref().and_then(|t| t.resume_token.clone()) {
+            return self.resume(job, receiver, token, course, desk).await.map(Some);
+        }
+        let there = theirs.as_ref().map(|t| t.snapshots.as_slice()).unwrap_or_default();
+        let planned = steps(&ours.snapshots, &ours.bookmarks, there, None, job.target.guid);
+        let next = match planned.map_err(|conflict| conflicting(job, &conflict))? {
+            Transfer::Steps { steps } => steps.into_iter().next(),
+            arrived => {
+                course.arrived(&arrived);
+                None
+            }
+        };
+        let (from, to, base) = match next {
+            Some(Step::Full { to }) => (SendFrom::Nothing, to, None),
+            Some(Step::Incremental { from: Base::Snapshot(base), to, .. }) => {
+                (SendFrom::Snapshot(base.name.clone()), to, Some(base.name))
+            }
+            Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
+            Some(Step::Resume { .. } | Step::Discard { .. }) | None => return Ok(None),
+        };
+        let full = from == SendFrom::Nothing;
+        let exists = theirs.is_some();
+        if full && exists && !job.rollback {
+            return Err(Failure {
+                status: ResponseStatus::NotEmpty,
+                reason: format!(
+                    "{} exists on {} without a snapshot, and may hold data: destroy or rename it there, and it will \
+                     be created; or set rollback_if_needed to have it replaced",
+                    job.to.dataset, job.to.host
+                ),
+                temporary: false,
+            });
+        }
+        let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
+        self.zfs.hold(&marks::sending(&job.to), &job.dataset, &needed).await?;
+        course.held.extend(needed);
+        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, raw: ours.encrypted };
+        let incoming = Incoming {
+            guid: Some(to.guid),
+            name: to.name,
+            create: full.then_some(ours.kind),
+            overwrite: full && exists && job.rollback,
+        };
+        let status = if full { ResponseStatus::Full } else { ResponseStatus::Incremental };
+        course.sends(status);
+        let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
+        match result {
+            // Written to since its newest snapshot: only the policy may say that this does not matter.
+            Err(error) if error.status == ResponseStatus::WasWritten && job.rollback && !course.rolled_back => {
+                course.rolled_back = true;
+                let newest = now.as_ref().and_then(|n| n.newest()).map(|s| s.guid);
+                match newest {
+                    Some(guid) => receiver.rollback(guid).await.map(Some),
+                    None => Ok(Some((Err(error), now))),
+                }
+            }
+            result => Ok(Some((result, now))),
+        }
+    }
+
+    /// Goes on with a stream that broke off; one that cannot be gone on with is thrown away and planned anew.
+    async fn resume(
+        &self,
+        job: &Job,
+        receiver: &mut Receiver<Z>,
+        token: String,
+        course: &mut Course,
+        desk: &Desk,
+    ) -> Result<(Result<(), StepError>, Found), Failure> {
+        if std::mem::replace(&mut course.resumed, true) {
+            log::info!("{}: what {} has of an earlier stream is thrown away", job.dataset, job.to.host);
+            return receiver.abort().await;
+        }
+        log::info!("{}: goes on with the stream to {} that broke off", job.dataset, job.to.host);
+        course.sends(ResponseStatus::Incremental);
+        let incoming = Incoming { guid: None, name: job.target.name.clone(), create: None, overwrite: false };
+        let spec = SendSpec::Resume { token };
+        let status = ResponseStatus::Incremental;
+        let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
+        if let Err(error) = result {
+            log::info!("{}: the stream cannot be gone on with: {}", job.dataset, error.reason);
+        }
+        Ok((Ok(()), now))
+    }
+
+    /// Releases what this order held, and what earlier ones that broke off left held.
+    async fn release(&self, job: &Job, ours: &DatasetInventory, mut held: BTreeSet<SnapName>) -> Result<(), Failure> {
+        let tag = marks::sending(&job.to);
+        let before: Vec<SnapName> = ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
+        let left = self.zfs.holds(&job.dataset, &before).await?.into_iter().filter(|(_, t)| *t == tag);
+        held.extend(left.map(|(name, _)| name));
+        let held: Vec<SnapName> = held.into_iter().collect();
+        Ok(self.zfs.release(&tag, &job.dataset, &held).await?)
+    }
+
+    /// Tells the director what the destination has now.
+    async fn tell_theirs(&self, job: &Job, theirs: &Found, desk: &Desk) {
+        let Some(inventory) = theirs.clone() else { return };
+        for listing in Listing::parts(&job.to.host, &job.to.dataset, inventory) {
+            desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;
+        }
+    }
+
+    /// Moves the cursor: the new bookmark first, then the older ones go.
+    async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: Guid) -> Result<(), Failure> {
+        let cursor =
+            marks::cursor(&job.dataset, &job.to, guid).map_err(|e| Failure::refused(format!("the cursor: {e}")))?;
+        if let Some(common) = ours.by_guid(guid) {
+            if !ours.bookmarks.iter().any(|b| b.name == cursor) {
+                self.zfs.bookmark(&job.dataset, &common.name, &cursor).await?;
+            }
+        } else if !ours.bookmarks.iter().any(|b| b.guid == guid) {
+            return Ok(());
+        }
+        for old in marks::old_cursors(&job.dataset, ours, &job.to, guid) {
+            self.zfs.destroy_bookmark(&job.dataset, &old).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.
+fn newest_common(ours: &DatasetInventory, theirs: &DatasetInventory) -> Option<Guid> {
+    let has = |guid: Guid| ours.by_guid(guid).is_some() || ours.bookmarks.iter().any(|b| b.guid == guid);
+    theirs.snapshots.iter().rev().map(|s| s.guid).find(|guid| has(*guid))
+}
+
+/// A conflict as the answer to an order: both sides, and the way out.
+fn conflicting(job: &Job, conflict: &Conflict) -> Failure {
+    let Job { dataset, to, .. } = job;
+    let there = format!("{}:{}", to.host, to.dataset);
+    let (status, evidence) = match conflict {
+        Conflict::NoSuchSnapshot { .. } => return Failure::refused(format!("{dataset}: {conflict}")),
+        Conflict::Diverged { ours, theirs, .. } => {
+            (ResponseStatus::WasWritten, format!("only there: {}; only here: {}", listed(theirs), listed(ours)))
+        }
+        Conflict::NotEmpty { theirs, .. } => (ResponseStatus::NotEmpty, format!("there: {}", listed(theirs))),
+    };
+    let reason = format!(
+        "{there}: {conflict} ({evidence}); rename it there (zfs rename) and {dataset} will be copied anew, or destroy \
+         there what may go"
+    );
+    Failure { status, reason, temporary: false }
+}
+
+/// Snapshots by name, not more of them than people read.
+fn listed(points: &[Point]) -> String {
+    let shown: Vec<&str> = points.iter().take(5).map(|p| p.name.as_str()).collect();
+    match points.len() {
+        0 => "nothing".into(),
+        n if n > shown.len() => format!("{} and {} more", shown.join(", "), n - shown.len()),
+        _ => shown.join(", "),
+    }
+}

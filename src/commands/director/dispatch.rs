@@ -1,0 +1,199 @@
+//! Has an order carried out: in this process, or by an agent over TCP.
+
+use std::sync::Arc;
+
+use futures_lite::future;
+
+use crate::actions::Order;
+use crate::commands::agent::{Agent, FactSink};
+use crate::model::Counter;
+use crate::model::{Action, DatasetInventory, HostName, Inventory, OrderId, Record, ResponseStatus};
+use crate::policy::{Policy, Target};
+use crate::runtime;
+use crate::transport::tcp;
+use crate::wire::codec::SILENCE;
+use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
+use crate::zfs::Zfs;
+
+/// The port of agents.
+pub const AGENT_PORT: u16 = 7711;
+
+/// Knows where each host is.
+pub struct Dispatcher<Z> {
+    /// The director's own host.
+    pub here: HostName,
+    /// The agent within this process, or why there is none.
+    pub own: Result<Arc<Agent<Z>>, String>,
+}
+
+/// An order without particulars.
+#[must_use]
+pub fn blank(action: Action) -> DirectorsOrder {
+    DirectorsOrder {
+        order_uuid: OrderId(uuid::Uuid::now_v7()),
+        action,
+        destination: String::new(),
+        snapshot_uuid: Vec::new(),
+        snapshot_name: String::new(),
+        dest_dataset: String::new(),
+        rollback_if_needed: false,
+        skip_if_renamed: false,
+        skip_if_not_written: false,
+        skip_if_cloned: false,
+        protocol: PROTOCOL,
+        datasets: Vec::new(),
+        dataset: None,
+        destination_address: None,
+        keep_common_with: Vec::new(),
+    }
+}
+
+/// A decided order as it goes over the wire. `inventory` is what it was decided on.
+#[must_use]
+pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> DirectorsOrder {
+    match order {
+        Order::Take { name, datasets, skip_if_not_written, .. } => DirectorsOrder {
+            snapshot_name: name.to_string(),
+            dest_dataset: datasets.first().map(ToString::to_string).unwrap_or_default(),
+            datasets: datasets.iter().skip(1).cloned().collect(),
+            skip_if_not_written: *skip_if_not_written,
+            ..blank(Action::TakeSnapshot)
+        },
+        Order::Send { dataset, snapshot, guid, to, rollback_if_needed, .. } => DirectorsOrder {
+            destination: to.host.to_string(),
+            snapshot_uuid: vec![guid.uuid().to_string()],
+            snapshot_name: snapshot.to_string(),
+            dest_dataset: to.dataset.to_string(),
+            rollback_if_needed: *rollback_if_needed,
+            dataset: Some(dataset.clone()),
+            destination_address: policy.hosts.get(&to.host).and_then(|h| h.receive_address.clone()),
+            ..blank(Action::SendSnapshot)
+        },
+        Order::Destroy {
+            host,
+            dataset,
+            snapshots,
+            keep_common_with,
+            skip_if_renamed,
+            skip_if_cloned,
+            entry,
+            policy: name,
+            ..
+        } => {
+            let record = |(guid, name): &(_, _)| {
+                let guid: &crate::model::Guid = guid;
+                let record = Record {
+                    uuid: guid.uuid(),
+                    dataset: dataset.clone(),
+                    name: Clone::clone(name),
+                    marks: crate::model::Marks::default(),
+                };
+                record.to_string()
+            };
+            let of = Target { host: host.clone(), dataset: dataset.clone() };
+            let awaiting = awaiting(policy, *entry, name, &of);
+            DirectorsOrder {
+                snapshot_uuid: snapshots.iter().map(record).collect(),
+                dest_dataset: dataset.to_string(),
+                skip_if_renamed: *skip_if_renamed,
+                skip_if_cloned: *skip_if_cloned,
+                keep_common_with: bases(&of, keep_common_with, &awaiting, inventory),
+                ..blank(Action::DestroySnapshot)
+            }
+        }
+    }
+}
+
+/// Where everything of a policy is to come before it may go.
+fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Target) -> Vec<Target> {
+    let Some(entry) = policy.datasets.get(entry).filter(|e| e.hostname == of.host) else { return Vec::new() };
+    let Some(below) = of.dataset.below(&entry.dataset) else { return Vec::new() };
+    let policies = entry.policies.iter().filter(|p| p.name == name && !p.prune_unsent);
+    let place = |t: &Target| Some(Target { host: t.host.clone(), dataset: t.dataset.join(below).ok()? });
+    policies.flat_map(|p| &p.sync_on).filter_map(place).collect()
+}
+
+/// What a dataset has in common with each of its peers.
+fn bases(of: &Target, peers: &[Target], awaiting: &[Target], inventory: &Inventory) -> Vec<CommonBase> {
+    let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
+    let base = |peer: &Target| {
+        let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
+        // Snapshots of both, or a cursor here of one that is only there now, or the other way round.
+        let has =
+            |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
+        let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
+        let guid = newest(ours, theirs).or_else(|| newest(theirs, ours))?;
+        Some(CommonBase {
+            host: peer.host.clone(),
+            dataset: peer.dataset.clone(),
+            guid,
+            awaits: awaiting.contains(peer),
+        })
+    };
+    peers.iter().filter_map(base).collect()
+}
+
+impl<Z: Zfs> Dispatcher<Z> {
+    /// Has one order carried out on a host. Facts go to `facts`, bytes are counted in `counter`.
+    pub async fn dispatch(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        facts: FactSink,
+        counter: Counter,
+    ) -> Response {
+        let address = policy.hosts.get(host).and_then(|h| h.address.clone());
+        match address {
+            None if *host == self.here => match &self.own {
+                Ok(agent) => agent.carry_out(order, facts, counter).await,
+                Err(reason) => Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason.clone()),
+            },
+            address => {
+                let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
+                over_tcp(host, &address, order, &facts, &counter).await.unwrap_or_else(|error| Response {
+                    temporary: true,
+                    ..Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, format!("{error:#}"))
+                })
+            }
+        }
+    }
+
+    /// Has one order carried out, and collects its facts.
+    pub async fn ask(&self, policy: &Policy, host: &HostName, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
+        let (sender, told) = runtime::channel::bounded(16);
+        let collecting = async {
+            let mut all = Vec::new();
+            while let Ok(facts) = told.recv().await {
+                all.push(facts);
+            }
+            all
+        };
+        future::zip(self.dispatch(policy, host, order, sender, Counter::default()), collecting).await
+    }
+}
+
+async fn over_tcp(
+    host: &HostName,
+    address: &str,
+    order: &DirectorsOrder,
+    facts: &FactSink,
+    counter: &Counter,
+) -> anyhow::Result<Response> {
+    use anyhow::Context;
+    let mut conn = tcp::connect(host.as_str(), address)
+        .await
+        .with_context(|| format!("{host} is out of reach (is zsync agent running there?)"))?;
+    conn.say(order).await?;
+    loop {
+        match conn.hear(SILENCE).await? {
+            AgentLine::Response(response) => {
+                conn.close().await;
+                return Ok(response);
+            }
+            AgentLine::Progress { progress: Progress { bytes } } => counter.add(bytes.saturating_sub(counter.get())),
+            // Nobody collects them only when the pass is being given up.
+            AgentLine::Facts { facts: told } => drop(facts.send(told).await),
+        }
+    }
+}

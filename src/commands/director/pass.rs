@@ -1,0 +1,274 @@
+//! One pass: look at every host, then take, send and destroy, each decided from how things are by then.
+//!
+//! Hosts and datasets go side by side; what belongs to one dataset goes in sequence. A host that is down or a
+//! dataset that fails stops nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::dispatch::{Dispatcher, blank, wire_order};
+use super::world::World;
+use crate::actions::{Engine, Notice, Order};
+use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
+use crate::clock;
+use crate::model::{Action, DatasetName, HostName};
+use crate::policy::{Policy, Target};
+use crate::runtime;
+use crate::wire::Response;
+use crate::zfs::Zfs;
+
+/// How many hosts are looked at, and entries worked on, at once.
+const SIDE_BY_SIDE: usize = 64;
+/// How many datasets of one entry are sent or pruned at once.
+const DATASETS_AT_ONCE: usize = 4;
+
+/// What a pass did.
+#[derive(Debug)]
+pub struct Report {
+    /// The moment that it decided for.
+    pub at: DateTime<Utc>,
+    /// How long it took.
+    pub took: Duration,
+    /// Hosts that could not be listed, with the reason.
+    pub unseen: BTreeMap<HostName, String>,
+    /// How each order ended.
+    pub outcomes: Vec<Outcome>,
+    /// What the engine noticed.
+    pub notices: Vec<Notice>,
+}
+
+impl Report {
+    /// Whether everything went well.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        self.unseen.is_empty() && self.outcomes.iter().all(|o| o.success)
+    }
+}
+
+/// Everything that a pass needs; cheap to clone into its tasks.
+pub struct Pass<Z, C> {
+    policy: Arc<Policy>,
+    dispatcher: Arc<Dispatcher<Z>>,
+    world: World<C>,
+    at: DateTime<Utc>,
+}
+
+impl<Z, C> Clone for Pass<Z, C> {
+    fn clone(&self) -> Self {
+        Self {
+            policy: Arc::clone(&self.policy),
+            dispatcher: Arc::clone(&self.dispatcher),
+            world: self.world.clone(),
+            at: self.at,
+        }
+    }
+}
+
+/// The hosts that a policy speaks of.
+#[must_use]
+pub fn hosts(policy: &Policy) -> BTreeSet<HostName> {
+    let sources = policy.datasets.iter().map(|entry| &entry.hostname);
+    let destinations = policy.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on).map(|t| &t.host);
+    sources.chain(destinations).cloned().collect()
+}
+
+impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
+    /// A pass for this moment.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
+        Self { policy, dispatcher, world, at }
+    }
+
+    /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
+    pub async fn run(self) -> Result<Report, CatalogError> {
+        let began = std::time::Instant::now();
+        let unseen = self.look().await?;
+        let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
+        for (entry, of) in self.policy.datasets.iter().enumerate() {
+            groups.entry((of.hostname.clone(), of.dataset.clone())).or_default().push(entry);
+        }
+        let reachable = groups.into_iter().filter(|((host, _), _)| !unseen.contains_key(host));
+        let chains = reachable.map(|(_, entries)| {
+            let pass = self.clone();
+            async move {
+                let mut outcomes = Vec::new();
+                for entry in entries {
+                    outcomes.extend(pass.entry(entry).await?);
+                }
+                Ok(outcomes)
+            }
+        });
+        let done: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(SIDE_BY_SIDE, chains).await;
+        let mut outcomes = Vec::new();
+        for result in done {
+            outcomes.extend(result?);
+        }
+        let notices = self.decide(None).notices;
+        // A host that was not listed is told once, with its reason.
+        let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
+        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices })
+    }
+
+    fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
+        let inventory = self.world.inventory();
+        let engine = Engine::new(&self.policy);
+        match entry {
+            Some(entry) => engine.decide_entry(entry, &inventory, self.at),
+            None => engine.decide(&inventory, self.at),
+        }
+    }
+
+    /// Asks every host what it holds.
+    async fn look(&self) -> Result<BTreeMap<HostName, String>, CatalogError> {
+        let hosts = hosts(&self.policy);
+        let looks = hosts.iter().cloned().map(|host| {
+            let pass = self.clone();
+            async move {
+                let (response, facts) = pass.dispatcher.ask(&pass.policy, &host, &blank(Action::KvResync)).await;
+                if !response.is_success {
+                    return Ok(Some((host, response.error)));
+                }
+                pass.world.listed(&host, clock::now(), facts).await?;
+                Ok(None)
+            }
+        });
+        let mut unseen = BTreeMap::new();
+        for result in runtime::side_by_side(SIDE_BY_SIDE, looks).await {
+            let result: Result<Option<_>, CatalogError> = result;
+            unseen.extend(result?);
+        }
+        self.world.reload(hosts.into_iter().filter(|host| !unseen.contains_key(host)).collect()).await?;
+        Ok(unseen)
+    }
+
+    /// Works on one entry: takes, then sends, then destroys, each decided anew from what the one before it did.
+    async fn entry(&self, entry: usize) -> Result<Vec<Outcome>, CatalogError> {
+        let mut outcomes = Vec::new();
+        let (takes, due_before): (Vec<Order>, Vec<Order>) =
+            self.orders(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
+        for order in takes {
+            outcomes.push(self.carry_out(&order).await?);
+        }
+        // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
+        // newest snapshot would otherwise always be too new to go. One that names a newer snapshot replaces it.
+        let due_now = self.orders(entry, |o| matches!(o, Order::Send { .. }));
+        let mut due: BTreeMap<(DatasetName, Target), Order> = BTreeMap::new();
+        for order in due_before.into_iter().chain(due_now) {
+            if let Order::Send { dataset, to, .. } = &order {
+                due.insert((dataset.clone(), to.clone()), order);
+            }
+        }
+        // By source dataset, one transfer at a time.
+        let mut sends: BTreeMap<DatasetName, Vec<Order>> = BTreeMap::new();
+        for ((dataset, _), order) in due {
+            sends.entry(dataset).or_default().push(order);
+        }
+        // Parents before their children, level by level: a child cannot arrive where its parent is missing.
+        let mut levels: BTreeMap<usize, Vec<Vec<Order>>> = BTreeMap::new();
+        for (dataset, orders) in sends {
+            levels.entry(dataset.as_str().matches('/').count()).or_default().push(orders);
+        }
+        let mut failed: BTreeSet<Target> = BTreeSet::new();
+        for (_, mut level) in levels {
+            level.sort_by_key(|orders| orders.iter().map(waiting_since).min());
+            for orders in &mut level {
+                orders.retain(|order| !self.lacks_parent(order, &failed));
+            }
+            for outcome in self.side_by_side(level).await? {
+                if let (false, Some(to)) = (outcome.success, &outcome.to) {
+                    failed.insert(Target { host: to.host.clone(), dataset: to.dataset.clone() });
+                }
+                outcomes.push(outcome);
+            }
+        }
+        let destroys = self.orders(entry, |o| matches!(o, Order::Destroy { .. }));
+        outcomes.extend(self.side_by_side(destroys.into_iter().map(|order| vec![order])).await?);
+        Ok(outcomes)
+    }
+
+    /// Whether a dataset would arrive below one that has just failed to arrive and is not there.
+    fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Target>) -> bool {
+        let Order::Send { to, .. } = order else { return false };
+        let Some(parent) = to.dataset.parent().map(|dataset| Target { host: to.host.clone(), dataset }) else {
+            return false;
+        };
+        failed.contains(&parent) && self.world.inventory().dataset(&parent.host, &parent.dataset).is_none()
+    }
+
+    fn orders(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
+        self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).collect()
+    }
+
+    /// Carries out chains of orders side by side, each chain in sequence.
+    async fn side_by_side(&self, chains: impl IntoIterator<Item = Vec<Order>>) -> Result<Vec<Outcome>, CatalogError> {
+        let chains = chains.into_iter().map(|orders| {
+            let pass = self.clone();
+            async move {
+                let mut outcomes = Vec::new();
+                for order in orders {
+                    outcomes.push(pass.carry_out(&order).await?);
+                }
+                Ok(outcomes)
+            }
+        });
+        let chains: Vec<_> = chains.collect();
+        let done: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(DATASETS_AT_ONCE, chains).await;
+        let mut outcomes = Vec::new();
+        for result in done {
+            outcomes.extend(result?);
+        }
+        Ok(outcomes)
+    }
+
+    /// Has one order carried out, and takes over what it did.
+    async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
+        let wire = wire_order(order, &self.policy, &self.world.inventory());
+        let host = host(order);
+        let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire).await;
+        self.world.learn(host, facts).await?;
+        let outcome = outcome(order, wire.order_uuid, &response);
+        self.world.record(outcome.clone()).await?;
+        Ok(outcome)
+    }
+}
+
+fn waiting_since(order: &Order) -> DateTime<Utc> {
+    match order {
+        Order::Send { oldest_unsent, .. } => *oldest_unsent,
+        _ => DateTime::UNIX_EPOCH,
+    }
+}
+
+fn host(order: &Order) -> &HostName {
+    match order {
+        Order::Take { host, .. } | Order::Send { host, .. } | Order::Destroy { host, .. } => host,
+    }
+}
+
+fn outcome(order: &Order, order_id: crate::model::OrderId, response: &Response) -> Outcome {
+    let (action, dataset, snapshot, to) = match order {
+        Order::Take { name, datasets, .. } => (Action::TakeSnapshot, datasets.first(), Some(name), None),
+        Order::Send { dataset, snapshot, to, .. } => (Action::SendSnapshot, Some(dataset), Some(snapshot), Some(to)),
+        Order::Destroy { dataset, snapshots, .. } => {
+            let only = if let [(_, only)] = snapshots.as_slice() { Some(only) } else { None };
+            (Action::DestroySnapshot, Some(dataset), only, None)
+        }
+    };
+    Outcome {
+        order_id,
+        at: clock::now(),
+        host: host(order).clone(),
+        action,
+        dataset: dataset.cloned(),
+        snapshot: snapshot.cloned(),
+        to: to.map(|to| Destination { host: to.host.clone(), dataset: to.dataset.clone() }),
+        success: response.is_success,
+        status: Some(response.status),
+        bytes: response.bytes,
+        seconds: response.millis as f64 / 1000.0,
+        error: (!response.error.is_empty()).then(|| response.error.clone()),
+    }
+}

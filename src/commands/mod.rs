@@ -1,0 +1,10 @@
+//! The subcommands: thin doing around what the deciding modules decided.
+
+pub mod agent;
+pub mod busy;
+pub mod director;
+pub mod marks;
+pub mod plan;
+pub mod receiving;
+pub mod serve;
+pub mod slave;

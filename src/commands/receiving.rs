@@ -1,0 +1,157 @@
+//! The receiving side of a transfer: the slave's, and that of a copy within one host.
+
+use std::sync::Arc;
+
+use super::busy::{Busy, Claim};
+use super::marks;
+use crate::config::Local;
+use crate::model::{
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, SnapName,
+};
+use crate::policy::Target;
+use crate::zfs::{Depth, ErrorKind, ReceiveSpec, Zfs, ZfsError};
+
+/// What a host does to receive.
+pub struct Receiving<Z> {
+    /// Its ZFS.
+    pub zfs: Arc<Z>,
+    /// What it lets in.
+    pub local: Arc<Local>,
+    /// The datasets being received into.
+    pub busy: Busy,
+}
+
+/// Why a transfer does not begin.
+#[derive(Debug)]
+pub struct NotOpen {
+    /// As the ancestor numbered it, where the configuration says no.
+    pub status: Option<DatasetStatus>,
+    /// In words.
+    pub reason: String,
+}
+
+/// How a step failed.
+#[derive(Debug)]
+pub struct StepError {
+    /// For the wire.
+    pub status: ResponseStatus,
+    /// In words.
+    pub reason: String,
+    /// Whether trying again later may help.
+    pub temporary: bool,
+}
+
+impl From<ZfsError> for StepError {
+    fn from(error: ZfsError) -> Self {
+        let status = match error.kind {
+            ErrorKind::Modified => ResponseStatus::WasWritten,
+            ErrorKind::Exists => ResponseStatus::NotEmpty,
+            _ => ResponseStatus::Zerror,
+        };
+        Self { status, temporary: error.kind.is_temporary(), reason: error.to_string() }
+    }
+}
+
+/// What a stream will bring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Incoming {
+    /// The guid of the snapshot that will be the newest; `None` for a resumed stream, whose end only ZFS knows.
+    pub guid: Option<Guid>,
+    /// Its name.
+    pub name: SnapName,
+    /// What a new dataset becomes; `None` for an increment or a resumed receive.
+    pub create: Option<DatasetKind>,
+    /// Whether an existing dataset without snapshots is replaced.
+    pub overwrite: bool,
+}
+
+impl<Z> Clone for Receiving<Z> {
+    fn clone(&self) -> Self {
+        Self { zfs: Arc::clone(&self.zfs), local: Arc::clone(&self.local), busy: self.busy.clone() }
+    }
+}
+
+impl<Z: Zfs> Receiving<Z> {
+    /// Checks that `source` may send into `dataset`, and claims it.
+    pub fn open(&self, source: &HostName, dataset: &DatasetName) -> Result<Claim, NotOpen> {
+        if let Err(denied) = self.local.permission_to_receive(dataset, source) {
+            return Err(NotOpen { status: Some(denied.status()), reason: denied.to_string() });
+        }
+        self.busy
+            .claim(dataset)
+            .ok_or_else(|| NotOpen { status: None, reason: format!("{dataset} is being received into already") })
+    }
+
+    /// The dataset as it is; `None` if it does not exist.
+    pub async fn look(&self, dataset: &DatasetName) -> Result<Option<DatasetInventory>, ZfsError> {
+        let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
+        Ok(listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory))
+    }
+
+    /// Makes ready for a stream, and says how it is to be received.
+    pub async fn prepare(&self, dataset: &DatasetName, incoming: &Incoming) -> Result<ReceiveSpec, ZfsError> {
+        if incoming.create.is_some() {
+            self.zfs.create_ancestors(dataset).await?;
+        }
+        Ok(ReceiveSpec { dataset: dataset.clone(), create: incoming.create, overwrite: incoming.overwrite })
+    }
+
+    /// Verifies what came by listing it: neither a zero exit status alone is a success nor another one alone a
+    /// failure (a mount may fail after everything arrived).
+    pub async fn verify(
+        &self,
+        dataset: &DatasetName,
+        incoming: &Incoming,
+        ended: Result<(), StepError>,
+    ) -> Result<Option<DatasetInventory>, StepError> {
+        let found = self.look(dataset).await?;
+        let newest = found.as_ref().and_then(DatasetInventory::newest);
+        let arrived = match incoming.guid {
+            Some(guid) => newest.is_some_and(|s| s.guid == guid),
+            None => found.as_ref().is_some_and(|f| f.resume_token.is_none()) && ended.is_ok(),
+        };
+        match ended {
+            Err(error) if arrived => log::warn!("{dataset}: all arrived, but: {}", error.reason),
+            Err(error) => return Err(error),
+            Ok(()) if arrived => {}
+            Ok(()) => {
+                return Err(StepError {
+                    status: ResponseStatus::Zerror,
+                    reason: format!("zfs receive ended well, but {dataset}@{} is not there", incoming.name),
+                    temporary: false,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Rolls back to the newest snapshot, which must have this guid: no snapshot is lost by that.
+    pub async fn rollback(&self, dataset: &DatasetName, guid: Guid) -> Result<(), StepError> {
+        let found = self.look(dataset).await?;
+        let Some(newest) = found.as_ref().and_then(|f| f.newest()).filter(|s| s.guid == guid) else {
+            return Err(StepError {
+                status: ResponseStatus::NotEmpty,
+                reason: format!("{dataset} is not rolled back: its newest snapshot is not the common one"),
+                temporary: false,
+            });
+        };
+        log::warn!("{dataset} was written to and is rolled back to @{}, as the policy allows", newest.name);
+        Ok(self.zfs.rollback(dataset, &newest.name).await?)
+    }
+
+    /// Holds the newest common snapshot, then releases older holds of the same source: there is always one.
+    pub async fn settle(&self, dataset: &DatasetName, from: &Target, guid: Guid) -> Result<(), ZfsError> {
+        let Some(inventory) = self.look(dataset).await? else { return Ok(()) };
+        let Some(common) = inventory.by_guid(guid) else { return Ok(()) };
+        let tag = marks::received(from);
+        let held: Vec<SnapName> =
+            inventory.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
+        let holds = self.zfs.holds(dataset, &held).await?;
+        let ours: Vec<SnapName> = holds.into_iter().filter(|(_, t)| *t == tag).map(|(name, _)| name).collect();
+        if !ours.contains(&common.name) {
+            self.zfs.hold(&tag, dataset, std::slice::from_ref(&common.name)).await?;
+        }
+        let older: Vec<SnapName> = ours.into_iter().filter(|name| *name != common.name).collect();
+        self.zfs.release(&tag, dataset, &older).await
+    }
+}

@@ -1,0 +1,307 @@
+//! `local.json`: what a host lets zsync do with its datasets.
+
+use std::collections::BTreeMap;
+
+use thiserror::Error;
+
+use super::address::Address;
+use super::json::{Document, Node, Object};
+use super::problem::ConfigError;
+use super::server::skip_schema;
+use crate::model::{DatasetName, DatasetStatus, HostName};
+
+/// The whole of `local.json`. What it does not list, or lists as disabled, zsync never touches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    /// The file's name in messages.
+    pub file: String,
+    /// Where the agent or the slave listens. Without a port it serves both, each on its own default port.
+    pub listen: Option<Address>,
+    /// The host's name in the policy; `None`: what the system calls itself.
+    pub hostname: Option<HostName>,
+    /// The entries, each covering its dataset and what is below it.
+    pub datasets: BTreeMap<DatasetName, LocalDataset>,
+}
+
+/// One entry of `local_datasets`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalDataset {
+    /// The dataset that the entry covers, with what is below it.
+    pub name: DatasetName,
+    /// Whether zsync may touch it at all.
+    pub enable: bool,
+    /// Whether it is open for receiving.
+    pub slave: bool,
+    /// The hosts that may send into it; `None`: every host.
+    pub sources: Option<Vec<HostName>>,
+    /// Whether its snapshots are never destroyed from outside.
+    pub append_only: bool,
+    /// The ancestor's clone of the newest snapshot.
+    pub clone: Option<CloneConfig>,
+}
+
+/// A clone that follows the newest snapshot. In this version it is always disabled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneConfig {
+    /// Whether it is kept.
+    pub enable: bool,
+    /// The clone's dataset.
+    pub name: Option<DatasetName>,
+    /// Whether an older clone of that name is destroyed first.
+    pub delete: bool,
+}
+
+/// Why this host's configuration does not let something happen to a dataset. Displayed, it shows the way out.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Denied {
+    /// No entry covers the dataset.
+    #[error(
+        "{dataset} is not listed in local_datasets of {file}; to allow it add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }}"
+    )]
+    NotConfigured {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// Whether it was asked for to receive.
+        receiving: bool,
+    },
+    /// The entry that covers the dataset is disabled.
+    #[error("{dataset} is disabled by the entry {entry:?} in {file}; to allow it set \"enable\": true there")]
+    Disabled {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+    /// The entry that covers the dataset does not say `slave: true`.
+    #[error(
+        "{dataset} is not open for receiving, says the entry {entry:?} in {file}; to open it set \"slave\": true there, or add an entry for what may be received"
+    )]
+    NotOpenForReceiving {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+    /// The sending host is not among the entry's sources.
+    #[error(
+        "{dataset} does not receive from {source_host}, says the entry {entry:?} in {file}; to allow it add {source_host:?} to its \"sources\""
+    )]
+    SourceNotAllowed {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that wants to send.
+        source_host: HostName,
+    },
+    /// Snapshots of the dataset are never destroyed by an order.
+    #[error(
+        "{dataset} is append-only, says the entry {entry:?} in {file}: no order destroys its snapshots; to allow it remove \"append_only\" there"
+    )]
+    AppendOnly {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+}
+
+impl Denied {
+    /// What a slave answers on the wire in this case.
+    #[must_use]
+    pub fn status(&self) -> DatasetStatus {
+        match self {
+            Self::NotConfigured { .. } => DatasetStatus::NotConf,
+            Self::Disabled { .. } => DatasetStatus::Disable,
+            Self::NotOpenForReceiving { .. } | Self::SourceNotAllowed { .. } | Self::AppendOnly { .. } => {
+                DatasetStatus::Docker
+            }
+        }
+    }
+}
+
+impl Local {
+    /// The entry that covers a dataset: that of the dataset itself or of the nearest one above it.
+    #[must_use]
+    pub fn entry_for(&self, dataset: &DatasetName) -> Option<&LocalDataset> {
+        let mut above = Some(dataset.clone());
+        while let Some(name) = above {
+            if let Some(entry) = self.datasets.get(&name) {
+                return Some(entry);
+            }
+            above = name.parent();
+        }
+        None
+    }
+
+    /// The datasets of the enabled entries that lie below no other one: what to list to see everything allowed.
+    #[must_use]
+    pub fn roots(&self) -> Vec<DatasetName> {
+        let enabled = || self.datasets.values().filter(|entry| entry.enable).map(|entry| &entry.name);
+        let covered = |name: &DatasetName| enabled().any(|other| other != name && name.is_within(other));
+        enabled().filter(|name| !covered(name)).cloned().collect()
+    }
+
+    /// Whether a snapshot of the dataset may be taken.
+    pub fn permission_to_take(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        self.enabled(dataset, false)
+    }
+
+    /// Whether a snapshot of the dataset may be sent elsewhere.
+    pub fn permission_to_send(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        self.enabled(dataset, false)
+    }
+
+    /// Whether the dataset may receive from a host.
+    pub fn permission_to_receive(&self, dataset: &DatasetName, source: &HostName) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, true)?;
+        let (file, dataset, name) = (self.file.clone(), dataset.clone(), entry.name.clone());
+        if !entry.slave {
+            return Err(Denied::NotOpenForReceiving { file, dataset, entry: name });
+        }
+        if entry.sources.as_ref().is_some_and(|sources| !sources.contains(source)) {
+            return Err(Denied::SourceNotAllowed { file, dataset, entry: name, source_host: source.clone() });
+        }
+        Ok(entry)
+    }
+
+    /// Whether snapshots of the dataset may be destroyed.
+    pub fn permission_to_destroy(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, false)?;
+        if entry.append_only {
+            let (file, dataset) = (self.file.clone(), dataset.clone());
+            return Err(Denied::AppendOnly { file, dataset, entry: entry.name.clone() });
+        }
+        Ok(entry)
+    }
+
+    fn enabled(&self, dataset: &DatasetName, receiving: bool) -> Result<&LocalDataset, Denied> {
+        let (file, dataset) = (|| self.file.clone(), || dataset.clone());
+        match self.entry_for(&dataset()) {
+            None => Err(Denied::NotConfigured { file: file(), dataset: dataset(), receiving }),
+            Some(entry) if !entry.enable => {
+                Err(Denied::Disabled { file: file(), dataset: dataset(), entry: entry.name.clone() })
+            }
+            Some(entry) => Ok(entry),
+        }
+    }
+}
+
+/// Reads the text of a `local.json`; `file` is its name in messages.
+pub fn parse_local(file: &str, text: &str) -> Result<Local, ConfigError> {
+    let document = Document::new(file, text);
+    let local = document.root().and_then(|root| local(&root));
+    document.finish(local)
+}
+
+fn local(root: &Node<'_>) -> Option<Local> {
+    let mut object = root.object("an object { ... }")?;
+    skip_schema(&mut object);
+    let listen = object.get("listen").and_then(|node| node.parse("an address to listen on, as in \"0.0.0.0:7711\""));
+    let hostname = object.get("hostname").and_then(|node| node.parse::<HostName>("a host name"));
+    let what = "the list of this host's datasets that zsync may touch, as in \"local_datasets\": [ { ... } ]";
+    let items = object.require("local_datasets", what);
+    let items = items.and_then(|node| node.list("a list of objects, one per dataset")).unwrap_or_default();
+    object.finish();
+
+    let mut lines: BTreeMap<DatasetName, usize> = BTreeMap::new();
+    let mut datasets = BTreeMap::new();
+    for node in &items {
+        let Some((entry, name)) = entry(node, hostname.as_ref()) else { continue };
+        if let Some(line) = lines.get(&entry.name) {
+            name.problem(format!("{:?} has an entry on line {line} already; a dataset has one", entry.name));
+            continue;
+        }
+        lines.insert(entry.name.clone(), name.line());
+        datasets.insert(entry.name.clone(), entry);
+    }
+    Some(Local { file: root.document().file().to_owned(), listen, hostname, datasets })
+}
+
+/// One entry, and where its name is written.
+fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDataset, Node<'d>)> {
+    let mut object = node.object("an object with \"name\"")?;
+    let enable = object.boolean("enable", true);
+    let slave = object.boolean("slave", false);
+    let name = object.require("name", "the dataset that the entry covers, as in \"tank/foo\"");
+    let name = name.and_then(|node| Some((node.parse::<DatasetName>("a dataset name")?, node)));
+    let sources = object.get("sources").and_then(|node| sources(&node, slave));
+    let append_only = object.boolean("append_only", false);
+    let clone = object.get("clone").and_then(|node| clone(&node));
+    refuse_local_mode(&mut object, name.as_ref().map(|(name, _)| name), hostname);
+    object.finish();
+    let (name, place) = name?;
+    Some((LocalDataset { name, enable, slave, sources, append_only, clone }, place))
+}
+
+fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {
+    let items = node.list("a list of host names, as in [\"alpha\"]")?;
+    if !slave {
+        node.problem("only a receiving dataset has sources; set \"slave\": true, or leave \"sources\" out");
+    }
+    if items.is_empty() {
+        node.problem(
+            "the list is empty; name the hosts that may send, or leave \"sources\" out to let every host send",
+        );
+    }
+    Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
+}
+
+fn clone(node: &Node<'_>) -> Option<CloneConfig> {
+    let mut object =
+        node.object("an object, as in { \"enable\": false, \"name\": \"tank/foo_clone\", \"delete\": true }")?;
+    let enable = object.get("enable");
+    let name = object.get("name").and_then(|node| node.parse("a dataset name"));
+    let delete = object.boolean("delete", false);
+    object.finish();
+    let enabled = enable.as_ref().and_then(Node::boolean).unwrap_or(false);
+    if let Some(node) = enable.filter(|_| enabled) {
+        node.problem("clones are not available in this version; allowed is false, or no \"clone\" at all");
+    }
+    Some(CloneConfig { enable: enabled, name, delete })
+}
+
+/// The ancestor took and pruned snapshots by local.json as well; here only the director's policy says so.
+fn refuse_local_mode(object: &mut Object<'_>, name: Option<&DatasetName>, hostname: Option<&HostName>) {
+    let prefix = object.get_unlisted("snap_prefix");
+    let retention = object.get_unlisted("snap_retention");
+    let backup = object.get_unlisted("backup");
+    let found: Vec<(&str, &Node<'_>)> = [("snap_prefix", &prefix), ("snap_retention", &retention), ("backup", &backup)]
+        .into_iter()
+        .filter_map(|(key, node)| Some((key, node.as_ref()?)))
+        .collect();
+    let Some((_, first)) = found.iter().min_by_key(|(_, node)| node.offset()) else { return };
+    let keys: Vec<_> = found.iter().map(|(key, _)| format!("{key:?}")).collect();
+
+    let policy = match &backup {
+        // Somebody put a director's policy here: it only has to move.
+        Some(backup) if backup.is_object() && backup.raw().len() < 1000 => {
+            backup.raw().split_whitespace().collect::<Vec<_>>().join(" ")
+        }
+        _ => {
+            let prefix = prefix.as_ref().filter(|node| node.is_text()).map_or("\"BACKUP\"", Node::raw);
+            let count = retention.as_ref().map(|node| node.raw().trim_matches('"'));
+            let count = count.and_then(|digits| digits.parse::<u32>().ok()).unwrap_or(24);
+            format!(
+                "{{ \"prefix\": {prefix}, \"creation\": \"0 * * * *\", \"retention\": [\"{count} in last 10 years\"] }}"
+            )
+        }
+    };
+    let host = hostname.map_or("THIS-HOST", HostName::as_str);
+    let dataset = name.map_or("DATASET", DatasetName::as_str);
+    first.problem(format!(
+        "{} would take and prune snapshots here, which only the director does; say it in its server.json, with your own schedule: \
+         \"datasets\": [ {{ \"hostname\": \"{host}\", \"dataset\": \"{dataset}\", \"backup\": {policy} }} ]",
+        keys.join(", "),
+    ));
+}

@@ -1,0 +1,97 @@
+//! From what was typed and configured to what is meant, with every check that needs both.
+
+use anyhow::Context;
+
+use crate::cli::{self, Cli, Command, Common, Listen};
+use crate::commands::{director, plan};
+use crate::config::{self, Local};
+use crate::error::Error;
+use crate::model::HostName;
+
+/// What an agent or a slave runs with.
+pub struct Serving {
+    /// This host.
+    pub host: HostName,
+    /// What it lets in.
+    pub local: Local,
+    /// Where it listens.
+    pub listen: String,
+    /// Whether it may do so in plaintext beyond this machine.
+    pub plaintext: bool,
+}
+
+/// Sets up logging to standard error: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
+pub fn logging(cli: &Cli) {
+    let (common, service) = match &cli.command {
+        Command::Director(args) => (&args.common, !args.once),
+        Command::Agent(args) => (&args.common, true),
+        Command::Slave(args) => (&args.common, true),
+        Command::Plan(args) => (&args.common, false),
+    };
+    let default = if service { "zsync=info,warn" } else { "warn" };
+    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
+    if let Some(level) = common.log {
+        builder.filter_module("zsync", level);
+    }
+    builder.format_target(false);
+    // A second initialisation happens only in tests within one process.
+    drop(builder.try_init());
+}
+
+/// This host's name: as typed, as configured, as the system says.
+fn host(common: &Common, local: Option<&Local>) -> Result<HostName, Error> {
+    if let Some(host) = common.hostname.clone().or_else(|| local.and_then(|l| l.hostname.clone())) {
+        return Ok(host);
+    }
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_string_lossy();
+    name.parse()
+        .with_context(|| format!("the system calls itself {name:?}; give this host a name with --hostname"))
+        .map_err(Error::unable)
+}
+
+/// The local configuration, where it is of use only if it is there.
+fn local_if_there(common: &Common) -> Option<Local> {
+    config::load_local(&common.local).ok()
+}
+
+/// For `director`.
+pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
+    let host = host(&args.common, local_if_there(&args.common).as_ref())?;
+    Ok(director::Settings {
+        config: args.config,
+        local: args.common.local,
+        host,
+        once: args.once,
+        interval: args.interval,
+        verbose: args.verbose,
+        format: args.format,
+    })
+}
+
+/// For `plan`.
+pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
+    let here = host(&args.common, local_if_there(&args.common).as_ref())?;
+    Ok(plan::Settings {
+        config: args.config,
+        here,
+        host: args.host,
+        dataset: args.dataset,
+        format: args.format,
+        explain: args.explain,
+        at: args.at,
+        exit_code: args.exit_code,
+    })
+}
+
+/// For `agent` and `slave`.
+pub fn serving(common: &Common, listen: &Listen, port: u16) -> Result<Serving, Error> {
+    let local = config::load_local(&common.local).map_err(Error::unable)?;
+    let host = host(common, Some(&local))?;
+    let listen_on = match (&listen.listen, &local.listen) {
+        (Some(typed), _) => typed.clone(),
+        (None, Some(configured)) => configured.with_default_port(port),
+        (None, None) => format!("127.0.0.1:{port}"),
+    };
+    Ok(Serving { host, local, listen: listen_on, plaintext: listen.insecure_plaintext })
+}

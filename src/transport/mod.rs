@@ -1,0 +1,3 @@
+//! Connections: how two roles reach each other.
+
+pub mod tcp;

@@ -1,0 +1,193 @@
+//! What zsync asks of ZFS, as two traits: reading ([`ZfsRead`]) and changing ([`Zfs`]).
+//!
+//! Whoever must not change anything is handed a `ZfsRead` only. `system` runs the `zfs` command, `fake` keeps
+//! pools in memory; `argv` alone knows the command's flags, `parse` its output.
+
+pub mod argv;
+mod error;
+pub mod fake;
+pub mod parse;
+pub mod system;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use futures_lite::io::{AsyncRead, AsyncWrite};
+
+use crate::model::{Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
+pub use error::{ErrorKind, ZfsError};
+
+/// How far below the named datasets a listing goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The datasets themselves.
+    Only,
+    /// They and everything below.
+    Recursive,
+}
+
+/// Where a send starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendFrom {
+    /// From nothing: the whole snapshot.
+    Nothing,
+    /// From a snapshot, with every snapshot between (`-I`).
+    Snapshot(SnapName),
+    /// From a bookmark to exactly one snapshot (`-i`).
+    Bookmark(SnapName),
+}
+
+/// One `zfs send`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendSpec {
+    /// A snapshot, from somewhere.
+    Snapshot {
+        /// Whose snapshot.
+        dataset: DatasetName,
+        /// The snapshot to arrive at.
+        to: SnapName,
+        /// Where the receiver stands.
+        from: SendFrom,
+        /// Encrypted data as it lies on disk (`-w`).
+        raw: bool,
+    },
+    /// What an interrupted receive still lacks.
+    Resume {
+        /// The receiver's `receive_resume_token`.
+        token: String,
+    },
+}
+
+/// One `zfs receive`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceiveSpec {
+    /// The dataset to receive into.
+    pub dataset: DatasetName,
+    /// What the stream makes of it when it is new; `None` for an increment.
+    pub create: Option<crate::model::DatasetKind>,
+    /// Replace an existing dataset that has no snapshots (`-F`); only on the policy's word.
+    pub overwrite: bool,
+}
+
+/// The end of a process at the other side of a stream: its success or its complaint.
+pub type End = Pin<Box<dyn Future<Output = Result<(), ZfsError>> + Send>>;
+
+/// A running `zfs send`. Dropping it ends the process.
+pub struct SendStream {
+    /// Its output.
+    pub data: Box<dyn AsyncRead + Send + Unpin>,
+    /// To be awaited once `data` has ended.
+    pub end: End,
+}
+
+/// A running `zfs receive`. Dropping it ends the process; what arrived stays resumable.
+pub struct ReceiveStream {
+    /// Its input.
+    pub data: Box<dyn AsyncWrite + Send + Unpin>,
+    /// To be awaited once `data` is closed.
+    pub end: End,
+}
+
+/// A dataset with everything that a listing tells of it.
+pub type Listed = (DatasetName, DatasetInventory);
+
+/// Reading.
+pub trait ZfsRead: Send + Sync + 'static {
+    /// Lists datasets with their snapshots and bookmarks. Roots that do not exist are left out.
+    fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
+
+    /// Which of these snapshots of one dataset have clones.
+    fn cloned(
+        &self,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> impl Future<Output = Result<Vec<SnapName>, ZfsError>> + Send;
+
+    /// Bytes written to each of these datasets since its snapshot of this name (`written@`).
+    fn written_since(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> impl Future<Output = Result<Vec<(DatasetName, u64)>, ZfsError>> + Send;
+
+    /// The version of ZFS' command, checked to be new enough.
+    fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;
+}
+
+/// Changing. Every operation is idempotent or says that it was not needed.
+pub trait Zfs: ZfsRead {
+    /// Takes one snapshot of each dataset (all of one pool), atomically, and gives them as listed.
+    fn snapshot(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> impl Future<Output = Result<Vec<(DatasetName, Snapshot)>, ZfsError>> + Send;
+
+    /// Has a pool write out what is still in memory: until then `written` does not count it. A user who may not do
+    /// that waits for nothing.
+    fn sync(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Destroys snapshots of one dataset; never their clones.
+    fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Holds snapshots. One that has the tag already is fine.
+    fn hold(
+        &self,
+        tag: &str,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Releases a tag. A snapshot that has no such hold, or is gone, is fine.
+    fn release(
+        &self,
+        tag: &str,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// The tags on these snapshots of one dataset.
+    fn holds(
+        &self,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> impl Future<Output = Result<Vec<(SnapName, String)>, ZfsError>> + Send;
+
+    /// Makes a bookmark of a snapshot. One of that name that exists is fine: names carry the guid.
+    fn bookmark(
+        &self,
+        dataset: &DatasetName,
+        snapshot: &SnapName,
+        bookmark: &SnapName,
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Destroys a bookmark. One that is gone is fine.
+    fn destroy_bookmark(
+        &self,
+        dataset: &DatasetName,
+        bookmark: &SnapName,
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Rolls a dataset back to its newest snapshot; refuses where a newer one would go.
+    fn rollback(&self, dataset: &DatasetName, to: &SnapName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Throws away what an interrupted receive left.
+    fn abort_receive(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Creates the missing ancestors of a dataset, unmounted.
+    fn create_ancestors(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Starts a send.
+    fn send(&self, spec: &SendSpec) -> impl Future<Output = Result<SendStream, ZfsError>> + Send;
+
+    /// Starts a receive.
+    fn receive(&self, spec: &ReceiveSpec) -> impl Future<Output = Result<ReceiveStream, ZfsError>> + Send;
+
+    /// Sends and receives on this host: one process' pipe handed to the other.
+    fn copy(
+        &self,
+        send: &SendSpec,
+        receive: &ReceiveSpec,
+        counter: &Counter,
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+}

@@ -1,0 +1,205 @@
+//! The output of `zfs` as values, strictly: a column too many or too few is an error that shows the line.
+
+use std::collections::BTreeMap;
+
+use chrono::DateTime;
+
+use super::{ErrorKind, Listed};
+use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
+
+/// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
+/// encrypted datasets.
+pub const OLDEST_VERSION: (u32, u32) = (2, 0);
+
+/// A line that is not what was asked for.
+pub type Bad = String;
+
+fn columns<const N: usize>(line: &str) -> Result<[&str; N], Bad> {
+    let found: Vec<&str> = line.split('\t').collect();
+    <[&str; N]>::try_from(found).map_err(|found| format!("{} columns instead of {N} in {line:?}", found.len()))
+}
+
+fn number(line: &str, column: &str, text: &str) -> Result<u64, Bad> {
+    text.parse().map_err(|_| format!("{column} {text:?} is not a number in {line:?}"))
+}
+
+fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, Bad> {
+    let text = std::str::from_utf8(output).map_err(|e| format!("it is not UTF-8: {e}"))?;
+    Ok(text.lines().filter(|line| !line.is_empty()))
+}
+
+/// Reads a listing of datasets (`argv::DATASET_COLUMNS`).
+pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, Bad> {
+    lines(output)?
+        .map(|line| {
+            let [name, kind, guid, written, encryption, token] = columns(line)?;
+            let name: DatasetName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+            let kind = match kind {
+                "filesystem" => DatasetKind::Filesystem,
+                "volume" => DatasetKind::Volume,
+                _ => return Err(format!("type {kind:?} in {line:?}")),
+            };
+            let inventory = DatasetInventory {
+                kind,
+                guid: Some(Guid(number(line, "guid", guid)?)),
+                written: if written == "-" { None } else { Some(number(line, "written", written)?) },
+                encrypted: !matches!(encryption, "off" | "-"),
+                resume_token: (token != "-").then(|| token.to_owned()),
+                ..DatasetInventory::default()
+            };
+            Ok((name, inventory))
+        })
+        .collect()
+}
+
+/// A snapshot or a bookmark of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Row {
+    /// A snapshot.
+    Snapshot(Snapshot),
+    /// A bookmark.
+    Bookmark(Bookmark),
+}
+
+/// Reads a listing of snapshots and bookmarks (`argv::SNAPSHOT_COLUMNS`).
+///
+/// A snapshot whose name begins with `%` is one of ZFS' own, of a receive under way: left out.
+pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, Bad> {
+    let mut rows = Vec::new();
+    // Snapshots of one dataset follow each other: its name is parsed once.
+    let mut last: Option<DatasetName> = None;
+    for line in lines(output)? {
+        let [full, guid, createtxg, creation, userrefs] = columns(line)?;
+        let Some(split) = full.find(['@', '#']) else { return Err(format!("no @ or # in {line:?}")) };
+        let (dataset, name) = (&full[..split], &full[split + 1..]);
+        if name.starts_with('%') || dataset.contains('%') {
+            continue;
+        }
+        let dataset = match &last {
+            Some(known) if known.as_str() == dataset => known.clone(),
+            _ => dataset.parse().map_err(|e| format!("{e} in {line:?}"))?,
+        };
+        last = Some(dataset.clone());
+        let name: SnapName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+        let guid = Guid(number(line, "guid", guid)?);
+        let createtxg = number(line, "createtxg", createtxg)?;
+        let creation = i64::try_from(number(line, "creation", creation)?)
+            .ok()
+            .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
+            .ok_or_else(|| format!("creation {creation:?} is out of range in {line:?}"))?;
+        rows.push((
+            dataset,
+            if full.as_bytes()[split] == b'#' {
+                Row::Bookmark(Bookmark { name, guid, createtxg, creation })
+            } else {
+                Row::Snapshot(Snapshot {
+                    name,
+                    guid,
+                    createtxg,
+                    creation,
+                    userrefs: u32::try_from(number(line, "userrefs", userrefs)?).unwrap_or(u32::MAX),
+                    has_clones: false,
+                    used: 0,
+                    marks: Marks::default(),
+                })
+            },
+        ));
+    }
+    Ok(rows)
+}
+
+/// Puts snapshots and bookmarks to their datasets. A row whose dataset is not listed (created or destroyed
+/// between the two commands) is left out: the next listing has it.
+#[must_use]
+pub fn join(datasets: Vec<Listed>, rows: Vec<(DatasetName, Row)>) -> Vec<Listed> {
+    let mut all: BTreeMap<DatasetName, DatasetInventory> = datasets.into_iter().collect();
+    for (dataset, row) in rows {
+        if let Some(inventory) = all.get_mut(&dataset) {
+            match row {
+                Row::Snapshot(snapshot) => inventory.snapshots.push(snapshot),
+                Row::Bookmark(bookmark) => inventory.bookmarks.push(bookmark),
+            }
+        }
+    }
+    for inventory in all.values_mut() {
+        inventory.sort();
+    }
+    all.into_iter().collect()
+}
+
+/// Reads a listing of `name,clones`: the snapshots that have any.
+pub fn cloned(output: &[u8]) -> Result<Vec<SnapName>, Bad> {
+    let mut cloned = Vec::new();
+    for line in lines(output)? {
+        let [full, clones] = columns(line)?;
+        if !matches!(clones, "" | "-") {
+            let (_, name) = full.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
+            cloned.push(name.parse().map_err(|e| format!("{e} in {line:?}"))?);
+        }
+    }
+    Ok(cloned)
+}
+
+/// Reads `zfs get -o name,value` of a numeric property.
+pub fn values(output: &[u8]) -> Result<Vec<(DatasetName, u64)>, Bad> {
+    lines(output)?
+        .map(|line| {
+            let [name, value] = columns(line)?;
+            Ok((name.parse().map_err(|e| format!("{e} in {line:?}"))?, number(line, "value", value)?))
+        })
+        .collect()
+}
+
+/// Reads the output of `zfs holds -H`: name, tag, time (a tag may hold anything but a tab).
+pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, Bad> {
+    lines(output)?
+        .map(|line| {
+            let mut found = line.split('\t');
+            let (Some(full), Some(tag), Some(_), None) = (found.next(), found.next(), found.next(), found.next())
+            else {
+                return Err(format!("not 3 columns in {line:?}"));
+            };
+            let (_, name) = full.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
+            Ok((name.parse().map_err(|e| format!("{e} in {line:?}"))?, tag.to_owned()))
+        })
+        .collect()
+}
+
+/// Reads `zfs version`: `zfs-2.3.9-1~bpo12+1`, then the kernel module's line.
+pub fn version(output: &[u8]) -> Result<(String, (u32, u32)), Bad> {
+    let line = lines(output)?.next().ok_or("it is empty")?;
+    let numbers = line.strip_prefix("zfs-").unwrap_or(line);
+    let mut parts = numbers.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((line.to_owned(), (major, minor))),
+        _ => Err(format!("{line:?} is not a version")),
+    }
+}
+
+/// What the words on standard error mean. Unknown words stay unknown.
+#[must_use]
+pub fn error_kind(stderr: &str) -> ErrorKind {
+    let rules: &[(&[&str], ErrorKind)] = &[
+        (&["destination has been modified", "has been modified since most recent snapshot"], ErrorKind::Modified),
+        (&["does not match incremental source"], ErrorKind::Modified),
+        (&["has dependent clones", "snapshot has dependent clone"], ErrorKind::HasClones),
+        (
+            &["resume token is corrupt", "cannot resume send", "used in the initial send no longer exists"],
+            ErrorKind::StaleToken,
+        ),
+        (&["out of space", "No space left", "quota exceeded", "Disk quota"], ErrorKind::NoSpace),
+        (&["I/O is currently suspended", "pool I/O", "I/O error"], ErrorKind::Pool),
+        (
+            &["incomplete stream", "invalid stream", "checksum mismatch", "failed to read from stream", "bad magic"],
+            ErrorKind::Stream,
+        ),
+        (
+            &["is busy", "being held", "partially-complete state", "is currently being received", "being received"],
+            ErrorKind::Busy,
+        ),
+        (&["permission denied", "Permission denied", "insufficient privileges"], ErrorKind::Permission),
+        (&["does not exist", "no such pool", "could not find any snapshots", "no such tag"], ErrorKind::NotFound),
+        (&["already exists", "destination exists", "tag already exists"], ErrorKind::Exists),
+    ];
+    rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
+}

@@ -1,0 +1,405 @@
+//! The real ZFS: runs the `zfs` command. The only place that spawns processes.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use async_process::{Child, Command};
+use futures_lite::future;
+use rustix::pipe::PipeFlags;
+
+use super::{
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv, parse,
+};
+use crate::model::{Counter, DatasetName, SnapName, Snapshot};
+use crate::runtime;
+
+/// The size asked for on pipes that carry streams: with the kernel's 64 KiB, half the time goes into waking up.
+const PIPE_SIZE: usize = 1 << 20;
+/// Linux takes 128 KiB for one argument; longer comma lists are split.
+const LONGEST_ARGUMENT: usize = 100 * 1024;
+
+/// Runs `zfs`.
+#[derive(Clone, Debug)]
+pub struct System {
+    program: PathBuf,
+    deadline: Duration,
+}
+
+impl System {
+    /// Uses this program; `zfs` alone is looked up in `PATH`.
+    #[must_use]
+    pub fn new(program: &Path) -> Self {
+        Self { program: program.to_owned(), deadline: Duration::from_secs(600) }
+    }
+
+    fn command(&self, argv: &[String]) -> Command {
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns processes")]
+        let mut command = Command::new(&self.program);
+        command
+            .args(argv.iter().map(OsStr::new))
+            // Messages are recognised by their English words.
+            .env("LC_ALL", "C")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    fn shown(&self, argv: &[String]) -> String {
+        let mut line = self.program.display().to_string();
+        for word in argv {
+            line.push(' ');
+            // A command with thousands of names is told by its beginning.
+            if line.len() > 1000 {
+                line.push('…');
+                break;
+            }
+            line.push_str(word);
+        }
+        line
+    }
+
+    fn spawn(&self, argv: &[String], command: &mut Command) -> Result<Child, ZfsError> {
+        log::debug!("runs {}", self.shown(argv));
+        command.spawn().map_err(|error| self.not_run(argv, &error))
+    }
+
+    fn not_run(&self, argv: &[String], error: &io::Error) -> ZfsError {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => ErrorKind::Missing,
+            _ => ErrorKind::Other,
+        };
+        ZfsError { kind, command: self.shown(argv), status: "did not run".into(), stderr: error.to_string() }
+    }
+
+    fn ended(&self, argv: &[String], output: &Output) -> Result<(), ZfsError> {
+        if output.status.success() {
+            return Ok(());
+        }
+        let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(ZfsError {
+            kind: parse::error_kind(&stderr),
+            command: self.shown(argv),
+            status: status_text(output.status),
+            stderr,
+        })
+    }
+
+    fn unreadable(&self, argv: &[String], bad: String) -> ZfsError {
+        ZfsError { kind: ErrorKind::Output, command: self.shown(argv), status: String::new(), stderr: bad }
+    }
+
+    /// Runs a command that ends by itself soon, whatever its status.
+    async fn output(&self, argv: &[String]) -> Result<Output, ZfsError> {
+        let child = self.spawn(argv, self.command(argv).stdout(Stdio::piped()))?;
+        match runtime::timeout(self.deadline, child.output()).await {
+            Ok(output) => output.map_err(|error| self.not_run(argv, &error)),
+            Err(runtime::Elapsed) => Err(ZfsError {
+                kind: ErrorKind::Pool,
+                command: self.shown(argv),
+                status: format!("no end after {}", humantime::format_duration(self.deadline)),
+                stderr: "is the pool suspended? see zpool status".into(),
+            }),
+        }
+    }
+
+    /// Runs a command that must succeed, and gives its output.
+    async fn run(&self, argv: &[String]) -> Result<Vec<u8>, ZfsError> {
+        let output = self.output(argv).await?;
+        self.ended(argv, &output)?;
+        Ok(output.stdout)
+    }
+
+    /// Holds or releases snapshots, where a failure of this kind means that one of them needs nothing. ZFS may
+    /// then have left out the others: they are done one by one.
+    async fn each_unless(
+        &self,
+        names: &[SnapName],
+        harmless: ErrorKind,
+        argv: impl Fn(&[SnapName]) -> Vec<String>,
+    ) -> Result<(), ZfsError> {
+        match names {
+            [] => Ok(()),
+            [_] => self.run_unless(&argv(names), harmless).await,
+            _ => match self.run(&argv(names)).await {
+                Err(error) if error.kind == harmless => {
+                    for name in names {
+                        self.run_unless(&argv(std::slice::from_ref(name)), harmless).await?;
+                    }
+                    Ok(())
+                }
+                result => result.map(drop),
+            },
+        }
+    }
+
+    /// Runs a command whose failure of this kind means that there was nothing to do.
+    async fn run_unless(&self, argv: &[String], harmless: ErrorKind) -> Result<(), ZfsError> {
+        match self.run(argv).await {
+            Err(error) if error.kind != harmless => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs a listing. Names that do not exist make `zfs list` fail after it has listed the others.
+    async fn listing(&self, argv: &[String]) -> Result<Vec<u8>, ZfsError> {
+        let output = self.output(argv).await?;
+        let only_missing = !output.stderr.is_empty()
+            && String::from_utf8_lossy(&output.stderr)
+                .lines()
+                .all(|line| line.ends_with("does not exist") || line.contains("no such pool"));
+        if !only_missing {
+            self.ended(argv, &output)?;
+        }
+        Ok(output.stdout)
+    }
+
+    fn child_end(&self, argv: Vec<String>, child: Child) -> super::End {
+        let this = self.clone();
+        Box::pin(async move {
+            let output = child.output().await.map_err(|error| this.not_run(&argv, &error))?;
+            this.ended(&argv, &output)
+        })
+    }
+}
+
+fn status_text(status: ExitStatus) -> String {
+    // "exit status: 1" or "signal: 9 (SIGKILL)".
+    status.to_string().replacen(": ", " ", 1)
+}
+
+/// Asks for a larger pipe. An unprivileged user may have used up what the kernel grants: then it stays small.
+fn widen(pipe: impl AsFd) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_SIZE) {
+        log::debug!("a pipe stays at its default size: {error}");
+    }
+    #[cfg(not(target_os = "linux"))]
+    drop(pipe);
+}
+
+/// Moves a stream from one pipe to another until its end, and counts it.
+fn pump(from: &OwnedFd, to: &OwnedFd, counter: &Counter) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    loop {
+        // Pages change their owner; no byte is copied.
+        match rustix::pipe::splice(from, None, to, None, PIPE_SIZE, rustix::pipe::SpliceFlags::MOVE) {
+            Ok(0) => return Ok(()),
+            Ok(moved) => counter.add(moved as u64),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let mut buffer = vec![0; PIPE_SIZE];
+        loop {
+            let read = rustix::io::read(from, &mut buffer)?;
+            if read == 0 {
+                return Ok(());
+            }
+            let mut rest = &buffer[..read];
+            while !rest.is_empty() {
+                let written = rustix::io::write(to, rest)?;
+                rest = &rest[written..];
+            }
+            counter.add(read as u64);
+        }
+    }
+}
+
+impl ZfsRead for System {
+    async fn list(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
+        if roots.is_empty() {
+            // Without a name `zfs list` would show every pool of the machine.
+            return Ok(Vec::new());
+        }
+        let (of_datasets, of_snapshots) = (argv::list_datasets(roots, depth), argv::list_snapshots(roots, depth));
+        let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_snapshots)).await;
+        let datasets = parse::datasets(&datasets?).map_err(|bad| self.unreadable(&of_datasets, bad))?;
+        let rows = parse::snapshots(&snapshots?).map_err(|bad| self.unreadable(&of_snapshots, bad))?;
+        Ok(parse::join(datasets, rows))
+    }
+
+    async fn cloned(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<SnapName>, ZfsError> {
+        let mut cloned = Vec::new();
+        for batch in names.chunks(1000) {
+            let argv = argv::list_clones(dataset, batch);
+            let output = self.listing(&argv).await?;
+            cloned.extend(parse::cloned(&output).map_err(|bad| self.unreadable(&argv, bad))?);
+        }
+        Ok(cloned)
+    }
+
+    async fn written_since(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> Result<Vec<(DatasetName, u64)>, ZfsError> {
+        let argv = argv::written_since(datasets, name);
+        parse::values(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+    }
+
+    async fn check_version(&self) -> Result<String, ZfsError> {
+        let argv = argv::version();
+        let output = self.run(&argv).await?;
+        let (text, number) = parse::version(&output).map_err(|bad| self.unreadable(&argv, bad))?;
+        if number < parse::OLDEST_VERSION {
+            let (major, minor) = parse::OLDEST_VERSION;
+            return Err(ZfsError {
+                kind: ErrorKind::Missing,
+                command: self.shown(&argv),
+                status: String::new(),
+                stderr: format!("{text} is too old, zsync needs OpenZFS {major}.{minor} or newer"),
+            });
+        }
+        Ok(text)
+    }
+}
+
+impl Zfs for System {
+    async fn snapshot(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> Result<Vec<(DatasetName, Snapshot)>, ZfsError> {
+        self.run(&argv::snapshot(datasets, name)).await?;
+        let full_names: Vec<String> = datasets.iter().map(|d| d.at(name)).collect();
+        let mut taken = Vec::with_capacity(datasets.len());
+        for batch in full_names.chunks(1000) {
+            let argv = argv::list_named(batch);
+            let rows = parse::snapshots(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))?;
+            taken.extend(rows.into_iter().filter_map(|(dataset, row)| match row {
+                parse::Row::Snapshot(snapshot) => Some((dataset, snapshot)),
+                parse::Row::Bookmark(_) => None,
+            }));
+        }
+        Ok(taken)
+    }
+
+    async fn sync(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        // The `zpool` that belongs to this `zfs`.
+        let zpool = Self { program: self.program.with_file_name("zpool"), ..self.clone() };
+        match zpool.run(&argv::sync_pool(dataset)).await {
+            Err(error) if matches!(error.kind, ErrorKind::Permission | ErrorKind::Missing) => {
+                log::debug!("{error}");
+                Ok(())
+            }
+            result => result.map(drop),
+        }
+    }
+
+    async fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
+        let mut rest = names;
+        while !rest.is_empty() {
+            let mut length = 0;
+            let fitting = rest.iter().take_while(|name| {
+                length += name.as_str().len() + 1;
+                length < LONGEST_ARGUMENT
+            });
+            let (batch, later) = rest.split_at(fitting.count().max(1));
+            self.run(&argv::destroy(dataset, batch)).await?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    async fn hold(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
+        self.each_unless(names, ErrorKind::Exists, |names| argv::hold(tag, dataset, names)).await
+    }
+
+    async fn release(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
+        self.each_unless(names, ErrorKind::NotFound, |names| argv::release(tag, dataset, names)).await
+    }
+
+    async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let argv = argv::holds(dataset, names);
+        parse::holds(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+    }
+
+    async fn bookmark(&self, dataset: &DatasetName, snapshot: &SnapName, bookmark: &SnapName) -> Result<(), ZfsError> {
+        self.run_unless(&argv::bookmark(dataset, snapshot, bookmark), ErrorKind::Exists).await
+    }
+
+    async fn destroy_bookmark(&self, dataset: &DatasetName, bookmark: &SnapName) -> Result<(), ZfsError> {
+        self.run_unless(&argv::destroy_bookmark(dataset, bookmark), ErrorKind::NotFound).await
+    }
+
+    async fn rollback(&self, dataset: &DatasetName, to: &SnapName) -> Result<(), ZfsError> {
+        self.run(&argv::rollback(dataset, to)).await.map(drop)
+    }
+
+    async fn abort_receive(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        self.run_unless(&argv::abort_receive(dataset), ErrorKind::NotFound).await
+    }
+
+    async fn create_ancestors(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        let mut missing = Vec::new();
+        let mut ancestor = dataset.parent();
+        while let Some(name) = ancestor {
+            if self.exists(&name).await? {
+                break;
+            }
+            ancestor = name.parent();
+            missing.push(name);
+        }
+        for name in missing.iter().rev() {
+            self.run_unless(&argv::create_ancestor(name), ErrorKind::Exists).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, spec: &SendSpec) -> Result<SendStream, ZfsError> {
+        let argv = argv::send(spec);
+        let mut child = self.spawn(&argv, self.command(&argv).stdout(Stdio::piped()))?;
+        let Some(data) = child.stdout.take() else { return Err(self.unreadable(&argv, "it has no output".into())) };
+        widen(&data);
+        Ok(SendStream { data: Box::new(data), end: self.child_end(argv, child) })
+    }
+
+    async fn receive(&self, spec: &ReceiveSpec) -> Result<ReceiveStream, ZfsError> {
+        let argv = argv::receive(spec);
+        let mut child = self.spawn(&argv, self.command(&argv).stdin(Stdio::piped()))?;
+        let Some(data) = child.stdin.take() else { return Err(self.unreadable(&argv, "it has no input".into())) };
+        widen(&data);
+        Ok(ReceiveStream { data: Box::new(data), end: self.child_end(argv, child) })
+    }
+
+    async fn copy(&self, send: &SendSpec, receive: &ReceiveSpec, counter: &Counter) -> Result<(), ZfsError> {
+        let (send_argv, receive_argv) = (argv::send(send), argv::receive(receive));
+        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| self.not_run(&send_argv, &e.into()));
+        let ((out_read, out_write), (in_read, in_write)) = (pipe()?, pipe()?);
+        widen(&out_read);
+        widen(&in_write);
+        let receiver = self.spawn(&receive_argv, self.command(&receive_argv).stdin(Stdio::from(in_read)))?;
+        let sender = self.spawn(&send_argv, self.command(&send_argv).stdout(Stdio::from(out_write)))?;
+        let counter = counter.clone();
+        // Ends when either child ends; both pipes are closed with it, so that the other child ends too.
+        let pumped = runtime::blocking(move || pump(&out_read, &in_write, &counter));
+        let ends = future::zip(self.child_end(send_argv, sender), self.child_end(receive_argv, receiver));
+        let (_, (sent, received)) = future::zip(pumped, ends).await;
+        match (sent, received) {
+            (Ok(()), Ok(())) => Ok(()),
+            // The receiver breaks off when the sender fails, and the other way round: the one that did not merely
+            // see its stream end tells more.
+            (Err(sent), Err(received)) if received.kind == ErrorKind::Stream => Err(sent),
+            (_, Err(received)) => Err(received),
+            (Err(sent), Ok(())) => Err(sent),
+        }
+    }
+}
+
+impl System {
+    async fn exists(&self, dataset: &DatasetName) -> Result<bool, ZfsError> {
+        let argv = argv::list_datasets(std::slice::from_ref(dataset), Depth::Only);
+        Ok(!self.listing(&argv).await?.is_empty())
+    }
+}

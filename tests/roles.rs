@@ -1,0 +1,333 @@
+//! Agent and slave together, over loopback, on pools in memory: what an order leaves behind on both sides.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use zsync::commands::agent::Agent;
+use zsync::commands::serve::Role;
+use zsync::commands::slave::Slave;
+use zsync::config::{Local, parse_local};
+use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
+use zsync::runtime;
+use zsync::transport::tcp::Listener;
+use zsync::wire::{CommonBase, DirectorsOrder, Facts, Response};
+use zsync::zfs::fake::Fake;
+use zsync::zfs::{ErrorKind, Zfs};
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+fn snap(text: &str) -> SnapName {
+    text.parse().unwrap()
+}
+
+fn local(text: &str) -> Arc<Local> {
+    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// A source host, alpha, and a destination host, beta, whose slave listens on loopback.
+struct Pair {
+    alpha: Fake,
+    beta: Fake,
+    agent: Arc<Agent<Fake>>,
+    slave: String,
+}
+
+impl Pair {
+    fn new() -> Self {
+        Self::with_destination(
+            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"] } ] }"#,
+        )
+    }
+
+    fn with_destination(destination: &str) -> Self {
+        let (alpha, beta) = (Fake::new(1), Fake::new(2));
+        alpha.create(&ds("tank"));
+        alpha.create(&ds("tank/data"));
+        beta.create(&ds("pool"));
+        let source =
+            local(r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/copy", "slave": true } ] }"#);
+        let host: HostName = "alpha".parse().unwrap();
+        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
+        let slave = Arc::new(Slave::new(Arc::new(beta.clone()), local(destination)));
+        let address = runtime::block_on(async {
+            let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.address().unwrap().to_string();
+            runtime::spawn(async move {
+                while let Ok(conn) = listener.accept().await {
+                    runtime::spawn(Role::converse(Arc::clone(&slave), conn));
+                }
+            });
+            address
+        });
+        Self { alpha, beta, agent, slave: address }
+    }
+
+    fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
+        let (sender, told) = runtime::channel::unbounded();
+        let response = runtime::block_on(self.agent.carry_out(order, sender, Counter::default()));
+        let mut facts = Vec::new();
+        while let Ok(fact) = told.try_recv() {
+            facts.push(fact);
+        }
+        (response, facts)
+    }
+
+    fn take(&self, name: &str) -> Guid {
+        self.alpha.write(&ds("tank/data"), 1000);
+        let order = DirectorsOrder {
+            snapshot_name: name.into(),
+            dest_dataset: "tank/data".into(),
+            ..order(Action::TakeSnapshot)
+        };
+        let (response, facts) = self.carry_out(&order);
+        assert!(response.is_success, "{response:?}");
+        facts[0].taken[0].1.guid
+    }
+
+    fn send_order(&self, guid: Guid) -> DirectorsOrder {
+        DirectorsOrder {
+            destination: "beta".into(),
+            destination_address: Some(self.slave.clone()),
+            snapshot_uuid: vec![guid.uuid().to_string()],
+            dest_dataset: "pool/copy".into(),
+            ..order(Action::SendSnapshot)
+        }
+    }
+
+    fn send(&self, guid: Guid) -> Response {
+        self.carry_out(&self.send_order(guid)).0
+    }
+
+    fn source(&self) -> Vec<Guid> {
+        guids(&self.alpha, "tank/data")
+    }
+
+    fn copy(&self) -> Vec<Guid> {
+        guids(&self.beta, "pool/copy")
+    }
+}
+
+fn guids(fake: &Fake, dataset: &str) -> Vec<Guid> {
+    fake.dataset(&ds(dataset)).map(|d| d.snapshots.iter().map(|s| s.guid).collect()).unwrap_or_default()
+}
+
+fn order(action: Action) -> DirectorsOrder {
+    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}"}}"#, uuid::Uuid::now_v7());
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {
+    let pair = Pair::new();
+    let (first, second) = (pair.take("S_1"), pair.take("S_2"));
+    let response = pair.send(second);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert!(response.bytes > 0);
+    assert_eq!(pair.copy(), [first, second]);
+    assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_2")), ["zsync:from:alpha:tank/data"]);
+    assert!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")).is_empty());
+    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_2")).is_empty());
+    let cursors: Vec<Guid> = pair.alpha.dataset(&ds("tank/data")).unwrap().bookmarks.iter().map(|b| b.guid).collect();
+    assert_eq!(cursors, [second]);
+}
+
+#[test]
+fn an_increment_moves_hold_and_cursor_on() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.send(first);
+    let (_, third) = (pair.take("S_2"), pair.take("S_3"));
+    let response = pair.send(third);
+    assert_eq!(response.status, ResponseStatus::Incremental, "{response:?}");
+    assert_eq!(pair.copy(), pair.source());
+    assert!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")).is_empty());
+    assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_3")), ["zsync:from:alpha:tank/data"]);
+    let cursors: Vec<Guid> = pair.alpha.dataset(&ds("tank/data")).unwrap().bookmarks.iter().map(|b| b.guid).collect();
+    assert_eq!(cursors, [third]);
+    assert_eq!(pair.send(third).status, ResponseStatus::NothingToDo);
+}
+
+#[test]
+fn the_cursor_carries_on_where_the_common_snapshot_was_pruned_on_the_source() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.send(first);
+    runtime::block_on(pair.alpha.destroy(&ds("tank/data"), &[snap("S_1")])).unwrap();
+    let (second, third) = (pair.take("S_2"), pair.take("S_3"));
+    let response = pair.send(third);
+    assert_eq!(response.status, ResponseStatus::Incremental, "{response:?}");
+    assert_eq!(pair.copy(), [first, second, third]);
+}
+
+#[test]
+fn a_failed_receive_changes_nothing_there_and_the_next_order_succeeds() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.beta.fail_next("receive", ErrorKind::NoSpace, "cannot receive new filesystem stream: out of space");
+    let response = pair.send(first);
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::Zerror));
+    assert!(response.error.contains("out of space"), "{}", response.error);
+    assert!(pair.copy().is_empty());
+    assert!(pair.send(first).is_success);
+    assert_eq!(pair.copy(), [first]);
+    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")).is_empty(), "the leftover hold of the first attempt");
+}
+
+#[test]
+fn a_destination_with_snapshots_of_its_own_is_left_alone_and_shown() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.send(first);
+    runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("by-hand"))).unwrap();
+    let second = pair.take("S_2");
+    let before = pair.copy();
+    for rollback in [false, true] {
+        let order = DirectorsOrder { rollback_if_needed: rollback, ..pair.send_order(second) };
+        let (response, _) = pair.carry_out(&order);
+        assert!(!response.is_success);
+        assert!(response.error.contains("by-hand") && response.error.contains("S_2"), "{}", response.error);
+        assert_eq!(pair.copy(), before);
+    }
+}
+
+#[test]
+fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.send(first);
+    pair.beta.write(&ds("pool/copy"), 10);
+    let second = pair.take("S_2");
+    let refused = pair.send(second);
+    assert_eq!((refused.is_success, refused.status), (false, ResponseStatus::WasWritten));
+    let (allowed, _) = pair.carry_out(&DirectorsOrder { rollback_if_needed: true, ..pair.send_order(second) });
+    assert_eq!((allowed.is_success, allowed.status), (true, ResponseStatus::Incremental), "{allowed:?}");
+    assert_eq!(pair.copy(), [first, second]);
+}
+
+#[test]
+fn an_existing_dataset_without_snapshots_is_not_overwritten() {
+    let pair = Pair::new();
+    pair.beta.create(&ds("pool/copy"));
+    let first = pair.take("S_1");
+    let response = pair.send(first);
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty));
+    assert!(response.error.contains("may hold data"), "{}", response.error);
+    assert!(pair.copy().is_empty());
+}
+
+#[test]
+fn a_dataset_that_is_not_open_is_refused_with_the_way_out() {
+    for (local, words) in [
+        (r#"{ "local_datasets": [ { "name": "pool/other", "slave": true } ] }"#, "is not listed"),
+        (r#"{ "local_datasets": [ { "name": "pool/copy", "slave": false } ] }"#, "not open for receiving"),
+        (r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "enable": false } ] }"#, "is disabled"),
+        (r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["gamma"] } ] }"#, "alpha"),
+    ] {
+        let pair = Pair::with_destination(local);
+        let first = pair.take("S_1");
+        let response = pair.send(first);
+        assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused));
+        assert!(response.error.contains(words), "{}", response.error);
+        assert!(pair.beta.calls().is_empty(), "{:?}", pair.beta.calls());
+    }
+}
+
+#[test]
+fn a_slave_that_is_down_is_out_of_reach_and_may_be_tried_again() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let order = DirectorsOrder { destination_address: Some("127.0.0.1:1".into()), ..pair.send_order(first) };
+    let (response, _) = pair.carry_out(&order);
+    assert_eq!((response.is_success, response.status, response.temporary), (false, ResponseStatus::Unreachable, true));
+}
+
+#[test]
+fn a_copy_within_one_host_needs_no_slave() {
+    let pair = Pair::new();
+    pair.alpha.create(&ds("tank"));
+    let first = pair.take("S_1");
+    let order =
+        DirectorsOrder { destination: "alpha".into(), dest_dataset: "tank/copy/data".into(), ..pair.send_order(first) };
+    let (response, facts) = pair.carry_out(&order);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert_eq!(guids(&pair.alpha, "tank/copy/data"), [first]);
+    assert!(facts.iter().filter_map(|f| f.listing.as_ref()).any(|l| l.dataset == ds("tank/copy/data")));
+}
+
+#[test]
+fn an_agent_destroys_only_what_is_safe_to_destroy() {
+    let pair = Pair::new();
+    let guids: Vec<Guid> = (1..=6).map(|n| pair.take(&format!("S_{n}"))).collect();
+    pair.send(guids[3]);
+    let data = ds("tank/data");
+    runtime::block_on(pair.alpha.hold("mine", &data, &[snap("S_1")])).unwrap();
+    pair.alpha.clone_of(&data, &snap("S_2"));
+    let records = guids.iter().enumerate().map(|(n, guid)| format!("{}:tank/data@S_{}", guid.uuid(), n + 1)).collect();
+    let common = CommonBase { host: "beta".parse().unwrap(), dataset: ds("pool/copy"), guid: guids[3], awaits: true };
+    let order = DirectorsOrder {
+        snapshot_uuid: records,
+        keep_common_with: vec![common],
+        skip_if_renamed: true,
+        ..order(Action::DestroySnapshot)
+    };
+    let (response, facts) = pair.carry_out(&order);
+    assert!(response.is_success, "{response:?}");
+    // S_1 is held, S_2 has a clone, S_5 is not on beta yet, S_6 is the newest; S_4 is common, but its cursor remains.
+    assert_eq!(pair.source(), [guids[0], guids[1], guids[4], guids[5]], "{}", response.error);
+    let told: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
+    assert_eq!(told, [guids[2], guids[3]]);
+    for words in
+        ["S_1 stays: it is held", "S_2 stays: it has clones", "S_5 stays: beta does not have it yet", "S_6 stays"]
+    {
+        assert!(response.error.contains(words), "{}", response.error);
+    }
+}
+
+#[test]
+fn a_destroy_names_what_it_means_or_nothing_goes() {
+    let pair = Pair::new();
+    let (first, _) = (pair.take("S_1"), pair.take("S_2"));
+    let records = vec![format!("{}:tank/data@S_other", first.uuid())];
+    let order = DirectorsOrder { snapshot_uuid: records, skip_if_renamed: true, ..order(Action::DestroySnapshot) };
+    let (response, _) = pair.carry_out(&order);
+    assert!(response.error.contains("it was renamed from @S_other"), "{}", response.error);
+    assert_eq!(pair.source().len(), 2);
+}
+
+#[test]
+fn nothing_written_makes_a_mark_instead_of_a_snapshot() {
+    let pair = Pair::new();
+    pair.alpha.set_now(DateTime::<Utc>::UNIX_EPOCH);
+    pair.take("S_1");
+    let order = DirectorsOrder {
+        snapshot_name: "S_2".into(),
+        dest_dataset: "tank/data".into(),
+        skip_if_not_written: true,
+        ..order(Action::TakeSnapshot)
+    };
+    let (response, facts) = pair.carry_out(&order);
+    assert_eq!(response.status, ResponseStatus::NothingToDo);
+    assert_eq!(facts[0].not_written[0].1.name, snap("S_2"));
+    assert_eq!(pair.source().len(), 1);
+}
+
+#[test]
+fn a_repeated_take_is_not_a_second_snapshot() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    assert_eq!(pair.take("S_1"), first);
+    assert_eq!(pair.source(), [first]);
+}
+
+#[test]
+fn an_order_of_a_newer_protocol_is_refused() {
+    let pair = Pair::new();
+    let newer = DirectorsOrder { protocol: 99, ..order(Action::KvResync) };
+    let (response, _) = pair.carry_out(&newer);
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused));
+    let _: OrderId = response.order_uuid.unwrap();
+}
