@@ -237,7 +237,8 @@ impl<'a> Pass<'a> {
 
     fn sent(&mut self, case: &Case<'a>, to: Target, decision: SendDecision) {
         let SendDecision { due, reason } = decision;
-        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, reason });
+        let rollback_if_needed = case.entry.rollback_if_needed && !self.index.reaches(&to, &case.place());
+        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, rollback_if_needed, reason });
     }
 
     fn source_prune(&mut self, case: &Case<'a>, own: &[Own], others: usize, incoming: &[Incoming]) {
