@@ -115,13 +115,6 @@ impl<Z: Zfs> Agent<Z> {
         };
         response.bytes = desk.counter.get();
         response.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let Response { is_success, status, ref error, .. } = response;
-        let about = format!("{} {} {}", order.order_uuid, order.action, order.dest_dataset);
-        if is_success {
-            log::info!("{about}: {status:?} {error}");
-        } else {
-            log::warn!("{about}: {status:?}: {error}");
-        }
         response
     }
 
@@ -148,9 +141,23 @@ impl<Z: Zfs> Agent<Z> {
         // The sender is dropped with the order's end, which ends the telling. A director that went away does not
         // stop the order: what was begun is finished, and found by the next listing.
         let (response, told) = future::zip(self.carry_out(&order, sender, counter), telling).await;
+        log_end(&order, &response);
         told?;
         conn.say(&AgentLine::Response(response)).await
     }
+}
+
+/// Logs how an order ended; within a director's process the director tells it.
+fn log_end(order: &DirectorsOrder, response: &Response) {
+    let Response { is_success, status, error, .. } = response;
+    let level = match order.action {
+        _ if !is_success => log::Level::Warn,
+        // The director asks for a listing at each pass.
+        Action::KvResync => log::Level::Debug,
+        _ => log::Level::Info,
+    };
+    let words = [order.order_uuid.to_string(), order.action.to_string(), order.dest_dataset.clone()];
+    log::log!(level, "{}: {status:?} {error}", words.join(" ").trim_end());
 }
 
 impl<Z: Zfs> serve::Role for Agent<Z> {

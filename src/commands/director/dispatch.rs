@@ -270,8 +270,9 @@ mod tests {
             reason: String::new(),
             bytes: 0,
         };
-        let policy =
-            Policy { catalog: crate::policy::CatalogConfig::Embedded { path: "/nowhere".into() }, ..empty_policy() };
+        let policy = r#"{ "datasets": [ { "hostname": "alpha", "dataset": "tank/d",
+            "sync": { "prefix": "S", "creation": "@daily", "retention": ["1 in last day"] } } ] }"#;
+        let policy = crate::config::parse_policy("server.json", policy).unwrap();
         let mut all = Vec::new();
         for part in fitting(order) {
             let line = serde_json::to_vec(&wire_order(&part, &policy, &Inventory::default())).unwrap();

@@ -18,7 +18,7 @@ pub use pass::{Pass, Report, hosts};
 pub use world::World;
 
 use super::agent::Agent;
-use super::serve::stopped;
+use super::serve::Stop;
 use crate::catalog::EmbeddedCatalog;
 use crate::config;
 use crate::model::HostName;
@@ -67,8 +67,9 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
+    let stop = Stop::new().map_err(error::Error::unable)?;
     let directing = direct(&settings, policy, dispatcher, world, zfs);
-    let stopping = async { stopped().await.map_err(error::Error::unable) };
+    let stopping = async { stop.asked().await.map_err(error::Error::unable) };
     future::or(directing, stopping).await
 }
 
