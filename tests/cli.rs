@@ -146,7 +146,7 @@ fn ended(command: &mut Command) -> Ended {
     std::thread::spawn(move || drop(done.send(child.wait_with_output())));
     let Output { status, stdout, stderr } = waiting.recv_timeout(PATIENCE).map_or_else(
         |_| {
-            drop(rustix::process::kill_process(id, rustix::process::Signal::KILL));
+            rustix::process::kill_process(id, rustix::process::Signal::KILL).ok();
             panic!("it does not end: {command:?}")
         },
         Result::unwrap,

@@ -1,10 +1,13 @@
 //! TCP by async-std.
 
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_std::net::{TcpListener, TcpStream};
+use futures_lite::io::AsyncWrite;
 use thiserror::Error;
 
 use crate::runtime;
@@ -61,7 +64,28 @@ fn conn(stream: TcpStream, peer: String) -> Conn {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("TCP_NODELAY for {peer}: {error}");
     }
-    Conn::new(Box::new(stream.clone()), Box::new(stream), peer)
+    Conn::new(Box::new(stream.clone()), Box::new(Mouth(stream)), peer)
+}
+
+/// The half of a connection that is written to. Closed, it lets the peer see the end: async-std's own closing does not.
+struct Mouth(TcpStream);
+
+impl AsyncWrite for Mouth {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(match self.0.shutdown(Shutdown::Write) {
+            // The peer was faster.
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+            result => result,
+        })
+    }
 }
 
 /// Connects to `host:port`; `name` is how messages call the peer.

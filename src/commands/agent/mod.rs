@@ -23,7 +23,7 @@ use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{Action, HostName, ResponseStatus};
 use crate::runtime;
-use crate::wire::codec::{ALIVE_EVERY, Conn, WireError};
+use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::{Zfs, ZfsError};
 
@@ -37,6 +37,8 @@ pub struct Agent<Z> {
     local: Arc<Local>,
     /// Datasets being sent from.
     busy: Busy,
+    /// How long a slave may be silent.
+    patience: Duration,
     receiving: Receiving<Z>,
 }
 
@@ -90,7 +92,13 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving { zfs: Arc::clone(&zfs), local: Arc::clone(&local), busy: Busy::default() };
-        Self { host, zfs, local, busy: Busy::default(), receiving }
+        Self { host, zfs, local, busy: Busy::default(), patience: SILENCE, receiving }
+    }
+
+    /// The same with another patience for silent slaves.
+    #[must_use]
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// Carries out one order. Facts go to `facts` meanwhile, the bytes of a transfer are counted in `counter`.

@@ -1,6 +1,7 @@
 //! The other end of a send: a slave reached over TCP, or another pool of this host.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -66,11 +67,17 @@ pub(super) type Found = Option<DatasetInventory>;
 
 impl<Z: Zfs> Receiver<Z> {
     /// Reaches a slave, and gives what it has.
-    pub(super) async fn remote(to: &Target, address: &str, order: &OrderToSlave) -> Result<(Self, Found), Failure> {
-        let conn = tcp::connect(to.host.as_str(), address).await.map_err(|error| {
+    pub(super) async fn remote(
+        to: &Target,
+        address: &str,
+        order: &OrderToSlave,
+        patience: Duration,
+    ) -> Result<(Self, Found), Failure> {
+        let mut conn = tcp::connect(to.host.as_str(), address).await.map_err(|error| {
             let failure = Failure::from(error);
             Failure { reason: format!("{} (is zsync slave running on {}?)", failure.reason, to.host), ..failure }
         })?;
+        conn.patience = patience;
         let mut remote = Remote { conn, dataset: to.dataset.clone() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;

@@ -117,7 +117,7 @@ impl<Z: Zfs> Agent<Z> {
                 source_dataset: Some(source.clone()),
                 rollback_if_needed: order.rollback_if_needed,
             };
-            Receiver::remote(&to, &address, &order).await?
+            Receiver::remote(&to, &address, &order, self.patience).await?
         };
         let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
         self.transfer(&job, receiver, ours, theirs, desk).await

@@ -1,0 +1,664 @@
+//! Agent and slave against peers that break the rules: whatever comes over the wire, each answers or gives up in time,
+//! changes nothing that it should not, and serves the next one.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_lite::AsyncReadExt;
+use zsync::commands::agent::Agent;
+use zsync::commands::serve::Role;
+use zsync::commands::slave::Slave;
+use zsync::config::parse_local;
+use zsync::model::{
+    Action, Counter, DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot,
+};
+use zsync::runtime;
+use zsync::transport::tcp::{self, Listener};
+use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, WireError};
+use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Response, Step};
+use zsync::zfs::fake::Fake;
+use zsync::zfs::{self, Zfs};
+
+/// How long a peer may be silent in these tests.
+const PATIENCE: Duration = Duration::from_millis(400);
+/// How long anything may take before it counts as hanging.
+const HANGS: Duration = Duration::from_secs(20);
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+fn snap(text: &str) -> SnapName {
+    text.parse().unwrap()
+}
+
+fn serve<R: Role>(role: &Arc<R>) -> SocketAddr {
+    let role = Arc::clone(role);
+    runtime::block_on(async move {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap();
+        runtime::spawn(async move {
+            while let Ok(mut conn) = listener.accept().await {
+                conn.patience = PATIENCE;
+                runtime::spawn(Role::converse(Arc::clone(&role), conn));
+            }
+        });
+        address
+    })
+}
+
+/// A source host, alpha, and a destination host, beta, both listening.
+struct Pair {
+    alpha: Fake,
+    beta: Fake,
+    agent: Arc<Agent<Fake>>,
+    agent_address: SocketAddr,
+    slave_address: SocketAddr,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let (alpha, beta) = (Fake::new(1), Fake::new(2));
+        alpha.create(&ds("tank"));
+        alpha.create(&ds("tank/data"));
+        beta.create(&ds("pool"));
+        let local = |text: &str| Arc::new(parse_local("local.json", text).unwrap());
+        let source = local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#);
+        let destination = local(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#);
+        let host: HostName = "alpha".parse().unwrap();
+        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source).with_patience(PATIENCE));
+        let slave = Arc::new(Slave::new(Arc::new(beta.clone()), destination));
+        let (agent_address, slave_address) = (serve(&agent), serve(&slave));
+        Self { alpha, beta, agent, agent_address, slave_address }
+    }
+
+    fn take(&self, name: &str) -> Snapshot {
+        self.alpha.write(&ds("tank/data"), 1000);
+        let taken = runtime::block_on(self.alpha.snapshot(&[ds("tank/data")], &snap(name))).unwrap();
+        taken[0].1.clone()
+    }
+
+    fn send(&self, guid: Guid, slave: SocketAddr) -> Response {
+        let order = DirectorsOrder {
+            destination: "beta".into(),
+            destination_address: Some(slave.to_string()),
+            snapshot_uuid: vec![guid.uuid().to_string()],
+            dest_dataset: "pool/copy".into(),
+            dataset: Some(ds("tank/data")),
+            ..order(Action::SendSnapshot)
+        };
+        let (facts, _told) = runtime::channel::unbounded();
+        runtime::block_on(self.agent.carry_out(&order, facts, Counter::default()))
+    }
+
+    /// Sends once whoever was there before has let go of the dataset.
+    fn send_when_free(&self, guid: Guid) -> Response {
+        let end = Instant::now() + HANGS;
+        loop {
+            let response = self.send(guid, self.slave_address);
+            if response.status != ResponseStatus::Busy || Instant::now() > end {
+                return response;
+            }
+            assert!(response.temporary, "{response:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Opens a conversation with the slave, up to its listing.
+    fn offer(&self) -> (TcpStream, BufReader<TcpStream>, ListUuids) {
+        let order = OrderToSlave {
+            source: "alpha".parse().unwrap(),
+            order_uuid: order(Action::SendSnapshot).order_uuid,
+            snapshot_uuid: Guid(7).uuid().to_string(),
+            snapshot_name: snap("S_1"),
+            dest_dataset: ds("pool/copy"),
+            protocol: 1,
+            source_dataset: Some(ds("tank/data")),
+            rollback_if_needed: false,
+        };
+        let mut stream = connect(self.slave_address);
+        say(&mut stream, &order);
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        let listing = hear(&mut lines).unwrap();
+        (stream, lines, listing)
+    }
+
+    fn offer_when_free(&self) -> (TcpStream, BufReader<TcpStream>) {
+        let end = Instant::now() + HANGS;
+        loop {
+            let (stream, lines, listing) = self.offer();
+            if listing.error.is_empty() {
+                return (stream, lines);
+            }
+            assert!(Instant::now() < end, "{listing:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn copy(&self) -> Option<Vec<Guid>> {
+        self.beta.dataset(&ds("pool/copy")).map(|d| d.snapshots.iter().map(|s| s.guid).collect())
+    }
+
+    fn holds(&self) -> Vec<String> {
+        let data = self.alpha.dataset(&ds("tank/data")).unwrap();
+        data.snapshots.iter().flat_map(|s| self.alpha.tags(&ds("tank/data"), &s.name)).collect()
+    }
+}
+
+fn order(action: Action) -> DirectorsOrder {
+    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}"}}"#, uuid::Uuid::now_v7())).unwrap()
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(HANGS)).unwrap();
+    stream.set_write_timeout(Some(HANGS)).unwrap();
+    stream
+}
+
+fn say<T: serde::Serialize>(stream: &mut TcpStream, message: &T) {
+    let mut line = serde_json::to_vec(message).unwrap();
+    line.push(b'\n');
+    stream.write_all(&line).unwrap();
+}
+
+fn hear<T: serde::de::DeserializeOwned>(lines: &mut impl BufRead) -> Option<T> {
+    let mut line = String::new();
+    let read = lines.read_line(&mut line).unwrap();
+    (read > 0).then(|| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line:?}")))
+}
+
+/// The one line that answers these bytes; the connection is closed after it.
+#[track_caller]
+fn only_answer(address: SocketAddr, bytes: &[u8]) -> Response {
+    let mut stream = connect(address);
+    // A peer that has heard enough may close before all is said.
+    stream.write_all(bytes).ok();
+    let mut lines = BufReader::new(stream);
+    let answer = hear(&mut lines).expect("an answer");
+    let mut rest = Vec::new();
+    lines.read_to_end(&mut rest).unwrap();
+    assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+    answer
+}
+
+#[test]
+fn nonsense_gets_one_answer_and_changes_nothing() {
+    let pair = Pair::new();
+    let nested = format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000));
+    let deep = format!(r#"{{"Unknown":{}1{}}}"#, r#"{"a":"#.repeat(100_000), "}".repeat(100_000)) + "\n";
+    let long = "x".repeat(LONGEST_LINE + 1);
+    let id = "9b2c1c4e-1111-4222-8333-0123456789ab";
+    let cases: Vec<(&[u8], &str)> = vec![
+        (b"hello\n", "expected value"),
+        (b"\n", "EOF"),
+        (b"{}\n", "missing field"),
+        (b"[]\n", "invalid length 0"),
+        (b"{\"OrderUUID\":\"\xff\xfe\"}\n", "unicode"),
+        (nested.as_bytes(), "invalid type"),
+        (deep.as_bytes(), "missing field"),
+        (long.as_bytes(), "a line of more than"),
+        (b"GET / HTTP/1.1\r\n", "expected value"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "expected value"),
+    ];
+    for address in [pair.agent_address, pair.slave_address] {
+        for (bytes, words) in &cases {
+            let answer = only_answer(address, bytes);
+            assert!(!answer.is_success && answer.status == ResponseStatus::Refused, "{answer:?}");
+            assert!(answer.error.contains(words), "{answer:?}");
+            assert!(answer.error.len() < 1000, "{}", answer.error.len());
+        }
+    }
+    for (line, words) in [
+        (format!(r#"{{"OrderUUID":"{id}","Action":"take_snapshot","Action":"destroy_snapshot"}}"#), "duplicate field"),
+        (format!(r#"{{"OrderUUID":"{id}","Action":"format_disks"}}"#), "unknown variant"),
+        (format!(r#"{{"OrderUUID":"{id}","Action":"kv_resync","Protocol":2}}"#), "protocol 2 is newer"),
+        (format!(r#"{{"OrderUUID":"{id}","Action":"kv_resync","Protocol":-1}}"#), "invalid value"),
+        (r#"{"OrderUUID":"1","Action":"kv_resync"}"#.to_owned(), "UUID"),
+    ] {
+        let answer = only_answer(pair.agent_address, (line + "\n").as_bytes());
+        assert!(!answer.is_success && answer.error.contains(words), "{answer:?}");
+    }
+    assert!(pair.alpha.calls().is_empty() && pair.beta.calls().is_empty());
+}
+
+#[test]
+fn an_endless_line_is_answered_before_its_end() {
+    let pair = Pair::new();
+    for address in [pair.agent_address, pair.slave_address] {
+        let mut stream = connect(address);
+        let mut lines = BufReader::new(stream.try_clone().unwrap());
+        let talking = std::thread::spawn(move || {
+            let began = Instant::now();
+            let error = loop {
+                if let Err(error) = stream.write_all(&[b'x'; 65536]) {
+                    break error;
+                }
+                assert!(began.elapsed() < HANGS, "it is listened to for ever");
+            };
+            assert_ne!(error.kind(), ErrorKind::WouldBlock, "the connection hangs");
+        });
+        let answer: Response = hear(&mut lines).unwrap();
+        assert!(answer.error.contains("a line of more than"), "{answer:?}");
+        talking.join().unwrap();
+    }
+}
+
+#[test]
+fn a_peer_that_says_nothing_is_told_so_and_parted_from() {
+    let pair = Pair::new();
+    for address in [pair.agent_address, pair.slave_address] {
+        for beginning in [&b""[..], b"{\"OrderUUID\":"] {
+            let began = Instant::now();
+            let answer = only_answer(address, beginning);
+            assert!(answer.error.contains("said nothing for 400ms"), "{answer:?}");
+            assert!(began.elapsed() >= PATIENCE);
+        }
+    }
+}
+
+#[test]
+fn names_that_are_none_are_refused_before_zfs_is_asked() {
+    let pair = Pair::new();
+    let answer = |fields: &str| {
+        let id = uuid::Uuid::now_v7();
+        only_answer(pair.agent_address, format!("{{\"OrderUUID\":\"{id}\",{fields}}}\n").as_bytes())
+    };
+    let long = "x".repeat(300);
+    for name in ["..", "a@b", "%recv", "a/b", "", "a\\nb", "a\\u0000b", "a,b", "a b#c", &long] {
+        for fields in [
+            format!(r#""Action":"take_snapshot","SnapshotName":"{name}","DestDataset":"tank/data""#),
+            format!(r#""Action":"take_snapshot","SnapshotName":"S","DestDataset":"tank/{name}x/..""#),
+        ] {
+            let answer = answer(&fields);
+            assert!(!answer.is_success && answer.status == ResponseStatus::Refused, "{fields}: {answer:?}");
+        }
+    }
+    let uuid = Guid(7).uuid();
+    for fields in [
+        r#""Action":"take_snapshot","SnapshotName":"S","DestDataset":"-R""#.to_owned(),
+        r#""Action":"take_snapshot","SnapshotName":"S","DestDataset":"tank/data","Datasets":["-r"]"#.to_owned(),
+        r#""Action":"take_snapshot","SnapshotName":"S","DestDataset":"tank/data","Datasets":["other/x"]"#.to_owned(),
+        r#""Action":"kv_resync","DestDataset":"-R""#.to_owned(),
+        r#""Action":"kv_resync","DestDataset":"rpool""#.to_owned(),
+        format!(r#""Action":"destroy_snapshot","SnapshotUUID":["{uuid}:tank/data@a,b"]"#),
+        format!(r#""Action":"destroy_snapshot","SnapshotUUID":["{uuid}:tank/data@a%b"]"#),
+        format!(r#""Action":"destroy_snapshot","SnapshotUUID":["{uuid}:-R@a"]"#),
+        format!(r#""Action":"destroy_snapshot","SnapshotUUID":["{uuid}:rpool/data@a"]"#),
+        r#""Action":"destroy_snapshot","SnapshotUUID":["tank/data@S"]"#.to_owned(),
+        format!(r#""Action":"send_snapshot","Destination":"-o","SnapshotUUID":["{uuid}"],"DestDataset":"pool/copy""#),
+        format!(r#""Action":"send_snapshot","Destination":"beta","SnapshotUUID":["{uuid}"],"DestDataset":"-F""#),
+        r#""Action":"send_snapshot","Destination":"beta","SnapshotUUID":[],"DestDataset":"pool/copy""#.to_owned(),
+        r#""Action":"send_snapshot","Destination":"beta","SnapshotUUID":["x","y"],"DestDataset":"pool/copy""#
+            .to_owned(),
+    ] {
+        let answer = answer(&fields);
+        assert!(!answer.is_success && answer.status == ResponseStatus::Refused, "{fields}: {answer:?}");
+        assert!(!answer.error.is_empty(), "{fields}");
+    }
+    assert!(pair.alpha.calls().is_empty(), "{:?}", pair.alpha.calls());
+    // ZFS takes it for what it is there: a name after @, never an option.
+    let order =
+        DirectorsOrder { snapshot_name: "-R".into(), dest_dataset: "tank/data".into(), ..order(Action::TakeSnapshot) };
+    let (facts, _told) = runtime::channel::unbounded();
+    let taken = runtime::block_on(pair.agent.carry_out(&order, facts, Counter::default()));
+    assert!(taken.is_success, "{taken:?}");
+    assert_eq!(pair.alpha.calls(), ["snapshot tank/data@-R"]);
+}
+
+#[test]
+fn an_order_with_very_many_names_is_handled_or_refused() {
+    let pair = Pair::new();
+    let kept = pair.take("S_1");
+    let order = |count: u64| DirectorsOrder {
+        snapshot_uuid: (0..count).map(|n| Guid(u64::MAX - n).uuid().to_string()).collect(),
+        dest_dataset: "tank/data".into(),
+        ..order(Action::DestroySnapshot)
+    };
+    let line = |count| serde_json::to_string(&order(count)).unwrap() + "\n";
+    let began = Instant::now();
+    let answer = only_answer(pair.agent_address, line(20_000).as_bytes());
+    assert_eq!((answer.is_success, answer.status), (true, ResponseStatus::NothingToDo), "{answer:?}");
+    let answer = only_answer(pair.agent_address, line(100_000).as_bytes());
+    assert!(!answer.is_success && answer.error.contains("a line of more than"), "{answer:?}");
+    assert!(began.elapsed() < HANGS);
+    assert_eq!(pair.alpha.dataset(&ds("tank/data")).unwrap().snapshots[0].guid, kept.guid);
+}
+
+#[test]
+fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let receive = Step::Receive {
+        status: ResponseStatus::Full,
+        guid: Some(first.guid),
+        snapshot_name: snap("S_1"),
+        create: Some(zsync::model::DatasetKind::Filesystem),
+        overwrite: false,
+    };
+    let half = [&100u32.to_be_bytes()[..], b"not all of it"].concat();
+    let oversized = u32::try_from(LARGEST_FRAME + 1).unwrap().to_be_bytes().to_vec();
+    let strange = [&5u32.to_be_bytes()[..], b"hello", &0u32.to_be_bytes(), b"{\"IsSuccess\":true}\n"].concat();
+    let failed = [&5u32.to_be_bytes()[..], b"hello", &0u32.to_be_bytes(), b"{\"IsSuccess\":false,\"Error\":\"E\"}\n"];
+    for (bytes, words) in [
+        (half, None),
+        (oversized, Some("a frame of 1048577 bytes")),
+        (b"{\"Step\":\"finish\"}\n".to_vec(), Some("a frame of")),
+        (strange, Some("incomplete stream")),
+        (failed.concat(), Some("E")),
+    ] {
+        let (mut stream, mut lines) = pair.offer_when_free();
+        say(&mut stream, &receive);
+        stream.write_all(&bytes).unwrap();
+        if let Some(words) = words {
+            let answer: Response = hear(&mut lines).unwrap();
+            assert!(!answer.is_success && answer.error.contains(words), "{answer:?}");
+        }
+        drop((stream, lines));
+        assert_eq!(pair.copy(), None);
+    }
+    assert!(pair.send_when_free(first.guid).is_success);
+    assert_eq!(pair.copy(), Some(vec![first.guid]));
+}
+
+#[track_caller]
+fn wait_until(mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + HANGS;
+    while !condition() {
+        assert!(Instant::now() < end, "it does not come about");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn steps_that_make_no_sense_are_refused() {
+    let pair = Pair::new();
+    pair.beta.create(&ds("pool/copy"));
+    let (mut stream, mut lines, _) = pair.offer();
+    say(&mut stream, &Step::Rollback { guid: Guid(7) });
+    let answer: Response = hear(&mut lines).unwrap();
+    assert!(answer.error.contains("does not allow a rollback"), "{answer:?}");
+    let listing: ListUuids = hear(&mut lines).unwrap();
+    assert!(listing.inventory.is_some());
+    // The conversation goes on until somebody talks nonsense.
+    stream.write_all(b"{\"Step\":\"format\"}\n").unwrap();
+    let answer: Response = hear(&mut lines).unwrap();
+    assert!(answer.error.contains("unknown variant"), "{answer:?}");
+    assert_eq!(hear::<Response>(&mut lines), None);
+    assert!(pair.beta.calls().is_empty(), "{:?}", pair.beta.calls());
+}
+
+#[test]
+fn who_comes_second_is_told_so_at_once() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let (stream, _lines, listing) = pair.offer();
+    assert!(listing.error.is_empty());
+    let began = Instant::now();
+    let (_, _, second) = pair.offer();
+    assert!(second.error.contains("is being received into already"), "{second:?}");
+    let busy = pair.send(first.guid, pair.slave_address);
+    assert_eq!((busy.status, busy.temporary), (ResponseStatus::Busy, true), "{busy:?}");
+    assert!(busy.error.contains("pool/copy"), "{busy:?}");
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
+    assert!(pair.holds().is_empty());
+    drop((stream, _lines));
+    assert!(pair.send_when_free(first.guid).is_success, "a slave lets go of what a vanished agent had claimed");
+}
+
+/// A slave by hand: hears the order, then does as it is told here, each time somebody connects.
+fn slave_by_hand(act: impl Fn(TcpStream, BufReader<TcpStream>) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(stream.try_clone().unwrap());
+            let _: Option<OrderToSlave> = hear(&mut lines);
+            act(stream, lines);
+        }
+    });
+    address
+}
+
+fn absent() -> ListUuids {
+    ListUuids { status: Some(zsync::model::DatasetStatus::False), ..ListUuids::default() }
+}
+
+/// Reads a stream to its end, frame by frame.
+fn frames(lines: &mut impl BufRead) -> (u64, StreamEnd) {
+    let mut total = 0;
+    loop {
+        let mut length = [0; 4];
+        lines.read_exact(&mut length).unwrap();
+        match u32::from_be_bytes(length) {
+            0 => return (total, hear(lines).unwrap()),
+            u32::MAX => {}
+            length => {
+                assert!(length as usize <= LARGEST_FRAME, "what should begin with a length begins with {length:x}");
+                let copied = std::io::copy(&mut lines.by_ref().take(u64::from(length)), &mut std::io::sink()).unwrap();
+                assert_eq!(copied, u64::from(length));
+                total += copied;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_second_order_for_a_dataset_is_busy_at_once_while_the_first_waits_for_its_slave() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let (arrived, waiting) = std::sync::mpsc::channel();
+    let slow = slave_by_hand(move |stream, mut lines| {
+        arrived.send(()).unwrap();
+        // Until the agent's patience ends.
+        std::io::copy(&mut lines, &mut std::io::sink()).ok();
+        drop(stream);
+    });
+    std::thread::scope(|scope| {
+        let earlier = scope.spawn(|| pair.send(first.guid, slow));
+        waiting.recv_timeout(HANGS).unwrap();
+        let began = Instant::now();
+        let later = pair.send(first.guid, pair.slave_address);
+        assert_eq!((later.status, later.temporary), (ResponseStatus::Busy, true), "{later:?}");
+        assert!(later.error.contains("tank/data is being sent already"), "{later:?}");
+        assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+        let earlier = earlier.join().unwrap();
+        assert_eq!((earlier.status, earlier.temporary), (ResponseStatus::Unreachable, true), "{earlier:?}");
+        assert!(earlier.error.contains("said nothing for 400ms"), "{earlier:?}");
+    });
+    assert!(pair.send(first.guid, pair.slave_address).is_success);
+}
+
+#[test]
+fn a_slave_that_vanishes_at_any_point_is_told_and_may_be_tried_again() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    for point in 0..4 {
+        let slave = slave_by_hand(move |mut stream, mut lines| {
+            if point > 0 {
+                say(&mut stream, &absent());
+            }
+            if point > 1 {
+                let _: Option<Step> = hear(&mut lines);
+            }
+            if point > 2 {
+                frames(&mut lines);
+            }
+        });
+        let response = pair.send(first.guid, slave);
+        assert_eq!((response.status, response.temporary), (ResponseStatus::Unreachable, true), "{point}: {response:?}");
+        assert!(response.error.contains("beta") && response.error.contains("closed"), "{point}: {response:?}");
+    }
+    // What was held for going on later is let go of by the transfer that succeeds.
+    assert!(pair.send(first.guid, pair.slave_address).is_success);
+    assert!(pair.holds().is_empty(), "{:?}", pair.holds());
+}
+
+#[test]
+fn a_slave_that_talks_nonsense_or_refuses_is_told_with_its_words() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    for (line, words) in [
+        ("hello", "not understood"),
+        (r#"{"MapUUID":[],"Status":99}"#, "99 is not a DatasetStatus"),
+        (r#"{"MapUUID":[],"Status":4,"Error":"closed today"}"#, "closed today"),
+        (r#"{"OrderUUID":null,"IsSuccess":false,"Status":10,"Error":"not in this tone"}"#, "not in this tone"),
+    ] {
+        let slave = slave_by_hand(move |mut stream, _| {
+            stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        });
+        let response = pair.send(first.guid, slave);
+        assert!(!response.is_success && !response.temporary, "{response:?}");
+        assert!(response.error.contains("beta") && response.error.contains(words), "{response:?}");
+        assert!(pair.holds().is_empty());
+    }
+}
+
+#[test]
+fn what_arrived_counts_even_if_the_end_of_the_conversation_is_lost() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let arrived = first.clone();
+    let slave = slave_by_hand(move |mut stream, mut lines| {
+        say(&mut stream, &absent());
+        let step: Option<Step> = hear(&mut lines);
+        assert!(matches!(step, Some(Step::Receive { .. })), "{step:?}");
+        assert!(frames(&mut lines).1.is_success);
+        say(&mut stream, &Response::success(order(Action::SendSnapshot).order_uuid, ResponseStatus::Done, ""));
+        let inventory = DatasetInventory { snapshots: vec![arrived.clone()], ..DatasetInventory::default() };
+        say(&mut stream, &ListUuids { inventory: Some(inventory), ..absent() });
+        let step: Option<Step> = hear(&mut lines);
+        assert!(matches!(step, Some(Step::Finish { .. })), "{step:?}");
+    });
+    let response = pair.send(first.guid, slave);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert!(response.error.contains("it arrived"), "{response:?}");
+    let cursors = pair.alpha.dataset(&ds("tank/data")).unwrap().bookmarks;
+    assert_eq!(cursors.len(), 1, "the cursor moves: it is known to be there");
+    assert_eq!(pair.holds().len(), 1, "what may be unheld there stays held here");
+}
+
+#[test]
+fn what_arrived_and_cannot_be_held_is_a_failure_that_says_so() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.beta.fail_next("hold", zfs::ErrorKind::Permission, "cannot hold: permission denied");
+    let response = pair.send(first.guid, pair.slave_address);
+    assert!(!response.is_success, "{response:?}");
+    assert!(response.error.contains("it arrived, but could not be held there"), "{response:?}");
+    assert!(response.error.contains("permission denied"), "{response:?}");
+    assert_eq!(pair.copy(), Some(vec![first.guid]));
+    assert!(pair.send_when_free(first.guid).is_success, "the next order puts it right");
+    assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")).len(), 1);
+    assert!(pair.holds().is_empty());
+}
+
+#[test]
+fn a_transfer_that_fails_leaves_no_holds_on_the_source() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let out_of_space = "cannot receive new filesystem stream: out of space";
+    pair.beta.fail_next("receive", zfs::ErrorKind::NoSpace, out_of_space);
+    let response = pair.send(first.guid, pair.slave_address);
+    assert!(response.error.contains(out_of_space) && response.error.contains("free space"), "{response:?}");
+    assert!(pair.holds().is_empty(), "{:?}", pair.holds());
+    pair.alpha.fail_next("send", zfs::ErrorKind::Permission, "cannot send: permission denied");
+    let response = pair.send_when_free(first.guid);
+    assert!(!response.is_success && !response.temporary, "{response:?}");
+    assert!(response.error.contains("permission denied"), "{response:?}");
+    assert!(pair.holds().is_empty(), "{:?}", pair.holds());
+    assert_eq!(pair.copy(), None);
+}
+
+#[test]
+fn a_director_that_goes_away_leaves_no_order_hanging() {
+    let pair = Pair::new();
+    // More facts than are kept for a director that is slow to hear them.
+    for n in 0..200 {
+        pair.alpha.create(&ds(&format!("tank/data/{n}")));
+    }
+    let idle = Arc::strong_count(&pair.agent);
+    for _ in 0..20 {
+        let mut stream = connect(pair.agent_address);
+        say(&mut stream, &order(Action::KvResync));
+        stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
+    let answer = pair.send(pair.take("S_1").guid, pair.slave_address);
+    assert!(answer.is_success, "{answer:?}");
+    wait_until(|| Arc::strong_count(&pair.agent) == idle);
+}
+
+/// A connection, as the sender of a stream has it, and the other end by hand.
+fn streaming() -> (zsync::wire::codec::Conn, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut conn = runtime::block_on(tcp::connect("beta", &address)).unwrap();
+    conn.patience = PATIENCE;
+    let (peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(HANGS)).unwrap();
+    (conn, peer)
+}
+
+#[test]
+fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
+    let (mut conn, mut peer) = streaming();
+    let by_hand = std::thread::spawn(move || {
+        let mut lines = BufReader::new(peer.try_clone().unwrap());
+        // The sender fills what the connection holds, and waits amidst a frame.
+        let mut beginning = [0; 100_000];
+        lines.read_exact(&mut beginning[..4]).unwrap();
+        let length = u32::from_be_bytes(beginning[..4].try_into().unwrap());
+        std::thread::sleep(PATIENCE / 4);
+        say(&mut peer, &Alive { alive: 0, refused: true });
+        std::thread::sleep(PATIENCE / 4);
+        std::io::copy(&mut lines.by_ref().take(u64::from(length)), &mut std::io::sink()).unwrap();
+        frames(&mut lines)
+    });
+    let counter = Counter::default();
+    let sent = runtime::block_on(async {
+        let mut source = futures_lite::io::repeat(7).take(1 << 30);
+        let sent = conn.send_stream(&mut source, &counter).await.unwrap();
+        conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
+        sent
+    });
+    assert_eq!(sent, Sent::Refused);
+    let (_, end) = by_hand.join().unwrap();
+    assert_eq!(end.error, "refused");
+    assert!(counter.get() < 1 << 28, "it stops soon: {}", counter.get());
+}
+
+#[test]
+fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
+    let (mut conn, mut peer) = streaming();
+    let by_hand = std::thread::spawn(move || {
+        for alive in 0..10 {
+            say(&mut peer, &Alive { alive, refused: false });
+            std::thread::sleep(PATIENCE / 4);
+        }
+        frames(&mut BufReader::new(peer)).0
+    });
+    let counter = Counter::default();
+    let sent = runtime::block_on(async {
+        let mut source = futures_lite::io::repeat(7).take(32 << 20);
+        let sent = conn.send_stream(&mut source, &counter).await.unwrap();
+        conn.end_stream(&StreamEnd { is_success: true, error: String::new() }).await.unwrap();
+        sent
+    });
+    assert_eq!((sent, by_hand.join().unwrap()), (Sent::All, 32 << 20));
+    assert_eq!(counter.get(), 32 << 20);
+}
+
+#[test]
+fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
+    let (mut conn, peer) = streaming();
+    let mut source = futures_lite::io::repeat(7).take(1 << 30);
+    let began = Instant::now();
+    let error = runtime::block_on(conn.send_stream(&mut source, &Counter::default())).unwrap_err();
+    assert!(matches!(error, WireError::Silent { .. }), "{error}");
+    assert!(began.elapsed() < HANGS);
+    drop(peer);
+}
