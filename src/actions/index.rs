@@ -72,13 +72,42 @@ impl<'a> Index<'a> {
         })
     }
 
-    /// Whether an entry means a dataset at or below its own. What an entry sends to a place below itself does not
-    /// become its source again.
+    /// Whether an entry means a dataset at or below its own. What has come back to an entry under another name, over
+    /// however many hosts, does not become its source again: it would nest ever deeper.
     fn covers(&self, entry: usize, dataset: &DatasetName) -> bool {
         let e = &self.policy.datasets[entry];
-        let own_copy =
-            |t: &Target| t.host == e.hostname && t.dataset.is_within(&e.dataset) && dataset.is_within(&t.dataset);
-        *dataset == e.dataset || e.recursive && !e.policies.iter().flat_map(|p| &p.sync_on).any(own_copy)
+        *dataset == e.dataset || e.recursive && !self.is_copy_of(entry, dataset)
+    }
+
+    /// Whether a dataset on the entry's own host is, by the policy's word, a copy of another one of the entry's.
+    fn is_copy_of(&self, entry: usize, dataset: &DatasetName) -> bool {
+        let e = &self.policy.datasets[entry];
+        let mut next = self.origins(&e.hostname, dataset);
+        let mut seen = HashSet::new();
+        while let Some((host, origin)) = next.pop() {
+            if *host == e.hostname && origin != *dataset && origin.is_within(&e.dataset) {
+                return true;
+            }
+            // Each host has few roots, so this ends soon; the bound is for policies made to hurt.
+            if seen.len() < 1000 && seen.insert((host, origin.clone())) {
+                next.extend(self.origins(host, &origin));
+            }
+        }
+        false
+    }
+
+    /// What would come to this dataset, were everything there that the entries name.
+    fn origins(&self, host: &HostName, dataset: &DatasetName) -> Vec<(&'a HostName, DatasetName)> {
+        let Some(roots) = self.targets.get(host.as_str()) else { return Vec::new() };
+        let near = upwards(dataset).filter_map(|root| Some((root, roots.get(root)?)));
+        let origins = near.flat_map(|(root, claims)| claims.iter().map(move |claim| (root, claim.entry)));
+        origins
+            .filter_map(|(root, entry)| {
+                let e = &self.policy.datasets[entry];
+                let below = dataset.as_str()[root.len()..].trim_start_matches('/');
+                (e.recursive || below.is_empty()).then_some((&e.hostname, e.dataset.join(below).ok()?))
+            })
+            .collect()
     }
 
     /// The policy that decides about a dataset's snapshots of one prefix: that of the nearest entry, and of

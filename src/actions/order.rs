@@ -103,7 +103,6 @@ pub(super) fn orders(plan: &Plan, policy: &Policy) -> Vec<Order> {
     let mut orders = takes(plan, policy);
     orders.extend(plan.sends.iter().filter_map(|verdict| {
         let due = verdict.due.clone()?;
-        let entry = policy.datasets.get(verdict.subject.entry)?;
         let subject = verdict.subject.clone();
         Some(Order::Send {
             entry: subject.entry,
@@ -112,7 +111,7 @@ pub(super) fn orders(plan: &Plan, policy: &Policy) -> Vec<Order> {
             snapshot: due.snapshot,
             guid: due.guid,
             to: verdict.to.clone(),
-            rollback_if_needed: entry.rollback_if_needed,
+            rollback_if_needed: verdict.rollback_if_needed,
             policy: subject.policy,
             reason: verdict.reason.to_string(),
             oldest_unsent: due.oldest_unsent,

@@ -204,12 +204,41 @@ impl<'a> Pass<'a> {
         self.sent(case, to.clone(), decision);
         if let Known::There(there) = known {
             self.destination_prune(case, &to, there, &incoming, own);
+            self.passengers(case, &to, there, &incoming);
+        }
+    }
+
+    /// Prunes what came along: `zfs send -I` brings every snapshot between two of this policy's, those of the
+    /// dataset's other policies among them. Where those are not sent by themselves, they stay as long as on the
+    /// source; nobody else would ever prune them there.
+    fn passengers(&mut self, case: &Case<'a>, to: &Target, there: &'a DatasetInventory, incoming: &[Incoming]) {
+        if incoming.iter().find(|i| self.exists(i)).is_none_or(|i| i.claim != case.claim || i.source != case.place()) {
+            return;
+        }
+        let mut own = Vec::new();
+        for (policy_index, policy) in case.entry.policies.iter().enumerate() {
+            let prefix = &policy.prefix;
+            let claim = Claim { policy: policy_index, ..case.claim };
+            let sent = incoming.iter().any(|i| self.index.snapshot_policy(i.claim).prefix == *prefix);
+            let elsewhere = self.index.governing(&to.host, &to.dataset, prefix).is_some();
+            let governs = self.index.governing(case.host, case.name, prefix) == Some(claim);
+            let others = own_snapshots(there, prefix, &mut own);
+            if sent || elsewhere || !governs || own.is_empty() {
+                continue;
+            }
+            let mut terms = self.terms(prefix, Some(claim), &[]);
+            terms.prune_unsent = true;
+            let peers = self.peers(&to.host, &to.dataset, prefix, incoming);
+            let subject = Case { claim, policy, ..*case }.subject_at(&to.host, &to.dataset);
+            let verdict = self.prune(subject, Side::Destination, there, &own, others, &terms, peers);
+            self.plan.prunes.push(verdict);
         }
     }
 
     fn sent(&mut self, case: &Case<'a>, to: Target, decision: SendDecision) {
         let SendDecision { due, reason } = decision;
-        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, reason });
+        let rollback_if_needed = case.entry.rollback_if_needed && !self.index.reaches(&to, &case.place());
+        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, rollback_if_needed, reason });
     }
 
     fn source_prune(&mut self, case: &Case<'a>, own: &[Own], others: usize, incoming: &[Incoming]) {

@@ -66,6 +66,9 @@ pub struct SendVerdict {
     pub to: Target,
     /// What to send if it is due, `None` if not.
     pub due: Option<DueSend>,
+    /// Whether a diverged destination is rolled back. Never in a loop, whatever the policy says: there, what only the
+    /// destination has is to come back.
+    pub rollback_if_needed: bool,
     /// Why.
     pub reason: SendReason,
 }

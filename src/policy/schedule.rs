@@ -220,7 +220,7 @@ fn after_gap(tz: Tz, local: NaiveDateTime) -> Option<DateTime<Utc>> {
         }
     }
     // Halving leaves fractions of a second; changes happen on whole ones.
-    Some(DateTime::from_timestamp(after.and_utc().timestamp(), 0)?)
+    DateTime::from_timestamp(after.and_utc().timestamp(), 0)
 }
 
 impl Schedule {

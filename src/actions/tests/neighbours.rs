@@ -149,6 +149,12 @@ fn in_a_loop_the_first_entry_leads() {
     // Beta was in use for a while: its snapshots come back.
     let back = "alpha:tank/x B@11-23T11:00\nbeta:tank/x B@11-23T11:00 B@11-23T11:10";
     assert_eq!(orders(&ring(), back, "11-23T11:30"), ["send beta:tank/x to alpha:tank/x: B@11-23T11:10"]);
+    // Nobody is rolled back in a loop, even if the policy says so.
+    let rolling = policy(ring().datasets.into_iter().map(|e| with(e, |e| e.rollback_if_needed = true)));
+    let plan = decide(&rolling, &super::world(world), utc(NOW));
+    assert!(plan.sends.iter().all(|s| !s.rollback_if_needed));
+    let plan = decide(&policy([rolling.datasets[0].clone()]), &super::world(world), utc(NOW));
+    assert!(plan.sends[0].rollback_if_needed);
     // The same over three hosts.
     let three = policy([
         entry("alpha:t/x", &["beta:t/x"]),
@@ -223,4 +229,22 @@ fn the_plans_of_all_entries_are_the_plan_of_the_whole() {
         assert_eq!(whole.orders(&policy).len(), orders.len());
         assert!(!orders.is_empty());
     }
+}
+
+#[test]
+fn copies_of_copies_do_not_nest_ever_deeper() {
+    let crossed = policy([recursive(entry("alpha:t", &["beta:t/x"])), recursive(entry("beta:t", &["alpha:t/x"]))]);
+    let mut inventory = world("alpha:t B@11-23T11:00\nbeta:t B@11-23T11:00");
+    let mut rounds = 0;
+    loop {
+        let orders = decide(&crossed, &inventory, utc("11-23T11:30")).orders(&crossed);
+        if orders.is_empty() {
+            break;
+        }
+        predict(&mut inventory, &orders, utc("11-23T11:30"));
+        rounds += 1;
+        assert!(rounds < 6, "{:?}", shown(&orders));
+    }
+    let names: Vec<&str> = inventory.hosts.values().flat_map(|h| h.datasets.keys()).map(DatasetName::as_str).collect();
+    assert_eq!(names, ["t", "t/x", "t/x/x", "t", "t/x", "t/x/x"]);
 }

@@ -225,6 +225,24 @@ fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
 }
 
 #[test]
+fn what_came_along_to_a_destination_stays_as_long_as_on_the_source() {
+    let two = policy([with(but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None), |e| {
+        let mut local = e.policies[0].clone();
+        (local.name, local.prefix, local.sync_on) = ("local".to_owned(), "L".parse().unwrap(), Vec::new());
+        local.retention = rules(&["2 in last day"]);
+        e.policies.push(local);
+    })]);
+    let world = "
+        alpha:tank/foo  L@11-23T09:00 L@11-23T10:00 L@11-23T11:00 B@11-23T11:30
+        beta:tank/copy  L@11-20T09:00 L@11-23T09:00 L@11-23T10:00 L@11-23T11:00 by-hand B@11-23T11:30
+    ";
+    assert_eq!(
+        only("destroy", &two, world, NOW),
+        ["destroy beta:tank/copy: L@11-20T09:00 L@11-23T09:00", "destroy alpha:tank/foo: L@11-23T09:00"]
+    );
+}
+
+#[test]
 fn a_destination_is_left_alone_while_its_source_is_unknown() {
     let beta = "beta:tank/copy B@11-10T10:00 B@11-23T11:00";
     assert_eq!(only("destroy beta", &one(), &format!("{beta}\nalpha:tank/foo B@11-23T11:00"), NOW).len(), 1);

@@ -53,6 +53,11 @@ impl<C: CatalogWrite + 'static> World<C> {
         Ok(())
     }
 
+    /// The catalog, for reading.
+    pub fn catalog(&self) -> &impl CatalogRead {
+        &*self.catalog
+    }
+
     /// The inventory, locked: for deciding, never across a wait.
     pub fn inventory(&self) -> MutexGuard<'_, Inventory> {
         self.inventory.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,0 +1,264 @@
+//! The director with its agents and slaves, over loopback, on pools and a catalog in memory: what a pass does.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use zsync::catalog::{CatalogRead, MemoryCatalog};
+use zsync::commands::agent::Agent;
+use zsync::commands::director::{Dispatcher, Pass, Report, World};
+use zsync::commands::serve::Role;
+use zsync::commands::slave::Slave;
+use zsync::config::{parse_local, parse_policy};
+use zsync::model::{Action, DatasetName, HostName};
+use zsync::policy::Policy;
+use zsync::runtime;
+use zsync::transport::tcp::Listener;
+use zsync::zfs::ErrorKind;
+use zsync::zfs::fake::Fake;
+
+/// A fleet: alpha directs and is its own agent, the others are reached over loopback.
+struct Fleet {
+    pools: BTreeMap<&'static str, Fake>,
+    addresses: BTreeMap<&'static str, (String, String)>,
+    dispatcher: Arc<Dispatcher<Fake>>,
+    world: World<MemoryCatalog>,
+    now: DateTime<Utc>,
+}
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+fn listen<R: Role>(role: R) -> String {
+    runtime::block_on(async {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap().to_string();
+        let role = Arc::new(role);
+        runtime::spawn(async move {
+            while let Ok(conn) = listener.accept().await {
+                runtime::spawn(Role::converse(Arc::clone(&role), conn));
+            }
+        });
+        address
+    })
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let mut pools = BTreeMap::new();
+        let mut addresses = BTreeMap::new();
+        let source = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/other" }, { "name": "spare", "slave": true } ] }"#;
+        let copies = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
+        let local = |text| Arc::new(parse_local("local.json", text).unwrap_or_else(|e| panic!("{e}")));
+        for (seed, host) in ["alpha", "beta", "gamma"].into_iter().enumerate() {
+            let fake = Fake::new(seed as u64 + 1);
+            if host != "alpha" {
+                fake.create(&ds("pool"));
+                let name: HostName = host.parse().unwrap();
+                let agent = listen(Agent::new(name, Arc::new(fake.clone()), local(copies)));
+                let slave = listen(Slave::new(Arc::new(fake.clone()), local(copies)));
+                addresses.insert(host, (agent, slave));
+            }
+            pools.insert(host, fake);
+        }
+        let alpha = &pools["alpha"];
+        for dataset in ["tank", "tank/data", "tank/data/child", "tank/other", "spare"] {
+            alpha.create(&ds(dataset));
+        }
+        let here: HostName = "alpha".parse().unwrap();
+        let own = Agent::new(here.clone(), Arc::new(alpha.clone()), local(source));
+        let dispatcher = Arc::new(Dispatcher { here, own: Ok(Arc::new(own)) });
+        let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
+        Self { pools, addresses, dispatcher, world: World::new(MemoryCatalog::new()), now }
+    }
+
+    fn policy(&self, datasets: &str) -> Arc<Policy> {
+        let hosts: Vec<String> = self
+            .addresses
+            .iter()
+            .map(|(host, (agent, slave))| {
+                format!(r#""{host}": {{ "address": "{agent}", "receive_address": "{slave}" }}"#)
+            })
+            .collect();
+        let text = format!(r#"{{ "hosts": {{ {} }}, "datasets": [ {datasets} ] }}"#, hosts.join(", "));
+        Arc::new(parse_policy("server.json", &text).unwrap_or_else(|e| panic!("{e}")))
+    }
+
+    fn pass(&self, policy: &Arc<Policy>) -> Report {
+        self.pools.values().for_each(|fake| fake.set_now(self.now));
+        let pass = Pass::new(Arc::clone(policy), Arc::clone(&self.dispatcher), self.world.clone(), self.now);
+        runtime::block_on(pass.run()).unwrap()
+    }
+
+    /// A pass some minutes later, with new data in every dataset.
+    fn later(&mut self, minutes: i64, policy: &Arc<Policy>) -> Report {
+        self.now += TimeDelta::minutes(minutes);
+        for dataset in ["tank/data", "tank/data/child", "tank/other"] {
+            self.pools["alpha"].write(&ds(dataset), 1000);
+        }
+        self.pass(policy)
+    }
+
+    fn names(&self, host: &str, dataset: &str) -> Vec<String> {
+        let found = self.pools[host].dataset(&ds(dataset));
+        found.map(|d| d.snapshots.iter().map(|s| s.name.to_string()).collect()).unwrap_or_default()
+    }
+}
+
+fn told(report: &Report) -> Vec<String> {
+    let order = |o: &zsync::catalog::Outcome| {
+        let to = o.to.as_ref().map(|t| format!(" to {}:{}", t.host, t.dataset)).unwrap_or_default();
+        let ended = if o.success { "" } else { " FAILED" };
+        format!("{} {}:{}{to}{ended}", o.action, o.host, o.dataset.as_ref().unwrap())
+    };
+    report.outcomes.iter().map(order).collect()
+}
+
+const SYNC: &str = r#"{ "hostname": "alpha", "dataset": "tank/data", "recursive": true,
+    "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": ["beta", "gamma"], "sync_dataset": "pool/copy",
+              "retention": ["1 in last day"], "sync_retention": ["2 in last day"] } }"#;
+
+#[test]
+fn one_pass_takes_sends_to_all_and_a_second_finds_nothing_to_do() {
+    let fleet = Fleet::new();
+    let policy = fleet.policy(SYNC);
+    let report = fleet.pass(&policy);
+    assert!(report.is_success(), "{report:?}");
+    assert_eq!(
+        told(&report),
+        [
+            "take_snapshot alpha:tank/data",
+            "send_snapshot alpha:tank/data to beta:pool/copy",
+            "send_snapshot alpha:tank/data to gamma:pool/copy",
+            "send_snapshot alpha:tank/data/child to beta:pool/copy/child",
+            "send_snapshot alpha:tank/data/child to gamma:pool/copy/child",
+        ]
+    );
+    for host in ["beta", "gamma"] {
+        assert_eq!(fleet.names(host, "pool/copy/child"), fleet.names("alpha", "tank/data/child"));
+    }
+    let again = fleet.pass(&policy);
+    assert!(again.is_success() && again.outcomes.is_empty(), "{:?}", told(&again));
+}
+
+#[test]
+fn both_sides_are_pruned_by_their_own_rules() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(SYNC);
+    for _ in 0..5 {
+        let report = fleet.later(1, &policy);
+        assert!(report.is_success(), "{report:?}");
+    }
+    assert_eq!(fleet.names("alpha", "tank/data").len(), 1);
+    assert_eq!(fleet.names("beta", "pool/copy").len(), 2);
+    assert_eq!(fleet.names("gamma", "pool/copy/child").len(), 2);
+}
+
+#[test]
+fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(SYNC);
+    assert!(fleet.pass(&policy).is_success());
+    let (agent, slave) = fleet.addresses["gamma"].clone();
+    fleet.addresses.insert("gamma", ("127.0.0.1:1".into(), "127.0.0.1:1".into()));
+    let without = fleet.policy(SYNC);
+    for _ in 0..3 {
+        let report = fleet.later(1, &without);
+        assert!(!report.is_success());
+        assert!(report.unseen["gamma".parse::<HostName>().as_ref().unwrap()].contains("out of reach"));
+    }
+    assert_eq!(fleet.names("beta", "pool/copy").last(), fleet.names("alpha", "tank/data").last());
+    assert_eq!(fleet.names("alpha", "tank/data").len(), 4, "nothing goes that gamma may still lack");
+    fleet.addresses.insert("gamma", (agent, slave));
+    let policy = fleet.policy(SYNC);
+    assert!(fleet.later(1, &policy).is_success());
+    assert_eq!(fleet.names("gamma", "pool/copy").last(), fleet.names("alpha", "tank/data").last());
+}
+
+#[test]
+fn a_dataset_that_fails_stops_no_other_one() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(SYNC);
+    assert!(fleet.pass(&policy).is_success());
+    fleet.pools["beta"].fail_next("receive -s -u pool/copy", ErrorKind::NoSpace, "cannot receive: out of space");
+    let report = fleet.later(1, &policy);
+    let failed: Vec<_> = report.outcomes.iter().filter(|o| !o.success).collect();
+    assert_eq!(failed.len(), 1, "{:?}", told(&report));
+    assert!(failed[0].error.as_ref().unwrap().contains("out of space"));
+    assert_eq!(fleet.names("beta", "pool/copy/child").last(), fleet.names("alpha", "tank/data/child").last());
+    assert!(fleet.later(1, &policy).is_success());
+    assert_eq!(fleet.names("beta", "pool/copy").last(), fleet.names("alpha", "tank/data").last());
+}
+
+/// Where takes and transfers share a schedule, the newest snapshot is always too new to go.
+#[test]
+fn a_transfer_by_schedule_is_not_starved_by_takes() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "backup": { "prefix": "B", "creation": "*/2 * * * *", "sync_policy": "*/2 * * * *",
+                         "sync_on": "beta", "sync_dataset": "pool/copy" } }"#,
+    );
+    for _ in 0..3 {
+        assert!(fleet.later(2, &policy).is_success());
+    }
+    assert_eq!(fleet.names("alpha", "tank/other").len(), 3);
+    assert_eq!(fleet.names("beta", "pool/copy"), fleet.names("alpha", "tank/other")[..2]);
+}
+
+/// Two policies of one dataset: a snapshot of one does not stand in for one of the other.
+#[test]
+fn what_one_policy_took_does_not_make_the_dataset_idle_for_another() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "backup": { "prefix": "B", "creation": "*/2 * * * *" },
+             "sync":   { "prefix": "S", "creation": "* * * * *" } }"#,
+    );
+    for _ in 0..4 {
+        assert!(fleet.later(1, &policy).is_success());
+    }
+    let names = fleet.names("alpha", "tank/other");
+    assert_eq!(names.iter().filter(|n| n.starts_with("S_")).count(), 4, "{names:?}");
+    assert_eq!(names.iter().filter(|n| n.starts_with("B_")).count(), 3, "{names:?}");
+}
+
+#[test]
+fn an_idle_dataset_is_asked_once_per_slot() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other", "sync": { "prefix": "S", "creation": "* * * * *" } }"#,
+    );
+    assert_eq!(fleet.pass(&policy).outcomes.len(), 1);
+    fleet.now += TimeDelta::minutes(1);
+    assert_eq!(fleet.pass(&policy).outcomes.len(), 1, "due, but nothing was written");
+    assert_eq!(fleet.pass(&policy).outcomes.len(), 0, "the slot is remembered");
+    assert_eq!(fleet.names("alpha", "tank/other").len(), 1);
+}
+
+#[test]
+fn a_copy_to_another_pool_of_the_same_host_needs_no_other_process() {
+    let fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "backup": { "prefix": "B", "creation": "@hourly", "sync_on": "alpha", "sync_dataset": "spare/other" } }"#,
+    );
+    let report = fleet.pass(&policy);
+    assert!(report.is_success(), "{report:?}");
+    assert_eq!(fleet.names("alpha", "spare/other"), fleet.names("alpha", "tank/other"));
+}
+
+#[test]
+fn every_outcome_is_in_the_catalog() {
+    let fleet = Fleet::new();
+    let policy = fleet.policy(SYNC);
+    let report = fleet.pass(&policy);
+    let recorded = fleet.world.catalog().outcomes(100).unwrap();
+    assert_eq!(recorded.len(), report.outcomes.len());
+    assert!(recorded.iter().any(|o| o.action == Action::SendSnapshot && o.bytes > 0));
+    let known = fleet.world.catalog().inventory().unwrap();
+    assert_eq!(known.hosts.len(), 3);
+}
