@@ -4,6 +4,8 @@ BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/zsync
 CARGO ?= cargo
+# What is installed as the program.
+BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
 .PHONY: all setup build release check fmt test test-unit demo lab-shell bench install uninstall clean
 
@@ -33,7 +35,7 @@ test:
 # The tests that need no ZFS: seconds.
 test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
-	$(CARGO) test --locked --no-fail-fast --test architecture --test roles
+	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test roles
 
 # The main job on real ZFS, for a person to read.
 demo: build
@@ -46,14 +48,18 @@ bench:
 	$(CARGO) bench --locked
 
 install: release
-	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(DOCDIR)
-	install -m 755 target/release/zsync $(DESTDIR)$(BINDIR)/zsync
-	install -m 644 man/*.8 $(DESTDIR)$(MANDIR)/man8/
+	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(DOCDIR)
+	install -d $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8
+	install -m 755 "$(BINARY)" $(DESTDIR)$(BINDIR)/zsync
 	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5/
-	cp -R examples README.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)/
+	install -m 644 man/*.7 $(DESTDIR)$(MANDIR)/man7/
+	install -m 644 man/*.8 $(DESTDIR)$(MANDIR)/man8/
+	install -m 644 README.md CHANGELOG.md LICENSE-MIT LICENSE-APACHE $(DESTDIR)$(DOCDIR)/
+	cp -R examples $(DESTDIR)$(DOCDIR)/
 
 uninstall:
-	rm -f $(DESTDIR)$(BINDIR)/zsync $(DESTDIR)$(MANDIR)/man8/zsync*.8 $(DESTDIR)$(MANDIR)/man5/zsync*.5
+	rm -f $(DESTDIR)$(BINDIR)/zsync
+	cd man && for page in *; do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page"; done
 	rm -rf $(DESTDIR)$(DOCDIR)
 
 clean:

@@ -17,7 +17,8 @@ use crate::report::Format;
                         \u{20}             zsync director on one\n\
                         Preview:      zsync plan --dry-run\n\n\
                         Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
-                        Exit status: 0 all well, 1 some order failed, 2 could not work at all.")]
+                        Exit status: 0 all well, 1 some order failed or some host could not be looked at, \
+                        2 could not work at all, 3 plan --exit-code: there are orders. See zsync(8).")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -49,7 +50,8 @@ pub struct Common {
     /// The zfs program
     #[arg(long, value_name = "PROGRAM", default_value = "zfs")]
     pub zfs: PathBuf,
-    /// How much to log: error, warn, info, debug, trace [default: info for services, warn otherwise]
+    /// How much to log: error, warn, info, debug, trace [default: RUST_LOG, else info for
+    /// agent, slave and a director in its loop, warn otherwise]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<log::LevelFilter>,
 }
@@ -69,7 +71,8 @@ fn moment(text: &str) -> Result<DateTime<Utc>, String> {
 /// `zsync director`.
 #[derive(Args, Debug)]
 #[command(after_help = "Exit status: 0 all well, 1 some order failed or some host could not be looked at, \
-                        2 could not work at all.\n\nExample, in cron:  */5 * * * * root zsync director --once")]
+                        2 could not work at all.\n\nFrom cron, with the folders of zsync and zfs in its PATH:\n  \
+                        */5 * * * * root zsync director --once")]
 pub struct Director {
     /// Options that every subcommand has.
     #[command(flatten)]
@@ -94,8 +97,9 @@ pub struct Director {
 /// `zsync agent`.
 #[derive(Args, Debug)]
 #[command(after_help = "Give it an order by hand:\n  \
-    echo '{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\",\"Action\":\"take_snapshot\",\
-    \"SnapshotName\":\"by-hand\",\"DestDataset\":\"tank/foo\"}' | nc -N localhost 7711")]
+    printf %s '{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\",' \\\n    \
+    '\"Action\":\"take_snapshot\",\"SnapshotName\":\"by-hand\",' \\\n    \
+    '\"DestDataset\":\"tank/foo\"}' | nc -N localhost 7711")]
 pub struct Agent {
     /// Options that every subcommand has.
     #[command(flatten)]

@@ -68,4 +68,4 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!(demo, orders, selftest);
+scenarios!(demo, orders, readme, selftest);

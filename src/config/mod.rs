@@ -24,7 +24,7 @@ use crate::policy::Policy;
 
 /// Where the director's policy is unless `--config` says otherwise.
 pub const DEFAULT_SERVER_FILE: &str = "/etc/zsync/server.json";
-/// Where the agent's and the slave's configuration is unless `--config` says otherwise.
+/// Where the agent's and the slave's configuration is unless `--local` says otherwise.
 pub const DEFAULT_LOCAL_FILE: &str = "/etc/zsync/local.json";
 
 /// Reads the director's policy.

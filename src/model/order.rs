@@ -96,19 +96,19 @@ numbered! {
     ResponseStatus {
         /// The snapshot is there under another name.
         WasRenamed = 1,
-        /// Nothing was written since the last snapshot, or the destination was written to.
+        /// The destination was written to since its newest snapshot, or has snapshots of its own.
         WasWritten = 2,
-        /// There was nothing to do.
+        /// There was nothing to do; of a take: nothing was written since the last snapshot.
         NothingToDo = 3,
         /// ZFS refused or failed.
         Zerror = 4,
-        /// The destination has data without a common snapshot.
+        /// The destination exists and has no snapshot in common.
         NotEmpty = 5,
         /// An increment was sent.
         Incremental = 6,
-        /// The destination already has this snapshot or a newer one.
+        /// The destination already has a newer snapshot.
         MostActual = 7,
-        /// The whole dataset was sent.
+        /// The destination was made anew: a full stream, and what followed it.
         Full = 8,
         /// The order was carried out (a take or a destroy).
         Done = 9,

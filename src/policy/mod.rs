@@ -31,7 +31,8 @@ pub struct Policy {
     pub catalog: CatalogConfig,
     /// Addresses of hosts, by name.
     pub hosts: BTreeMap<HostName, HostAddress>,
-    /// The daily window (from, to) in which the catalog is checked against ZFS on every host.
+    /// The daily window (from, to) in which the catalog is checked against ZFS on every host. Nothing looks at it
+    /// yet: every pass lists every host.
     pub consul_resync: Option<(NaiveTime, NaiveTime)>,
     /// What to do with which dataset, in the order of the file.
     pub datasets: Vec<DatasetPolicy>,
@@ -67,13 +68,15 @@ pub struct DatasetPolicy {
     pub recursive: bool,
     /// `backup`, `sync` and those under `policies`, by name.
     pub policies: Vec<SnapshotPolicy>,
-    /// Whether a diverged destination is rolled back to the newest common snapshot.
+    /// Whether a destination that was written to is rolled back to its newest snapshot, if that is the common one,
+    /// and one without any snapshot is replaced. Snapshots of its own are never destroyed for that.
     pub rollback_if_needed: bool,
     /// Whether a renamed snapshot is left alone by destroys.
     pub skip_if_renamed: bool,
     /// Whether no snapshot is taken when nothing was written since the last one.
     pub skip_if_not_written: bool,
-    /// Whether a snapshot with clones is left alone by destroys.
+    /// Whether a snapshot with clones is no candidate for a destroy. Where it is one, the agent leaves it alone all
+    /// the same.
     pub skip_if_cloned: bool,
 }
 

@@ -1,0 +1,553 @@
+//! What users read is true of the code: manual pages, README, examples, `make install`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{CommandFactory, Parser};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use zsync::cli::Cli;
+use zsync::config::{ConfigError, parse_local, parse_policy};
+use zsync::error::Exit;
+use zsync::model::{Action, DatasetStatus, Guid, ResponseStatus};
+use zsync::wire::codec::StreamEnd;
+use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
+
+fn project(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(project(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn names_in(folder: &str) -> BTreeSet<String> {
+    let entries = fs::read_dir(project(folder)).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+/// Every file below a folder.
+fn files_below(folder: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for name in names_in(folder) {
+        let path = format!("{folder}/{name}");
+        if project(&path).is_dir() { files.extend(files_below(&path)) } else { files.push(path) }
+    }
+    files
+}
+
+// --- Manual pages: roff as text, as far as is needed here.
+
+/// Characters as they are printed.
+fn unescaped(line: &str) -> String {
+    let mut text = line.to_owned();
+    for (escape, printed) in [
+        ("\\&", ""),
+        ("\\e", "\\"),
+        ("\\-", "-"),
+        ("\\(dq", "\""),
+        ("\\(en", "-"),
+        ("\\fB", ""),
+        ("\\fI", ""),
+        ("\\fR", ""),
+    ] {
+        text = text.replace(escape, printed);
+    }
+    text
+}
+
+/// A line as it is printed, its options with their dashes.
+fn printed(line: &str) -> String {
+    let line = unescaped(line);
+    let Some(request) = line.strip_prefix('.') else { return line };
+    let mut option = false;
+    let words = request.split_whitespace().map(|word| {
+        let is_macro = word.len() == 2 && word.starts_with(|c: char| c.is_ascii_uppercase());
+        if is_macro {
+            option = word == "Fl";
+            String::new()
+        } else if option && word.starts_with(|c: char| c == '-' || c.is_ascii_alphanumeric()) {
+            format!("-{word}")
+        } else {
+            word.to_owned()
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+struct Page {
+    name: String,
+    source: String,
+    text: String,
+}
+
+fn page(name: &str) -> Page {
+    let source = read(&format!("man/{name}"));
+    let lines = source.lines().filter(|line| !line.starts_with(".\\\""));
+    let text = lines.map(|line| printed(line) + "\n").collect();
+    Page { name: name.to_owned(), source, text }
+}
+
+fn pages() -> Vec<Page> {
+    names_in("man").iter().map(|name| page(name)).collect()
+}
+
+impl Page {
+    fn words(&self) -> BTreeSet<&str> {
+        self.text.split(|c: char| !(c.is_ascii_alphanumeric() || "-_$@".contains(c))).collect()
+    }
+
+    fn options(&self) -> BTreeSet<&str> {
+        let option = |word: &&str| word.strip_prefix("--").is_some_and(|rest| rest.starts_with(char::is_alphabetic));
+        self.words().into_iter().filter(option).collect()
+    }
+
+    /// The lines of a section.
+    fn section(&self, title: &str) -> String {
+        let after = self.source.split(&format!(".Sh {title}\n")).nth(1);
+        let after = after.unwrap_or_else(|| panic!("{} has no section {title}", self.name));
+        after.split("\n.Sh ").next().unwrap().to_owned()
+    }
+
+    /// What is shown as it is typed: displays and single lines.
+    fn literals(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        let mut inside: Option<String> = None;
+        for line in self.source.lines() {
+            if line.starts_with(".Bd -literal") || line == ".nf" || line == ".EX" {
+                inside = Some(String::new());
+            } else if line == ".Ed" || line == ".fi" || line == ".EE" {
+                all.extend(inside.take());
+            } else if let Some(block) = &mut inside {
+                block.push_str(&unescaped(line));
+                block.push('\n');
+            } else if let Some(line) = line.strip_prefix(".Dl ") {
+                all.push(unescaped(line));
+            }
+        }
+        all
+    }
+}
+
+#[test]
+fn every_page_has_the_sections_that_users_look_for() {
+    for page in pages() {
+        for section in ["NAME", "DESCRIPTION", "EXAMPLES", "SEE ALSO"] {
+            let there = page.source.lines().any(|line| {
+                line.strip_prefix(".Sh ")
+                    .or_else(|| line.strip_prefix(".SH "))
+                    .is_some_and(|s| s.trim_matches('"') == section)
+            });
+            assert!(there, "{} has no section {section}", page.name);
+        }
+        assert!(page.source.is_ascii(), "{} is not plain ASCII", page.name);
+    }
+}
+
+/// A page that comes with the planner's next form; until then it is only referred to.
+const TO_COME: &str = "zsync-plan.8";
+
+#[test]
+fn pages_that_are_referred_to_exist() {
+    let there = names_in("man");
+    for page in pages() {
+        for reference in page.source.lines().filter_map(|line| line.strip_prefix(".Xr zsync")) {
+            let reference = format!("zsync{reference}");
+            let [name, section, ..] = reference.split_whitespace().collect::<Vec<_>>()[..] else {
+                panic!("{}: {reference}", page.name)
+            };
+            let file = format!("{name}.{section}");
+            assert!(there.contains(&file) || file == TO_COME, "{} refers to {file}", page.name);
+        }
+    }
+    let readme = read("README.md");
+    for name in there {
+        let (page, section) = name.rsplit_once('.').unwrap();
+        assert!(readme.contains(&format!("{page}({section})")), "README.md does not name {page}({section})");
+    }
+}
+
+#[test]
+fn pages_are_well_formed() {
+    for name in names_in("man") {
+        let output = Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(project("man").join(&name)).output();
+        let output = output.expect("mandoc checks the manual pages: make setup installs it");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn every_option_is_in_its_page_and_every_option_there_exists() {
+    let mut cli = Cli::command();
+    cli.build();
+    let overview = page("zsync.8");
+    let mut all: BTreeSet<String> = BTreeSet::new();
+    for command in cli.get_subcommands() {
+        let name = command.get_name();
+        assert!(overview.words().contains(name), "zsync.8 lacks the command {name}");
+        let mut known = BTreeSet::new();
+        let file = format!("zsync-{name}.8");
+        let to_come = file == TO_COME && !project("man").join(&file).exists();
+        let page = (name != "help" && !to_come).then(|| page(&file));
+        for arg in command.get_arguments() {
+            let long = arg.get_long().map(|long| format!("--{long}"));
+            let short = arg.get_short().map(|short| format!("-{short}"));
+            for option in long.iter().chain(&short) {
+                if let Some(page) = &page {
+                    assert!(page.words().contains(option.as_str()), "{} lacks {option}", page.name);
+                }
+            }
+            known.extend(long);
+        }
+        for option in page.iter().flat_map(Page::options) {
+            assert!(known.contains(option), "zsync {name} has no option {option}");
+        }
+        all.extend(known);
+    }
+    let missing: Vec<&str> = overview.options().into_iter().filter(|option| !all.contains(*option)).collect();
+    assert!(missing.is_empty(), "zsync.8 names {missing:?}");
+    for option in ["--hostname", "--local", "--zfs", "--log", "--help", "--version"] {
+        assert!(overview.options().contains(option), "zsync.8 lacks {option}");
+    }
+}
+
+// --- Keys of the configuration files.
+
+/// Every key that the parser knows, as it tells itself when it meets one that it does not know.
+fn known_keys(example: &str, errors: impl Fn(&str) -> Option<ConfigError>) -> BTreeSet<String> {
+    let text = read(example).replace('{', "{ \"zz\": 0,");
+    let error = errors(&text).expect("zz is not a key");
+    let lists = error.problems().iter().filter_map(|p| p.message.split("allowed here: ").nth(1).map(str::to_owned));
+    lists.flat_map(|list| list.split(", ").map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn every_key_is_in_its_page() {
+    let server = known_keys("examples/full/server.json", |text| parse_policy("f", text).err());
+    let local = known_keys("examples/full/local.json", |text| parse_local("f", text).err());
+    assert!(server.len() >= 28 && local.len() >= 9, "{server:?} {local:?}");
+    let unlisted = |keys: &str| keys.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let spellings = unlisted("$schema rollback_needed skip_renamed skip_not_written skip_cloned consul");
+    let refused = unlisted("$schema snap_prefix snap_retention backup");
+    for (name, keys) in [
+        ("zsync-server.json.5", server.into_iter().chain(spellings).collect::<Vec<_>>()),
+        ("zsync-local.json.5", local.into_iter().chain(refused).collect()),
+    ] {
+        let page = page(name);
+        // As a key, not as some word of a sentence.
+        let marked: String = page.source.lines().filter(|line| line.contains("Cm ")).collect::<Vec<_>>().join(" ");
+        let marked: BTreeSet<&str> = marked.split_whitespace().collect();
+        for key in keys {
+            assert!(marked.contains(key.as_str()), "{name} lacks {key}");
+        }
+    }
+}
+
+// --- Statuses and fields.
+
+fn exit_status(exit: Exit) -> u8 {
+    // A new one has to be thought of here.
+    match exit {
+        Exit::Success => 0,
+        Exit::Failed => 1,
+        Exit::Unable => 2,
+        Exit::Orders => 3,
+    }
+}
+
+#[test]
+fn every_status_is_in_the_page() {
+    let page = page("zsync.8");
+    let section = page.section("EXIT STATUS");
+    for exit in [Exit::Success, Exit::Failed, Exit::Unable, Exit::Orders] {
+        assert_eq!(exit as u8, exit_status(exit));
+        assert!(section.contains(&format!(".It {}\n", exit as u8)), "zsync.8 lacks the exit status {}", exit as u8);
+    }
+    assert_eq!(section.matches(".It ").count(), 4);
+    let section = page.section("STATUSES");
+    let responses = ResponseStatus::ALL.iter().map(|s| format!(".It {} {s:?}\n", s.number()));
+    let datasets = DatasetStatus::ALL.iter().map(|s| format!(".It {} {s:?}\n", s.number()));
+    for item in responses.chain(datasets) {
+        assert!(section.contains(&item), "zsync.8 lacks {item}");
+    }
+}
+
+#[test]
+fn every_action_and_field_of_an_order_is_in_the_page() {
+    let page = page("zsync.8");
+    let orders = page.section("ORDERS");
+    for action in [Action::TakeSnapshot, Action::SendSnapshot, Action::DestroySnapshot, Action::KvResync] {
+        assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
+    }
+    let source = read("src/wire/mod.rs");
+    let after = source.split("pub struct DirectorsOrder {").nth(1).unwrap();
+    let protocol = self::page("zsync-protocol.7");
+    let mut fields = 0;
+    let mut renamed = None;
+    for line in after.split("\n}").next().unwrap().lines().map(str::trim) {
+        if let Some(rest) = line.split("rename = \"").nth(1) {
+            renamed = rest.split('"').next();
+        } else if let Some((field, _)) = line.strip_prefix("pub ").and_then(|rest| rest.split_once(':')) {
+            let parts = field.split('_').map(|part| part[..1].to_uppercase() + &part[1..]);
+            let name = renamed.take().map_or_else(|| parts.collect(), str::to_owned);
+            let documented = page.words().contains(name.as_str()) || protocol.words().contains(name.as_str());
+            assert!(documented, "neither zsync.8 nor zsync-protocol.7 has the field {name}");
+            fields += 1;
+        }
+    }
+    assert!(fields >= 12, "only {fields} fields were found");
+}
+
+// --- Commands.
+
+/// The commands of a line of shell, as words. Only as much of shell as is used here.
+fn shell(text: &str) -> Vec<Vec<String>> {
+    let (mut commands, mut words, mut word) = (Vec::new(), Vec::new(), None::<String>);
+    let mut quote = None;
+    let mut letters = text.chars().peekable();
+    while let Some(c) = letters.next() {
+        match (c, quote) {
+            ('\\', None) => {
+                if letters.next_if_eq(&'\n').is_none() {
+                    word.get_or_insert_default().extend(letters.next());
+                }
+            }
+            (c, Some(q)) if c == q => quote = None,
+            (c, Some(_)) => word.get_or_insert_default().push(c),
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            ('#', None) if word.is_none() => while letters.next_if(|c| *c != '\n').is_some() {},
+            (c, None) if c.is_whitespace() || ";|&".contains(c) => {
+                words.extend(word.take());
+                if !matches!(c, ' ' | '\t') {
+                    commands.push(std::mem::take(&mut words));
+                }
+            }
+            (c, None) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    commands.push(words);
+    commands
+}
+
+/// Parses what a text has of commands of zsync, as zsync would; gives how many they were.
+fn try_commands(place: &str, text: &str) -> usize {
+    let mut found = 0;
+    for words in shell(text) {
+        // In a crontab, time and user come first.
+        let at = words.iter().position(|word| word == "zsync" || word.ends_with("/bin/zsync"));
+        let Some(at) = at.filter(|at| *at == 0 || *at == 6 || words[*at].starts_with("ExecStart=")) else { continue };
+        let mut command = words[at..].to_vec();
+        for word in command.iter_mut().filter(|word| word.starts_with("$(date ")) {
+            *word = "2026-11-23T10:30:00Z".to_owned();
+        }
+        if let Err(error) = Cli::try_parse_from(&command) {
+            panic!("{place}: {}: {error}", command.join(" "));
+        }
+        found += 1;
+    }
+    found
+}
+
+/// The fenced blocks of a Markdown file, each with its mark.
+fn fenced(text: &str) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut inside: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (line.strip_prefix("```"), &mut inside) {
+            (Some(_), Some(_)) => blocks.extend(inside.take()),
+            (Some(mark), None) => inside = Some((mark.to_owned(), String::new())),
+            (None, Some((_, block))) => *block += &format!("{line}\n"),
+            (None, None) => {}
+        }
+    }
+    assert!(inside.is_none(), "a block is not closed");
+    blocks
+}
+
+#[test]
+fn every_command_that_is_shown_is_one() {
+    let readme = fenced(&read("README.md"));
+    let shown: Vec<&String> =
+        readme.iter().filter(|(mark, _)| mark.starts_with("sh")).map(|(_, block)| block).collect();
+    assert!(shown.iter().map(|block| try_commands("README.md", block)).sum::<usize>() >= 7);
+    let mut in_pages = 0;
+    for page in pages() {
+        in_pages += page.literals().iter().map(|block| try_commands(&page.name, block)).sum::<usize>();
+    }
+    assert!(in_pages >= 10, "only {in_pages} commands in the pages");
+    for file in files_below("examples/systemd").into_iter().chain(files_below("examples/cron")) {
+        let found = try_commands(&file, &read(&file));
+        assert!(found >= usize::from(!file.ends_with(".timer")), "{file} has no command of zsync");
+    }
+}
+
+#[test]
+fn the_units_name_pages_and_units_that_exist() {
+    for file in files_below("examples/systemd") {
+        let text = read(&file);
+        for word in text.split_whitespace().filter_map(|word| word.split("man:").nth(1)) {
+            let path = format!("man/{}", word.trim_end_matches(')').replace('(', "."));
+            assert!(project(&path).exists(), "{file} names {path}");
+        }
+        if let Some(unit) = file.strip_suffix(".timer") {
+            assert!(project(&format!("{unit}.service")).exists(), "{file} starts nothing");
+        }
+    }
+}
+
+// --- JSON.
+
+fn try_json(place: &str, block: &str) -> bool {
+    let block = block.trim();
+    let whole =
+        if block.starts_with("\"hosts\"") { format!("{{ {block}, \"datasets\": [] }}") } else { block.to_owned() };
+    if !whole.starts_with('{') {
+        return false;
+    }
+    let error = if whole.contains("\"local_datasets\"") {
+        parse_local(place, &whole).err()
+    } else {
+        parse_policy(place, &whole).err()
+    };
+    assert!(error.is_none(), "{}", error.unwrap());
+    true
+}
+
+#[test]
+fn every_configuration_that_is_shown_is_valid() {
+    for (mark, block) in fenced(&read("README.md")) {
+        assert!(!mark.starts_with("json") || try_json("README.md", &block));
+    }
+    let mut found = 0;
+    for page in pages() {
+        found += page.literals().iter().filter(|block| try_json(&page.name, block)).count();
+    }
+    assert!(found >= 5, "only {found} in the pages");
+}
+
+/// A message understood as this type, and nothing in it lost by that.
+fn is<T: DeserializeOwned + serde::Serialize>(message: &Value) -> bool {
+    let Ok(read) = serde_json::from_value::<T>(message.clone()) else { return false };
+    let again = serde_json::to_value(read).unwrap();
+    message.as_object().unwrap().iter().all(|(key, value)| again.get(key) == Some(value))
+}
+
+#[test]
+fn every_message_that_is_shown_is_understood() {
+    let page = page("zsync-protocol.7");
+    let mut counts = (0, 0, 0);
+    for block in page.literals().iter().filter(|block| block.contains("> {")) {
+        let with_slave = block.contains("slave> ");
+        for part in
+            block.split("\n").collect::<Vec<_>>().join(" ").split("director> ").flat_map(|part| part.split("> "))
+        {
+            let Some(start) = part.find('{') else { continue };
+            let message = serde_json::Deserializer::from_str(&part[start..]).into_iter::<Value>().next().unwrap();
+            let message = message.unwrap_or_else(|error| panic!("{error} in {part}"));
+            // Who said it stands at the end of the part before; what it can be tells enough.
+            let understood = if with_slave {
+                counts.0 += 1;
+                is::<OrderToSlave>(&message)
+                    || is::<ListUuids>(&message)
+                    || is::<Step>(&message)
+                    || is::<StreamEnd>(&message)
+                    || is::<Alive>(&message)
+                    || is::<Response>(&message)
+            } else {
+                counts.1 += 1;
+                is::<DirectorsOrder>(&message) || is::<AgentLine>(&message)
+            };
+            assert!(understood, "{message}");
+        }
+        counts.2 += 1;
+    }
+    assert!(counts.0 >= 8 && counts.1 >= 3 && counts.2 == 2, "{counts:?}");
+    assert!(page.text.contains(&Guid(4711).uuid().to_string()));
+    assert!(page.section("VERSIONS").contains(&format!(".It {PROTOCOL}\n")));
+    for block in page.literals().iter().filter(|block| block.starts_with("printf")) {
+        let words = shell(block).remove(0);
+        let order: DirectorsOrder = serde_json::from_str(&words[2..].concat()).unwrap();
+        assert_eq!(order.protocol, PROTOCOL);
+    }
+}
+
+// --- README.
+
+#[test]
+fn the_map_of_src_is_whole() {
+    let readme = read("README.md");
+    let map = readme.split("## What is in src/").nth(1).unwrap().split("\n## ").next().unwrap();
+    let named: BTreeSet<String> = map
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `src/"))
+        .map(|rest| rest.split('`').next().unwrap().trim_end_matches('/').to_owned())
+        .collect();
+    assert_eq!(named, names_in("src"));
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for file in ["README.md", "CHANGELOG.md", "tests/lab/README.md"] {
+        let text = read(file);
+        let folder = Path::new(file).parent().unwrap();
+        let slug = |line: &str| {
+            let kept =
+                line.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -".contains(*c)).collect::<String>();
+            kept.trim().replace(' ', "-")
+        };
+        let headings: BTreeSet<String> = text.lines().filter(|line| line.starts_with('#')).map(slug).collect();
+        for link in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            match link.strip_prefix('#') {
+                Some(anchor) => assert!(headings.contains(anchor), "{file}: {link}"),
+                None if link.contains("://") => {}
+                None => assert!(project("").join(folder).join(link).exists(), "{file}: {link}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn targets_of_make_that_the_readme_names_exist() {
+    let makefile = read("Makefile");
+    let readme = read("README.md");
+    for target in readme.split("`make ").skip(1).map(|rest| rest.split('`').next().unwrap()) {
+        assert!(makefile.contains(&format!("\n{target}:")), "make {target}");
+    }
+}
+
+// --- make install.
+
+#[test]
+fn make_installs_and_uninstalls_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |target: &str| {
+        let output = Command::new("make")
+            .current_dir(project(""))
+            .args([target, "CARGO=true", "PREFIX=/usr", concat!("BINARY=", env!("CARGO_BIN_EXE_zsync"))])
+            .arg(format!("DESTDIR={}", folder.path().display()))
+            .output()
+            .expect("make is there");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    make("install");
+    let root = folder.path().join("usr");
+    assert!(root.join("bin/zsync").exists());
+    for name in names_in("man") {
+        let section = name.rsplit('.').next().unwrap();
+        assert!(root.join(format!("share/man/man{section}/{name}")).exists(), "{name}");
+    }
+    for file in files_below("examples").into_iter().chain(["README.md".into(), "CHANGELOG.md".into()]) {
+        assert!(root.join("share/doc/zsync").join(&file).exists(), "{file}");
+    }
+    make("uninstall");
+    let left = Command::new("find").arg(&root).args(["-type", "f"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
