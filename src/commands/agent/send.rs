@@ -313,6 +313,16 @@ impl<Z: Zfs> Agent<Z> {
                     None => Ok(Some((Err(error), now))),
                 }
             }
+            Err(error) if error.status == ResponseStatus::WasWritten && !job.rollback => {
+                let newest = now.as_ref().and_then(|n| n.newest()).map(|s| job.to.dataset.at(&s.name));
+                let reason = format!(
+                    "{}; roll it back on {} (zfs rollback {}), or set rollback_if_needed to have that done",
+                    error.reason,
+                    job.to.host,
+                    newest.unwrap_or_default()
+                );
+                Ok(Some((Err(StepError { reason, ..error }), now)))
+            }
             result => Ok(Some((result, now))),
         }
     }
