@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
             if let Some(cause) = &error.cause {
-                eprintln!("zsync: {cause:#}");
+                zsync::report::complain(&format_args!("{cause:#}"));
             }
             error.exit.into()
         }

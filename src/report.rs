@@ -89,6 +89,11 @@ pub fn print(text: &str) {
     }
 }
 
+/// Complains on standard error. Where nobody reads that, the exit status has to do.
+pub fn complain(what: &impl std::fmt::Display) {
+    drop(writeln!(std::io::stderr().lock(), "zsync: {what}"));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,14 +50,26 @@ fn host(common: &Common, local: Option<&Local>) -> Result<HostName, Error> {
         .map_err(Error::unable)
 }
 
-/// The local configuration, where it is of use only if it is there.
-fn local_if_there(common: &Common) -> Option<Local> {
-    config::load_local(&common.local).ok()
+/// The local configuration, where it is of use only if it is there. One that is there and wrong is not passed over: it
+/// may be what names this host.
+fn local_if_there(common: &Common) -> Result<Option<Local>, Error> {
+    match std::fs::metadata(&common.local) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        _ => config::load_local(&common.local).map(Some).map_err(Error::unable),
+    }
+}
+
+/// This host's name; local.json is read only where it has to tell it.
+fn host_of(common: &Common) -> Result<HostName, Error> {
+    match &common.hostname {
+        Some(typed) => Ok(typed.clone()),
+        None => host(common, local_if_there(common)?.as_ref()),
+    }
 }
 
 /// For `director`.
 pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
-    let host = host(&args.common, local_if_there(&args.common).as_ref())?;
+    let host = host_of(&args.common)?;
     Ok(director::Settings {
         config: args.config,
         local: args.common.local,
@@ -71,7 +83,7 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
 
 /// For `plan`.
 pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
-    let here = host(&args.common, local_if_there(&args.common).as_ref())?;
+    let here = host_of(&args.common)?;
     Ok(plan::Settings {
         config: args.config,
         here,
@@ -89,7 +101,10 @@ pub fn serving(common: &Common, listen: &Listen, port: u16) -> Result<Serving, E
     let local = config::load_local(&common.local).map_err(Error::unable)?;
     let host = host(common, Some(&local))?;
     let listen_on = match (&listen.listen, &local.listen) {
-        (Some(typed), _) => typed.clone(),
+        (Some(typed), _) => {
+            let address: config::Address = typed.parse().context("--listen").map_err(Error::unable)?;
+            address.with_default_port(port)
+        }
         (None, Some(configured)) => configured.with_default_port(port),
         (None, None) => format!("127.0.0.1:{port}"),
     };

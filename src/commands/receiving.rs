@@ -39,6 +39,22 @@ pub struct StepError {
     pub reason: String,
     /// Whether trying again later may help.
     pub temporary: bool,
+    /// Whether it was for lack of space.
+    pub no_space: bool,
+}
+
+impl StepError {
+    /// What a failure means that is not one of ZFS.
+    #[must_use]
+    pub fn new(status: ResponseStatus, reason: impl Into<String>) -> Self {
+        Self { status, reason: reason.into(), temporary: false, no_space: false }
+    }
+
+    /// The same, where trying again later may help.
+    #[must_use]
+    pub fn temporary(status: ResponseStatus, reason: impl Into<String>) -> Self {
+        Self { temporary: true, ..Self::new(status, reason) }
+    }
 }
 
 impl From<ZfsError> for StepError {
@@ -48,7 +64,8 @@ impl From<ZfsError> for StepError {
             ErrorKind::Exists => ResponseStatus::NotEmpty,
             _ => ResponseStatus::Zerror,
         };
-        Self { status, temporary: error.kind.is_temporary(), reason: error.to_string() }
+        let (temporary, no_space) = (error.kind.is_temporary(), error.kind == ErrorKind::NoSpace);
+        Self { status, reason: error.to_string(), temporary, no_space }
     }
 }
 
@@ -112,28 +129,37 @@ impl<Z: Zfs> Receiving<Z> {
         };
         match ended {
             Err(error) if arrived => log::warn!("{dataset}: all arrived, but: {}", error.reason),
+            Err(error) if error.no_space => return Err(self.give_back(dataset, error).await),
             Err(error) => return Err(error),
             Ok(()) if arrived => {}
             Ok(()) => {
-                return Err(StepError {
-                    status: ResponseStatus::Zerror,
-                    reason: format!("zfs receive ended well, but {dataset}@{} is not there", incoming.name),
-                    temporary: false,
-                });
+                let reason = format!("zfs receive ended well, but {dataset}@{} is not there", incoming.name);
+                return Err(StepError::new(ResponseStatus::Zerror, reason));
             }
         }
         Ok(found)
+    }
+
+    /// Throws away what arrived before the space ran out: kept for going on later, it would leave no space to
+    /// anything else in the pool until then.
+    async fn give_back(&self, dataset: &DatasetName, error: StepError) -> StepError {
+        let pool = dataset.pool();
+        let advice = match self.zfs.abort_receive(dataset).await {
+            Ok(()) => format!(
+                "what had arrived was thrown away; free space in the pool {pool}, enlarge it, or raise the quota, and it \
+                 will be sent again"
+            ),
+            Err(left) => format!("what had arrived is still there: {left}"),
+        };
+        StepError { reason: format!("{}; {advice}", error.reason), ..error }
     }
 
     /// Rolls back to the newest snapshot, which must have this guid: no snapshot is lost by that.
     pub async fn rollback(&self, dataset: &DatasetName, guid: Guid) -> Result<(), StepError> {
         let found = self.look(dataset).await?;
         let Some(newest) = found.as_ref().and_then(|f| f.newest()).filter(|s| s.guid == guid) else {
-            return Err(StepError {
-                status: ResponseStatus::NotEmpty,
-                reason: format!("{dataset} is not rolled back: its newest snapshot is not the common one"),
-                temporary: false,
-            });
+            let reason = format!("{dataset} is not rolled back: its newest snapshot is not the common one");
+            return Err(StepError::new(ResponseStatus::NotEmpty, reason));
         };
         log::warn!("{dataset} was written to and is rolled back to @{}, as the policy allows", newest.name);
         Ok(self.zfs.rollback(dataset, &newest.name).await?)

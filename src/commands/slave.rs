@@ -1,6 +1,7 @@
 //! `zsync slave`: receives streams from agents.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_lite::AsyncWriteExt;
 use futures_lite::future;
@@ -13,10 +14,12 @@ use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
-use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, StreamEnd, WireError};
-use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, Response, Step};
+use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
+use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Response, Step};
 use crate::zfs::{Zfs, ZfsError};
 
+/// How long `zfs receive` may take nothing before a transfer is given up.
+const STALL: Duration = Duration::from_secs(600);
 /// A dataset as a listing shows it; `None` where it does not exist.
 type Found = Option<DatasetInventory>;
 
@@ -53,14 +56,12 @@ impl<Z: Zfs> Slave<Z> {
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
-        let Some(line) = conn.hear_line(SILENCE).await? else { return Ok(()) };
-        let order: OrderToSlave = match conn.understand(&line) {
-            Ok(order) => order,
-            Err(error) => {
-                conn.say(&Response::failure(None, ResponseStatus::Refused, error.to_string())).await?;
-                return Err(error);
-            }
-        };
+        let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
+        let order: OrderToSlave = conn.understand(&line)?;
+        if order.protocol > PROTOCOL {
+            let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
+            return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
+        }
         let dataset = &order.dest_dataset;
         let claim = match self.0.open(&order.source, dataset) {
             Ok(claim) => claim,
@@ -70,7 +71,11 @@ impl<Z: Zfs> Slave<Z> {
                 return conn.say(&ListUuids { status, error: reason, ..ListUuids::default() }).await;
             }
         };
-        tell(conn, self.0.look(dataset).await).await?;
+        let none = Counter::default();
+        let found = alive_while(conn, &none, self.0.look(dataset)).await?;
+        if !tell(conn, found).await? {
+            return Ok(());
+        }
         let from = Target {
             host: order.source.clone(),
             dataset: order.source_dataset.clone().unwrap_or_else(|| dataset.clone()),
@@ -86,17 +91,18 @@ impl<Z: Zfs> Slave<Z> {
                     self.receive(conn, &order, &incoming).await?
                 }
                 Step::Rollback { guid } if order.rollback_if_needed => {
-                    self.0.rollback(dataset, guid).await.map(|()| None)
+                    alive_while(conn, &none, self.0.rollback(dataset, guid)).await?.map(|()| None)
                 }
-                Step::Rollback { .. } => Err(StepError {
-                    status: ResponseStatus::Refused,
-                    reason: "the order does not allow a rollback".into(),
-                    temporary: false,
-                }),
-                Step::Abort => self.0.zfs.abort_receive(dataset).await.map(|()| None).map_err(StepError::from),
+                Step::Rollback { .. } => {
+                    Err(StepError::new(ResponseStatus::Refused, "the order does not allow a rollback"))
+                }
+                Step::Abort => {
+                    let aborted = alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?;
+                    aborted.map(|()| None).map_err(StepError::from)
+                }
                 Step::Finish { status, guid } => {
                     let settled = match guid {
-                        Some(guid) => self.0.settle(dataset, &from, guid).await,
+                        Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &from, guid)).await?,
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
@@ -106,7 +112,7 @@ impl<Z: Zfs> Slave<Z> {
             };
             let (response, found) = match result {
                 Ok(found) => (Response::success(order.order_uuid, ResponseStatus::Done, ""), found),
-                Err(StepError { status, reason, temporary }) => {
+                Err(StepError { status, reason, temporary, no_space: _ }) => {
                     log::warn!("{}: {dataset} from {}: {reason}", order.order_uuid, order.source);
                     (Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }, None)
                 }
@@ -114,9 +120,11 @@ impl<Z: Zfs> Slave<Z> {
             conn.say(&response).await?;
             let found = match found {
                 Some(found) => Ok(found),
-                None => self.0.look(dataset).await,
+                None => alive_while(conn, &none, self.0.look(dataset)).await?,
             };
-            tell(conn, found).await?;
+            if !tell(conn, found).await? {
+                return Ok(());
+            }
         }
     }
 
@@ -128,7 +136,7 @@ impl<Z: Zfs> Slave<Z> {
         incoming: &Incoming,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
-        let receive = match self.0.prepare(dataset, incoming).await {
+        let receive = match alive_while(conn, &Counter::default(), self.0.prepare(dataset, incoming)).await? {
             Ok(spec) => self.0.zfs.receive(&spec).await,
             Err(error) => Err(error),
         };
@@ -138,36 +146,61 @@ impl<Z: Zfs> Slave<Z> {
         };
         let counter = Counter::default();
         let mut frame = Vec::new();
-        while conn.hear_frame(&mut frame).await? {
-            if receive.data.write_all(&frame).await.is_err() {
-                // Its own words tell why.
-                drop(receive.data);
-                let error = match receive.end.await {
-                    Err(error) => error.into(),
-                    Ok(()) => StepError {
-                        status: ResponseStatus::Zerror,
-                        reason: "zfs receive ended before the stream did".into(),
-                        temporary: true,
-                    },
-                };
-                return self.give_up(conn, order, error).await;
+        loop {
+            match conn.hear_frame(&mut frame).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    // What arrived is kept for going on later. Nobody else gets at the dataset before that is done.
+                    drop(receive.data);
+                    if runtime::timeout(STALL, receive.end).await.is_err() {
+                        log::warn!("{dataset}: {}", stalled());
+                    }
+                    return Err(error);
+                }
             }
-            counter.add(frame.len() as u64);
+            let writing = runtime::timeout(STALL, receive.data.write_all(&frame));
+            match alive_while(conn, &counter, writing).await? {
+                Ok(Ok(())) => counter.add(frame.len() as u64),
+                Err(runtime::Elapsed) => {
+                    return self.give_up(conn, order, StepError::new(ResponseStatus::Zerror, stalled())).await;
+                }
+                Ok(Err(_)) => {
+                    // Its own words tell why.
+                    drop(receive.data);
+                    let ended = match receive.end.await {
+                        Err(error) => error.into(),
+                        Ok(()) => {
+                            StepError::temporary(ResponseStatus::Zerror, "zfs receive ended before the stream did")
+                        }
+                    };
+                    let refused = self.give_up(conn, order, ended).await?;
+                    let refused = refused.map(drop);
+                    return Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, refused)).await?.map(Some));
+                }
+            }
         }
-        let end: StreamEnd = conn.hear(SILENCE).await?;
+        let end: StreamEnd = conn.hear(conn.patience).await?;
         if let Err(error) = receive.data.close().await {
             log::debug!("{dataset}: closing the input of zfs receive: {error}");
         }
         drop(receive.data);
-        let ended = alive_while(conn, &counter, receive.end).await?;
+        let mut ending = receive.end;
+        let ended = match alive_while(conn, &counter, runtime::timeout(STALL, &mut ending)).await {
+            Ok(ended) => ended,
+            Err(error) => {
+                // All of it may have arrived: it is let end.
+                drop(runtime::timeout(STALL, ending).await);
+                return Err(error);
+            }
+        };
         let ended = match ended {
             // The sender's failure explains the receiver's.
-            _ if !end.is_success => {
-                Err(StepError { status: ResponseStatus::Zerror, reason: end.error, temporary: true })
-            }
-            ended => ended.map_err(StepError::from),
+            _ if !end.is_success => Err(StepError::temporary(ResponseStatus::Zerror, end.error)),
+            Ok(ended) => ended.map_err(StepError::from),
+            Err(runtime::Elapsed) => Err(StepError::new(ResponseStatus::Zerror, stalled())),
         };
-        Ok(self.0.verify(dataset, incoming, ended).await.map(Some))
+        Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.
@@ -177,27 +210,34 @@ impl<Z: Zfs> Slave<Z> {
         order: &OrderToSlave,
         error: StepError,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
-        conn.say(&Alive::default()).await?;
+        conn.say(&Alive { alive: 0, refused: true }).await?;
         let mut frame = Vec::new();
         while conn.hear_frame(&mut frame).await? {}
-        let _: StreamEnd = conn.hear(SILENCE).await?;
+        let _: StreamEnd = conn.hear(conn.patience).await?;
         log::debug!("{}: the stream is not received", order.order_uuid);
         Ok(Err(error))
     }
 }
 
-/// Tells what the dataset holds.
-async fn tell(conn: &mut Conn, found: Result<Found, ZfsError>) -> Result<(), WireError> {
+fn stalled() -> String {
+    let stall = humantime::format_duration(STALL);
+    format!("zfs receive does nothing for {stall}; is the pool suspended? see zpool status")
+}
+
+/// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.
+async fn tell(conn: &mut Conn, found: Result<Found, ZfsError>) -> Result<bool, WireError> {
     match found {
         Ok(found) => {
             for line in list_uuids(found) {
                 conn.say(&line).await?;
             }
-            Ok(())
+            Ok(true)
         }
         Err(error) => {
+            log::warn!("{}: {error}", conn.peer);
             let status = Some(DatasetStatus::False);
-            conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await
+            conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
+            Ok(false)
         }
     }
 }
@@ -214,7 +254,7 @@ async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Ou
     let saying = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;
-            conn.say(&Alive { alive: counter.get() }).await?;
+            conn.say(&Alive { alive: counter.get(), refused: false }).await?;
         }
     };
     future::or(async { Ok(work.await) }, saying).await
@@ -224,10 +264,7 @@ impl<Z: Zfs> serve::Role for Slave<Z> {
     const NAME: &'static str = "slave";
 
     async fn converse(self: Arc<Self>, mut conn: Conn) {
-        match Slave::converse(&self, &mut conn).await {
-            Ok(()) => {}
-            Err(error) => log::warn!("{:#}", anyhow::Error::from(error)),
-        }
-        conn.close().await;
+        let result = Slave::converse(&self, &mut conn).await;
+        serve::end(conn, result).await;
     }
 }

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::LONGEST_LINE;
+use super::{Alive, LONGEST_LINE, Response};
 use crate::model::Counter;
 use crate::runtime;
 
@@ -24,6 +24,9 @@ const ALIVE: u32 = u32::MAX;
 pub const SILENCE: Duration = Duration::from_secs(60);
 /// How often a peer that works in silence says that it is alive.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
+/// How long, and how many pieces, a peer that is being parted from is let speak on.
+const LET_PASS: Duration = Duration::from_secs(2);
+const MOST_LET_PASS: usize = 256;
 
 /// Why a conversation broke off.
 #[derive(Debug, Error)]
@@ -50,6 +53,14 @@ pub enum WireError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The peer broke the conversation off, and said why.
+    #[error("{peer} broke off: {reason}")]
+    BrokenOff {
+        /// Whom we talked to.
+        peer: String,
+        /// Its words.
+        reason: String,
+    },
     /// The connection failed.
     #[error("the connection with {peer} failed")]
     Io {
@@ -72,19 +83,51 @@ pub struct StreamEnd {
     pub error: String,
 }
 
+/// What comes in, with the part of a line that was heard so far: hearing may be broken off at any point and taken up
+/// again, nothing is lost.
+struct Ear {
+    reader: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
+    line: Vec<u8>,
+}
+
+/// How hearing a line ended.
+enum Heard {
+    Line(Vec<u8>),
+    End,
+    TooLong,
+}
+
+impl Ear {
+    /// The next line. What comes before the end without a newline is a line too: that is how `nc` may send it.
+    async fn line(&mut self) -> io::Result<Heard> {
+        loop {
+            let available = self.reader.fill_buf().await?;
+            let newline = available.iter().position(|&b| b == b'\n');
+            let taken = newline.unwrap_or(available.len());
+            if self.line.len() + taken > LONGEST_LINE {
+                return Ok(Heard::TooLong);
+            }
+            self.line.extend_from_slice(&available[..taken]);
+            let ended = available.is_empty();
+            self.reader.consume(taken + usize::from(newline.is_some()));
+            if ended && self.line.is_empty() {
+                return Ok(Heard::End);
+            }
+            if ended || newline.is_some() {
+                return Ok(Heard::Line(std::mem::take(&mut self.line)));
+            }
+        }
+    }
+}
+
 /// A connection with a peer.
 pub struct Conn {
-    reader: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
+    ear: Ear,
     writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// Whom we talk to, for messages.
     pub peer: String,
-}
-
-/// How reading a line ended.
-enum Heard {
-    Line,
-    End,
-    TooLong,
+    /// How long the peer may be silent, and take nothing of what is said to it.
+    pub patience: Duration,
 }
 
 /// How sending a stream ended.
@@ -92,8 +135,22 @@ enum Heard {
 pub enum Sent {
     /// The source came to its end.
     All,
-    /// The peer spoke before: it does not want the rest.
+    /// The peer does not want the rest.
     Refused,
+}
+
+/// What happens while a stream is sent.
+enum Event {
+    /// The source gave so much.
+    Read(io::Result<usize>),
+    /// The source gives nothing for now.
+    Idle,
+    /// The connection took so much.
+    Written(io::Result<usize>),
+    /// The peer spoke.
+    Heard(io::Result<Heard>),
+    /// The peer neither spoke nor took anything.
+    Silence,
 }
 
 impl Conn {
@@ -104,7 +161,8 @@ impl Conn {
         writer: Box<dyn AsyncWrite + Send + Unpin>,
         peer: String,
     ) -> Self {
-        Self { reader: BufReader::with_capacity(256 * 1024, reader), writer, peer }
+        let ear = Ear { reader: BufReader::with_capacity(256 * 1024, reader), line: Vec::new() };
+        Self { ear, writer, peer, patience: SILENCE }
     }
 
     fn io(&self, source: io::Error) -> WireError {
@@ -112,9 +170,14 @@ impl Conn {
             io::ErrorKind::UnexpectedEof
             | io::ErrorKind::ConnectionReset
             | io::ErrorKind::BrokenPipe
-            | io::ErrorKind::ConnectionAborted => WireError::Closed { peer: self.peer.clone() },
+            | io::ErrorKind::ConnectionAborted => self.closed(),
+            io::ErrorKind::TimedOut => self.silent(self.patience),
             _ => WireError::Io { peer: self.peer.clone(), source },
         }
+    }
+
+    fn closed(&self) -> WireError {
+        WireError::Closed { peer: self.peer.clone() }
     }
 
     fn silent(&self, limit: Duration) -> WireError {
@@ -129,48 +192,57 @@ impl Conn {
     pub async fn say<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), WireError> {
         let mut line = serde_json::to_vec(message).map_err(|e| self.nonsense(e.to_string()))?;
         line.push(b'\n');
-        match runtime::timeout(SILENCE, write_all(&mut self.writer, &line)).await {
-            Ok(result) => result.map_err(|e| self.io(e)),
-            Err(runtime::Elapsed) => Err(self.silent(SILENCE)),
+        self.write_all(&line).await
+    }
+
+    /// Writes, with the peer's patience for each piece: a slow link is not a dead one.
+    async fn write_all(&mut self, bytes: &[u8]) -> Result<(), WireError> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match runtime::timeout(self.patience, self.writer.write(rest)).await {
+                Ok(Ok(0)) => return Err(self.closed()),
+                Ok(Ok(taken)) => rest = &rest[taken..],
+                Ok(Err(error)) => return Err(self.io(error)),
+                Err(runtime::Elapsed) => return Err(self.silent(self.patience)),
+            }
+        }
+        match runtime::timeout(self.patience, self.writer.flush()).await {
+            Ok(flushed) => flushed.map_err(|e| self.io(e)),
+            Err(runtime::Elapsed) => Err(self.silent(self.patience)),
         }
     }
 
-    /// Hears one line, `None` at the end of the connection. What comes before the end without a newline is a line
-    /// too: that is how `nc` may send it.
+    /// Hears one line, `None` at the end of the connection.
     pub async fn hear_line(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, WireError> {
-        let mut line = Vec::new();
-        let reading = async {
-            loop {
-                let available = self.reader.fill_buf().await?;
-                let newline = available.iter().position(|&b| b == b'\n');
-                let taken = newline.unwrap_or(available.len());
-                if line.len() + taken > LONGEST_LINE {
-                    return Ok(Heard::TooLong);
-                }
-                line.extend_from_slice(&available[..taken]);
-                let ended = available.is_empty();
-                self.reader.consume(taken + usize::from(newline.is_some()));
-                if ended && line.is_empty() {
-                    return Ok(Heard::End);
-                }
-                if ended || newline.is_some() {
-                    return Ok(Heard::Line);
-                }
-            }
-        };
-        match runtime::timeout(limit, reading).await {
+        match runtime::timeout(limit, self.ear.line()).await {
             Err(runtime::Elapsed) => Err(self.silent(limit)),
             Ok(Err(error)) => Err(self.io(error)),
-            Ok(Ok(Heard::Line)) => Ok(Some(line)),
+            Ok(Ok(Heard::Line(line))) => Ok(Some(line)),
             Ok(Ok(Heard::End)) => Ok(None),
-            Ok(Ok(Heard::TooLong)) => Err(self.nonsense(format!("a line of more than {LONGEST_LINE} bytes"))),
+            Ok(Ok(Heard::TooLong)) => Err(self.too_long()),
         }
+    }
+
+    fn too_long(&self) -> WireError {
+        self.nonsense(format!("a line of more than {LONGEST_LINE} bytes"))
     }
 
     /// Hears one message; the end of the connection is an error.
     pub async fn hear<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, WireError> {
-        let line = self.hear_line(limit).await?.ok_or_else(|| WireError::Closed { peer: self.peer.clone() })?;
-        self.understand(&line)
+        let line = self.hear_line(limit).await?.ok_or_else(|| self.closed())?;
+        self.understand_or_break(&line)
+    }
+
+    /// A line as a message; one that is not may be the peer's reason to break off.
+    pub fn understand_or_break<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, WireError> {
+        self.understand(line).map_err(|error| self.last_words(line, error))
+    }
+
+    fn last_words(&self, line: &[u8], not_understood: WireError) -> WireError {
+        match self.understand::<Response>(line) {
+            Ok(last) if !last.is_success => WireError::BrokenOff { peer: self.peer.clone(), reason: last.error },
+            _ => not_understood,
+        }
     }
 
     /// A line as a message.
@@ -181,50 +253,82 @@ impl Conn {
         })
     }
 
-    /// Sends what `source` gives, frame by frame, until its end or until the peer speaks.
+    /// Sends what `source` gives, frame by frame, until its end or until the peer does not want more.
     /// The caller then says how it ended with [`Conn::end_stream`].
+    ///
+    /// A frame that was begun is finished whatever the peer says: what follows must stand where a frame may begin.
     pub async fn send_stream(
         &mut self,
         source: &mut (dyn AsyncRead + Send + Unpin),
         counter: &Counter,
-        stall: Duration,
     ) -> Result<Sent, WireError> {
-        let Self { reader, writer, .. } = self;
-        let sending = async {
-            let mut frame = vec![0; 4 + LARGEST_FRAME];
-            loop {
-                let read = match runtime::timeout(ALIVE_EVERY, source.read(&mut frame[4..])).await {
-                    Ok(read) => read?,
-                    Err(runtime::Elapsed) => {
-                        write_all(writer, &ALIVE.to_be_bytes()).await?;
-                        continue;
+        let mut frame = vec![0; 4 + LARGEST_FRAME];
+        loop {
+            let ear = &mut self.ear;
+            let hearing = async { Event::Heard(ear.line().await) };
+            let reading = async {
+                let read = runtime::timeout(ALIVE_EVERY, source.read(&mut frame[4..])).await;
+                read.map_or(Event::Idle, Event::Read)
+            };
+            let length = match future::or(hearing, reading).await {
+                Event::Read(read) => read.map_err(|e| self.io(e))?,
+                Event::Heard(heard) => {
+                    if self.is_refusal(heard)? {
+                        return Ok(Sent::Refused);
                     }
-                };
-                if read == 0 {
-                    return Ok(Sent::All);
+                    continue;
                 }
-                frame[..4].copy_from_slice(&u32::try_from(read).unwrap_or(0).to_be_bytes());
-                runtime::timeout(stall, write_all(writer, &frame[..4 + read]))
-                    .await
-                    .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-                counter.add(read as u64);
+                Event::Idle | Event::Written(_) | Event::Silence => {
+                    self.write_all(&ALIVE.to_be_bytes()).await?;
+                    continue;
+                }
+            };
+            if length == 0 {
+                return Ok(Sent::All);
             }
-        };
-        let interrupted = async {
-            // Nothing is consumed: the peer's words stay for `hear`.
-            reader.fill_buf().await.map(|_| Sent::Refused)
-        };
-        match future::or(interrupted, sending).await {
-            Ok(sent) => Ok(sent),
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(self.silent(stall)),
-            Err(error) => Err(self.io(error)),
+            frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
+            let refused = self.write_heard(&frame[..4 + length]).await?;
+            counter.add(length as u64);
+            if refused {
+                return Ok(Sent::Refused);
+            }
+        }
+    }
+
+    /// Writes a frame while hearing what the peer says, which may be that it works although it takes nothing.
+    async fn write_heard(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
+        let mut refused = false;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (ear, writer, patience) = (&mut self.ear, &mut self.writer, self.patience);
+            let writing = async { Event::Written(writer.write(rest).await) };
+            let hearing = async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
+            match future::or(writing, hearing).await {
+                Event::Written(Ok(0)) => return Err(self.closed()),
+                Event::Written(Ok(taken)) => rest = &rest[taken..],
+                Event::Written(Err(error)) => return Err(self.io(error)),
+                Event::Heard(heard) => refused |= self.is_refusal(heard)?,
+                Event::Silence | Event::Idle | Event::Read(_) => return Err(self.silent(patience)),
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Whether the peer wants no more of the stream: it may also only have said that it is alive.
+    fn is_refusal(&self, heard: io::Result<Heard>) -> Result<bool, WireError> {
+        match heard.map_err(|e| self.io(e))? {
+            Heard::Line(line) => match self.understand::<Alive>(&line) {
+                Ok(alive) => Ok(alive.refused),
+                Err(error) => Err(self.last_words(&line, error)),
+            },
+            Heard::End => Err(self.closed()),
+            Heard::TooLong => Err(self.too_long()),
         }
     }
 
     /// Ends a stream.
     pub async fn end_stream(&mut self, end: &StreamEnd) -> Result<(), WireError> {
-        let zero = runtime::timeout(SILENCE, write_all(&mut self.writer, &0u32.to_be_bytes())).await;
-        zero.map_err(|_| self.silent(SILENCE))?.map_err(|e| self.io(e))?;
+        self.write_all(&0u32.to_be_bytes()).await?;
         self.say(end).await
     }
 
@@ -251,24 +355,50 @@ impl Conn {
         }
     }
 
+    /// Reads so many bytes, with patience for each piece: a slow link is not a dead one.
     async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), WireError> {
-        match runtime::timeout(SILENCE, self.reader.read_exact(buffer)).await {
-            Ok(result) => result.map_err(|e| self.io(e)),
-            Err(runtime::Elapsed) => Err(self.silent(SILENCE)),
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match runtime::timeout(self.patience, self.ear.reader.read(&mut buffer[filled..])).await {
+                Ok(Ok(0)) => return Err(self.closed()),
+                Ok(Ok(read)) => filled += read,
+                Ok(Err(error)) => return Err(self.io(error)),
+                Err(runtime::Elapsed) => return Err(self.silent(self.patience)),
+            }
         }
+        Ok(())
     }
 
     /// Closes our side, so that the peer sees the end.
     pub async fn close(mut self) {
+        self.end().await;
+    }
+
+    async fn end(&mut self) {
         if let Ok(Err(error)) = runtime::timeout(ALIVE_EVERY, self.writer.close()).await {
             log::debug!("closing the connection with {}: {error}", self.peer);
         }
     }
-}
 
-async fn write_all(writer: &mut (impl AsyncWrite + Unpin + ?Sized), bytes: &[u8]) -> io::Result<()> {
-    writer.write_all(bytes).await?;
-    writer.flush().await
+    /// Closes the connection on a peer that talks nonsense, after a last line. What it still says is let pass for a
+    /// moment: a system that closes a connection with unread words in it takes back its own last ones.
+    pub async fn part<T: Serialize + Sync>(mut self, last: &T) {
+        if let Err(error) = self.say(last).await {
+            log::debug!("{error}");
+            return;
+        }
+        self.end().await;
+        let passing = async {
+            let mut words = vec![0; 64 * 1024];
+            for _ in 0..MOST_LET_PASS {
+                if !self.ear.reader.read(&mut words).await.is_ok_and(|read| read > 0) {
+                    return;
+                }
+            }
+        };
+        // Whether it went silent by itself does not matter any more.
+        let _: Result<(), runtime::Elapsed> = runtime::timeout(LET_PASS, passing).await;
+    }
 }
 
 #[cfg(test)]

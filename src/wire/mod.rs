@@ -266,12 +266,15 @@ pub enum Step {
     },
 }
 
-/// Says that a peer still works while it has nothing else to say.
+/// Says that a receiver still works while it has nothing else to say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Alive {
     /// Bytes received so far.
     pub alive: u64,
+    /// Whether the rest of the stream is not wanted; why is told after its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
 }
 
 /// The ancestor's `ZFSResponseToAgent` (there `ZFSResponseFromSlave` at the other end): how an order or a step ended.

@@ -171,6 +171,12 @@ pub fn send(spec: &SendSpec) -> Vec<String> {
     }
 }
 
+/// Asks what a resumed send would send, without sending it.
+#[must_use]
+pub fn resumable(token: &str) -> Vec<String> {
+    vec!["send".to_owned(), "-nPt".to_owned(), token.to_owned()]
+}
+
 /// Receives: resumable, not mounted. What it creates is read-only and mounts neither by itself nor where the
 /// source was mounted.
 #[must_use]

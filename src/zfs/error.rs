@@ -30,6 +30,8 @@ pub enum ErrorKind {
     Pool,
     /// `zfs` cannot be run at all.
     Missing,
+    /// `zfs` is older than what zsync works with.
+    TooOld,
     /// It printed what zsync does not understand.
     Output,
     /// Something else.
@@ -67,6 +69,10 @@ impl fmt::Display for ZfsError {
                 "cannot run {:?}: {said}; install OpenZFS' command line tools, or name the program with --zfs",
                 command.split(' ').next().unwrap_or(command)
             ),
+            ErrorKind::TooOld => {
+                let program = command.split(' ').next().unwrap_or(command);
+                write!(f, "cannot work with {program:?}: {said}; update it, or name another one with --zfs")
+            }
             ErrorKind::Output => write!(f, "cannot understand the output of \"{command}\": {said}"),
             _ if said.is_empty() => write!(f, "\"{command}\" failed: {status}"),
             _ => write!(f, "\"{command}\" failed ({status}): {said}"),

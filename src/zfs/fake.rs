@@ -241,6 +241,10 @@ impl ZfsRead for Fake {
         Ok(all)
     }
 
+    async fn resumable(&self, token: &str) -> Result<(DatasetName, Guid), ZfsError> {
+        Err(error(ErrorKind::StaleToken, &format!("send -t {token}"), "cannot resume send: the fake makes no tokens"))
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         Ok("zfs-fake".into())
     }

@@ -14,7 +14,7 @@ use std::pin::Pin;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use crate::model::{Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetInventory, DatasetName, Guid, SnapName, Snapshot};
 pub use error::{ErrorKind, ZfsError};
 
 /// How far below the named datasets a listing goes.
@@ -109,6 +109,9 @@ pub trait ZfsRead: Send + Sync + 'static {
         datasets: &[DatasetName],
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, u64)>, ZfsError>> + Send;
+
+    /// What a `receive_resume_token` goes on with: the dataset, and the guid of the snapshot that will be complete then.
+    fn resumable(&self, token: &str) -> impl Future<Output = Result<(DatasetName, Guid), ZfsError>> + Send;
 
     /// The version of ZFS' command, checked to be new enough.
     fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;

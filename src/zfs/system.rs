@@ -14,7 +14,7 @@ use rustix::pipe::PipeFlags;
 use super::{
     Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv, parse,
 };
-use crate::model::{Counter, DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetName, Guid, SnapName, Snapshot};
 use crate::runtime;
 
 /// The size asked for on pipes that carry streams: with the kernel's 64 KiB, half the time goes into waking up.
@@ -245,6 +245,11 @@ impl ZfsRead for System {
         parse::values(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
 
+    async fn resumable(&self, token: &str) -> Result<(DatasetName, Guid), ZfsError> {
+        let argv = argv::resumable(token);
+        parse::resumable(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         let argv = argv::version();
         let output = self.run(&argv).await?;
@@ -252,10 +257,10 @@ impl ZfsRead for System {
         if number < parse::OLDEST_VERSION {
             let (major, minor) = parse::OLDEST_VERSION;
             return Err(ZfsError {
-                kind: ErrorKind::Missing,
+                kind: ErrorKind::TooOld,
                 command: self.shown(&argv),
                 status: String::new(),
-                stderr: format!("{text} is too old, zsync needs OpenZFS {major}.{minor} or newer"),
+                stderr: format!("it is {text}, zsync needs OpenZFS {major}.{minor} or newer"),
             });
         }
         Ok(text)
@@ -350,6 +355,14 @@ impl Zfs for System {
             }
             ancestor = name.parent();
             missing.push(name);
+        }
+        if let Some(pool) = missing.last().filter(|name| name.parent().is_none()) {
+            return Err(ZfsError {
+                kind: ErrorKind::NotFound,
+                command: self.shown(&argv::list_datasets(std::slice::from_ref(pool), Depth::Only)),
+                status: "exit status 1".into(),
+                stderr: format!("there is no pool {pool}; import it (zpool import), or name another one in the policy"),
+            });
         }
         for name in missing.iter().rev() {
             self.run_unless(&argv::create_ancestor(name), ErrorKind::Exists).await?;

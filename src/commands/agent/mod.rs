@@ -23,7 +23,7 @@ use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{Action, HostName, ResponseStatus};
 use crate::runtime;
-use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
+use crate::wire::codec::{ALIVE_EVERY, Conn, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::{Zfs, ZfsError};
 
@@ -115,56 +115,56 @@ impl<Z: Zfs> Agent<Z> {
         };
         response.bytes = desk.counter.get();
         response.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let Response { is_success, status, ref error, .. } = response;
-        let about = format!("{} {} {}", order.order_uuid, order.action, order.dest_dataset);
-        if is_success {
-            log::info!("{about}: {status:?} {error}");
-        } else {
-            log::warn!("{about}: {status:?}: {error}");
-        }
         response
     }
 
     async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
-        let Some(line) = conn.hear_line(SILENCE).await? else { return Ok(()) };
-        let order: DirectorsOrder = match conn.understand(&line) {
-            Ok(order) => order,
-            Err(error) => {
-                let refusal = Response::failure(None, ResponseStatus::Refused, error.to_string());
-                conn.say(&AgentLine::Response(refusal)).await?;
-                return Err(error);
-            }
-        };
+        let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
+        let order: DirectorsOrder = conn.understand(&line)?;
         log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
         let (sender, told) = runtime::channel::bounded(16);
         let counter = Counter::default();
-        let telling = async {
+        let (counted, mouth) = (counter.clone(), &mut *conn);
+        // The receiver is its own: when the director is gone, facts are kept for nobody and hold nothing up.
+        let telling = async move {
             loop {
                 match runtime::timeout(ALIVE_EVERY.min(Duration::from_secs(2)), told.recv()).await {
-                    Ok(Ok(facts)) => conn.say(&AgentLine::Facts { facts }).await?,
+                    Ok(Ok(facts)) => mouth.say(&AgentLine::Facts { facts }).await?,
                     Ok(Err(_)) => return Ok::<_, WireError>(()),
                     Err(runtime::Elapsed) => {
-                        let progress = Progress { bytes: counter.get() };
-                        conn.say(&AgentLine::Progress { progress }).await?;
+                        let progress = Progress { bytes: counted.get() };
+                        mouth.say(&AgentLine::Progress { progress }).await?;
                     }
                 }
             }
         };
         // The sender is dropped with the order's end, which ends the telling. A director that went away does not
         // stop the order: what was begun is finished, and found by the next listing.
-        let (response, told) = future::zip(self.carry_out(&order, sender, counter.clone()), telling).await;
+        let (response, told) = future::zip(self.carry_out(&order, sender, counter), telling).await;
+        log_end(&order, &response);
         told?;
         conn.say(&AgentLine::Response(response)).await
     }
+}
+
+/// Logs how an order ended; within a director's process the director tells it.
+fn log_end(order: &DirectorsOrder, response: &Response) {
+    let Response { is_success, status, error, .. } = response;
+    let level = match order.action {
+        _ if !is_success => log::Level::Warn,
+        // The director asks for a listing at each pass.
+        Action::KvResync => log::Level::Debug,
+        _ => log::Level::Info,
+    };
+    let words = [order.order_uuid.to_string(), order.action.to_string(), order.dest_dataset.clone()];
+    log::log!(level, "{}: {status:?} {error}", words.join(" ").trim_end());
 }
 
 impl<Z: Zfs> serve::Role for Agent<Z> {
     const NAME: &'static str = "agent";
 
     async fn converse(self: Arc<Self>, mut conn: Conn) {
-        if let Err(error) = Agent::converse(&self, &mut conn).await {
-            log::warn!("{:#}", anyhow::Error::from(error));
-        }
-        conn.close().await;
+        let result = Agent::converse(&self, &mut conn).await;
+        serve::end(conn, result).await;
     }
 }

@@ -1,7 +1,8 @@
 //! The other end of a send: a slave reached over TCP, or another pool of this host.
 
 use std::sync::Arc;
-use std::time::Duration;
+
+use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::commands::busy::Claim;
@@ -12,12 +13,9 @@ use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseS
 use crate::policy::Target;
 use crate::runtime;
 use crate::transport::tcp::{self, TransportError};
-use crate::wire::codec::{Conn, SILENCE, Sent, StreamEnd, WireError};
+use crate::wire::codec::{Conn, Sent, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, OrderToSlave, Response, Step};
 use crate::zfs::{ReceiveSpec, SendSpec, Zfs};
-
-/// How long a slave may leave a stream unread before the transfer is given up.
-const STALL: Duration = Duration::from_secs(600);
 
 /// A receiver of streams.
 pub(super) enum Receiver<Z> {
@@ -51,14 +49,14 @@ impl From<TransportError> for Failure {
 
 impl From<WireError> for Failure {
     fn from(error: WireError) -> Self {
-        let temporary = !matches!(error, WireError::Nonsense { .. });
+        let temporary = !matches!(error, WireError::Nonsense { .. } | WireError::BrokenOff { .. });
         let reason = format!("{:#}", anyhow::Error::from(error));
         Self { status: ResponseStatus::Unreachable, reason, temporary }
     }
 }
 
 impl From<StepError> for Failure {
-    fn from(StepError { status, reason, temporary }: StepError) -> Self {
+    fn from(StepError { status, reason, temporary, no_space: _ }: StepError) -> Self {
         Self { status, reason, temporary }
     }
 }
@@ -69,7 +67,10 @@ pub(super) type Found = Option<DatasetInventory>;
 impl<Z: Zfs> Receiver<Z> {
     /// Reaches a slave, and gives what it has.
     pub(super) async fn remote(to: &Target, address: &str, order: &OrderToSlave) -> Result<(Self, Found), Failure> {
-        let conn = tcp::connect(to.host.as_str(), address).await?;
+        let conn = tcp::connect(to.host.as_str(), address).await.map_err(|error| {
+            let failure = Failure::from(error);
+            Failure { reason: format!("{} (is zsync slave running on {}?)", failure.reason, to.host), ..failure }
+        })?;
         let mut remote = Remote { conn, dataset: to.dataset.clone() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;
@@ -138,12 +139,22 @@ impl<Z: Zfs> Receiver<Z> {
         }
     }
 
+    /// Ends the conversation with nothing more to come. How the receiver takes it is its own affair.
+    pub(super) async fn leave(self, status: ResponseStatus) {
+        if let Self::Remote(mut remote) = self {
+            if let Err(error) = remote.conn.say(&Step::Finish { status, guid: None }).await {
+                log::debug!("{error}");
+            }
+            remote.conn.close().await;
+        }
+    }
+
     /// Ends the conversation: the receiver holds the newest common snapshot.
     pub(super) async fn finish(self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), Failure> {
         match self {
             Self::Remote(mut remote) => {
                 remote.conn.say(&Step::Finish { status, guid }).await?;
-                let response = remote.hear_response().await?;
+                let response: Response = remote.hear().await?;
                 remote.conn.close().await;
                 if response.is_success {
                     return Ok(());
@@ -165,7 +176,7 @@ impl Remote {
     async fn hear_listing(&mut self) -> Result<Found, Failure> {
         let mut found: Found = None;
         loop {
-            let line: ListUuids = self.conn.hear(SILENCE).await?;
+            let line: ListUuids = self.hear().await?;
             if !line.error.is_empty() {
                 let (status, temporary) = match line.status {
                     Some(DatasetStatus::Disable | DatasetStatus::Docker | DatasetStatus::NotConf) => {
@@ -191,24 +202,24 @@ impl Remote {
         }
     }
 
-    /// Hears how a step ended, while the slave says that it is alive.
-    async fn hear_response(&mut self) -> Result<Response, Failure> {
+    /// Hears what the slave has to say, past its words that it is alive.
+    async fn hear<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
         loop {
-            let line = self.conn.hear_line(SILENCE).await?;
+            let line = self.conn.hear_line(self.conn.patience).await?;
             let line = line.ok_or_else(|| WireError::Closed { peer: self.conn.peer.clone() })?;
             if self.conn.understand::<Alive>(&line).is_err() {
-                return Ok(self.conn.understand(&line)?);
+                return Ok(self.conn.understand_or_break(&line)?);
             }
         }
     }
 
     async fn step_ended(&mut self) -> Result<(Result<(), StepError>, Found), Failure> {
-        let response = self.hear_response().await?;
+        let response: Response = self.hear().await?;
         let result = if response.is_success {
             Ok(())
         } else {
             let reason = format!("{}: {}", self.conn.peer, response.error);
-            Err(StepError { status: response.status, reason, temporary: response.temporary })
+            Err(StepError { status: response.status, reason, temporary: response.temporary, no_space: false })
         };
         Ok((result, self.hear_listing().await?))
     }
@@ -229,7 +240,7 @@ impl Remote {
         let mut stream = zfs.send(send).await?;
         let Incoming { guid, name, create, overwrite } = incoming.clone();
         self.conn.say(&Step::Receive { status, guid, snapshot_name: name, create, overwrite }).await?;
-        let sent = self.conn.send_stream(&mut *stream.data, counter, STALL).await?;
+        let sent = self.conn.send_stream(&mut *stream.data, counter).await?;
         // A process that is blocked on a full pipe ends when the pipe does.
         drop(stream.data);
         let ended = match runtime::timeout(BETWEEN_STEPS, stream.end).await {
@@ -242,12 +253,16 @@ impl Remote {
                 });
             }
         };
-        let end = match (sent, ended) {
-            (Sent::All, Ok(())) => StreamEnd { is_success: true, error: String::new() },
-            (Sent::All, Err(error)) => StreamEnd { is_success: false, error: error.to_string() },
-            (Sent::Refused, _) => StreamEnd { is_success: false, error: "refused".into() },
+        let (end, broke) = match (sent, ended) {
+            (Sent::All, Ok(())) => (StreamEnd { is_success: true, error: String::new() }, None),
+            (Sent::All, Err(error)) => (StreamEnd { is_success: false, error: error.to_string() }, Some(error)),
+            (Sent::Refused, _) => (StreamEnd { is_success: false, error: "refused".into() }, None),
         };
         self.conn.end_stream(&end).await?;
-        self.step_ended().await
+        match (self.step_ended().await?, broke) {
+            // What went wrong here is known here best.
+            ((Err(_), found), Some(error)) => Ok((Err(error.into()), found)),
+            (ended, _) => Ok(ended),
+        }
     }
 }

@@ -9,13 +9,14 @@ use std::collections::BTreeSet;
 
 use super::receiver::{Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
-use crate::actions::steps::{Base, Conflict, Point, Step, Transfer, steps};
+use crate::actions::steps::{Base, Conflict, Point, Resume, Step, Transfer, steps};
+use crate::commands::busy::Claim;
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
 use crate::policy::Target;
 use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
-use crate::zfs::{Depth, SendFrom, SendSpec, Zfs};
+use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 
 /// The port of slaves.
 pub const SLAVE_PORT: u16 = 7722;
@@ -85,9 +86,15 @@ impl<Z: Zfs> Agent<Z> {
         };
         let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
         let to = Target { host, dataset };
+        // Claimed before it is looked at, where it is known: who comes second is told so at once, and whatever is
+        // planned is planned on what the one before left.
+        let early = order.dataset.as_ref().map(|source| self.claim(source)).transpose()?;
         let (source, ours) = self.find(order, id).await?;
+        let _claim = early.map_or_else(|| self.claim(&source), Ok)?;
         let Some(target) = ours.snapshots.iter().find(|s| s.guid.uuid() == id).cloned() else {
-            return Err(Failure::refused(format!("{source} has no snapshot with the UUID {id} any more")));
+            return Err(Failure::refused(format!(
+                "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
+            )));
         };
         if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             return Err(Failure::refused(format!(
@@ -95,13 +102,6 @@ impl<Z: Zfs> Agent<Z> {
                 to.dataset
             )));
         }
-        let Some(_claim) = self.busy.claim(&source) else {
-            return Err(Failure {
-                status: ResponseStatus::Busy,
-                reason: format!("{source} is being sent already"),
-                temporary: true,
-            });
-        };
         let from = Target { host: self.host.clone(), dataset: source.clone() };
         let (receiver, theirs) = if to.host == self.host {
             Receiver::local(&self.receiving, from, &to.dataset, order.rollback_if_needed).await?
@@ -121,6 +121,14 @@ impl<Z: Zfs> Agent<Z> {
         };
         let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
         self.transfer(&job, receiver, ours, theirs, desk).await
+    }
+
+    fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
+        self.busy.claim(source).ok_or_else(|| Failure {
+            status: ResponseStatus::Busy,
+            reason: format!("{source} is being sent already; what it lacks then is sent by the next order"),
+            temporary: true,
+        })
     }
 
     /// The dataset of the order's snapshot, as it is now.
@@ -167,16 +175,56 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         self.tell_theirs(job, &theirs, desk).await;
-        ended?;
+        if let Err(failure) = ended {
+            self.break_off(job, receiver, &ours, &theirs, course, &failure).await;
+            return Err(failure);
+        }
         let status = course.status;
         let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
-        receiver.finish(status, common).await?;
+        let settled = receiver.finish(status, common).await;
         if let Some(guid) = common {
-            self.move_cursor(job, &ours, guid).await?;
+            let moved = self.move_cursor(job, &ours, guid).await;
+            moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
         }
-        self.release(job, &ours, course.held).await?;
-        let remark = if course.rolled_back { "the destination was rolled back first" } else { "" };
-        Ok(Success::new(status, remark))
+        let mut remarks = Vec::new();
+        if course.rolled_back {
+            remarks.push("the destination was rolled back first".to_owned());
+        }
+        match settled {
+            Ok(()) => self.release(job, &ours, course.held).await?,
+            // It arrived, that was verified. The source keeps its holds until the next transfer puts things right.
+            Err(failure) if failure.status == ResponseStatus::Unreachable => {
+                let lost = format!("it arrived, but the end of the conversation was lost: {}", failure.reason);
+                log::warn!("{}: {lost}", job.dataset);
+                remarks.push(lost);
+            }
+            Err(failure) => {
+                let reason = format!("it arrived, but could not be held there: {}", failure.reason);
+                return Err(Failure { reason, ..failure });
+            }
+        }
+        Ok(Success::new(status, remarks.join("; ")))
+    }
+
+    /// Leaves the source as it was before a transfer that failed, unless the destination can go on with it later: then
+    /// what it needs for that stays held. So it does where nobody knows what the destination has.
+    async fn break_off(
+        &self,
+        job: &Job,
+        receiver: Receiver<Z>,
+        ours: &DatasetInventory,
+        theirs: &Found,
+        course: Course,
+        failure: &Failure,
+    ) {
+        if failure.status == ResponseStatus::Unreachable {
+            return;
+        }
+        receiver.leave(failure.status).await;
+        let goes_on = theirs.as_ref().is_some_and(|theirs| theirs.resume_token.is_some());
+        if !goes_on && let Err(left) = self.release(job, ours, course.held).await {
+            log::warn!("{}: holds of the failed transfer are left: {}", job.dataset, left.reason);
+        }
     }
 
     /// Plans one stream from how both sides are, and has it received; `None` when nothing is left to send.
@@ -196,11 +244,15 @@ impl<Z: Zfs> Agent<Z> {
                 temporary: true,
             });
         }
-        if let Some(token) = theirs.as_ref().and_then(|t| t.resume_token.clone()) {
-            return self.resume(job, receiver, token, course, desk).await.map(Some);
-        }
         let there = theirs.as_ref().map(|t| t.snapshots.as_slice()).unwrap_or_default();
-        let planned = steps(&ours.snapshots, &ours.bookmarks, there, None, job.target.guid);
+        let resume = match theirs.as_ref().and_then(|t| t.resume_token.clone()) {
+            None => None,
+            Some(token) => match self.resumable(job, token, course).await? {
+                Some(resume) => Some(resume),
+                None => return receiver.abort().await.map(Some),
+            },
+        };
+        let planned = steps(&ours.snapshots, &ours.bookmarks, there, resume.as_ref(), job.target.guid);
         let next = match planned.map_err(|conflict| conflicting(job, &conflict))? {
             Transfer::Steps { steps } => steps.into_iter().next(),
             arrived => {
@@ -214,7 +266,15 @@ impl<Z: Zfs> Agent<Z> {
                 (SendFrom::Snapshot(base.name.clone()), to, Some(base.name))
             }
             Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
-            Some(Step::Resume { .. } | Step::Discard { .. }) | None => return Ok(None),
+            Some(Step::Resume { token }) => {
+                let status = if there.is_empty() { ResponseStatus::Full } else { ResponseStatus::Incremental };
+                return self.resume(job, receiver, token, status, course, desk).await.map(Some);
+            }
+            Some(Step::Discard { .. }) => {
+                log::info!("{}: what {} has of an earlier stream leads nowhere: thrown away", job.dataset, job.to.host);
+                return receiver.abort().await.map(Some);
+            }
+            None => return Ok(None),
         };
         let full = from == SendFrom::Nothing;
         let exists = theirs.is_some();
@@ -230,8 +290,9 @@ impl<Z: Zfs> Agent<Z> {
             });
         }
         let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
+        // Noted first: of several, some may be held when that fails.
+        course.held.extend(needed.iter().cloned());
         self.zfs.hold(&marks::sending(&job.to), &job.dataset, &needed).await?;
-        course.held.extend(needed);
         let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, raw: ours.encrypted };
         let incoming = Incoming {
             guid: Some(to.guid),
@@ -256,29 +317,53 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Goes on with a stream that broke off; one that cannot be gone on with is thrown away and planned anew.
+    /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
+    async fn resumable(&self, job: &Job, token: String, course: &Course) -> Result<Option<Resume>, Failure> {
+        let useless = |why: &str| {
+            log::info!("{}: what {} has of an earlier stream is thrown away: {why}", job.dataset, job.to.host);
+            Ok(None)
+        };
+        if course.resumed {
+            return useless("it cannot be gone on with");
+        }
+        match self.zfs.resumable(&token).await {
+            // A token is the destination's word: it must not make this host send anything else.
+            Ok((dataset, _)) if dataset != job.dataset => useless(&format!("it is of {dataset}")),
+            Ok((_, guid)) => Ok(Some(Resume { token, to: Some(guid) })),
+            Err(error) if error.kind == ErrorKind::StaleToken => useless(&error.to_string()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Goes on with a stream that broke off.
     async fn resume(
         &self,
         job: &Job,
         receiver: &mut Receiver<Z>,
         token: String,
+        status: ResponseStatus,
         course: &mut Course,
         desk: &Desk,
     ) -> Result<(Result<(), StepError>, Found), Failure> {
-        if std::mem::replace(&mut course.resumed, true) {
-            log::info!("{}: what {} has of an earlier stream is thrown away", job.dataset, job.to.host);
-            return receiver.abort().await;
-        }
         log::info!("{}: goes on with the stream to {} that broke off", job.dataset, job.to.host);
-        course.sends(ResponseStatus::Incremental);
+        course.resumed = true;
+        course.sends(status);
         let incoming = Incoming { guid: None, name: job.target.name.clone(), create: None, overwrite: false };
         let spec = SendSpec::Resume { token };
-        let status = ResponseStatus::Incremental;
         let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
-        if let Err(error) = result {
-            log::info!("{}: the stream cannot be gone on with: {}", job.dataset, error.reason);
+        match result {
+            Ok(()) => {
+                // There may be another one later in this transfer.
+                course.resumed = false;
+                Ok((Ok(()), now))
+            }
+            // What is there may be what cannot be gone on with: thrown away, and all planned anew.
+            Err(error) if !error.temporary && now.as_ref().is_some_and(|n| n.resume_token.is_some()) => {
+                log::info!("{}: the stream cannot be gone on with: {}", job.dataset, error.reason);
+                Ok((Ok(()), now))
+            }
+            result => Ok((result, now)),
         }
-        Ok((Ok(()), now))
     }
 
     /// Releases what this order held, and what earlier ones that broke off left held.

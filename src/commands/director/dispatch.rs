@@ -7,12 +7,11 @@ use futures_lite::future;
 use crate::actions::Order;
 use crate::commands::agent::{Agent, FactSink};
 use crate::model::Counter;
-use crate::model::{Action, DatasetInventory, HostName, Inventory, OrderId, Record, ResponseStatus};
+use crate::model::{Action, DatasetInventory, Guid, HostName, Inventory, OrderId, Record, ResponseStatus, SnapName};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::transport::tcp;
-use crate::wire::codec::SILENCE;
-use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
+use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, Response};
 use crate::zfs::Zfs;
 
 /// The port of agents.
@@ -48,6 +47,56 @@ pub fn blank(action: Action) -> DirectorsOrder {
     }
 }
 
+/// How many bytes of names one order carries at the most, to stay well below the longest line.
+const NAMES_PER_ORDER: usize = LONGEST_LINE * 3 / 4;
+/// What a record has besides its names: a UUID, signs, quotes.
+const BESIDES_NAMES: usize = 48;
+
+/// A decided order as orders that each fit on a line.
+#[must_use]
+pub fn fitting(order: Order) -> Vec<Order> {
+    match order {
+        Order::Destroy { ref dataset, ref snapshots, .. } => {
+            let length = |(_, name): &(Guid, SnapName)| dataset.as_str().len() + name.as_str().len();
+            let with = |part: &[_]| {
+                let mut order = order.clone();
+                if let Order::Destroy { snapshots, .. } = &mut order {
+                    *snapshots = part.to_vec();
+                }
+                order
+            };
+            pieces(snapshots, length).into_iter().map(with).collect()
+        }
+        Order::Take { ref datasets, .. } => {
+            let with = |part: &[_]| {
+                let mut order = order.clone();
+                if let Order::Take { datasets, .. } = &mut order {
+                    *datasets = part.to_vec();
+                }
+                order
+            };
+            pieces(datasets, |name| name.as_str().len()).into_iter().map(with).collect()
+        }
+        Order::Send { .. } => vec![order],
+    }
+}
+
+/// Cuts a list so that each piece fits.
+fn pieces<T>(mut rest: &[T], length: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut pieces = Vec::new();
+    while !rest.is_empty() {
+        let mut total = 0;
+        let fits = |item: &&T| {
+            total += length(item) + BESIDES_NAMES;
+            total <= NAMES_PER_ORDER
+        };
+        let (piece, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        pieces.push(piece);
+        rest = later;
+    }
+    pieces
+}
+
 /// A decided order as it goes over the wire. `inventory` is what it was decided on.
 #[must_use]
 pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> DirectorsOrder {
@@ -81,7 +130,7 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
             ..
         } => {
             let record = |(guid, name): &(_, _)| {
-                let guid: &crate::model::Guid = guid;
+                let guid: &Guid = guid;
                 let record = Record {
                     uuid: guid.uuid(),
                     dataset: dataset.clone(),
@@ -186,7 +235,7 @@ async fn over_tcp(
         .with_context(|| format!("{host} is out of reach (is zsync agent running there?)"))?;
     conn.say(order).await?;
     loop {
-        match conn.hear(SILENCE).await? {
+        match conn.hear(conn.patience).await? {
             AgentLine::Response(response) => {
                 conn.close().await;
                 return Ok(response);
@@ -195,5 +244,42 @@ async fn over_tcp(
             // Nobody collects them only when the pass is being given up.
             AgentLine::Facts { facts: told } => drop(facts.send(told).await),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::Side;
+
+    #[test]
+    fn an_order_about_any_number_of_snapshots_goes_in_lines_that_fit() {
+        let dataset: crate::model::DatasetName = format!("tank/{}", "d".repeat(100)).parse().unwrap();
+        let snapshots: Vec<(Guid, SnapName)> =
+            (0..20_000).map(|n| (Guid(n), format!("{}{n:05}", "s".repeat(140)).parse().unwrap())).collect();
+        let order = Order::Destroy {
+            entry: 0,
+            host: "alpha".parse().unwrap(),
+            dataset,
+            side: Side::Source,
+            snapshots: snapshots.clone(),
+            keep_common_with: Vec::new(),
+            skip_if_renamed: true,
+            skip_if_cloned: true,
+            policy: "sync".into(),
+            reason: String::new(),
+            bytes: 0,
+        };
+        let policy = r#"{ "datasets": [ { "hostname": "alpha", "dataset": "tank/d",
+            "sync": { "prefix": "S", "creation": "@daily", "retention": ["1 in last day"] } } ] }"#;
+        let policy = crate::config::parse_policy("server.json", policy).unwrap();
+        let mut all = Vec::new();
+        for part in fitting(order) {
+            let line = serde_json::to_vec(&wire_order(&part, &policy, &Inventory::default())).unwrap();
+            assert!(line.len() < LONGEST_LINE, "{}", line.len());
+            let Order::Destroy { snapshots, .. } = part else { panic!() };
+            all.extend(snapshots);
+        }
+        assert_eq!(all, snapshots);
     }
 }

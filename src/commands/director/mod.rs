@@ -18,7 +18,7 @@ pub use pass::{Pass, Report, hosts};
 pub use world::World;
 
 use super::agent::Agent;
-use super::serve::stopped;
+use super::serve::Stop;
 use crate::catalog::EmbeddedCatalog;
 use crate::config;
 use crate::model::HostName;
@@ -50,7 +50,13 @@ pub struct Settings {
 /// Directs until the end of the pass, or of the process.
 pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::Error> {
     let policy = Arc::new(load_policy(&settings)?);
-    let dispatcher = Arc::new(dispatcher(&settings, &policy, zfs).await);
+    let dispatcher = Arc::new(dispatcher(&settings, &policy, Arc::clone(&zfs)).await);
+    if let Err(reason) = &dispatcher.own
+        && hosts(&policy).iter().all(|host| *host == settings.host)
+    {
+        // Nobody else is there to do anything.
+        return Err(error::Error::unable(anyhow::anyhow!("{reason}")));
+    }
     let CatalogConfig::Embedded { path } = &policy.catalog;
     let path = path.clone();
     let catalog = runtime::blocking(move || EmbeddedCatalog::open(&path)).await.map_err(error::Error::unable)?;
@@ -61,8 +67,9 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
-    let directing = direct(&settings, policy, dispatcher, world);
-    let stopping = async { stopped().await.map_err(error::Error::unable) };
+    let stop = Stop::new().map_err(error::Error::unable)?;
+    let directing = direct(&settings, policy, dispatcher, world, zfs);
+    let stopping = async { stop.asked().await.map_err(error::Error::unable) };
     future::or(directing, stopping).await
 }
 
@@ -84,7 +91,7 @@ async fn dispatcher<Z: Zfs>(settings: &Settings, policy: &Policy, zfs: Arc<Z>) -
 
 async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
     let local = config::load_local(&settings.local)
-        .with_context(|| format!("{} is this host, and its own local configuration is missing", settings.host))?;
+        .with_context(|| format!("{} is this host, whose own local configuration is needed", settings.host))?;
     zfs.check_version().await?;
     Ok(Agent::new(settings.host.clone(), zfs, Arc::new(local)))
 }
@@ -93,21 +100,42 @@ async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<A
 async fn direct<Z: Zfs>(
     settings: &Settings,
     mut policy: Arc<Policy>,
-    dispatcher: Arc<Dispatcher<Z>>,
+    mut dispatcher: Arc<Dispatcher<Z>>,
     world: World<EmbeddedCatalog>,
+    zfs: Arc<Z>,
 ) -> Result<(), error::Error> {
     let mut said = Said::default();
     loop {
         let began = std::time::Instant::now();
+        let mut failures = BTreeMap::new();
         match config::load_policy(&settings.config) {
             Ok(read) => policy = Arc::new(read),
-            Err(error) => said.warn("policy", &format!("the policy before it stays in force: {error}")),
+            Err(error) => {
+                failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
+            }
+        }
+        if dispatcher.own.is_err() {
+            // What was missing on this host may be there by now, or the host be new in the policy.
+            dispatcher = Arc::new(self::dispatcher(settings, &policy, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         match pass.run().await {
-            Ok(report) => said.report(&report),
-            Err(error) => said.warn("catalog", &format!("no orders are made: {:#}", anyhow::Error::from(error))),
+            Ok(report) => {
+                failures.extend(summary::failures(&report).map(|f| (f.about(), f.to_string())));
+                said.tell(failures);
+                for outcome in report.outcomes.iter().filter(|o| o.success) {
+                    log::info!("{}", summary::outcome_line(outcome));
+                }
+            }
+            // Of hosts and orders nothing new is known: what was said of them stays said.
+            Err(error) => {
+                failures.extend(said.0.clone());
+                let text = format!("no orders are made: {:#}", anyhow::Error::from(error));
+                failures.insert("the catalog".to_owned(), text);
+                said.tell(failures);
+            }
         }
+        log::debug!("the pass took {:.1?}", began.elapsed());
         runtime::sleep(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
     }
 }
@@ -117,7 +145,7 @@ fn tell(settings: &Settings, report: &Report) {
         report::print(&summary::pass(report, settings.format));
     }
     for failure in summary::failures(report) {
-        eprintln!("zsync: {failure}");
+        report::complain(&failure);
     }
 }
 
@@ -126,28 +154,16 @@ fn tell(settings: &Settings, report: &Report) {
 struct Said(BTreeMap<String, String>);
 
 impl Said {
-    fn warn(&mut self, about: &str, text: &str) {
-        if self.0.get(about).is_none_or(|before| before != text) {
-            log::error!("{text}");
-            self.0.insert(about.to_owned(), text.to_owned());
+    /// Tells what is new among the failures, and what is none any more.
+    fn tell(&mut self, failures: BTreeMap<String, String>) {
+        for about in self.0.keys().filter(|about| !failures.contains_key(*about)) {
+            log::info!("{about}: all is well again");
         }
-    }
-
-    fn report(&mut self, report: &Report) {
-        let failures: BTreeMap<String, String> =
-            summary::failures(report).map(|f| (f.about(), f.to_string())).collect();
-        self.0.retain(|about, _| {
-            let still = failures.contains_key(about);
-            if !still {
-                log::info!("{about}: all is well again");
+        for (about, text) in &failures {
+            if self.0.get(about) != Some(text) {
+                log::error!("{text}");
             }
-            still
-        });
-        for (about, text) in failures {
-            self.warn(&about, &text);
         }
-        for outcome in report.outcomes.iter().filter(|o| o.success) {
-            log::info!("{}", summary::outcome_line(outcome));
-        }
+        self.0 = failures;
     }
 }

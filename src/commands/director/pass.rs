@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::dispatch::{Dispatcher, blank, wire_order};
+use super::dispatch::{Dispatcher, blank, fitting, wire_order};
+use super::summary;
 use super::world::World;
 use crate::actions::{Engine, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
@@ -44,7 +45,7 @@ impl Report {
     /// Whether everything went well.
     #[must_use]
     pub fn is_success(&self) -> bool {
-        self.unseen.is_empty() && self.outcomes.iter().all(|o| o.success)
+        summary::failures(self).next().is_none()
     }
 }
 
@@ -199,7 +200,7 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     }
 
     fn orders(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
-        self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).collect()
+        self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).flat_map(fitting).collect()
     }
 
     /// Carries out chains of orders side by side, each chain in sequence.

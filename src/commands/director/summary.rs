@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::pass::Report;
+use crate::actions::{Notice, NoticeKind};
 use crate::catalog::Outcome;
 use crate::model::{Action, HostName, ResponseStatus};
 use crate::report::{self, Format};
@@ -14,6 +15,8 @@ use crate::report::{self, Format};
 pub enum Failure<'a> {
     /// A host could not be looked at.
     Unseen(&'a HostName, &'a str),
+    /// The policy asks for something that no order can bring about.
+    Policy(&'a Notice),
     /// An order failed.
     Order(&'a Outcome),
 }
@@ -24,6 +27,10 @@ impl Failure<'_> {
     pub fn about(&self) -> String {
         match self {
             Self::Unseen(host, _) => host.to_string(),
+            Self::Policy(notice) => {
+                let dataset = notice.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
+                format!("entry {} of the policy, {}:{dataset}", notice.entry, notice.host)
+            }
             Self::Order(outcome) => subject(outcome),
         }
     }
@@ -33,6 +40,21 @@ impl fmt::Display for Failure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unseen(host, reason) => write!(f, "{host} cannot be looked at: {reason}"),
+            Self::Policy(notice) => {
+                write!(f, "{notice}")?;
+                match &notice.kind {
+                    NoticeKind::DatasetMissing => write!(
+                        f,
+                        " there, or local.json on {} does not list it: put right its name in server.json or there, create \
+                         it, or import its pool",
+                        notice.host
+                    ),
+                    NoticeKind::FromTheFuture { .. } => {
+                        f.write_str("; none is taken until then: set the clock right, destroy or rename the snapshot")
+                    }
+                    _ => Ok(()),
+                }
+            }
             Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
         }
     }
@@ -41,7 +63,21 @@ impl fmt::Display for Failure<'_> {
 /// Everything that went wrong.
 pub fn failures(report: &Report) -> impl Iterator<Item = Failure<'_>> {
     let unseen = report.unseen.iter().map(|(host, reason)| Failure::Unseen(host, reason));
-    unseen.chain(report.outcomes.iter().filter(|o| !o.success).map(Failure::Order))
+    let policy = report.notices.iter().filter(|n| is_failure(&n.kind)).map(Failure::Policy);
+    unseen.chain(policy).chain(report.outcomes.iter().filter(|o| !o.success).map(Failure::Order))
+}
+
+/// Whether something that the policy asks for does not happen, and no order will fail to say so.
+fn is_failure(kind: &NoticeKind) -> bool {
+    match kind {
+        NoticeKind::DatasetMissing
+        | NoticeKind::ClaimedTwice { .. }
+        | NoticeKind::FromTheFuture { .. }
+        | NoticeKind::DestinationTaken { .. }
+        | NoticeKind::NameTooLong { .. } => true,
+        // A host that was not listed has its own failure, a destination without anything in common a send that fails.
+        NoticeKind::HostNotListed | NoticeKind::ReceivesAndTakes { .. } | NoticeKind::NothingInCommon { .. } => false,
+    }
 }
 
 fn subject(outcome: &Outcome) -> String {
@@ -146,7 +182,7 @@ fn as_table(report: &Report) -> String {
     let headings = ["ACTION", "DATASET", "SNAPSHOT", "TO", "RESULT", "SENT", "RATE", "TOOK"];
     let mut text =
         if report.outcomes.is_empty() { String::new() } else { report::table(&headings, &[5, 6, 7], rows.collect()) };
-    for notice in &report.notices {
+    for notice in report.notices.iter().filter(|n| !is_failure(&n.kind)) {
         text.push_str(&format!("note: {notice}\n"));
     }
     let failed = failures(report).count();
@@ -154,6 +190,7 @@ fn as_table(report: &Report) -> String {
     text.push_str(&match (report.outcomes.len(), failed) {
         (0, 0) => format!("nothing to do; looked at everything in {took:.1}s\n"),
         (orders, 0) => format!("{orders} orders in {took:.1}s, all well\n"),
+        (0, failed) => format!("no orders; {failed} failures; looked at everything in {took:.1}s\n"),
         (orders, failed) => format!("{orders} orders in {took:.1}s, {failed} failures\n"),
     });
     text
