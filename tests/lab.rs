@@ -68,4 +68,4 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!(demo, orders, readme, selftest);
+scenarios!(demo, orders, readme, refusals, selftest);
