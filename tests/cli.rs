@@ -232,7 +232,7 @@ fn a_policy_that_cannot_be_read_is_told_with_the_way_out() {
         run("/proc/self/mem").fails(2, &["/proc/self/mem", "cannot be read"]);
     }
     if !rustix::process::geteuid().is_root() {
-        fs::set_permissions(place.path("server.json"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(place.path("server.json"), fs::Permissions::from_mode(0o000)).unwrap();
         place.run("director --once").fails(2, &["server.json", "may not be read by this user"]);
     }
 }

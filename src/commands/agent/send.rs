@@ -313,6 +313,14 @@ impl<Z: Zfs> Agent<Z> {
                     None => Ok(Some((Err(error), now))),
                 }
             }
+            Err(error) if error.status == ResponseStatus::WasWritten => {
+                let reason = format!(
+                    "{}; copy what was written there elsewhere, then roll it back (zfs rollback), or set \
+                     rollback_if_needed to have that done",
+                    error.reason
+                );
+                Ok(Some((Err(StepError { reason, ..error }), now)))
+            }
             result => Ok(Some((result, now))),
         }
     }
