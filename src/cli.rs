@@ -17,8 +17,8 @@ use crate::report::Format;
                         \u{20}             zsync director on one\n\
                         Preview:      zsync plan --dry-run\n\n\
                         Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
-                        Exit status: 0 all well, 1 some order failed or some host could not be looked at, \
-                        2 could not work at all, 3 plan --exit-code: there are orders. See zsync(8).")]
+                        Exit status: 0 all well, 1 some order failed, some host could not be looked at or \
+                        the policy asks for what cannot be, 2 could not work at all, 3 plan --exit-code: there are orders. See zsync(8).")]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -70,8 +70,8 @@ fn moment(text: &str) -> Result<DateTime<Utc>, String> {
 
 /// `zsync director`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit status: 0 all well, 1 some order failed or some host could not be looked at, \
-                        2 could not work at all.\n\nFrom cron, with the folders of zsync and zfs in its PATH:\n  \
+#[command(after_help = "Exit status: 0 all well, 1 some order failed, some host could not be looked at or \
+                        the policy asks for what cannot be, 2 could not work at all.\n\nFrom cron, with the folders of zsync and zfs in its PATH:\n  \
                         */5 * * * * root zsync director --once")]
 pub struct Director {
     /// Options that every subcommand has.
@@ -123,8 +123,9 @@ pub struct Slave {
 /// Options of those that listen.
 #[derive(Args, Clone, Debug)]
 pub struct Listen {
-    /// Where to listen [default: "listen" of local.json, else 127.0.0.1 and port 7711 (agent) or 7722 (slave)]
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Where to listen, at port 7711 (agent) or 7722 (slave) unless one is written [default: "listen" of local.json,
+    /// else 127.0.0.1]
+    #[arg(long, value_name = "HOST[:PORT]")]
     pub listen: Option<String>,
     /// Listen in plaintext beyond this machine: whoever reaches the port is obeyed
     #[arg(long)]

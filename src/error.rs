@@ -9,7 +9,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// All is well.
     Success = 0,
-    /// Some order failed, or some host could not be looked at.
+    /// Some order failed, some host could not be looked at, or the policy asks for what cannot be.
     Failed = 1,
     /// Nothing could be done at all: arguments, configuration, catalog, port.
     Unable = 2,

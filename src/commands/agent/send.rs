@@ -313,12 +313,12 @@ impl<Z: Zfs> Agent<Z> {
                     None => Ok(Some((Err(error), now))),
                 }
             }
-            Err(error) if error.status == ResponseStatus::WasWritten && !job.rollback => {
+            Err(error) if error.status == ResponseStatus::WasWritten => {
                 let newest = now.as_ref().and_then(|n| n.newest()).map(|s| job.to.dataset.at(&s.name));
                 let reason = format!(
-                    "{}; roll it back on {} (zfs rollback {}), or set rollback_if_needed to have that done",
+                    "{}; copy what was written there elsewhere, then roll it back (zfs rollback {}), or set \
+                     rollback_if_needed to have that done",
                     error.reason,
-                    job.to.host,
                     newest.unwrap_or_default()
                 );
                 Ok(Some((Err(StepError { reason, ..error }), now)))
