@@ -68,4 +68,4 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!(demo, orders, readme, refusals, selftest);
+scenarios!(bad_input, demo, one_host, orders, readme, selftest);

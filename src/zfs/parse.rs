@@ -207,7 +207,8 @@ pub fn version(output: &[u8]) -> Result<(String, (u32, u32)), Bad> {
 #[must_use]
 pub fn error_kind(stderr: &str) -> ErrorKind {
     let rules: &[(&[&str], ErrorKind)] = &[
-        (&["destination has been modified", "has been modified since most recent snapshot"], ErrorKind::Modified),
+        // "destination tank/copy has been modified", and on the next line "since most recent snapshot".
+        (&["has been modified"], ErrorKind::Modified),
         (&["does not match incremental source"], ErrorKind::Modified),
         (&["has dependent clones", "snapshot has dependent clone"], ErrorKind::HasClones),
         (

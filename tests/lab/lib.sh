@@ -229,6 +229,14 @@ lab_pools() {
   done
 }
 
+# The UUID of a snapshot, as orders name it: version 5 of its GUID.
+lab_uuid() {
+  python3 -c 'import hashlib, sys, uuid
+space = uuid.UUID("7a73796e-6300-5a46-8000-736e61707368").bytes
+name = int(sys.argv[1]).to_bytes(8, "big")
+print(uuid.UUID(bytes=hashlib.sha1(space + name).digest()[:16], version=5))' "$(zfs list -Hpo guid "$1")"
+}
+
 guids() { zfs list -Hp -t snapshot -d 1 -s createtxg -o guid "$1"; }
 
 sums() { (cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r md5sum); }

@@ -314,10 +314,12 @@ impl<Z: Zfs> Agent<Z> {
                 }
             }
             Err(error) if error.status == ResponseStatus::WasWritten => {
+                let newest = now.as_ref().and_then(|n| n.newest()).map(|s| job.to.dataset.at(&s.name));
                 let reason = format!(
-                    "{}; copy what was written there elsewhere, then roll it back (zfs rollback), or set \
+                    "{}; copy what was written there elsewhere, then roll it back (zfs rollback {}), or set \
                      rollback_if_needed to have that done",
-                    error.reason
+                    error.reason,
+                    newest.unwrap_or_default()
                 );
                 Ok(Some((Err(StepError { reason, ..error }), now)))
             }
