@@ -49,6 +49,9 @@ fn policy(pairs: usize) -> Policy {
         skip_if_renamed: true,
         skip_if_not_written: true,
         skip_if_cloned: true,
+        exclude: Default::default(),
+        rollback_may_destroy: false,
+        on_divergence: Default::default(),
     };
     Policy {
         datacenter: None,

@@ -14,7 +14,7 @@ use zsync::runtime;
 use zsync::transport::tcp::Listener;
 use zsync::wire::{CommonBase, DirectorsOrder, Facts, Response};
 use zsync::zfs::fake::Fake;
-use zsync::zfs::{ErrorKind, Zfs};
+use zsync::zfs::{ErrorKind, Named, Zfs};
 
 fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()
@@ -156,7 +156,8 @@ fn the_cursor_carries_on_where_the_common_snapshot_was_pruned_on_the_source() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
-    runtime::block_on(pair.alpha.destroy(&ds("tank/data"), &[snap("S_1")])).unwrap();
+    runtime::block_on(pair.alpha.destroy(&ds("tank/data"), &[Named { name: snap("S_1"), guid: first }], &[], false))
+        .unwrap();
     let (second, third) = (pair.take("S_2"), pair.take("S_3"));
     let response = pair.send(third);
     assert_eq!(response.status, ResponseStatus::Incremental, "{response:?}");

@@ -119,6 +119,10 @@ impl Pair {
             protocol: 1,
             source_dataset: Some(ds("tank/data")),
             rollback_if_needed: false,
+            rollback_may_destroy: false,
+            on_divergence: Default::default(),
+            clone_of: None,
+            renamed_from: None,
         };
         let mut stream = connect(self.slave_address);
         say(&mut stream, &order);
@@ -339,6 +343,9 @@ fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds(
         snapshot_name: snap("S_1"),
         create: Some(zsync::model::DatasetKind::Filesystem),
         overwrite: false,
+        cloned: false,
+        flags: None,
+        properties: Default::default(),
     };
     let half = [&100u32.to_be_bytes()[..], b"not all of it"].concat();
     let oversized = u32::try_from(LARGEST_FRAME + 1).unwrap().to_be_bytes().to_vec();
@@ -379,9 +386,9 @@ fn steps_that_make_no_sense_are_refused() {
     let pair = Pair::new();
     pair.beta.create(&ds("pool/copy"));
     let (mut stream, mut lines, _) = pair.offer();
-    say(&mut stream, &Step::Rollback { guid: Guid(7) });
+    say(&mut stream, &Step::Rollback { guid: Guid(7), destroys: Vec::new() });
     let answer: Response = hear(&mut lines).unwrap();
-    assert!(answer.error.contains("does not allow a rollback"), "{answer:?}");
+    assert!(answer.error.contains("the order does not allow it"), "{answer:?}");
     let listing: ListUuids = hear(&mut lines).unwrap();
     assert!(listing.inventory.is_some());
     // The conversation goes on until somebody talks nonsense.

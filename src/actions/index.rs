@@ -111,9 +111,15 @@ impl<'a> Index<'a> {
     }
 
     /// The policy that decides about a dataset's snapshots of one prefix: that of the nearest entry, and of
-    /// two entries for the same dataset the first.
+    /// two entries for the same dataset the first. An entry that excludes the dataset has decided as well.
     pub fn governing(&self, host: &HostName, dataset: &DatasetName, prefix: &Prefix) -> Option<Claim> {
-        self.covering(host, dataset).find(|claim| self.snapshot_policy(*claim).prefix == *prefix)
+        let nearest = self.covering(host, dataset).find(|claim| self.snapshot_policy(*claim).prefix == *prefix);
+        nearest.filter(|claim| !self.excludes(claim.entry, dataset))
+    }
+
+    fn excludes(&self, entry: usize, dataset: &DatasetName) -> bool {
+        let e = &self.policy.datasets[entry];
+        dataset.below(&e.dataset).is_some_and(|below| e.exclude.covers(below))
     }
 
     /// Every dataset that this one is sent to, for whatever prefix.

@@ -4,13 +4,16 @@
 
 mod common;
 pub mod delete;
+pub mod divergence;
 mod index;
+pub mod lineage;
 pub mod new_snapshot;
 pub mod order;
 mod pass;
 pub mod plan;
 pub mod predict;
 pub mod reason;
+pub mod route;
 pub mod send;
 pub mod steps;
 pub mod verdict;
@@ -29,6 +32,7 @@ pub use order::Order;
 pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
 pub use predict::predict;
 pub use reason::{NoticeKind, SendReason, TakeReason};
+pub use route::{Renamed, Route};
 pub use send::{SendDecision, send};
 pub use steps::{Conflict, Resume, Step, Transfer, steps};
 pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::divergence::Allowed;
 use super::plan::{Plan, PruneVerdict, Side};
+use super::route::Route;
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
 
@@ -44,8 +46,12 @@ pub enum Order {
         guid: Guid,
         /// The receiving host and its dataset.
         to: Target,
-        /// Whether a diverged destination is rolled back to the newest common snapshot.
-        rollback_if_needed: bool,
+        /// What may be done about a destination that cannot take the next stream.
+        #[serde(flatten)]
+        allowed: Allowed,
+        /// What the transfer has to know of other datasets.
+        #[serde(flatten)]
+        route: Route,
         /// The policy's name.
         policy: String,
         /// Why, as a sentence.
@@ -111,7 +117,8 @@ pub(super) fn orders(plan: &Plan, policy: &Policy) -> Vec<Order> {
             snapshot: due.snapshot,
             guid: due.guid,
             to: verdict.to.clone(),
-            rollback_if_needed: verdict.rollback_if_needed,
+            allowed: verdict.allowed,
+            route: verdict.route.clone(),
             policy: subject.policy,
             reason: verdict.reason.to_string(),
             oldest_unsent: due.oldest_unsent,

@@ -6,10 +6,12 @@ use chrono::{DateTime, Utc};
 
 use super::common::{ByGuid, Known, Own, own_snapshots};
 use super::delete::{self, DeleteTerms, Peer, Role};
+use super::divergence::Allowed;
 use super::index::{Claim, Incoming, Index};
 use super::new_snapshot::{self, PLAUSIBLE_FUTURE, Slots};
 use super::plan::{Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
 use super::reason::{NoticeKind, SendReason, TakeReason};
+use super::route::{self, Route};
 use super::send::{self, SendDecision};
 use super::verdict::Doomed;
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Prefix};
@@ -98,6 +100,13 @@ impl<'a> Pass<'a> {
             if !entry.recursive && *name != entry.dataset {
                 break;
             }
+            // Its administrator has said so on the dataset itself, or on one above it.
+            if dataset.excluded {
+                if *name == entry.dataset {
+                    self.note(index, &entry.hostname, Some(name), NoticeKind::Excluded);
+                }
+                continue;
+            }
             for (policy_index, policy) in entry.policies.iter().enumerate() {
                 let claim = Claim { entry: index, policy: policy_index };
                 match self.index.governing(&entry.hostname, name, &policy.prefix) {
@@ -178,18 +187,19 @@ impl<'a> Pass<'a> {
         let Some(to) = self.index.destination(case.claim, target, case.name) else {
             let kind = NoticeKind::NameTooLong { to: target.clone() };
             self.note(case.claim.entry, case.host, Some(case.name), kind);
-            return self.sent(case, target.clone(), SendDecision::not_due(SendReason::NameTooLong));
+            return self.sent(case, target.clone(), SendDecision::not_due(SendReason::NameTooLong), Route::default());
         };
         let place = case.place();
         if to == place {
-            return self.sent(case, to, SendDecision::not_due(SendReason::ToItself));
+            return self.sent(case, to, SendDecision::not_due(SendReason::ToItself), Route::default());
         }
         let incoming = self.index.incoming(&to.host, &to.dataset);
         if let Some(first) = incoming.iter().find(|i| self.exists(i)).filter(|i| i.source != place) {
             let by = first.source.clone();
             let kind = NoticeKind::DestinationTaken { to: to.clone(), by: by.clone() };
             self.note(case.claim.entry, case.host, Some(case.name), kind);
-            return self.sent(case, to, SendDecision::not_due(SendReason::DestinationTaken { by }));
+            let decision = SendDecision::not_due(SendReason::DestinationTaken { by });
+            return self.sent(case, to, decision, Route::default());
         }
         let known = self.known(&to);
         let held = match known {
@@ -201,7 +211,12 @@ impl<'a> Pass<'a> {
             SyncPolicy::Cron(schedule) => Some(self.slots_of(schedule)),
         };
         let decision = send::decide(case.dataset, own, known, held.as_ref(), slots);
-        self.sent(case, to.clone(), decision);
+        let route = match (&decision.due, known) {
+            (None, _) => Route::default(),
+            (Some(_), Known::There(there)) => self.route(case, target, Some(there)),
+            (Some(_), Known::Absent | Known::Unlisted) => self.route(case, target, None),
+        };
+        self.sent(case, to.clone(), decision, route);
         if let Known::There(there) = known {
             self.destination_prune(case, &to, there, &incoming, own);
             self.passengers(case, &to, there, &incoming);
@@ -235,10 +250,24 @@ impl<'a> Pass<'a> {
         }
     }
 
-    fn sent(&mut self, case: &Case<'a>, to: Target, decision: SendDecision) {
+    fn route(&self, case: &Case<'a>, target: &Target, there: Option<&DatasetInventory>) -> Route {
+        let from = route::From { claim: case.claim, host: case.host, name: case.name, dataset: case.dataset };
+        route::route(self.policy, self.index, self.inventory, &from, target, there)
+    }
+
+    fn sent(&mut self, case: &Case<'a>, to: Target, decision: SendDecision, route: Route) {
         let SendDecision { due, reason } = decision;
-        let rollback_if_needed = case.entry.rollback_if_needed && !self.index.reaches(&to, &case.place());
-        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, rollback_if_needed, reason });
+        let Case { entry, .. } = case;
+        let allowed = match self.index.reaches(&to, &case.place()) {
+            // In a loop, what only the destination has is to come back.
+            true => Allowed::default(),
+            false => Allowed {
+                rollback: entry.rollback_if_needed,
+                may_destroy: entry.rollback_may_destroy,
+                on_divergence: entry.on_divergence,
+            },
+        };
+        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, allowed, route, reason });
     }
 
     fn source_prune(&mut self, case: &Case<'a>, own: &[Own], others: usize, incoming: &[Incoming]) {

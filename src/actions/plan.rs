@@ -7,8 +7,10 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::divergence::Allowed;
 use super::order::{self, Order};
 use super::reason::{NoticeKind, SendReason, TakeReason};
+use super::route::Route;
 use super::verdict::{Doomed, SnapVerdict};
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
@@ -66,9 +68,13 @@ pub struct SendVerdict {
     pub to: Target,
     /// What to send if it is due, `None` if not.
     pub due: Option<DueSend>,
-    /// Whether a diverged destination is rolled back. Never in a loop, whatever the policy says: there, what only the
-    /// destination has is to come back.
-    pub rollback_if_needed: bool,
+    /// What may be done about a destination that cannot take the next stream. Nothing in a loop, whatever the policy
+    /// says: there, what only the destination has is to come back.
+    #[serde(flatten)]
+    pub allowed: Allowed,
+    /// What the transfer has to know of other datasets.
+    #[serde(flatten)]
+    pub route: Route,
     /// Why.
     pub reason: SendReason,
 }

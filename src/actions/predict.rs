@@ -5,8 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::{DateTime, Utc};
 
+use super::divergence::{Allowed, Remedy, remedy};
 use super::order::Order;
-use super::steps::{Base, Conflict, Step, Transfer, steps};
+use super::steps::{Base, Step, Transfer, steps};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, SnapName, Snapshot};
 use crate::policy::Target;
 
@@ -15,7 +16,7 @@ use crate::policy::Target;
 /// - A new snapshot gets a made-up guid, the same for the same name in the same place.
 /// - Where nothing was written and the order says so, a take leaves its mark instead. Afterwards, what was written is
 ///   unknown.
-/// - A transfer that would end in a conflict changes nothing, unless the order allows a rollback.
+/// - A transfer that would end in a conflict changes nothing, unless the order allows something to be done about it.
 /// - A destination whose host was never listed is taken to be empty, and the host to be listed from then on.
 pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
     for order in orders {
@@ -23,8 +24,8 @@ pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
             Order::Take { host, name, datasets, skip_if_not_written, .. } => {
                 take(inventory, host, name, datasets, *skip_if_not_written, at);
             }
-            Order::Send { host, dataset, guid, to, rollback_if_needed, .. } => {
-                send(inventory, (host, dataset), *guid, to, *rollback_if_needed, at);
+            Order::Send { host, dataset, guid, to, allowed, .. } => {
+                send(inventory, (host, dataset), *guid, to, *allowed, at);
             }
             Order::Destroy { host, dataset, snapshots, .. } => {
                 if let Some(found) = dataset_mut(inventory, host, dataset) {
@@ -83,7 +84,7 @@ fn send(
     (host, dataset): (&HostName, &DatasetName),
     guid: Guid,
     to: &Target,
-    rollback_if_needed: bool,
+    allowed: Allowed,
     at: DateTime<Utc>,
 ) {
     let Some(source) = dataset_mut(inventory, host, dataset) else { return };
@@ -94,18 +95,22 @@ fn send(
     let destination = receiver.datasets.entry(to.dataset.clone()).or_default();
     destination.snapshots.retain(|s| !s.marks.deleted);
 
-    let mut planned = steps(&live, &bookmarks, &destination.snapshots, None, guid);
-    if rollback_if_needed && let Err(Conflict::Diverged { theirs, .. }) = &planned {
-        let keep = destination.snapshots.len() - theirs.len();
-        destination.snapshots.truncate(keep);
-        planned = steps(&live, &bookmarks, &destination.snapshots, None, guid);
+    let mut planned = steps(&live, &bookmarks, &destination.snapshots, None, None, guid);
+    if let Err(conflict) = planned.clone() {
+        match remedy(&conflict.into(), allowed) {
+            Remedy::Rollback { destroys, .. } => destination.snapshots.retain(|s| !destroys.contains(&s.guid)),
+            // The old one is another dataset then.
+            Remedy::SetAside => destination.snapshots.clear(),
+            Remedy::Stop | Remedy::Replace => {}
+        }
+        planned = steps(&live, &bookmarks, &destination.snapshots, None, None, guid);
     }
     let Ok(Transfer::Steps { steps }) = planned else { return };
     for step in &steps {
         let (from, goal) = match step {
             Step::Resume { .. } | Step::Discard { .. } => continue,
             Step::Full { to } => (to.guid, to.guid),
-            Step::Incremental { from: Base::Bookmark(_), to, .. } => (to.guid, to.guid),
+            Step::Incremental { from: Base::Bookmark(_) | Base::Origin(..), to, .. } => (to.guid, to.guid),
             Step::Incremental { from: Base::Snapshot(from), to, .. } => (from.guid, to.guid),
         };
         let place = |guid: Guid| live.iter().position(|s| s.guid == guid);

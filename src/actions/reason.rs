@@ -102,6 +102,8 @@ pub enum NoticeKind {
     HostNotListed,
     /// The policy names a dataset that its listed host does not have.
     DatasetMissing,
+    /// The dataset has `zsync:exclude=on`: nothing is done about it, and about what inherits that.
+    Excluded,
     /// Another entry, named first, claims the same dataset and prefix.
     ClaimedTwice {
         /// The index of that entry.
@@ -210,6 +212,9 @@ impl fmt::Display for NoticeKind {
         match self {
             Self::HostNotListed => f.write_str("has not been listed: nothing is taken or destroyed there"),
             Self::DatasetMissing => f.write_str("does not exist"),
+            Self::Excluded => {
+                f.write_str("has zsync:exclude=on: nothing of it is taken, sent or pruned (zfs inherit zsync:exclude)")
+            }
             Self::ClaimedTwice { by, prefix } => {
                 write!(f, "is claimed with the prefix {prefix} by entry {by} of the policy already; that one decides")
             }

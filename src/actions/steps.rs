@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::model::{Bookmark, DatasetName, Guid, SnapName, Snapshot};
+use crate::model::{Bookmark, Guid, Origin, SnapName, Snapshot};
 
 /// One `zfs send`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,6 +58,8 @@ pub enum Base {
     Snapshot(Point),
     /// A bookmark of the source; the guid is that of the snapshot that it was made from.
     Bookmark(Point),
+    /// The snapshot that the source is a clone of.
+    Origin(Origin, Guid),
 }
 
 /// What a transfer comes to.
@@ -104,7 +106,8 @@ pub enum Conflict {
     },
     /// The destination has snapshots of its own after the newest common one.
     #[error(
-        "the destination has diverged: after {}, the newest in common, it has {} of its own, and the source {}",
+        "{} after {}, the newest in common, it has {} of its own, and the source {}",
+        if *received { "it seems that the source was rolled back:" } else { "the destination has diverged:" },
         common.name, theirs.len(), ours.len()
     )]
     Diverged {
@@ -114,6 +117,8 @@ pub enum Conflict {
         ours: Vec<Point>,
         /// What only the destination has after it, oldest first.
         theirs: Vec<Point>,
+        /// Whether one of those is held there, as what was received is: then the source had it once.
+        received: bool,
     },
     /// The destination has snapshots, but none in common with the source.
     #[error("the destination is not empty, and none of its {} snapshots is common with the source", theirs.len())]
@@ -125,14 +130,6 @@ pub enum Conflict {
     },
 }
 
-impl Conflict {
-    /// The dataset for which it happened, put before the sentence.
-    #[must_use]
-    pub fn of(&self, dataset: &DatasetName) -> String {
-        format!("{dataset}: {self}")
-    }
-}
-
 fn point(snapshot: &Snapshot) -> Point {
     Point { name: snapshot.name.clone(), guid: snapshot.guid }
 }
@@ -142,6 +139,7 @@ fn point(snapshot: &Snapshot) -> Point {
 /// - From the newest common guid to the target, with everything between, so that the destination's history is whole.
 /// - A destination without snapshots first gets the oldest snapshot of the source whole, then the rest as one
 ///   increment: history travels too, and each part can be verified and resumed by itself.
+/// - A clone whose origin the destination has too (`origin`) begins there instead, and is a clone there as well.
 /// - An increment from a bookmark cannot carry what is between; it goes to the next snapshot only, then on from there.
 /// - An interrupted receive goes on first, if what it receives still exists, is not there yet and is not newer than the
 ///   target; otherwise it is thrown away first.
@@ -150,6 +148,7 @@ pub fn steps(
     bookmarks: &[Bookmark],
     destination: &[Snapshot],
     resume: Option<&Resume>,
+    origin: Option<&(Origin, Guid)>,
     target: Guid,
 ) -> Result<Transfer, Conflict> {
     let Some(goal) = source.iter().position(|s| s.guid == target) else {
@@ -185,15 +184,19 @@ pub fn steps(
     }
     let resumes = matches!(steps.first(), Some(Step::Resume { .. }));
 
-    let (base, after, common_at) = match (newest_there, bookmark) {
+    let (common, after, common_at) = match (newest_there, bookmark) {
         (_, Some(b)) => {
             let after = source.partition_point(|s| s.createtxg <= b.createtxg);
-            (Base::Bookmark(Point { name: b.name.clone(), guid: b.guid }), after, there(b.guid))
+            (Point { name: b.name.clone(), guid: b.guid }, after, there(b.guid))
         }
-        (Some(i), None) => (Base::Snapshot(point(&source[i])), i + 1, there(source[i].guid)),
+        (Some(i), None) => (point(&source[i]), i + 1, there(source[i].guid)),
         (None, None) if destination.is_empty() => {
             if !resumes {
-                steps.push(Step::Full { to: point(&source[0]) });
+                let to = point(&source[0]);
+                steps.push(match origin.cloned() {
+                    Some((of, guid)) => Step::Incremental { from: Base::Origin(of, guid), to, intermediates: false },
+                    None => Step::Full { to },
+                });
                 steps.extend(onward(&source[..=goal], 0));
             }
             return Ok(Transfer::Steps { steps });
@@ -205,16 +208,20 @@ pub fn steps(
     };
     let theirs = &destination[common_at.map_or(0, |at| at + 1)..];
     if !theirs.is_empty() {
-        let (Base::Snapshot(common) | Base::Bookmark(common)) = base;
         let ours = source[after.min(goal + 1)..=goal].iter().map(point).collect();
-        return Err(Conflict::Diverged { common, ours, theirs: theirs.iter().map(point).collect() });
+        let received = theirs.iter().any(|s| s.userrefs > 0);
+        return Err(Conflict::Diverged { common, ours, theirs: theirs.iter().map(point).collect(), received });
     }
-    match base {
+    match bookmark {
         _ if resumes => {}
-        Base::Snapshot(_) => steps.extend(onward(&source[..=goal], after - 1)),
-        Base::Bookmark(_) => {
+        None => steps.extend(onward(&source[..=goal], after - 1)),
+        Some(_) => {
             let next = after.min(goal);
-            steps.push(Step::Incremental { from: base, to: point(&source[next]), intermediates: false });
+            steps.push(Step::Incremental {
+                from: Base::Bookmark(common),
+                to: point(&source[next]),
+                intermediates: false,
+            });
             steps.extend(onward(&source[..=goal], next));
         }
     }

@@ -60,7 +60,9 @@ impl EmbeddedReader {
         let connection = Connection::open_with_flags(&self.file, flags).map_err(|error| of_file(error.into()))?;
         let looked = connection.busy_timeout(PATIENCE).map_err(Fault::from).and_then(|()| rows::identify(&connection));
         match usable(looked.map_err(of_file)?, &self.file)? {
+            // An older one is brought up to date, and filled from the hosts, by the next pass.
             None => Ok(T::default()),
+            Some(version) if version < rows::version() => Ok(T::default()),
             Some(_) => read(&connection).map_err(of_file),
         }
     }

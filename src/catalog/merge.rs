@@ -84,9 +84,10 @@ fn empty(tx: &Transaction<'_>, id: i64) -> Result<(), Fault> {
 
 /// Replaces what a dataset holds.
 pub(super) fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) -> Result<(), Fault> {
-    let DatasetInventory { kind, guid, written, encrypted, resume_token, snapshots, bookmarks, not_written } =
-        inventory;
-    let told = DatasetInventory { kind, guid, written, encrypted, resume_token, ..DatasetInventory::default() };
+    let mut told = inventory;
+    let snapshots = std::mem::take(&mut told.snapshots);
+    let bookmarks = std::mem::take(&mut told.bookmarks);
+    let not_written = std::mem::take(&mut told.not_written);
     let select = format!("SELECT present, {} FROM dataset WHERE id = ?1", rows::DATASET);
     let known = {
         let mut statement = tx.prepare_cached(&select)?;
@@ -96,7 +97,9 @@ pub(super) fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) ->
     };
     if known.as_ref() != Some(&told) {
         let update = "UPDATE dataset SET present = 1, volume = ?2, guid = ?3, written = ?4, encrypted = ?5,
-                      resume_token = ?6 WHERE id = ?1";
+                      resume_token = ?6, origin_dataset = ?7, origin_name = ?8, excluded = ?9, flags = ?10
+                      WHERE id = ?1";
+        let origin = told.origin.as_ref();
         tx.prepare_cached(update)?.execute(params![
             id,
             told.kind == DatasetKind::Volume,
@@ -104,6 +107,10 @@ pub(super) fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) ->
             told.written.map(u64::cast_signed),
             told.encrypted,
             told.resume_token,
+            origin.map(|origin| origin.dataset.as_str()),
+            origin.map(|origin| origin.name.as_str()),
+            told.excluded,
+            told.flags.map(|flags| flags.to_string()),
         ])?;
     }
     put_snapshots(tx, id, snapshots)?;

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::error::Fault;
 use super::{Destination, Destroyed, Outcome};
 use crate::model::{
-    Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Record, ResponseStatus, Snapshot,
+    Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Record, ResponseStatus,
+    Snapshot,
 };
 
 /// Marks a file as a catalog of zsync ("zsyn"), in SQLite's `application_id`.
@@ -94,6 +95,11 @@ pub(super) const MIGRATIONS: &[&str] = &[
         seconds REAL NOT NULL,
         error TEXT
     ) STRICT;",
+    // 2: what a dataset is a clone of, whether it is excluded, and how what it received was sent.
+    "ALTER TABLE dataset ADD COLUMN origin_dataset TEXT;
+    ALTER TABLE dataset ADD COLUMN origin_name TEXT;
+    ALTER TABLE dataset ADD COLUMN excluded INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE dataset ADD COLUMN flags TEXT;",
 ];
 
 /// The version of a catalog that this program writes.
@@ -190,7 +196,8 @@ fn text(row: &Row<'_>, column: usize) -> Result<String, Fault> {
     row.get_ref(column)?.as_str().map(str::to_owned).map_err(|error| damaged(column, error))
 }
 
-pub(super) const DATASET: &str = "volume, guid, written, encrypted, resume_token";
+pub(super) const DATASET: &str =
+    "volume, guid, written, encrypted, resume_token, origin_dataset, origin_name, excluded, flags";
 
 /// A dataset without what it holds, from the columns [`DATASET`] beginning at `first`.
 pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, Fault> {
@@ -200,6 +207,11 @@ pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, F
         written: maybe(row, first + 2, unsigned)?,
         encrypted: boolean(row, first + 3)?,
         resume_token: maybe(row, first + 4, text)?,
+        origin: maybe(row, first + 5, name)?
+            .zip(maybe(row, first + 6, name)?)
+            .map(|(dataset, name)| Origin { dataset, name }),
+        excluded: boolean(row, first + 7)?,
+        flags: maybe(row, first + 8, name)?,
         ..DatasetInventory::default()
     })
 }

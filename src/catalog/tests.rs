@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::*;
-use crate::model::{Bookmark, DatasetKind, HostInventory, Snapshot};
+use crate::model::{Bookmark, DatasetKind, HostInventory, Origin, SendFlags, Snapshot};
 
 fn host(name: &str) -> HostName {
     name.parse().unwrap()
@@ -84,6 +84,9 @@ fn what_was_listed_is_in_the_inventory_to_the_last_field() {
             written: Some(u64::MAX - 1),
             encrypted: true,
             resume_token: Some("1-abc-token".to_owned()),
+            origin: Some(Origin { dataset: dataset("tank/with blank"), name: "a".parse().unwrap() }),
+            excluded: true,
+            flags: Some(SendFlags::Raw),
             snapshots: vec![
                 snapshot(7),
                 Snapshot { guid: Guid(1 << 63), userrefs: u32::MAX, used: u64::MAX, marks: SENT, ..snapshot(8) },

@@ -40,6 +40,29 @@ pub fn received(from: &Target) -> String {
     tag("from", from)
 }
 
+/// Whether a tag is that of something received, from wherever.
+#[must_use]
+pub fn is_received(tag: &str) -> bool {
+    tag.starts_with("zsync:from:")
+}
+
+/// Whether a tag is that of something being sent, to wherever.
+#[must_use]
+pub fn is_sending(tag: &str) -> bool {
+    tag.starts_with("zsync:to:")
+}
+
+/// Whether a bookmark's name is that of a cursor, for whatever destination.
+#[must_use]
+pub fn is_cursor(name: &SnapName) -> bool {
+    let guid = name.as_str().strip_prefix(OURS).and_then(|rest| rest.rsplit_once(':'));
+    guid.is_some_and(|(_, guid)| is_guid(guid))
+}
+
+fn is_guid(text: &str) -> bool {
+    text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
 fn cursor_family(dataset: &DatasetName, to: &Target) -> String {
     let family = format!("{OURS}{}:{}:", to.host, to.dataset.as_str().replace('/', ":"));
     let length = dataset.as_str().len() + 1 + family.len() + 16;
@@ -55,12 +78,8 @@ pub fn cursor(dataset: &DatasetName, to: &Target, guid: Guid) -> Result<SnapName
 #[must_use]
 pub fn old_cursors(dataset: &DatasetName, inventory: &DatasetInventory, to: &Target, guid: Guid) -> Vec<SnapName> {
     let family = cursor_family(dataset, to);
-    let is_cursor = |name: &SnapName| {
-        name.as_str()
-            .strip_prefix(&family)
-            .is_some_and(|rest| rest.len() == 16 && rest.bytes().all(|b| b.is_ascii_hexdigit()))
-    };
-    let old = inventory.bookmarks.iter().filter(|b| b.guid != guid && is_cursor(&b.name));
+    let of_family = |name: &SnapName| name.as_str().strip_prefix(&family).is_some_and(is_guid);
+    let old = inventory.bookmarks.iter().filter(|b| b.guid != guid && of_family(&b.name));
     old.map(|b| b.name.clone()).collect()
 }
 

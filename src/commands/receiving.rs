@@ -1,15 +1,26 @@
 //! The receiving side of a transfer: the slave's, and that of a copy within one host.
+//!
+//! Whatever could cost something there is proven here, at the moment that it is done, whatever the sender says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::busy::{Busy, Claim};
 use super::marks;
-use crate::config::Local;
+use crate::clock;
+use crate::config::{Denied, Local};
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, SnapName,
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, OnDivergence, ResponseStatus, SendFlags,
+    SnapName, Snapshot,
 };
 use crate::policy::Target;
-use crate::zfs::{Depth, ErrorKind, ReceiveSpec, Zfs, ZfsError};
+use crate::wire::{CloneOf, OrderToSlave, Place};
+use crate::zfs::{Depth, ErrorKind, Fate, Named, ReceiveSpec, Zfs, ZfsError};
+
+/// The property on a copy that notes how it was sent.
+const FLAGS: &str = "zsync:flags";
+/// The property that has zsync leave a dataset alone.
+const EXCLUDE: &str = "zsync:exclude";
 
 /// What a host does to receive.
 pub struct Receiving<Z> {
@@ -69,6 +80,12 @@ impl From<ZfsError> for StepError {
     }
 }
 
+impl From<Denied> for StepError {
+    fn from(denied: Denied) -> Self {
+        Self::new(ResponseStatus::Refused, denied.to_string())
+    }
+}
+
 /// What a stream will bring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Incoming {
@@ -80,12 +97,25 @@ pub struct Incoming {
     pub create: Option<DatasetKind>,
     /// Whether an existing dataset without snapshots is replaced.
     pub overwrite: bool,
+    /// Whether it becomes a clone of what the order names.
+    pub cloned: bool,
+    /// What its blocks look like; `None` for a resumed receive.
+    pub flags: Option<SendFlags>,
+    /// The source's properties, where they were asked for.
+    pub properties: BTreeMap<String, String>,
 }
 
 impl<Z> Clone for Receiving<Z> {
     fn clone(&self) -> Self {
         Self { zfs: Arc::clone(&self.zfs), local: Arc::clone(&self.local), busy: self.busy.clone() }
     }
+}
+
+/// Where an order's stream comes from.
+#[must_use]
+pub fn sender(order: &OrderToSlave) -> Target {
+    let dataset = order.source_dataset.clone().unwrap_or_else(|| order.dest_dataset.clone());
+    Target { host: order.source.clone(), dataset }
 }
 
 impl<Z: Zfs> Receiving<Z> {
@@ -105,12 +135,64 @@ impl<Z: Zfs> Receiving<Z> {
         Ok(listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory))
     }
 
+    /// What the sender has to know of the place, besides what is there.
+    pub async fn place(&self, order: &OrderToSlave, found: Option<&DatasetInventory>) -> Result<Place, ZfsError> {
+        let dataset = &order.dest_dataset;
+        let encrypts = match found {
+            Some(found) => found.encrypted,
+            // What is created inherits encryption from the nearest one above it.
+            None => {
+                let above: Vec<DatasetName> = std::iter::successors(dataset.parent(), DatasetName::parent).collect();
+                let listed = self.zfs.list(&above, Depth::Only).await?;
+                let nearest = listed.iter().max_by_key(|(name, _)| name.as_str().len());
+                nearest.is_some_and(|(_, inventory)| inventory.encrypted)
+            }
+        };
+        let has_origin = match &order.clone_of {
+            Some(of) if found.is_none_or(|found| found.snapshots.is_empty()) => self.origin(order, of).await?.is_some(),
+            _ => false,
+        };
+        let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
+        Ok(Place { encrypts, wants_properties, has_origin })
+    }
+
+    /// The name here of the snapshot that a clone is to be made of, if it is there and the sender may know of it.
+    async fn origin(&self, order: &OrderToSlave, of: &CloneOf) -> Result<Option<SnapName>, ZfsError> {
+        let is_of_same_pool = of.dataset.pool() == order.dest_dataset.pool();
+        if !is_of_same_pool || self.local.permission_to_receive(&of.dataset, &order.source).is_err() {
+            return Ok(None);
+        }
+        let found = self.look(&of.dataset).await?;
+        Ok(found.and_then(|found| found.by_guid(of.guid).map(|s| s.name.clone())))
+    }
+
     /// Makes ready for a stream, and says how it is to be received.
-    pub async fn prepare(&self, dataset: &DatasetName, incoming: &Incoming) -> Result<ReceiveSpec, ZfsError> {
+    pub async fn prepare(&self, order: &OrderToSlave, incoming: &Incoming) -> Result<ReceiveSpec, StepError> {
+        let dataset = &order.dest_dataset;
+        let entry = self.local.permission_to_receive(dataset, &order.source)?;
+        if incoming.overwrite {
+            self.local.permission_to_replace(dataset)?;
+        }
+        let origin = match &order.clone_of {
+            Some(of) if incoming.cloned => {
+                let gone = || {
+                    let reason = format!("{} has no snapshot with the guid {} any more to clone", of.dataset, of.guid);
+                    StepError::temporary(ResponseStatus::Refused, reason)
+                };
+                Some((of.dataset.clone(), self.origin(order, of).await?.ok_or_else(gone)?))
+            }
+            _ => None,
+        };
+        let kind = match incoming.create {
+            Some(kind) => kind,
+            None if entry.properties.is_empty() => DatasetKind::default(),
+            None => self.look(dataset).await?.map(|found| found.kind).unwrap_or_default(),
+        };
         if incoming.create.is_some() {
             self.zfs.create_ancestors(dataset).await?;
         }
-        Ok(ReceiveSpec { dataset: dataset.clone(), create: incoming.create, overwrite: incoming.overwrite })
+        let properties = entry.properties.settings(kind, incoming.create.is_some(), &incoming.properties);
+        Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin, overwrite: incoming.overwrite })
     }
 
     /// Verifies what came by listing it: neither a zero exit status alone is a success nor another one alone a
@@ -121,7 +203,7 @@ impl<Z: Zfs> Receiving<Z> {
         incoming: &Incoming,
         ended: Result<(), StepError>,
     ) -> Result<Option<DatasetInventory>, StepError> {
-        let found = self.look(dataset).await?;
+        let mut found = self.look(dataset).await?;
         let newest = found.as_ref().and_then(DatasetInventory::newest);
         let arrived = match incoming.guid {
             Some(guid) => newest.is_some_and(|s| s.guid == guid),
@@ -137,7 +219,20 @@ impl<Z: Zfs> Receiving<Z> {
                 return Err(StepError::new(ResponseStatus::Zerror, reason));
             }
         }
+        if let (Some(found), Some(flags)) = (&mut found, incoming.flags) {
+            self.note_flags(dataset, found, flags).await;
+        }
         Ok(found)
+    }
+
+    /// Notes on a copy how it was sent, once. Datasets below inherit the note from ZFS: it names its own.
+    async fn note_flags(&self, dataset: &DatasetName, found: &mut DatasetInventory, flags: SendFlags) {
+        let (None, Some(guid)) = (found.flags, found.guid) else { return };
+        match self.zfs.set(dataset, FLAGS, &format!("{flags} {guid}")).await {
+            Ok(()) => found.flags = Some(flags),
+            // The next transfer tries again; until then the flags are found out from both sides.
+            Err(error) => log::warn!("{dataset}: how it was sent could not be noted: {error}"),
+        }
     }
 
     /// Throws away what arrived before the space ran out: kept for going on later, it would leave no space to
@@ -154,30 +249,200 @@ impl<Z: Zfs> Receiving<Z> {
         StepError { reason: format!("{}; {advice}", error.reason), ..error }
     }
 
-    /// Rolls back to the newest snapshot, which must have this guid: no snapshot is lost by that.
-    pub async fn rollback(&self, dataset: &DatasetName, guid: Guid) -> Result<(), StepError> {
+    /// Rolls back to the newest common snapshot, `guid`. What is newer there must be exactly `destroys`, which an order
+    /// must allow to be destroyed; nothing that is held or has clones is.
+    pub async fn rollback(&self, order: &OrderToSlave, guid: Guid, destroys: &[Guid]) -> Result<(), StepError> {
+        let dataset = &order.dest_dataset;
+        let refused =
+            |reason: &str| StepError::new(ResponseStatus::Refused, format!("{dataset} is not rolled back: {reason}"));
+        if !order.rollback_if_needed {
+            return Err(refused("the order does not allow it"));
+        }
+        if !destroys.is_empty() && !order.rollback_may_destroy {
+            return Err(refused("the order does not allow snapshots to be destroyed for that"));
+        }
+        self.local.permission_to_replace(dataset)?;
         let found = self.look(dataset).await?;
-        let Some(newest) = found.as_ref().and_then(|f| f.newest()).filter(|s| s.guid == guid) else {
-            let reason = format!("{dataset} is not rolled back: its newest snapshot is not the common one");
-            return Err(StepError::new(ResponseStatus::NotEmpty, reason));
+        let Some(at) = found.as_ref().and_then(|f| f.snapshots.iter().position(|s| s.guid == guid)) else {
+            return Err(refused("the common snapshot is not there any more"));
         };
-        log::warn!("{dataset} was written to and is rolled back to @{}, as the policy allows", newest.name);
-        Ok(self.zfs.rollback(dataset, &newest.name).await?)
+        let found = found.unwrap_or_default();
+        let (common, newer) = (&found.snapshots[at], &found.snapshots[at + 1..]);
+        if !newer.iter().map(|s| s.guid).eq(destroys.iter().copied()) {
+            let reason = format!("{dataset} is not rolled back: it has other snapshots after @{} by now", common.name);
+            return Err(StepError::temporary(ResponseStatus::WasWritten, reason));
+        }
+        if found.resume_token.is_some() {
+            self.zfs.abort_receive(dataset).await?;
+        }
+        if newer.is_empty() {
+            log::warn!("{dataset} was written to and is rolled back to @{}, as the policy allows", common.name);
+        } else {
+            self.destroy_newer(order, common, newer).await?;
+        }
+        // Cursors of what is gone: ZFS rolls back over no bookmark, and no others may go.
+        for cursor in found.bookmarks.iter().filter(|b| b.createtxg > common.createtxg && marks::is_cursor(&b.name)) {
+            self.zfs.destroy_bookmark(dataset, &cursor.name).await?;
+        }
+        Ok(self.zfs.rollback(dataset, &common.name).await?)
     }
 
-    /// Holds the newest common snapshot, then releases older holds of the same source: there is always one.
+    /// Destroys what a rollback loses: all of it or nothing.
+    async fn destroy_newer(
+        &self,
+        order: &OrderToSlave,
+        common: &Snapshot,
+        newer: &[Snapshot],
+    ) -> Result<(), StepError> {
+        let dataset = &order.dest_dataset;
+        let names = newer.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
+        // The newest of them may have our own hold: it goes over to the common one, which is never without.
+        self.settle(dataset, &sender(order), common.guid).await?;
+        log::warn!("{dataset} is rolled back to @{}, which destroys {names}, as the policy allows", common.name);
+        let named = |s: &Snapshot| Named { name: s.name.clone(), guid: s.guid };
+        let victims: Vec<Named> = newer.iter().map(named).collect();
+        let fates = self.zfs.destroy(dataset, &victims, &[named(common)], true).await?;
+        let left = victims.iter().zip(&fates).find_map(|(victim, fate)| {
+            let why = match fate {
+                Fate::Destroyed | Fate::Gone | Fate::Spared => return None,
+                Fate::Held => "is held",
+                Fate::Cloned => "has clones",
+                Fate::Another => "is another one by now",
+                Fate::Failed(_) => "cannot be destroyed",
+            };
+            Some(format!("{} {why}", dataset.at(&victim.name)))
+        });
+        let all_gone = fates.iter().all(|fate| matches!(fate, Fate::Destroyed | Fate::Gone));
+        match left {
+            None if all_gone => Ok(()),
+            left => {
+                let why = left.unwrap_or_else(|| format!("{} is gone", dataset.at(&common.name)));
+                let reason = format!("{dataset} is not rolled back to @{}: {why}", common.name);
+                Err(StepError::new(ResponseStatus::WasWritten, reason))
+            }
+        }
+    }
+
+    /// Renames a dataset that cannot take increments, with all below it, and has zsync leave it alone from then on.
+    /// Gives the new name.
+    pub async fn set_aside(&self, order: &OrderToSlave, newest: Option<Guid>) -> Result<DatasetName, StepError> {
+        let dataset = &order.dest_dataset;
+        if order.on_divergence != OnDivergence::SetAside {
+            let reason = format!("{dataset} is not set aside: the order does not allow it");
+            return Err(StepError::new(ResponseStatus::Refused, reason));
+        }
+        self.local.permission_to_replace(dataset)?;
+        let found = self.look(dataset).await?;
+        let Some(found) = found.filter(|found| found.newest().map(|s| s.guid) == newest) else {
+            let reason = format!("{dataset} is not set aside: it has changed meanwhile");
+            return Err(StepError::temporary(ResponseStatus::WasWritten, reason));
+        };
+        if dataset.parent().is_none() {
+            let reason = format!("{dataset} is a pool and cannot be set aside; name a dataset below it in the policy");
+            return Err(StepError::new(ResponseStatus::Refused, reason));
+        }
+        if found.resume_token.is_some() {
+            self.zfs.abort_receive(dataset).await?;
+        }
+        let aside = self.free_name(dataset).await?;
+        self.zfs.rename(dataset, &aside).await?;
+        log::warn!("{dataset} cannot take what {} sends: it is {aside} now, and begins anew", order.source);
+        // From here on it is nobody's copy.
+        if let Err(error) = self.zfs.set(&aside, EXCLUDE, "on").await {
+            log::warn!("{aside}: {EXCLUDE}=on could not be set: {error}");
+        }
+        for (name, inventory) in self.zfs.list(std::slice::from_ref(&aside), Depth::Recursive).await? {
+            let holds = self.received_holds(&name, &inventory).await?;
+            self.release(&name, holds).await?;
+        }
+        Ok(aside)
+    }
+
+    /// A name beside the dataset's that tells what happened and when, and is nobody's yet.
+    async fn free_name(&self, dataset: &DatasetName) -> Result<DatasetName, StepError> {
+        let stamp = clock::now().format("%Y%m%dT%H%M%SZ");
+        for number in 1..100 {
+            let more = if number == 1 { String::new() } else { format!("_{number}") };
+            let name: DatasetName = format!("{dataset}_diverged_{stamp}{more}").parse().map_err(|error| {
+                StepError::new(ResponseStatus::Refused, format!("{dataset} cannot be set aside: {error}"))
+            })?;
+            if self.look(&name).await?.is_none() {
+                return Ok(name);
+            }
+        }
+        Err(StepError::new(ResponseStatus::Refused, format!("{dataset} cannot be set aside: all names are taken")))
+    }
+
+    /// Renames the copy as its source was renamed, if it is that source's: its hold says so.
+    pub async fn follow(&self, order: &OrderToSlave) -> Result<(), StepError> {
+        let dataset = &order.dest_dataset;
+        let Some(from) = &order.renamed_from else {
+            return Err(StepError::new(ResponseStatus::Refused, "the order names no former name"));
+        };
+        let old = &from.dataset;
+        let not = |reason: String| {
+            StepError::new(ResponseStatus::Refused, format!("{old} is not renamed to {dataset}: {reason}"))
+        };
+        self.local.permission_to_receive(old, &order.source)?;
+        self.local.permission_to_replace(old)?;
+        self.local.permission_to_replace(dataset)?;
+        let Some(_claim) = self.busy.claim(old) else { return Err(not("it is being received into".into())) };
+        let Some(found) = self.look(old).await? else { return Err(not("it is not there".into())) };
+        if found.by_guid(from.guid).is_none() {
+            return Err(not(format!("it has no snapshot with the guid {}", from.guid)));
+        }
+        let tag = marks::received(&Target { host: order.source.clone(), dataset: from.source_dataset.clone() });
+        if !self.received_holds(old, &found).await?.iter().any(|(_, found)| *found == tag) {
+            return Err(not(format!("nothing in it is held by {tag}")));
+        }
+        if self.look(dataset).await?.is_some() {
+            return Err(not("that exists".into()));
+        }
+        self.zfs.create_ancestors(dataset).await?;
+        self.zfs.rename(old, dataset).await?;
+        log::warn!("{old} is {dataset} now, as {} was renamed on {}", from.source_dataset, order.source);
+        Ok(())
+    }
+
+    /// Holds the newest common snapshot for its source, then releases what was held of it before: there is always one
+    /// hold. What other sources held, or this one under another name, is left over from before: it has one source.
     pub async fn settle(&self, dataset: &DatasetName, from: &Target, guid: Guid) -> Result<(), ZfsError> {
         let Some(inventory) = self.look(dataset).await? else { return Ok(()) };
         let Some(common) = inventory.by_guid(guid) else { return Ok(()) };
         let tag = marks::received(from);
+        let holds = self.received_holds(dataset, &inventory).await?;
+        let ours = (common.name.clone(), tag);
+        if !holds.contains(&ours) {
+            self.zfs.hold(&ours.1, dataset, std::slice::from_ref(&ours.0)).await?;
+        }
+        self.release(dataset, holds.into_iter().filter(|hold| *hold != ours)).await
+    }
+
+    /// What is held of what was received, with the tags.
+    async fn received_holds(
+        &self,
+        dataset: &DatasetName,
+        inventory: &DatasetInventory,
+    ) -> Result<Vec<(SnapName, String)>, ZfsError> {
         let held: Vec<SnapName> =
             inventory.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let holds = self.zfs.holds(dataset, &held).await?;
-        let ours: Vec<SnapName> = holds.into_iter().filter(|(_, t)| *t == tag).map(|(name, _)| name).collect();
-        if !ours.contains(&common.name) {
-            self.zfs.hold(&tag, dataset, std::slice::from_ref(&common.name)).await?;
+        let mut holds = self.zfs.holds(dataset, &held).await?;
+        holds.retain(|(_, tag)| marks::is_received(tag));
+        Ok(holds)
+    }
+
+    async fn release(
+        &self,
+        dataset: &DatasetName,
+        holds: impl IntoIterator<Item = (SnapName, String)>,
+    ) -> Result<(), ZfsError> {
+        let mut left: BTreeMap<String, Vec<SnapName>> = BTreeMap::new();
+        for (name, tag) in holds {
+            left.entry(tag).or_default().push(name);
         }
-        let older: Vec<SnapName> = ours.into_iter().filter(|name| *name != common.name).collect();
-        self.zfs.release(&tag, dataset, &older).await
+        for (tag, names) in left {
+            self.zfs.release(&tag, dataset, &names).await?;
+        }
+        Ok(())
     }
 }

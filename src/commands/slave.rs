@@ -7,15 +7,14 @@ use futures_lite::AsyncWriteExt;
 use futures_lite::future;
 
 use super::busy::Busy;
-use super::receiving::{Incoming, NotOpen, Receiving, StepError};
+use super::receiving::{Incoming, NotOpen, Receiving, StepError, sender};
 use super::serve;
 use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
-use crate::policy::Target;
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
-use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Response, Step};
+use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Place, Response, Step};
 use crate::zfs::{Zfs, ZfsError};
 
 /// How long `zfs receive` may take nothing before a transfer is given up.
@@ -26,11 +25,11 @@ type Found = Option<DatasetInventory>;
 /// A slave with its ZFS.
 pub struct Slave<Z>(pub Receiving<Z>);
 
-/// What a slave answers before any stream.
+/// What a slave answers before any stream, and after each step.
 #[must_use]
-pub fn list_uuids(found: Option<DatasetInventory>) -> Vec<ListUuids> {
+pub fn list_uuids(found: Option<DatasetInventory>, place: Option<Place>) -> Vec<ListUuids> {
     let Some(inventory) = found else {
-        return vec![ListUuids { status: Some(DatasetStatus::False), ..ListUuids::default() }];
+        return vec![ListUuids { status: Some(DatasetStatus::False), place, ..ListUuids::default() }];
     };
     let status = if inventory.snapshots.is_empty() { DatasetStatus::False } else { DatasetStatus::True };
     // Only the parts are of use here; host and dataset are those of the conversation.
@@ -40,6 +39,7 @@ pub fn list_uuids(found: Option<DatasetInventory>) -> Vec<ListUuids> {
     let line = |(n, part): (usize, Listing)| ListUuids {
         map_uuid: part.inventory.snapshots.iter().map(|s| s.guid.uuid().to_string()).collect(),
         status: (n == 0).then_some(status),
+        place: place.filter(|_| n == 0),
         error: String::new(),
         inventory: Some(part.inventory),
         more: n < last,
@@ -72,37 +72,39 @@ impl<Z: Zfs> Slave<Z> {
             }
         };
         let none = Counter::default();
-        let found = alive_while(conn, &none, self.0.look(dataset)).await?;
+        let found = alive_while(conn, &none, self.look(&order)).await?;
         if !tell(conn, found).await? {
             return Ok(());
         }
-        let from = Target {
-            host: order.source.clone(),
-            dataset: order.source_dataset.clone().unwrap_or_else(|| dataset.clone()),
-        };
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
+            let mut remark = String::new();
             // After a success its own listing is at hand; after a failure a fresh look tells what is left.
             let result: Result<Option<Found>, StepError> = match step {
-                Step::Receive { status: _, guid, snapshot_name, create, overwrite } => {
+                Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
                     let overwrite = overwrite && order.rollback_if_needed;
-                    let incoming = Incoming { guid, name: snapshot_name, create, overwrite };
+                    let incoming = Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties };
                     self.receive(conn, &order, &incoming).await?
                 }
-                Step::Rollback { guid } if order.rollback_if_needed => {
-                    alive_while(conn, &none, self.0.rollback(dataset, guid)).await?.map(|()| None)
+                Step::Rollback { guid, destroys } => {
+                    alive_while(conn, &none, self.0.rollback(&order, guid, &destroys)).await?.map(|()| None)
                 }
-                Step::Rollback { .. } => {
-                    Err(StepError::new(ResponseStatus::Refused, "the order does not allow a rollback"))
+                Step::SetAside { guid } => {
+                    let aside = alive_while(conn, &none, self.0.set_aside(&order, guid)).await?;
+                    aside.map(|name| {
+                        remark = name.to_string();
+                        None
+                    })
                 }
+                Step::Follow => alive_while(conn, &none, self.0.follow(&order)).await?.map(|()| None),
                 Step::Abort => {
                     let aborted = alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?;
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
                     let settled = match guid {
-                        Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &from, guid)).await?,
+                        Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &sender(&order), guid)).await?,
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
@@ -111,21 +113,29 @@ impl<Z: Zfs> Slave<Z> {
                 }
             };
             let (response, found) = match result {
-                Ok(found) => (Response::success(order.order_uuid, ResponseStatus::Done, ""), found),
+                Ok(found) => (Response::success(order.order_uuid, ResponseStatus::Done, remark), found),
                 Err(StepError { status, reason, temporary, no_space: _ }) => {
                     log::warn!("{}: {dataset} from {}: {reason}", order.order_uuid, order.source);
                     (Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }, None)
                 }
             };
             conn.say(&response).await?;
+            // What the place is like was told at the beginning, and may be another one once the dataset is away.
             let found = match found {
-                Some(found) => Ok(found),
-                None => alive_while(conn, &none, self.0.look(dataset)).await?,
+                Some(found) => Ok((found, None)),
+                None => alive_while(conn, &none, self.look(&order)).await?,
             };
             if !tell(conn, found).await? {
                 return Ok(());
             }
         }
+    }
+
+    /// The dataset as it is, and the place.
+    async fn look(&self, order: &OrderToSlave) -> Result<(Found, Option<Place>), ZfsError> {
+        let found = self.0.look(&order.dest_dataset).await?;
+        let place = self.0.place(order, found.as_ref()).await?;
+        Ok((found, Some(place)))
     }
 
     /// Receives one stream; the outer error ends the conversation, the inner one only the step.
@@ -136,13 +146,13 @@ impl<Z: Zfs> Slave<Z> {
         incoming: &Incoming,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
-        let receive = match alive_while(conn, &Counter::default(), self.0.prepare(dataset, incoming)).await? {
-            Ok(spec) => self.0.zfs.receive(&spec).await,
+        let receive = match alive_while(conn, &Counter::default(), self.0.prepare(order, incoming)).await? {
+            Ok(spec) => self.0.zfs.receive(&spec).await.map_err(StepError::from),
             Err(error) => Err(error),
         };
         let mut receive = match receive {
             Ok(receive) => receive,
-            Err(error) => return self.give_up(conn, order, error.into()).await,
+            Err(error) => return self.give_up(conn, order, error).await,
         };
         let counter = Counter::default();
         let mut frame = Vec::new();
@@ -225,10 +235,10 @@ fn stalled() -> String {
 }
 
 /// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.
-async fn tell(conn: &mut Conn, found: Result<Found, ZfsError>) -> Result<bool, WireError> {
+async fn tell(conn: &mut Conn, found: Result<(Found, Option<Place>), ZfsError>) -> Result<bool, WireError> {
     match found {
-        Ok(found) => {
-            for line in list_uuids(found) {
+        Ok((found, place)) => {
+            for line in list_uuids(found, place) {
                 conn.say(&line).await?;
             }
             Ok(true)

@@ -7,6 +7,7 @@ use thiserror::Error;
 use super::address::Address;
 use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
+use super::properties::{self, Properties};
 use super::server::skip_schema;
 use crate::model::{DatasetName, DatasetStatus, HostName};
 
@@ -36,6 +37,8 @@ pub struct LocalDataset {
     pub sources: Option<Vec<HostName>>,
     /// Whether its snapshots are never destroyed from outside.
     pub append_only: bool,
+    /// What is set on what it receives.
+    pub properties: Properties,
     /// The ancestor's clone of the newest snapshot.
     pub clone: Option<CloneConfig>,
 }
@@ -102,9 +105,9 @@ pub enum Denied {
         /// The host that wants to send.
         source_host: HostName,
     },
-    /// Snapshots of the dataset are never destroyed by an order.
+    /// Nothing of the dataset is ever destroyed, rolled back, replaced or moved by an order.
     #[error(
-        "{dataset} is append-only, says the entry {entry:?} in {file}: no order destroys its snapshots; to allow it remove \"append_only\" there"
+        "{dataset} is append-only, says the entry {entry:?} in {file}: no order destroys its snapshots, rolls it back or moves it; to allow it remove \"append_only\" there"
     )]
     AppendOnly {
         /// The configuration's file.
@@ -185,6 +188,11 @@ impl Local {
         Ok(entry)
     }
 
+    /// Whether what a dataset holds may be given up for what comes in: rolled back, replaced, moved away.
+    pub fn permission_to_replace(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        self.permission_to_destroy(dataset)
+    }
+
     fn enabled(&self, dataset: &DatasetName, receiving: bool) -> Result<&LocalDataset, Denied> {
         let (file, dataset) = (|| self.file.clone(), || dataset.clone());
         match self.entry_for(&dataset()) {
@@ -237,11 +245,12 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     let name = name.and_then(|node| Some((node.parse::<DatasetName>("a dataset name")?, node)));
     let sources = object.get("sources").and_then(|node| sources(&node, slave));
     let append_only = object.boolean("append_only", false);
+    let properties = object.get("properties").and_then(|node| properties::properties(&node, slave)).unwrap_or_default();
     let clone = object.get("clone").and_then(|node| clone(&node));
     refuse_local_mode(&mut object, name.as_ref().map(|(name, _)| name), hostname);
     object.finish();
     let (name, place) = name?;
-    Some((LocalDataset { name, enable, slave, sources, append_only, clone }, place))
+    Some((LocalDataset { name, enable, slave, sources, append_only, properties, clone }, place))
 }
 
 fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {

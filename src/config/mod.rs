@@ -9,6 +9,7 @@ mod json;
 mod local;
 mod nearest;
 mod problem;
+mod properties;
 mod server;
 
 use std::fs::File;
@@ -18,6 +19,7 @@ use std::path::Path;
 pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
 pub use local::{CloneConfig, Denied, Local, LocalDataset, parse_local};
 pub use problem::{ConfigError, Problem};
+pub use properties::Properties;
 pub use server::{DEFAULT_CATALOG, parse_policy};
 
 use crate::policy::Policy;

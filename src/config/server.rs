@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use chrono::NaiveTime;
 use chrono_tz::{TZ_VARIANTS, Tz};
+use glob::Pattern;
 
 use super::address::{AGENT_PORT, Address, SLAVE_PORT};
 use super::check::{self, Entry, Prefixed};
 use super::json::{Document, Node, Object};
 use super::nearest::slips;
 use super::problem::ConfigError;
-use crate::model::{DatasetName, HostName, NameError, Prefix};
+use crate::model::{DatasetName, HostName, NameError, OnDivergence, Prefix};
 use crate::policy::{
-    CatalogConfig, DEFAULT_CATCH_UP, DatasetPolicy, HostAddress, Policy, Retention, Schedule, SnapshotPolicy,
+    CatalogConfig, DEFAULT_CATCH_UP, DatasetPolicy, Exclude, HostAddress, Policy, Retention, Schedule, SnapshotPolicy,
     SyncPolicy, Target,
 };
 
@@ -223,7 +224,18 @@ fn dataset<'d>(node: &Node<'d>, entries: &mut Vec<Entry<'d>>) -> Option<DatasetP
     if let Some(named) = object.get("policies") {
         named_policies(&named, &mut nodes);
     }
+    let excluded = object.get("exclude");
+    let exclude = excluded.as_ref().map(exclude).unwrap_or_default();
+    if let Some(node) = excluded.filter(|_| !recursive) {
+        node.problem("only what is below a dataset can be excluded; set \"recursive\": true, or leave \"exclude\" out");
+    }
     let rollback_if_needed = either(&mut object, "rollback_if_needed", "rollback_needed", false);
+    let may_destroy = object.get("rollback_may_destroy");
+    let rollback_may_destroy = may_destroy.as_ref().and_then(Node::boolean).unwrap_or(false);
+    if let Some(node) = may_destroy.filter(|_| rollback_may_destroy && !rollback_if_needed) {
+        node.problem("it means nothing without \"rollback_if_needed\": true");
+    }
+    let on_divergence = object.get("on_divergence").and_then(|node| on_divergence(&node)).unwrap_or_default();
     let skip_if_renamed = either(&mut object, "skip_if_renamed", "skip_renamed", true);
     let skip_if_not_written = either(&mut object, "skip_if_not_written", "skip_not_written", true);
     let skip_if_cloned = either(&mut object, "skip_if_cloned", "skip_cloned", true);
@@ -242,12 +254,46 @@ fn dataset<'d>(node: &Node<'d>, entries: &mut Vec<Entry<'d>>) -> Option<DatasetP
         hostname: hostname?,
         dataset: dataset?,
         recursive,
+        exclude,
         policies: policies.into_iter().flatten().collect(),
         rollback_if_needed,
+        rollback_may_destroy,
+        on_divergence,
         skip_if_renamed,
         skip_if_not_written,
         skip_if_cloned,
     })
+}
+
+/// Patterns of names below the entry's dataset.
+fn exclude(node: &Node<'_>) -> Exclude {
+    let allowed = "a list of patterns of names below the dataset, as in [\"tmp\", \"*/cache\"]";
+    let items = node.list(allowed).unwrap_or_default();
+    let read = |item: &Node<'_>| {
+        let text = item.text("the pattern of a name below the dataset, as in \"tmp\"")?;
+        let strange = text.is_empty() || text.starts_with('/') || text.ends_with('/') || text.contains('@');
+        if strange {
+            item.problem(format!(
+                "{} is not the name of something below the dataset, as in \"tmp\" or \"a/b\"",
+                item.raw()
+            ));
+            return None;
+        }
+        Pattern::new(&text).map_err(|error| item.problem(format!("{text:?} is not a pattern: {error}"))).ok()
+    };
+    Exclude::new(items.iter().filter_map(read).collect())
+}
+
+fn on_divergence(node: &Node<'_>) -> Option<OnDivergence> {
+    let allowed = "\"stop\" or \"set_aside\"";
+    match node.text(allowed)?.as_ref() {
+        "stop" => Some(OnDivergence::Stop),
+        "set_aside" => Some(OnDivergence::SetAside),
+        _ => {
+            node.wrong(allowed);
+            None
+        }
+    }
 }
 
 fn named_policies<'d>(node: &Node<'d>, nodes: &mut Vec<(String, Node<'d>)>) {

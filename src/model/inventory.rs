@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use super::flags::SendFlags;
 use super::name::{DatasetName, HostName, SnapName};
 use super::snapshot::{Bookmark, Guid, Snapshot};
 
@@ -59,6 +60,15 @@ pub struct DatasetInventory {
     /// Whether it is encrypted: then it travels raw.
     #[serde(default)]
     pub encrypted: bool,
+    /// The snapshot that it is a clone of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Whether its administrator has said `zsync:exclude=on` about it, or about what it lies in.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub excluded: bool,
+    /// How what it received was sent, as noted on it (`zsync:flags`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flags: Option<SendFlags>,
     /// The token of an interrupted receive into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
@@ -70,6 +80,15 @@ pub struct DatasetInventory {
     /// The catalog's `#NotWritten` marks: slots that made no snapshot because nothing was written.
     #[serde(default)]
     pub not_written: Vec<NotWritten>,
+}
+
+/// The snapshot that a clone was made of: `pool/dataset@name`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The dataset of the snapshot.
+    pub dataset: DatasetName,
+    /// The snapshot's name.
+    pub name: SnapName,
 }
 
 /// A `#NotWritten` mark.

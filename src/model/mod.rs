@@ -4,13 +4,15 @@
 //! reads a clock.
 
 pub mod counter;
+pub mod flags;
 pub mod inventory;
 pub mod name;
 pub mod order;
 pub mod snapshot;
 
 pub use counter::Counter;
-pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten};
+pub use flags::SendFlags;
+pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten, Origin};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
-pub use order::{Action, DatasetStatus, OrderId, ResponseStatus};
+pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};

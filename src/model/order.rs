@@ -16,6 +16,25 @@ impl fmt::Display for OrderId {
     }
 }
 
+/// What becomes of a destination that cannot take an increment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDivergence {
+    /// It stays as it is, and the transfer fails.
+    #[default]
+    Stop,
+    /// It is renamed, and the copy begins anew.
+    SetAside,
+}
+
+impl OnDivergence {
+    /// Whether it is the default: then orders do not mention it.
+    #[must_use]
+    pub fn is_stop(&self) -> bool {
+        *self == Self::Stop
+    }
+}
+
 /// What an order asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

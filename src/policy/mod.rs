@@ -3,6 +3,7 @@
 //! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
 //! Nothing here performs I/O or reads a clock.
 
+mod exclude;
 pub mod retention;
 pub mod schedule;
 
@@ -13,7 +14,8 @@ use std::time::Duration;
 use chrono::NaiveTime;
 use chrono_tz::Tz;
 
-use crate::model::{DatasetName, HostName, Prefix};
+use crate::model::{DatasetName, HostName, OnDivergence, Prefix};
+pub use exclude::Exclude;
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
 
@@ -68,9 +70,15 @@ pub struct DatasetPolicy {
     pub recursive: bool,
     /// `backup`, `sync` and those under `policies`, by name.
     pub policies: Vec<SnapshotPolicy>,
+    /// What below the dataset is left out.
+    pub exclude: Exclude,
     /// Whether a destination that was written to is rolled back to its newest snapshot, if that is the common one,
-    /// and one without any snapshot is replaced. Snapshots of its own are never destroyed for that.
+    /// and one without any snapshot is replaced.
     pub rollback_if_needed: bool,
+    /// Whether such a rollback may destroy snapshots that only the destination has.
+    pub rollback_may_destroy: bool,
+    /// What becomes of a destination that cannot take an increment, and may not be rolled back.
+    pub on_divergence: OnDivergence,
     /// Whether a renamed snapshot is left alone by destroys.
     pub skip_if_renamed: bool,
     /// Whether no snapshot is taken when nothing was written since the last one.

@@ -10,11 +10,13 @@
 
 pub mod codec;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, NotWritten, OrderId,
-    ResponseStatus, SnapName, Snapshot,
+    Action, DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, NotWritten, OnDivergence,
+    OrderId, ResponseStatus, SendFlags, SnapName, Snapshot,
 };
 
 /// Version 1: the ancestor's messages, on one connection, with listings, steps and framed streams.
@@ -75,9 +77,61 @@ pub struct DirectorsOrder {
     /// send_snapshot: the slave's `host:port`; by default the destination's name and the usual port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_address: Option<String>,
+    /// send_snapshot: whether a rollback may destroy snapshots that only the destination has.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_may_destroy: bool,
+    /// send_snapshot: what becomes of a destination that cannot take an increment, and may not be rolled back.
+    #[serde(default, skip_serializing_if = "OnDivergence::is_stop")]
+    pub on_divergence: OnDivergence,
+    /// send_snapshot: for a clone, the dataset there that has what the origin's dataset sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_dataset: Option<DatasetName>,
+    /// send_snapshot: where the destination has what came from the source before that was renamed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed_from: Option<RenamedFrom>,
+    /// send_snapshot: every place that the dataset is sent to, if known: holds for others are left over.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub destinations: Vec<(HostName, DatasetName)>,
     /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
+}
+
+/// A copy under the name that its source had before it was renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RenamedFrom {
+    /// The copy.
+    pub dataset: DatasetName,
+    /// The source's name when the copy was made.
+    pub source_dataset: DatasetName,
+    /// A snapshot that both have.
+    pub guid: Guid,
+}
+
+/// A snapshot from which a clone can be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct CloneOf {
+    /// Its dataset.
+    pub dataset: DatasetName,
+    /// Its guid.
+    pub guid: Guid,
+}
+
+/// What an agent has to know of the place that receives, besides what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Place {
+    /// Whether a new dataset would be encrypted there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub encrypts: bool,
+    /// Whether the source's properties are asked for.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wants_properties: bool,
+    /// Whether the order's `CloneOf` is there, and may be cloned.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub has_origin: bool,
 }
 
 /// The newest snapshot that a dataset has in common with another one.
@@ -111,7 +165,7 @@ pub enum AgentLine {
     Facts {
         /// What.
         #[serde(rename = "Facts")]
-        facts: Facts,
+        facts: Box<Facts>,
     },
 }
 
@@ -206,6 +260,18 @@ pub struct OrderToSlave {
     /// Whether the director allowed a rollback.
     #[serde(default)]
     pub rollback_if_needed: bool,
+    /// Whether it may destroy snapshots.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rollback_may_destroy: bool,
+    /// What becomes of a dataset that cannot take an increment otherwise.
+    #[serde(default, skip_serializing_if = "OnDivergence::is_stop")]
+    pub on_divergence: OnDivergence,
+    /// For a clone: what its origin may be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone_of: Option<CloneOf>,
+    /// Where the copy may be under the name that the source had before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renamed_from: Option<RenamedFrom>,
 }
 
 /// The ancestor's `ZFSListUUIDsToAgent` (there `ZFSListUUIDsFromSlave` at the other end), in as many lines as it
@@ -219,6 +285,9 @@ pub struct ListUuids {
     /// The state of the dataset; only on the first line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<DatasetStatus>,
+    /// What the agent has to know of the place; only on the first line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub place: Option<Place>,
     /// Why it is not open, for 3, 4 and 5.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
@@ -249,12 +318,32 @@ pub enum Step {
         /// Whether an existing dataset without snapshots is replaced.
         #[serde(default)]
         overwrite: bool,
+        /// Whether it becomes a clone of what the order says in `CloneOf`.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        cloned: bool,
+        /// What the blocks look like, to be noted on the dataset.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        flags: Option<SendFlags>,
+        /// The source's properties, where they were asked for.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        properties: BTreeMap<String, String>,
     },
-    /// Roll back to the newest common snapshot; it is the newest there.
+    /// Roll back to the newest common snapshot.
     Rollback {
         /// The snapshot's guid.
         guid: Guid,
+        /// The newer ones, which are lost by that; if there are others by now, nothing is done.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        destroys: Vec<Guid>,
     },
+    /// Rename the dataset, so that the copy can begin anew. The answer tells the new name.
+    SetAside {
+        /// Its newest snapshot, if it has any; if that is another one by now, nothing is done.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        guid: Option<Guid>,
+    },
+    /// Rename the copy as the source was renamed: the order's `RenamedFrom`.
+    Follow,
     /// Throw away what an interrupted receive left.
     Abort,
     /// The end: everything up to `guid` is there, or nothing more is to come.
@@ -363,7 +452,7 @@ mod tests {
     fn agent_lines_are_told_apart() {
         for line in [
             AgentLine::Progress { progress: Progress { bytes: 7 } },
-            AgentLine::Facts { facts: Facts::default() },
+            AgentLine::Facts { facts: Box::default() },
             AgentLine::Response(Response::failure(None, ResponseStatus::Refused, "no")),
         ] {
             let text = serde_json::to_string(&line).unwrap();

@@ -3,11 +3,14 @@
 //! Names are checked types, so none can be taken for an option; see zfs(8) and its subcommands' pages for what
 //! the flags mean.
 
-use super::{Depth, ReceiveSpec, SendFrom, SendSpec};
-use crate::model::{DatasetKind, DatasetName, SnapName};
+use super::{Depth, Named, ReceiveSpec, SendFrom, SendSpec};
+use crate::model::{DatasetName, SendFlags, SnapName};
 
 /// The columns of a listing of datasets, in the order in which `parse::datasets` reads them.
-pub const DATASET_COLUMNS: &str = "name,type,guid,written,encryption,receive_resume_token";
+///
+/// Those of zsync's own come last: anybody who may set them may write anything there.
+pub const DATASET_COLUMNS: &str =
+    "name,type,guid,written,encryption,receive_resume_token,origin,zsync:exclude,zsync:flags";
 /// The columns of a listing of snapshots and bookmarks. More of them, or `-o clones`, leave the fast path:
 /// slower by one to three orders of magnitude.
 pub const SNAPSHOT_COLUMNS: &str = "name,guid,createtxg,creation,userrefs";
@@ -96,6 +99,20 @@ pub fn destroy(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
     vec!["destroy".to_owned(), format!("{dataset}@{}", list.join(","))]
 }
 
+/// Destroys snapshots of one dataset by guid: the script is [`DESTROY`], on standard input.
+#[must_use]
+pub fn destroy_proven(dataset: &DatasetName, victims: &[Named], guards: &[Named], all: bool) -> Vec<String> {
+    let mut argv = words(&["program", "-j", dataset.pool(), "-", dataset.as_str(), if all { "all" } else { "each" }]);
+    argv.push(guards.len().to_string());
+    // A program's numbers are signed.
+    let pair = |n: &Named| [n.name.to_string(), n.guid.0.cast_signed().to_string()];
+    argv.extend(guards.iter().chain(victims).flat_map(pair));
+    argv
+}
+
+/// What [`destroy_proven`] runs; see zfs-program(8).
+pub const DESTROY: &str = include_str!("destroy.lua");
+
 /// Holds snapshots.
 #[must_use]
 pub fn hold(tag: &str, dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
@@ -126,6 +143,34 @@ pub fn bookmark(dataset: &DatasetName, snapshot: &SnapName, bookmark: &SnapName)
     vec!["bookmark".to_owned(), dataset.at(snapshot), format!("{dataset}#{bookmark}")]
 }
 
+/// Lists one bookmark.
+#[must_use]
+pub fn list_bookmark(dataset: &DatasetName, bookmark: &SnapName) -> Vec<String> {
+    let mut argv = words(&["list", "-Hp", "-t", "bookmark", "-o", SNAPSHOT_COLUMNS]);
+    argv.push(format!("{dataset}#{bookmark}"));
+    argv
+}
+
+/// Renames a dataset.
+#[must_use]
+pub fn rename(dataset: &DatasetName, to: &DatasetName) -> Vec<String> {
+    vec!["rename".to_owned(), dataset.to_string(), to.to_string()]
+}
+
+/// Sets a property.
+#[must_use]
+pub fn set(dataset: &DatasetName, property: &str, value: &str) -> Vec<String> {
+    vec!["set".to_owned(), format!("{property}={value}"), dataset.to_string()]
+}
+
+/// Asks for the properties that were set on a dataset itself.
+#[must_use]
+pub fn properties(dataset: &DatasetName) -> Vec<String> {
+    let mut argv = words(&["get", "-Hp", "-s", "local,received", "-o", "property,value", "all"]);
+    argv.push(dataset.to_string());
+    argv
+}
+
 /// Destroys a bookmark.
 #[must_use]
 pub fn destroy_bookmark(dataset: &DatasetName, bookmark: &SnapName) -> Vec<String> {
@@ -152,18 +197,27 @@ pub fn create_ancestor(dataset: &DatasetName) -> Vec<String> {
     argv
 }
 
-/// Sends. Blocks travel as they are stored: compressed, large, embedded; raw where encrypted (which implies all
-/// three). A resumed send takes its flags from the token.
+fn send_flags(flags: SendFlags) -> Option<String> {
+    match flags {
+        SendFlags::Raw => Some("-w".to_owned()),
+        SendFlags::Plain { large: false, embedded: false, compressed: false } => None,
+        SendFlags::Plain { .. } => Some(format!("-{flags}")),
+    }
+}
+
+/// Sends. A resumed send takes its flags from the token.
 #[must_use]
 pub fn send(spec: &SendSpec) -> Vec<String> {
     match spec {
         SendSpec::Resume { token } => vec!["send".to_owned(), "-t".to_owned(), token.clone()],
-        SendSpec::Snapshot { dataset, to, from, raw } => {
-            let mut argv = words(&["send", if *raw { "-w" } else { "-Lec" }]);
+        SendSpec::Snapshot { dataset, to, from, flags } => {
+            let mut argv = words(&["send"]);
+            argv.extend(send_flags(*flags));
             match from {
                 SendFrom::Nothing => {}
                 SendFrom::Snapshot(base) => argv.extend(["-I".to_owned(), format!("@{base}")]),
                 SendFrom::Bookmark(base) => argv.extend(["-i".to_owned(), format!("#{base}")]),
+                SendFrom::Origin(of, base) => argv.extend(["-i".to_owned(), of.at(base)]),
             }
             argv.push(dataset.at(to));
             argv
@@ -177,19 +231,18 @@ pub fn resumable(token: &str) -> Vec<String> {
     vec!["send".to_owned(), "-nPt".to_owned(), token.to_owned()]
 }
 
-/// Receives: resumable, not mounted. What it creates is read-only and mounts neither by itself nor where the
-/// source was mounted.
+/// Receives: resumable, not mounted.
 #[must_use]
 pub fn receive(spec: &ReceiveSpec) -> Vec<String> {
     let mut argv = words(&["receive", "-s", "-u"]);
     if spec.overwrite {
         argv.push("-F".to_owned());
     }
-    if let Some(kind) = spec.create {
-        argv.extend(words(&["-o", "readonly=on"]));
-        if kind == DatasetKind::Filesystem {
-            argv.extend(words(&["-o", "canmount=noauto", "-x", "mountpoint"]));
-        }
+    if let Some((dataset, name)) = &spec.origin {
+        argv.extend(["-o".to_owned(), format!("origin={}", dataset.at(name))]);
+    }
+    for (property, value) in &spec.properties {
+        argv.extend(["-o".to_owned(), format!("{property}={value}")]);
     }
     argv.push(spec.dataset.to_string());
     argv
@@ -197,7 +250,10 @@ pub fn receive(spec: &ReceiveSpec) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::model::Guid;
 
     fn ds(text: &str) -> DatasetName {
         text.parse().unwrap()
@@ -208,26 +264,36 @@ mod tests {
     }
 
     #[test]
-    fn sends_as_stored_and_raw_only_when_encrypted() {
-        let spec = |from, raw| SendSpec::Snapshot { dataset: ds("tank/a"), to: snap("y"), from, raw };
+    fn sends_with_the_flags_that_are_given() {
+        let spec = |from, flags| SendSpec::Snapshot { dataset: ds("tank/a"), to: snap("y"), from, flags };
         let line = |spec| send(&spec).join(" ");
-        assert_eq!(line(spec(SendFrom::Nothing, false)), "send -Lec tank/a@y");
-        assert_eq!(line(spec(SendFrom::Nothing, true)), "send -w tank/a@y");
-        assert_eq!(line(spec(SendFrom::Snapshot(snap("x")), false)), "send -Lec -I @x tank/a@y");
-        assert_eq!(line(spec(SendFrom::Bookmark(snap("x")), false)), "send -Lec -i #x tank/a@y");
+        assert_eq!(line(spec(SendFrom::Nothing, SendFlags::PLAIN)), "send -Lec tank/a@y");
+        assert_eq!(line(spec(SendFrom::Nothing, SendFlags::Raw)), "send -w tank/a@y");
+        assert_eq!(line(spec(SendFrom::Nothing, "-".parse().unwrap())), "send tank/a@y");
+        assert_eq!(line(spec(SendFrom::Snapshot(snap("x")), SendFlags::PLAIN)), "send -Lec -I @x tank/a@y");
+        assert_eq!(line(spec(SendFrom::Bookmark(snap("x")), SendFlags::PLAIN)), "send -Lec -i #x tank/a@y");
+        let origin = SendFrom::Origin(ds("tank/o"), snap("x"));
+        assert_eq!(line(spec(origin, SendFlags::Raw)), "send -w -i tank/o@x tank/a@y");
         assert_eq!(line(SendSpec::Resume { token: "1-abc".into() }), "send -t 1-abc");
     }
 
     #[test]
     fn receives_without_force_and_without_mounting() {
-        let line = |create, overwrite| receive(&ReceiveSpec { dataset: ds("tank/a"), create, overwrite }).join(" ");
-        assert_eq!(line(None, false), "receive -s -u tank/a");
-        assert_eq!(
-            line(Some(DatasetKind::Filesystem), false),
-            "receive -s -u -o readonly=on -o canmount=noauto -x mountpoint tank/a"
-        );
-        assert_eq!(line(Some(DatasetKind::Volume), false), "receive -s -u -o readonly=on tank/a");
-        assert_eq!(line(None, true), "receive -s -u -F tank/a");
+        let spec = ReceiveSpec { dataset: ds("tank/a"), properties: BTreeMap::new(), origin: None, overwrite: false };
+        let line = |spec: &ReceiveSpec| receive(spec).join(" ");
+        assert_eq!(line(&spec), "receive -s -u tank/a");
+        assert_eq!(line(&ReceiveSpec { overwrite: true, ..spec.clone() }), "receive -s -u -F tank/a");
+        let properties = [("canmount", "noauto"), ("readonly", "on")];
+        let properties = properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let clone = ReceiveSpec { properties, origin: Some((ds("tank/o"), snap("x"))), ..spec };
+        assert_eq!(line(&clone), "receive -s -u -o origin=tank/o@x -o canmount=noauto -o readonly=on tank/a");
+    }
+
+    #[test]
+    fn a_proven_destroy_names_every_snapshot_with_its_guid() {
+        let named = |name: &str, guid| Named { name: snap(name), guid: Guid(guid) };
+        let argv = destroy_proven(&ds("tank/a"), &[named("x", 7), named("y", u64::MAX)], &[named("b", 5)], false);
+        assert_eq!(argv.join(" "), "program -j tank - tank/a each 1 b 5 x 7 y -1");
     }
 
     #[test]

@@ -12,9 +12,12 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+    Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError,
+    ZfsRead,
 };
-use crate::model::{Bookmark, Counter, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
+use crate::model::{
+    Bookmark, Counter, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, Origin, SnapName, Snapshot,
+};
 
 /// A machine's pools, shared by its clones.
 #[derive(Clone, Default)]
@@ -29,6 +32,7 @@ struct State {
     clones: BTreeSet<(DatasetName, SnapName)>,
     /// Bytes written between a snapshot and the one before it.
     written_before: BTreeMap<Guid, u64>,
+    properties: BTreeMap<DatasetName, BTreeMap<String, String>>,
     txg: u64,
     guids: u64,
     now: DateTime<Utc>,
@@ -141,6 +145,10 @@ impl Fake {
                 let base = inventory.bookmarks.iter().find(|b| b.name == *name).ok_or_else(missing)?;
                 (Some(base.guid), to)
             }
+            SendFrom::Origin(of, name) => {
+                let base = state.dataset(call, of)?.snapshots.iter().find(|s| s.name == *name).ok_or_else(missing)?;
+                (Some(base.guid), to)
+            }
         };
         Ok(Stream { kind: inventory.kind, base, snapshots: inventory.snapshots[first..=to].to_vec() })
     }
@@ -148,7 +156,12 @@ impl Fake {
     fn apply(&self, spec: &ReceiveSpec, stream: Stream, call: &str) -> Result<(), ZfsError> {
         let mut state = self.call(call)?;
         let existing = state.datasets.get(&spec.dataset);
+        let origin = spec.origin.as_ref().and_then(|(dataset, name)| {
+            let of = state.datasets.get(dataset)?.snapshots.iter().find(|s| s.name == *name)?;
+            Some((of.guid, Origin { dataset: dataset.clone(), name: name.clone() }))
+        });
         match (stream.base, existing) {
+            (Some(base), None) if origin.as_ref().is_some_and(|(guid, _)| *guid == base) => {}
             (None, Some(existing)) if !(spec.overwrite && existing.snapshots.is_empty()) => {
                 return Err(error(ErrorKind::Exists, call, "destination exists, must specify -F to overwrite it"));
             }
@@ -173,6 +186,7 @@ impl Fake {
         inventory.guid.get_or_insert(own);
         inventory.kind = stream.kind;
         inventory.written = Some(0);
+        inventory.origin = origin.as_ref().map(|(_, origin)| origin.clone()).or(inventory.origin.take());
         for mut snapshot in stream.snapshots {
             txg += 1;
             snapshot.createtxg = txg;
@@ -181,6 +195,10 @@ impl Fake {
             inventory.snapshots.push(snapshot);
         }
         state.txg = txg;
+        if let Some((_, origin)) = origin {
+            state.clones.insert((origin.dataset, origin.name));
+        }
+        state.properties.entry(spec.dataset.clone()).or_default().extend(spec.properties.clone());
         Ok(())
     }
 }
@@ -245,6 +263,10 @@ impl ZfsRead for Fake {
         Err(error(ErrorKind::StaleToken, &format!("send -t {token}"), "cannot resume send: the fake makes no tokens"))
     }
 
+    async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
+        Ok(self.state().properties.get(dataset).cloned().unwrap_or_default())
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         Ok("zfs-fake".into())
     }
@@ -291,20 +313,36 @@ impl Zfs for Fake {
         self.call(&format!("sync {}", dataset.pool())).map(drop)
     }
 
-    async fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
-        let list: Vec<&str> = names.iter().map(SnapName::as_str).collect();
+    async fn destroy(
+        &self,
+        dataset: &DatasetName,
+        victims: &[Named],
+        guards: &[Named],
+        all: bool,
+    ) -> Result<Vec<Fate>, ZfsError> {
+        let list: Vec<&str> = victims.iter().map(|v| v.name.as_str()).collect();
         let call = format!("destroy {dataset}@{}", list.join(","));
         let mut state = self.call(&call)?;
-        for name in names {
-            if state.holds.iter().any(|(d, n, _)| d == dataset && n == name) {
-                return Err(error(ErrorKind::Busy, &call, "dataset is busy"));
-            }
-            if state.clones.contains(&(dataset.clone(), name.clone())) {
-                return Err(error(ErrorKind::HasClones, &call, "snapshot has dependent clones"));
-            }
+        let there = state.dataset(&call, dataset)?.snapshots.clone();
+        if !guards.iter().all(|g| there.iter().any(|s| s.name == g.name && s.guid == g.guid)) {
+            return Ok(vec![Fate::Spared; victims.len()]);
         }
-        state.dataset_mut(&call, dataset)?.snapshots.retain(|s| !names.contains(&s.name));
-        Ok(())
+        let fate = |victim: &Named| match there.iter().find(|s| s.name == victim.name) {
+            None => Fate::Gone,
+            Some(found) if found.guid != victim.guid => Fate::Another,
+            Some(_) if state.holds.iter().any(|(d, n, _)| d == dataset && *n == victim.name) => Fate::Held,
+            Some(_) if state.clones.contains(&(dataset.clone(), victim.name.clone())) => Fate::Cloned,
+            Some(_) => Fate::Destroyed,
+        };
+        let fates: Vec<Fate> = victims.iter().map(fate).collect();
+        if all && fates.iter().any(|fate| !matches!(fate, Fate::Destroyed | Fate::Gone)) {
+            let spared = |fate| if fate == Fate::Destroyed { Fate::Spared } else { fate };
+            return Ok(fates.into_iter().map(spared).collect());
+        }
+        let is_doomed =
+            |s: &Snapshot| victims.iter().zip(&fates).any(|(v, f)| *f == Fate::Destroyed && v.guid == s.guid);
+        state.dataset_mut(&call, dataset)?.snapshots.retain(|s| !is_doomed(s));
+        Ok(fates)
     }
 
     async fn hold(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
@@ -336,14 +374,16 @@ impl Zfs for Fake {
         Ok(state.holds.iter().filter(on).map(|(_, name, tag)| (name.clone(), tag.clone())).collect())
     }
 
-    async fn bookmark(&self, dataset: &DatasetName, snapshot: &SnapName, bookmark: &SnapName) -> Result<(), ZfsError> {
-        let call = format!("bookmark {dataset}@{snapshot} {dataset}#{bookmark}");
+    async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
+        let call = format!("bookmark {dataset}@{} {dataset}#{bookmark}", snapshot.name);
         let mut state = self.call(&call)?;
         let inventory = state.dataset_mut(&call, dataset)?;
-        if inventory.bookmarks.iter().any(|b| b.name == *bookmark) {
-            return Ok(());
+        match inventory.bookmarks.iter().find(|b| b.name == *bookmark) {
+            Some(same) if same.guid == snapshot.guid => return Ok(()),
+            Some(_) => return Err(error(ErrorKind::Exists, &call, "bookmark exists")),
+            None => {}
         }
-        let Some(of) = inventory.snapshots.iter().find(|s| s.name == *snapshot) else {
+        let Some(of) = inventory.snapshots.iter().find(|s| s.name == snapshot.name) else {
             return Err(error(ErrorKind::NotFound, &call, "dataset does not exist"));
         };
         let made = Bookmark { name: bookmark.clone(), guid: of.guid, createtxg: of.createtxg, creation: of.creation };
@@ -385,6 +425,36 @@ impl Zfs for Fake {
             }
             ancestor = name.parent();
         }
+        Ok(())
+    }
+
+    async fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> Result<(), ZfsError> {
+        let call = format!("rename {dataset} {to}");
+        let mut state = self.call(&call)?;
+        state.dataset(&call, dataset)?;
+        if state.datasets.contains_key(to) {
+            return Err(error(ErrorKind::Exists, &call, "dataset already exists"));
+        }
+        let moved = |name: &DatasetName| name.below(dataset).map(|below| to.join(below).unwrap_or_else(|_| to.clone()));
+        state.datasets =
+            std::mem::take(&mut state.datasets).into_iter().map(|(n, i)| (moved(&n).unwrap_or(n), i)).collect();
+        state.properties =
+            std::mem::take(&mut state.properties).into_iter().map(|(n, p)| (moved(&n).unwrap_or(n), p)).collect();
+        state.holds =
+            std::mem::take(&mut state.holds).into_iter().map(|(d, n, t)| (moved(&d).unwrap_or(d), n, t)).collect();
+        Ok(())
+    }
+
+    async fn set(&self, dataset: &DatasetName, property: &str, value: &str) -> Result<(), ZfsError> {
+        let call = format!("set {property}={value} {dataset}");
+        let mut state = self.call(&call)?;
+        let inventory = state.dataset_mut(&call, dataset)?;
+        match property {
+            "zsync:flags" => inventory.flags = value.split(' ').next().and_then(|flags| flags.parse().ok()),
+            "zsync:exclude" => inventory.excluded = value == "on",
+            _ => {}
+        }
+        state.properties.entry(dataset.clone()).or_default().insert(property.to_owned(), value.to_owned());
         Ok(())
     }
 

@@ -14,7 +14,9 @@ use std::pin::Pin;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use crate::model::{Counter, DatasetInventory, DatasetName, Guid, SnapName, Snapshot};
+use std::collections::BTreeMap;
+
+use crate::model::{Counter, DatasetInventory, DatasetName, Guid, SendFlags, SnapName, Snapshot};
 pub use error::{ErrorKind, ZfsError};
 
 /// How far below the named datasets a listing goes.
@@ -35,6 +37,8 @@ pub enum SendFrom {
     Snapshot(SnapName),
     /// From a bookmark to exactly one snapshot (`-i`).
     Bookmark(SnapName),
+    /// A clone, from the snapshot of another dataset that it was made of, to exactly one snapshot (`-i`).
+    Origin(DatasetName, SnapName),
 }
 
 /// One `zfs send`.
@@ -48,8 +52,8 @@ pub enum SendSpec {
         to: SnapName,
         /// Where the receiver stands.
         from: SendFrom,
-        /// Encrypted data as it lies on disk (`-w`).
-        raw: bool,
+        /// What the blocks look like.
+        flags: SendFlags,
     },
     /// What an interrupted receive still lacks.
     Resume {
@@ -63,10 +67,40 @@ pub enum SendSpec {
 pub struct ReceiveSpec {
     /// The dataset to receive into.
     pub dataset: DatasetName,
-    /// What the stream makes of it when it is new; `None` for an increment.
-    pub create: Option<crate::model::DatasetKind>,
+    /// What is set on it (`-o`).
+    pub properties: BTreeMap<String, String>,
+    /// The snapshot here of which it becomes a clone.
+    pub origin: Option<(DatasetName, SnapName)>,
     /// Replace an existing dataset that has no snapshots (`-F`); only on the policy's word.
     pub overwrite: bool,
+}
+
+/// A snapshot to be destroyed, or to be there while others are: by its name, but only if it has this guid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// The name after `@`.
+    pub name: SnapName,
+    /// The guid that it must have.
+    pub guid: Guid,
+}
+
+/// What became of a snapshot that was to be destroyed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is destroyed.
+    Destroyed,
+    /// There is none of this name.
+    Gone,
+    /// The name is that of another snapshot by now; that one stays.
+    Another,
+    /// It is held.
+    Held,
+    /// It has clones.
+    Cloned,
+    /// It would have gone, had nothing else been in the way.
+    Spared,
+    /// ZFS refused, with this error number.
+    Failed(String),
 }
 
 /// The end of a process at the other side of a stream: its success or its complaint.
@@ -113,6 +147,12 @@ pub trait ZfsRead: Send + Sync + 'static {
     /// What a `receive_resume_token` goes on with: the dataset, and the guid of the snapshot that will be complete then.
     fn resumable(&self, token: &str) -> impl Future<Output = Result<(DatasetName, Guid), ZfsError>> + Send;
 
+    /// The properties that were set on this dataset itself, or were received with it, and their values.
+    fn properties(
+        &self,
+        dataset: &DatasetName,
+    ) -> impl Future<Output = Result<BTreeMap<String, String>, ZfsError>> + Send;
+
     /// The version of ZFS' command, checked to be new enough.
     fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;
 }
@@ -130,8 +170,16 @@ pub trait Zfs: ZfsRead {
     /// that waits for nothing.
     fn sync(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Destroys snapshots of one dataset; never their clones.
-    fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> impl Future<Output = Result<(), ZfsError>> + Send;
+    /// Destroys those of these snapshots of one dataset that are neither held nor cloned, and have these guids at that
+    /// very moment; none of them if one of the `guards` is not there. With `all`, all of them go or none. One fate for
+    /// each comes back.
+    fn destroy(
+        &self,
+        dataset: &DatasetName,
+        victims: &[Named],
+        guards: &[Named],
+        all: bool,
+    ) -> impl Future<Output = Result<Vec<Fate>, ZfsError>> + Send;
 
     /// Holds snapshots. One that has the tag already is fine.
     fn hold(
@@ -156,11 +204,11 @@ pub trait Zfs: ZfsRead {
         names: &[SnapName],
     ) -> impl Future<Output = Result<Vec<(SnapName, String)>, ZfsError>> + Send;
 
-    /// Makes a bookmark of a snapshot. One of that name that exists is fine: names carry the guid.
+    /// Makes a bookmark of a snapshot. One of that name that is of this very snapshot is fine, of another one an error.
     fn bookmark(
         &self,
         dataset: &DatasetName,
-        snapshot: &SnapName,
+        snapshot: &Named,
         bookmark: &SnapName,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
@@ -171,7 +219,7 @@ pub trait Zfs: ZfsRead {
         bookmark: &SnapName,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Rolls a dataset back to its newest snapshot; refuses where a newer one would go.
+    /// Rolls a dataset back to its newest snapshot; refuses where a newer snapshot or bookmark would go.
     fn rollback(&self, dataset: &DatasetName, to: &SnapName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Throws away what an interrupted receive left.
@@ -179,6 +227,17 @@ pub trait Zfs: ZfsRead {
 
     /// Creates the missing ancestors of a dataset, unmounted.
     fn create_ancestors(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Renames a dataset, with all below it. One that exists is never replaced.
+    fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Sets one property of a dataset.
+    fn set(
+        &self,
+        dataset: &DatasetName,
+        property: &str,
+        value: &str,
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Starts a send.
     fn send(&self, spec: &SendSpec) -> impl Future<Output = Result<SendStream, ZfsError>> + Send;

@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 
-use super::{ErrorKind, Listed};
-use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, NameError, SnapName, Snapshot};
+use super::{ErrorKind, Fate, Listed};
+use crate::model::{
+    Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, NameError, Origin, SendFlags, SnapName, Snapshot,
+};
 
 /// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
 /// encrypted datasets.
@@ -43,8 +45,9 @@ pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, Bad> {
     lines(output)?
         .filter(strange)
         .map(|line| {
-            let [name, kind, guid, written, encryption, token] = columns(line)?;
+            let [name, kind, guid, written, encryption, token, origin, exclude, flags] = columns(line)?;
             let name: DatasetName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+            let own_guid = guid;
             let kind = match kind {
                 "filesystem" => DatasetKind::Filesystem,
                 "volume" => DatasetKind::Volume,
@@ -55,12 +58,32 @@ pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, Bad> {
                 guid: Some(Guid(number(line, "guid", guid)?)),
                 written: if written == "-" { None } else { Some(number(line, "written", written)?) },
                 encrypted: !matches!(encryption, "off" | "-"),
+                origin: self::origin(line, origin)?,
+                excluded: exclude == "on",
+                flags: self::flags(flags, own_guid),
                 resume_token: (token != "-").then(|| token.to_owned()),
                 ..DatasetInventory::default()
             };
             Ok((name, inventory))
         })
         .collect()
+}
+
+fn origin(line: &str, text: &str) -> Result<Option<Origin>, Bad> {
+    // A clone under way has an origin whose name begins with a sign of ZFS' own.
+    if matches!(text, "-" | "") || text.contains('%') {
+        return Ok(None);
+    }
+    let (dataset, name) = text.split_once('@').ok_or_else(|| format!("no @ in the origin in {line:?}"))?;
+    let bad = |e: NameError| format!("{e} in {line:?}");
+    Ok(Some(Origin { dataset: dataset.parse().map_err(bad)?, name: name.parse().map_err(bad)? }))
+}
+
+/// The value of `zsync:flags`: the flags and the guid of the dataset that they were noted on. ZFS has datasets inherit
+/// it from those above, whose history is another one.
+fn flags(text: &str, own_guid: &str) -> Option<SendFlags> {
+    let (flags, guid) = text.split_once(' ')?;
+    (guid == own_guid).then(|| flags.parse().ok()).flatten()
 }
 
 /// A snapshot or a bookmark of a dataset.
@@ -159,6 +182,53 @@ pub fn values(output: &[u8]) -> Result<Vec<(DatasetName, u64)>, Bad> {
             Ok((name.parse().map_err(|e| format!("{e} in {line:?}"))?, number(line, "value", value)?))
         })
         .collect()
+}
+
+/// Reads `zfs get -o property,value`. A line without a tab goes on with the value before it: those of an
+/// administrator's own properties may have several.
+pub fn properties(output: &[u8]) -> Result<BTreeMap<String, String>, Bad> {
+    let text = std::str::from_utf8(output).map_err(|e| format!("it is not UTF-8: {e}"))?;
+    let mut all: Vec<(String, String)> = Vec::new();
+    for line in text.lines() {
+        match (line.split_once('\t'), all.last_mut()) {
+            (Some((name, value)), _) => all.push((name.to_owned(), value.to_owned())),
+            (None, Some((_, value))) => {
+                value.push('\n');
+                value.push_str(line);
+            }
+            (None, None) => return Err(format!("no tab in {line:?}")),
+        }
+    }
+    Ok(all.into_iter().collect())
+}
+
+/// Reads what the script that destroys says: one word for each snapshot, or none at all where it did not begin.
+pub fn fates(output: &[u8], count: usize) -> Result<Vec<Fate>, Bad> {
+    #[derive(serde::Deserialize)]
+    struct Said {
+        #[serde(rename = "return")]
+        fates: BTreeMap<String, String>,
+    }
+    let said: Said = serde_json::from_slice(output).map_err(|e| e.to_string())?;
+    if said.fates.is_empty() {
+        return Ok(vec![Fate::Spared; count]);
+    }
+    let fate = |number: usize| {
+        let word = said.fates.get(&number.to_string()).ok_or_else(|| format!("it says nothing of number {number}"))?;
+        Ok(match word.as_str() {
+            "destroyed" => Fate::Destroyed,
+            "gone" => Fate::Gone,
+            "another" => Fate::Another,
+            "held" => Fate::Held,
+            "cloned" => Fate::Cloned,
+            "doomed" => Fate::Spared,
+            other => match other.strip_prefix("failed ") {
+                Some(number) => Fate::Failed(number.to_owned()),
+                None => return Err(format!("{other:?} is not known")),
+            },
+        })
+    };
+    (1..=count).map(fate).collect()
 }
 
 /// Reads the output of `zfs holds -H`: name, tag, time (a tag may hold anything but a tab).

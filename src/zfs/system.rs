@@ -1,5 +1,6 @@
 //! The real ZFS: runs the `zfs` command. The only place that spawns processes.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,11 +9,12 @@ use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use async_process::{Child, Command};
-use futures_lite::future;
+use futures_lite::{AsyncWriteExt, future};
 use rustix::pipe::PipeFlags;
 
 use super::{
-    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv, parse,
+    Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+    argv, parse,
 };
 use crate::model::{Counter, DatasetName, Guid, SnapName, Snapshot};
 use crate::runtime;
@@ -21,6 +23,8 @@ use crate::runtime;
 const PIPE_SIZE: usize = 1 << 20;
 /// Linux takes 128 KiB for one argument; longer comma lists are split.
 const LONGEST_ARGUMENT: usize = 100 * 1024;
+/// How many snapshots one script destroys: ZFS bounds the time and the memory of one.
+const PER_SCRIPT: usize = 500;
 
 /// Runs `zfs`.
 #[derive(Clone, Debug)]
@@ -99,13 +103,85 @@ impl System {
         let child = self.spawn(argv, self.command(argv).stdout(Stdio::piped()))?;
         match runtime::timeout(self.deadline, child.output()).await {
             Ok(output) => output.map_err(|error| self.not_run(argv, &error)),
-            Err(runtime::Elapsed) => Err(ZfsError {
-                kind: ErrorKind::Pool,
-                command: self.shown(argv),
-                status: format!("no end after {}", humantime::format_duration(self.deadline)),
-                stderr: "is the pool suspended? see zpool status".into(),
-            }),
+            Err(runtime::Elapsed) => Err(self.endless(argv)),
         }
+    }
+
+    /// Runs a script that is given on standard input, and gives its output.
+    async fn run_script(&self, argv: &[String], script: &str) -> Result<Vec<u8>, ZfsError> {
+        let mut child = self.spawn(argv, self.command(argv).stdin(Stdio::piped()).stdout(Stdio::piped()))?;
+        let Some(mut input) = child.stdin.take() else { return Err(self.unreadable(argv, "it has no input".into())) };
+        let run = async {
+            // If it does not want all of it, its own words tell why.
+            if let Err(error) = input.write_all(script.as_bytes()).await {
+                log::debug!("{}: {error}", self.shown(argv));
+            }
+            drop(input);
+            child.output().await
+        };
+        match runtime::timeout(self.deadline, run).await {
+            Ok(output) => {
+                let output = output.map_err(|error| self.not_run(argv, &error))?;
+                self.ended(argv, &output)?;
+                Ok(output.stdout)
+            }
+            Err(runtime::Elapsed) => Err(self.endless(argv)),
+        }
+    }
+
+    fn endless(&self, argv: &[String]) -> ZfsError {
+        ZfsError {
+            kind: ErrorKind::Pool,
+            command: self.shown(argv),
+            status: format!("no end after {}", humantime::format_duration(self.deadline)),
+            stderr: "is the pool suspended? see zpool status".into(),
+        }
+    }
+
+    /// Destroys without a script, for a user who may not run one: looks, then destroys by name at once.
+    async fn destroy_by_name(
+        &self,
+        dataset: &DatasetName,
+        victims: &[Named],
+        guards: &[Named],
+        all: bool,
+    ) -> Result<Vec<Fate>, ZfsError> {
+        let listed = self.list(std::slice::from_ref(dataset), Depth::Only).await?;
+        let there = listed.into_iter().next().map(|(_, inventory)| inventory.snapshots).unwrap_or_default();
+        let is_there = |n: &Named| there.iter().any(|s| s.name == n.name && s.guid == n.guid);
+        if !guards.iter().all(is_there) {
+            return Ok(vec![Fate::Spared; victims.len()]);
+        }
+        let names: Vec<SnapName> = victims.iter().filter(|n| is_there(n)).map(|n| n.name.clone()).collect();
+        let cloned = self.cloned(dataset, &names).await?;
+        let fate = |victim: &Named| match there.iter().find(|s| s.name == victim.name) {
+            None => Fate::Gone,
+            Some(found) if found.guid != victim.guid => Fate::Another,
+            Some(found) if found.userrefs > 0 => Fate::Held,
+            Some(_) if cloned.contains(&victim.name) => Fate::Cloned,
+            Some(_) => Fate::Spared,
+        };
+        let mut fates: Vec<Fate> = victims.iter().map(fate).collect();
+        if all && fates.iter().any(|fate| !matches!(fate, Fate::Spared | Fate::Gone)) {
+            return Ok(fates);
+        }
+        let doomed: Vec<usize> = (0..fates.len()).filter(|at| fates[*at] == Fate::Spared).collect();
+        let mut rest = doomed.as_slice();
+        while !rest.is_empty() {
+            let mut length = 0;
+            let fitting = rest.iter().take_while(|at| {
+                length += victims[**at].name.as_str().len() + 1;
+                length < LONGEST_ARGUMENT
+            });
+            let (batch, later) = rest.split_at(fitting.count().max(1));
+            let names: Vec<SnapName> = batch.iter().map(|at| victims[*at].name.clone()).collect();
+            self.run(&argv::destroy(dataset, &names)).await?;
+            for at in batch {
+                fates[*at] = Fate::Destroyed;
+            }
+            rest = later;
+        }
+        Ok(fates)
     }
 
     /// Runs a command that must succeed, and gives its output.
@@ -250,6 +326,11 @@ impl ZfsRead for System {
         parse::resumable(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
 
+    async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
+        let argv = argv::properties(dataset);
+        parse::properties(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         let argv = argv::version();
         let output = self.run(&argv).await?;
@@ -299,19 +380,30 @@ impl Zfs for System {
         }
     }
 
-    async fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
-        let mut rest = names;
-        while !rest.is_empty() {
-            let mut length = 0;
-            let fitting = rest.iter().take_while(|name| {
-                length += name.as_str().len() + 1;
-                length < LONGEST_ARGUMENT
-            });
-            let (batch, later) = rest.split_at(fitting.count().max(1));
-            self.run(&argv::destroy(dataset, batch)).await?;
-            rest = later;
+    async fn destroy(
+        &self,
+        dataset: &DatasetName,
+        victims: &[Named],
+        guards: &[Named],
+        all: bool,
+    ) -> Result<Vec<Fate>, ZfsError> {
+        let mut fates = Vec::with_capacity(victims.len());
+        // What has to go as a whole goes at once, whatever it takes.
+        let batch = if all { victims.len().max(1) } else { PER_SCRIPT };
+        for batch in victims.chunks(batch) {
+            let argv = argv::destroy_proven(dataset, batch, guards, all);
+            match self.run_script(&argv, argv::DESTROY).await {
+                Ok(said) => {
+                    fates.extend(parse::fates(&said, batch.len()).map_err(|bad| self.unreadable(&argv, bad))?);
+                }
+                Err(error) if error.kind == ErrorKind::Permission => {
+                    log::debug!("{error}");
+                    fates.extend(self.destroy_by_name(dataset, batch, guards, all).await?);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        Ok(fates)
     }
 
     async fn hold(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
@@ -330,8 +422,16 @@ impl Zfs for System {
         parse::holds(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
 
-    async fn bookmark(&self, dataset: &DatasetName, snapshot: &SnapName, bookmark: &SnapName) -> Result<(), ZfsError> {
-        self.run_unless(&argv::bookmark(dataset, snapshot, bookmark), ErrorKind::Exists).await
+    async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
+        let argv = argv::bookmark(dataset, &snapshot.name, bookmark);
+        let Err(exists) = self.run(&argv).await else { return Ok(()) };
+        if exists.kind != ErrorKind::Exists {
+            return Err(exists);
+        }
+        let argv = argv::list_bookmark(dataset, bookmark);
+        let rows = parse::snapshots(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))?;
+        let is_same = |(_, row): &(_, parse::Row)| matches!(row, parse::Row::Bookmark(b) if b.guid == snapshot.guid);
+        if rows.iter().any(is_same) { Ok(()) } else { Err(exists) }
     }
 
     async fn destroy_bookmark(&self, dataset: &DatasetName, bookmark: &SnapName) -> Result<(), ZfsError> {
@@ -368,6 +468,14 @@ impl Zfs for System {
             self.run_unless(&argv::create_ancestor(name), ErrorKind::Exists).await?;
         }
         Ok(())
+    }
+
+    async fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> Result<(), ZfsError> {
+        self.run(&argv::rename(dataset, to)).await.map(drop)
+    }
+
+    async fn set(&self, dataset: &DatasetName, property: &str, value: &str) -> Result<(), ZfsError> {
+        self.run(&argv::set(dataset, property, value)).await.map(drop)
     }
 
     async fn send(&self, spec: &SendSpec) -> Result<SendStream, ZfsError> {

@@ -27,7 +27,7 @@ fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) 
         .map(|s| Bookmark { name: s.name.clone(), guid: s.guid, createtxg: s.createtxg, creation: s.creation })
         .collect();
     let source: Vec<Snapshot> = all.into_iter().filter(|s| is_in(s, keep)).collect();
-    steps(&source, &bookmarks, &snapshots(destination), None, Guid(target))
+    steps(&source, &bookmarks, &snapshots(destination), None, None, Guid(target))
 }
 
 /// A result in one line.
@@ -47,13 +47,14 @@ fn shown(result: Result<Transfer, Conflict>) -> String {
                     match from {
                         Base::Snapshot(from) => format!("{flag} @{} @{}", from.name, to.name),
                         Base::Bookmark(from) => format!("{flag} #{} @{}", from.name, to.name),
+                        Base::Origin(of, _) => format!("{flag} {} @{}", of.dataset.at(&of.name), to.name),
                     }
                 }
             };
             steps.iter().map(show).collect::<Vec<_>>().join(", ")
         }
         Err(Conflict::NoSuchSnapshot { guid }) => format!("no {guid}"),
-        Err(Conflict::Diverged { common, ours, theirs }) => {
+        Err(Conflict::Diverged { common, ours, theirs, .. }) => {
             format!("diverged after {}: ours {}, theirs {}", common.name, list(&ours), list(&theirs))
         }
         Err(Conflict::NotEmpty { ours, theirs }) => {
@@ -113,7 +114,7 @@ fn an_interrupted_receive_goes_on_or_goes_away() {
     let source = snapshots("a1 b2 c3");
     let go = |destination: &str, to: Option<u64>, target: u64| {
         let resume = Resume { token: "T".to_owned(), to: to.map(Guid) };
-        shown(steps(&source, &[], &snapshots(destination), Some(&resume), Guid(target)))
+        shown(steps(&source, &[], &snapshots(destination), Some(&resume), None, Guid(target)))
     };
     assert_eq!(go("a1", Some(2), 3), "-t T");
     assert_eq!(go("", Some(1), 3), "-t T");
@@ -127,6 +128,35 @@ fn an_interrupted_receive_goes_on_or_goes_away() {
 }
 
 #[test]
+fn a_clone_begins_at_its_origin_where_that_is() {
+    let origin = (Origin { dataset: "tank/o".parse().unwrap(), name: "x".parse().unwrap() }, Guid(7));
+    let source = snapshots("a1 b2 c3");
+    let go = |destination: &str, origin, target| {
+        shown(steps(&source, &[], &snapshots(destination), None, origin, Guid(target)))
+    };
+    assert_eq!(go("", Some(&origin), 3), "-i tank/o@x @a, -I @a @c");
+    assert_eq!(go("", Some(&origin), 1), "-i tank/o@x @a");
+    assert_eq!(go("", None, 3), "@a, -I @a @c", "whole where the origin is not");
+    assert_eq!(go("a1", Some(&origin), 3), "-I @a @c", "an increment as any other");
+    assert_eq!(go("x9", Some(&origin), 3), "not empty: ours a b c, theirs x");
+    let resume = Resume { token: "T".to_owned(), to: Some(Guid(1)) };
+    assert_eq!(shown(steps(&source, &[], &[], Some(&resume), Some(&origin), Guid(3))), "-t T");
+}
+
+#[test]
+fn a_source_that_was_rolled_back_is_told_from_a_destination_that_went_its_own_way() {
+    let source = snapshots("a1 d4");
+    let mut destination = snapshots("a1 b2 c3");
+    let received = |destination: &[Snapshot]| match steps(&source, &[], destination, None, None, Guid(4)) {
+        Err(Conflict::Diverged { received, .. }) => received,
+        other => panic!("{other:?}"),
+    };
+    assert!(!received(&destination));
+    destination[2].userrefs = 1;
+    assert!(received(&destination), "what is held there came from here");
+}
+
+#[test]
 fn conflicts_say_what_is_where() {
     let diverged = plan("a1 b2 c3", "a b c", "", "a1 x9 y8", 3).unwrap_err();
     assert_eq!(
@@ -135,8 +165,8 @@ fn conflicts_say_what_is_where() {
     );
     let not_empty = plan("a1", "a", "", "x9", 1).unwrap_err();
     assert_eq!(
-        not_empty.of(&"tank/foo".parse().unwrap()),
-        "tank/foo: the destination is not empty, and none of its 1 snapshots is common with the source"
+        not_empty.to_string(),
+        "the destination is not empty, and none of its 1 snapshots is common with the source"
     );
 }
 
@@ -155,6 +185,7 @@ fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mu
                 let (from, known) = match from {
                     Base::Snapshot(p) => (p.guid.0, source.contains(&p.guid.0)),
                     Base::Bookmark(p) => (p.guid.0, bookmarks.contains(&p.guid.0) && !intermediates),
+                    Base::Origin(_, guid) => return Err(format!("{guid} is nobody's origin")),
                 };
                 let to = to.guid.0;
                 if !known || destination.last() != Some(&from) || !source.contains(&to) || to <= from {
@@ -199,7 +230,7 @@ fn all_small_worlds_agree_with_a_tiny_model() {
                 };
                 for target in &source {
                     worlds += 1;
-                    let result = steps(&sources, &marks, &destinations, None, Guid(*target));
+                    let result = steps(&sources, &marks, &destinations, None, None, Guid(*target));
                     let world = || format!("{source:?} #{bookmarks:?} -> {destination:?}, {target}: {result:?}");
 
                     let known = |g: &u64| source.contains(g) || bookmarks.contains(g);
@@ -213,7 +244,7 @@ fn all_small_worlds_agree_with_a_tiny_model() {
                         (Ok(Transfer::MostActual { newest }), Some(c), _) => {
                             assert!(newest.guid.0 > *target && newest.guid.0 <= *c, "{}", world());
                         }
-                        (Err(Conflict::Diverged { common: at, ours, theirs }), Some(c), Some(after)) => {
+                        (Err(Conflict::Diverged { common: at, ours, theirs, .. }), Some(c), Some(after)) => {
                             conflicts += 1;
                             assert!(!after.is_empty() && c < target && at.guid.0 == *c, "{}", world());
                             assert_eq!(theirs.iter().map(|p| p.guid.0).collect::<Vec<_>>(), after, "{}", world());

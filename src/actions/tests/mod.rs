@@ -118,6 +118,9 @@ pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
         skip_if_renamed: true,
         skip_if_not_written: true,
         skip_if_cloned: true,
+        exclude: Default::default(),
+        rollback_may_destroy: false,
+        on_divergence: Default::default(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Datasets that several entries, policies or directions meet in.
 
 use super::*;
+use crate::actions::divergence::Allowed;
 
 const NOW: &str = "11-23T12:00";
 
@@ -152,9 +153,9 @@ fn in_a_loop_the_first_entry_leads() {
     // Nobody is rolled back in a loop, even if the policy says so.
     let rolling = policy(ring().datasets.into_iter().map(|e| with(e, |e| e.rollback_if_needed = true)));
     let plan = decide(&rolling, &super::world(world), utc(NOW));
-    assert!(plan.sends.iter().all(|s| !s.rollback_if_needed));
+    assert!(plan.sends.iter().all(|s| s.allowed == Allowed::default()));
     let plan = decide(&policy([rolling.datasets[0].clone()]), &super::world(world), utc(NOW));
-    assert!(plan.sends[0].rollback_if_needed);
+    assert!(plan.sends[0].allowed.rollback);
     // The same over three hosts.
     let three = policy([
         entry("alpha:t/x", &["beta:t/x"]),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::actions::divergence::Allowed;
 
 fn one() -> Policy {
     policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
@@ -141,7 +142,7 @@ fn an_order_says_how_far_the_destination_lags() {
         let plan = decide(&one(), &world(&world_text), utc("11-23T12:00"));
         let orders = plan.orders(&one());
         let sent = orders.iter().find_map(|o| match o {
-            Order::Send { oldest_unsent, rollback_if_needed: false, .. } => Some(*oldest_unsent),
+            Order::Send { oldest_unsent, allowed: Allowed { rollback: false, .. }, .. } => Some(*oldest_unsent),
             _ => None,
         });
         sent.unwrap()

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Agent, Desk, Failure, Success};
 use crate::model::{DatasetInventory, DatasetName, Guid, Record, ResponseStatus, SnapName, Snapshot, SnapshotId};
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
-use crate::zfs::{Depth, Zfs};
+use crate::zfs::{Depth, Fate, Named, Zfs};
 
 /// What an order names.
 struct Wanted {
@@ -57,18 +57,24 @@ fn objection(snapshot: &Snapshot, of: &DatasetInventory, order: &DirectorsOrder)
     None
 }
 
+/// The snapshots that must still be there when the others go: what the dataset has in common with other hosts.
+fn guards(of: &DatasetInventory, order: &DirectorsOrder) -> Vec<Named> {
+    let common = order.keep_common_with.iter().filter_map(|base| of.by_guid(base.guid));
+    common.map(|s| Named { name: s.name.clone(), guid: s.guid }).collect()
+}
+
 impl<Z: Zfs> Agent<Z> {
     /// Destroys the snapshots of the order that may go, and says why the others stay.
     pub(super) async fn destroy(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
         let mut destroyed = 0;
-        let mut stayed = Vec::new();
+        let (mut stayed, mut failed) = (Vec::new(), Vec::new());
         for (dataset, wanted) in wanted(order)? {
             self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
             let listed = self.zfs.list(std::slice::from_ref(&dataset), Depth::Only).await?;
             let Some((_, inventory)) = listed.into_iter().find(|(name, _)| *name == dataset) else {
                 return Err(Failure::refused(format!("{dataset} does not exist")));
             };
-            let (mut going, mut gone): (Vec<&Snapshot>, Vec<Guid>) = (Vec::new(), Vec::new());
+            let mut going: Vec<Named> = Vec::new();
             for Wanted { id, name } in &wanted {
                 let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else {
                     // It is gone already, which is what was wanted.
@@ -80,27 +86,40 @@ impl<Z: Zfs> Agent<Z> {
                     .or_else(|| objection(snapshot, &inventory, order));
                 match objection {
                     Some(reason) => stayed.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
-                    None => going.push(snapshot),
+                    None => going.push(Named { name: snapshot.name.clone(), guid: snapshot.guid }),
                 }
             }
-            let names: Vec<SnapName> = going.iter().map(|s| s.name.clone()).collect();
-            if names.is_empty() {
+            if going.is_empty() {
                 continue;
             }
-            // ZFS refuses to destroy what has clones, and the whole list with it.
-            let cloned = self.zfs.cloned(&dataset, &names).await?;
-            stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
-            going.retain(|s| !cloned.contains(&s.name));
-            let names: Vec<SnapName> = going.iter().map(|s| s.name.clone()).collect();
-            if !names.is_empty() {
-                self.zfs.destroy(&dataset, &names).await?;
+            let fates = self.zfs.destroy(&dataset, &going, &guards(&inventory, order), false).await?;
+            let mut gone: Vec<Guid> = Vec::new();
+            for (Named { name, guid }, fate) in going.into_iter().zip(fates) {
+                let reason = match fate {
+                    Fate::Destroyed | Fate::Gone => {
+                        gone.push(guid);
+                        continue;
+                    }
+                    Fate::Another => "the name is another snapshot's by now",
+                    Fate::Held => "it is held",
+                    Fate::Cloned => "it has clones",
+                    Fate::Spared => "what it has in common with another host has just changed",
+                    Fate::Failed(number) => {
+                        failed.push(format!("{} (error {number})", dataset.at(&name)));
+                        continue;
+                    }
+                };
+                stayed.push(format!("{} stays: {reason}", dataset.at(&name)));
             }
-            gone.extend(going.iter().map(|s| s.guid));
             destroyed += gone.len();
             for part in gone.chunks(PER_LINE) {
                 let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
                 desk.tell(Facts { destroyed, ..Facts::default() }).await;
             }
+        }
+        if !failed.is_empty() {
+            let reason = format!("zfs could not destroy {}", failed.join(", "));
+            return Err(Failure { status: ResponseStatus::Zerror, reason, temporary: false });
         }
         let status = if destroyed == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
         let mut remark = format!("destroyed {destroyed}");

@@ -3,7 +3,9 @@
 //! Every order is checked against local.json and against ZFS as it is at that moment; every failure leaves ZFS as
 //! it was and says so.
 
+mod conflict;
 mod destroy;
+mod leftovers;
 mod receiver;
 mod resync;
 mod send;
@@ -137,7 +139,7 @@ impl<Z: Zfs> Agent<Z> {
         let telling = async move {
             loop {
                 match runtime::timeout(ALIVE_EVERY.min(Duration::from_secs(2)), told.recv()).await {
-                    Ok(Ok(facts)) => mouth.say(&AgentLine::Facts { facts }).await?,
+                    Ok(Ok(facts)) => mouth.say(&AgentLine::Facts { facts: Box::new(facts) }).await?,
                     Ok(Err(_)) => return Ok::<_, WireError>(()),
                     Err(runtime::Elapsed) => {
                         let progress = Progress { bytes: counted.get() };

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::commands::busy::Claim;
-use crate::commands::receiving::{Incoming, Receiving, StepError};
+use crate::commands::receiving::{Incoming, Receiving, StepError, sender};
 use crate::commands::serve::BETWEEN_STEPS;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
@@ -15,8 +15,8 @@ use crate::policy::Target;
 use crate::runtime;
 use crate::transport::tcp::{self, TransportError};
 use crate::wire::codec::{Conn, Sent, StreamEnd, WireError};
-use crate::wire::{Alive, ListUuids, OrderToSlave, Response, Step};
-use crate::zfs::{ReceiveSpec, SendSpec, Zfs};
+use crate::wire::{Alive, ListUuids, OrderToSlave, Place, Response, Step};
+use crate::zfs::{SendSpec, Zfs};
 
 /// A receiver of streams.
 pub(super) enum Receiver<Z> {
@@ -30,14 +30,14 @@ pub(super) enum Receiver<Z> {
 pub(super) struct Remote {
     conn: Conn,
     dataset: DatasetName,
+    place: Place,
 }
 
 /// This host as a receiver.
 pub(super) struct Local<Z> {
     receiving: Receiving<Z>,
-    dataset: DatasetName,
-    from: Target,
-    rollback: bool,
+    order: OrderToSlave,
+    place: Place,
     claim: Claim,
 }
 
@@ -65,7 +65,18 @@ impl From<StepError> for Failure {
 /// A dataset as the receiver has it; `None` where it does not exist.
 pub(super) type Found = Option<DatasetInventory>;
 
+/// How a step ended, and what is there now.
+pub(super) type Ended<T = ()> = (Result<T, StepError>, Found);
+
 impl<Z: Zfs> Receiver<Z> {
+    /// What is to be known of the place, besides what is there.
+    pub(super) fn place(&self) -> Place {
+        match self {
+            Self::Remote(remote) => remote.place,
+            Self::Local(local) => local.place,
+        }
+    }
+
     /// Reaches a slave, and gives what it has.
     pub(super) async fn remote(
         to: &Target,
@@ -78,25 +89,20 @@ impl<Z: Zfs> Receiver<Z> {
             Failure { reason: format!("{} (is zsync slave running on {}?)", failure.reason, to.host), ..failure }
         })?;
         conn.patience = patience;
-        let mut remote = Remote { conn, dataset: to.dataset.clone() };
+        let mut remote = Remote { conn, dataset: to.dataset.clone(), place: Place::default() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;
         Ok((Self::Remote(Box::new(remote)), found))
     }
 
     /// Receives on this host, and gives what it has.
-    pub(super) async fn local(
-        receiving: &Receiving<Z>,
-        from: Target,
-        dataset: &DatasetName,
-        rollback: bool,
-    ) -> Result<(Self, Found), Failure> {
-        let claim = receiving.open(&from.host, dataset).map_err(|not_open| {
+    pub(super) async fn local(receiving: &Receiving<Z>, order: OrderToSlave) -> Result<(Self, Found), Failure> {
+        let claim = receiving.open(&order.source, &order.dest_dataset).map_err(|not_open| {
             let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
             Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
         })?;
-        let found = receiving.look(dataset).await?;
-        let local = Local { receiving: receiving.clone(), dataset: dataset.clone(), from, rollback, claim };
+        let mut local = Local { receiving: receiving.clone(), order, place: Place::default(), claim };
+        let found = local.look().await?;
         Ok((Self::Local(Box::new(local)), found))
     }
 
@@ -109,39 +115,63 @@ impl<Z: Zfs> Receiver<Z> {
         incoming: &Incoming,
         status: ResponseStatus,
         counter: &Counter,
-    ) -> Result<(Result<(), StepError>, Found), Failure> {
+    ) -> Result<Ended, Failure> {
         match self {
             Self::Remote(remote) => remote.receive(zfs, send, incoming, status, counter).await,
             Self::Local(local) => {
-                let spec: ReceiveSpec = local.receiving.prepare(&local.dataset, incoming).await?;
-                let ended = zfs.copy(send, &spec, counter).await.map_err(StepError::from);
-                match local.receiving.verify(&local.dataset, incoming, ended).await {
+                let dataset = local.order.dest_dataset.clone();
+                let ended = match local.receiving.prepare(&local.order, incoming).await {
+                    Ok(spec) => zfs.copy(send, &spec, counter).await.map_err(StepError::from),
+                    Err(error) => Err(error),
+                };
+                match local.receiving.verify(&dataset, incoming, ended).await {
                     Ok(found) => Ok((Ok(()), found)),
-                    Err(error) => Ok((Err(error), local.receiving.look(&local.dataset).await?)),
+                    Err(error) => Ok((Err(error), local.receiving.look(&dataset).await?)),
                 }
             }
         }
     }
 
-    /// Rolls back to the newest common snapshot.
-    pub(super) async fn rollback(&mut self, guid: Guid) -> Result<(Result<(), StepError>, Found), Failure> {
+    /// Rolls back to the newest common snapshot, which loses those that are named.
+    pub(super) async fn rollback(&mut self, guid: Guid, destroys: Vec<Guid>) -> Result<Ended, Failure> {
         match self {
-            Self::Remote(remote) => remote.step(&Step::Rollback { guid }).await,
-            Self::Local(local) if local.rollback => {
-                let result = local.receiving.rollback(&local.dataset, guid).await;
-                Ok((result, local.receiving.look(&local.dataset).await?))
+            Self::Remote(remote) => Ok(wordless(remote.step(&Step::Rollback { guid, destroys }).await?)),
+            Self::Local(local) => {
+                let result = local.receiving.rollback(&local.order, guid, &destroys).await;
+                Ok((result, local.look().await?))
             }
-            Self::Local(_) => Err(Failure::refused("the order does not allow a rollback")),
+        }
+    }
+
+    /// Has the dataset renamed, with all below it; gives its new name.
+    pub(super) async fn set_aside(&mut self, newest: Option<Guid>) -> Result<Ended<String>, Failure> {
+        match self {
+            Self::Remote(remote) => remote.step(&Step::SetAside { guid: newest }).await,
+            Self::Local(local) => {
+                let result = local.receiving.set_aside(&local.order, newest).await;
+                Ok((result.map(|name| name.to_string()), local.look().await?))
+            }
+        }
+    }
+
+    /// Has the copy renamed as its source was.
+    pub(super) async fn follow(&mut self) -> Result<Ended, Failure> {
+        match self {
+            Self::Remote(remote) => Ok(wordless(remote.step(&Step::Follow).await?)),
+            Self::Local(local) => {
+                let result = local.receiving.follow(&local.order).await;
+                Ok((result, local.look().await?))
+            }
         }
     }
 
     /// Throws away what an interrupted receive left.
-    pub(super) async fn abort(&mut self) -> Result<(Result<(), StepError>, Found), Failure> {
+    pub(super) async fn abort(&mut self) -> Result<Ended, Failure> {
         match self {
-            Self::Remote(remote) => remote.step(&Step::Abort).await,
+            Self::Remote(remote) => Ok(wordless(remote.step(&Step::Abort).await?)),
             Self::Local(local) => {
-                local.receiving.zfs.abort_receive(&local.dataset).await?;
-                Ok((Ok(()), local.receiving.look(&local.dataset).await?))
+                local.receiving.zfs.abort_receive(&local.order.dest_dataset).await?;
+                Ok((Ok(()), local.look().await?))
             }
         }
     }
@@ -170,13 +200,27 @@ impl<Z: Zfs> Receiver<Z> {
             }
             Self::Local(local) => {
                 if let Some(guid) = guid {
-                    local.receiving.settle(&local.dataset, &local.from, guid).await?;
+                    local.receiving.settle(&local.order.dest_dataset, &sender(&local.order), guid).await?;
                 }
                 drop(local.claim);
                 Ok(())
             }
         }
     }
+}
+
+impl<Z: Zfs> Local<Z> {
+    /// The dataset as it is; the place is noted.
+    async fn look(&mut self) -> Result<Found, Failure> {
+        let found = self.receiving.look(&self.order.dest_dataset).await?;
+        self.place = self.receiving.place(&self.order, found.as_ref()).await?;
+        Ok(found)
+    }
+}
+
+/// A step whose success needs no words.
+fn wordless((result, found): Ended<String>) -> Ended {
+    (result.map(drop), found)
 }
 
 impl Remote {
@@ -195,6 +239,7 @@ impl Remote {
                 let reason = format!("{} does not receive into {}: {}", self.conn.peer, self.dataset, line.error);
                 return Err(Failure { status, reason, temporary });
             }
+            self.place = line.place.unwrap_or(self.place);
             match (&mut found, line.inventory) {
                 (Some(found), Some(part)) => {
                     found.snapshots.extend(part.snapshots);
@@ -220,10 +265,10 @@ impl Remote {
         }
     }
 
-    async fn step_ended(&mut self) -> Result<(Result<(), StepError>, Found), Failure> {
+    async fn step_ended(&mut self) -> Result<Ended<String>, Failure> {
         let response: Response = self.hear().await?;
         let result = if response.is_success {
-            Ok(())
+            Ok(response.error)
         } else {
             let reason = format!("{}: {}", self.conn.peer, response.error);
             Err(StepError { status: response.status, reason, temporary: response.temporary, no_space: false })
@@ -231,7 +276,7 @@ impl Remote {
         Ok((result, self.hear_listing().await?))
     }
 
-    async fn step(&mut self, step: &Step) -> Result<(Result<(), StepError>, Found), Failure> {
+    async fn step(&mut self, step: &Step) -> Result<Ended<String>, Failure> {
         self.conn.say(step).await?;
         self.step_ended().await
     }
@@ -243,10 +288,11 @@ impl Remote {
         incoming: &Incoming,
         status: ResponseStatus,
         counter: &Counter,
-    ) -> Result<(Result<(), StepError>, Found), Failure> {
+    ) -> Result<Ended, Failure> {
         let mut stream = zfs.send(send).await?;
-        let Incoming { guid, name, create, overwrite } = incoming.clone();
-        self.conn.say(&Step::Receive { status, guid, snapshot_name: name, create, overwrite }).await?;
+        let Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties } = incoming.clone();
+        let step = Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties };
+        self.conn.say(&step).await?;
         let sent = self.conn.send_stream(&mut *stream.data, counter).await?;
         // A process that is blocked on a full pipe ends when the pipe does.
         drop(stream.data);
@@ -266,7 +312,7 @@ impl Remote {
             (Sent::Refused, _) => (StreamEnd { is_success: false, error: "refused".into() }, None),
         };
         self.conn.end_stream(&end).await?;
-        match (self.step_ended().await?, broke) {
+        match (wordless(self.step_ended().await?), broke) {
             // What went wrong here is known here best.
             ((Err(_), found), Some(error)) => Ok((Err(error.into()), found)),
             (ended, _) => Ok(ended),

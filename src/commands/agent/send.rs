@@ -5,17 +5,21 @@
 //! the cursor; release the source. Leftovers of an attempt that broke off are the same names again, and are put
 //! right by the next one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::receiver::{Found, Receiver};
+use super::receiver::{Ended, Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
-use crate::actions::steps::{Base, Conflict, Point, Resume, Step, Transfer, steps};
+use crate::actions::divergence::{Allowed, Trouble};
+use crate::actions::lineage;
+use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
 use crate::commands::busy::Claim;
 use crate::commands::marks;
-use crate::commands::receiving::{Incoming, StepError};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
+use crate::commands::receiving::Incoming;
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, HostName, Origin, ResponseStatus, SnapName, Snapshot, SnapshotId,
+};
 use crate::policy::Target;
-use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
+use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 
 /// The port of slaves.
@@ -26,22 +30,30 @@ pub const SLAVE_PORT: u16 = 7722;
 const MOST_STREAMS: usize = 8;
 
 /// What one order sends.
-struct Job {
-    dataset: DatasetName,
+pub(super) struct Job {
+    pub(super) dataset: DatasetName,
     target: Snapshot,
-    to: Target,
-    rollback: bool,
+    pub(super) to: Target,
+    pub(super) allowed: Allowed,
+    /// The snapshot that the dataset is a clone of, where the destination may have it too.
+    origin: Option<(Origin, Guid)>,
+    /// Every place that the dataset is sent to, where the order says so.
+    pub(super) destinations: Vec<Target>,
 }
 
 /// How far a transfer came.
-struct Course {
+pub(super) struct Course {
     /// What it comes to; of a full copy and the increments after it: full.
     status: ResponseStatus,
     streams: usize,
-    rolled_back: bool,
+    /// What was done about a destination that could not take the next stream; each at the most once.
+    pub(super) rolled_back: bool,
+    pub(super) set_aside: bool,
     resumed: bool,
     /// What this order holds on the source.
     held: BTreeSet<SnapName>,
+    /// What the director should be told of an order that ended well.
+    pub(super) remarks: Vec<String>,
 }
 
 impl Course {
@@ -50,8 +62,10 @@ impl Course {
             status: ResponseStatus::NothingToDo,
             streams: 0,
             rolled_back: false,
+            set_aside: false,
             resumed: false,
             held: BTreeSet::new(),
+            remarks: Vec::new(),
         }
     }
 
@@ -102,25 +116,44 @@ impl<Z: Zfs> Agent<Z> {
                 to.dataset
             )));
         }
-        let from = Target { host: self.host.clone(), dataset: source.clone() };
-        let (receiver, theirs) = if to.host == self.host {
-            Receiver::local(&self.receiving, from, &to.dataset, order.rollback_if_needed).await?
+        let allowed = Allowed {
+            rollback: order.rollback_if_needed,
+            may_destroy: order.rollback_may_destroy,
+            on_divergence: order.on_divergence,
+        };
+        let origin = self.origin(&ours, order.origin_dataset.as_ref()).await?;
+        let to_slave = OrderToSlave {
+            source: self.host.clone(),
+            order_uuid: order.order_uuid,
+            snapshot_uuid: id.to_string(),
+            snapshot_name: target.name.clone(),
+            dest_dataset: to.dataset.clone(),
+            protocol: order.protocol,
+            source_dataset: Some(source.clone()),
+            rollback_if_needed: allowed.rollback,
+            rollback_may_destroy: allowed.may_destroy,
+            on_divergence: allowed.on_divergence,
+            clone_of: order
+                .origin_dataset
+                .clone()
+                .zip(origin.as_ref())
+                .map(|(dataset, (_, guid))| CloneOf { dataset, guid: *guid }),
+            renamed_from: order.renamed_from.clone(),
+        };
+        let (mut receiver, mut theirs) = if to.host == self.host {
+            Receiver::local(&self.receiving, to_slave).await?
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
-            let order = OrderToSlave {
-                source: self.host.clone(),
-                order_uuid: order.order_uuid,
-                snapshot_uuid: id.to_string(),
-                snapshot_name: target.name.clone(),
-                dest_dataset: to.dataset.clone(),
-                protocol: order.protocol,
-                source_dataset: Some(source.clone()),
-                rollback_if_needed: order.rollback_if_needed,
-            };
-            Receiver::remote(&to, &address, &order, self.patience).await?
+            Receiver::remote(&to, &address, &to_slave, self.patience).await?
         };
-        let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
-        self.transfer(&job, receiver, ours, theirs, desk).await
+        let destinations =
+            order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });
+        let job = Job { dataset: source, target, to, allowed, origin, destinations: destinations.collect() };
+        let mut course = Course::new();
+        if theirs.is_none() {
+            theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
+        }
+        self.transfer(&job, receiver, ours, theirs, course, desk).await
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
@@ -157,9 +190,10 @@ impl<Z: Zfs> Agent<Z> {
         mut receiver: Receiver<Z>,
         ours: DatasetInventory,
         mut theirs: Found,
+        mut course: Course,
         desk: &Desk,
     ) -> Result<Success, Failure> {
-        let mut course = Course::new();
+        self.release_leftovers(job, &ours).await?;
         let ended = loop {
             // Planned from how both sides are after the stream before it; our own snapshots may only become more
             // meanwhile, or fail to be held.
@@ -186,10 +220,7 @@ impl<Z: Zfs> Agent<Z> {
             let moved = self.move_cursor(job, &ours, guid).await;
             moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
         }
-        let mut remarks = Vec::new();
-        if course.rolled_back {
-            remarks.push("the destination was rolled back first".to_owned());
-        }
+        let mut remarks = course.remarks;
         match settled {
             Ok(()) => self.release(job, &ours, course.held).await?,
             // It arrived, that was verified. The source keeps its holds until the next transfer puts things right.
@@ -236,7 +267,7 @@ impl<Z: Zfs> Agent<Z> {
         theirs: &Found,
         course: &mut Course,
         desk: &Desk,
-    ) -> Result<Option<(Result<(), StepError>, Found)>, Failure> {
+    ) -> Result<Option<Ended>, Failure> {
         if course.streams >= MOST_STREAMS {
             return Err(Failure {
                 status: ResponseStatus::Zerror,
@@ -252,13 +283,15 @@ impl<Z: Zfs> Agent<Z> {
                 None => return receiver.abort().await.map(Some),
             },
         };
-        let planned = steps(&ours.snapshots, &ours.bookmarks, there, resume.as_ref(), job.target.guid);
-        let next = match planned.map_err(|conflict| conflicting(job, &conflict))? {
-            Transfer::Steps { steps } => steps.into_iter().next(),
-            arrived => {
+        let origin = job.origin.as_ref().filter(|_| receiver.place().has_origin);
+        let planned = steps(&ours.snapshots, &ours.bookmarks, there, resume.as_ref(), origin, job.target.guid);
+        let next = match planned {
+            Ok(Transfer::Steps { steps }) => steps.into_iter().next(),
+            Ok(arrived) => {
                 course.arrived(&arrived);
                 None
             }
+            Err(conflict) => return self.resolve(job, receiver, theirs, &conflict.into(), course).await.map(Some),
         };
         let (from, to, base) = match next {
             Some(Step::Full { to }) => (SendFrom::Nothing, to, None),
@@ -266,6 +299,9 @@ impl<Z: Zfs> Agent<Z> {
                 (SendFrom::Snapshot(base.name.clone()), to, Some(base.name))
             }
             Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
+            Some(Step::Incremental { from: Base::Origin(of, _), to, .. }) => {
+                (SendFrom::Origin(of.dataset, of.name), to, None)
+            }
             Some(Step::Resume { token }) => {
                 let status = if there.is_empty() { ResponseStatus::Full } else { ResponseStatus::Incremental };
                 return self.resume(job, receiver, token, status, course, desk).await.map(Some);
@@ -276,54 +312,42 @@ impl<Z: Zfs> Agent<Z> {
             }
             None => return Ok(None),
         };
-        let full = from == SendFrom::Nothing;
+        let cloned = matches!(from, SendFrom::Origin(..));
+        let creates = cloned || from == SendFrom::Nothing;
         let exists = theirs.is_some();
-        if full && exists && !job.rollback {
-            return Err(Failure {
-                status: ResponseStatus::NotEmpty,
-                reason: format!(
-                    "{} exists on {} without a snapshot, and may hold data: destroy or rename it there, and it will \
-                     be created; or set rollback_if_needed to have it replaced",
-                    job.to.dataset, job.to.host
-                ),
-                temporary: false,
-            });
+        if creates && exists && !self.may_replace(job) {
+            return self.resolve(job, receiver, theirs, &Trouble::Bare, course).await.map(Some);
         }
+        let flags = match lineage::flags(ours, theirs.as_ref(), receiver.place().encrypts) {
+            Ok(flags) => flags,
+            Err(flip) => return self.resolve(job, receiver, theirs, &flip.into(), course).await.map(Some),
+        };
         let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
         // Noted first: of several, some may be held when that fails.
         course.held.extend(needed.iter().cloned());
         self.zfs.hold(&marks::sending(&job.to), &job.dataset, &needed).await?;
-        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, raw: ours.encrypted };
+        let properties =
+            if receiver.place().wants_properties { self.zfs.properties(&job.dataset).await? } else { BTreeMap::new() };
+        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, flags };
         let incoming = Incoming {
             guid: Some(to.guid),
             name: to.name,
-            create: full.then_some(ours.kind),
-            overwrite: full && exists && job.rollback,
+            create: creates.then_some(ours.kind),
+            overwrite: creates && exists,
+            cloned,
+            flags: Some(flags),
+            properties,
         };
-        let status = if full { ResponseStatus::Full } else { ResponseStatus::Incremental };
+        let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         course.sends(status);
         let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
-        match result {
+        match (result, now.as_ref().and_then(Trouble::written)) {
             // Written to since its newest snapshot: only the policy may say that this does not matter.
-            Err(error) if error.status == ResponseStatus::WasWritten && job.rollback && !course.rolled_back => {
-                course.rolled_back = true;
-                let newest = now.as_ref().and_then(|n| n.newest()).map(|s| s.guid);
-                match newest {
-                    Some(guid) => receiver.rollback(guid).await.map(Some),
-                    None => Ok(Some((Err(error), now))),
-                }
+            (Err(error), Some(written)) if error.status == ResponseStatus::WasWritten => {
+                log::debug!("{}: {}", job.dataset, error.reason);
+                self.resolve(job, receiver, &now, &written, course).await.map(Some)
             }
-            Err(error) if error.status == ResponseStatus::WasWritten => {
-                let newest = now.as_ref().and_then(|n| n.newest()).map(|s| job.to.dataset.at(&s.name));
-                let reason = format!(
-                    "{}; copy what was written there elsewhere, then roll it back (zfs rollback {}), or set \
-                     rollback_if_needed to have that done",
-                    error.reason,
-                    newest.unwrap_or_default()
-                );
-                Ok(Some((Err(StepError { reason, ..error }), now)))
-            }
-            result => Ok(Some((result, now))),
+            (result, _) => Ok(Some((result, now))),
         }
     }
 
@@ -354,11 +378,19 @@ impl<Z: Zfs> Agent<Z> {
         status: ResponseStatus,
         course: &mut Course,
         desk: &Desk,
-    ) -> Result<(Result<(), StepError>, Found), Failure> {
+    ) -> Result<Ended, Failure> {
         log::info!("{}: goes on with the stream to {} that broke off", job.dataset, job.to.host);
         course.resumed = true;
         course.sends(status);
-        let incoming = Incoming { guid: None, name: job.target.name.clone(), create: None, overwrite: false };
+        let incoming = Incoming {
+            guid: None,
+            name: job.target.name.clone(),
+            create: None,
+            overwrite: false,
+            cloned: false,
+            flags: None,
+            properties: BTreeMap::new(),
+        };
         let spec = SendSpec::Resume { token };
         let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
         match result {
@@ -376,16 +408,6 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Releases what this order held, and what earlier ones that broke off left held.
-    async fn release(&self, job: &Job, ours: &DatasetInventory, mut held: BTreeSet<SnapName>) -> Result<(), Failure> {
-        let tag = marks::sending(&job.to);
-        let before: Vec<SnapName> = ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let left = self.zfs.holds(&job.dataset, &before).await?.into_iter().filter(|(_, t)| *t == tag);
-        held.extend(left.map(|(name, _)| name));
-        let held: Vec<SnapName> = held.into_iter().collect();
-        Ok(self.zfs.release(&tag, &job.dataset, &held).await?)
-    }
-
     /// Tells the director what the destination has now.
     async fn tell_theirs(&self, job: &Job, theirs: &Found, desk: &Desk) {
         let Some(inventory) = theirs.clone() else { return };
@@ -393,55 +415,10 @@ impl<Z: Zfs> Agent<Z> {
             desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;
         }
     }
-
-    /// Moves the cursor: the new bookmark first, then the older ones go.
-    async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: Guid) -> Result<(), Failure> {
-        let cursor =
-            marks::cursor(&job.dataset, &job.to, guid).map_err(|e| Failure::refused(format!("the cursor: {e}")))?;
-        if let Some(common) = ours.by_guid(guid) {
-            if !ours.bookmarks.iter().any(|b| b.name == cursor) {
-                self.zfs.bookmark(&job.dataset, &common.name, &cursor).await?;
-            }
-        } else if !ours.bookmarks.iter().any(|b| b.guid == guid) {
-            return Ok(());
-        }
-        for old in marks::old_cursors(&job.dataset, ours, &job.to, guid) {
-            self.zfs.destroy_bookmark(&job.dataset, &old).await?;
-        }
-        Ok(())
-    }
 }
 
 /// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.
 fn newest_common(ours: &DatasetInventory, theirs: &DatasetInventory) -> Option<Guid> {
     let has = |guid: Guid| ours.by_guid(guid).is_some() || ours.bookmarks.iter().any(|b| b.guid == guid);
     theirs.snapshots.iter().rev().map(|s| s.guid).find(|guid| has(*guid))
-}
-
-/// A conflict as the answer to an order: both sides, and the way out.
-fn conflicting(job: &Job, conflict: &Conflict) -> Failure {
-    let Job { dataset, to, .. } = job;
-    let there = format!("{}:{}", to.host, to.dataset);
-    let (status, evidence) = match conflict {
-        Conflict::NoSuchSnapshot { .. } => return Failure::refused(format!("{dataset}: {conflict}")),
-        Conflict::Diverged { ours, theirs, .. } => {
-            (ResponseStatus::WasWritten, format!("only there: {}; only here: {}", listed(theirs), listed(ours)))
-        }
-        Conflict::NotEmpty { theirs, .. } => (ResponseStatus::NotEmpty, format!("there: {}", listed(theirs))),
-    };
-    let reason = format!(
-        "{there}: {conflict} ({evidence}); rename it there (zfs rename) and {dataset} will be copied anew, or destroy \
-         there what may go"
-    );
-    Failure { status, reason, temporary: false }
-}
-
-/// Snapshots by name, not more of them than people read.
-fn listed(points: &[Point]) -> String {
-    let shown: Vec<&str> = points.iter().take(5).map(|p| p.name.as_str()).collect();
-    match points.len() {
-        0 => "nothing".into(),
-        n if n > shown.len() => format!("{} and {} more", shown.join(", "), n - shown.len()),
-        _ => shown.join(", "),
-    }
 }

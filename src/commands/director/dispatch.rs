@@ -7,11 +7,15 @@ use futures_lite::future;
 use crate::actions::Order;
 use crate::commands::agent::{Agent, FactSink};
 use crate::model::Counter;
-use crate::model::{Action, DatasetInventory, Guid, HostName, Inventory, OrderId, Record, ResponseStatus, SnapName};
+use crate::model::{
+    Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, Record, ResponseStatus, SnapName,
+};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::transport::tcp;
-use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, Response};
+use crate::wire::{
+    AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom, Response,
+};
 use crate::zfs::Zfs;
 
 /// The port of agents.
@@ -43,6 +47,11 @@ pub fn blank(action: Action) -> DirectorsOrder {
         datasets: Vec::new(),
         dataset: None,
         destination_address: None,
+        rollback_may_destroy: false,
+        on_divergence: OnDivergence::Stop,
+        origin_dataset: None,
+        renamed_from: None,
+        destinations: Vec::new(),
         keep_common_with: Vec::new(),
     }
 }
@@ -108,12 +117,21 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
             skip_if_not_written: *skip_if_not_written,
             ..blank(Action::TakeSnapshot)
         },
-        Order::Send { dataset, snapshot, guid, to, rollback_if_needed, .. } => DirectorsOrder {
+        Order::Send { dataset, snapshot, guid, to, allowed, route, .. } => DirectorsOrder {
             destination: to.host.to_string(),
             snapshot_uuid: vec![guid.uuid().to_string()],
             snapshot_name: snapshot.to_string(),
             dest_dataset: to.dataset.to_string(),
-            rollback_if_needed: *rollback_if_needed,
+            rollback_if_needed: allowed.rollback,
+            rollback_may_destroy: allowed.may_destroy,
+            on_divergence: allowed.on_divergence,
+            origin_dataset: route.origin.clone(),
+            renamed_from: route.renamed.as_ref().map(|renamed| RenamedFrom {
+                dataset: renamed.dataset.clone(),
+                source_dataset: renamed.source.clone(),
+                guid: renamed.guid,
+            }),
+            destinations: route.destinations.iter().map(|to| (to.host.clone(), to.dataset.clone())).collect(),
             dataset: Some(dataset.clone()),
             destination_address: policy.hosts.get(&to.host).and_then(|h| h.receive_address.clone()),
             ..blank(Action::SendSnapshot)
@@ -242,7 +260,7 @@ async fn over_tcp(
             }
             AgentLine::Progress { progress: Progress { bytes } } => counter.add(bytes.saturating_sub(counter.get())),
             // Nobody collects them only when the pass is being given up.
-            AgentLine::Facts { facts: told } => drop(facts.send(told).await),
+            AgentLine::Facts { facts: told } => drop(facts.send(*told).await),
         }
     }
 }

@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use super::dispatch::{Dispatcher, blank, fitting, wire_order};
 use super::summary;
 use super::world::World;
+use crate::actions::route::ranks;
 use crate::actions::{Engine, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::clock;
@@ -167,10 +168,17 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         for ((dataset, _), order) in due {
             sends.entry(dataset).or_default().push(order);
         }
-        // Parents before their children, level by level: a child cannot arrive where its parent is missing.
+        // Parents before their children, and origins before their clones, level by level: a child cannot arrive where
+        // its parent is missing, a clone not as a clone where its origin is.
+        let ranks = {
+            let inventory = self.world.inventory();
+            let known = inventory.hosts.get(&self.policy.datasets[entry].hostname);
+            let origin = |dataset: &DatasetName| Some(known?.datasets.get(dataset)?.origin.as_ref()?.dataset.clone());
+            ranks(&sends.keys().map(|dataset| (dataset.clone(), origin(dataset))).collect())
+        };
         let mut levels: BTreeMap<usize, Vec<Vec<Order>>> = BTreeMap::new();
         for (dataset, orders) in sends {
-            levels.entry(dataset.as_str().matches('/').count()).or_default().push(orders);
+            levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(orders);
         }
         let mut failed: BTreeSet<Target> = BTreeSet::new();
         for (_, mut level) in levels {

@@ -76,7 +76,10 @@ fn is_failure(kind: &NoticeKind) -> bool {
         | NoticeKind::DestinationTaken { .. }
         | NoticeKind::NameTooLong { .. } => true,
         // A host that was not listed has its own failure, a destination without anything in common a send that fails.
-        NoticeKind::HostNotListed | NoticeKind::ReceivesAndTakes { .. } | NoticeKind::NothingInCommon { .. } => false,
+        NoticeKind::HostNotListed
+        | NoticeKind::Excluded
+        | NoticeKind::ReceivesAndTakes { .. }
+        | NoticeKind::NothingInCommon { .. } => false,
     }
 }
 

@@ -1,0 +1,158 @@
+//! What a transfer needs to know of other datasets: a clone's origin, a copy's former name, all destinations.
+
+use std::collections::{BTreeMap, HashSet};
+
+use serde::Serialize;
+
+use super::common::{ByGuid, Common};
+use super::index::{Claim, Index};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory};
+use crate::policy::{Policy, Target};
+
+/// What a send order tells of other datasets.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Where the destination has what the dataset of a clone's origin sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<DatasetName>,
+    /// Where the destination has the copy under the source's former name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renamed: Option<Renamed>,
+    /// Every place that the dataset is sent to.
+    #[serde(skip)]
+    pub destinations: Vec<Target>,
+}
+
+/// A copy whose source was renamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Renamed {
+    /// The copy.
+    pub dataset: DatasetName,
+    /// What the source was called.
+    pub source: DatasetName,
+    /// The newest snapshot that both have.
+    pub guid: Guid,
+}
+
+/// A dataset that something is sent from.
+pub(super) struct From<'a> {
+    pub claim: Claim,
+    pub host: &'a HostName,
+    pub name: &'a DatasetName,
+    pub dataset: &'a DatasetInventory,
+}
+
+/// Finds what a transfer to a destination that is `there` or absent needs to know.
+pub(super) fn route(
+    policy: &Policy,
+    index: &Index<'_>,
+    inventory: &Inventory,
+    from: &From<'_>,
+    target: &Target,
+    there: Option<&DatasetInventory>,
+) -> Route {
+    let destinations = index.outgoing(from.host, from.name).into_iter().map(|out| out.to).collect();
+    let begins = there.is_none_or(|there| there.snapshots.is_empty());
+    let origin = from.dataset.origin.as_ref().filter(|_| begins).and_then(|origin| {
+        let mut places = index.outgoing(from.host, &origin.dataset);
+        places.retain(|out| out.to.host == target.host);
+        // That of the same policy comes first: the two have the same snapshots.
+        let same = places.iter().position(|out| out.claim == from.claim).unwrap_or(0);
+        places.into_iter().nth(same).map(|out| out.to.dataset)
+    });
+    let receiver = inventory.hosts.get(&target.host);
+    let renamed = receiver.filter(|_| there.is_none()).and_then(|host| renamed(policy, inventory, from, target, host));
+    Route { origin, renamed, destinations }
+}
+
+/// The copy below the target that nobody's source is called like any more, and that has something in common with the
+/// dataset: whose source the dataset was, under another name.
+fn renamed(
+    policy: &Policy,
+    inventory: &Inventory,
+    from: &From<'_>,
+    target: &Target,
+    receiver: &HostInventory,
+) -> Option<Renamed> {
+    let entry = policy.datasets.get(from.claim.entry)?;
+    let to = target.dataset.join(from.name.below(&entry.dataset)?).ok()?;
+    let source_of = |copy: &DatasetName| entry.dataset.join(copy.below(&target.dataset)?).ok();
+    let ours: HashSet<Guid> = {
+        let snapshots = from.dataset.snapshots.iter().filter(|s| !s.marks.deleted).map(|s| s.guid);
+        snapshots.chain(from.dataset.bookmarks.iter().map(|b| b.guid)).collect()
+    };
+    let near = receiver.datasets.range(&target.dataset..);
+    let copies = near.take_while(|(name, _)| name.as_str().starts_with(target.dataset.as_str()));
+    copies
+        .filter(|(name, _)| name.is_within(&target.dataset) && !to.is_within(name) && !name.is_within(&to))
+        .filter(|(_, copy)| copy.snapshots.iter().any(|s| ours.contains(&s.guid)))
+        .filter_map(|(name, copy)| {
+            let source = source_of(name).filter(|source| source != from.name)?;
+            let held = ByGuid::of(copy);
+            let still = inventory.dataset(from.host, &source);
+            if still.is_some_and(|still| Common::of(still, &held).any.is_some()) {
+                return None;
+            }
+            let common = Common::of(from.dataset, &held).any?;
+            Some((common.createtxg, Renamed { dataset: name.clone(), source, guid: common.guid }))
+        })
+        .max_by(|(a, x), (b, y)| (a, &x.dataset).cmp(&(b, &y.dataset)))
+        .map(|(_, renamed)| renamed)
+}
+
+/// In which order datasets are sent, from 0 on: each after all above it, and after the dataset of the snapshot that it
+/// is a clone of, as far as those are sent as well. Those of one rank do not wait for each other.
+#[must_use]
+pub fn ranks(datasets: &BTreeMap<DatasetName, Option<DatasetName>>) -> BTreeMap<DatasetName, usize> {
+    let mut ranks: BTreeMap<DatasetName, usize> = BTreeMap::new();
+    let after = |dataset: &DatasetName, origin: Option<&DatasetName>, ranks: &BTreeMap<DatasetName, usize>| {
+        let above = std::iter::successors(dataset.parent(), DatasetName::parent);
+        let before = above.chain(origin.cloned()).filter_map(|name| ranks.get(&name).map(|rank| rank + 1));
+        before.max().unwrap_or(0)
+    };
+    // Parents come before their children in the order of names; what clones wait for may come later, and is looked at
+    // again. Every round settles one more link of the longest chain; ZFS knows no circles.
+    for _ in 0..=datasets.len() {
+        let mut settled = true;
+        for (dataset, origin) in datasets {
+            let rank = after(dataset, origin.as_ref(), &ranks);
+            settled &= ranks.insert(dataset.clone(), rank) == Some(rank);
+        }
+        if settled {
+            break;
+        }
+    }
+    ranks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `b/x<a` is b/x, a clone of a snapshot of a.
+    fn order(line: &str) -> String {
+        let name = |text: &str| format!("t/{text}").parse::<DatasetName>().unwrap();
+        let datasets = line.split_whitespace().map(|word| match word.split_once('<') {
+            Some((clone, origin)) => (name(clone), Some(name(origin))),
+            None => (name(word), None),
+        });
+        let ranks = ranks(&datasets.collect());
+        let mut words: Vec<String> =
+            ranks.iter().map(|(name, rank)| format!("{rank}{}", name.as_str().trim_start_matches("t/"))).collect();
+        words.sort();
+        words.join(" ")
+    }
+
+    #[test]
+    fn parents_come_before_children_and_origins_before_clones() {
+        assert_eq!(order("a b c"), "0a 0b 0c");
+        assert_eq!(order("a a/b a/b/c d/e"), "0a 0d/e 1a/b 2a/b/c");
+        assert_eq!(order("a<z z"), "0z 1a", "a clone whose name comes first");
+        assert_eq!(order("a<b b<c c<d d a/x"), "0d 1c 2b 3a 4a/x");
+        assert_eq!(order("b/x<a/y a a/y b"), "0a 0b 1a/y 2b/x");
+        assert_eq!(order("a<gone b"), "0a 0b", "an origin that is not sent is not waited for");
+        assert_eq!(order("p/clone<p p"), "0p 1p/clone");
+        // Not what ZFS can have: it ends all the same.
+        order("a<b b<a");
+    }
+}

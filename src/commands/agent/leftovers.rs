@@ -1,0 +1,70 @@
+//! What a transfer leaves in ZFS on the source: holds while it runs, a cursor when it has ended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::send::Job;
+use super::{Agent, Failure};
+use crate::commands::marks;
+use crate::model::{DatasetInventory, Guid, SnapName};
+use crate::zfs::{Named, Zfs};
+
+fn held(ours: &DatasetInventory) -> Vec<SnapName> {
+    ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect()
+}
+
+impl<Z: Zfs> Agent<Z> {
+    /// Releases what transfers to places that the dataset is not sent to any more left held: they would be held for
+    /// ever. Nobody else sends this dataset meanwhile; it is claimed.
+    pub(super) async fn release_leftovers(&self, job: &Job, ours: &DatasetInventory) -> Result<(), Failure> {
+        let held = held(ours);
+        // Without a list of all places, nobody knows which are left over.
+        if job.destinations.is_empty() || held.is_empty() {
+            return Ok(());
+        }
+        let current: BTreeSet<String> = job.destinations.iter().chain([&job.to]).map(marks::sending).collect();
+        let mut left: BTreeMap<String, Vec<SnapName>> = BTreeMap::new();
+        for (name, tag) in self.zfs.holds(&job.dataset, &held).await? {
+            if marks::is_sending(&tag) && !current.contains(&tag) {
+                left.entry(tag).or_default().push(name);
+            }
+        }
+        for (tag, names) in left {
+            log::info!("{}: holds {tag} of a destination that it has not any more are released", job.dataset);
+            self.zfs.release(&tag, &job.dataset, &names).await?;
+        }
+        Ok(())
+    }
+
+    /// Releases what this order held, and what earlier ones that broke off left held.
+    pub(super) async fn release(
+        &self,
+        job: &Job,
+        ours: &DatasetInventory,
+        mut of_order: BTreeSet<SnapName>,
+    ) -> Result<(), Failure> {
+        let tag = marks::sending(&job.to);
+        let left = self.zfs.holds(&job.dataset, &held(ours)).await?.into_iter().filter(|(_, t)| *t == tag);
+        of_order.extend(left.map(|(name, _)| name));
+        let names: Vec<SnapName> = of_order.into_iter().collect();
+        Ok(self.zfs.release(&tag, &job.dataset, &names).await?)
+    }
+
+    /// Moves the cursor: the new bookmark first, then the older ones go.
+    pub(super) async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: Guid) -> Result<(), Failure> {
+        let cursor =
+            marks::cursor(&job.dataset, &job.to, guid).map_err(|e| Failure::refused(format!("the cursor: {e}")))?;
+        if let Some(common) = ours.by_guid(guid) {
+            if !ours.bookmarks.iter().any(|b| b.name == cursor && b.guid == guid) {
+                // ZFS says that it exists where one of another snapshot has its name: an error, for it is no cursor.
+                let common = Named { name: common.name.clone(), guid };
+                self.zfs.bookmark(&job.dataset, &common, &cursor).await?;
+            }
+        } else if !ours.bookmarks.iter().any(|b| b.guid == guid) {
+            return Ok(());
+        }
+        for old in marks::old_cursors(&job.dataset, ours, &job.to, guid) {
+            self.zfs.destroy_bookmark(&job.dataset, &old).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,121 @@
+//! How a dataset's blocks travel, which must stay the same for all of its history.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::name::NameError;
+
+/// The flags of `zfs send` that decide what a stream's blocks look like (zfs-send(8)). Once a copy was made with some,
+/// its increments need the same: ZFS refuses raw and other streams in one history, and large blocks after small ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SendFlags {
+    /// `-w`: encrypted blocks as they lie on disk, which implies all of the others.
+    Raw,
+    /// Blocks as they lie on disk, but not encrypted.
+    Plain {
+        /// `-L`: blocks above 128 KiB.
+        large: bool,
+        /// `-e`: small blocks embedded in their pointers.
+        embedded: bool,
+        /// `-c`: compressed blocks.
+        compressed: bool,
+    },
+}
+
+impl SendFlags {
+    /// What a dataset that is not encrypted is sent with.
+    pub const PLAIN: Self = Self::Plain { large: true, embedded: true, compressed: true };
+
+    /// What a first copy of a dataset is sent with.
+    #[must_use]
+    pub fn for_encrypted(encrypted: bool) -> Self {
+        if encrypted { Self::Raw } else { Self::PLAIN }
+    }
+}
+
+impl fmt::Display for SendFlags {
+    /// The letters, as in `Lec`; `-` for none.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Raw => f.write_str("w"),
+            Self::Plain { large: false, embedded: false, compressed: false } => f.write_str("-"),
+            Self::Plain { large, embedded, compressed } => {
+                let set = [(large, 'L'), (embedded, 'e'), (compressed, 'c')];
+                set.iter().filter(|(set, _)| *set).try_for_each(|(_, letter)| write!(f, "{letter}"))
+            }
+        }
+    }
+}
+
+impl FromStr for SendFlags {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let bad = || NameError {
+            kind: "set of send flags",
+            text: text.chars().take(80).collect(),
+            reason: "it is neither \"w\", \"-\", nor made of the letters L, e and c".to_owned(),
+        };
+        match text {
+            "w" => return Ok(Self::Raw),
+            "-" => return Ok(Self::Plain { large: false, embedded: false, compressed: false }),
+            "" => return Err(bad()),
+            _ => {}
+        }
+        let (mut large, mut embedded, mut compressed) = (false, false, false);
+        for letter in text.chars() {
+            let flag = match letter {
+                'L' => &mut large,
+                'e' => &mut embedded,
+                'c' => &mut compressed,
+                _ => return Err(bad()),
+            };
+            if std::mem::replace(flag, true) {
+                return Err(bad());
+            }
+        }
+        Ok(Self::Plain { large, embedded, compressed })
+    }
+}
+
+impl TryFrom<&str> for SendFlags {
+    type Error = NameError;
+
+    fn try_from(text: &str) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl Serialize for SendFlags {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SendFlags {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_set_of_flags_survives_its_text_form() {
+        let mut all = vec![SendFlags::Raw];
+        for bits in 0..8 {
+            all.push(SendFlags::Plain { large: bits & 1 != 0, embedded: bits & 2 != 0, compressed: bits & 4 != 0 });
+        }
+        for flags in all {
+            assert_eq!(flags.to_string().parse::<SendFlags>().unwrap(), flags);
+        }
+        for bad in ["", "wL", "LL", "x", "Lec ", "LEC"] {
+            assert!(bad.parse::<SendFlags>().is_err(), "{bad:?}");
+        }
+        assert_eq!(SendFlags::PLAIN.to_string(), "Lec");
+    }
+}
