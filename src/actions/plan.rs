@@ -5,7 +5,7 @@
 //! [`PruneVerdict::explain`].
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::order::{self, Order};
 use super::reason::{NoticeKind, SendReason, TakeReason};
@@ -85,7 +85,7 @@ pub struct DueSend {
 }
 
 /// Which end of a policy a dataset is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     /// Where the snapshots are taken.
