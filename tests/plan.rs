@@ -73,6 +73,8 @@ const CASES: &[Case] = &[
     Case("quiet.json", 0, "server.json", "quiet.ndjson", &["--exit-code", "--explain", "--format", "json"]),
     Case("quiet.ndjson", 0, "server.json", "quiet.ndjson", &["--exit-code", "--format", "ndjson"]),
     Case("later.txt", 0, "server.json", "quiet.ndjson", &["--at", "2027-03-01 00:00:00"]),
+    Case("idle.txt", 0, "server.json", "fleet.ndjson", &["--dataset", "tank/foo/idle"]),
+    Case("idle-later.txt", 0, "server.json", "idle.ndjson", &["--dataset", "tank/foo/idle"]),
     Case("compare.txt", 0, "server.json", "fleet.ndjson", &["--compare", "other.json"]),
     Case(
         "compare.json",

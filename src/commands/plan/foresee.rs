@@ -4,12 +4,15 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::actions::{Engine, Order, predict};
 use crate::model::{DatasetName, Guid, HostName, Inventory, SnapName};
 use crate::policy::{Policy, Target};
+
+/// For how long a dataset in which nothing was written is taken to stay so.
+const STILL_UNWRITTEN: TimeDelta = TimeDelta::minutes(5);
 
 /// After which orders of the same pass another one becomes possible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,9 +76,15 @@ pub struct Future<'a> {
 }
 
 impl<'a> Future<'a> {
-    /// Begins with a world as it is.
+    /// Begins with a world as it is known at a moment.
     #[must_use]
-    pub fn new(policy: &'a Policy, inventory: Inventory) -> Self {
+    pub fn new(policy: &'a Policy, mut inventory: Inventory, at: DateTime<Utc>) -> Self {
+        for host in inventory.hosts.values_mut() {
+            // That nothing was written was so when the host was listed; since then anything may have been.
+            if host.observed.is_none_or(|observed| at - observed > STILL_UNWRITTEN) {
+                host.datasets.values_mut().for_each(|dataset| dataset.written = None);
+            }
+        }
         Self { policy, engine: Engine::new(policy), inventory }
     }
 
@@ -189,7 +198,7 @@ pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateT
     for order in now {
         first.entry(order.entry()).or_default().push(order);
     }
-    let mut future = Future::new(policy, inventory);
+    let mut future = Future::new(policy, inventory, at);
     // Hosts whose world is not what `now` was decided on.
     let mut changed: HashSet<HostName> = HashSet::new();
     let (mut takes, mut sends, mut destroys) = (Vec::new(), Vec::new(), Vec::new());

@@ -161,7 +161,7 @@ impl<'p, C: Fn(&HostName, &DatasetName) -> bool> Play<'p, C> {
     fn new(policy: &'p Policy, inventory: Inventory, from: DateTime<Utc>, counts: C) -> Self {
         let mut play = Self {
             policy,
-            future: Future::new(policy, inventory),
+            future: Future::new(policy, inventory, from),
             counts,
             slots: BinaryHeap::new(),
             takers: BTreeMap::new(),

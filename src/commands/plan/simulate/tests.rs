@@ -18,7 +18,7 @@ fn world(places: &[(&str, &str)], from: DateTime<Utc>) -> Inventory {
 
 /// Every minute, as the director does it.
 fn minute_by_minute(policy: &Policy, inventory: Inventory, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<Day> {
-    let mut future = Future::new(policy, inventory);
+    let mut future = Future::new(policy, inventory, from);
     let (mut days, mut day, mut now) = (Vec::new(), Day::new(local_date(policy, from)), from);
     let alive = |future: &Future<'_>, now| {
         let mut alive = BTreeMap::new();
