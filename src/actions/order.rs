@@ -142,7 +142,7 @@ pub(super) fn orders(plan: &Plan, policy: &Policy) -> Vec<Order> {
             to: verdict.to.clone(),
             rollback_if_needed: verdict.rollback_if_needed,
             policy: subject.policy,
-            reason: verdict.reason.to_string(),
+            reason: verdict.why(plan.at),
             oldest_unsent: due.oldest_unsent,
         })
     }));

@@ -173,7 +173,7 @@ fn sends(plan: &Plan) -> BTreeMap<SendKey, Send> {
         let due = verdict.due.as_ref()?;
         let (host, dataset) = (verdict.subject.host.clone(), verdict.subject.dataset.clone());
         let key = (host.clone(), dataset.clone(), due.guid, verdict.to.clone());
-        let (snapshot, to, other) = (due.snapshot.clone(), verdict.to.clone(), verdict.reason.to_string());
+        let (snapshot, to, other) = (due.snapshot.clone(), verdict.to.clone(), verdict.why(plan.at));
         Some((key, Send { host, dataset, snapshot, to, this: String::new(), other }))
     });
     due.collect()
