@@ -275,7 +275,14 @@ fn every_status_is_in_the_page() {
 fn every_action_and_field_of_an_order_is_in_the_page() {
     let page = page("zsync.8");
     let orders = page.section("ORDERS");
-    for action in [Action::TakeSnapshot, Action::SendSnapshot, Action::DestroySnapshot, Action::KvResync] {
+    for action in [
+        Action::TakeSnapshot,
+        Action::SendSnapshot,
+        Action::DestroySnapshot,
+        Action::KvResync,
+        Action::EstimateSend,
+        Action::EstimateDestroy,
+    ] {
         assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
     }
     let source = read("src/wire/mod.rs");
