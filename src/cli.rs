@@ -181,10 +181,11 @@ pub struct Plan {
     #[arg(long)]
     pub exit_code: bool,
     /// Play the policy forward for so long, and tell what would be done and be left each day
-    #[arg(long, value_name = "DURATION", value_parser = simulated, conflicts_with_all = ["explain", "exit_code"])]
+    #[arg(long, value_name = "DURATION", value_parser = simulated, conflicts_with = "explain")]
     pub simulate: Option<Duration>,
-    /// Tell what this other policy would destroy, keep, take or send that the policy does not
-    #[arg(long, value_name = "OTHER", conflicts_with = "simulate")]
+    /// Tell what this other policy would destroy, keep, take or send that the policy does not; with --simulate, play both
+    /// forward and tell them side by side
+    #[arg(long, value_name = "OTHER")]
     pub compare: Option<PathBuf>,
     /// Save the plan, for zsync director --once --plan; good for 24 hours and for this policy
     #[arg(long, value_name = "FILE", conflicts_with_all = ["catalog", "at", "simulate", "compare"])]

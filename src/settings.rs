@@ -87,6 +87,10 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
 /// For `plan`.
 pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
     let exports = args.export_catalog.is_some();
+    if args.exit_code && args.simulate.is_some() && args.compare.is_none() {
+        let text = "--exit-code has no meaning with --simulate alone; with --compare it tells whether the two differ";
+        return Err(Error::unable(anyhow::anyhow!(text)));
+    }
     let (source, opened) = match args.catalog {
         Some(file) => (Source::File(file), None),
         None if args.dry_run || exports => (Source::Catalog, local_if_there(&args.common)?),
@@ -101,7 +105,9 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
     };
     let question = match (args.export_catalog, args.simulate, args.compare) {
         (Some(file), _, _) => Question::Export(file),
-        (None, Some(length), _) => Question::Simulate(TimeDelta::from_std(length).map_err(Error::unable)?),
+        (None, Some(length), other) => {
+            Question::Simulate { length: TimeDelta::from_std(length).map_err(Error::unable)?, other }
+        }
         (None, None, Some(other)) => Question::Compare { other, explain: args.explain },
         (None, None, None) => Question::Orders { explain: args.explain, out: args.out },
     };

@@ -7,11 +7,15 @@ use std::sync::Arc;
 use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use zsync::actions::{Order, decide};
 use zsync::catalog::{CatalogRead, EmbeddedCatalog, EmbeddedReader};
+use zsync::commands::plan::estimate::{self, Totals};
+use zsync::commands::plan::foresee::{After, Foreseen, foresee};
 use zsync::commands::plan::{Filter, Question, Settings, Source};
 use zsync::commands::{director, plan};
+use zsync::config;
 use zsync::error::{Error, Exit};
-use zsync::model::{DatasetName, SnapName};
+use zsync::model::{DatasetName, HostName, SnapName};
 use zsync::report::Format;
 use zsync::runtime;
 use zsync::zfs::Zfs;
@@ -149,6 +153,54 @@ fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
     assert_valid(&schema("saved-plan.schema.json"), None, "plan.json", [&world.saved()]);
     let actions: Vec<Value> = world.saved()["orders"].as_array().unwrap().iter().map(|o| o["action"].clone()).collect();
     assert_eq!(actions, ["take", "send", "destroy"]);
+}
+
+#[test]
+fn the_agents_tell_how_much_would_be_sent_and_freed() {
+    let world = World::new();
+    let policy = Arc::new(config::load_policy(&world.path("server.json")).unwrap());
+    let here: HostName = "alpha".parse().unwrap();
+    let calls = world.fake.calls().len();
+    let orders = runtime::block_on(async {
+        let zfs = Arc::new(world.fake.clone());
+        let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, zfs).await);
+        let catalog = director::open_catalog(&policy).await.unwrap();
+        assert!(director::look(&policy, &dispatcher, &catalog).await.unwrap().is_empty());
+        let (inventory, at) = (catalog.inventory().clone(), Utc::now());
+        let now = decide(&policy, &inventory, at).orders(&policy);
+        let mut orders = foresee(&policy, inventory.clone(), now, at);
+        estimate::ask(&mut orders, &policy, &inventory, &dispatcher).await;
+        orders
+    });
+    let told: Vec<(&str, Option<After>, Option<Option<u64>>)> = orders
+        .iter()
+        .map(|Foreseen { order, after, estimate }| {
+            let action = match order {
+                Order::Take { .. } => "take",
+                Order::Send { .. } => "send",
+                Order::Destroy { .. } => "destroy",
+            };
+            (action, *after, estimate.as_ref().map(|e| e.bytes))
+        })
+        .collect();
+    // Of five snapshots with 1000 bytes each, the oldest has the megabyte that the dataset was made with.
+    let whole = 1 << 20;
+    assert_eq!(
+        told,
+        [
+            ("take", None, None),
+            ("send", None, Some(Some(whole + 5000))),
+            ("destroy", None, Some(Some(whole + 3000))),
+            ("destroy", Some(After::Take), Some(Some(1000))),
+            ("destroy", Some(After::Send), Some(Some(whole + 3000))),
+            ("destroy", Some(After::Send), Some(None)),
+        ]
+    );
+    let totals = Totals { send: whole + 5000, free: 2 * whole + 7000, unknown: 1 };
+    assert_eq!(Totals::of(&orders), totals);
+    let copy = orders.last().unwrap().estimate.as_ref().unwrap();
+    assert_eq!(copy.remark, "what goes has yet to come");
+    assert!(world.fake.calls()[calls..].is_empty(), "{:?}", &world.fake.calls()[calls..]);
 }
 
 #[test]

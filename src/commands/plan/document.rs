@@ -6,20 +6,24 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::Filter;
+use super::estimate::Totals;
 use super::foresee::Foreseen;
 use crate::actions::{Explained, Notice, Plan, PruneReason, PruneVerdict, SendVerdict, TakeVerdict};
 use crate::model::{HostName, Inventory};
 
 /// A plan.
 #[derive(Serialize)]
-pub struct Document<'a> {
+pub struct Document {
     /// The moment that it was decided for.
     pub at: DateTime<Utc>,
     /// Hosts that were asked and could not be listed, with the reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub unseen: &'a BTreeMap<HostName, String>,
+    pub unseen: BTreeMap<HostName, String>,
     /// What would be done.
-    pub orders: &'a [Foreseen],
+    pub orders: Vec<Foreseen>,
+    /// What the orders would send and free together, if the agents were asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<Totals>,
     /// What an administrator should know.
     pub notices: Vec<Told<Notice>>,
     /// Every verdict, if wanted.
@@ -74,7 +78,7 @@ impl Explain {
         let prunes = plan.prunes.iter().filter(|p| filter.wants(&p.subject.host, &p.subject.dataset));
         Self {
             takes: takes.map(|t| Told { what: t.clone(), why: t.reason.to_string() }).collect(),
-            sends: sends.map(|s| Told { what: s.clone(), why: s.reason.to_string() }).collect(),
+            sends: sends.map(|s| Told { what: s.clone(), why: s.why(plan.at) }).collect(),
             prunes: prunes.map(|p| Prune { verdict: p.clone(), snapshots: snapshots(p, inventory) }).collect(),
         }
     }

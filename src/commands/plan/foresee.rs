@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::estimate::Estimate;
 use crate::actions::{Engine, Order, predict};
 use crate::model::{DatasetName, Guid, HostName, Inventory, SnapName};
 use crate::policy::{Policy, Target};
@@ -31,6 +32,14 @@ pub struct Foreseen {
     pub order: Order,
     /// What it waits for; `None` if it can be given now.
     pub after: Option<After>,
+    /// What it would send or free; `None` if that was not asked, or of a take.
+    pub estimate: Option<Estimate>,
+}
+
+impl Foreseen {
+    fn new(order: Order, after: Option<After>) -> Self {
+        Self { order, after, estimate: None }
+    }
 }
 
 impl Serialize for Foreseen {
@@ -42,9 +51,11 @@ impl Serialize for Foreseen {
             order: &'a Order,
             #[serde(skip_serializing_if = "Option::is_none")]
             after: Option<After>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            estimate: Option<&'a Estimate>,
         }
-        let Self { order, after } = self;
-        let whole = Whole { order, after: *after };
+        let Self { order, after, estimate } = self;
+        let whole = Whole { order, after: *after, estimate: estimate.as_ref() };
         if *after != Some(After::Take) || !matches!(order, Order::Send { .. }) {
             return whole.serialize(s);
         }
@@ -228,12 +239,12 @@ pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateT
             } else {
                 Some(After::Send)
             };
-            sends.push(Foreseen { order: order.clone(), after });
+            sends.push(Foreseen::new(order.clone(), after));
         }
         for order in played.destroys {
             destroys.extend(split(&order, &due, after));
         }
-        takes.extend(played.takes.into_iter().map(|order| Foreseen { order, after: None }));
+        takes.extend(played.takes.into_iter().map(|order| Foreseen::new(order, None)));
     }
     takes.into_iter().chain(sends).chain(destroys).collect()
 }
@@ -259,7 +270,7 @@ fn split(order: &Order, due: &Now, after: After) -> Vec<Foreseen> {
             *bytes = if snapshots.len() == part.len() { *bytes } else { 0 };
             *snapshots = part;
         }
-        Foreseen { order, after }
+        Foreseen::new(order, after)
     };
     let parts = [(first, None), (rest, Some(after))];
     parts.into_iter().filter(|(snapshots, _)| !snapshots.is_empty()).map(|(s, after)| part(s, after)).collect()

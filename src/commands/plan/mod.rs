@@ -5,22 +5,25 @@
 
 pub mod compare;
 mod document;
+pub mod estimate;
 pub mod foresee;
 mod observe;
+mod orders;
+mod side_by_side;
 pub mod simulate;
 mod table;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::director::{self, SavedPlan, wire_order};
-use crate::actions::{Notice, Order, decide};
+use super::director;
+use crate::actions::{Notice, Order};
 use crate::catalog::file;
 use crate::config::{Fingerprint, Local};
 use crate::error::{Error, Exit};
@@ -29,8 +32,8 @@ use crate::policy::Policy;
 use crate::report::{self, Format};
 use crate::zfs::{Zfs, ZfsRead};
 use crate::{clock, config};
-use document::{Document, Explain, notices};
-use foresee::{Foreseen, foresee};
+use estimate::Totals;
+use foresee::Foreseen;
 
 /// What `zsync plan` is told.
 #[derive(Clone, Debug)]
@@ -80,8 +83,13 @@ pub enum Question {
     },
     /// What snapshots are there? `-` is standard output.
     Export(PathBuf),
-    /// What would be done for so long?
-    Simulate(TimeDelta),
+    /// What would be done, and be left?
+    Simulate {
+        /// For so long.
+        length: TimeDelta,
+        /// By another policy as well: its file.
+        other: Option<PathBuf>,
+    },
     /// What would another policy do?
     Compare {
         /// Its file.
@@ -136,7 +144,8 @@ impl Filter {
     }
 
     fn narrow_foreseen(&self, orders: Vec<Foreseen>) -> Vec<Foreseen> {
-        let narrow = |Foreseen { order, after }| self.narrow(order).map(|order| Foreseen { order, after });
+        let narrow =
+            |Foreseen { order, after, estimate }| self.narrow(order).map(|order| Foreseen { order, after, estimate });
         orders.into_iter().filter_map(narrow).collect()
     }
 
@@ -181,16 +190,30 @@ pub async fn preview(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error
 /// Asks the agents first, and has the catalog know what they say.
 pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
-    let policy = Arc::new(policy);
-    let world = director::open_catalog(&policy).await?;
-    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &policy, zfs).await);
-    let unseen = director::look(&policy, &dispatcher, &world).await.map_err(Error::unable)?;
+    let shared = Arc::new(policy.clone());
+    let world = director::open_catalog(&shared).await?;
+    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, zfs).await);
+    let unseen = director::look(&shared, &dispatcher, &world).await.map_err(Error::unable)?;
     for (host, reason) in &unseen {
         report::complain(&format_args!("{host} cannot be looked at: {reason}"));
     }
-    let inventory = std::mem::take(&mut *world.inventory());
     let failed = !unseen.is_empty();
-    match answer(&settings, Known { policy: Policy::clone(&policy), fingerprint, inventory, unseen }) {
+    let inventory = std::mem::take(&mut *world.inventory());
+    let known = Known { policy, fingerprint, inventory, unseen };
+    let answered = match &settings.question {
+        Question::Orders { explain, out } if settings.format != Format::Ndjson => {
+            settings.filter.check(&known.policy, &known.inventory).map_err(Error::unable)?;
+            let at = settings.at.unwrap_or_else(clock::now);
+            // What follows is predicted on a world of its own; the agents are asked about this one.
+            let inventory = known.inventory.clone();
+            let mut document = orders::document(&settings, known, at, *explain, out.as_deref())?;
+            estimate::ask(&mut document.orders, &shared, &inventory, &dispatcher).await;
+            document.estimate = Some(Totals::of(&document.orders));
+            ended(&settings, orders::tell(&settings, &document))
+        }
+        _ => answer(&settings, known),
+    };
+    match answered {
         // That there are orders says less than that there may be more.
         Ok(()) | Err(Error { exit: Exit::Orders, .. }) if failed => Err(Error::told()),
         result => result,
@@ -204,14 +227,19 @@ fn load(settings: &Settings) -> Result<(Policy, Fingerprint), Error> {
 fn answer(settings: &Settings, known: Known) -> Result<(), Error> {
     settings.filter.check(&known.policy, &known.inventory).map_err(Error::unable)?;
     let at = settings.at.unwrap_or_else(clock::now);
+    let wants = |host: &HostName, dataset: &DatasetName| settings.filter.wants(host, dataset);
     let something = match &settings.question {
-        Question::Orders { explain, out } => orders(settings, known, at, *explain, out.as_deref())?,
+        Question::Orders { out, .. } if settings.format == Format::Ndjson => {
+            orders::print_lines(settings, &known, at, out.as_deref())?
+        }
+        Question::Orders { explain, out } => {
+            orders::tell(settings, &orders::document(settings, known, at, *explain, out.as_deref())?)
+        }
         Question::Export(path) => {
             export(path, &known.inventory).map_err(Error::unable)?;
             false
         }
-        Question::Simulate(length) => {
-            let wants = |host: &HostName, dataset: &DatasetName| settings.filter.wants(host, dataset);
+        Question::Simulate { length, other: None } => {
             let simulation = simulate::simulate(&known.policy, known.inventory, at, *length, wants);
             report::print(&match settings.format {
                 Format::Table => table::simulation(&simulation, report::width()),
@@ -220,12 +248,24 @@ fn answer(settings: &Settings, known: Known) -> Result<(), Error> {
             });
             false
         }
+        Question::Simulate { length, other: Some(other) } => {
+            let other = config::load_policy(other).map_err(Error::unable)?;
+            let there = simulate::simulate(&other, known.inventory.clone(), at, *length, wants);
+            let here = simulate::simulate(&known.policy, known.inventory, at, *length, wants);
+            let both = side_by_side::Simulations { this: here, other: there };
+            report::print(&match settings.format {
+                Format::Table => side_by_side::table(&both, report::width()),
+                Format::Json => report::json(&both),
+                Format::Ndjson => side_by_side::lines(&both),
+            });
+            both.differ()
+        }
         Question::Compare { other, explain } => {
             let other = config::load_policy(other).map_err(Error::unable)?;
             let mut comparison = compare::compare(&known.policy, &other, &known.inventory, at);
             comparison.differences.retain(|difference| {
                 let (host, dataset) = difference.place();
-                settings.filter.wants(host, dataset)
+                wants(host, dataset)
             });
             report::print(&match settings.format {
                 Format::Table => table::comparison(&comparison, *explain, report::width()),
@@ -235,40 +275,12 @@ fn answer(settings: &Settings, known: Known) -> Result<(), Error> {
             !comparison.differences.is_empty()
         }
     };
-    if settings.exit_code && something { Err(Error::exit(Exit::Orders)) } else { Ok(()) }
+    ended(settings, something)
 }
 
-/// Tells the orders of a pass; `true` if there are any.
-fn orders(
-    settings: &Settings,
-    Known { policy, fingerprint, inventory, unseen }: Known,
-    at: DateTime<Utc>,
-    explain: bool,
-    out: Option<&Path>,
-) -> Result<bool, Error> {
-    let plan = decide(&policy, &inventory, at);
-    let now = plan.orders(&policy);
-    if let Some(path) = out {
-        let text = report::json(&SavedPlan::new(at, fingerprint, settings.filter.narrow_all(now.clone())));
-        write_whole(path, |file| file.write_all(text.as_bytes())).map_err(Error::unable)?;
-    }
-    if settings.format == Format::Ndjson {
-        drop(plan);
-        let wanted: Vec<Order> = settings.filter.narrow_all(now).into_iter().flat_map(director::fitting).collect();
-        report::print_ndjson(wanted.iter().map(|order| wire_order(order, &policy, &inventory)));
-        return Ok(!wanted.is_empty());
-    }
-    let notices = notices(&plan, &settings.filter);
-    let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
-    // A plan over a million snapshots is large, and its orders are all that is still needed.
-    drop(plan);
-    let orders = settings.filter.narrow_foreseen(foresee(&policy, inventory, now, at));
-    let document = Document { at, unseen: &unseen, orders: &orders, notices, explain };
-    match settings.format {
-        Format::Table => report::print(&table::plan(&document, report::width())),
-        Format::Json | Format::Ndjson => report::print_json(&document),
-    }
-    Ok(!orders.is_empty())
+/// The end, where there was something to tell or not.
+fn ended(settings: &Settings, something: bool) -> Result<(), Error> {
+    if settings.exit_code && something { Err(Error::exit(Exit::Orders)) } else { Ok(()) }
 }
 
 fn export(path: &Path, inventory: &Inventory) -> anyhow::Result<()> {

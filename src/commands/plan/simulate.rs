@@ -4,14 +4,14 @@
 //! Pure: what is decided is decided by the engine, and what comes of it is predicted.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 
 use chrono::{DateTime, DurationRound, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 use serde::Serialize;
 
 use super::foresee::Future;
 use crate::actions::{Order, Plan, PruneReason, PruneVerdict, Side, TakeReason, TakeVerdict};
-use crate::model::{DatasetName, HostName, Inventory};
+use crate::model::{DatasetName, Guid, HostName, Inventory};
 use crate::policy::{DatasetPolicy, Policy, SyncPolicy};
 
 /// How things would be over time.
@@ -57,6 +57,8 @@ pub struct Place {
     pub policy: String,
     /// Its snapshots, those about to be destroyed left out.
     pub snapshots: usize,
+    /// How many of them were there when it began.
+    pub from_before: usize,
     /// When the oldest of them was taken.
     pub oldest: Option<DateTime<Utc>>,
     /// How many of them are how old.
@@ -91,6 +93,9 @@ pub struct Kept {
     pub oldest: Option<DateTime<Utc>>,
 }
 
+/// Which snapshots were in each place when it began.
+type Before = HashMap<(HostName, DatasetName), HashSet<Guid>>;
+
 /// Plays a policy forward. `counts` says which places are told of.
 pub fn simulate(
     policy: &Policy,
@@ -100,6 +105,7 @@ pub fn simulate(
     counts: impl Fn(&HostName, &DatasetName) -> bool,
 ) -> Simulation {
     let to = from.checked_add_signed(length).unwrap_or(from);
+    let before: Before = snapshots_of(&inventory, &counts);
     let mut play = Play::new(policy, inventory, from, &counts);
     let mut days = Vec::new();
     let all: Vec<usize> = (0..policy.datasets.len()).collect();
@@ -131,7 +137,7 @@ pub fn simulate(
     let plan = play.future.decide(to);
     days.push(play.day);
     let told = plan.prunes.iter().filter(|p| counts(&p.subject.host, &p.subject.dataset));
-    let mut end: Vec<Place> = told.map(|prune| place(prune, &play.future.inventory, to)).collect();
+    let mut end: Vec<Place> = told.map(|prune| place(prune, &play.future.inventory, &before, to)).collect();
     end.sort_by(|a, b| (&a.host, &a.dataset, a.side).cmp(&(&b.host, &b.dataset, b.side)));
     Simulation { from, to, timezone: policy.timezone.to_string(), days, end }
 }
@@ -336,14 +342,27 @@ impl Day {
     }
 }
 
-fn place(prune: &PruneVerdict, inventory: &Inventory, at: DateTime<Utc>) -> Place {
+/// What is in each place that is told of.
+fn snapshots_of(inventory: &Inventory, counts: impl Fn(&HostName, &DatasetName) -> bool) -> Before {
+    let places = inventory.hosts.iter().flat_map(|(host, known)| known.datasets.iter().map(move |d| (host, d)));
+    let told = places.filter(|(host, (dataset, _))| counts(host, dataset));
+    let guids = told.map(|(host, (name, dataset))| {
+        ((host.clone(), name.clone()), dataset.snapshots.iter().map(|s| s.guid).collect())
+    });
+    guids.collect()
+}
+
+fn place(prune: &PruneVerdict, inventory: &Inventory, before: &Before, at: DateTime<Utc>) -> Place {
     let subject = prune.subject.clone();
+    let before = before.get(&(subject.host.clone(), subject.dataset.clone()));
+    let mut from_before = 0;
     let held = inventory.dataset(&subject.host, &subject.dataset);
     let mut rules: Vec<Kept> =
         prune.rules.iter().map(|rule| Kept { rule: rule.clone(), keeps: 0, oldest: None }).collect();
     let (mut oldest, mut in_last, mut protected) = (None, Ages::default(), 0);
     for explained in held.map(|held| prune.explain(held)).unwrap_or_default().iter().filter(|e| e.keep) {
         oldest.get_or_insert(explained.creation);
+        from_before += usize::from(before.is_some_and(|before| before.contains(&explained.guid)));
         let age = at - explained.creation;
         let ages = [(1, &mut in_last.day), (7, &mut in_last.week), (31, &mut in_last.month), (366, &mut in_last.year)];
         for (days, count) in ages {
@@ -366,6 +385,7 @@ fn place(prune: &PruneVerdict, inventory: &Inventory, at: DateTime<Utc>) -> Plac
         side: prune.side,
         policy: subject.policy,
         snapshots: prune.kept,
+        from_before,
         oldest,
         in_last,
         rules,

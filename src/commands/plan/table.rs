@@ -7,8 +7,9 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::compare::{Comparison, Difference, Snapshots};
 use super::document::{Document, Explain, Prune, Told};
+use super::estimate::{Estimate, Totals};
 use super::foresee::{After, Foreseen};
-use super::simulate::{Place, Simulation};
+use super::simulate::{Ages, Place, Simulation};
 use crate::actions::{Order, SendVerdict, Side, TakeVerdict};
 use crate::model::{DatasetName, HostName};
 use crate::report;
@@ -18,7 +19,8 @@ const NAMED: usize = 5;
 /// How many places a simulation's days have columns for.
 const MOST_COLUMNS: usize = 8;
 
-fn time(at: DateTime<Utc>) -> String {
+/// A moment as it is told, in UTC, to the second.
+pub(super) fn time(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
@@ -28,13 +30,23 @@ fn snapshots(count: usize) -> String {
 
 /// A plan: its orders, its notices, and the verdicts if they are in it.
 #[must_use]
-pub fn plan(document: &Document<'_>, width: Option<usize>) -> String {
-    let rows: Vec<Vec<String>> = document.orders.iter().map(order).collect();
+pub fn plan(document: &Document, width: Option<usize>) -> String {
+    let mut rows: Vec<Vec<String>> = document.orders.iter().map(order).collect();
+    let mut headings = vec!["ACTION", "DATASET", "SNAPSHOT", "TO", "WHY"];
+    if document.estimate.is_some() {
+        headings.insert(4, "BYTES");
+        for (row, foreseen) in rows.iter_mut().zip(&document.orders) {
+            row.insert(4, estimated(foreseen.estimate.as_ref()));
+        }
+    }
     let mut text = if rows.is_empty() {
         "nothing to do\n".to_owned()
     } else {
-        report::table_with_reasons(&["ACTION", "DATASET", "SNAPSHOT", "TO", "WHY"], &rows, width)
+        report::table_with_reasons(&headings, &rows, width)
     };
+    if let (Some(totals), false) = (&document.estimate, rows.is_empty()) {
+        text.push_str(&report::wrap(&total(totals), 0, width));
+    }
     for notice in &document.notices {
         text.push_str(&report::wrap(&format!("note: {}", notice.why), 0, width));
     }
@@ -44,7 +56,25 @@ pub fn plan(document: &Document<'_>, width: Option<usize>) -> String {
     text
 }
 
-fn order(Foreseen { order, after }: &Foreseen) -> Vec<String> {
+/// Bytes in five places, so that they stand below each other.
+fn estimated(estimate: Option<&Estimate>) -> String {
+    match estimate.map(|e| e.bytes) {
+        None => String::new(),
+        Some(None) => format!("{:>5}", "?"),
+        Some(Some(bytes)) => format!("{:>5}", report::bytes(bytes)),
+    }
+}
+
+fn total(Totals { send, free, unknown }: &Totals) -> String {
+    let besides = match unknown {
+        0 => String::new(),
+        1 => "; of 1 order nobody can tell".to_owned(),
+        unknown => format!("; of {unknown} orders nobody can tell"),
+    };
+    format!("about {} to send, {} freed{besides}", report::bytes(*send), report::bytes(*free))
+}
+
+fn order(Foreseen { order, after, estimate }: &Foreseen) -> Vec<String> {
     let waits = match (after, order) {
         (None, _) => "",
         (Some(After::Take), Order::Send { .. }) => "after it is taken: ",
@@ -64,17 +94,27 @@ fn order(Foreseen { order, after }: &Foreseen) -> Vec<String> {
             format!("{host}:{dataset}"),
             snapshot.to_string(),
             format!("{}:{}", to.host, to.dataset),
-            format!("{waits}{reason}"),
+            format!("{waits}{reason}{}", remark(estimate.as_ref())),
         ],
         Order::Destroy { host, dataset, snapshots: going, reason, bytes, .. } => {
             let named = match going.as_slice() {
                 [(_, only)] => only.to_string(),
                 many => snapshots(many.len()),
             };
-            let frees = if *bytes == 0 { String::new() } else { format!("; frees {} or more", report::bytes(*bytes)) };
+            let frees = match estimate {
+                Some(_) => remark(estimate.as_ref()),
+                None if *bytes == 0 => String::new(),
+                None => format!("; frees {} or more", report::bytes(*bytes)),
+            };
             vec!["destroy".into(), format!("{host}:{dataset}"), named, String::new(), format!("{waits}{reason}{frees}")]
         }
     }
+}
+
+/// Why an estimate is none, or what the agent would leave out.
+fn remark(estimate: Option<&Estimate>) -> String {
+    let remark = estimate.map(|e| e.remark.as_str()).filter(|remark| !remark.is_empty());
+    remark.map(|remark| format!(" ({remark})")).unwrap_or_default()
 }
 
 #[derive(Default)]
@@ -232,25 +272,35 @@ pub fn simulation(simulation: &Simulation, width: Option<usize>) -> String {
             text.push_str(&format!("\n{}:{}\n", place.host, place.dataset));
         }
         before = Some(here);
-        text.push_str(&left(place, width));
+        text.push_str(&self::place(place, width));
     }
     text
 }
 
-fn left(place: &Place, width: Option<usize>) -> String {
+/// What is left of one policy in one place, in a line.
+pub(super) fn left(Place { snapshots: count, from_before, oldest, in_last, .. }: &Place) -> String {
+    let mut text = snapshots(*count);
+    if let Some(oldest) = oldest {
+        text.push_str(&format!(", the oldest of {}", time(*oldest)));
+    }
+    if *from_before > 0 {
+        text.push_str(&format!(", {from_before} of them there now"));
+    }
+    if *count > 0 {
+        let Ages { day, week, month, year } = in_last;
+        text.push_str(&format!("; in the last day {day}, week {week}, month {month}, year {year}"));
+    }
+    text
+}
+
+fn place(place: &Place, width: Option<usize>) -> String {
     const PROTECTED: &str = "no rule, but protected";
-    let Place { host: _, dataset: _, side, policy, snapshots: count, oldest, in_last, rules, protected } = place;
-    let received = if *side == Side::Destination { " received here" } else { "" };
-    let since = oldest.map(|oldest| format!(", the oldest of {}", time(oldest))).unwrap_or_default();
-    let mut text = report::wrap(&format!("{policy}: {}{received}{since}", snapshots(*count)), 2, width);
-    if *count == 0 {
+    let received = if place.side == Side::Destination { " received here" } else { "" };
+    let Place { policy, rules, protected, .. } = place;
+    let mut text = report::wrap(&format!("{policy}{received}: {}", left(place)), 2, width);
+    if place.snapshots == 0 {
         return text;
     }
-    let ages = format!(
-        "in the last day {}, week {}, month {}, year {}",
-        in_last.day, in_last.week, in_last.month, in_last.year
-    );
-    text.push_str(&report::wrap(&ages, 4, width));
     let names = rules.iter().map(|kept| kept.rule.as_str());
     let name = names.chain((*protected > 0).then_some(PROTECTED)).map(str::len).max().unwrap_or(0);
     for kept in rules {
