@@ -172,7 +172,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         estimate::ask(&mut orders, &policy, &inventory, &dispatcher).await;
         orders
     });
-    let told: Vec<(&str, Option<After>, Option<Option<u64>>)> = orders
+    let told: Vec<_> = orders
         .iter()
         .map(|Foreseen { order, after, estimate }| {
             let action = match order {

@@ -27,6 +27,8 @@ struct Line<'a, T> {
     told: &'a T,
 }
 
+/// A place as each of the two leaves it; `None` where one does not decide about it.
+type Ends<'a> = (Key<'a>, Option<&'a Place>, Option<&'a Place>);
 type Key<'a> = (&'a str, &'a str, Side, &'a str);
 
 fn by_place(simulation: &Simulation) -> BTreeMap<Key<'_>, &Place> {
@@ -43,7 +45,7 @@ impl Simulations {
     }
 
     /// The places that end otherwise, and how many end alike.
-    fn different_places(&self) -> (Vec<(Key<'_>, Option<&Place>, Option<&Place>)>, usize) {
+    fn different_places(&self) -> (Vec<Ends<'_>>, usize) {
         let (this, other) = (by_place(&self.this), by_place(&self.other));
         let keys: BTreeSet<Key<'_>> = this.keys().chain(other.keys()).copied().collect();
         let all = keys.len();
