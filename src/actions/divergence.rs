@@ -1,6 +1,6 @@
 //! A destination that cannot take the next stream as it is: what is wrong, and what the policy lets be done about it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::lineage::Flip;
@@ -49,16 +49,16 @@ impl Trouble {
 }
 
 /// What a policy lets be done about it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
     /// Going back to the newest common snapshot, if no snapshot is lost by that; replacing what has none.
     #[serde(rename = "rollback_if_needed")]
     pub rollback: bool,
     /// Also if snapshots are lost that only the destination has.
-    #[serde(rename = "rollback_may_destroy", skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, rename = "rollback_may_destroy", skip_serializing_if = "std::ops::Not::not")]
     pub may_destroy: bool,
     /// What else.
-    #[serde(skip_serializing_if = "OnDivergence::is_stop")]
+    #[serde(default, skip_serializing_if = "OnDivergence::is_stop")]
     pub on_divergence: OnDivergence,
 }
 

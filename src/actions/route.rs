@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::common::{ByGuid, Common};
 use super::index::{Claim, Index};
@@ -10,13 +10,13 @@ use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName,
 use crate::policy::{Policy, Target};
 
 /// What a send order tells of other datasets.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
     /// Where the destination has what the dataset of a clone's origin sends.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<DatasetName>,
     /// Where the destination has the copy under the source's former name.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renamed: Option<Renamed>,
     /// Every place that the dataset is sent to.
     #[serde(skip)]
@@ -24,7 +24,7 @@ pub struct Route {
 }
 
 /// A copy whose source was renamed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Renamed {
     /// The copy.
     pub dataset: DatasetName,
@@ -100,22 +100,22 @@ fn renamed(
         .map(|(_, renamed)| renamed)
 }
 
-/// In which order datasets are sent, from 0 on: each after all above it, and after the dataset of the snapshot that it
-/// is a clone of, as far as those are sent as well. Those of one rank do not wait for each other.
+/// In which order datasets are sent, from 0 on: each after all above it, and after those that it waits for, as far as
+/// those are sent as well. Those of one rank do not wait for each other.
 #[must_use]
-pub fn ranks(datasets: &BTreeMap<DatasetName, Option<DatasetName>>) -> BTreeMap<DatasetName, usize> {
+pub fn ranks(datasets: &BTreeMap<DatasetName, Vec<DatasetName>>) -> BTreeMap<DatasetName, usize> {
     let mut ranks: BTreeMap<DatasetName, usize> = BTreeMap::new();
-    let after = |dataset: &DatasetName, origin: Option<&DatasetName>, ranks: &BTreeMap<DatasetName, usize>| {
+    let after = |dataset: &DatasetName, waits_for: &[DatasetName], ranks: &BTreeMap<DatasetName, usize>| {
         let above = std::iter::successors(dataset.parent(), DatasetName::parent);
-        let before = above.chain(origin.cloned()).filter_map(|name| ranks.get(&name).map(|rank| rank + 1));
+        let before = above.chain(waits_for.iter().cloned()).filter_map(|name| ranks.get(&name).map(|rank| rank + 1));
         before.max().unwrap_or(0)
     };
-    // Parents come before their children in the order of names; what clones wait for may come later, and is looked at
-    // again. Every round settles one more link of the longest chain; ZFS knows no circles.
+    // Parents come before their children in the order of names; what others wait for may come later, and is looked at
+    // again. Every round settles one more link of the longest chain. Names that go round in a circle end the rounds.
     for _ in 0..=datasets.len() {
         let mut settled = true;
-        for (dataset, origin) in datasets {
-            let rank = after(dataset, origin.as_ref(), &ranks);
+        for (dataset, waits_for) in datasets {
+            let rank = after(dataset, waits_for, &ranks);
             settled &= ranks.insert(dataset.clone(), rank) == Some(rank);
         }
         if settled {
@@ -129,12 +129,12 @@ pub fn ranks(datasets: &BTreeMap<DatasetName, Option<DatasetName>>) -> BTreeMap<
 mod tests {
     use super::*;
 
-    /// `b/x<a` is b/x, a clone of a snapshot of a.
+    /// `b/x<a,c` is b/x, which waits for a and c.
     fn order(line: &str) -> String {
         let name = |text: &str| format!("t/{text}").parse::<DatasetName>().unwrap();
         let datasets = line.split_whitespace().map(|word| match word.split_once('<') {
-            Some((clone, origin)) => (name(clone), Some(name(origin))),
-            None => (name(word), None),
+            Some((dataset, first)) => (name(dataset), first.split(',').map(name).collect()),
+            None => (name(word), Vec::new()),
         });
         let ranks = ranks(&datasets.collect());
         let mut words: Vec<String> =
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn parents_come_before_children_and_origins_before_clones() {
+    fn parents_come_before_children_and_what_is_waited_for_before_what_waits() {
         assert_eq!(order("a b c"), "0a 0b 0c");
         assert_eq!(order("a a/b a/b/c d/e"), "0a 0d/e 1a/b 2a/b/c");
         assert_eq!(order("a<z z"), "0z 1a", "a clone whose name comes first");
@@ -152,6 +152,7 @@ mod tests {
         assert_eq!(order("b/x<a/y a a/y b"), "0a 0b 1a/y 2b/x");
         assert_eq!(order("a<gone b"), "0a 0b", "an origin that is not sent is not waited for");
         assert_eq!(order("p/clone<p p"), "0p 1p/clone");
+        assert_eq!(order("a<y,z y z<y"), "0y 1z 2a");
         // Not what ZFS can have: it ends all the same.
         order("a<b b<a");
     }

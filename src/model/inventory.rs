@@ -1,12 +1,13 @@
 //! What is known of each host's datasets and snapshots, and since when.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::flags::SendFlags;
-use super::name::{DatasetName, HostName, SnapName};
+use super::name::{DatasetName, HostName, NameError, SnapName};
 use super::snapshot::{Bookmark, Guid, Snapshot};
 
 /// Everything known of every host.
@@ -89,6 +90,16 @@ pub struct Origin {
     pub dataset: DatasetName,
     /// The snapshot's name.
     pub name: SnapName,
+}
+
+impl FromStr for Origin {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        // A name without "@" is no snapshot's: the empty name after it is told so.
+        let (dataset, name) = text.split_once('@').unwrap_or((text, ""));
+        Ok(Self { dataset: dataset.parse()?, name: name.parse()? })
+    }
 }
 
 /// A `#NotWritten` mark.

@@ -92,9 +92,13 @@ pub struct DirectorsOrder {
     /// send_snapshot: every place that the dataset is sent to, if known: holds for others are left over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub destinations: Vec<(HostName, DatasetName)>,
-    /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs.
+    /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs. estimate_send: what the
+    /// destination has; nothing without it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
+    /// estimate_send: what the destination can go on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_token: Option<String>,
 }
 
 /// A copy under the name that its source had before it was renamed.
@@ -389,6 +393,9 @@ pub struct Response {
     /// How long it took, in milliseconds.
     #[serde(default)]
     pub millis: u64,
+    /// Bytes that would be sent, or freed, of an estimate; missing where ZFS cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<u64>,
 }
 
 impl Response {
@@ -403,6 +410,7 @@ impl Response {
             temporary: false,
             bytes: 0,
             millis: 0,
+            estimate: None,
         }
     }
 
@@ -417,6 +425,7 @@ impl Response {
             temporary: false,
             bytes: 0,
             millis: 0,
+            estimate: None,
         }
     }
 }

@@ -87,6 +87,13 @@ impl Fake {
         self.state().now = now;
     }
 
+    /// Destroys snapshots as an administrator does it by hand.
+    pub fn destroy_by_hand(&self, dataset: &DatasetName, names: &[SnapName]) {
+        if let Some(inventory) = self.state().datasets.get_mut(dataset) {
+            inventory.snapshots.retain(|s| !names.contains(&s.name));
+        }
+    }
+
     /// Gives a snapshot a clone.
     pub fn clone_of(&self, dataset: &DatasetName, name: &SnapName) {
         self.state().clones.insert((dataset.clone(), name.clone()));
@@ -265,6 +272,29 @@ impl ZfsRead for Fake {
 
     async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
         Ok(self.state().properties.get(dataset).cloned().unwrap_or_default())
+    }
+
+    async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
+        let SendSpec::Snapshot { dataset, to, from, .. } = spec else { return Ok(None) };
+        let call = "send -nP";
+        let state = self.state();
+        let inventory = state.dataset(call, dataset)?;
+        let place = |name: &SnapName| inventory.snapshots.iter().position(|s| s.name == *name);
+        let last = place(to).ok_or_else(|| error(ErrorKind::NotFound, call, "snapshot does not exist"))?;
+        let first = match from {
+            SendFrom::Nothing => 0,
+            SendFrom::Snapshot(base) => place(base).map_or(0, |at| at + 1),
+            SendFrom::Bookmark(_) | SendFrom::Origin(..) => return Ok(None),
+        };
+        let written = inventory.snapshots[first..=last].iter().filter_map(|s| state.written_before.get(&s.guid));
+        Ok(Some(written.sum()))
+    }
+
+    async fn size_of_destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Option<u64>, ZfsError> {
+        let state = self.state();
+        let inventory = state.dataset("destroy -nvp", dataset)?;
+        let going = inventory.snapshots.iter().filter(|s| names.contains(&s.name));
+        Ok(Some(going.filter_map(|s| state.written_before.get(&s.guid)).sum()))
     }
 
     async fn check_version(&self) -> Result<String, ZfsError> {

@@ -165,21 +165,17 @@ impl System {
         if all && fates.iter().any(|fate| !matches!(fate, Fate::Spared | Fate::Gone)) {
             return Ok(fates);
         }
-        let doomed: Vec<usize> = (0..fates.len()).filter(|at| fates[*at] == Fate::Spared).collect();
-        let mut rest = doomed.as_slice();
-        while !rest.is_empty() {
-            let mut length = 0;
-            let fitting = rest.iter().take_while(|at| {
-                length += victims[**at].name.as_str().len() + 1;
-                length < LONGEST_ARGUMENT
-            });
-            let (batch, later) = rest.split_at(fitting.count().max(1));
-            let names: Vec<SnapName> = batch.iter().map(|at| victims[*at].name.clone()).collect();
-            self.run(&argv::destroy(dataset, &names)).await?;
-            for at in batch {
-                fates[*at] = Fate::Destroyed;
-            }
-            rest = later;
+        let doomed: Vec<SnapName> = victims
+            .iter()
+            .zip(&fates)
+            .filter(|(_, fate)| **fate == Fate::Spared)
+            .map(|(v, _)| v.name.clone())
+            .collect();
+        for batch in batches(&doomed) {
+            self.run(&argv::destroy(dataset, batch)).await?;
+        }
+        for fate in fates.iter_mut().filter(|fate| **fate == Fate::Spared) {
+            *fate = Fate::Destroyed;
         }
         Ok(fates)
     }
@@ -242,6 +238,20 @@ impl System {
             this.ended(&argv, &output)
         })
     }
+}
+
+/// Snapshots in lists that each fit into one argument.
+fn batches(mut rest: &[SnapName]) -> impl Iterator<Item = &[SnapName]> {
+    std::iter::from_fn(move || {
+        let mut length = 0;
+        let fitting = rest.iter().take_while(|name| {
+            length += name.as_str().len() + 1;
+            length < LONGEST_ARGUMENT
+        });
+        let (batch, later) = rest.split_at(fitting.count().max(1).min(rest.len()));
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
+    })
 }
 
 fn status_text(status: ExitStatus) -> String {
@@ -329,6 +339,22 @@ impl ZfsRead for System {
     async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
         let argv = argv::properties(dataset);
         parse::properties(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+    }
+
+    async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
+        let argv = argv::size_of_send(spec);
+        parse::size(&self.run(&argv).await?, "size").map_err(|bad| self.unreadable(&argv, bad))
+    }
+
+    async fn size_of_destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Option<u64>, ZfsError> {
+        // What two batches free together is at least the sum.
+        let mut total = Some(0u64);
+        for batch in batches(names) {
+            let argv = argv::size_of_destroy(dataset, batch);
+            let size = parse::size(&self.run(&argv).await?, "reclaim").map_err(|bad| self.unreadable(&argv, bad))?;
+            total = total.zip(size).map(|(total, size)| total.saturating_add(size));
+        }
+        Ok(total)
     }
 
     async fn check_version(&self) -> Result<String, ZfsError> {

@@ -53,6 +53,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         renamed_from: None,
         destinations: Vec::new(),
         keep_common_with: Vec::new(),
+        resume_token: None,
     }
 }
 
