@@ -104,8 +104,8 @@ pub fn destroy(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
 pub fn destroy_proven(dataset: &DatasetName, victims: &[Named], guards: &[Named], all: bool) -> Vec<String> {
     let mut argv = words(&["program", "-j", dataset.pool(), "-", dataset.as_str(), if all { "all" } else { "each" }]);
     argv.push(guards.len().to_string());
-    // A program's numbers are signed.
-    let pair = |n: &Named| [n.name.to_string(), n.guid.0.cast_signed().to_string()];
+    // A program's numbers are signed; with the signs before them, neither a number nor a name is taken for an option.
+    let pair = |n: &Named| [format!("@{}", n.name), format!("={}", n.guid.0.cast_signed())];
     argv.extend(guards.iter().chain(victims).flat_map(pair));
     argv
 }
@@ -324,7 +324,7 @@ mod tests {
     fn a_proven_destroy_names_every_snapshot_with_its_guid() {
         let named = |name: &str, guid| Named { name: snap(name), guid: Guid(guid) };
         let argv = destroy_proven(&ds("tank/a"), &[named("x", 7), named("y", u64::MAX)], &[named("b", 5)], false);
-        assert_eq!(argv.join(" "), "program -j tank - tank/a each 1 b 5 x 7 y -1");
+        assert_eq!(argv.join(" "), "program -j tank - tank/a each 1 @b =5 @x =7 @y =-1");
     }
 
     #[test]

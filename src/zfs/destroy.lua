@@ -1,13 +1,13 @@
 -- Destroys snapshots of one dataset by name and guid, in one transaction group: between the look and the deed
 -- nobody can rename, hold, clone or replace anything. Arguments: the dataset, "all" (all of them or none) or "each",
--- the number of snapshots that must be there, these, then those to destroy; each as a name and a guid.
+-- the number of snapshots that must be there, these, then those to destroy; each as @name and =guid.
 local argv = (...)["argv"]
 local dataset, how, guards = argv[1], argv[2], tonumber(argv[3])
 
 local function fate(name, guid)
   if not zfs.exists(name) then
     return "gone"
-  elseif tostring(zfs.get_prop(name, "guid")) ~= guid then
+  elseif "=" .. tostring(zfs.get_prop(name, "guid")) ~= guid then
     return "another"
   elseif zfs.get_prop(name, "userrefs") ~= 0 then
     return "held"
@@ -20,8 +20,8 @@ end
 local fates = {}
 local first = 4 + 2 * guards
 for at = 4, first - 2, 2 do
-  local name = dataset .. "@" .. argv[at]
-  if not zfs.exists(name) or tostring(zfs.get_prop(name, "guid")) ~= argv[at + 1] then
+  local name = dataset .. argv[at]
+  if not zfs.exists(name) or "=" .. tostring(zfs.get_prop(name, "guid")) ~= argv[at + 1] then
     return fates
   end
 end
@@ -29,7 +29,7 @@ local spared = false
 local number = 0
 for at = first, #argv - 1, 2 do
   number = number + 1
-  fates[number] = fate(dataset .. "@" .. argv[at], argv[at + 1])
+  fates[number] = fate(dataset .. argv[at], argv[at + 1])
   spared = spared or fates[number] ~= "doomed" and fates[number] ~= "gone"
 end
 if how == "all" and spared then
@@ -39,7 +39,7 @@ number = 0
 for at = first, #argv - 1, 2 do
   number = number + 1
   if fates[number] == "doomed" then
-    local failed = zfs.sync.destroy(dataset .. "@" .. argv[at])
+    local failed = zfs.sync.destroy(dataset .. argv[at])
     fates[number] = failed == 0 and "destroyed" or "failed " .. failed
   end
 end
