@@ -14,7 +14,7 @@ use zsync::runtime;
 use zsync::transport::tcp::Listener;
 use zsync::wire::{CommonBase, DirectorsOrder, Facts, Response};
 use zsync::zfs::fake::Fake;
-use zsync::zfs::{ErrorKind, Zfs};
+use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
 fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()
@@ -376,4 +376,192 @@ fn an_order_of_a_newer_protocol_is_refused() {
     let (response, _) = pair.carry_out(&newer);
     assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused));
     let _: OrderId = response.order_uuid.unwrap();
+}
+
+// --- Destinations that cannot take the next stream.
+
+/// A pair whose destination has gone its own way after the first snapshot.
+fn diverged() -> (Pair, Guid) {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs"))).unwrap();
+    let second = pair.take("S_2");
+    (pair, second)
+}
+
+fn allowed(pair: &Pair, guid: Guid, keys: &str) -> Response {
+    let mut order = serde_json::to_value(pair.send_order(guid)).unwrap();
+    for key in keys.split_whitespace() {
+        let (key, value) = key.split_once('=').unwrap();
+        order[key] = serde_json::from_str(value).unwrap_or_else(|_| value.into());
+    }
+    pair.carry_out(&serde_json::from_value(order).unwrap()).0
+}
+
+#[test]
+fn snapshots_of_the_destinations_own_go_only_if_the_order_says_so_twice() {
+    let (pair, second) = diverged();
+    let before = pair.copy();
+    for keys in ["", "RollbackIfNeeded=true", "RollbackMayDestroy=true"] {
+        let response = allowed(&pair, second, keys);
+        assert_eq!((response.is_success, response.status), (false, ResponseStatus::WasWritten), "{response:?}");
+        for words in ["only there: theirs", "only here: S_2", "rollback_may_destroy", "zfs rename"] {
+            assert!(response.error.contains(words), "{words:?} is not in {}", response.error);
+        }
+        assert_eq!(pair.copy(), before);
+    }
+    let response = allowed(&pair, second, "RollbackIfNeeded=true RollbackMayDestroy=true");
+    assert!(response.is_success, "{response:?}");
+    assert!(response.error.contains("destroyed 1 snapshots there"), "{response:?}");
+    assert_eq!(pair.copy(), pair.source());
+}
+
+#[test]
+fn a_rollback_destroys_nothing_that_is_held_there_and_then_nothing_at_all() {
+    let (pair, second) = diverged();
+    runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs-too"))).unwrap();
+    runtime::block_on(pair.beta.hold("mine", &ds("pool/copy"), &[snap("theirs")])).unwrap();
+    let before = pair.copy();
+    let response = allowed(&pair, second, "RollbackIfNeeded=true RollbackMayDestroy=true");
+    assert!(!response.is_success && response.error.contains("pool/copy@theirs is held"), "{response:?}");
+    assert_eq!(pair.copy(), before);
+    assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")), ["zsync:from:alpha:tank/data"], "never without a hold");
+}
+
+#[test]
+fn a_diverged_destination_is_set_aside_and_copied_anew() {
+    let (pair, second) = diverged();
+    let before = pair.copy();
+    let response = allowed(&pair, second, "OnDivergence=set_aside");
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert_eq!(pair.copy(), pair.source());
+    let (_, name) = response.error.split_once("beta:").unwrap();
+    let aside = ds(name.split(' ').next().unwrap());
+    assert!(aside.as_str().starts_with("pool/copy_diverged_"), "{aside}");
+    assert_eq!(guids(&pair.beta, aside.as_str()), before);
+    assert!(pair.beta.dataset(&aside).unwrap().excluded);
+    assert!(pair.beta.tags(&aside, &snap("S_1")).is_empty());
+}
+
+#[test]
+fn what_is_append_only_is_neither_rolled_back_nor_replaced_nor_set_aside() {
+    let destination = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "append_only": true } ] }"#;
+    let pair = Pair::with_destination(destination);
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs"))).unwrap();
+    let second = pair.take("S_2");
+    let before = pair.copy();
+    for keys in ["OnDivergence=set_aside", "RollbackIfNeeded=true RollbackMayDestroy=true"] {
+        let response = allowed(&pair, second, keys);
+        assert!(!response.is_success && response.error.contains("append-only"), "{response:?}");
+        assert_eq!(pair.copy(), before);
+    }
+}
+
+#[test]
+fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    runtime::block_on(pair.beta.rename(&ds("pool/copy"), &ds("pool/old"))).unwrap();
+    let second = pair.take("S_2");
+    let from =
+        |source: &str| format!(r#"RenamedFrom={{"Dataset":"pool/old","SourceDataset":"{source}","Guid":"{first}"}}"#);
+    // pool/old is not open for receiving, and its hold is of another source.
+    let response = allowed(&pair, second, &from("tank/was"));
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert!(response.error.contains("copied anew"), "{response:?}");
+    assert_eq!(guids(&pair.beta, "pool/old"), [first]);
+}
+
+#[test]
+fn a_cursors_name_on_another_snapshots_bookmark_is_an_error() {
+    let pair = Pair::new();
+    let (first, second) = (pair.take("S_1"), pair.take("S_2"));
+    let cursor = snap(&format!("zsync:beta:pool:copy:{:016x}", second.0));
+    let named = zsync::zfs::Named { name: snap("S_1"), guid: first };
+    runtime::block_on(pair.alpha.bookmark(&ds("tank/data"), &named, &cursor)).unwrap();
+    let response = pair.send(second);
+    assert!(!response.is_success && response.error.contains("bookmark exists"), "{response:?}");
+    assert_eq!(pair.copy(), pair.source(), "what arrived is there");
+}
+
+#[test]
+fn holds_for_places_that_are_no_destinations_any_more_are_released() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    for tag in ["zsync:to:gamma:pool/gone", "zsync:to:delta:pool/other", "mine"] {
+        runtime::block_on(pair.alpha.hold(tag, &ds("tank/data"), &[snap("S_1")])).unwrap();
+    }
+    let response = allowed(&pair, first, r#"Destinations=[["beta","pool/copy"],["delta","pool/other"]]"#);
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")), ["mine", "zsync:to:delta:pool/other"]);
+}
+
+#[test]
+fn a_clone_arrives_as_one_where_its_origin_is_and_else_whole() {
+    for (origin, expected) in [("pool/copy/data", true), ("pool/copy/nowhere", false)] {
+        let pair = Pair::new();
+        let first = pair.take("S_1");
+        let order = DirectorsOrder { dest_dataset: "pool/copy/data".into(), ..pair.send_order(first) };
+        assert!(pair.carry_out(&order).0.is_success);
+        pair.alpha.clone_as(&ds("tank/data"), &snap("S_1"), &ds("tank/data/clone"));
+        let order = DirectorsOrder {
+            snapshot_name: "S_2".into(),
+            dest_dataset: "tank/data/clone".into(),
+            ..self::order(Action::TakeSnapshot)
+        };
+        let (response, facts) = pair.carry_out(&order);
+        assert!(response.is_success, "{response:?}");
+        let order = DirectorsOrder {
+            dest_dataset: "pool/copy/clone".into(),
+            dataset: Some(ds("tank/data/clone")),
+            origin_dataset: Some(ds(origin)),
+            ..pair.send_order(facts[0].taken[0].1.guid)
+        };
+        let (response, _) = pair.carry_out(&order);
+        assert!(response.is_success, "{response:?}");
+        let there = pair.beta.dataset(&ds("pool/copy/clone")).unwrap();
+        assert_eq!(there.snapshots.len(), 1);
+        let told = there.origin.map(|origin| origin.dataset);
+        assert_eq!(told, expected.then(|| ds(origin)));
+    }
+}
+
+#[test]
+fn a_copy_keeps_the_flags_that_it_was_made_with() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    let own = pair.beta.dataset(&ds("pool/copy")).unwrap();
+    assert_eq!(own.flags.unwrap().to_string(), "Lec");
+    // The source is another dataset by now, with the same snapshots, and encrypted.
+    pair.alpha.encrypt(&ds("tank/data"));
+    let second = pair.take("S_2");
+    let response = pair.send(second);
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty), "{response:?}");
+    for words in ["the copy was made not raw", "sent raw", "zfs rename", "set_aside"] {
+        assert!(response.error.contains(words), "{words:?} is not in {}", response.error);
+    }
+    assert_eq!(pair.copy(), [first]);
+    let response = allowed(&pair, second, "OnDivergence=set_aside");
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(pair.beta.dataset(&ds("pool/copy")).unwrap().flags.unwrap().to_string(), "w");
+}
+
+#[test]
+fn properties_travel_only_where_the_receiver_asks_for_them() {
+    let destination = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true,
+        "properties": { "include": ["compression", "set*"], "override": { "atime": "off" } } } ] }"#;
+    let pair = Pair::with_destination(destination);
+    for (property, value) in [("compression", "zstd"), ("setuid", "on"), ("quota", "1G")] {
+        runtime::block_on(pair.alpha.set(&ds("tank/data"), property, value)).unwrap();
+    }
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    let set = runtime::block_on(pair.beta.properties(&ds("pool/copy"))).unwrap();
+    let told: Vec<String> = set.iter().filter(|(n, _)| *n != "zsync:flags").map(|(n, v)| format!("{n}={v}")).collect();
+    assert_eq!(told, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
 }

@@ -1,22 +1,22 @@
 //! Pools in memory with ZFS' rules, a log of what was asked, and errors on demand: for tests of the roles together.
 
+mod stream;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 
 use chrono::{DateTime, Utc};
-use futures_lite::io::{AsyncWrite, Cursor};
+use futures_lite::io::Cursor;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
-use serde::{Deserialize, Serialize};
+use stream::{Gathered, Stream};
 
 use super::{
     Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError,
     ZfsRead,
 };
 use crate::model::{
-    Bookmark, Counter, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, Origin, SnapName, Snapshot,
+    Bookmark, Counter, DatasetInventory, DatasetName, Guid, Marks, Origin, SnapName, Snapshot,
 };
 
 /// A machine's pools, shared by its clones.
@@ -38,14 +38,6 @@ struct State {
     now: DateTime<Utc>,
     calls: Vec<String>,
     failures: Vec<(String, ZfsError)>,
-}
-
-/// What a fake stream says: the snapshots that it brings and what they build on.
-#[derive(Serialize, Deserialize)]
-struct Stream {
-    kind: DatasetKind,
-    base: Option<Guid>,
-    snapshots: Vec<Snapshot>,
 }
 
 fn error(kind: ErrorKind, call: &str, words: impl Into<String>) -> ZfsError {
@@ -97,6 +89,23 @@ impl Fake {
     /// Gives a snapshot a clone.
     pub fn clone_of(&self, dataset: &DatasetName, name: &SnapName) {
         self.state().clones.insert((dataset.clone(), name.clone()));
+    }
+
+    /// Makes a clone.
+    pub fn clone_as(&self, of: &DatasetName, name: &SnapName, clone: &DatasetName) {
+        self.create(clone);
+        let mut state = self.state();
+        state.clones.insert((of.clone(), name.clone()));
+        if let Some(inventory) = state.datasets.get_mut(clone) {
+            inventory.origin = Some(Origin { dataset: of.clone(), name: name.clone() });
+        }
+    }
+
+    /// Stands in for a dataset that was restored, with its snapshots, into an encrypted one.
+    pub fn encrypt(&self, dataset: &DatasetName) {
+        if let Some(inventory) = self.state().datasets.get_mut(dataset) {
+            inventory.encrypted = true;
+        }
     }
 
     /// Makes the next call that begins with `call` ("destroy", "receive tank/a", ...) fail.
@@ -500,7 +509,7 @@ impl Zfs for Fake {
         let (this, spec, data) = (self.clone(), spec.clone(), gathered.clone());
         let end = async move {
             let call = super::argv::receive(&spec).join(" ");
-            let bytes = std::mem::take(&mut *data.0.lock().unwrap_or_else(PoisonError::into_inner));
+            let bytes = data.take();
             let stream = serde_json::from_slice(&bytes)
                 .map_err(|_| error(ErrorKind::Stream, &call, "cannot receive: incomplete stream"))?;
             this.apply(&spec, stream, &call)
@@ -519,24 +528,5 @@ impl Zfs for Fake {
         counter.add(bytes.len() as u64);
         from.end.await?;
         to.end.await
-    }
-}
-
-/// The input of a fake receive.
-#[derive(Clone, Default)]
-struct Gathered(Arc<Mutex<Vec<u8>>>);
-
-impl AsyncWrite for Gathered {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
     }
 }

@@ -7,6 +7,7 @@ pub mod argv;
 mod error;
 pub mod fake;
 pub mod parse;
+mod pipe;
 pub mod system;
 
 use std::future::Future;

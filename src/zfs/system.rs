@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use async_process::{Child, Command};
 use futures_lite::{AsyncWriteExt, future};
 use rustix::pipe::PipeFlags;
 
+use super::pipe::{pump, widen};
 use super::{
     Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
     argv, parse,
@@ -19,8 +19,6 @@ use super::{
 use crate::model::{Counter, DatasetName, Guid, SnapName, Snapshot};
 use crate::runtime;
 
-/// The size asked for on pipes that carry streams: with the kernel's 64 KiB, half the time goes into waking up.
-const PIPE_SIZE: usize = 1 << 20;
 /// Linux takes 128 KiB for one argument; longer comma lists are split.
 const LONGEST_ARGUMENT: usize = 100 * 1024;
 /// How many snapshots one script destroys: ZFS bounds the time and the memory of one.
@@ -257,46 +255,6 @@ fn batches(mut rest: &[SnapName]) -> impl Iterator<Item = &[SnapName]> {
 fn status_text(status: ExitStatus) -> String {
     // "exit status: 1" or "signal: 9 (SIGKILL)".
     status.to_string().replacen(": ", " ", 1)
-}
-
-/// Asks for a larger pipe. An unprivileged user may have used up what the kernel grants: then it stays small.
-fn widen(pipe: impl AsFd) {
-    #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_SIZE) {
-        log::debug!("a pipe stays at its default size: {error}");
-    }
-    #[cfg(not(target_os = "linux"))]
-    drop(pipe);
-}
-
-/// Moves a stream from one pipe to another until its end, and counts it.
-fn pump(from: &OwnedFd, to: &OwnedFd, counter: &Counter) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    loop {
-        // Pages change their owner; no byte is copied.
-        match rustix::pipe::splice(from, None, to, None, PIPE_SIZE, rustix::pipe::SpliceFlags::MOVE) {
-            Ok(0) => return Ok(()),
-            Ok(moved) => counter.add(moved as u64),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let mut buffer = vec![0; PIPE_SIZE];
-        loop {
-            let read = rustix::io::read(from, &mut buffer)?;
-            if read == 0 {
-                return Ok(());
-            }
-            let mut rest = &buffer[..read];
-            while !rest.is_empty() {
-                let written = rustix::io::write(to, rest)?;
-                rest = &rest[written..];
-            }
-            counter.add(read as u64);
-        }
-    }
 }
 
 impl ZfsRead for System {
