@@ -21,10 +21,11 @@ use super::agent::Agent;
 use super::serve::Stop;
 use crate::catalog::EmbeddedCatalog;
 use crate::config;
-use crate::model::HostName;
+use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
 use crate::report;
 use crate::runtime;
+use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 use crate::{clock, error};
 
@@ -50,7 +51,11 @@ pub struct Settings {
 /// Directs until the end of the pass, or of the process.
 pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::Error> {
     let policy = Arc::new(load_policy(&settings)?);
-    let dispatcher = Arc::new(dispatcher(&settings, &policy, Arc::clone(&zfs)).await);
+    let tls = load_tls(&policy).map_err(error::Error::unable)?;
+    if let Some(tls) = &tls {
+        warn_of(tls, &settings);
+    }
+    let dispatcher = Arc::new(dispatcher(&settings, &policy, tls, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && hosts(&policy).iter().all(|host| *host == settings.host)
     {
@@ -78,22 +83,43 @@ fn load_policy(settings: &Settings) -> Result<Policy, error::Error> {
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-async fn dispatcher<Z: Zfs>(settings: &Settings, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
+async fn dispatcher<Z: Zfs>(settings: &Settings, policy: &Policy, tls: Option<Arc<Tls>>, zfs: Arc<Z>) -> Dispatcher<Z> {
     let here = settings.host.clone();
     let elsewhere = policy.hosts.get(&here).is_some_and(|h| h.address.is_some()) || !hosts(policy).contains(&here);
     let own = if elsewhere {
         Err(format!("{here} is not this process' to act on"))
     } else {
-        own_agent(settings, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+        own_agent(settings, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     };
-    Dispatcher { here, own }
+    Dispatcher { here, own, tls }
 }
 
-async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+/// What the director proves itself with to agents.
+fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
+    policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
+}
+
+/// Warns of what is wrong with it by now or will be; from cron, where that would be a mail at each pass, only of what
+/// lets others use it.
+fn warn_of(tls: &Tls, settings: &Settings) {
+    let warnings = if settings.once && !settings.verbose {
+        tls.loose_key().into_iter().collect()
+    } else {
+        tls.warnings(clock::now(), &settings.host, PeerRole::Director)
+    };
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+}
+
+async fn own_agent<Z: Zfs>(settings: &Settings, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
     let local = config::load_local(&settings.local)
         .with_context(|| format!("{} is this host, whose own local configuration is needed", settings.host))?;
     zfs.check_version().await?;
-    Ok(Agent::new(settings.host.clone(), zfs, Arc::new(local)))
+    // What it proves itself with to slaves: of this host, whose director and agent may have one certificate.
+    let files = local.tls.as_ref().or(policy.tls.as_ref());
+    let tls = files.map(Tls::load).transpose()?.map(Arc::new);
+    Ok(Agent::new(settings.host.clone(), zfs, Arc::new(local)).with_tls(tls))
 }
 
 /// Passes, one after the other, each at its time.
@@ -114,9 +140,19 @@ async fn direct<Z: Zfs>(
                 failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
             }
         }
-        if dispatcher.own.is_err() {
+        // Certificates are renewed while the director runs.
+        let tls = load_tls(&policy).unwrap_or_else(|error| {
+            failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+            dispatcher.tls.clone()
+        });
+        if let Ok(agent) = &dispatcher.own {
+            if let Err(error) = agent.reload_tls() {
+                failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+            }
+            dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
+        } else {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(settings, &policy, Arc::clone(&zfs)).await);
+            dispatcher = Arc::new(self::dispatcher(settings, &policy, tls, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         match pass.run().await {
