@@ -10,7 +10,7 @@ use super::marks;
 use crate::clock;
 use crate::config::{Denied, Local};
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, OnDivergence, ResponseStatus, SendFlags,
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, OnDivergence, ResponseStatus, SendFlags,
     SnapName, Snapshot,
 };
 use crate::policy::Target;
@@ -119,9 +119,10 @@ pub fn sender(order: &OrderToSlave) -> Target {
 }
 
 impl<Z: Zfs> Receiving<Z> {
-    /// Checks that `source` may send into `dataset`, and claims it.
-    pub fn open(&self, source: &HostName, dataset: &DatasetName) -> Result<Claim, NotOpen> {
-        if let Err(denied) = self.local.permission_to_receive(dataset, source) {
+    /// Checks that `source` may send into `dataset`, and that a peer may speak for it, and claims the dataset.
+    pub fn open(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<Claim, NotOpen> {
+        let may_speak = self.local.permission_to_speak_for(peer, source, dataset);
+        if let Err(denied) = may_speak.and_then(|()| self.local.permission_to_receive(dataset, source).map(drop)) {
             return Err(NotOpen { status: Some(denied.status()), reason: denied.to_string() });
         }
         self.busy
@@ -171,7 +172,7 @@ impl<Z: Zfs> Receiving<Z> {
         let dataset = &order.dest_dataset;
         let entry = self.local.permission_to_receive(dataset, &order.source)?;
         if incoming.overwrite {
-            self.local.permission_to_replace(dataset)?;
+            self.local.permission_to_destroy(dataset)?;
         }
         let origin = match &order.clone_of {
             Some(of) if incoming.cloned => {
@@ -261,7 +262,7 @@ impl<Z: Zfs> Receiving<Z> {
         if !destroys.is_empty() && !order.rollback_may_destroy {
             return Err(refused("the order does not allow snapshots to be destroyed for that"));
         }
-        self.local.permission_to_replace(dataset)?;
+        self.local.permission_to_destroy(dataset)?;
         let found = self.look(dataset).await?;
         let Some(at) = found.as_ref().and_then(|f| f.snapshots.iter().position(|s| s.guid == guid)) else {
             return Err(refused("the common snapshot is not there any more"));
@@ -331,7 +332,6 @@ impl<Z: Zfs> Receiving<Z> {
             let reason = format!("{dataset} is not set aside: the order does not allow it");
             return Err(StepError::new(ResponseStatus::Refused, reason));
         }
-        self.local.permission_to_replace(dataset)?;
         let found = self.look(dataset).await?;
         let Some(found) = found.filter(|found| found.newest().map(|s| s.guid) == newest) else {
             let reason = format!("{dataset} is not set aside: it has changed meanwhile");
@@ -341,10 +341,11 @@ impl<Z: Zfs> Receiving<Z> {
             let reason = format!("{dataset} is a pool and cannot be set aside; name a dataset below it in the policy");
             return Err(StepError::new(ResponseStatus::Refused, reason));
         }
+        let aside = self.free_name(dataset).await?;
+        self.local.permission_to_rename(dataset, &aside)?;
         if found.resume_token.is_some() {
             self.zfs.abort_receive(dataset).await?;
         }
-        let aside = self.free_name(dataset).await?;
         self.zfs.rename(dataset, &aside).await?;
         log::warn!("{dataset} cannot take what {} sends: it is {aside} now, and begins anew", order.source);
         // From here on it is nobody's copy.
@@ -384,8 +385,7 @@ impl<Z: Zfs> Receiving<Z> {
             StepError::new(ResponseStatus::Refused, format!("{old} is not renamed to {dataset}: {reason}"))
         };
         self.local.permission_to_receive(old, &order.source)?;
-        self.local.permission_to_replace(old)?;
-        self.local.permission_to_replace(dataset)?;
+        self.local.permission_to_rename(old, dataset)?;
         let Some(_claim) = self.busy.claim(old) else { return Err(not("it is being received into".into())) };
         let Some(found) = self.look(old).await? else { return Err(not("it is not there".into())) };
         if found.by_guid(from.guid).is_none() {

@@ -5,6 +5,7 @@
 
 pub mod counter;
 pub mod flags;
+pub mod identity;
 pub mod inventory;
 pub mod name;
 pub mod order;
@@ -12,6 +13,7 @@ pub mod snapshot;
 
 pub use counter::Counter;
 pub use flags::SendFlags;
+pub use identity::{Identity, PeerRole, TlsFiles};
 pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten, Origin};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};

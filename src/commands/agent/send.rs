@@ -16,9 +16,10 @@ use crate::commands::busy::Claim;
 use crate::commands::marks;
 use crate::commands::receiving::Incoming;
 use crate::model::{
-    DatasetInventory, DatasetName, Guid, HostName, Origin, ResponseStatus, SnapName, Snapshot, SnapshotId,
+    DatasetInventory, DatasetName, Guid, HostName, Origin, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
 };
 use crate::policy::Target;
+use crate::transport::tcp::Dial;
 use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 
@@ -132,7 +133,8 @@ impl<Z: Zfs> Agent<Z> {
             Receiver::local(&self.receiving, to_slave).await?
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
-            Receiver::remote(&to, &address, &to_slave, self.patience).await?
+            let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
+            Receiver::remote(&to, dial, &to_slave, self.patience).await?
         };
         let destinations =
             order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });
