@@ -231,3 +231,60 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
     ];
     rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_openzfs_says_is_understood() {
+        // As OpenZFS 2.3.9 prints it.
+        for (stderr, kind) in [
+            (
+                "cannot receive incremental stream: destination b/d has been modified\nsince most recent snapshot",
+                ErrorKind::Modified,
+            ),
+            ("cannot receive new filesystem stream: out of space", ErrorKind::NoSpace),
+            ("cannot receive new filesystem stream: destination b/q/d space quota exceeded.", ErrorKind::NoSpace),
+            (
+                "cannot receive incremental stream: destination b/d contains partially-complete state from \"zfs receive -s\".",
+                ErrorKind::Busy,
+            ),
+            (
+                "cannot receive new filesystem stream: checksum mismatch or incomplete stream.\n\
+                 Partially received snapshot is saved.",
+                ErrorKind::Stream,
+            ),
+            ("cannot resume send: 'a/d@3' used in the initial send no longer exists", ErrorKind::StaleToken),
+            ("cannot resume send: resume token is corrupt (invalid format)", ErrorKind::StaleToken),
+            ("cannot open 'nopool/x': dataset does not exist", ErrorKind::NotFound),
+            ("cannot create 'nopool/x': no such pool 'nopool'", ErrorKind::NotFound),
+            ("could not find any snapshots to destroy; check snapshot names.", ErrorKind::NotFound),
+            ("something new", ErrorKind::Other),
+        ] {
+            assert_eq!(error_kind(stderr), kind, "{stderr}");
+        }
+    }
+
+    #[test]
+    fn a_token_tells_what_it_goes_on_with() {
+        let full = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x9c0000\n\t\
+                    toguid = 0x8b5cf572e767ea29\n\ttoname = a/d@1\n\tembedok = 1\nfull\ta/e@9\t21144744\nsize\t21144744\n";
+        // The name in the token is that of then, the other one that of now.
+        let expected = ("a/e".parse().unwrap(), Guid(0x8b5c_f572_e767_ea29));
+        assert_eq!(resumable(full.as_bytes()).unwrap(), expected);
+        let more = full.replace("full\t", "incremental\ta/e@8\t");
+        assert_eq!(resumable(more.as_bytes()).unwrap(), expected);
+        assert!(resumable(b"size\t21144744\n").unwrap_err().contains("does not tell"));
+    }
+
+    #[test]
+    fn a_listing_leaves_out_names_with_a_blank_at_the_end_alone() {
+        let listed =
+            datasets(b"t\tfilesystem\t1\t0\toff\t-\nt/x \tfilesystem\t2\t0\toff\t-\nt/a b\tvolume\t3\t-\toff\t-\n");
+        let names: Vec<String> = listed.unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
+        assert_eq!(names, ["t", "t/a b"]);
+        assert!(snapshots(b"t/x @s\t1\t1\t1\t0\n").unwrap().is_empty());
+        assert!(datasets(b"t\tfilesystem\t1\t0\toff\n").unwrap_err().contains("5 columns instead of 6"));
+    }
+}
