@@ -68,4 +68,4 @@ macro_rules! scenarios {
     };
 }
 
-scenarios!(bad_input, demo, one_host, orders, readme, selftest);
+scenarios!(bad_input, demo, one_host, orders, readme, resume, selftest);
