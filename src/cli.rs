@@ -107,6 +107,9 @@ pub struct Agent {
     /// Options of those that listen.
     #[command(flatten)]
     pub listen: Listen,
+    /// Where it remembers how recent orders ended, so that one that comes again does nothing twice
+    #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
+    pub state: PathBuf,
 }
 
 /// `zsync slave`.

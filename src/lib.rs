@@ -26,7 +26,8 @@ pub mod zfs;
 use std::sync::Arc;
 
 use cli::{Cli, Command};
-use commands::{agent::Agent, director, plan, serve, slave::Slave};
+use commands::agent::{Agent, Journal};
+use commands::{director, plan, serve, slave::Slave};
 use error::Error;
 use zfs::ZfsRead;
 use zfs::system::System;
@@ -37,7 +38,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Director(args) => {
             let zfs = Arc::new(System::new(&args.common.zfs));
-            runtime::block_on(director::run(settings::director(args)?, zfs))
+            let settings = settings::director(args)?;
+            runtime::block_on(ending(Arc::clone(&zfs), director::run(settings, zfs)))
         }
         Command::Plan(args) => {
             // A value that can only read, from here on.
@@ -46,21 +48,29 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Agent(args) => {
             let settings = settings::serving(&args.common, &args.listen, director::AGENT_PORT)?;
-            runtime::block_on(async {
-                let zfs = Arc::new(System::new(&args.common.zfs));
+            let zfs = Arc::new(System::new(&args.common.zfs));
+            runtime::block_on(ending(Arc::clone(&zfs), async {
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
+                let journal = Journal::open(&args.state).map_err(Error::unable)?;
+                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local)).remembering(journal);
                 serve::serve(agent, &settings.listen, settings.plaintext).await.map_err(Error::unable)
-            })
+            }))
         }
         Command::Slave(args) => {
             let settings = settings::serving(&args.common, &args.listen, commands::agent::SLAVE_PORT)?;
-            runtime::block_on(async {
-                let zfs = Arc::new(System::new(&args.common.zfs));
+            let zfs = Arc::new(System::new(&args.common.zfs));
+            runtime::block_on(ending(Arc::clone(&zfs), async {
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
                 let slave = Slave::new(zfs, Arc::new(settings.local));
                 serve::serve(slave, &settings.listen, settings.plaintext).await.map_err(Error::unable)
-            })
+            }))
         }
     }
+}
+
+/// Leaves no command of ZFS behind: work that was under way when the program was asked to end is broken off.
+async fn ending<T>(zfs: Arc<System>, work: impl Future<Output = T>) -> T {
+    let result = work.await;
+    zfs.end().await;
+    result
 }

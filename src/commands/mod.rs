@@ -6,5 +6,7 @@ pub mod director;
 pub mod marks;
 pub mod plan;
 pub mod receiving;
+pub mod retry;
 pub mod serve;
 pub mod slave;
+pub mod slots;

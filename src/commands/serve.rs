@@ -33,11 +33,15 @@ pub trait Role: Send + Sync + 'static {
 /// was.
 pub async fn end(conn: Conn, result: Result<(), WireError>) {
     let Err(error) = result else { return conn.close().await };
-    let answer = matches!(error, WireError::Nonsense { .. } | WireError::Silent { .. });
+    let answer = matches!(
+        error,
+        WireError::Nonsense { .. } | WireError::Silent { .. } | WireError::Damaged { .. } | WireError::Stalled { .. }
+    );
+    let temporary = error.is_temporary();
     let reason = format!("{:#}", anyhow::Error::from(error));
     log::warn!("{reason}");
     if answer {
-        conn.part(&Response::failure(None, ResponseStatus::Refused, reason)).await;
+        conn.part(&Response { temporary, ..Response::failure(None, ResponseStatus::Refused, reason) }).await;
     } else {
         conn.close().await;
     }

@@ -1,14 +1,28 @@
 //! `local.json`: what a host lets zsync do with its datasets.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use super::address::Address;
 use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
+use super::quantity::{count, duration};
 use super::server::skip_schema;
 use crate::model::{DatasetName, DatasetStatus, HostName};
+
+/// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
+/// busy while one of them waits for its pool.
+pub const DEFAULT_MAX_SENDS: usize = 4;
+/// See [`DEFAULT_MAX_SENDS`]; a host that receives often does so from several.
+pub const DEFAULT_MAX_RECEIVES: usize = 8;
+const MOST_TRANSFERS: usize = 1000;
+/// How long a transfer may not move, unless local.json says otherwise: ZFS may have much to look through in silence.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// Peers say that they are alive every five seconds.
+const MIN_STALL_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_STALL_TIMEOUT: Duration = Duration::from_secs(86_400);
 
 /// The whole of `local.json`. What it does not list, or lists as disabled, zsync never touches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +33,12 @@ pub struct Local {
     pub listen: Option<Address>,
     /// The host's name in the policy; `None`: what the system calls itself.
     pub hostname: Option<HostName>,
+    /// How many datasets are sent at once.
+    pub max_sends: usize,
+    /// How many datasets are received at once.
+    pub max_receives: usize,
+    /// How long a transfer may not move before it is ended.
+    pub stall_timeout: Duration,
     /// The entries, each covering its dataset and what is below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -209,6 +229,11 @@ fn local(root: &Node<'_>) -> Option<Local> {
     skip_schema(&mut object);
     let listen = object.get("listen").and_then(|node| node.parse("an address to listen on, as in \"0.0.0.0:7711\""));
     let hostname = object.get("hostname").and_then(|node| node.parse::<HostName>("a host name"));
+    let mut most = |key, default| object.get(key).map_or(Some(default), |node| count(&node, 1..=MOST_TRANSFERS));
+    let (max_sends, max_receives) = (most("max_sends", DEFAULT_MAX_SENDS), most("max_receives", DEFAULT_MAX_RECEIVES));
+    let stall_timeout = object.get("stall_timeout").map_or(Some(DEFAULT_STALL_TIMEOUT), |node| {
+        duration(&node, "a duration as in \"10m\"", MIN_STALL_TIMEOUT..=MAX_STALL_TIMEOUT)
+    });
     let what = "the list of this host's datasets that zsync may touch, as in \"local_datasets\": [ { ... } ]";
     let items = object.require("local_datasets", what);
     let items = items.and_then(|node| node.list("a list of objects, one per dataset")).unwrap_or_default();
@@ -225,7 +250,15 @@ fn local(root: &Node<'_>) -> Option<Local> {
         lines.insert(entry.name.clone(), name.line());
         datasets.insert(entry.name.clone(), entry);
     }
-    Some(Local { file: root.document().file().to_owned(), listen, hostname, datasets })
+    Some(Local {
+        file: root.document().file().to_owned(),
+        listen,
+        hostname,
+        max_sends: max_sends?,
+        max_receives: max_receives?,
+        stall_timeout: stall_timeout?,
+        datasets,
+    })
 }
 
 /// One entry, and where its name is written.

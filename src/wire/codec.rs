@@ -4,7 +4,7 @@
 //! one line, [`StreamEnd`]; length 0xFFFFFFFF says only that the sender is alive.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use futures_lite::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -22,6 +22,8 @@ const ALIVE: u32 = u32::MAX;
 
 /// How long a peer may be silent: it says that it is alive several times in that time.
 pub const SILENCE: Duration = Duration::from_secs(60);
+/// How long a stream may not move, unless local.json says otherwise: ZFS may have much to look through in silence.
+pub const STALL: Duration = Duration::from_secs(600);
 /// How often a peer that works in silence says that it is alive.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long, and how many pieces, a peer that is being parted from is let speak on.
@@ -53,6 +55,24 @@ pub enum WireError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The frames of a stream are not what a peer sends: the network changed them on their way.
+    #[error("the stream from {peer} is damaged: {reason}")]
+    Damaged {
+        /// Whom we talked to.
+        peer: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A stream does not move although the peer says that it is alive.
+    #[error("{peer} {} nothing of the stream for {}", if *gives { "gave" } else { "took" }, humantime::format_duration(*limit))]
+    Stalled {
+        /// Whom we talked to.
+        peer: String,
+        /// Whether it was to give; else it was to take.
+        gives: bool,
+        /// How long we waited.
+        limit: Duration,
+    },
     /// The peer broke the conversation off, and said why.
     #[error("{peer} broke off: {reason}")]
     BrokenOff {
@@ -60,6 +80,8 @@ pub enum WireError {
         peer: String,
         /// Its words.
         reason: String,
+        /// Whether it says that trying again later may help.
+        temporary: bool,
     },
     /// The connection failed.
     #[error("the connection with {peer} failed")]
@@ -70,6 +92,22 @@ pub enum WireError {
         #[source]
         source: io::Error,
     },
+}
+
+impl WireError {
+    /// Whether trying again may help: not where somebody speaks another language, or refuses.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Nonsense { .. } => false,
+            Self::BrokenOff { temporary, .. } => *temporary,
+            Self::Closed { .. }
+            | Self::Silent { .. }
+            | Self::Damaged { .. }
+            | Self::Stalled { .. }
+            | Self::Io { .. } => true,
+        }
+    }
 }
 
 /// How a sender's process ended; the line after the last frame.
@@ -128,6 +166,8 @@ pub struct Conn {
     pub peer: String,
     /// How long the peer may be silent, and take nothing of what is said to it.
     pub patience: Duration,
+    /// How long a stream may not move although the peer is alive.
+    pub stall: Duration,
 }
 
 /// How sending a stream ended.
@@ -137,6 +177,8 @@ pub enum Sent {
     All,
     /// The peer does not want the rest.
     Refused,
+    /// The source gave nothing for too long.
+    Stalled,
 }
 
 /// What happens while a stream is sent.
@@ -162,7 +204,12 @@ impl Conn {
         peer: String,
     ) -> Self {
         let ear = Ear { reader: BufReader::with_capacity(256 * 1024, reader), line: Vec::new() };
-        Self { ear, writer, peer, patience: SILENCE }
+        Self { ear, writer, peer, patience: SILENCE, stall: STALL }
+    }
+
+    /// Sets how long a stream may not move. A peer may not be silent for longer than that either.
+    pub fn bear(&mut self, stall: Duration) {
+        (self.stall, self.patience) = (stall, self.patience.min(stall));
     }
 
     fn io(&self, source: io::Error) -> WireError {
@@ -240,7 +287,9 @@ impl Conn {
 
     fn last_words(&self, line: &[u8], not_understood: WireError) -> WireError {
         match self.understand::<Response>(line) {
-            Ok(last) if !last.is_success => WireError::BrokenOff { peer: self.peer.clone(), reason: last.error },
+            Ok(Response { is_success: false, error: reason, temporary, .. }) => {
+                WireError::BrokenOff { peer: self.peer.clone(), reason, temporary }
+            }
             _ => not_understood,
         }
     }
@@ -263,6 +312,7 @@ impl Conn {
         counter: &Counter,
     ) -> Result<Sent, WireError> {
         let mut frame = vec![0; 4 + LARGEST_FRAME];
+        let mut moved = Instant::now();
         loop {
             let ear = &mut self.ear;
             let hearing = async { Event::Heard(ear.line().await) };
@@ -279,6 +329,9 @@ impl Conn {
                     continue;
                 }
                 Event::Idle | Event::Written(_) | Event::Silence => {
+                    if moved.elapsed() >= self.stall {
+                        return Ok(Sent::Stalled);
+                    }
                     self.write_all(&ALIVE.to_be_bytes()).await?;
                     continue;
                 }
@@ -289,6 +342,7 @@ impl Conn {
             frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
             let refused = self.write_heard(&frame[..4 + length]).await?;
             counter.add(length as u64);
+            moved = Instant::now();
             if refused {
                 return Ok(Sent::Refused);
             }
@@ -299,13 +353,20 @@ impl Conn {
     async fn write_heard(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
         let mut refused = false;
         let mut rest = bytes;
+        let mut moved = Instant::now();
         while !rest.is_empty() {
+            if moved.elapsed() >= self.stall {
+                return Err(WireError::Stalled { peer: self.peer.clone(), gives: false, limit: self.stall });
+            }
             let (ear, writer, patience) = (&mut self.ear, &mut self.writer, self.patience);
             let writing = async { Event::Written(writer.write(rest).await) };
             let hearing = async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
             match future::or(writing, hearing).await {
                 Event::Written(Ok(0)) => return Err(self.closed()),
-                Event::Written(Ok(taken)) => rest = &rest[taken..],
+                Event::Written(Ok(taken)) => {
+                    rest = &rest[taken..];
+                    moved = Instant::now();
+                }
                 Event::Written(Err(error)) => return Err(self.io(error)),
                 Event::Heard(heard) => refused |= self.is_refusal(heard)?,
                 Event::Silence | Event::Idle | Event::Read(_) => return Err(self.silent(patience)),
@@ -332,16 +393,29 @@ impl Conn {
         self.say(end).await
     }
 
+    /// Hears how the stream ended, after its last frame.
+    pub async fn hear_stream_end(&mut self) -> Result<StreamEnd, WireError> {
+        let line = self.hear_line(self.patience).await?.ok_or_else(|| self.closed())?;
+        self.understand(&line).map_err(|_| self.damaged("the line at its end is none"))
+    }
+
+    fn damaged(&self, reason: impl Into<String>) -> WireError {
+        WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
+    }
+
     /// Hears the next frame into `buffer` (cleared first): `false` at the end of the stream.
     pub async fn hear_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
+        let began = Instant::now();
         loop {
             let mut length = [0; 4];
             self.read_exact(&mut length).await?;
             match u32::from_be_bytes(length) {
                 0 => return Ok(false),
-                ALIVE => {}
+                // The peer notices first that its source gives nothing, and says so.
+                ALIVE if began.elapsed() < self.stall + self.patience => {}
+                ALIVE => return Err(WireError::Stalled { peer: self.peer.clone(), gives: true, limit: self.stall }),
                 length if length as usize > LARGEST_FRAME => {
-                    return Err(self.nonsense(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
+                    return Err(self.damaged(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
                 }
                 length => {
                     // The buffer only ever grows; old bytes are overwritten.

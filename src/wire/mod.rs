@@ -10,6 +10,7 @@
 
 pub mod codec;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -78,6 +79,12 @@ pub struct DirectorsOrder {
     /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
+    /// How many seconds it is tried again when it fails for a reason that may pass; 20 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_for: Option<u64>,
+    /// send_snapshot: when the oldest snapshot was taken that the destination lacks. Who waits longest goes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_unsent: Option<DateTime<Utc>>,
 }
 
 /// The newest snapshot that a dataset has in common with another one.
@@ -206,6 +213,9 @@ pub struct OrderToSlave {
     /// Whether the director allowed a rollback.
     #[serde(default)]
     pub rollback_if_needed: bool,
+    /// When the oldest snapshot was taken that the destination lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_unsent: Option<DateTime<Utc>>,
 }
 
 /// The ancestor's `ZFSListUUIDsToAgent` (there `ZFSListUUIDsFromSlave` at the other end), in as many lines as it

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 
-use super::{ErrorKind, Listed};
+use super::{ErrorKind, Listed, Resumable};
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, NameError, SnapName, Snapshot};
 
 /// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
@@ -177,19 +177,21 @@ pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, Bad> {
 }
 
 /// Reads what `zfs send -nPt` tells of a token: its content, then `full` or `incremental` with the names as they are now.
-pub fn resumable(output: &[u8]) -> Result<(DatasetName, Guid), Bad> {
-    let (mut guid, mut dataset) = (None, None);
+pub fn resumable(output: &[u8]) -> Result<Resumable, Bad> {
+    let (mut guid, mut dataset, mut raw) = (None, None, false);
     for line in lines(output)? {
         if let Some(hex) = line.trim_start().strip_prefix("toguid = 0x") {
             guid = Some(Guid(u64::from_str_radix(hex, 16).map_err(|e| format!("{e} in {line:?}"))?));
         }
+        raw |= line.trim() == "rawok = 1";
         let found: Vec<&str> = line.split('\t').collect();
         if let ["full", to, _] | ["incremental", _, to, _] = found.as_slice() {
             let (name, _) = to.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
             dataset = Some(name.parse().map_err(|e| format!("{e} in {line:?}"))?);
         }
     }
-    dataset.zip(guid).ok_or_else(|| "it does not tell which snapshot the token is of".to_owned())
+    let whole = dataset.zip(guid).map(|(dataset, guid)| Resumable { dataset, guid, raw });
+    whole.ok_or_else(|| "it does not tell which snapshot the token is of".to_owned())
 }
 
 /// Reads `zfs version`: `zfs-2.3.9-1~bpo12+1`, then the kernel module's line.
@@ -271,10 +273,13 @@ mod tests {
         let full = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x9c0000\n\t\
                     toguid = 0x8b5cf572e767ea29\n\ttoname = a/d@1\n\tembedok = 1\nfull\ta/e@9\t21144744\nsize\t21144744\n";
         // The name in the token is that of then, the other one that of now.
-        let expected = ("a/e".parse().unwrap(), Guid(0x8b5c_f572_e767_ea29));
+        let expected =
+            Resumable { dataset: "a/e".parse().unwrap(), guid: Guid(0x8b5c_f572_e767_ea29), raw: false };
         assert_eq!(resumable(full.as_bytes()).unwrap(), expected);
         let more = full.replace("full\t", "incremental\ta/e@8\t");
         assert_eq!(resumable(more.as_bytes()).unwrap(), expected);
+        let raw = full.replace("\tembedok = 1", "\tcompressok = 1\n\trawok = 1");
+        assert!(resumable(raw.as_bytes()).unwrap().raw);
         assert!(resumable(b"size\t21144744\n").unwrap_err().contains("does not tell"));
     }
 
