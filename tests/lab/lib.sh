@@ -6,7 +6,7 @@
 : "${LAB_DIR:?run scenarios with tests/lab/run}" "${LAB_TMP:?}" "${LAB_OUT:?}"
 lab_state=$LAB_TMP/.state
 mkdir -p "$lab_state/procs"
-lab_checks=0 lab_failed=0 lab_finished='' lab_start=${EPOCHREALTIME//[.,]/}
+lab_checks=0 lab_failed=0 lab_cases_failed=0 lab_finished='' lab_start=${EPOCHREALTIME//[.,]/}
 status=0 output='' lab_status=0
 
 # --- Hosts: network namespaces on one bridge, which has a namespace of its own.
@@ -128,7 +128,7 @@ lab_daemon() {
   fi
   : >"$log" # it may be looked at before the process has begun
   # A shell ignores INT and QUIT on behalf of its background processes.
-  (exec env --default-signal=INT,QUIT ZSYNC_HOSTNAME="$host" \
+  (exec env --default-signal=INT,QUIT ZSYNC_HOSTNAME="$host" ZSYNC_STATE="$LAB_TMP/state/$host" \
     ip netns exec "$LAB_PREFIX$host" "$@") >"$log" 2>&1 </dev/null &
   lab_proc $! || lab_now='X 0'
   echo "$! ${lab_now#* }" >"$lab_state/procs/$name"
@@ -345,6 +345,15 @@ lacks() {
   else
     lab_bad "$1" "expected not to contain: $2" "got:" "$(lab_text "$3")"
   fi
+}
+
+# survived WHAT OUTCOME: a case is over. It is told if all its checks, those since the case before it, were good. The
+# README's table is made of these lines as they stand in the scenarios: a line of its own, both in quotes.
+survived() {
+  if ((lab_failed == lab_cases_failed)); then
+    echo "  SURVIVED $1: $2"
+  fi
+  lab_cases_failed=$lab_failed
 }
 
 # The end of every scenario.

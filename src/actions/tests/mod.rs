@@ -143,6 +143,7 @@ pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Polic
         catalog: CatalogConfig::Embedded { path: "catalog".into() },
         hosts: Default::default(),
         consul_resync: None,
+        retry_for: std::time::Duration::ZERO,
         datasets: datasets.into_iter().collect(),
     }
 }
