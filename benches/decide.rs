@@ -56,6 +56,7 @@ fn policy(pairs: usize) -> Policy {
         catalog: CatalogConfig::Embedded { path: "catalog".into() },
         hosts: Default::default(),
         consul_resync: None,
+        retry_for: std::time::Duration::ZERO,
         datasets: (0..pairs).map(entry).collect(),
     }
 }

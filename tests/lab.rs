@@ -103,7 +103,9 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
             if let (Some(name), Some(ended)) = (words.next(), words.next()) {
                 let ended = match missing(name, &std::mem::take(&mut survived)) {
                     case if ended != "ok" || case.is_none() => ended.to_owned(),
-                    case => format!("it did not show {:?}, which the README says is survived", case.unwrap_or_default()),
+                    case => {
+                        format!("it did not show {:?}, which the README says is survived", case.unwrap_or_default())
+                    }
                 };
                 results.insert(name.to_owned(), ended);
             }
@@ -175,4 +177,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, one_host, orders, readme, resume, selftest);
+scenarios!(bad_input, chaos, demo, links, once, one_host, orders, readme, resume, selftest, space);

@@ -152,7 +152,8 @@ impl Pair {
 }
 
 fn order(action: Action) -> DirectorsOrder {
-    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7())).unwrap()
+    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7()))
+        .unwrap()
 }
 
 fn connect(address: SocketAddr) -> TcpStream {

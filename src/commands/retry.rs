@@ -51,12 +51,6 @@ impl Retry {
         self.fruitless += 1;
         Some(pause)
     }
-
-    /// The last error, and how often it was tried.
-    #[must_use]
-    pub fn gave_up(&self, reason: &str) -> String {
-        if self.is_first() { reason.to_owned() } else { format!("{reason} (tried {} times)", self.tries) }
-    }
 }
 
 /// The pause after so many tries that moved nothing; `jitter` is between 0 and 1.
@@ -71,25 +65,15 @@ mod tests {
 
     #[test]
     fn pauses_double_within_bounds_and_end_with_the_time() {
-        let shown: Vec<(u128, u128)> =
-            (1..8).map(|n| (pause(n, 0.0).as_millis(), pause(n, 1.0).as_millis())).collect();
+        let shown: Vec<(u128, u128)> = (1..8).map(|n| (pause(n, 0.0).as_millis(), pause(n, 1.0).as_millis())).collect();
         assert_eq!(
             shown,
-            [
-                (500, 1000),
-                (1000, 2000),
-                (2000, 4000),
-                (4000, 8000),
-                (8000, 16000),
-                (15000, 30000),
-                (15000, 30000)
-            ]
+            [(500, 1000), (1000, 2000), (2000, 4000), (4000, 8000), (8000, 16000), (15000, 30000), (15000, 30000)]
         );
         assert!(pause(u32::MAX, 1.0) <= LONGEST);
         assert_eq!(Retry::within(Duration::ZERO).pause(), None);
         let mut retry = Retry::within(Duration::from_secs(86_400));
         let tries = std::iter::from_fn(|| retry.pause()).count();
         assert_eq!(tries, 19, "the first one comes before");
-        assert_eq!(retry.gave_up("no"), "no (tried 20 times)");
     }
 }

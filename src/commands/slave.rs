@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 use futures_lite::future;
+use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use super::receiving::{Incoming, NotOpen, Receiving, StepError, stalled};
 use super::serve;
@@ -155,14 +155,17 @@ impl<Z: Zfs> Slave<Z> {
         let fed = feed(conn, &mut *data, &counter).await;
         // The write end goes first: its end is what zfs receive waits for.
         drop(data);
-        if let Ok(Fed::Stalled) = fed {
-            drop(end);
-            return self.give_up(conn, order, stalled("zfs receive takes nothing", stall)).await;
-        }
-        let ending = alive_while(conn, &counter, runtime::timeout(stall, &mut end)).await;
-        let (fed, ended) = match (fed, ending) {
-            (Ok(fed), Ok(ended)) => (fed, ended),
-            (Err(error), _) | (_, Err(error)) => {
+        let fed = match fed {
+            Ok(Fed::Stalled) => {
+                drop(end);
+                return self.give_up(conn, order, stalled("zfs receive takes nothing", stall)).await;
+            }
+            Ok(fed) => alive_while(conn, &counter, runtime::timeout(stall, &mut end)).await.map(|ended| (fed, ended)),
+            Err(error) => Err(error),
+        };
+        let (fed, ended) = match fed {
+            Ok(ended) => ended,
+            Err(error) => {
                 // What arrived is kept for going on later, and all of it may have arrived. Nobody else gets at the
                 // dataset before that is done.
                 if runtime::timeout(stall, end).await.is_err() {
@@ -224,7 +227,16 @@ async fn feed(
     counter: &Counter,
 ) -> Result<Fed, WireError> {
     let (mut frame, stall) = (Vec::new(), conn.stall);
-    while conn.hear_frame(&mut frame).await? {
+    loop {
+        match conn.hear_frame(&mut frame).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                // What came of a frame that was cut need not come again.
+                drop(runtime::timeout(stall, data.write_all(&frame)).await);
+                return Err(error);
+            }
+        }
         match alive_while(conn, counter, runtime::timeout(stall, data.write_all(&frame))).await? {
             Ok(Ok(())) => counter.add(frame.len() as u64),
             Ok(Err(_)) => return Ok(Fed::Ended),

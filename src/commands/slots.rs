@@ -139,7 +139,8 @@ mod tests {
             let third = poll_once(&mut young).await.unwrap().unwrap();
             assert_eq!(slots.places().free, 0);
             drop(third);
-            assert_eq!((slots.places().free, slots.places().waiting.len()), (1, 0));
+            let places = slots.places();
+            assert_eq!((places.free, places.waiting.len()), (1, 0));
         });
     }
 }

@@ -5,16 +5,14 @@ use std::time::Duration;
 
 use super::json::Node;
 
-/// A duration within bounds; `allowed` shows how it is written.
-pub fn duration(node: &Node<'_>, allowed: &str, bounds: RangeInclusive<Duration>) -> Option<Duration> {
+/// A duration within bounds, which are written as people write them; `allowed` shows how that is.
+pub fn duration(node: &Node<'_>, allowed: &str, [from, to]: [&str; 2]) -> Option<Duration> {
     let text = node.text(allowed)?;
-    let reason = match humantime::parse_duration(&text) {
-        Ok(duration) if bounds.contains(&duration) => return Some(duration),
-        Ok(_) => {
-            let (from, to) = (humantime::format_duration(*bounds.start()), humantime::format_duration(*bounds.end()));
-            format!("it is not between {from} and {to}")
-        }
-        Err(error) => error.to_string(),
+    let bounds = [from, to].map(humantime::parse_duration);
+    let reason = match (humantime::parse_duration(&text), bounds) {
+        (Ok(duration), [Ok(least), Ok(most)]) if (least..=most).contains(&duration) => return Some(duration),
+        (Ok(_), _) => format!("it is not between {from} and {to}"),
+        (Err(error), _) => error.to_string(),
     };
     node.problem(format!("{} is not a duration for this: {reason}; allowed is {allowed}", node.raw()));
     None

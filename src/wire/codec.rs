@@ -403,44 +403,60 @@ impl Conn {
         WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
     }
 
-    /// Hears the next frame into `buffer` (cleared first): `false` at the end of the stream.
+    /// Hears the next frame into `buffer`: `false` at the end of the stream. After an error the buffer has what arrived
+    /// of the frame: data that need not travel again.
     pub async fn hear_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
+        let length = match self.hear_length().await {
+            Ok(length) => length,
+            Err(error) => {
+                buffer.clear();
+                return Err(error);
+            }
+        };
+        // Not cleared: old bytes are overwritten.
+        buffer.resize(length, 0);
+        let mut filled = 0;
+        while filled < length {
+            match self.read_some(&mut buffer[filled..]).await {
+                Ok(read) => filled += read,
+                Err(error) => {
+                    buffer.truncate(filled);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(length > 0)
+    }
+
+    /// Hears how long the next frame is that is more than a sign of life; 0 at the end of the stream.
+    async fn hear_length(&mut self) -> Result<usize, WireError> {
         let began = Instant::now();
         loop {
             let mut length = [0; 4];
-            self.read_exact(&mut length).await?;
+            let mut filled = 0;
+            while filled < length.len() {
+                filled += self.read_some(&mut length[filled..]).await?;
+            }
             match u32::from_be_bytes(length) {
-                0 => return Ok(false),
                 // The peer notices first that its source gives nothing, and says so.
                 ALIVE if began.elapsed() < self.stall + self.patience => {}
                 ALIVE => return Err(WireError::Stalled { peer: self.peer.clone(), gives: true, limit: self.stall }),
                 length if length as usize > LARGEST_FRAME => {
                     return Err(self.damaged(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
                 }
-                length => {
-                    // The buffer only ever grows; old bytes are overwritten.
-                    buffer.resize(length as usize, 0);
-                    let mut whole = std::mem::take(buffer);
-                    let result = self.read_exact(&mut whole).await;
-                    *buffer = whole;
-                    return result.map(|()| true);
-                }
+                length => return Ok(length as usize),
             }
         }
     }
 
-    /// Reads so many bytes, with patience for each piece: a slow link is not a dead one.
-    async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), WireError> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match runtime::timeout(self.patience, self.ear.reader.read(&mut buffer[filled..])).await {
-                Ok(Ok(0)) => return Err(self.closed()),
-                Ok(Ok(read)) => filled += read,
-                Ok(Err(error)) => return Err(self.io(error)),
-                Err(runtime::Elapsed) => return Err(self.silent(self.patience)),
-            }
+    /// Reads what there is, with patience for each piece: a slow link is not a dead one.
+    async fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, WireError> {
+        match runtime::timeout(self.patience, self.ear.reader.read(buffer)).await {
+            Ok(Ok(0)) => Err(self.closed()),
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(error)) => Err(self.io(error)),
+            Err(runtime::Elapsed) => Err(self.silent(self.patience)),
         }
-        Ok(())
     }
 
     /// Closes our side, so that the peer sees the end.
@@ -523,10 +539,14 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_frame_is_an_error() {
+    fn of_a_truncated_frame_what_arrived_is_kept() {
         let mut bytes = 10u32.to_be_bytes().to_vec();
         bytes.extend(b"abc");
-        let error = runtime::block_on(hearing(&bytes).hear_frame(&mut Vec::new())).unwrap_err();
+        let mut frame = b"an older one".to_vec();
+        let error = runtime::block_on(hearing(&bytes).hear_frame(&mut frame)).unwrap_err();
         assert!(matches!(error, WireError::Closed { .. }), "{error}");
+        assert_eq!(frame, b"abc");
+        runtime::block_on(hearing(b"xy").hear_frame(&mut frame)).unwrap_err();
+        assert!(frame.is_empty());
     }
 }

@@ -13,7 +13,8 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec, SendStream, Zfs, ZfsError,
+    ZfsRead,
 };
 use crate::model::{Bookmark, Counter, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
 

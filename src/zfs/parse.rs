@@ -273,8 +273,7 @@ mod tests {
         let full = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x9c0000\n\t\
                     toguid = 0x8b5cf572e767ea29\n\ttoname = a/d@1\n\tembedok = 1\nfull\ta/e@9\t21144744\nsize\t21144744\n";
         // The name in the token is that of then, the other one that of now.
-        let expected =
-            Resumable { dataset: "a/e".parse().unwrap(), guid: Guid(0x8b5c_f572_e767_ea29), raw: false };
+        let expected = Resumable { dataset: "a/e".parse().unwrap(), guid: Guid(0x8b5c_f572_e767_ea29), raw: false };
         assert_eq!(resumable(full.as_bytes()).unwrap(), expected);
         let more = full.replace("full\t", "incremental\ta/e@8\t");
         assert_eq!(resumable(more.as_bytes()).unwrap(), expected);

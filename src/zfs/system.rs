@@ -14,7 +14,8 @@ use rustix::pipe::PipeFlags;
 
 use super::process::{Process, Running};
 use super::{
-    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv, parse,
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+    argv, parse,
 };
 use crate::model::{Counter, DatasetName, SnapName, Snapshot};
 use crate::runtime;
@@ -83,6 +84,8 @@ impl System {
     fn not_run(&self, argv: &[String], error: &io::Error) -> ZfsError {
         let kind = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => ErrorKind::Missing,
+            // Too many processes, or too little memory, at this moment.
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => ErrorKind::Busy,
             _ => ErrorKind::Other,
         };
         ZfsError { kind, command: self.shown(argv), status: "did not run".into(), stderr: error.to_string() }
@@ -94,12 +97,7 @@ impl System {
         }
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         let kind = if output.status.signal().is_some() { ErrorKind::Killed } else { parse::error_kind(&stderr) };
-        Err(ZfsError {
-            kind,
-            command: self.shown(argv),
-            status: status_text(output.status),
-            stderr,
-        })
+        Err(ZfsError { kind, command: self.shown(argv), status: status_text(output.status), stderr })
     }
 
     fn unreadable(&self, argv: &[String], bad: String) -> ZfsError {

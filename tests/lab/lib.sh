@@ -237,6 +237,41 @@ name = int(sys.argv[1]).to_bytes(8, "big")
 print(uuid.UUID(bytes=hashlib.sha1(space + name).digest()[:16], version=5))' "$(zfs list -Hpo guid "$1")"
 }
 
+# --- Orders by hand. The answer's lines go to $LAB_TMP/NAME.
+
+# lab_order NAME HOST PORT ACTION FIELDS: gives an order with a UUID of its own.
+lab_order() {
+  local id
+  read -r id </proc/sys/kernel/random/uuid
+  : >"$LAB_TMP/$1"
+  on "$2" nc -N localhost "$3" >"$LAB_TMP/$1" <<<"{\"OrderUUID\":\"$id\",\"Action\":\"$4\",$5}" &
+}
+
+lab_answered() { grep -q IsSuccess "$LAB_TMP/$1"; }
+
+# lab_answer NAME FIELD...
+lab_answer() {
+  local name=$1
+  shift
+  # shellcheck disable=SC2046 # the fields' names
+  echo $(jq -r "select(has(\"IsSuccess\")) | $(printf '.%s,' "$@")empty" "$LAB_TMP/$name")
+}
+
+# lab_moved NAME BYTES: so many bytes of a stream have been sent.
+lab_moved() {
+  jq -se --argjson wanted "$2" '[.[].Progress.Bytes // 0] | max >= $wanted' "$LAB_TMP/$1" >/dev/null 2>&1
+}
+
+# lab_zfs WORD...: whether such a zfs process runs, as in "lab_zfs receive tank/copy".
+lab_zfs() {
+  local proc line
+  for proc in /proc/[0-9]*; do
+    { mapfile -d '' -t line <"$proc/cmdline"; } 2>/dev/null || continue
+    [[ ${line[0]-} == *zfs && " ${line[*]:1} " == *" $1 "*"${2-}"* ]] && return 0
+  done
+  return 1
+}
+
 guids() { zfs list -Hp -t snapshot -d 1 -s createtxg -o guid "$1"; }
 
 sums() { (cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r md5sum); }

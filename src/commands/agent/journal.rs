@@ -98,7 +98,11 @@ impl Journal {
         let connection = self.connection();
         let found = connection
             .prepare_cached("SELECT content, response FROM orders WHERE id = ?1")
-            .and_then(|mut query| query.query_row([order.0.as_bytes()], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, String>(1)?))).optional())
+            .and_then(|mut query| {
+                query
+                    .query_row([order.0.as_bytes()], |row| Ok((row.get::<_, [u8; 16]>(0)?, row.get::<_, String>(1)?)))
+                    .optional()
+            })
             .map_err(|e| self.failed(e))?;
         // An answer of a version that wrote it otherwise is as good as forgotten.
         Ok(found.and_then(|(content, text)| {
@@ -166,7 +170,8 @@ mod tests {
         std::fs::write(&file, "x").unwrap();
         let error = Journal::open(&file.join("state")).unwrap_err();
         assert!(error.to_string().contains("--state"), "{error}");
-        std::fs::write(folder.path().join(FILE), "not a database, and long enough to be looked at as one".repeat(20)).unwrap();
+        std::fs::write(folder.path().join(FILE), "not a database, and long enough to be looked at as one".repeat(20))
+            .unwrap();
         let error = Journal::open(folder.path()).unwrap_err();
         assert!(error.to_string().contains("delete it"), "{error}");
     }

@@ -163,9 +163,8 @@ impl<Z: Zfs> Agent<Z> {
             if desk.counter.get() > before {
                 retry.moved();
             }
-            let Some(pause) = retry.pause() else {
-                return Err(Failure { reason: retry.gave_up(&failure.reason), ..failure });
-            };
+            // Told as it is, not how often: what fails in the same way at each pass is said once.
+            let Some(pause) = retry.pause() else { return Err(failure) };
             log::info!("{}: tries again in {pause:.1?}: {}", order.order_uuid, failure.reason);
             runtime::sleep(pause).await;
         }

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::commands::busy::Claim;
-use crate::commands::slots::Slot;
 use crate::commands::receiving::{Incoming, Receiving, StepError, stalled};
+use crate::commands::slots::Slot;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
 use crate::policy::Target;

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use super::receiver::{Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
-use crate::clock;
 use crate::actions::steps::{Base, Conflict, Point, Resume, Step, Transfer, steps};
+use crate::clock;
 use crate::commands::busy::Claim;
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
@@ -85,12 +85,7 @@ impl Course {
 
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
-    pub(super) async fn send(
-        &self,
-        order: &DirectorsOrder,
-        kept: &mut Kept,
-        desk: &Desk,
-    ) -> Result<Success, Failure> {
+    pub(super) async fn send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
         let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
         let dataset: DatasetName =
             order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
@@ -355,13 +350,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
-    async fn resumable(
-        &self,
-        job: &Job,
-        token: String,
-        raw: bool,
-        course: &Course,
-    ) -> Result<Option<Resume>, Failure> {
+    async fn resumable(&self, job: &Job, token: String, raw: bool, course: &Course) -> Result<Option<Resume>, Failure> {
         let useless = |why: &str| {
             log::info!("{}: what {} has of an earlier stream is thrown away: {why}", job.dataset, job.to.host);
             Ok(None)
@@ -372,9 +361,7 @@ impl<Z: Zfs> Agent<Z> {
         match self.zfs.resumable(&token).await {
             // A token is the destination's word: it must not make this host send anything else.
             Ok(of) if of.dataset != job.dataset => useless(&format!("it is of {}", of.dataset)),
-            Ok(of) if of.raw != raw => {
-                useless(if raw { "it is not of a raw stream" } else { "it is of a raw stream" })
-            }
+            Ok(of) if of.raw != raw => useless(if raw { "it is not of a raw stream" } else { "it is of a raw stream" }),
             Ok(of) => Ok(Some(Resume { token, to: Some(of.guid) })),
             Err(error) if error.kind == ErrorKind::StaleToken => useless(&error.to_string()),
             Err(error) => Err(error.into()),

@@ -213,9 +213,8 @@ impl<Z: Zfs> Dispatcher<Z> {
                         Err(error) => format!("{error:#}"),
                     };
                     let Some(pause) = retry.pause() else {
-                        let (id, error) = (Some(order.order_uuid), retry.gave_up(&error));
-                        let temporary = true;
-                        return Response { temporary, ..Response::failure(id, ResponseStatus::Unreachable, error) };
+                        let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
+                        return Response { temporary: true, ..Response::failure(id, status, error) };
                     };
                     log::debug!("{host}: tried again in {pause:.1?}: {error}");
                     runtime::sleep(pause).await;
