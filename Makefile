@@ -35,7 +35,7 @@ test:
 # The tests that need no ZFS: seconds.
 test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
-	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test roles
+	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
 
 # The README's table of what is survived, from the scenarios that show it.
 readme:

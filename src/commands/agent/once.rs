@@ -71,9 +71,9 @@ impl Once {
     pub(super) async fn begin(&self, order: &DirectorsOrder) -> Begin {
         let (id, content) = (order.order_uuid, condensed(order));
         let journal = match order.action {
-            // It does nothing, and its answer is of the moment.
-            Action::KvResync => None,
-            _ => self.journal.clone(),
+            // They do nothing, and their answer is of the moment.
+            Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => None,
+            Action::TakeSnapshot | Action::SendSnapshot | Action::DestroySnapshot => self.journal.clone(),
         };
         if let Some(journal) = journal.clone() {
             match runtime::blocking(move || journal.find(id)).await {

@@ -86,15 +86,7 @@ impl Course {
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
     pub(super) async fn send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
-        let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
-        let dataset: DatasetName =
-            order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
-        let id = match order.snapshot_uuid.as_slice() {
-            [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
-            _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
-        };
-        let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
-        let to = Target { host, dataset };
+        let (id, to) = errand(order)?;
         // Claimed before it is looked at: who comes second is told so at once, and whatever is planned is planned on
         // what the one before left.
         let source = match &kept.claim {
@@ -111,11 +103,7 @@ impl<Z: Zfs> Agent<Z> {
             kept.slot = Some(slot.map_err(|limit| Failure::no_slot("max_sends", limit))?);
         }
         let ours = self.ours(&source).await?;
-        let Some(target) = ours.snapshots.iter().find(|s| s.guid.uuid() == id).cloned() else {
-            return Err(Failure::refused(format!(
-                "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
-            )));
-        };
+        let target = named(&source, &ours, id)?.clone();
         if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             return Err(Failure::refused(format!(
                 "{source} cannot be sent into {}: one contains the other",
@@ -150,6 +138,17 @@ impl<Z: Zfs> Agent<Z> {
             reason: format!("{source} is being sent already; what it lacks then is sent by the next order"),
             temporary: true,
         })
+    }
+
+    /// The dataset of the order's snapshot, as it is now.
+    pub(super) async fn find(
+        &self,
+        order: &DirectorsOrder,
+        id: SnapshotId,
+    ) -> Result<(DatasetName, DatasetInventory), Failure> {
+        let source = self.whose(order, id).await?;
+        let ours = self.ours(&source).await?;
+        Ok((source, ours))
     }
 
     /// The dataset of the order's snapshot: as the order says, else as is found.
@@ -433,6 +432,31 @@ impl<Z: Zfs> Agent<Z> {
         }
         Ok(())
     }
+}
+
+/// Which snapshot an order sends, and where to.
+pub(super) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Target), Failure> {
+    let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
+    let dataset: DatasetName = order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
+    let id = match order.snapshot_uuid.as_slice() {
+        [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
+        _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
+    };
+    let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
+    Ok((id, Target { host, dataset }))
+}
+
+/// The snapshot that an order names, as it is now.
+pub(super) fn named<'a>(
+    source: &DatasetName,
+    ours: &'a DatasetInventory,
+    id: SnapshotId,
+) -> Result<&'a Snapshot, Failure> {
+    ours.snapshots.iter().find(|s| s.guid.uuid() == id).ok_or_else(|| {
+        Failure::refused(format!(
+            "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
+        ))
+    })
 }
 
 /// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.

@@ -47,6 +47,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         keep_common_with: Vec::new(),
         retry_for: None,
         oldest_unsent: None,
+        resume_token: None,
     }
 }
 

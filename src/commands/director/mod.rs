@@ -1,20 +1,24 @@
 //! `zsync director`: decides, has agents carry out, records.
 
 mod dispatch;
+mod look;
 mod pass;
+pub mod saved;
 mod summary;
 mod world;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use futures_lite::future;
 
-pub use dispatch::{AGENT_PORT, Dispatcher, wire_order};
+pub use dispatch::{AGENT_PORT, Dispatcher, fitting, wire_order};
+pub use look::look;
 pub use pass::{Pass, Report, hosts};
+pub use saved::SavedPlan;
 pub use world::World;
 
 use super::agent::Agent;
@@ -45,25 +49,33 @@ pub struct Settings {
     pub verbose: bool,
     /// How it is told.
     pub format: report::Format,
+    /// With `once`: a plan to carry out instead of what is due.
+    pub plan: Option<PathBuf>,
 }
 
 /// Directs until the end of the pass, or of the process.
 pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::Error> {
-    let policy = Arc::new(load_policy(&settings)?);
-    let dispatcher = Arc::new(dispatcher(&settings, &policy, Arc::clone(&zfs)).await);
+    let (policy, fingerprint) = config::load_policy_with_fingerprint(&settings.config).map_err(error::Error::unable)?;
+    let policy = Arc::new(policy);
+    let saved = match &settings.plan {
+        None => None,
+        Some(path) => Some(SavedPlan::load(path, fingerprint, clock::now()).map_err(error::Error::unable)?),
+    };
+    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && hosts(&policy).iter().all(|host| *host == settings.host)
     {
         // Nobody else is there to do anything.
         return Err(error::Error::unable(anyhow::anyhow!("{reason}")));
     }
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let path = path.clone();
-    let catalog = runtime::blocking(move || EmbeddedCatalog::open(&path)).await.map_err(error::Error::unable)?;
-    let world = World::new(catalog);
+    let world = open_catalog(&policy).await?;
     if settings.once {
         let pass = Pass::new(policy, dispatcher, world, clock::now());
-        let report = pass.run().await.map_err(error::Error::unable)?;
+        let report = match saved {
+            None => pass.run().await,
+            Some(saved) => pass.run_saved(saved.orders).await,
+        };
+        let report = report.map_err(error::Error::unable)?;
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
@@ -73,27 +85,30 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     future::or(directing, stopping).await
 }
 
-fn load_policy(settings: &Settings) -> Result<Policy, error::Error> {
-    config::load_policy(&settings.config).map_err(error::Error::unable)
+/// The policy's catalog, open for writing.
+pub async fn open_catalog(policy: &Policy) -> Result<World<EmbeddedCatalog>, error::Error> {
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    let path = path.clone();
+    let catalog = runtime::blocking(move || EmbeddedCatalog::open(&path)).await.map_err(error::Error::unable)?;
+    Ok(World::new(catalog))
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-async fn dispatcher<Z: Zfs>(settings: &Settings, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
-    let here = settings.host.clone();
-    let elsewhere = policy.hosts.get(&here).is_some_and(|h| h.address.is_some()) || !hosts(policy).contains(&here);
+pub async fn dispatcher<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
+    let elsewhere = policy.hosts.get(here).is_some_and(|h| h.address.is_some()) || !hosts(policy).contains(here);
     let own = if elsewhere {
         Err(format!("{here} is not this process' to act on"))
     } else {
-        own_agent(settings, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+        own_agent(here, local, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     };
-    Dispatcher { here, own }
+    Dispatcher { here: here.clone(), own }
 }
 
-async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
-    let local = config::load_local(&settings.local)
-        .with_context(|| format!("{} is this host, whose own local configuration is needed", settings.host))?;
+async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+    let local = config::load_local(local)
+        .with_context(|| format!("{here} is this host, whose own local configuration is needed"))?;
     zfs.check_version().await?;
-    Ok(Agent::new(settings.host.clone(), zfs, Arc::new(local)))
+    Ok(Agent::new(here.clone(), zfs, Arc::new(local)))
 }
 
 /// Passes, one after the other, each at its time.
@@ -116,7 +131,7 @@ async fn direct<Z: Zfs>(
         }
         if dispatcher.own.is_err() {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(settings, &policy, Arc::clone(&zfs)).await);
+            dispatcher = Arc::new(self::dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         match pass.run().await {
