@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod busy;
 pub mod director;
+pub mod gate;
 pub mod marks;
 pub mod plan;
 pub mod receiving;
@@ -10,3 +11,4 @@ pub mod retry;
 pub mod serve;
 pub mod slave;
 pub mod slots;
+pub mod tls;

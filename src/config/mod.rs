@@ -11,6 +11,7 @@ mod nearest;
 mod problem;
 mod quantity;
 mod server;
+mod tls;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -30,6 +30,7 @@ use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{Action, HostName, ResponseStatus};
 use crate::runtime;
+use crate::transport::tls::{Tls, TlsError};
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::{Zfs, ZfsError};
@@ -49,6 +50,8 @@ pub struct Agent<Z> {
     busy: Busy,
     /// Places for sends.
     sends: Slots,
+    /// What this host proves itself with to slaves.
+    tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
     once: Once,
 }
@@ -113,13 +116,24 @@ impl<Z: Zfs> Agent<Z> {
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
         let sends = Slots::new(local.max_sends);
-        Self { host, zfs, local, busy: Busy::default(), sends, receiving, once: Once::default() }
+        Self { host, zfs, local, busy: Busy::default(), sends, tls: None, receiving, once: Once::default() }
     }
 
     /// The same with a memory of the orders that it carried out.
     #[must_use]
     pub fn remembering(self, journal: Journal) -> Self {
         Self { once: Once::remembering(journal), ..self }
+    }
+
+    /// The same, proving itself to slaves.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Reads anew what it proves itself with.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
     }
 
     /// Carries out one order. Facts go to `facts` meanwhile, the bytes of a transfer are counted in `counter`.
@@ -177,10 +191,14 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
-        let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
-        let order: DirectorsOrder = conn.understand(&line)?;
+    async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
+        let order: DirectorsOrder = conn.understand(line)?;
         log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
+        if let Err(denied) = self.local.permission_to_order(conn.identity.as_ref()) {
+            log::warn!("{}: {denied}", conn.peer);
+            let refusal = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, denied.to_string());
+            return conn.say(&AgentLine::Response(refusal)).await;
+        }
         match self.once.begin(&order).await {
             Begin::New(running) => self.answer(conn, &order, running).await,
             Begin::Again(response) => {
@@ -255,8 +273,7 @@ fn log_end(order: &DirectorsOrder, response: &Response) {
 impl<Z: Zfs> serve::Role for Agent<Z> {
     const NAME: &'static str = "agent";
 
-    async fn converse(self: Arc<Self>, mut conn: Conn) {
-        let result = Agent::converse(&self, &mut conn).await;
-        serve::end(conn, result).await;
+    async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
+        Agent::converse(&self, conn, &first_line).await
     }
 }

@@ -15,8 +15,11 @@ use crate::commands::busy::Claim;
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
 use crate::commands::slots::Slot;
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
+};
 use crate::policy::Target;
+use crate::transport::tcp::Dial;
 use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 
@@ -126,7 +129,8 @@ impl<Z: Zfs> Agent<Z> {
                 rollback_if_needed: order.rollback_if_needed,
                 oldest_unsent: order.oldest_unsent,
             };
-            Receiver::remote(&to, &address, &order, self.local.stall_timeout).await?
+            let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
+            Receiver::remote(&to, dial, &order, self.local.stall_timeout).await?
         };
         let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
         self.transfer(&job, receiver, ours, theirs, desk).await

@@ -8,10 +8,13 @@ use crate::actions::Order;
 use crate::commands::agent::{Agent, FactSink};
 use crate::commands::retry::Retry;
 use crate::model::Counter;
-use crate::model::{Action, DatasetInventory, Guid, HostName, Inventory, OrderId, Record, ResponseStatus, SnapName};
+use crate::model::{
+    Action, DatasetInventory, Guid, HostName, Inventory, OrderId, PeerRole, Record, ResponseStatus, SnapName,
+};
 use crate::policy::{Policy, Target};
 use crate::runtime;
-use crate::transport::tcp;
+use crate::transport::tcp::{Dial, TransportError};
+use crate::transport::tls::Tls;
 use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, Response};
 use crate::zfs::Zfs;
 
@@ -24,6 +27,8 @@ pub struct Dispatcher<Z> {
     pub here: HostName,
     /// The agent within this process, or why there is none.
     pub own: Result<Arc<Agent<Z>>, String>,
+    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// An order without particulars.
@@ -209,7 +214,8 @@ impl<Z: Zfs> Dispatcher<Z> {
                 let mut retry = Retry::within(policy.retry_for);
                 loop {
                     // The same order again: the agent knows it by its OrderUUID, and carries it out once.
-                    let error = match over_tcp(host, &address, order, &facts, &counter).await {
+                    let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
+                    let error = match over_tcp(dial, order, &facts, &counter).await {
                         Ok(response) => return response,
                         Err(error) => format!("{error:#}"),
                     };
@@ -239,16 +245,16 @@ impl<Z: Zfs> Dispatcher<Z> {
 }
 
 async fn over_tcp(
-    host: &HostName,
-    address: &str,
+    dial: Dial<'_>,
     order: &DirectorsOrder,
     facts: &FactSink,
     counter: &Counter,
 ) -> anyhow::Result<Response> {
-    use anyhow::Context;
-    let mut conn = tcp::connect(host.as_str(), address)
-        .await
-        .with_context(|| format!("{host} is out of reach (is zsync agent running there?)"))?;
+    let host = dial.host;
+    let mut conn = dial.connect().await.map_err(|error| match error {
+        TransportError::Tls { .. } => anyhow::Error::new(error),
+        error => anyhow::Error::new(error).context(format!("{host} is out of reach (is zsync agent running there?)")),
+    })?;
     conn.say(order).await?;
     loop {
         match conn.hear(conn.patience).await? {
