@@ -25,9 +25,10 @@ pub mod zfs;
 
 use std::sync::Arc;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
 use commands::{agent::Agent, director, plan, serve, slave::Slave};
-use error::Error;
+use error::{Error, Exit};
+use model::PeerRole;
 use zfs::ZfsRead;
 use zfs::system::System;
 
@@ -48,23 +49,39 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
             }
         }
+        Command::Tls(command) => tls(command),
         Command::Agent(args) => {
-            let settings = settings::serving(&args.common, &args.listen, director::AGENT_PORT)?;
+            let settings = settings::serving(&args.common, &args.listen, PeerRole::Agent)?;
             runtime::block_on(async {
                 let zfs = Arc::new(System::new(&args.common.zfs));
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
-                serve::serve(agent, &settings.listen, settings.plaintext).await.map_err(Error::unable)
+                let tls = settings.security.tls();
+                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local)).with_tls(tls);
+                serve::serve(agent, &settings.listen, settings.security).await.map_err(Error::unable)
             })
         }
         Command::Slave(args) => {
-            let settings = settings::serving(&args.common, &args.listen, commands::agent::SLAVE_PORT)?;
+            let settings = settings::serving(&args.common, &args.listen, PeerRole::Slave)?;
             runtime::block_on(async {
                 let zfs = Arc::new(System::new(&args.common.zfs));
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
                 let slave = Slave::new(zfs, Arc::new(settings.local));
-                serve::serve(slave, &settings.listen, settings.plaintext).await.map_err(Error::unable)
+                serve::serve(slave, &settings.listen, settings.security).await.map_err(Error::unable)
             })
+        }
+    }
+}
+
+fn tls(command: cli::Tls) -> Result<(), Error> {
+    match command {
+        cli::Tls::Init(TlsInit { ca, name, days }) => commands::tls::init(&ca, &name, days).map_err(Error::unable),
+        cli::Tls::Issue(TlsIssue { host, role, also, days, ca, out, renew }) => {
+            let wanted = commands::tls::Wanted { host, also, roles: role.into_iter().collect(), days };
+            commands::tls::issue(&ca, &wanted, out, renew).map_err(Error::unable)
+        }
+        cli::Tls::Show(TlsShow { files, format }) => {
+            let right = commands::tls::show(&files, format).map_err(Error::unable)?;
+            if right { Ok(()) } else { Err(Error::exit(Exit::Failed)) }
         }
     }
 }
