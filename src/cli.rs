@@ -112,9 +112,8 @@ pub struct Director {
 /// `zsync agent`.
 #[derive(Args, Debug)]
 #[command(after_help = "Give it an order by hand:\n  \
-    printf %s '{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\",' \\\n    \
-    '\"Action\":\"take_snapshot\",\"SnapshotName\":\"by-hand\",' \\\n    \
-    '\"DestDataset\":\"tank/foo\"}' | nc -N localhost 7711")]
+    printf '{\"OrderUUID\":\"%s\",\"Action\":\"take_snapshot\",\"SnapshotName\":\"by-hand\",\"DestDataset\":\"tank/foo\"}' \\\n    \
+    \"$(cat /proc/sys/kernel/random/uuid)\" | nc -N localhost 7711")]
 pub struct Agent {
     /// Options that every subcommand has.
     #[command(flatten)]
@@ -122,6 +121,9 @@ pub struct Agent {
     /// Options of those that listen.
     #[command(flatten)]
     pub listen: Listen,
+    /// Where it remembers how recent orders ended, so that one that comes again does nothing twice
+    #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
+    pub state: PathBuf,
 }
 
 /// `zsync slave`.
@@ -160,7 +162,7 @@ pub struct Plan {
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
     /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS. Without it the agents are asked
-    /// first what they hold, which is written to the catalog; no other order is given
+    /// first what they hold, and how much would be sent and freed, which is written to the catalog; no order changes anything
     #[arg(long)]
     pub dry_run: bool,
     /// Decide from this exported catalog and nothing else (- is standard input); nothing is changed anywhere

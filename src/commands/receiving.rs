@@ -4,14 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::busy::{Busy, Claim};
 use super::marks;
+use super::slots::Slots;
 use crate::clock;
 use crate::config::{Denied, Local};
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, OnDivergence, ResponseStatus, SendFlags,
-    SnapName, Snapshot,
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, OnDivergence, ResponseStatus,
+    SendFlags, SnapName, Snapshot,
 };
 use crate::policy::Target;
 use crate::wire::{CloneOf, OrderToSlave, Place};
@@ -30,6 +32,8 @@ pub struct Receiving<Z> {
     pub local: Arc<Local>,
     /// The datasets being received into.
     pub busy: Busy,
+    /// Places for receives.
+    pub slots: Slots,
 }
 
 /// Why a transfer does not begin.
@@ -66,6 +70,14 @@ impl StepError {
     pub fn temporary(status: ResponseStatus, reason: impl Into<String>) -> Self {
         Self { temporary: true, ..Self::new(status, reason) }
     }
+}
+
+/// What it means that a process at one end of a stream does nothing for too long.
+#[must_use]
+pub fn stalled(what: &str, limit: Duration) -> StepError {
+    let limit = humantime::format_duration(limit);
+    let reason = format!("{what} for {limit} (stall_timeout); is the pool suspended? see zpool status");
+    StepError::temporary(ResponseStatus::Zerror, reason)
 }
 
 impl From<ZfsError> for StepError {
@@ -107,7 +119,8 @@ pub struct Incoming {
 
 impl<Z> Clone for Receiving<Z> {
     fn clone(&self) -> Self {
-        Self { zfs: Arc::clone(&self.zfs), local: Arc::clone(&self.local), busy: self.busy.clone() }
+        let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
+        Self { zfs, local, busy: self.busy.clone(), slots: self.slots.clone() }
     }
 }
 
@@ -119,6 +132,13 @@ pub fn sender(order: &OrderToSlave) -> Target {
 }
 
 impl<Z: Zfs> Receiving<Z> {
+    /// Nothing is being received yet.
+    #[must_use]
+    pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        let slots = Slots::new(local.max_receives);
+        Self { zfs, local, busy: Busy::default(), slots }
+    }
+
     /// Checks that `source` may send into `dataset`, and that a peer may speak for it, and claims the dataset.
     pub fn open(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<Claim, NotOpen> {
         let may_speak = self.local.permission_to_speak_for(peer, source, dataset);

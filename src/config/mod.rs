@@ -10,6 +10,7 @@ mod local;
 mod nearest;
 mod problem;
 mod properties;
+mod quantity;
 mod server;
 mod tls;
 

@@ -5,6 +5,7 @@ mod stream;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_lite::io::Cursor;
@@ -12,12 +13,10 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use stream::{Gathered, Stream};
 
 use super::{
-    Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError,
-    ZfsRead,
+    Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec, SendStream, Zfs,
+    ZfsError, ZfsRead,
 };
-use crate::model::{
-    Bookmark, Counter, DatasetInventory, DatasetName, Guid, Marks, Origin, SnapName, Snapshot,
-};
+use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, Guid, Marks, Origin, SnapName, Snapshot};
 
 /// A machine's pools, shared by its clones.
 #[derive(Clone, Default)]
@@ -275,7 +274,7 @@ impl ZfsRead for Fake {
         Ok(all)
     }
 
-    async fn resumable(&self, token: &str) -> Result<(DatasetName, Guid), ZfsError> {
+    async fn resumable(&self, token: &str) -> Result<Resumable, ZfsError> {
         Err(error(ErrorKind::StaleToken, &format!("send -t {token}"), "cannot resume send: the fake makes no tokens"))
     }
 
@@ -517,7 +516,13 @@ impl Zfs for Fake {
         Ok(ReceiveStream { data: Box::new(gathered), end: Box::pin(end) })
     }
 
-    async fn copy(&self, send: &SendSpec, receive: &ReceiveSpec, counter: &Counter) -> Result<(), ZfsError> {
+    async fn copy(
+        &self,
+        send: &SendSpec,
+        receive: &ReceiveSpec,
+        counter: &Counter,
+        _: Duration,
+    ) -> Result<(), ZfsError> {
         let (mut from, mut to) = (self.send(send).await?, self.receive(receive).await?);
         let mut bytes = Vec::new();
         let moved = async {

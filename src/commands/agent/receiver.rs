@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::commands::busy::Claim;
-use crate::commands::receiving::{Incoming, Receiving, StepError, sender};
-use crate::commands::serve::BETWEEN_STEPS;
+use crate::commands::receiving::{Incoming, Receiving, StepError, sender, stalled};
+use crate::commands::slots::Slot;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
 use crate::policy::Target;
@@ -39,6 +40,7 @@ pub(super) struct Local<Z> {
     order: OrderToSlave,
     place: Place,
     claim: Claim,
+    slot: Slot,
 }
 
 impl From<TransportError> for Failure {
@@ -50,7 +52,7 @@ impl From<TransportError> for Failure {
 
 impl From<WireError> for Failure {
     fn from(error: WireError) -> Self {
-        let temporary = !matches!(error, WireError::Nonsense { .. } | WireError::BrokenOff { .. });
+        let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));
         Self { status: ResponseStatus::Unreachable, reason, temporary }
     }
@@ -82,7 +84,7 @@ impl<Z: Zfs> Receiver<Z> {
         to: &Target,
         dial: Dial<'_>,
         order: &OrderToSlave,
-        patience: Duration,
+        stall: Duration,
     ) -> Result<(Self, Found), Failure> {
         let mut conn = dial.connect().await.map_err(|error| {
             let silent = !matches!(error, TransportError::Tls { .. });
@@ -92,7 +94,7 @@ impl<Z: Zfs> Receiver<Z> {
             }
             failure
         })?;
-        conn.patience = patience;
+        conn.bear(stall);
         let mut remote = Remote { conn, dataset: to.dataset.clone(), place: Place::default() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;
@@ -100,12 +102,17 @@ impl<Z: Zfs> Receiver<Z> {
     }
 
     /// Receives on this host, and gives what it has.
-    pub(super) async fn local(receiving: &Receiving<Z>, order: OrderToSlave) -> Result<(Self, Found), Failure> {
+    pub(super) async fn local(
+        receiving: &Receiving<Z>,
+        order: OrderToSlave,
+        since: DateTime<Utc>,
+    ) -> Result<(Self, Found), Failure> {
         let claim = receiving.open(&order.source, None, &order.dest_dataset).map_err(|not_open| {
             let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
             Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
         })?;
-        let mut local = Local { receiving: receiving.clone(), order, place: Place::default(), claim };
+        let slot = receiving.slots.take(since).await.map_err(|limit| Failure::no_slot("max_receives", limit))?;
+        let mut local = Local { receiving: receiving.clone(), order, place: Place::default(), claim, slot };
         let found = local.look().await?;
         Ok((Self::Local(Box::new(local)), found))
     }
@@ -125,7 +132,10 @@ impl<Z: Zfs> Receiver<Z> {
             Self::Local(local) => {
                 let dataset = local.order.dest_dataset.clone();
                 let ended = match local.receiving.prepare(&local.order, incoming).await {
-                    Ok(spec) => zfs.copy(send, &spec, counter).await.map_err(StepError::from),
+                    Ok(spec) => zfs
+                        .copy(send, &spec, counter, local.receiving.local.stall_timeout)
+                        .await
+                        .map_err(StepError::from),
                     Err(error) => Err(error),
                 };
                 match local.receiving.verify(&dataset, incoming, ended).await {
@@ -206,7 +216,7 @@ impl<Z: Zfs> Receiver<Z> {
                 if let Some(guid) = guid {
                     local.receiving.settle(&local.order.dest_dataset, &sender(&local.order), guid).await?;
                 }
-                drop(local.claim);
+                drop((local.claim, local.slot));
                 Ok(())
             }
         }
@@ -298,28 +308,32 @@ impl Remote {
         let step = Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties };
         self.conn.say(&step).await?;
         let sent = self.conn.send_stream(&mut *stream.data, counter).await?;
-        // A process that is blocked on a full pipe ends when the pipe does.
+        // The read end goes first: a process that is blocked on a full pipe ends when the pipe does.
         drop(stream.data);
-        let ended = match runtime::timeout(BETWEEN_STEPS, stream.end).await {
-            Ok(ended) => ended,
-            Err(runtime::Elapsed) => {
-                return Err(Failure {
-                    status: ResponseStatus::Zerror,
-                    reason: "zfs send does not end".into(),
-                    temporary: true,
-                });
+        let ended: Result<(), StepError> = match sent {
+            Sent::All => match runtime::timeout(self.conn.stall, stream.end).await {
+                Ok(ended) => ended.map_err(StepError::from),
+                Err(runtime::Elapsed) => Err(stalled("zfs send does not end", self.conn.stall)),
+            },
+            // Nobody waits for what it still has to say: dropped, it is killed.
+            Sent::Refused => {
+                drop(stream.end);
+                Err(StepError::new(ResponseStatus::Zerror, "refused"))
+            }
+            Sent::Stalled => {
+                drop(stream.end);
+                Err(stalled("zfs send gives nothing", self.conn.stall))
             }
         };
-        let (end, broke) = match (sent, ended) {
-            (Sent::All, Ok(())) => (StreamEnd { is_success: true, error: String::new() }, None),
-            (Sent::All, Err(error)) => (StreamEnd { is_success: false, error: error.to_string() }, Some(error)),
-            (Sent::Refused, _) => (StreamEnd { is_success: false, error: "refused".into() }, None),
+        let end = StreamEnd {
+            is_success: ended.is_ok(),
+            error: ended.as_ref().err().map(|e| e.reason.clone()).unwrap_or_default(),
         };
         self.conn.end_stream(&end).await?;
-        match (wordless(self.step_ended().await?), broke) {
+        match (wordless(self.step_ended().await?), ended) {
             // What went wrong here is known here best.
-            ((Err(_), found), Some(error)) => Ok((Err(error.into()), found)),
-            (ended, _) => Ok(ended),
+            ((Err(_), found), Err(error)) if sent != Sent::Refused => Ok((Err(error), found)),
+            (told, _) => Ok(told),
         }
     }
 }
