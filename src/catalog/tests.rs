@@ -308,7 +308,9 @@ fn estimates_are_those_of_the_latest_plan() {
 fn a_catalog_from_before_there_were_estimates_is_read_and_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedCatalog::open(folder.path()).unwrap());
-    database(folder.path(), "DROP TABLE estimate; PRAGMA user_version = 1");
+    let added = ["origin_dataset", "origin_name", "excluded", "flags"];
+    let drop_columns = added.map(|column| format!("ALTER TABLE dataset DROP COLUMN {column};")).concat();
+    database(folder.path(), &format!("DROP TABLE estimate; {drop_columns} PRAGMA user_version = 1"));
     let reader = EmbeddedReader::new(folder.path());
     assert!(reader.estimates().unwrap().is_empty() && reader.inventory().unwrap().hosts.is_empty());
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();

@@ -380,11 +380,47 @@ mod tests {
 
     #[test]
     fn a_listing_leaves_out_names_with_a_blank_at_the_end_alone() {
-        let listed =
-            datasets(b"t\tfilesystem\t1\t0\toff\t-\nt/x \tfilesystem\t2\t0\toff\t-\nt/a b\tvolume\t3\t-\toff\t-\n");
+        let line = |name: &str| format!("{name}\tfilesystem\t1\t0\toff\t-\t-\t-\t-\n");
+        let listed = datasets([line("t"), line("t/x "), line("t/a b")].concat().as_bytes());
         let names: Vec<String> = listed.unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
         assert_eq!(names, ["t", "t/a b"]);
         assert!(snapshots(b"t/x @s\t1\t1\t1\t0\n").unwrap().is_empty());
-        assert!(datasets(b"t\tfilesystem\t1\t0\toff\n").unwrap_err().contains("5 columns instead of 6"));
+        assert!(datasets(b"t\tfilesystem\t1\t0\toff\n").unwrap_err().contains("5 columns instead of 9"));
+    }
+
+    #[test]
+    fn a_listing_tells_of_clones_of_what_is_excluded_and_of_a_copys_own_flags() {
+        let listed = datasets(
+            b"t/c\tfilesystem\t7\t0\toff\t-\tt/d@1\ton\tLec 7\nt/c/x\tfilesystem\t8\t0\taes-256-gcm\t-\t-\ton\tLec 7\n\
+              t/d\tfilesystem\t9\t0\toff\t-\tt/%recv@1\t-\tx 9\n",
+        );
+        let told: Vec<_> = listed.unwrap().into_iter().map(|(_, d)| (d.origin, d.excluded, d.flags)).collect();
+        let origin = Some("t/d@1".parse().unwrap());
+        assert_eq!(
+            told,
+            [
+                (origin, true, Some(SendFlags::PLAIN)),
+                // What it inherits is about the one above it.
+                (None, true, None),
+                (None, false, None),
+            ]
+        );
+    }
+
+    #[test]
+    fn values_of_properties_may_have_several_lines() {
+        let told = properties(b"compression\tzstd\nnote:a\tone\ntwo\nreadonly\ton\n").unwrap();
+        assert_eq!(told["note:a"], "one\ntwo");
+        assert_eq!((told["compression"].as_str(), told["readonly"].as_str()), ("zstd", "on"));
+    }
+
+    #[test]
+    fn the_script_that_destroys_says_what_became_of_each() {
+        let said = br#"{"return":{"1":"destroyed","2":"held","3":"another","4":"gone","5":"failed 16","6":"doomed"}}"#;
+        let expected =
+            [Fate::Destroyed, Fate::Held, Fate::Another, Fate::Gone, Fate::Failed("16".to_owned()), Fate::Spared];
+        assert_eq!(fates(said, 6).unwrap(), expected);
+        assert_eq!(fates(br#"{"return":{}}"#, 2).unwrap(), [Fate::Spared, Fate::Spared]);
+        assert!(fates(said, 7).unwrap_err().contains("nothing of number 7"));
     }
 }
