@@ -7,7 +7,7 @@ CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit fuzz audit demo lab-shell bench install uninstall clean
+.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-shell bench install uninstall clean
 
 all: build
 
@@ -44,6 +44,10 @@ fuzz:
 # Known weaknesses of what comes from elsewhere, where cargo-deny is installed and can get its data.
 audit:
 	$(CARGO) deny check
+
+# The README's table of what is survived, from the scenarios that show it.
+readme:
+	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs survived
 
 # The main job on real ZFS, for a person to read.
 demo: build

@@ -26,7 +26,8 @@ pub mod zfs;
 use std::sync::Arc;
 
 use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
-use commands::{agent::Agent, director, plan, serve, slave::Slave};
+use commands::agent::{Agent, Journal};
+use commands::{director, plan, serve, slave::Slave};
 use error::{Error, Exit};
 use model::PeerRole;
 use zfs::ZfsRead;
@@ -38,7 +39,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Director(args) => {
             let zfs = Arc::new(System::new(&args.common.zfs));
-            runtime::block_on(director::run(settings::director(args)?, zfs))
+            let settings = settings::director(args)?;
+            runtime::block_on(ending(Arc::clone(&zfs), director::run(settings, zfs)))
         }
         Command::Plan(args) => {
             let zfs = System::new(&args.common.zfs);
@@ -52,24 +54,32 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Tls(command) => tls(command),
         Command::Agent(args) => {
             let settings = settings::serving(&args.common, &args.listen, PeerRole::Agent)?;
-            runtime::block_on(async {
-                let zfs = Arc::new(System::new(&args.common.zfs));
+            let zfs = Arc::new(System::new(&args.common.zfs));
+            runtime::block_on(ending(Arc::clone(&zfs), async {
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let tls = settings.security.tls();
-                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local)).with_tls(tls);
+                let journal = Journal::open(&args.state).map_err(Error::unable)?;
+                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
+                let agent = agent.with_tls(settings.security.tls()).remembering(journal);
                 serve::serve(agent, &settings.listen, settings.security).await.map_err(Error::unable)
-            })
+            }))
         }
         Command::Slave(args) => {
             let settings = settings::serving(&args.common, &args.listen, PeerRole::Slave)?;
-            runtime::block_on(async {
-                let zfs = Arc::new(System::new(&args.common.zfs));
+            let zfs = Arc::new(System::new(&args.common.zfs));
+            runtime::block_on(ending(Arc::clone(&zfs), async {
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
                 let slave = Slave::new(zfs, Arc::new(settings.local));
                 serve::serve(slave, &settings.listen, settings.security).await.map_err(Error::unable)
-            })
+            }))
         }
     }
+}
+
+/// Leaves no command of ZFS behind: work that was under way when the program was asked to end is broken off.
+async fn ending<T>(zfs: Arc<System>, work: impl Future<Output = T>) -> T {
+    let result = work.await;
+    zfs.end().await;
+    result
 }
 
 fn tls(command: cli::Tls) -> Result<(), Error> {

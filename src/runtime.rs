@@ -3,7 +3,7 @@
 //! async-std is at the end of its life; moving to its successor means editing this file and `transport::tcp`.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_std::task;
 
@@ -39,6 +39,18 @@ pub struct Elapsed;
 /// Gives up on a future after `limit`; the future is dropped then.
 pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
     async_std::future::timeout(limit, future).await.map_err(|_| Elapsed)
+}
+
+/// Waits until a number has not changed for `limit`.
+pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
+    let (mut last, mut since) = (number(), Instant::now());
+    while since.elapsed() < limit {
+        sleep((limit / 10).max(Duration::from_millis(10))).await;
+        let now = number();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
 }
 
 /// Runs the futures side by side on tasks of their own, at most `limit` at once, and gives their results

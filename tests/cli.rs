@@ -31,6 +31,7 @@ const POLICY: &str = r#"{
 /// As `POLICY`, with a second host whose agent nobody runs: port 1 is never listened on.
 const TWO_HOSTS: &str = r#"{
   "catalog": { "embedded": { "path": "CATALOG" } },
+  "retry_for": "0s",
   "hosts": { "beta": { "address": "127.0.0.1:1", "receive_address": "127.0.0.1:1" } },
   "datasets": [
     { "hostname": "alpha", "dataset": "tank/data",
@@ -85,7 +86,7 @@ impl Place {
         let mut words = arguments.split_whitespace();
         let subcommand = words.next().unwrap_or_default();
         let mut command = bare();
-        command.arg(subcommand).args(words);
+        command.arg(subcommand).args(words).env("ZSYNC_STATE", self.0.path().join("state"));
         let has = |option: &str| arguments.contains(option);
         if matches!(subcommand, "director" | "plan") && !has("--config") {
             command.args(["--config", &self.path("server.json")]);

@@ -372,8 +372,8 @@ fn listings_of_zfs() {
 fn other_output_of_zfs() {
     fuzz("other output of zfs", corpus("zfs-other"), |bytes| {
         drop((parse::cloned(bytes), parse::values(bytes), parse::holds(bytes), parse::version(bytes)));
-        if let Ok((dataset, _)) = parse::resumable(bytes) {
-            assert!(is_harmless(dataset.as_str()));
+        if let Ok(resumable) = parse::resumable(bytes) {
+            assert!(is_harmless(resumable.dataset.as_str()));
         }
         let _kind = parse::error_kind(&String::from_utf8_lossy(bytes));
     });
