@@ -196,7 +196,7 @@ fn resident() -> u64 {
 /// One target after the other: each looks at the memory of all.
 static TURN: Mutex<()> = Mutex::new(());
 
-fn fuzz(target: &str, seeds: Vec<Vec<u8>>, mut read: impl FnMut(&[u8])) {
+fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let inputs = number("ZSYNC_FUZZ_INPUTS", TARGETS * 3000).div_ceil(TARGETS);
     let mut random = Random(
@@ -208,7 +208,7 @@ fn fuzz(target: &str, seeds: Vec<Vec<u8>>, mut read: impl FnMut(&[u8])) {
     for n in 0..inputs {
         match seeds.get(usize::try_from(n).unwrap()) {
             Some(seed) => input.clone_from(seed),
-            None => mutate(&seeds, &mut random, &mut input),
+            None => mutate(seeds, &mut random, &mut input),
         }
         let begin = Instant::now();
         let ended = catch_unwind(AssertUnwindSafe(|| read(&input)));
@@ -258,7 +258,7 @@ fn is_harmless(name: &str) -> bool {
 
 #[test]
 fn orders() {
-    fuzz("orders", corpus("orders"), |bytes| {
+    fuzz("orders", &corpus("orders"), |bytes| {
         message::<DirectorsOrder>(bytes);
         message::<OrderToSlave>(bytes);
     });
@@ -266,7 +266,7 @@ fn orders() {
 
 #[test]
 fn answers_of_an_agent() {
-    fuzz("answers of an agent", corpus("agent"), |bytes| {
+    fuzz("answers of an agent", &corpus("agent"), |bytes| {
         message::<AgentLine>(bytes);
         message::<Response>(bytes);
     });
@@ -274,7 +274,7 @@ fn answers_of_an_agent() {
 
 #[test]
 fn words_of_a_slave() {
-    fuzz("words of a slave", corpus("slave"), |bytes| {
+    fuzz("words of a slave", &corpus("slave"), |bytes| {
         message::<ListUuids>(bytes);
         message::<Response>(bytes);
         if let Ok(alive) = serde_json::from_slice::<Alive>(bytes) {
@@ -285,7 +285,7 @@ fn words_of_a_slave() {
 
 #[test]
 fn steps_of_a_transfer() {
-    fuzz("steps of a transfer", corpus("steps"), |bytes| {
+    fuzz("steps of a transfer", &corpus("steps"), |bytes| {
         message::<Step>(bytes);
         message::<StreamEnd>(bytes);
     });
@@ -304,7 +304,7 @@ fn lines_and_frames() {
     let mut seeds = corpus("orders");
     seeds.push(b"\0\0\0\x03abc\xff\xff\xff\xff\0\0\0\x01x\0\0\0\0{\"IsSuccess\":true}\n".to_vec());
     seeds.push(b"a\nb\n\nc".to_vec());
-    fuzz("lines and frames", seeds, |bytes| {
+    fuzz("lines and frames", &seeds, |bytes| {
         let lines = bytes.split(|b| *b == b'\n').count();
         runtime::block_on(async {
             let mut lined = conn(bytes);
@@ -325,7 +325,7 @@ fn lines_and_frames() {
 
 #[test]
 fn names() {
-    fuzz("names", corpus("names"), |bytes| {
+    fuzz("names", &corpus("names"), |bytes| {
         let text = String::from_utf8_lossy(bytes);
         for text in text.lines() {
             if let Ok(name) = text.parse::<DatasetName>() {
@@ -355,7 +355,7 @@ fn names() {
 
 #[test]
 fn listings_of_zfs() {
-    fuzz("listings of zfs", corpus("zfs-list"), |bytes| {
+    fuzz("listings of zfs", &corpus("zfs-list"), |bytes| {
         let datasets = parse::datasets(bytes);
         let rows = parse::snapshots(bytes);
         for (name, _) in datasets.iter().flatten() {
@@ -370,7 +370,7 @@ fn listings_of_zfs() {
 
 #[test]
 fn other_output_of_zfs() {
-    fuzz("other output of zfs", corpus("zfs-other"), |bytes| {
+    fuzz("other output of zfs", &corpus("zfs-other"), |bytes| {
         drop((parse::cloned(bytes), parse::values(bytes), parse::holds(bytes), parse::version(bytes)));
         if let Ok(resumable) = parse::resumable(bytes) {
             assert!(is_harmless(resumable.dataset.as_str()));
@@ -390,7 +390,7 @@ fn certificates() {
     for pem in [&ca.certificate, &host.certificate] {
         seeds.extend(certificates_in(pem.as_bytes()).unwrap().iter().map(|der| der.to_vec()));
     }
-    fuzz("certificates", seeds, |bytes| {
+    fuzz("certificates", &seeds, |bytes| {
         for der in certificates_in(bytes).unwrap_or_default() {
             drop(certificate(&der));
         }
@@ -406,7 +406,7 @@ fn configurations() {
     for file in ["full/server.json", "full/local.json", "fleet/server.json", "two-hosts-tls/beta/local.json"] {
         seeds.push(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(file)).unwrap());
     }
-    fuzz("configurations", seeds, |bytes| {
+    fuzz("configurations", &seeds, |bytes| {
         let text = String::from_utf8_lossy(bytes);
         for error in parse_local("f", &text).err().into_iter().chain(parse_policy("f", &text).err()) {
             assert!(!error.problems().is_empty() && error.to_string().lines().count() <= 21);
@@ -445,14 +445,14 @@ fn conversations_with_a_slave() {
     let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
     seeds.push([&seeds[1][..], &length, stream, end].concat());
     let mut count = 0u32;
-    fuzz("conversations with a slave", seeds, |bytes| {
+    fuzz("conversations with a slave", &seeds, |bytes| {
         converse(&slave, bytes);
         for call in fake.calls() {
             assert!(call.contains("pool/copy") && !call.contains("pool/copyist"), "{call}");
         }
         count += 1;
         // What was received is remembered by the fake: a new one, now and then.
-        if count % 64 == 0 {
+        if count.is_multiple_of(64) {
             let fresh = Fake::new(1);
             fresh.create(&ds("pool"));
             fake = Arc::new(fresh);
@@ -476,7 +476,7 @@ fn conversations_with_an_agent() {
     };
     let (mut fake, mut agent) = set_up();
     let mut count = 0u32;
-    fuzz("conversations with an agent", corpus("orders"), |bytes| {
+    fuzz("conversations with an agent", &corpus("orders"), |bytes| {
         let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
         // It would call whoever the input names.
         let calls_out =
@@ -489,7 +489,7 @@ fn conversations_with_an_agent() {
             assert!(harmless, "{call}");
         }
         count += 1;
-        if count % 64 == 0 {
+        if count.is_multiple_of(64) {
             (fake, agent) = set_up();
         }
     });
