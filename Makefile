@@ -7,7 +7,7 @@ CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit readme demo lab-shell bench install uninstall clean
+.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-shell bench install uninstall clean
 
 all: build
 
@@ -36,6 +36,14 @@ test:
 test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
 	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
+
+# Ten million inputs for everything that reads what a peer or zfs says: minutes. `make test` has a few thousand.
+fuzz:
+	ZSYNC_FUZZ_INPUTS=$${ZSYNC_FUZZ_INPUTS:-10000000} $(CARGO) test --locked --release --test fuzz -- --nocapture --test-threads 1
+
+# Known weaknesses of what comes from elsewhere, where cargo-deny is installed and can get its data.
+audit:
+	$(CARGO) deny check
 
 # The README's table of what is survived, from the scenarios that show it.
 readme:

@@ -333,6 +333,10 @@ fn an_order_with_very_many_names_is_handled_or_refused() {
     assert_eq!((answer.is_success, answer.status), (true, ResponseStatus::NothingToDo), "{answer:?}");
     let answer = only_answer(pair.agent_address, line(100_000).as_bytes());
     assert!(!answer.is_success && answer.error.contains("a line of more than"), "{answer:?}");
+    let datasets = (0..20_001).map(|n| ds(&format!("tank/{n}"))).collect();
+    let many = DirectorsOrder { datasets, ..order(1) };
+    let answer = only_answer(pair.agent_address, (serde_json::to_string(&many).unwrap() + "\n").as_bytes());
+    assert!(!answer.is_success && answer.error.contains("20000 are allowed in one order"), "{answer:?}");
     assert!(began.elapsed() < HANGS);
     assert_eq!(pair.alpha.dataset(&ds("tank/data")).unwrap().snapshots[0].guid, kept.guid);
 }

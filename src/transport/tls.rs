@@ -369,6 +369,10 @@ fn tls_in_words(error: &Rustls) -> String {
     match error {
         Rustls::NoCertificatesPresented => "it showed no certificate".to_owned(),
         Rustls::InvalidCertificate(bad) => match bad {
+            // The issuer's name is one that is known, and its key is not.
+            Bad::BadSignature => {
+                "its certificate is not of a CA that is known here, but of one of the same name".to_owned()
+            }
             Bad::UnknownIssuer => "its certificate is not of a CA that is known here".to_owned(),
             Bad::Expired => "its certificate has expired".to_owned(),
             Bad::ExpiredContext { not_after, .. } => format!("its certificate expired {}", moment(*not_after)),
@@ -389,6 +393,9 @@ fn tls_in_words(error: &Rustls) -> String {
         },
         Rustls::AlertReceived(alert) => match alert {
             Alert::CertificateRequired => "it wants a certificate of this host, and was shown none".to_owned(),
+            Alert::DecryptError => {
+                "it does not know the CA of this host's certificate, but one of the same name".to_owned()
+            }
             Alert::UnknownCA => "it does not know the CA of this host's certificate".to_owned(),
             Alert::CertificateExpired => "it says that this host's certificate has expired".to_owned(),
             Alert::CertificateRevoked => "it says that this host's certificate was revoked".to_owned(),

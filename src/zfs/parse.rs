@@ -277,6 +277,14 @@ pub fn size(output: &[u8], word: &str) -> Result<Option<u64>, Bad> {
     Ok(size.filter(|size| *size < ABSURD))
 }
 
+/// Whether a text can be a `receive_resume_token`: another host may have sent it, and it becomes an argument of `zfs`.
+#[must_use]
+pub fn is_token(text: &str) -> bool {
+    text.len() < 64 * 1024
+        && text.starts_with(|c: char| c.is_ascii_digit())
+        && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+}
+
 /// Reads `zfs version`: `zfs-2.3.9-1~bpo12+1`, then the kernel module's line.
 pub fn version(output: &[u8]) -> Result<(String, (u32, u32)), Bad> {
     let line = lines(output)?.next().ok_or("it is empty")?;

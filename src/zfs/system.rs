@@ -300,6 +300,15 @@ impl ZfsRead for System {
 
     async fn resumable(&self, token: &str) -> Result<Resumable, ZfsError> {
         let argv = argv::resumable(token);
+        if !parse::is_token(token) {
+            let stderr = "it is no resume token at all".to_owned();
+            return Err(ZfsError {
+                kind: ErrorKind::StaleToken,
+                command: self.shown(&argv),
+                status: String::new(),
+                stderr,
+            });
+        }
         parse::resumable(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
 

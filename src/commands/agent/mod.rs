@@ -37,6 +37,8 @@ use crate::wire::codec::{Conn, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::{Zfs, ZfsError};
 
+/// How many names one order has at the most; directors send several orders where there are more.
+const MOST_NAMES: usize = 20_000;
 /// How often a director hears of an order that has nothing else to say.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
@@ -142,8 +144,13 @@ impl<Z: Zfs> Agent<Z> {
     pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
         let desk = Desk { facts, counter };
+        let names = order.snapshot_uuid.len().max(order.datasets.len()).max(order.keep_common_with.len());
         let result = if order.protocol > PROTOCOL {
             Err(Failure::refused(format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol)))
+        } else if names > MOST_NAMES {
+            Err(Failure::refused(format!(
+                "it names {names} snapshots or datasets; {MOST_NAMES} are allowed in one order"
+            )))
         } else {
             self.persist(order, &desk).await
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::dispatch::{Dispatcher, blank};
 use super::pass::{SIDE_BY_SIDE, hosts};
@@ -12,6 +13,9 @@ use crate::model::{Action, HostName};
 use crate::policy::Policy;
 use crate::runtime;
 use crate::zfs::Zfs;
+
+/// How long a host may take to tell all that it holds; a listing of millions of snapshots takes minutes.
+const LISTED_WITHIN: Duration = Duration::from_secs(1800);
 
 /// Asks every host of the policy what it holds and writes it to the catalog, which the world then is.
 ///
@@ -25,7 +29,13 @@ pub async fn look<Z: Zfs, C: CatalogWrite + 'static>(
     let looks = hosts.iter().cloned().map(|host| {
         let (policy, dispatcher, world) = (Arc::clone(policy), Arc::clone(dispatcher), world.clone());
         async move {
-            let (response, facts) = dispatcher.ask(&policy, &host, &blank(Action::KvResync)).await;
+            let resync = blank(Action::KvResync);
+            let asking = dispatcher.ask(&policy, &host, &resync);
+            // One that is alive and never comes to an end must not keep the pass from the others.
+            let Ok((response, facts)) = runtime::timeout(LISTED_WITHIN, asking).await else {
+                let within = humantime::format_duration(LISTED_WITHIN);
+                return Ok(Some((host, format!("it did not tell all that it holds within {within}"))));
+            };
             if !response.is_success {
                 return Ok(Some((host, response.error)));
             }

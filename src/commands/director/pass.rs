@@ -21,7 +21,7 @@ use crate::clock;
 use crate::model::{Action, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
-use crate::wire::Response;
+use crate::wire::{Facts, Listing, Response};
 use crate::zfs::Zfs;
 
 /// How many hosts are looked at, and entries worked on, at once.
@@ -303,7 +303,7 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let wire = wire_order(order, &self.policy, &self.world.inventory());
         let host = host(order);
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire).await;
-        self.world.learn(host, facts).await?;
+        self.world.learn(host, credible(order, facts)).await?;
         let outcome = outcome(order, wire.order_uuid, &response);
         self.world.record(outcome.clone()).await?;
         Ok(outcome)
@@ -312,6 +312,19 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
 fn destination(order: &Order) -> Option<&Target> {
     if let Order::Send { to, .. } = order { Some(to) } else { None }
+}
+
+/// What a host may tell of: its own datasets, and the one that it was to send to. One in the wrong hands must not have
+/// others pruned by what it says of them.
+fn credible(order: &Order, mut facts: Vec<Facts>) -> Vec<Facts> {
+    let is_destination =
+        |told: &Listing| matches!(order, Order::Send { to, .. } if told.host == to.host && told.dataset == to.dataset);
+    for fact in &mut facts {
+        if let Some(told) = fact.listing.take_if(|told| told.host != *host(order) && !is_destination(told)) {
+            log::warn!("{} tells of {}:{}, which is not its to tell", host(order), told.host, told.dataset);
+        }
+    }
+    facts
 }
 
 fn waiting_since(order: &Order) -> DateTime<Utc> {

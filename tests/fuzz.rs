@@ -1,0 +1,496 @@
+//! Everything that reads what a peer or `zfs` says, fed with what neither should say: seeds from `tests/corpus`, mutated
+//! at random. Whatever comes in, nothing panics, nothing takes long, memory does not grow, and what is accepted means
+//! the same when it is written and read again.
+//!
+//! `make fuzz` runs ten million inputs; here a few thousand for each target. `ZSYNC_FUZZ_INPUTS` says how many in all,
+//! `ZSYNC_FUZZ_SEED` where chance begins; a failure prints the input.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::fmt::Debug;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_lite::io::Cursor;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zsync::commands::agent::Agent;
+use zsync::commands::serve::Role;
+use zsync::commands::slave::Slave;
+use zsync::commands::tls::{Wanted, mint, mint_ca};
+use zsync::config::{parse_local, parse_policy};
+use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SnapName};
+use zsync::runtime;
+use zsync::transport::tls::{certificate, certificates_in};
+use zsync::wire::codec::{Conn, StreamEnd};
+use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Response, Step};
+use zsync::zfs::fake::Fake;
+use zsync::zfs::parse;
+
+/// How many targets there are: inputs are shared out among them.
+const TARGETS: u64 = 12;
+/// No input may take longer, however large it is.
+const LONGEST: Duration = Duration::from_secs(2);
+/// How much memory a target may come to hold between its first tenth and its end.
+const GROWTH: u64 = 48 << 20;
+
+// --- Chance.
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        // SplitMix64.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit.max(1) as u64) as usize
+    }
+
+    fn of<'a, T: ?Sized>(&mut self, all: &[&'a T]) -> &'a T {
+        all[self.below(all.len())]
+    }
+
+    /// A place in a text, and one behind it that is mostly near.
+    fn range(&mut self, length: usize) -> std::ops::Range<usize> {
+        let from = self.below(length + 1);
+        let most = if self.below(4) == 0 { length - from } else { (length - from).min(8) };
+        from..from + self.below(most + 1)
+    }
+}
+
+/// What means something to one of the readers, or should not.
+const WORDS: &[&[u8]] = &[
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b"\"",
+    b":",
+    b",",
+    b"\\",
+    b"\n",
+    b"\r\n",
+    b"\t",
+    b" ",
+    b"\0",
+    b"null",
+    b"true",
+    b"false",
+    b"-1",
+    b"0",
+    b"1e999",
+    b"-0.0",
+    b"18446744073709551615",
+    b"18446744073709551616",
+    b"99999999999999999999999999",
+    b"\\u0000",
+    b"\\ud800",
+    b"\xff",
+    b"\xc3\x28",
+    b"\xef\xbb\xbf",
+    b"..",
+    b".",
+    b"/",
+    b"//",
+    b"@",
+    b"#",
+    b"%",
+    b"%recv",
+    b"-",
+    b"--",
+    b"-R",
+    b"-rf",
+    b"$(id)",
+    b"`id`",
+    b";",
+    b"|",
+    b"'",
+    b"*",
+    b"\xe2\x80\xae",
+    b"tank",
+    b"tank/data@S_1",
+    b"pool/copy",
+    b"\"OrderUUID\":",
+    b"\"Action\":",
+    b"\"take_snapshot\"",
+    b"\"destroy_snapshot\"",
+    b"\"kv_resync\"",
+    b"\"SnapshotUUID\":[",
+    b"\"Step\":\"receive\"",
+    b"\"Step\":\"finish\"",
+    b"\"Step\":\"abort\"",
+    b"\"Protocol\":",
+    b"\x00\x00\x00\x00",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+    b"\x00\x10\x00\x01",
+    b"\x30\x80",
+    b"\x30\x84",
+];
+
+fn mutate(seeds: &[Vec<u8>], random: &mut Random, into: &mut Vec<u8>) {
+    into.clear();
+    into.extend_from_slice(&seeds[random.below(seeds.len())]);
+    for _ in 0..=random.below(8) {
+        match random.below(9) {
+            0 if !into.is_empty() => {
+                let at = random.below(into.len());
+                into[at] ^= 1 << random.below(8);
+            }
+            1 if !into.is_empty() => {
+                let at = random.below(into.len());
+                into[at] = random.next() as u8;
+            }
+            2 => {
+                let at = random.below(into.len() + 1);
+                into.splice(at..at, random.of(WORDS).iter().copied());
+            }
+            3 => {
+                let range = random.range(into.len());
+                into.splice(range, random.of(WORDS).iter().copied());
+            }
+            4 => drop(into.drain(random.range(into.len()))),
+            5 => {
+                let piece = into[random.range(into.len())].to_vec();
+                let at = random.below(into.len() + 1);
+                into.splice(at..at, piece);
+            }
+            6 => {
+                let other = &seeds[random.below(seeds.len())];
+                let piece = other[random.range(other.len())].to_vec();
+                let range = random.range(into.len());
+                into.splice(range, piece);
+            }
+            7 if random.below(8) == 0 => into.truncate(random.below(into.len() + 1)),
+            // Once in a while something long: nesting, a name without an end.
+            8 if random.below(64) == 0 => {
+                let piece = random.of(WORDS).repeat(1 + random.below(5000));
+                let at = random.below(into.len() + 1);
+                into.splice(at..at, piece);
+            }
+            _ => {}
+        }
+    }
+}
+
+// --- Running.
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
+}
+
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+}
+
+/// One target after the other: each looks at the memory of all.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let inputs = number("ZSYNC_FUZZ_INPUTS", TARGETS * 3000).div_ceil(TARGETS);
+    let mut random = Random(
+        number("ZSYNC_FUZZ_SEED", 1)
+            ^ target.bytes().fold(7u64, |sum, b| sum.wrapping_mul(31).wrapping_add(u64::from(b))),
+    );
+    let (mut input, mut slowest, mut before) = (Vec::new(), Duration::ZERO, 0);
+    let began = Instant::now();
+    for n in 0..inputs {
+        match seeds.get(usize::try_from(n).unwrap()) {
+            Some(seed) => input.clone_from(seed),
+            None => mutate(seeds, &mut random, &mut input),
+        }
+        let begin = Instant::now();
+        let ended = catch_unwind(AssertUnwindSafe(|| read(&input)));
+        let took = begin.elapsed();
+        slowest = slowest.max(took);
+        assert!(ended.is_ok() && took < LONGEST, "{target}, input {n}, {took:?}: {}", input.escape_ascii());
+        if n == inputs / 10 {
+            before = resident();
+        }
+    }
+    let grown = resident().saturating_sub(before);
+    println!(
+        "{target}: {inputs} inputs in {:.1?}, the slowest {slowest:.1?}, {} MiB resident, {} KiB more than after a tenth",
+        began.elapsed(),
+        resident() >> 20,
+        grown >> 10
+    );
+    assert!(grown < GROWTH, "{target}: memory grew by {grown} bytes");
+}
+
+/// The seeds of a target: the pieces of a file of `tests/corpus`, between lines of four dashes.
+fn corpus(name: &str) -> Vec<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let seeds: Vec<Vec<u8>> = text.split("----\n").map(|piece| piece.as_bytes().to_vec()).collect();
+    assert!(seeds.len() >= 2, "{name} has no seeds");
+    seeds
+}
+
+/// Understood twice, a message is the same.
+fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
+    if let Ok(read) = serde_json::from_slice::<T>(bytes) {
+        let written = serde_json::to_vec(&read).unwrap();
+        assert_eq!(serde_json::from_slice::<T>(&written).unwrap(), read);
+    }
+}
+
+/// What ZFS takes for nothing but a name.
+fn is_harmless(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.: /".contains(&b))
+        && name.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+// --- Targets.
+
+#[test]
+fn orders() {
+    fuzz("orders", &corpus("orders"), |bytes| {
+        message::<DirectorsOrder>(bytes);
+        message::<OrderToSlave>(bytes);
+    });
+}
+
+#[test]
+fn answers_of_an_agent() {
+    fuzz("answers of an agent", &corpus("agent"), |bytes| {
+        message::<AgentLine>(bytes);
+        message::<Response>(bytes);
+    });
+}
+
+#[test]
+fn words_of_a_slave() {
+    fuzz("words of a slave", &corpus("slave"), |bytes| {
+        message::<ListUuids>(bytes);
+        message::<Response>(bytes);
+        if let Ok(alive) = serde_json::from_slice::<Alive>(bytes) {
+            assert_eq!(serde_json::from_slice::<Alive>(&serde_json::to_vec(&alive).unwrap()).unwrap(), alive);
+        }
+    });
+}
+
+#[test]
+fn steps_of_a_transfer() {
+    fuzz("steps of a transfer", &corpus("steps"), |bytes| {
+        message::<Step>(bytes);
+        message::<StreamEnd>(bytes);
+    });
+}
+
+fn conn(bytes: &[u8]) -> Conn {
+    // What is answered goes nowhere.
+    let out = Box::new(futures_lite::io::sink());
+    let mut conn = Conn::new(Box::new(Cursor::new(bytes.to_vec())), out, "fuzz".into());
+    conn.patience = Duration::from_secs(1);
+    conn
+}
+
+#[test]
+fn lines_and_frames() {
+    let mut seeds = corpus("orders");
+    seeds.push(b"\0\0\0\x03abc\xff\xff\xff\xff\0\0\0\x01x\0\0\0\0{\"IsSuccess\":true}\n".to_vec());
+    seeds.push(b"a\nb\n\nc".to_vec());
+    fuzz("lines and frames", &seeds, |bytes| {
+        let lines = bytes.split(|b| *b == b'\n').count();
+        runtime::block_on(async {
+            let mut lined = conn(bytes);
+            let mut heard = 0;
+            while let Ok(Some(line)) = lined.hear_line(lined.patience).await {
+                assert!(!line.contains(&b'\n'));
+                heard += 1;
+            }
+            assert!(heard <= lines);
+            let (mut framed, mut frame, mut length) = (conn(bytes), Vec::new(), 0);
+            while let Ok(true) = framed.hear_frame(&mut frame).await {
+                length += 4 + frame.len();
+            }
+            assert!(length <= bytes.len());
+        });
+    });
+}
+
+#[test]
+fn names() {
+    fuzz("names", &corpus("names"), |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        for text in text.lines() {
+            if let Ok(name) = text.parse::<DatasetName>() {
+                assert!(is_harmless(name.as_str()) && name.as_str().as_bytes()[0].is_ascii_alphabetic(), "{name}");
+                assert_eq!(name.as_str(), text);
+                let parents = std::iter::successors(name.parent(), DatasetName::parent);
+                assert!(parents.into_iter().all(|parent| name.is_within(&parent) && !parent.is_within(&name)));
+            }
+            if let Ok(name) = text.parse::<SnapName>() {
+                assert!(is_harmless(name.as_str()) && !name.as_str().contains('/'), "{name}");
+                if let Some(prefix) = Prefix::of(&name) {
+                    assert!(name.as_str().starts_with(prefix.as_str()), "{name}");
+                }
+            }
+            if let Ok(host) = text.parse::<HostName>() {
+                assert!(host.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)), "{host}");
+                assert!(!host.as_str().starts_with(['-', '.']), "{host}");
+            }
+            // A token becomes an argument of zfs, and is never one of its options.
+            assert!(!parse::is_token(text) || !text.starts_with('-') && !text.contains(['/', ' ', '@']), "{text}");
+            if let Ok(record) = text.parse::<Record>() {
+                assert_eq!(record.to_string().parse::<Record>().unwrap(), record);
+            }
+        }
+    });
+}
+
+#[test]
+fn listings_of_zfs() {
+    fuzz("listings of zfs", &corpus("zfs-list"), |bytes| {
+        let datasets = parse::datasets(bytes);
+        let rows = parse::snapshots(bytes);
+        for (name, _) in datasets.iter().flatten() {
+            assert!(is_harmless(name.as_str()));
+        }
+        if let (Ok(datasets), Ok(rows)) = (datasets, rows) {
+            let count = datasets.len();
+            assert!(parse::join(datasets, rows).len() <= count);
+        }
+    });
+}
+
+#[test]
+fn other_output_of_zfs() {
+    fuzz("other output of zfs", &corpus("zfs-other"), |bytes| {
+        drop((parse::cloned(bytes), parse::values(bytes), parse::holds(bytes), parse::version(bytes)));
+        if let Ok(resumable) = parse::resumable(bytes) {
+            assert!(is_harmless(resumable.dataset.as_str()));
+        }
+        let _kind = parse::error_kind(&String::from_utf8_lossy(bytes));
+    });
+}
+
+#[test]
+fn certificates() {
+    let ca = mint_ca("fuzz CA", chrono::Utc::now(), 30).unwrap();
+    let also = vec!["alpha.example.org".parse().unwrap()];
+    let roles = zsync::model::PeerRole::ALL.into_iter().collect();
+    let wanted = Wanted { host: "alpha".parse().unwrap(), also, roles, days: 10 };
+    let host = mint(&ca, &wanted, chrono::Utc::now()).unwrap();
+    let mut seeds = vec![ca.certificate.clone().into_bytes(), host.certificate.clone().into_bytes()];
+    for pem in [&ca.certificate, &host.certificate] {
+        seeds.extend(certificates_in(pem.as_bytes()).unwrap().iter().map(|der| der.to_vec()));
+    }
+    fuzz("certificates", &seeds, |bytes| {
+        for der in certificates_in(bytes).unwrap_or_default() {
+            drop(certificate(&der));
+        }
+        if let Ok(said) = certificate(bytes) {
+            assert!(said.identity.names.iter().all(|name| !name.as_str().contains(['*', '/', '@', '\n'])));
+        }
+    });
+}
+
+#[test]
+fn configurations() {
+    let mut seeds = Vec::new();
+    for file in ["full/server.json", "full/local.json", "fleet/server.json", "two-hosts-tls/beta/local.json"] {
+        seeds.push(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(file)).unwrap());
+    }
+    fuzz("configurations", &seeds, |bytes| {
+        let text = String::from_utf8_lossy(bytes);
+        for error in parse_local("f", &text).err().into_iter().chain(parse_policy("f", &text).err()) {
+            assert!(!error.problems().is_empty() && error.to_string().lines().count() <= 21);
+        }
+    });
+}
+
+/// A role hears the first line of the input, and the rest is the rest of the conversation.
+fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
+    runtime::block_on(async {
+        let mut conn = conn(bytes);
+        if let Ok(Some(line)) = conn.hear_line(conn.patience).await {
+            drop(Arc::clone(role).converse(&mut conn, line).await);
+        }
+    });
+}
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+#[test]
+fn conversations_with_a_slave() {
+    let fake = Fake::new(1);
+    fake.create(&ds("pool"));
+    fake.create(&ds("pool/other"));
+    let local = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "append_only": false } ] }"#;
+    let local = Arc::new(parse_local("f", local).unwrap());
+    let mut fake = Arc::new(fake);
+    let mut slave = Arc::new(Slave::new(Arc::clone(&fake), Arc::clone(&local)));
+    let mut seeds = corpus("slave-conversations");
+    // One with a stream as the fake understands it.
+    let stream =
+        br#"{"kind":"filesystem","base":null,"snapshots":[{"name":"S_1","guid":"17","createtxg":12,"creation":7}]}"#;
+    let length = u32::try_from(stream.len()).unwrap().to_be_bytes();
+    let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
+    seeds.push([&seeds[1][..], &length, stream, end].concat());
+    let mut count = 0u32;
+    fuzz("conversations with a slave", &seeds, |bytes| {
+        converse(&slave, bytes);
+        for call in fake.calls() {
+            assert!(call.contains("pool/copy") && !call.contains("pool/copyist"), "{call}");
+        }
+        count += 1;
+        // What was received is remembered by the fake: a new one, now and then.
+        if count.is_multiple_of(64) {
+            let fresh = Fake::new(1);
+            fresh.create(&ds("pool"));
+            fake = Arc::new(fresh);
+            slave = Arc::new(Slave::new(Arc::clone(&fake), Arc::clone(&local)));
+        }
+    });
+}
+
+#[test]
+fn conversations_with_an_agent() {
+    let local = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/off", "enable": false } ] }"#;
+    let local = Arc::new(parse_local("f", local).unwrap());
+    let set_up = || {
+        let fake = Fake::new(1);
+        for dataset in ["tank", "tank/data", "tank/data/child", "tank/off", "other"] {
+            fake.create(&ds(dataset));
+        }
+        let host: HostName = "alpha".parse().unwrap();
+        let fake = Arc::new(fake);
+        (Arc::clone(&fake), Arc::new(Agent::new(host, fake, Arc::clone(&local))))
+    };
+    let (mut fake, mut agent) = set_up();
+    let mut count = 0u32;
+    fuzz("conversations with an agent", &corpus("orders"), |bytes| {
+        let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
+        // It would call whoever the input names.
+        let calls_out =
+            serde_json::from_slice::<DirectorsOrder>(first).is_ok_and(|order| order.action == Action::SendSnapshot);
+        if !calls_out {
+            converse(&agent, bytes);
+        }
+        for call in fake.calls() {
+            let harmless = call == "sync tank" || call.contains("tank/data") && !call.contains("tank/off");
+            assert!(harmless, "{call}");
+        }
+        count += 1;
+        if count.is_multiple_of(64) {
+            (fake, agent) = set_up();
+        }
+    });
+}

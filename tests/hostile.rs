@@ -1,0 +1,204 @@
+//! One peer with a thousand idle connections, and a thousand more a second that talk nonsense: another peer does not
+//! notice, and the agent stays small. `ZSYNC_STORM_SECONDS` says how long, a few seconds by default.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use chrono::Utc;
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use zsync::commands::director::Dispatcher;
+use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
+use zsync::config::parse_policy;
+use zsync::model::{HostName, PeerRole, TlsFiles};
+use zsync::runtime;
+use zsync::transport::tls::Tls;
+use zsync::zfs::fake::Fake;
+
+/// All of 127.0.0.0/8 is this machine: these are two hosts.
+const HOSTILE: &str = "127.6.6.6:0";
+const IDLE: usize = 1000;
+const GARBAGE_A_SECOND: u64 = 1000;
+const GARBAGE_THREADS: u64 = 4;
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
+const MOST_RESIDENT: u64 = 64 << 20;
+
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// A connection from an address of this machine.
+fn from(source: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&socket, &source.parse::<SocketAddr>().unwrap())?;
+    connect(&socket, &to)?;
+    Ok(TcpStream::from(socket))
+}
+
+fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+/// Keeps so many connections open that say nothing; what is closed is opened again.
+fn idle(to: SocketAddr, over: &AtomicBool) {
+    let mut open: Vec<TcpStream> = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        open.retain(|stream| {
+            let mut byte = [0];
+            let peeked = stream.peek(&mut byte);
+            peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        });
+        let missing = IDLE - open.len();
+        for _ in 0..missing.min(200) {
+            if let Ok(stream) = from(HOSTILE, to) {
+                stream.set_nonblocking(true).unwrap();
+                open.push(stream);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Opens so many connections a second that talk nonsense.
+fn garbage(to: SocketAddr, over: &AtomicBool, count: &AtomicU64) {
+    const WORDS: [&[u8]; 6] = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\",\"Action\":\"format_disks\"}\n",
+        b"{\"OrderUUID\":",
+        &[b'['; 20_000],
+        b"\0\xff\0\xff\n\n\n",
+    ];
+    let pause =
+        Duration::from_secs(1) * u32::try_from(GARBAGE_THREADS).unwrap() / u32::try_from(GARBAGE_A_SECOND).unwrap();
+    let (mut next, mut n) = (Instant::now(), 0);
+    while !over.load(Ordering::Relaxed) {
+        if let Ok(mut stream) = from(HOSTILE, to) {
+            stream.write_all(WORDS[n % WORDS.len()]).ok();
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+        n += 1;
+        next += pause;
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// The longest that an order took, the most memory that the agent had, and how many garbage connections there were.
+fn storm(tls: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str, mode: u32| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    };
+    let zfs = file("zfs", "#!/bin/sh\n[ \"$1\" != version ] || echo zfs-2.3.9\n", 0o755);
+    let ca = mint_ca("test CA", Utc::now(), 10).unwrap();
+    let files = |host: &str, role| {
+        let (host, roles) = (host.parse::<HostName>().unwrap(), [role].into());
+        let Minted { certificate, key } =
+            mint(&ca, &Wanted { host: host.clone(), also: Vec::new(), roles, days: 5 }, Utc::now()).unwrap();
+        TlsFiles {
+            ca: file("ca.crt", &ca.certificate, 0o644),
+            certificate: file(&format!("{host}.crt"), &certificate, 0o644),
+            key: file(&format!("{host}.key"), &key, 0o600),
+        }
+    };
+    let director = Arc::new(Tls::load(&files("ruler", PeerRole::Director)).unwrap());
+    let own = files("alpha", PeerRole::Agent);
+    let block = format!(
+        r#""tls": {{ "ca": {:?}, "certificate": {:?}, "key": {:?} }}, "directors": ["ruler"],"#,
+        own.ca, own.certificate, own.key
+    );
+    let local = format!(r#"{{ {} "local_datasets": [ {{ "name": "tank" }} ] }}"#, if tls { &block } else { "" });
+    let local = file("local.json", &local, 0o600);
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_zsync"))
+        .args(["agent", "--hostname", "alpha", "--listen", "127.0.0.1:0", "--local"])
+        .args([&local, Path::new("--zfs"), &zfs])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(agent.stderr.take().unwrap());
+    let agent = Ended(agent);
+    let address: SocketAddr = loop {
+        let mut line = String::new();
+        assert!(log.read_line(&mut line).unwrap() > 0, "the agent does not listen");
+        if let Some((_, address)) = line.trim().split_once("agent listens on ") {
+            break address.parse().unwrap();
+        }
+    };
+    let logged = std::thread::spawn(move || {
+        let mut text = String::new();
+        log.read_to_string(&mut text).unwrap();
+        text
+    });
+
+    let policy = format!(
+        r#"{{ "hosts": {{ "alpha": {{ "address": "{address}" }} }},
+             "datasets": [ {{ "hostname": "alpha", "dataset": "tank", "sync": {{ "prefix": "S", "creation": "@daily" }} }} ] }}"#
+    );
+    let policy = parse_policy("server.json", &policy).unwrap();
+    let dispatcher =
+        Dispatcher::<Fake> { here: "ruler".parse().unwrap(), own: Err(String::new()), tls: tls.then_some(director) };
+    let order = || {
+        let order = format!(r#"{{"OrderUUID":"{}","Action":"kv_resync"}}"#, uuid::Uuid::now_v7());
+        let order = serde_json::from_str(&order).unwrap();
+        let begin = Instant::now();
+        let (response, _) = runtime::block_on(dispatcher.ask(&policy, &"alpha".parse().unwrap(), &order));
+        assert!(response.is_success, "{response:?}");
+        begin.elapsed()
+    };
+    order();
+
+    let seconds = std::env::var("ZSYNC_STORM_SECONDS").map_or(4, |text| text.parse().unwrap());
+    let (over, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mut slowest, mut largest, mut orders) = (Duration::ZERO, 0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| idle(address, &over));
+        for _ in 0..GARBAGE_THREADS {
+            scope.spawn(|| garbage(address, &over, &count));
+        }
+        let end = Instant::now() + Duration::from_secs(seconds);
+        while Instant::now() < end {
+            slowest = slowest.max(order());
+            largest = largest.max(resident(agent.0.id()));
+            orders += 1;
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let garbage = count.into_inner();
+    drop(agent);
+    let lines = logged.join().unwrap().lines().count();
+    println!(
+        "TLS {tls}: {seconds} s, {IDLE} idle, {garbage} of garbage ({}/s); {orders} orders, the slowest {slowest:.2?}; \
+         {} MiB resident; {lines} lines logged",
+        garbage / seconds,
+        largest >> 20
+    );
+    assert!(slowest < ANSWERED_WITHIN, "an order took {slowest:?}");
+    assert!(largest < MOST_RESIDENT, "{largest} bytes resident");
+    // Five lines a minute, and one that counts the others.
+    assert!(lines as u64 <= 20 + seconds, "{lines} lines logged");
+}
+
+#[test]
+fn one_hostile_peer_does_not_keep_others_out() {
+    storm(false);
+    storm(true);
+}
