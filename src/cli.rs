@@ -54,10 +54,27 @@ pub struct Common {
     /// agent, slave and a director in its loop, warn otherwise]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<log::LevelFilter>,
+    /// How to log
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people; for systemd's journal without the time, but with priorities.
+    #[default]
+    Text,
+    /// One JSON object a line: time, level, target, message.
+    Json,
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| e.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    let duration = any_duration(text)?;
     if duration.is_zero() { Err("it is zero".into()) } else { Ok(duration) }
 }
 
@@ -86,6 +103,12 @@ pub struct Director {
     /// From the beginning of one pass to that of the next
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration, conflicts_with = "once")]
     pub interval: Duration,
+    /// With --once: break off after so long; what was not done is left to the next pass
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "once")]
+    pub timeout: Option<Duration>,
+    /// After SIGTERM: how long orders under way may go on before they are broken off, to be gone on with later
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration)]
+    pub grace: Duration,
     /// With --once: tell what was done even when all is well
     #[arg(long, short)]
     pub verbose: bool,
@@ -130,6 +153,9 @@ pub struct Listen {
     /// Listen in plaintext beyond this machine: whoever reaches the port is obeyed
     #[arg(long)]
     pub insecure_plaintext: bool,
+    /// After SIGTERM: how long what is under way may go on before it is broken off, to be gone on with later
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration)]
+    pub grace: Duration,
 }
 
 /// `zsync plan`.

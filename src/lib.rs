@@ -14,10 +14,12 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod logging;
 pub mod model;
 pub mod policy;
 pub mod report;
 pub mod runtime;
+pub mod service;
 pub mod settings;
 pub mod transport;
 pub mod wire;
@@ -45,22 +47,40 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             runtime::block_on(plan::run(settings::plan(args)?, &zfs))
         }
         Command::Agent(args) => {
-            let settings = settings::serving(&args.common, &args.listen, director::AGENT_PORT)?;
-            runtime::block_on(async {
-                let zfs = Arc::new(System::new(&args.common.zfs));
-                log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
-                serve::serve(agent, &settings.listen, settings.plaintext).await.map_err(Error::unable)
-            })
+            let new = |now: settings::Serving, zfs| Agent::new(now.host, zfs, Arc::new(now.local));
+            let again = |old: &Agent<System>, now: settings::Serving| old.with_local(now.host, Arc::new(now.local));
+            listen(&args.common, &args.listen, director::AGENT_PORT, new, again)
         }
         Command::Slave(args) => {
-            let settings = settings::serving(&args.common, &args.listen, commands::agent::SLAVE_PORT)?;
-            runtime::block_on(async {
-                let zfs = Arc::new(System::new(&args.common.zfs));
-                log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let slave = Slave::new(zfs, Arc::new(settings.local));
-                serve::serve(slave, &settings.listen, settings.plaintext).await.map_err(Error::unable)
-            })
+            let new = |now: settings::Serving, zfs| Slave::new(zfs, Arc::new(now.local));
+            let again = |old: &Slave<System>, now: settings::Serving| old.with_local(Arc::new(now.local));
+            listen(&args.common, &args.listen, commands::agent::SLAVE_PORT, new, again)
         }
     }
+}
+
+/// Runs an agent or a slave: made once, and made again from itself when its configuration is read again.
+fn listen<R: serve::Role>(
+    common: &cli::Common,
+    listen: &cli::Listen,
+    port: u16,
+    new: impl Fn(settings::Serving, Arc<System>) -> R,
+    again: impl Fn(&R, settings::Serving) -> R,
+) -> Result<(), Error> {
+    let read = || settings::serving(common, listen, port);
+    let inherited = service::inherited().map_err(Error::unable)?;
+    let settings = read().map_err(Error::unable)?;
+    let listening = settings.listening.clone();
+    runtime::block_on(async {
+        let zfs = Arc::new(System::new(&common.zfs));
+        log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
+        let reload = |old: &R| {
+            let now = read()?;
+            if now.listening.address != listening.address {
+                log::warn!("listens on {} until it is restarted", listening.address);
+            }
+            Ok(again(old, now))
+        };
+        serve::serve(new(settings, zfs), inherited, &listening, reload).await.map_err(Error::unable)
+    })
 }

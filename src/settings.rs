@@ -3,9 +3,11 @@
 use anyhow::Context;
 
 use crate::cli::{self, Cli, Command, Common, Listen};
+use crate::commands::serve::Listening;
 use crate::commands::{director, plan};
 use crate::config::{self, Local};
 use crate::error::Error;
+use crate::logging;
 use crate::model::HostName;
 
 /// What an agent or a slave runs with.
@@ -14,13 +16,11 @@ pub struct Serving {
     pub host: HostName,
     /// What it lets in.
     pub local: Local,
-    /// Where it listens.
-    pub listen: String,
-    /// Whether it may do so in plaintext beyond this machine.
-    pub plaintext: bool,
+    /// Where and how it listens.
+    pub listening: Listening,
 }
 
-/// Sets up logging to standard error: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
+/// Sets up logging: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
 pub fn logging(cli: &Cli) {
     let (common, service) = match &cli.command {
         Command::Director(args) => (&args.common, !args.once),
@@ -28,26 +28,17 @@ pub fn logging(cli: &Cli) {
         Command::Slave(args) => (&args.common, true),
         Command::Plan(args) => (&args.common, false),
     };
-    let default = if service { "zsync=info,warn" } else { "warn" };
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
-    if let Some(level) = common.log {
-        builder.filter_module("zsync", level);
-    }
-    builder.format_target(false);
-    // A second initialisation happens only in tests within one process.
-    drop(builder.try_init());
+    logging::start(common.log, common.log_format, if service { "zsync=info,warn" } else { "warn" });
 }
 
 /// This host's name: as typed, as configured, as the system says.
-fn host(common: &Common, local: Option<&Local>) -> Result<HostName, Error> {
+fn host(common: &Common, local: Option<&Local>) -> anyhow::Result<HostName> {
     if let Some(host) = common.hostname.clone().or_else(|| local.and_then(|l| l.hostname.clone())) {
         return Ok(host);
     }
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
-    name.parse()
-        .with_context(|| format!("the system calls itself {name:?}; give this host a name with --hostname"))
-        .map_err(Error::unable)
+    name.parse().with_context(|| format!("the system calls itself {name:?}; give this host a name with --hostname"))
 }
 
 /// The local configuration, where it is of use only if it is there. One that is there and wrong is not passed over: it
@@ -63,7 +54,7 @@ fn local_if_there(common: &Common) -> Result<Option<Local>, Error> {
 fn host_of(common: &Common) -> Result<HostName, Error> {
     match &common.hostname {
         Some(typed) => Ok(typed.clone()),
-        None => host(common, local_if_there(common)?.as_ref()),
+        None => host(common, local_if_there(common)?.as_ref()).map_err(Error::unable),
     }
 }
 
@@ -76,6 +67,8 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
         host,
         once: args.once,
         interval: args.interval,
+        timeout: args.timeout,
+        grace: args.grace,
         verbose: args.verbose,
         format: args.format,
     })
@@ -97,16 +90,17 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
 }
 
 /// For `agent` and `slave`.
-pub fn serving(common: &Common, listen: &Listen, port: u16) -> Result<Serving, Error> {
-    let local = config::load_local(&common.local).map_err(Error::unable)?;
+pub fn serving(common: &Common, listen: &Listen, port: u16) -> anyhow::Result<Serving> {
+    let local = config::load_local(&common.local)?;
     let host = host(common, Some(&local))?;
-    let listen_on = match (&listen.listen, &local.listen) {
+    let address = match (&listen.listen, &local.listen) {
         (Some(typed), _) => {
-            let address: config::Address = typed.parse().context("--listen").map_err(Error::unable)?;
+            let address: config::Address = typed.parse().context("--listen")?;
             address.with_default_port(port)
         }
         (None, Some(configured)) => configured.with_default_port(port),
         (None, None) => format!("127.0.0.1:{port}"),
     };
-    Ok(Serving { host, local, listen: listen_on, plaintext: listen.insecure_plaintext })
+    let listening = Listening { address, plaintext: listen.insecure_plaintext, grace: listen.grace };
+    Ok(Serving { host, local, listening })
 }

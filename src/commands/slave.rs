@@ -54,6 +54,12 @@ impl<Z: Zfs> Slave<Z> {
         Self(Receiving { zfs, local, busy: Busy::default() })
     }
 
+    /// The same with another configuration; what is under way keeps its claims on datasets.
+    #[must_use]
+    pub fn with_local(&self, local: Arc<Local>) -> Self {
+        Self(Receiving { local, ..self.0.clone() })
+    }
+
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
         let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };

@@ -95,6 +95,14 @@ impl<Z: Zfs> Agent<Z> {
         Self { host, zfs, local, busy: Busy::default(), patience: SILENCE, receiving }
     }
 
+    /// The same with another configuration; what is under way keeps its claims on datasets.
+    #[must_use]
+    pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
+        let receiving = Receiving { local: Arc::clone(&local), ..self.receiving.clone() };
+        let (zfs, busy) = (Arc::clone(&self.zfs), self.busy.clone());
+        Self { host, zfs, local, busy, patience: self.patience, receiving }
+    }
+
     /// The same with another patience for silent slaves.
     #[must_use]
     pub fn with_patience(self, patience: Duration) -> Self {

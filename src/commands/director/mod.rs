@@ -1,5 +1,6 @@
 //! `zsync director`: decides, has agents carry out, records.
 
+mod board;
 mod dispatch;
 mod pass;
 mod summary;
@@ -11,20 +12,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_lite::future;
 
+pub use board::{Board, Running};
 pub use dispatch::{AGENT_PORT, Dispatcher, wire_order};
 pub use pass::{Pass, Report, hosts};
 pub use world::World;
 
 use super::agent::Agent;
-use super::serve::Stop;
-use crate::catalog::EmbeddedCatalog;
+use crate::catalog::{CatalogError, CatalogWrite, EmbeddedCatalog, Holder};
 use crate::config;
 use crate::model::HostName;
 use crate::policy::{CatalogConfig, Policy};
 use crate::report;
 use crate::runtime;
+use crate::service::{self, Signals};
 use crate::zfs::Zfs;
 use crate::{clock, error};
 
@@ -41,6 +42,10 @@ pub struct Settings {
     pub once: bool,
     /// From the beginning of one pass to that of the next.
     pub interval: Duration,
+    /// How long the one pass may take.
+    pub timeout: Option<Duration>,
+    /// How long orders under way may go on once the process is asked to end.
+    pub grace: Duration,
     /// Whether a pass without failures is told too.
     pub verbose: bool,
     /// How it is told.
@@ -59,18 +64,54 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     }
     let CatalogConfig::Embedded { path } = &policy.catalog;
     let path = path.clone();
-    let catalog = runtime::blocking(move || EmbeddedCatalog::open(&path)).await.map_err(error::Error::unable)?;
+    let holder = if settings.once { Holder::Pass } else { Holder::Director };
+    let catalog = match runtime::blocking(move || EmbeddedCatalog::open_as(&path, holder)).await {
+        Ok(catalog) => catalog,
+        // As it should be where a pass takes longer than the time between two of cron's.
+        Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once => {
+            let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            let text = format!("the pass before this one{pid} has not ended yet: this one makes way");
+            log::info!("{text}");
+            if settings.verbose {
+                report::complain(&text);
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(error::Error::unable(error)),
+    };
     let world = World::new(catalog);
     if settings.once {
-        let pass = Pass::new(policy, dispatcher, world, clock::now());
-        let report = pass.run().await.map_err(error::Error::unable)?;
+        let report = once(&settings, Pass::new(policy, dispatcher, world, clock::now())).await?;
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
-    let stop = Stop::new().map_err(error::Error::unable)?;
-    let directing = direct(&settings, policy, dispatcher, world, zfs);
-    let stopping = async { stop.asked().await.map_err(error::Error::unable) };
-    future::or(directing, stopping).await
+    direct(&settings, policy, dispatcher, world, zfs).await
+}
+
+/// Makes the one pass, within its time.
+async fn once<Z: Zfs, C: CatalogWrite + 'static>(
+    settings: &Settings,
+    pass: Pass<Z, C>,
+) -> Result<Report, error::Error> {
+    let mut signals = Signals::of_command().map_err(error::Error::unable)?;
+    let began = std::time::Instant::now();
+    let board = pass.board();
+    let passing = signals.until_done(pass.clone().run(), settings.grace, || board.stop());
+    let passed = match settings.timeout {
+        Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
+        None => passing.await,
+    };
+    let reason = match (signals.end(), settings.timeout) {
+        (Some(signal), _) => format!("it was ended by {signal}"),
+        (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
+        (None, None) => String::new(),
+    };
+    let report = match passed {
+        Some(Ok(report)) if signals.end().is_some() => Ok(Report { broken_off: Some(reason), ..report }),
+        Some(result) => result,
+        None => pass.broken_off(began.elapsed(), reason).await,
+    };
+    report.map_err(error::Error::unable)
 }
 
 fn load_policy(settings: &Settings) -> Result<Policy, error::Error> {
@@ -80,13 +121,17 @@ fn load_policy(settings: &Settings) -> Result<Policy, error::Error> {
 /// Sets up orders for this host within the process, where the policy has any.
 async fn dispatcher<Z: Zfs>(settings: &Settings, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
     let here = settings.host.clone();
-    let elsewhere = policy.hosts.get(&here).is_some_and(|h| h.address.is_some()) || !hosts(policy).contains(&here);
-    let own = if elsewhere {
-        Err(format!("{here} is not this process' to act on"))
-    } else {
+    let own = if is_own(policy, &here) {
         own_agent(settings, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+    } else {
+        Err(format!("{here} is not this process' to act on"))
     };
     Dispatcher { here, own }
+}
+
+/// Whether orders for this host are carried out in the director's process.
+fn is_own(policy: &Policy, here: &HostName) -> bool {
+    policy.hosts.get(here).is_none_or(|h| h.address.is_none()) && hosts(policy).contains(here)
 }
 
 async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
@@ -96,7 +141,7 @@ async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<A
     Ok(Agent::new(settings.host.clone(), zfs, Arc::new(local)))
 }
 
-/// Passes, one after the other, each at its time.
+/// Passes, one after the other, each at its time, until the process is asked to end.
 async fn direct<Z: Zfs>(
     settings: &Settings,
     mut policy: Arc<Policy>,
@@ -104,8 +149,11 @@ async fn direct<Z: Zfs>(
     world: World<EmbeddedCatalog>,
     zfs: Arc<Z>,
 ) -> Result<(), error::Error> {
+    let mut signals = Signals::of_service().map_err(error::Error::unable)?;
+    service::ready("makes its first pass");
+    drop(runtime::spawn(service::watchdog()));
     let mut said = Said::default();
-    loop {
+    while signals.end().is_none() {
         let began = std::time::Instant::now();
         let mut failures = BTreeMap::new();
         match config::load_policy(&settings.config) {
@@ -114,30 +162,54 @@ async fn direct<Z: Zfs>(
                 failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
             }
         }
-        if dispatcher.own.is_err() {
+        if signals.take_reload() {
+            service::reloading();
+            let renewed = self::dispatcher(settings, &policy, Arc::clone(&zfs)).await;
+            match &renewed.own {
+                Err(reason) if dispatcher.own.is_ok() && is_own(&policy, &settings.host) => {
+                    failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
+                }
+                _ => dispatcher = Arc::new(renewed),
+            }
+            service::ready(failures.values().next().map_or("its configuration was read again", |wrong| wrong));
+        } else if dispatcher.own.is_err() {
             // What was missing on this host may be there by now, or the host be new in the policy.
             dispatcher = Arc::new(self::dispatcher(settings, &policy, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
-        match pass.run().await {
+        let board = pass.board();
+        let passed = signals.until_done(pass.clone().run(), settings.grace, || {
+            service::stopping("ends; lets the orders under way end");
+            board.stop();
+        });
+        let passed = match passed.await {
+            Some(passed) => passed,
+            None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
+        };
+        match passed {
             Ok(report) => {
+                let summary = summary::in_a_line(&report);
                 failures.extend(summary::failures(&report).map(|f| (f.about(), f.to_string())));
                 said.tell(failures);
                 for outcome in report.outcomes.iter().filter(|o| o.success) {
                     log::info!("{}", summary::outcome_line(outcome));
                 }
+                service::status(&summary);
             }
             // Of hosts and orders nothing new is known: what was said of them stays said.
             Err(error) => {
                 failures.extend(said.0.clone());
                 let text = format!("no orders are made: {:#}", anyhow::Error::from(error));
+                service::status(&text);
                 failures.insert("the catalog".to_owned(), text);
                 said.tell(failures);
             }
         }
         log::debug!("the pass took {:.1?}", began.elapsed());
-        runtime::sleep(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
+        signals.idle(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
     }
+    log::info!("ends on {}", signals.end().unwrap_or("a signal"));
+    Ok(())
 }
 
 fn tell(settings: &Settings, report: &Report) {

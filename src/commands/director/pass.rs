@@ -9,13 +9,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::board::{Board, Running};
 use super::dispatch::{Dispatcher, blank, fitting, wire_order};
 use super::summary;
 use super::world::World;
 use crate::actions::{Engine, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::clock;
-use crate::model::{Action, DatasetName, HostName};
+use crate::commands::serve::TO_BREAK_OFF;
+use crate::model::{Action, Counter, DatasetName, HostName, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::wire::Response;
@@ -39,6 +41,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// What the engine noticed.
     pub notices: Vec<Notice>,
+    /// Why it ended before everything was done, if it did.
+    pub broken_off: Option<String>,
 }
 
 impl Report {
@@ -54,6 +58,10 @@ pub struct Pass<Z, C> {
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
+    board: Board,
+    /// Every clone has one: the channel closes when the last of them is gone.
+    alive: runtime::channel::Sender<()>,
+    gone: runtime::channel::Receiver<()>,
     at: DateTime<Utc>,
 }
 
@@ -63,6 +71,9 @@ impl<Z, C> Clone for Pass<Z, C> {
             policy: Arc::clone(&self.policy),
             dispatcher: Arc::clone(&self.dispatcher),
             world: self.world.clone(),
+            board: self.board.clone(),
+            alive: self.alive.clone(),
+            gone: self.gone.clone(),
             at: self.at,
         }
     }
@@ -80,13 +91,21 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
-        Self { policy, dispatcher, world, at }
+        let (alive, gone) = runtime::channel::bounded(1);
+        Self { policy, dispatcher, world, board: Board::default(), alive, gone, at }
+    }
+
+    /// What the pass has in hand.
+    #[must_use]
+    pub fn board(&self) -> Board {
+        self.board.clone()
     }
 
     /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
     pub async fn run(self) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
         let unseen = self.look().await?;
+        self.board.unseen(&unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
             groups.entry((of.hostname.clone(), of.dataset.clone())).or_default().push(entry);
@@ -110,7 +129,21 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let notices = self.decide(None).notices;
         // A host that was not listed is told once, with its reason.
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
-        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices })
+        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices, broken_off: None })
+    }
+
+    /// The report of a pass whose [`run`](Self::run) was dropped before its end. What was under way counts as failed,
+    /// in the catalog as well.
+    pub async fn broken_off(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
+        // Its tasks end each at its own next step, and with them the processes that they run.
+        drop(self.alive);
+        let _ = runtime::timeout(TO_BREAK_OFF, self.gone.recv()).await;
+        let told = format!("{reason}; the next pass goes on with what arrived");
+        let (unseen, outcomes) = self.board.broken_off(&told);
+        for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&told)) {
+            self.world.record(outcome.clone()).await?;
+        }
+        Ok(Report { at: self.at, took, unseen, outcomes, notices: Vec::new(), broken_off: Some(reason) })
     }
 
     fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
@@ -127,22 +160,25 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let hosts = hosts(&self.policy);
         let looks = hosts.iter().cloned().map(|host| {
             let pass = self.clone();
-            async move {
-                let (response, facts) = pass.dispatcher.ask(&pass.policy, &host, &blank(Action::KvResync)).await;
-                if !response.is_success {
-                    return Ok(Some((host, response.error)));
-                }
-                pass.world.listed(&host, clock::now(), facts).await?;
-                Ok(None)
-            }
+            async move { pass.look_at(host).await }
         });
         let mut unseen = BTreeMap::new();
         for result in runtime::side_by_side(SIDE_BY_SIDE, looks).await {
-            let result: Result<Option<_>, CatalogError> = result;
             unseen.extend(result?);
         }
         self.world.reload(hosts.into_iter().filter(|host| !unseen.contains_key(host)).collect()).await?;
         Ok(unseen)
+    }
+
+    /// Asks one host; gives the reason if that fails.
+    async fn look_at(&self, host: HostName) -> Result<Option<(HostName, String)>, CatalogError> {
+        let order = blank(Action::KvResync);
+        let (response, facts) = self.dispatcher.ask(&self.policy, &host, &order, Counter::default()).await;
+        if !response.is_success {
+            return Ok(Some((host, response.error)));
+        }
+        self.world.listed(&host, clock::now(), facts).await?;
+        Ok(None)
     }
 
     /// Works on one entry: takes, then sends, then destroys, each decided anew from what the one before it did.
@@ -200,6 +236,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     }
 
     fn orders(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
+        if self.board.is_stopped() {
+            return Vec::new();
+        }
         self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).flat_map(fitting).collect()
     }
 
@@ -210,7 +249,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
             async move {
                 let mut outcomes = Vec::new();
                 for order in orders {
-                    outcomes.push(pass.carry_out(&order).await?);
+                    if !pass.board.is_stopped() {
+                        outcomes.push(pass.carry_out(&order).await?);
+                    }
                 }
                 Ok(outcomes)
             }
@@ -228,10 +269,18 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let wire = wire_order(order, &self.policy, &self.world.inventory());
         let host = host(order);
-        let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire).await;
+        let counter = Counter::default();
+        let unfinished = Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "it has not ended");
+        self.board.begin(Running {
+            outcome: outcome(order, wire.order_uuid, &unfinished),
+            since: std::time::Instant::now(),
+            counter: counter.clone(),
+        });
+        let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
         self.world.learn(host, facts).await?;
         let outcome = outcome(order, wire.order_uuid, &response);
         self.world.record(outcome.clone()).await?;
+        self.board.end(&outcome);
         Ok(outcome)
     }
 }
