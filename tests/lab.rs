@@ -1,42 +1,128 @@
-//! The scenarios of `tests/lab/scenarios`, on real ZFS: one start of the lab for all of them, one test for each.
+//! The scenarios of `tests/lab/scenarios`, on real ZFS: a few starts of the lab for all of them, one test for each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::thread;
 
-/// All scenarios together take at most so long.
+/// What one machine runs takes at most so long.
 const SECONDS: &str = "2400";
+/// Machines side by side. Most scenarios are a shell that waits for one command after the other.
+const MACHINES: usize = 2;
 
 /// How each scenario ended: "ok", "failed" or "timeout".
 static RESULTS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
 
-fn run_all() -> BTreeMap<String, String> {
-    let lab = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/run");
+fn lab() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab")
+}
+
+/// A scenario as its head describes it.
+struct Scenario {
+    name: String,
+    /// Its time-out in seconds: near enough to how long it takes for sharing out.
+    limit: u64,
+    /// Whether it wants systemd in the machine.
+    systemd: bool,
+}
+
+fn scenarios() -> Vec<Scenario> {
+    let read = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let head: Vec<&str> = text.lines().take(20).collect();
+        let limit = head.iter().find_map(|l| l.strip_prefix("# timeout:")?.trim().parse().ok());
+        let systemd = head.contains(&"# systemd");
+        Scenario {
+            name: path.file_name().unwrap().to_string_lossy().into_owned(),
+            limit: limit.unwrap_or(300),
+            systemd,
+        }
+    };
+    std::fs::read_dir(lab().join("scenarios")).unwrap().map(read).collect()
+}
+
+/// Shares scenarios out among machines, longest first, so that they end at about the same time. Those that want
+/// systemd get a machine of their own, after the least that one of the others has to do.
+fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Vec<String>>> {
+    scenarios.sort_by(|a, b| b.limit.cmp(&a.limit).then_with(|| a.name.cmp(&b.name)));
+    let mut shares: Vec<(u64, Vec<Scenario>)> = (0..machines).map(|_| (0, Vec::new())).collect();
+    for scenario in scenarios {
+        let least = shares.iter_mut().min_by_key(|(load, _)| *load).unwrap();
+        least.0 += scenario.limit;
+        least.1.push(scenario);
+    }
+    let starts = |share: Vec<Scenario>| {
+        let (systemd, plain): (Vec<_>, Vec<_>) = share.into_iter().partition(|s| s.systemd);
+        let named = |list: Vec<Scenario>| list.into_iter().map(|s| s.name).collect::<Vec<_>>();
+        let plain = ["guest-suite".to_owned()].into_iter().chain(named(plain));
+        let with_systemd = ["--systemd".to_owned(), "guest-suite".to_owned()].into_iter().chain(named(systemd));
+        [plain.collect::<Vec<_>>(), with_systemd.collect()]
+            .into_iter()
+            .filter(|s| s.last().unwrap() != "guest-suite")
+            .collect()
+    };
+    shares.into_iter().map(|(_, share)| starts(share)).collect()
+}
+
+/// A machine's own ZFS is one for all: there, scenarios go one after the other.
+fn machines() -> usize {
+    let in_emulation = std::env::var("ZSYNC_LAB_VM").is_ok_and(|v| v == "1") || !Path::new("/dev/zfs").exists();
+    if in_emulation { MACHINES } else { 1 }
+}
+
+/// Runs one start of the lab. Each scenario's output is shown as a whole when it has ended, and at once: it takes
+/// minutes, and people watch.
+fn start(args: &[String]) -> BTreeMap<String, String> {
+    let lab = lab().join("run");
     let mut child = Command::new(&lab)
-        .args(["--timeout", SECONDS, "guest-suite"])
+        .args(["--timeout", SECONDS])
+        .args(args)
         .env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"))
         .stdout(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run {}: {error}", lab.display()));
-    let mut results = BTreeMap::new();
+    let (mut results, mut shown) = (BTreeMap::new(), String::new());
+    let show = |text: &mut String| {
+        std::io::stderr().write_all(text.as_bytes()).ok();
+        text.clear();
+    };
     for line in BufReader::new(child.stdout.take().unwrap()).lines() {
         let line = line.unwrap_or_default();
-        // Not through the test runner's capture: it takes minutes, and people watch.
-        writeln!(std::io::stderr(), "{line}").ok();
+        shown.push_str(&line);
+        shown.push('\n');
         if let Some(result) = line.strip_prefix("LAB-SCENARIO ") {
             let mut words = result.split(' ');
             if let (Some(name), Some(ended)) = (words.next(), words.next()) {
                 results.insert(name.to_owned(), ended.to_owned());
             }
+            show(&mut shown);
         }
     }
+    show(&mut shown);
     let status = child.wait().unwrap();
     assert!(!results.is_empty(), "the lab did not run any scenario: {status}; see above, and tests/lab/README.md");
     results
+}
+
+fn run_all() -> BTreeMap<String, String> {
+    // Once, before two machines would do it at the same time.
+    let mut prepare = Command::new(lab().join("run"));
+    prepare.arg("--prepare").env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"));
+    assert!(prepare.status().unwrap().success(), "the lab cannot be made ready");
+    let shares = shares(scenarios(), machines());
+    thread::scope(|scope| {
+        let running: Vec<_> = shares
+            .iter()
+            .map(|starts| scope.spawn(|| starts.iter().flat_map(|args| start(args)).collect::<Vec<_>>()))
+            .collect();
+        // A machine that failed to start is told by the scenarios that did not run.
+        running.into_iter().filter_map(|machine| machine.join().ok()).flatten().collect()
+    })
 }
 
 fn scenario(name: &str) {
@@ -55,17 +141,24 @@ macro_rules! scenarios {
         /// A scenario without a test would fail unseen.
         #[test]
         fn every_scenario_is_a_test() {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/scenarios");
-            let mut found: Vec<String> = std::fs::read_dir(folder)
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-                .collect();
+            let mut found: Vec<String> = scenarios().into_iter().map(|s| s.name).collect();
             found.sort();
             let mut tests = vec![$(stringify!($name).to_owned()),+];
             tests.sort();
             assert_eq!(found, tests);
         }
     };
+}
+
+#[test]
+fn every_scenario_is_shared_out_once() {
+    let scenario = |(name, limit, systemd): (&str, u64, bool)| Scenario { name: name.into(), limit, systemd };
+    let all = [("a", 100, false), ("b", 400, false), ("c", 200, true), ("d", 150, false)];
+    let shares = shares(all.into_iter().map(scenario).collect(), 2);
+    assert_eq!(
+        shares,
+        [vec![vec!["guest-suite", "b"]], vec![vec!["guest-suite", "d", "a"], vec!["--systemd", "guest-suite", "c"]],]
+    );
 }
 
 scenarios!(bad_input, demo, one_host, orders, readme, selftest);
