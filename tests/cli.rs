@@ -96,6 +96,17 @@ fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
 }
 
 #[test]
+fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
+    let place = Place::new();
+    let policy =
+        POLICY.replace("\"datasets\"", "\"hosts\": { \"alpha\": { \"address\": \"127.0.0.1:1\" } }, \"datasets\"");
+    place.policy(&policy);
+    place
+        .run("director --once --local {}/none.json")
+        .fails(1, &["alpha cannot be looked at", "127.0.0.1:1", "refused"]);
+}
+
+#[test]
 fn an_agent_that_is_down_is_named_once_and_nothing_else_stops() {
     let place = Place::new();
     place.policy(TWO_HOSTS);

@@ -57,6 +57,7 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     let policy = Arc::new(load_policy(&settings)?);
     let dispatcher = Arc::new(dispatcher(&settings, &policy, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
+        && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
     {
         // Nobody else is there to do anything.
