@@ -35,7 +35,7 @@ test:
 # The tests that need no ZFS: seconds.
 test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
-	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test roles
+	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
 
 # The main job on real ZFS, for a person to read.
 demo: build

@@ -78,6 +78,14 @@ fn duration(text: &str) -> Result<Duration, String> {
     if duration.is_zero() { Err("it is zero".into()) } else { Ok(duration) }
 }
 
+/// How far ahead a policy may be played.
+const MOST_SIMULATED: Duration = Duration::from_secs(20 * 366 * 86_400);
+
+fn simulated(text: &str) -> Result<Duration, String> {
+    let length = duration(text)?;
+    if length > MOST_SIMULATED { Err("it is longer than 20 years".into()) } else { Ok(length) }
+}
+
 fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     humantime::parse_rfc3339_weak(text)
         .map(DateTime::from)
@@ -115,6 +123,9 @@ pub struct Director {
     /// With --once: how to tell it (json and ndjson imply --verbose)
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// With --once: carry out this plan of zsync plan --out, and nothing else
+    #[arg(long, value_name = "FILE", requires = "once")]
+    pub plan: Option<PathBuf>,
 }
 
 /// `zsync agent`.
@@ -160,7 +171,9 @@ pub struct Listen {
 
 /// `zsync plan`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit status: 0; with --exit-code 3 when there are orders; 2 could not work at all.")]
+#[command(after_help = "Exit status: 0; 1 some host could not be looked at; 2 could not work at all; \
+                        with --exit-code 3 when there are orders (with --compare: differences).\n\n\
+                        JSON: zsync-plan-json(5)")]
 pub struct Plan {
     /// Options that every subcommand has.
     #[command(flatten)]
@@ -168,9 +181,13 @@ pub struct Plan {
     /// The policy
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
-    /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS
-    #[arg(long, required = true)]
+    /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS. Without it the agents are asked
+    /// first what they hold, which is written to the catalog; no other order is given
+    #[arg(long)]
     pub dry_run: bool,
+    /// Decide from this exported catalog and nothing else (- is standard input); nothing is changed anywhere
+    #[arg(long, value_name = "FILE")]
+    pub catalog: Option<PathBuf>,
     /// Only orders to this host
     #[arg(long, value_name = "NAME")]
     pub host: Option<HostName>,
@@ -189,4 +206,18 @@ pub struct Plan {
     /// Exit with 3 when there are orders
     #[arg(long)]
     pub exit_code: bool,
+    /// Play the policy forward for so long, and tell what would be done and be left each day
+    #[arg(long, value_name = "DURATION", value_parser = simulated, conflicts_with = "explain")]
+    pub simulate: Option<Duration>,
+    /// Tell what this other policy would destroy, keep, take or send that the policy does not; with --simulate, play both
+    /// forward and tell them side by side
+    #[arg(long, value_name = "OTHER")]
+    pub compare: Option<PathBuf>,
+    /// Save the plan, for zsync director --once --plan; good for 24 hours and for this policy
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["catalog", "at", "simulate", "compare"])]
+    pub out: Option<PathBuf>,
+    /// Write the catalog, and this host's ZFS, as --catalog reads it (- is standard output); decides nothing
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
+          conflicts_with_all = ["simulate", "compare", "out", "explain", "exit_code", "at", "host", "dataset", "format"])]
+    pub export_catalog: Option<PathBuf>,
 }

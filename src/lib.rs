@@ -42,9 +42,13 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             runtime::block_on(director::run(settings::director(args)?, zfs))
         }
         Command::Plan(args) => {
-            // A value that can only read, from here on.
             let zfs = System::new(&args.common.zfs);
-            runtime::block_on(plan::run(settings::plan(args)?, &zfs))
+            let settings = settings::plan(args)?;
+            match settings.source {
+                plan::Source::Agents => runtime::block_on(plan::survey(settings, Arc::new(zfs))),
+                // There, it is a value that can only read.
+                plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
+            }
         }
         Command::Agent(args) => {
             let new = |now: settings::Serving, zfs| Agent::new(now.host, zfs, Arc::new(now.local));

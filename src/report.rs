@@ -42,6 +42,66 @@ pub fn table(headings: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> Stri
     text
 }
 
+/// The width of the terminal that is written to; `None` where it is not one, and lines may be of any length.
+#[must_use]
+pub fn width() -> Option<usize> {
+    Table::new().width().map(usize::from)
+}
+
+/// A table whose last column is a sentence. Where the whole is wider than `width`, each sentence stands below its row,
+/// broken into lines.
+#[must_use]
+pub fn table_with_reasons(headings: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
+    let cells = |row: &[String]| -> Vec<usize> { row.iter().map(|cell| cell.chars().count()).collect() };
+    let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(cells(row)) {
+            *width = cell.max(*width);
+        }
+    }
+    let last = headings.len().saturating_sub(1);
+    let whole = widths.iter().sum::<usize>() + 2 * last;
+    let fits = width.is_none_or(|width| whole <= width);
+    let mut text = String::new();
+    let heads: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
+    let rows = std::iter::once(&heads).chain(rows);
+    for (i, row) in rows.enumerate() {
+        let shown = if fits { row.len() } else { last.min(row.len()) };
+        let mut line = String::new();
+        for (cell, width) in row[..shown].iter().zip(&widths) {
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+        if !fits && i > 0 {
+            text.push_str(&wrap(row.last().map(String::as_str).unwrap_or_default(), 4, width));
+        }
+    }
+    text
+}
+
+/// A text in lines of at most `width`, each indented; a word that is longer stands alone.
+#[must_use]
+pub fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
+    let mut lines = String::new();
+    let mut line = String::new();
+    for word in text.split_whitespace() {
+        let longer = indent + line.chars().count() + 1 + word.chars().count();
+        if !line.is_empty() && width.is_some_and(|width| longer > width) {
+            lines.push_str(&format!("{:indent$}{line}\n", ""));
+            line.clear();
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    if !line.is_empty() {
+        lines.push_str(&format!("{:indent$}{line}\n", ""));
+    }
+    lines
+}
+
 /// A value as one JSON document.
 pub fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string_pretty(value).map_or_else(|e| format!("{{\"error\": {:?}}}\n", e.to_string()), |t| t + "\n")
@@ -80,10 +140,40 @@ pub fn rate(moved: u64, took: Duration) -> String {
     format!("{}/s", bytes((moved as f64 / took.as_secs_f64()) as u64))
 }
 
+/// Prints a value as one JSON document, without having all of its text in memory.
+pub fn print_json<T: Serialize>(value: &T) {
+    written(stream(|out| {
+        serde_json::to_writer_pretty(&mut *out, value)?;
+        out.write_all(b"\n")
+    }));
+}
+
+/// Prints values as JSON, one a line.
+pub fn print_ndjson<T: Serialize>(values: impl IntoIterator<Item = T>) {
+    written(stream(|out| {
+        for value in values {
+            serde_json::to_writer(&mut *out, &value)?;
+            out.write_all(b"\n")?;
+        }
+        Ok(())
+    }));
+}
+
+fn stream(
+    write: impl FnOnce(&mut std::io::BufWriter<std::io::StdoutLock<'_>>) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let mut out = std::io::BufWriter::with_capacity(1 << 16, std::io::stdout().lock());
+    write(&mut out)?;
+    out.flush()
+}
+
 /// Prints to standard output. A reader that went away (`| head`) is no error.
 pub fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush())
+    written(stream(|out| out.write_all(text.as_bytes())));
+}
+
+fn written(result: std::io::Result<()>) {
+    if let Err(error) = result
         && error.kind() != std::io::ErrorKind::BrokenPipe
     {
         log::error!("cannot write to standard output: {error}");
@@ -117,6 +207,16 @@ mod tests {
         }
         assert_eq!(bytes(u64::MAX), "16.0E");
         assert_eq!(rate(10 << 20, Duration::from_secs(2)), "5.00M/s");
+    }
+
+    #[test]
+    fn a_reason_stands_below_its_row_where_the_terminal_is_narrow() {
+        let rows = [vec!["take".to_owned(), "tank".to_owned(), "the slot has passed since".to_owned()]];
+        let wide = "DO    WHAT  WHY\ntake  tank  the slot has passed since\n";
+        assert_eq!(table_with_reasons(&["DO", "WHAT", "WHY"], &rows, None), wide);
+        assert_eq!(table_with_reasons(&["DO", "WHAT", "WHY"], &rows, Some(37)), wide);
+        let narrow = "DO    WHAT\ntake  tank\n    the slot has passed\n    since\n";
+        assert_eq!(table_with_reasons(&["DO", "WHAT", "WHY"], &rows, Some(24)), narrow);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! From what was typed and configured to what is meant, with every check that needs both.
 
 use anyhow::Context;
+use chrono::TimeDelta;
 
 use crate::cli::{self, Cli, Command, Common, Listen};
+use crate::commands::plan::{Filter, Question, Source};
 use crate::commands::serve::Listening;
 use crate::commands::{director, plan};
 use crate::config::{self, Local};
@@ -71,19 +73,46 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
         grace: args.grace,
         verbose: args.verbose,
         format: args.format,
+        plan: args.plan,
     })
 }
 
 /// For `plan`.
 pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
-    let here = host_of(&args.common)?;
+    let exports = args.export_catalog.is_some();
+    if args.exit_code && args.simulate.is_some() && args.compare.is_none() {
+        let text = "--exit-code has no meaning with --simulate alone; with --compare it tells whether the two differ";
+        return Err(Error::unable(anyhow::anyhow!(text)));
+    }
+    let (source, opened) = match args.catalog {
+        Some(file) => (Source::File(file), None),
+        None if args.dry_run || exports => (Source::Catalog, local_if_there(&args.common)?),
+        None => (Source::Agents, None),
+    };
+    let here = match (&source, &args.common.hostname) {
+        (_, Some(typed)) => typed.clone(),
+        // Nothing but the file is read, so that it does not matter where.
+        (Source::File(_), None) => "localhost".parse().map_err(Error::unable)?,
+        (Source::Catalog, None) => host(&args.common, opened.as_ref()).map_err(Error::unable)?,
+        (Source::Agents, None) => host_of(&args.common)?,
+    };
+    let question = match (args.export_catalog, args.simulate, args.compare) {
+        (Some(file), _, _) => Question::Export(file),
+        (None, Some(length), other) => {
+            Question::Simulate { length: TimeDelta::from_std(length).map_err(Error::unable)?, other }
+        }
+        (None, None, Some(other)) => Question::Compare { other, explain: args.explain },
+        (None, None, None) => Question::Orders { explain: args.explain, out: args.out },
+    };
     Ok(plan::Settings {
         config: args.config,
+        local: args.common.local,
+        opened,
         here,
-        host: args.host,
-        dataset: args.dataset,
+        source,
+        question,
+        filter: Filter { host: args.host, dataset: args.dataset },
         format: args.format,
-        explain: args.explain,
         at: args.at,
         exit_code: args.exit_code,
     })

@@ -161,4 +161,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, one_host, orders, readme, selftest, supervised);
+scenarios!(bad_input, demo, one_host, orders, plan, readme, selftest, supervised);

@@ -136,6 +136,52 @@ fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {
 }
 
 #[test]
+fn estimates_say_what_an_order_would_do_and_do_nothing() {
+    let pair = Pair::new();
+    let (first, second, third) = (pair.take("S_1"), pair.take("S_2"), pair.take("S_3"));
+    runtime::block_on(pair.alpha.hold("mine", &ds("tank/data"), &[snap("S_2")])).unwrap();
+    let before = (pair.alpha.calls(), pair.beta.calls(), pair.source());
+    let send = |has: Option<Guid>, of: Guid| {
+        let common = |guid| CommonBase { host: "beta".parse().unwrap(), dataset: ds("pool/copy"), guid, awaits: false };
+        let keep_common_with = has.map(common).into_iter().collect();
+        let order = DirectorsOrder { action: Action::EstimateSend, keep_common_with, ..pair.send_order(of) };
+        let (response, facts) = pair.carry_out(&order);
+        assert!(response.is_success && facts.is_empty(), "{response:?} {facts:?}");
+        response.estimate
+    };
+    // Each snapshot has 1000 bytes, the first one what the dataset was made with, too.
+    let whole = send(None, first).unwrap();
+    assert!(whole >= 1000);
+    assert_eq!(send(None, third), Some(whole + 2000));
+    assert_eq!(send(Some(first), third), Some(2000));
+    assert_eq!(send(Some(third), third), Some(0));
+
+    let destroy = |guids: &[Guid], dataset: &str| {
+        let snapshot_uuid = guids.iter().map(|guid| guid.uuid().to_string()).collect();
+        let dest_dataset = dataset.to_owned();
+        pair.carry_out(&DirectorsOrder { snapshot_uuid, dest_dataset, ..order(Action::EstimateDestroy) }).0
+    };
+    let response = destroy(&[first, second, third], "tank/data");
+    assert_eq!((response.is_success, response.estimate), (true, Some(whole)), "{response:?}");
+    assert!(response.error.contains("tank/data@S_2 stays: it is held"), "{}", response.error);
+    assert!(response.error.contains("tank/data@S_3 stays: it is the newest of its dataset"), "{}", response.error);
+    // What local.json does not let orders do, it does not let them ask either.
+    for refused in [
+        destroy(&[first], "tank"),
+        pair.carry_out(&DirectorsOrder {
+            action: Action::EstimateSend,
+            dataset: Some(ds("tank")),
+            ..pair.send_order(first)
+        })
+        .0,
+    ] {
+        assert_eq!((refused.is_success, refused.status), (false, ResponseStatus::Refused), "{refused:?}");
+        assert_eq!(refused.estimate, None);
+    }
+    assert_eq!((pair.alpha.calls(), pair.beta.calls(), pair.source()), before);
+}
+
+#[test]
 fn an_increment_moves_hold_and_cursor_on() {
     let pair = Pair::new();
     let first = pair.take("S_1");

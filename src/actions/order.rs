@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::plan::{Plan, PruneVerdict, Side};
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
 
 /// One thing to carry out on one host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Order {
     /// Take a snapshot of all these datasets.
@@ -64,6 +64,7 @@ pub enum Order {
         /// Whether the dataset is the policy's source or a destination.
         side: Side,
         /// What, oldest first.
+        #[serde(with = "named")]
         snapshots: Vec<(Guid, SnapName)>,
         /// The datasets with which a common snapshot must remain (destinations of this one, and what it receives from).
         keep_common_with: Vec<Target>,
@@ -78,6 +79,34 @@ pub enum Order {
         /// Bytes that only these snapshots hold, as far as known.
         bytes: u64,
     },
+}
+
+/// Snapshots in JSON: `{ "guid": ..., "name": ... }`, which says what is what.
+mod named {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::model::{Guid, SnapName};
+
+    #[derive(Serialize)]
+    struct Named<'a> {
+        guid: Guid,
+        name: &'a SnapName,
+    }
+
+    #[derive(Deserialize)]
+    struct Owned {
+        guid: Guid,
+        name: SnapName,
+    }
+
+    pub fn serialize<S: Serializer>(all: &[(Guid, SnapName)], s: S) -> Result<S::Ok, S::Error> {
+        s.collect_seq(all.iter().map(|(guid, name)| Named { guid: *guid, name }))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<(Guid, SnapName)>, D::Error> {
+        let all = Vec::<Owned>::deserialize(d)?;
+        Ok(all.into_iter().map(|Owned { guid, name }| (guid, name)).collect())
+    }
 }
 
 impl Order {
@@ -113,7 +142,7 @@ pub(super) fn orders(plan: &Plan, policy: &Policy) -> Vec<Order> {
             to: verdict.to.clone(),
             rollback_if_needed: verdict.rollback_if_needed,
             policy: subject.policy,
-            reason: verdict.reason.to_string(),
+            reason: verdict.why(plan.at),
             oldest_unsent: due.oldest_unsent,
         })
     }));

@@ -5,10 +5,10 @@
 //! [`PruneVerdict::explain`].
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::order::{self, Order};
-use super::reason::{NoticeKind, SendReason, TakeReason};
+use super::reason::{NoticeKind, SendReason, TakeReason, time};
 use super::verdict::{Doomed, SnapVerdict};
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
@@ -82,10 +82,30 @@ pub struct DueSend {
     pub guid: Guid,
     /// When the oldest of the policy's snapshots that the destination lacks was taken: how far it lags behind.
     pub oldest_unsent: DateTime<Utc>,
+    /// The slot of the sync policy that has passed since the snapshot was taken; `None` with `asap`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<DateTime<Utc>>,
+}
+
+impl SendVerdict {
+    /// Why, in one sentence as of a moment; of a due transfer also by which slot, and since when it waits.
+    #[must_use]
+    pub fn why(&self, at: DateTime<Utc>) -> String {
+        let mut why = self.reason.to_string();
+        if let Some(DueSend { oldest_unsent, slot, .. }) = &self.due {
+            if let Some(slot) = slot {
+                why = format!("{why}; the slot {} has passed", time(*slot));
+            }
+            if *oldest_unsent < at {
+                why = format!("{why}; waiting since {}", time(*oldest_unsent));
+            }
+        }
+        why
+    }
 }
 
 /// Which end of a policy a dataset is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {
     /// Where the snapshots are taken.

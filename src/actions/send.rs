@@ -67,9 +67,8 @@ pub(super) fn decide(
     if held.is_some_and(|h| h.has(newest.guid)) {
         return SendDecision::not_due(SendReason::UpToDate { newest: snapshot });
     }
-    if let Some(Slots { last, next }) = slots
-        && last.is_none_or(|slot| slot < newest.creation)
-    {
+    let slot = slots.and_then(|s| s.last).filter(|slot| *slot >= newest.creation);
+    if let (Some(Slots { next, .. }), None) = (slots, slot) {
         return SendDecision::not_due(SendReason::WaitsForSlot { next });
     }
     let (reason, oldest_unsent) = match (destination, held) {
@@ -82,5 +81,5 @@ pub(super) fn decide(
         // Only the newest may be supposed to be missing.
         (Known::Unlisted | Known::There(_), _) => (SendReason::DestinationUnknown, newest.creation),
     };
-    SendDecision { due: Some(DueSend { snapshot, guid: newest.guid, oldest_unsent }), reason }
+    SendDecision { due: Some(DueSend { snapshot, guid: newest.guid, oldest_unsent, slot }), reason }
 }

@@ -6,6 +6,7 @@
 
 pub mod embedded;
 mod error;
+pub mod file;
 pub mod memory;
 mod merge;
 mod rows;

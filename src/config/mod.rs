@@ -20,6 +20,9 @@ pub use local::{CloneConfig, Denied, Local, LocalDataset, parse_local};
 pub use problem::{ConfigError, Problem};
 pub use server::{DEFAULT_CATALOG, parse_policy};
 
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
 use crate::policy::Policy;
 
 /// Where the director's policy is unless `--config` says otherwise.
@@ -29,9 +32,32 @@ pub const DEFAULT_LOCAL_FILE: &str = "/etc/zsync/local.json";
 
 /// Reads the director's policy.
 pub fn load_policy(path: &Path) -> Result<Policy, ConfigError> {
+    load_policy_with_fingerprint(path).map(|(policy, _)| policy)
+}
+
+/// Reads the director's policy, with what tells it from any other.
+pub fn load_policy_with_fingerprint(path: &Path) -> Result<(Policy, Fingerprint), ConfigError> {
     let file = path.display().to_string();
     let text = read(path, &file, "zsync-server.json(5)")?;
-    parse_policy(&file, &text)
+    Ok((parse_policy(&file, &text)?, Fingerprint::of(&text)))
+}
+
+/// What tells one policy from another: the same for the same JSON, however it is laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(Uuid);
+
+impl Fingerprint {
+    const NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_706f_6c69_6379);
+
+    /// The fingerprint of the text of a `server.json`.
+    #[must_use]
+    pub fn of(text: &str) -> Self {
+        // Read and written again, so that blanks and the order of keys do not matter.
+        let value: Option<serde_json::Value> = serde_json::from_str(text).ok();
+        let canonical = value.map_or_else(|| text.to_owned(), |value| value.to_string());
+        Self(Uuid::new_v5(&Self::NAMESPACE, canonical.as_bytes()))
+    }
 }
 
 /// Reads the configuration of an agent or a slave.

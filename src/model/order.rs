@@ -28,6 +28,11 @@ pub enum Action {
     DestroySnapshot,
     /// List `DestDataset`, or everything.
     KvResync,
+    /// Tell how large a `send_snapshot` would be. An action of its own, so that an agent that does not know it refuses
+    /// it: a mark on the real order might be passed over.
+    EstimateSend,
+    /// Tell what a `destroy_snapshot` would free.
+    EstimateDestroy,
 }
 
 impl fmt::Display for Action {
@@ -37,6 +42,8 @@ impl fmt::Display for Action {
             Self::SendSnapshot => "send_snapshot",
             Self::DestroySnapshot => "destroy_snapshot",
             Self::KvResync => "kv_resync",
+            Self::EstimateSend => "estimate_send",
+            Self::EstimateDestroy => "estimate_destroy",
         })
     }
 }

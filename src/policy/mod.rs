@@ -104,7 +104,7 @@ pub struct SnapshotPolicy {
 }
 
 /// A dataset on a host as the destination of a policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Target {
     /// The receiving host.
     pub host: HostName,

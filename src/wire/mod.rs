@@ -75,9 +75,13 @@ pub struct DirectorsOrder {
     /// send_snapshot: the slave's `host:port`; by default the destination's name and the usual port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination_address: Option<String>,
-    /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs.
+    /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs. estimate_send: what the
+    /// destination has; nothing without it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
+    /// estimate_send: what the destination can go on with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume_token: Option<String>,
 }
 
 /// The newest snapshot that a dataset has in common with another one.
@@ -300,6 +304,9 @@ pub struct Response {
     /// How long it took, in milliseconds.
     #[serde(default)]
     pub millis: u64,
+    /// Bytes that would be sent, or freed, of an estimate; missing where ZFS cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<u64>,
 }
 
 impl Response {
@@ -314,6 +321,7 @@ impl Response {
             temporary: false,
             bytes: 0,
             millis: 0,
+            estimate: None,
         }
     }
 
@@ -328,6 +336,7 @@ impl Response {
             temporary: false,
             bytes: 0,
             millis: 0,
+            estimate: None,
         }
     }
 }

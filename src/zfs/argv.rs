@@ -171,6 +171,22 @@ pub fn send(spec: &SendSpec) -> Vec<String> {
     }
 }
 
+/// Asks how large a send would be, without sending it.
+#[must_use]
+pub fn size_of_send(spec: &SendSpec) -> Vec<String> {
+    let mut argv = send(spec);
+    argv.insert(1, "-nP".to_owned());
+    argv
+}
+
+/// Asks what a destroy would free, without destroying anything.
+#[must_use]
+pub fn size_of_destroy(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
+    let mut argv = destroy(dataset, snapshots);
+    argv.insert(1, "-nvp".to_owned());
+    argv
+}
+
 /// Asks what a resumed send would send, without sending it.
 #[must_use]
 pub fn resumable(token: &str) -> Vec<String> {
@@ -216,6 +232,21 @@ mod tests {
         assert_eq!(line(spec(SendFrom::Snapshot(snap("x")), false)), "send -Lec -I @x tank/a@y");
         assert_eq!(line(spec(SendFrom::Bookmark(snap("x")), false)), "send -Lec -i #x tank/a@y");
         assert_eq!(line(SendSpec::Resume { token: "1-abc".into() }), "send -t 1-abc");
+    }
+
+    #[test]
+    fn what_only_asks_changes_nothing() {
+        let names = [snap("x"), snap("y")];
+        assert_eq!(size_of_destroy(&ds("tank/a"), &names).join(" "), "destroy -nvp tank/a@x,y");
+        let spec = SendSpec::Snapshot {
+            dataset: ds("tank/a"),
+            to: snap("y"),
+            from: SendFrom::Snapshot(snap("x")),
+            raw: false,
+        };
+        assert_eq!(size_of_send(&spec).join(" "), "send -nP -Lec -I @x tank/a@y");
+        let token = "1-abc".to_owned();
+        assert_eq!(size_of_send(&SendSpec::Resume { token }).join(" "), "send -nP -t 1-abc");
     }
 
     #[test]

@@ -245,6 +245,29 @@ impl ZfsRead for Fake {
         Err(error(ErrorKind::StaleToken, &format!("send -t {token}"), "cannot resume send: the fake makes no tokens"))
     }
 
+    async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
+        let SendSpec::Snapshot { dataset, to, from, .. } = spec else { return Ok(None) };
+        let call = "send -nP";
+        let state = self.state();
+        let inventory = state.dataset(call, dataset)?;
+        let place = |name: &SnapName| inventory.snapshots.iter().position(|s| s.name == *name);
+        let last = place(to).ok_or_else(|| error(ErrorKind::NotFound, call, "snapshot does not exist"))?;
+        let first = match from {
+            SendFrom::Nothing => 0,
+            SendFrom::Snapshot(base) => place(base).map_or(0, |at| at + 1),
+            SendFrom::Bookmark(_) => return Ok(None),
+        };
+        let written = inventory.snapshots[first..=last].iter().filter_map(|s| state.written_before.get(&s.guid));
+        Ok(Some(written.sum()))
+    }
+
+    async fn size_of_destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Option<u64>, ZfsError> {
+        let state = self.state();
+        let inventory = state.dataset("destroy -nvp", dataset)?;
+        let going = inventory.snapshots.iter().filter(|s| names.contains(&s.name));
+        Ok(Some(going.filter_map(|s| state.written_before.get(&s.guid)).sum()))
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         Ok("zfs-fake".into())
     }

@@ -113,6 +113,17 @@ pub trait ZfsRead: Send + Sync + 'static {
     /// What a `receive_resume_token` goes on with: the dataset, and the guid of the snapshot that will be complete then.
     fn resumable(&self, token: &str) -> impl Future<Output = Result<(DatasetName, Guid), ZfsError>> + Send;
 
+    /// About how many bytes a send would be; `None` where ZFS cannot tell. Nothing is sent.
+    fn size_of_send(&self, spec: &SendSpec) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
+
+    /// How many bytes destroying these snapshots of one dataset would free; `None` where ZFS cannot tell. Nothing is
+    /// destroyed.
+    fn size_of_destroy(
+        &self,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
+
     /// The version of ZFS' command, checked to be new enough.
     fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;
 }

@@ -192,6 +192,21 @@ pub fn resumable(output: &[u8]) -> Result<(DatasetName, Guid), Bad> {
     dataset.zip(guid).ok_or_else(|| "it does not tell which snapshot the token is of".to_owned())
 }
 
+/// No pool is as large: such a number is a mistake of ZFS, as some versions make it with bookmarks.
+const ABSURD: u64 = 1 << 60;
+
+/// Reads the number behind `size` (`zfs send -nP`) or `reclaim` (`zfs destroy -nvp`), if there is one that can be
+/// believed.
+pub fn size(output: &[u8], word: &str) -> Result<Option<u64>, Bad> {
+    let mut size = None;
+    for line in lines(output)? {
+        if let Some(bytes) = line.strip_prefix(word).and_then(|rest| rest.strip_prefix('\t')) {
+            size = Some(number(line, word, bytes)?);
+        }
+    }
+    Ok(size.filter(|size| *size < ABSURD))
+}
+
 /// Reads `zfs version`: `zfs-2.3.9-1~bpo12+1`, then the kernel module's line.
 pub fn version(output: &[u8]) -> Result<(String, (u32, u32)), Bad> {
     let line = lines(output)?.next().ok_or("it is empty")?;
@@ -230,4 +245,32 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
         (&["already exists", "destination exists", "tag already exists"], ErrorKind::Exists),
     ];
     rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As OpenZFS 2.3.9 prints it.
+    #[test]
+    fn sizes_are_read_from_what_zfs_prints() {
+        let sent = "incremental\ts1\ttank/a@s2\t2109424\nincremental\ts2\ttank/a@s3\t7792\nsize\t2117216\n";
+        assert_eq!(size(sent.as_bytes(), "size"), Ok(Some(2_117_216)));
+        let destroyed = "destroy\ttank/a@s1\ndestroy\ttank/a@s2\nreclaim\t5275648\n";
+        assert_eq!(size(destroyed.as_bytes(), "reclaim"), Ok(Some(5_275_648)));
+        assert_eq!(size(b"incremental\ttank/a#b1\ttank/a@s2\n", "size"), Ok(None), "from a bookmark, before 2.0");
+        // Near 2^64: the difference of two numbers went below zero.
+        assert_eq!(size(b"size\t18446744073709486080\n", "size"), Ok(None));
+        assert!(size(b"size\tmuch\n", "size").is_err());
+    }
+
+    #[test]
+    fn a_token_tells_its_snapshot() {
+        let told = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x2a0000\n\tbytes = 0x2c24d0\n\
+            \ttoguid = 0x8f3fda9ae796690b\n\ttoname = tank/a@s1\n\tembedok = 1\n\tcompressok = 1\n\
+            full\ttank/a@s1\t2372704\nsize\t2372704\n";
+        let dataset: DatasetName = "tank/a".parse().unwrap();
+        assert_eq!(resumable(told.as_bytes()), Ok((dataset, Guid(0x8f3f_da9a_e796_690b))));
+        assert_eq!(size(told.as_bytes(), "size"), Ok(Some(2_372_704)));
+    }
 }

@@ -168,6 +168,20 @@ impl System {
     }
 }
 
+/// Snapshots in lists that each fit into one argument.
+fn batches(mut rest: &[SnapName]) -> impl Iterator<Item = &[SnapName]> {
+    std::iter::from_fn(move || {
+        let mut length = 0;
+        let fitting = rest.iter().take_while(|name| {
+            length += name.as_str().len() + 1;
+            length < LONGEST_ARGUMENT
+        });
+        let (batch, later) = rest.split_at(fitting.count().max(1).min(rest.len()));
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
 fn status_text(status: ExitStatus) -> String {
     // "exit status: 1" or "signal: 9 (SIGKILL)".
     status.to_string().replacen(": ", " ", 1)
@@ -250,6 +264,22 @@ impl ZfsRead for System {
         parse::resumable(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
 
+    async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
+        let argv = argv::size_of_send(spec);
+        parse::size(&self.run(&argv).await?, "size").map_err(|bad| self.unreadable(&argv, bad))
+    }
+
+    async fn size_of_destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Option<u64>, ZfsError> {
+        // What two batches free together is at least the sum.
+        let mut total = Some(0u64);
+        for batch in batches(names) {
+            let argv = argv::size_of_destroy(dataset, batch);
+            let size = parse::size(&self.run(&argv).await?, "reclaim").map_err(|bad| self.unreadable(&argv, bad))?;
+            total = total.zip(size).map(|(total, size)| total.saturating_add(size));
+        }
+        Ok(total)
+    }
+
     async fn check_version(&self) -> Result<String, ZfsError> {
         let argv = argv::version();
         let output = self.run(&argv).await?;
@@ -300,16 +330,8 @@ impl Zfs for System {
     }
 
     async fn destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
-        let mut rest = names;
-        while !rest.is_empty() {
-            let mut length = 0;
-            let fitting = rest.iter().take_while(|name| {
-                length += name.as_str().len() + 1;
-                length < LONGEST_ARGUMENT
-            });
-            let (batch, later) = rest.split_at(fitting.count().max(1));
+        for batch in batches(names) {
             self.run(&argv::destroy(dataset, batch)).await?;
-            rest = later;
         }
         Ok(())
     }

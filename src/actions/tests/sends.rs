@@ -87,6 +87,13 @@ fn a_sync_policy_waits_for_its_slot() {
             "{now}"
         );
     }
+    // Which slot, and since when, is said.
+    let plan = decide(&nightly, &super::world(world), utc("11-23T09:00"));
+    assert_eq!(
+        plan.sends[0].why(plan.at),
+        "the newest snapshot is not on the destination; B_2026-11-22_23:00:00 is the newest common one; \
+         the slot 2026-11-23T01:00:00Z has passed; waiting since 2026-11-23T00:00:00Z"
+    );
     // A snapshot taken since then waits for the next one.
     let world = "alpha:tank/foo B@11-22T23:00 B@11-23T02:00\nbeta:tank/copy B@11-22T23:00";
     assert!(only("send", &nightly, world, "11-23T03:00").is_empty());

@@ -5,16 +5,16 @@ use std::collections::BTreeMap;
 use super::{Agent, Desk, Failure, Success};
 use crate::model::{DatasetInventory, DatasetName, Guid, Record, ResponseStatus, SnapName, Snapshot, SnapshotId};
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
-use crate::zfs::{Depth, Zfs};
+use crate::zfs::{Depth, Zfs, ZfsRead};
 
 /// What an order names.
-struct Wanted {
+pub(super) struct Wanted {
     id: SnapshotId,
     /// The name that the director knows, if the order told it.
     name: Option<SnapName>,
 }
 
-fn wanted(order: &DirectorsOrder) -> Result<BTreeMap<DatasetName, Vec<Wanted>>, Failure> {
+pub(super) fn wanted(order: &DirectorsOrder) -> Result<BTreeMap<DatasetName, Vec<Wanted>>, Failure> {
     let mut all: BTreeMap<DatasetName, Vec<Wanted>> = BTreeMap::new();
     for text in &order.snapshot_uuid {
         let (dataset, wanted) = match text.parse::<Record>() {
@@ -57,6 +57,56 @@ fn objection(snapshot: &Snapshot, of: &DatasetInventory, order: &DirectorsOrder)
     None
 }
 
+/// The snapshots of one dataset that an order names, judged here and now.
+pub(super) struct Judged {
+    /// What may go.
+    pub(super) going: Vec<Snapshot>,
+    /// Why the others stay.
+    pub(super) stayed: Vec<String>,
+}
+
+/// Judges what an order names of one dataset. What is gone already is neither going nor staying.
+pub(super) async fn judge(
+    zfs: &impl ZfsRead,
+    dataset: &DatasetName,
+    wanted: &[Wanted],
+    order: &DirectorsOrder,
+) -> Result<Judged, Failure> {
+    let listed = zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
+    let Some((_, inventory)) = listed.into_iter().find(|(name, _)| name == dataset) else {
+        return Err(Failure::refused(format!("{dataset} does not exist")));
+    };
+    let mut judged = Judged { going: Vec::new(), stayed: Vec::new() };
+    for Wanted { id, name } in wanted {
+        let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else {
+            // It is gone already, which is what was wanted.
+            continue;
+        };
+        let renamed = name.as_ref().filter(|name| order.skip_if_renamed && **name != snapshot.name);
+        let objection = renamed
+            .map(|name| format!("it was renamed from @{name}"))
+            .or_else(|| objection(snapshot, &inventory, order));
+        match objection {
+            Some(reason) => judged.stayed.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
+            None => judged.going.push(snapshot.clone()),
+        }
+    }
+    let names = judged.names();
+    if !names.is_empty() {
+        // ZFS refuses to destroy what has clones, and the whole list with it.
+        let cloned = zfs.cloned(dataset, &names).await?;
+        judged.stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
+        judged.going.retain(|s| !cloned.contains(&s.name));
+    }
+    Ok(judged)
+}
+
+impl Judged {
+    pub(super) fn names(&self) -> Vec<SnapName> {
+        self.going.iter().map(|s| s.name.clone()).collect()
+    }
+}
+
 impl<Z: Zfs> Agent<Z> {
     /// Destroys the snapshots of the order that may go, and says why the others stay.
     pub(super) async fn destroy(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
@@ -64,38 +114,13 @@ impl<Z: Zfs> Agent<Z> {
         let mut stayed = Vec::new();
         for (dataset, wanted) in wanted(order)? {
             self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-            let listed = self.zfs.list(std::slice::from_ref(&dataset), Depth::Only).await?;
-            let Some((_, inventory)) = listed.into_iter().find(|(name, _)| *name == dataset) else {
-                return Err(Failure::refused(format!("{dataset} does not exist")));
-            };
-            let (mut going, mut gone): (Vec<&Snapshot>, Vec<Guid>) = (Vec::new(), Vec::new());
-            for Wanted { id, name } in &wanted {
-                let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else {
-                    // It is gone already, which is what was wanted.
-                    continue;
-                };
-                let renamed = name.as_ref().filter(|name| order.skip_if_renamed && **name != snapshot.name);
-                let objection = renamed
-                    .map(|name| format!("it was renamed from @{name}"))
-                    .or_else(|| objection(snapshot, &inventory, order));
-                match objection {
-                    Some(reason) => stayed.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
-                    None => going.push(snapshot),
-                }
-            }
-            let names: Vec<SnapName> = going.iter().map(|s| s.name.clone()).collect();
-            if names.is_empty() {
-                continue;
-            }
-            // ZFS refuses to destroy what has clones, and the whole list with it.
-            let cloned = self.zfs.cloned(&dataset, &names).await?;
-            stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
-            going.retain(|s| !cloned.contains(&s.name));
-            let names: Vec<SnapName> = going.iter().map(|s| s.name.clone()).collect();
+            let judged = judge(&*self.zfs, &dataset, &wanted, order).await?;
+            let names = judged.names();
             if !names.is_empty() {
                 self.zfs.destroy(&dataset, &names).await?;
             }
-            gone.extend(going.iter().map(|s| s.guid));
+            let gone: Vec<Guid> = judged.going.iter().map(|s| s.guid).collect();
+            stayed.extend(judged.stayed);
             destroyed += gone.len();
             for part in gone.chunks(PER_LINE) {
                 let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();

@@ -4,6 +4,7 @@
 //! it was and says so.
 
 mod destroy;
+mod estimate;
 mod receiver;
 mod resync;
 mod send;
@@ -66,11 +67,13 @@ impl From<ZfsError> for Failure {
 pub(crate) struct Success {
     status: ResponseStatus,
     remark: String,
+    /// Of an estimate, as far as ZFS can tell.
+    estimate: Option<u64>,
 }
 
 impl Success {
     fn new(status: ResponseStatus, remark: impl Into<String>) -> Self {
-        Self { status, remark: remark.into() }
+        Self { status, remark: remark.into(), estimate: None }
     }
 }
 
@@ -121,10 +124,14 @@ impl<Z: Zfs> Agent<Z> {
                 Action::SendSnapshot => self.send(order, &desk).await,
                 Action::DestroySnapshot => self.destroy(order, &desk).await,
                 Action::KvResync => self.resync(order, &desk).await,
+                Action::EstimateSend => self.estimate_send(order).await,
+                Action::EstimateDestroy => self.estimate_destroy(order).await,
             }
         };
         let mut response = match result {
-            Ok(Success { status, remark }) => Response::success(order.order_uuid, status, remark),
+            Ok(Success { status, remark, estimate }) => {
+                Response { estimate, ..Response::success(order.order_uuid, status, remark) }
+            }
             Err(Failure { status, reason, temporary }) => {
                 Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
             }
@@ -169,7 +176,7 @@ fn log_end(order: &DirectorsOrder, response: &Response) {
     let level = match order.action {
         _ if !is_success => log::Level::Warn,
         // The director asks for a listing at each pass.
-        Action::KvResync => log::Level::Debug,
+        Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => log::Level::Debug,
         _ => log::Level::Info,
     };
     let words = [order.order_uuid.to_string(), order.action.to_string(), order.dest_dataset.clone()];

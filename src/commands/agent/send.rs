@@ -77,25 +77,13 @@ impl Course {
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
     pub(super) async fn send(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
-        let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
-        let dataset: DatasetName =
-            order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
-        let id = match order.snapshot_uuid.as_slice() {
-            [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
-            _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
-        };
-        let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
-        let to = Target { host, dataset };
+        let (id, to) = errand(order)?;
         // Claimed before it is looked at, where it is known: who comes second is told so at once, and whatever is
         // planned is planned on what the one before left.
         let early = order.dataset.as_ref().map(|source| self.claim(source)).transpose()?;
         let (source, ours) = self.find(order, id).await?;
         let _claim = early.map_or_else(|| self.claim(&source), Ok)?;
-        let Some(target) = ours.snapshots.iter().find(|s| s.guid.uuid() == id).cloned() else {
-            return Err(Failure::refused(format!(
-                "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
-            )));
-        };
+        let target = named(&source, &ours, id)?.clone();
         if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             return Err(Failure::refused(format!(
                 "{source} cannot be sent into {}: one contains the other",
@@ -132,7 +120,11 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// The dataset of the order's snapshot, as it is now.
-    async fn find(&self, order: &DirectorsOrder, id: SnapshotId) -> Result<(DatasetName, DatasetInventory), Failure> {
+    pub(super) async fn find(
+        &self,
+        order: &DirectorsOrder,
+        id: SnapshotId,
+    ) -> Result<(DatasetName, DatasetInventory), Failure> {
         let (roots, depth) = match &order.dataset {
             Some(dataset) => (vec![dataset.clone()], Depth::Only),
             None => (self.local.roots(), Depth::Recursive),
@@ -410,6 +402,31 @@ impl<Z: Zfs> Agent<Z> {
         }
         Ok(())
     }
+}
+
+/// Which snapshot an order sends, and where to.
+pub(super) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Target), Failure> {
+    let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
+    let dataset: DatasetName = order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
+    let id = match order.snapshot_uuid.as_slice() {
+        [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
+        _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
+    };
+    let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
+    Ok((id, Target { host, dataset }))
+}
+
+/// The snapshot that an order names, as it is now.
+pub(super) fn named<'a>(
+    source: &DatasetName,
+    ours: &'a DatasetInventory,
+    id: SnapshotId,
+) -> Result<&'a Snapshot, Failure> {
+    ours.snapshots.iter().find(|s| s.guid.uuid() == id).ok_or_else(|| {
+        Failure::refused(format!(
+            "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
+        ))
+    })
 }
 
 /// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.

@@ -44,6 +44,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         dataset: None,
         destination_address: None,
         keep_common_with: Vec::new(),
+        resume_token: None,
     }
 }
 

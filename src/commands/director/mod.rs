@@ -2,20 +2,24 @@
 
 mod board;
 mod dispatch;
+mod look;
 mod pass;
+pub mod saved;
 mod summary;
 mod world;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 
 pub use board::{Board, Running};
-pub use dispatch::{AGENT_PORT, Dispatcher, wire_order};
+pub use dispatch::{AGENT_PORT, Dispatcher, fitting, wire_order};
+pub use look::look;
 pub use pass::{Pass, Report, hosts};
+pub use saved::SavedPlan;
 pub use world::World;
 
 use super::agent::Agent;
@@ -50,12 +54,19 @@ pub struct Settings {
     pub verbose: bool,
     /// How it is told.
     pub format: report::Format,
+    /// With `once`: a plan to carry out instead of what is due.
+    pub plan: Option<PathBuf>,
 }
 
 /// Directs until the end of the pass, or of the process.
 pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::Error> {
-    let policy = Arc::new(load_policy(&settings)?);
-    let dispatcher = Arc::new(dispatcher(&settings, &policy, Arc::clone(&zfs)).await);
+    let (policy, fingerprint) = config::load_policy_with_fingerprint(&settings.config).map_err(error::Error::unable)?;
+    let policy = Arc::new(policy);
+    let saved = match &settings.plan {
+        None => None,
+        Some(path) => Some(SavedPlan::load(path, fingerprint, clock::now()).map_err(error::Error::unable)?),
+    };
+    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
@@ -63,13 +74,11 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         // Nobody else is there to do anything.
         return Err(error::Error::unable(anyhow::anyhow!("{reason}")));
     }
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let path = path.clone();
     let holder = if settings.once { Holder::Pass } else { Holder::Director };
-    let catalog = match runtime::blocking(move || EmbeddedCatalog::open_as(&path, holder)).await {
-        Ok(catalog) => catalog,
+    let world = match open_catalog(&policy, holder).await {
+        Ok(world) => world,
         // As it should be where a pass takes longer than the time between two of cron's.
-        Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once => {
+        Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once && saved.is_none() => {
             let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
             let text = format!("the pass before this one{pid} has not ended yet: this one makes way");
             log::info!("{text}");
@@ -80,9 +89,8 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         }
         Err(error) => return Err(error::Error::unable(error)),
     };
-    let world = World::new(catalog);
     if settings.once {
-        let report = once(&settings, Pass::new(policy, dispatcher, world, clock::now())).await?;
+        let report = once(&settings, Pass::new(policy, dispatcher, world, clock::now()), saved).await?;
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
@@ -93,11 +101,18 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
 async fn once<Z: Zfs, C: CatalogWrite + 'static>(
     settings: &Settings,
     pass: Pass<Z, C>,
+    saved: Option<SavedPlan>,
 ) -> Result<Report, error::Error> {
     let mut signals = Signals::of_command().map_err(error::Error::unable)?;
     let began = std::time::Instant::now();
     let board = pass.board();
-    let passing = signals.until_done(pass.clone().run(), settings.grace, || board.stop());
+    let work = async {
+        match saved {
+            None => pass.clone().run().await,
+            Some(saved) => pass.clone().run_saved(saved.orders).await,
+        }
+    };
+    let passing = signals.until_done(work, settings.grace, || board.stop());
     let passed = match settings.timeout {
         Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
         None => passing.await,
@@ -115,19 +130,21 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
     report.map_err(error::Error::unable)
 }
 
-fn load_policy(settings: &Settings) -> Result<Policy, error::Error> {
-    config::load_policy(&settings.config).map_err(error::Error::unable)
+/// The policy's catalog, open for writing.
+pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<EmbeddedCatalog>, CatalogError> {
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    let path = path.clone();
+    Ok(World::new(runtime::blocking(move || EmbeddedCatalog::open_as(&path, holder)).await?))
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-async fn dispatcher<Z: Zfs>(settings: &Settings, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
-    let here = settings.host.clone();
-    let own = if is_own(policy, &here) {
-        own_agent(settings, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+pub async fn dispatcher<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
+    let own = if is_own(policy, here) {
+        own_agent(here, local, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     } else {
         Err(format!("{here} is not this process' to act on"))
     };
-    Dispatcher { here, own }
+    Dispatcher { here: here.clone(), own }
 }
 
 /// Whether orders for this host are carried out in the director's process.
@@ -135,11 +152,11 @@ fn is_own(policy: &Policy, here: &HostName) -> bool {
     policy.hosts.get(here).is_none_or(|h| h.address.is_none()) && hosts(policy).contains(here)
 }
 
-async fn own_agent<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
-    let local = config::load_local(&settings.local)
-        .with_context(|| format!("{} is this host, whose own local configuration is needed", settings.host))?;
+async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+    let local = config::load_local(local)
+        .with_context(|| format!("{here} is this host, whose own local configuration is needed"))?;
     zfs.check_version().await?;
-    Ok(Agent::new(settings.host.clone(), zfs, Arc::new(local)))
+    Ok(Agent::new(here.clone(), zfs, Arc::new(local)))
 }
 
 /// Passes, one after the other, each at its time, until the process is asked to end.
@@ -165,7 +182,7 @@ async fn direct<Z: Zfs>(
         }
         if signals.take_reload() {
             service::reloading();
-            let renewed = self::dispatcher(settings, &policy, Arc::clone(&zfs)).await;
+            let renewed = self::dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await;
             match &renewed.own {
                 Err(reason) if dispatcher.own.is_ok() && is_own(&policy, &settings.host) => {
                     failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
@@ -175,7 +192,7 @@ async fn direct<Z: Zfs>(
             service::ready(failures.values().next().map_or("its configuration was read again", |wrong| wrong));
         } else if dispatcher.own.is_err() {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(settings, &policy, Arc::clone(&zfs)).await);
+            dispatcher = Arc::new(self::dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         let board = pass.board();

@@ -10,21 +10,23 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::board::{Board, Running};
-use super::dispatch::{Dispatcher, blank, fitting, wire_order};
+use super::dispatch::{Dispatcher, fitting, wire_order};
+use super::look::look;
+use super::saved;
 use super::summary;
 use super::world::World;
 use crate::actions::{Engine, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::clock;
 use crate::commands::serve::TO_BREAK_OFF;
-use crate::model::{Action, Counter, DatasetName, HostName, ResponseStatus};
+use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::wire::Response;
 use crate::zfs::Zfs;
 
 /// How many hosts are looked at, and entries worked on, at once.
-const SIDE_BY_SIDE: usize = 64;
+pub(super) const SIDE_BY_SIDE: usize = 64;
 /// How many datasets of one entry are sent or pruned at once.
 const DATASETS_AT_ONCE: usize = 4;
 
@@ -59,8 +61,7 @@ pub struct Pass<Z, C> {
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
     board: Board,
-    /// Every clone has one: the channel closes when the last of them is gone.
-    alive: runtime::channel::Sender<()>,
+    /// Closes when nothing of the pass works on its world any more.
     gone: runtime::channel::Receiver<()>,
     at: DateTime<Utc>,
 }
@@ -72,7 +73,6 @@ impl<Z, C> Clone for Pass<Z, C> {
             dispatcher: Arc::clone(&self.dispatcher),
             world: self.world.clone(),
             board: self.board.clone(),
-            alive: self.alive.clone(),
             gone: self.gone.clone(),
             at: self.at,
         }
@@ -91,8 +91,8 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
-        let (alive, gone) = runtime::channel::bounded(1);
-        Self { policy, dispatcher, world, board: Board::default(), alive, gone, at }
+        let (world, gone) = world.followed();
+        Self { policy, dispatcher, world, board: Board::default(), gone, at }
     }
 
     /// What the pass has in hand.
@@ -103,8 +103,21 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
     /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
     pub async fn run(self) -> Result<Report, CatalogError> {
+        self.work(None).await
+    }
+
+    /// Carries out exactly these orders, as far as they are still right, instead of what is due.
+    pub async fn run_saved(self, orders: Vec<Order>) -> Result<Report, CatalogError> {
+        let mut by_entry: BTreeMap<usize, Vec<Order>> = BTreeMap::new();
+        for order in orders.into_iter().flat_map(fitting) {
+            by_entry.entry(order.entry()).or_default().push(order);
+        }
+        self.work(Some(Arc::new(by_entry))).await
+    }
+
+    async fn work(self, saved: Option<Arc<BTreeMap<usize, Vec<Order>>>>) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
-        let unseen = self.look().await?;
+        let unseen = look(&self.policy, &self.dispatcher, &self.world).await?;
         self.board.unseen(&unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
@@ -112,11 +125,14 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         }
         let reachable = groups.into_iter().filter(|((host, _), _)| !unseen.contains_key(host));
         let chains = reachable.map(|(_, entries)| {
-            let pass = self.clone();
+            let (pass, saved) = (self.clone(), saved.clone());
             async move {
                 let mut outcomes = Vec::new();
                 for entry in entries {
-                    outcomes.extend(pass.entry(entry).await?);
+                    outcomes.extend(match &saved {
+                        None => pass.entry(entry).await?,
+                        Some(saved) => pass.saved(entry, saved.get(&entry).cloned().unwrap_or_default()).await?,
+                    });
                 }
                 Ok(outcomes)
             }
@@ -136,12 +152,13 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     /// in the catalog as well.
     pub async fn broken_off(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
         // Its tasks end each at its own next step, and with them the processes that they run.
-        drop(self.alive);
+        let world = self.world.aside();
+        drop(self.world);
         let _ = runtime::timeout(TO_BREAK_OFF, self.gone.recv()).await;
         let told = format!("{reason}; the next pass goes on with what arrived");
         let (unseen, outcomes) = self.board.broken_off(&told);
         for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&told)) {
-            self.world.record(outcome.clone()).await?;
+            world.record(outcome.clone()).await?;
         }
         Ok(Report { at: self.at, took, unseen, outcomes, notices: Vec::new(), broken_off: Some(reason) })
     }
@@ -155,38 +172,15 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         }
     }
 
-    /// Asks every host what it holds.
-    async fn look(&self) -> Result<BTreeMap<HostName, String>, CatalogError> {
-        let hosts = hosts(&self.policy);
-        let looks = hosts.iter().cloned().map(|host| {
-            let pass = self.clone();
-            async move { pass.look_at(host).await }
-        });
-        let mut unseen = BTreeMap::new();
-        for result in runtime::side_by_side(SIDE_BY_SIDE, looks).await {
-            unseen.extend(result?);
-        }
-        self.world.reload(hosts.into_iter().filter(|host| !unseen.contains_key(host)).collect()).await?;
-        Ok(unseen)
-    }
-
-    /// Asks one host; gives the reason if that fails.
-    async fn look_at(&self, host: HostName) -> Result<Option<(HostName, String)>, CatalogError> {
-        let order = blank(Action::KvResync);
-        let (response, facts) = self.dispatcher.ask(&self.policy, &host, &order, Counter::default()).await;
-        if !response.is_success {
-            return Ok(Some((host, response.error)));
-        }
-        self.world.listed(&host, clock::now(), facts).await?;
-        Ok(None)
-    }
-
     /// Works on one entry: takes, then sends, then destroys, each decided anew from what the one before it did.
     async fn entry(&self, entry: usize) -> Result<Vec<Outcome>, CatalogError> {
         let mut outcomes = Vec::new();
         let (takes, due_before): (Vec<Order>, Vec<Order>) =
             self.orders(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
         for order in takes {
+            if self.board.is_stopped() {
+                break;
+            }
             outcomes.push(self.carry_out(&order).await?);
         }
         // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
@@ -198,10 +192,66 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
                 due.insert((dataset.clone(), to.clone()), order);
             }
         }
+        outcomes.extend(self.send(due.into_values()).await?);
+        let destroys = self.orders(entry, |o| matches!(o, Order::Destroy { .. }));
+        outcomes.extend(self.side_by_side(destroys.into_iter().map(|order| vec![order])).await?);
+        Ok(outcomes)
+    }
+
+    /// Carries out what a saved plan has of one entry. An order whose world has moved is refused.
+    async fn saved(&self, entry: usize, orders: Vec<Order>) -> Result<Vec<Outcome>, CatalogError> {
+        let mut outcomes = Vec::new();
+        let (mut sends, mut destroys) = (Vec::new(), Vec::new());
+        for order in orders {
+            match order {
+                Order::Take { .. } if self.board.is_stopped() => {}
+                Order::Take { .. } => outcomes.push(self.carry_out(&order).await?),
+                Order::Send { .. } => sends.push(order),
+                Order::Destroy { .. } => destroys.push(order),
+            }
+        }
+        let sends = self.still_right(sends, |order, inventory| saved::moved(order, inventory, None), &mut outcomes);
+        let sends = sends.await?;
+        outcomes.extend(self.send(sends).await?);
+        let now = self.decide(Some(entry));
+        let moved = |order: &Order, inventory: &Inventory| saved::moved(order, inventory, Some(&now));
+        let destroys = self.still_right(destroys, moved, &mut outcomes).await?;
+        outcomes.extend(self.side_by_side(destroys.into_iter().map(|order| vec![order])).await?);
+        Ok(outcomes)
+    }
+
+    /// Those of the orders that may be carried out; the others are refused, which is recorded.
+    async fn still_right(
+        &self,
+        orders: Vec<Order>,
+        moved: impl Fn(&Order, &Inventory) -> Option<String>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<Vec<Order>, CatalogError> {
+        let mut right = Vec::new();
+        for order in orders {
+            let reason = moved(&order, &self.world.inventory());
+            let Some(reason) = reason else {
+                right.push(order);
+                continue;
+            };
+            let id = OrderId(uuid::Uuid::now_v7());
+            let refusal = Response::failure(Some(id), ResponseStatus::Refused, reason);
+            let outcome = outcome(&order, id, &refusal);
+            self.world.record(outcome.clone()).await?;
+            outcomes.push(outcome);
+        }
+        Ok(right)
+    }
+
+    /// Carries out transfers, of each source dataset one at a time.
+    async fn send(&self, due: impl IntoIterator<Item = Order>) -> Result<Vec<Outcome>, CatalogError> {
+        let mut outcomes = Vec::new();
         // By source dataset, one transfer at a time.
         let mut sends: BTreeMap<DatasetName, Vec<Order>> = BTreeMap::new();
-        for ((dataset, _), order) in due {
-            sends.entry(dataset).or_default().push(order);
+        for order in due {
+            if let Order::Send { dataset, .. } = &order {
+                sends.entry(dataset.clone()).or_default().push(order);
+            }
         }
         // Parents before their children, level by level: a child cannot arrive where its parent is missing.
         let mut levels: BTreeMap<usize, Vec<Vec<Order>>> = BTreeMap::new();
@@ -221,8 +271,6 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
                 outcomes.push(outcome);
             }
         }
-        let destroys = self.orders(entry, |o| matches!(o, Order::Destroy { .. }));
-        outcomes.extend(self.side_by_side(destroys.into_iter().map(|order| vec![order])).await?);
         Ok(outcomes)
     }
 
@@ -298,7 +346,7 @@ fn host(order: &Order) -> &HostName {
     }
 }
 
-fn outcome(order: &Order, order_id: crate::model::OrderId, response: &Response) -> Outcome {
+fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
     let (action, dataset, snapshot, to) = match order {
         Order::Take { name, datasets, .. } => (Action::TakeSnapshot, datasets.first(), Some(name), None),
         Order::Send { dataset, snapshot, to, .. } => (Action::SendSnapshot, Some(dataset), Some(snapshot), Some(to)),

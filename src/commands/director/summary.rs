@@ -109,6 +109,7 @@ fn verb(action: Action) -> &'static str {
         Action::SendSnapshot => "send",
         Action::DestroySnapshot => "destroy",
         Action::KvResync => "resync",
+        Action::EstimateSend | Action::EstimateDestroy => "estimate",
     }
 }
 

@@ -1,0 +1,77 @@
+//! What there is to know without asking anybody: the catalog, this host's ZFS, or a file instead of both.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::Path;
+
+use chrono::{DateTime, Utc};
+
+use super::Settings;
+use crate::catalog::file::{self, FileError};
+use crate::catalog::{CatalogRead, EmbeddedReader};
+use crate::clock;
+use crate::error::Error;
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
+use crate::policy::{CatalogConfig, Policy};
+use crate::zfs::{Depth, ZfsRead};
+
+/// How much of a catalog file is read at once.
+const BUFFER: usize = 1 << 18;
+
+/// An exported catalog.
+pub fn from_file(path: &Path, listed: DateTime<Utc>) -> Result<Inventory, FileError> {
+    if path == Path::new("-") {
+        return file::read(BufReader::with_capacity(BUFFER, io::stdin().lock()), "(standard input)", listed);
+    }
+    let name = path.display().to_string();
+    match File::open(path) {
+        Ok(input) => file::read(BufReader::with_capacity(BUFFER, input), &name, listed),
+        Err(source) => Err(FileError::Unreadable { file: name, source }),
+    }
+}
+
+/// The policy's catalog, and for this host what its ZFS has now.
+pub async fn from_catalog(settings: &Settings, policy: &Policy, zfs: &impl ZfsRead) -> Result<Inventory, Error> {
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    let here = &settings.here;
+    let mut inventory = EmbeddedReader::new(path).inventory().map_err(Error::unable)?;
+    let roots = roots(policy, here);
+    if roots.is_empty() || policy.hosts.get(here).is_some_and(|h| h.address.is_some()) {
+        return Ok(inventory);
+    }
+    let mut listed = zfs.list(&roots, Depth::Recursive).await.map_err(Error::unable)?;
+    if let Some(local) = &settings.opened {
+        // What this host's agent may not touch, it does not tell of either.
+        listed.retain(|(name, _)| local.permission_to_take(name).is_ok());
+    }
+    let known = inventory.hosts.remove(here).unwrap_or_default();
+    let mut now = HostInventory { observed: Some(clock::now()), datasets: listed.into_iter().collect() };
+    for (name, dataset) in &mut now.datasets {
+        if let Some(remembered) = known.datasets.get(name) {
+            remember(dataset, remembered);
+        }
+    }
+    inventory.hosts.insert(here.clone(), now);
+    Ok(inventory)
+}
+
+/// Marks are the catalog's alone.
+fn remember(dataset: &mut DatasetInventory, remembered: &DatasetInventory) {
+    let marks: BTreeMap<Guid, Marks> = remembered.snapshots.iter().map(|s| (s.guid, s.marks)).collect();
+    for snapshot in &mut dataset.snapshots {
+        if let Some(marks) = marks.get(&snapshot.guid) {
+            snapshot.marks = *marks;
+        }
+    }
+    dataset.not_written.clone_from(&remembered.not_written);
+}
+
+/// The datasets of a policy on one host, as sources and as destinations.
+fn roots(policy: &Policy, host: &HostName) -> Vec<DatasetName> {
+    let sources = policy.datasets.iter().filter(|e| e.hostname == *host).map(|e| e.dataset.clone());
+    let targets = policy.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on);
+    let all: BTreeSet<DatasetName> =
+        sources.chain(targets.filter(|t| t.host == *host).map(|t| t.dataset.clone())).collect();
+    all.into_iter().collect()
+}

@@ -1,0 +1,329 @@
+//! Plans made from what agents say, saved, and carried out: on pools in memory, with a catalog in a folder.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zsync::actions::{Order, decide};
+use zsync::catalog::{CatalogRead, EmbeddedCatalog, EmbeddedReader};
+use zsync::commands::plan::estimate::{self, Totals};
+use zsync::commands::plan::foresee::{After, Foreseen, foresee};
+use zsync::commands::plan::{Filter, Question, Settings, Source};
+use zsync::commands::{director, plan};
+use zsync::config;
+use zsync::error::{Error, Exit};
+use zsync::model::{DatasetName, HostName, SnapName};
+use zsync::report::Format;
+use zsync::runtime;
+use zsync::zfs::Zfs;
+use zsync::zfs::fake::Fake;
+
+use super::{assert_valid, schema};
+
+/// One host with snapshots that are due to be destroyed, sent and taken.
+struct World {
+    folder: TempDir,
+    fake: Fake,
+    hour: DateTime<Utc>,
+}
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+impl World {
+    fn new() -> Self {
+        let (folder, fake) = (tempfile::tempdir().unwrap(), Fake::new(1));
+        let now = Utc::now();
+        let hour = now.duration_trunc(TimeDelta::hours(1)).unwrap();
+        let world = Self { folder, fake, hour };
+        for dataset in ["tank", "tank/data", "tank/sent", "spare"] {
+            world.fake.create(&ds(dataset));
+        }
+        for dataset in ["tank/data", "tank/sent"] {
+            for hours in (1..=5).rev() {
+                world.fake.write(&ds(dataset), 1000);
+                world.fake.set_now(hour - TimeDelta::hours(hours));
+                runtime::block_on(world.fake.snapshot(&[ds(dataset)], &world.name(hours))).unwrap();
+            }
+            world.fake.write(&ds(dataset), 1000);
+        }
+        world.fake.set_now(now);
+        world.write_policy("2 in last day", "");
+        let local = r#"{ "local_datasets": [ { "name": "tank" }, { "name": "spare", "slave": true } ] }"#;
+        fs::write(world.path("local.json"), local).unwrap();
+        world
+    }
+
+    fn write_policy(&self, retention: &str, hosts: &str) {
+        let policy = format!(
+            r#"{{ "catalog": {{ "embedded": {{ "path": "{}" }} }}, "hosts": {{ {hosts} }}, "datasets": [
+                {{ "hostname": "alpha", "dataset": "tank/data",
+                   "backup": {{ "prefix": "BACKUP", "creation": "0 * * * *", "catch_up": "12h", "retention": ["{retention}"] }} }},
+                {{ "hostname": "alpha", "dataset": "tank/sent",
+                   "backup": {{ "prefix": "BACKUP", "retention": ["{retention}"], "sync_on": "{}", "sync_dataset": "spare/copy" }} }}
+            ] }}"#,
+            self.path("catalog").display(),
+            if hosts.is_empty() { "alpha" } else { "beta" }
+        );
+        fs::write(self.path("server.json"), policy).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn name(&self, hours_ago: i64) -> SnapName {
+        let at = self.hour - TimeDelta::hours(hours_ago);
+        at.format("BACKUP_%Y-%m-%d_%H:%M:%S").to_string().parse().unwrap()
+    }
+
+    fn names(&self, dataset: &str) -> Vec<SnapName> {
+        let found = self.fake.dataset(&ds(dataset)).unwrap_or_default();
+        found.snapshots.into_iter().map(|s| s.name).collect()
+    }
+
+    fn survey(&self) -> Result<(), Error> {
+        let settings = Settings {
+            config: self.path("server.json"),
+            local: self.path("local.json"),
+            opened: None,
+            here: "alpha".parse().unwrap(),
+            source: Source::Agents,
+            question: Question::Orders { explain: false, out: Some(self.path("plan.json")) },
+            filter: Filter::default(),
+            format: Format::Table,
+            at: None,
+            exit_code: false,
+        };
+        runtime::block_on(plan::survey(settings, Arc::new(self.fake.clone())))
+    }
+
+    fn carry_out(&self) -> Result<(), Error> {
+        let settings = director::Settings {
+            config: self.path("server.json"),
+            local: self.path("local.json"),
+            host: "alpha".parse().unwrap(),
+            once: true,
+            timeout: None,
+            grace: std::time::Duration::from_secs(10),
+            interval: std::time::Duration::from_secs(60),
+            verbose: false,
+            format: Format::Table,
+            plan: Some(self.path("plan.json")),
+        };
+        runtime::block_on(director::run(settings, Arc::new(self.fake.clone())))
+    }
+
+    fn saved(&self) -> Value {
+        serde_json::from_str(&fs::read_to_string(self.path("plan.json")).unwrap()).unwrap()
+    }
+
+    fn edit(&self, change: impl FnOnce(&mut Value)) {
+        let mut saved = self.saved();
+        change(&mut saved);
+        fs::write(self.path("plan.json"), saved.to_string()).unwrap();
+    }
+
+    /// What the catalog remembers of failed orders.
+    fn errors(&self) -> Vec<String> {
+        let outcomes = EmbeddedReader::new(&self.path("catalog")).outcomes(100).unwrap();
+        outcomes.into_iter().filter(|o| !o.success).map(|o| o.error.unwrap_or_default()).collect()
+    }
+}
+
+fn refused(result: Result<(), Error>, words: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.exit, Exit::Unable, "{error}");
+    assert!(error.to_string().contains(words), "{error}");
+}
+
+#[test]
+fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
+    let world = World::new();
+    let before = (world.names("tank/data"), world.names("tank/sent"), world.fake.calls().len());
+    world.survey().unwrap();
+    assert_eq!((world.names("tank/data"), world.names("tank/sent")), (before.0, before.1));
+    let calls = &world.fake.calls()[before.2..];
+    assert!(calls.is_empty(), "{calls:?}");
+    let inventory = EmbeddedReader::new(&world.path("catalog")).inventory().unwrap();
+    let known = inventory.dataset(&"alpha".parse().unwrap(), &ds("tank/data")).unwrap();
+    assert_eq!(known.snapshots.len(), 5);
+    assert_valid(&schema("saved-plan.schema.json"), None, "plan.json", [&world.saved()]);
+    let actions: Vec<Value> = world.saved()["orders"].as_array().unwrap().iter().map(|o| o["action"].clone()).collect();
+    assert_eq!(actions, ["take", "send", "destroy"]);
+}
+
+#[test]
+fn the_agents_tell_how_much_would_be_sent_and_freed() {
+    let world = World::new();
+    let policy = Arc::new(config::load_policy(&world.path("server.json")).unwrap());
+    let here: HostName = "alpha".parse().unwrap();
+    let calls = world.fake.calls().len();
+    let orders = runtime::block_on(async {
+        let zfs = Arc::new(world.fake.clone());
+        let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, zfs).await);
+        let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
+        assert!(director::look(&policy, &dispatcher, &catalog).await.unwrap().is_empty());
+        let (inventory, at) = (catalog.inventory().clone(), Utc::now());
+        let now = decide(&policy, &inventory, at).orders(&policy);
+        let mut orders = foresee(&policy, inventory.clone(), now, at);
+        estimate::ask(&mut orders, &policy, &inventory, &dispatcher).await;
+        orders
+    });
+    let told: Vec<_> = orders
+        .iter()
+        .map(|Foreseen { order, after, estimate }| {
+            let action = match order {
+                Order::Take { .. } => "take",
+                Order::Send { .. } => "send",
+                Order::Destroy { .. } => "destroy",
+            };
+            (action, *after, estimate.as_ref().map(|e| e.bytes))
+        })
+        .collect();
+    // Of five snapshots with 1000 bytes each, the oldest has the megabyte that the dataset was made with.
+    let whole = 1 << 20;
+    assert_eq!(
+        told,
+        [
+            ("take", None, None),
+            ("send", None, Some(Some(whole + 5000))),
+            ("destroy", None, Some(Some(whole + 3000))),
+            ("destroy", Some(After::Take), Some(Some(1000))),
+            ("destroy", Some(After::Send), Some(Some(whole + 3000))),
+            ("destroy", Some(After::Send), Some(None)),
+        ]
+    );
+    let totals = Totals { send: whole + 5000, free: 2 * whole + 7000, unknown: 1 };
+    assert_eq!(Totals::of(&orders), totals);
+    let copy = orders.last().unwrap().estimate.as_ref().unwrap();
+    assert_eq!(copy.remark, "what goes has yet to come");
+    assert!(world.fake.calls()[calls..].is_empty(), "{:?}", &world.fake.calls()[calls..]);
+}
+
+#[test]
+fn a_saved_plan_is_carried_out_and_nothing_beyond_it() {
+    let world = World::new();
+    world.survey().unwrap();
+    // Due since, but not in the plan.
+    world.fake.create(&ds("spare/copy"));
+    runtime::block_on(world.fake.destroy(&ds("tank/data"), &[world.name(5)])).unwrap();
+    world.fake.write(&ds("tank/sent"), 1000);
+    let result = world.carry_out();
+    // The destination has come into being meanwhile, without snapshots: the agent refuses to overwrite it.
+    assert_eq!(result.unwrap_err().exit, Exit::Failed);
+    assert_eq!(world.names("tank/data"), [world.name(2), world.name(1), world.name(0)]);
+    assert_eq!(world.names("tank/sent").len(), 5, "what can be destroyed only after the transfer is not in the plan");
+    // Again: what is done already is fine.
+    assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
+    assert_eq!(world.names("tank/data").len(), 3);
+    assert!(world.errors().iter().all(|error| error.contains("spare/copy")), "{:?}", world.errors());
+}
+
+#[test]
+fn a_saved_plan_is_carried_out_twice_without_harm() {
+    let world = World::new();
+    world.survey().unwrap();
+    world.carry_out().unwrap();
+    assert_eq!(world.names("spare/copy").len(), 5);
+    let after = (world.names("tank/data"), world.names("tank/sent"), world.names("spare/copy"));
+    world.carry_out().unwrap();
+    assert_eq!((world.names("tank/data"), world.names("tank/sent"), world.names("spare/copy")), after);
+}
+
+#[test]
+fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
+    type Move = fn(&World);
+    let moves: [(Move, &str); 3] = [
+        (
+            |world| {
+                let name = world.name(4);
+                runtime::block_on(world.fake.destroy(&ds("tank/data"), std::slice::from_ref(&name))).unwrap();
+                runtime::block_on(world.fake.snapshot(&[ds("tank/data")], &name)).unwrap();
+            },
+            "is another snapshot now",
+        ),
+        (
+            |world| runtime::block_on(world.fake.hold("mine", &ds("tank/data"), &[world.name(4)])).unwrap(),
+            "would stay now: it is held",
+        ),
+        (
+            |world| {
+                // What stands for the last day is gone, so that older ones have to.
+                let newer = [world.name(1), world.name(2), world.name(3)];
+                runtime::block_on(world.fake.destroy(&ds("tank/data"), &newer)).unwrap();
+            },
+            "would stay now: kept by \"2 in last day\"",
+        ),
+    ];
+    for (move_it, words) in moves {
+        let world = World::new();
+        world.survey().unwrap();
+        move_it(&world);
+        let before: Vec<SnapName> = world.names("tank/data");
+        assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
+        let after: Vec<SnapName> = world.names("tank/data");
+        assert!(before.iter().all(|name| after.contains(name)), "{before:?} {after:?}");
+        assert!(world.errors().iter().any(|error| error.contains(words)), "{words}: {:?}", world.errors());
+    }
+}
+
+#[test]
+fn a_transfer_whose_snapshot_is_gone_is_refused() {
+    let world = World::new();
+    world.survey().unwrap();
+    runtime::block_on(world.fake.destroy(&ds("tank/sent"), &[world.name(1)])).unwrap();
+    assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
+    assert!(world.names("spare/copy").is_empty());
+    assert!(world.errors().iter().any(|error| error.contains("is gone")), "{:?}", world.errors());
+}
+
+#[test]
+fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
+    let world = World::new();
+    world.survey().unwrap();
+    let before = world.names("tank/data");
+    let made = |shift: TimeDelta| json!((Utc::now() + shift).to_rfc3339());
+    world.edit(|saved| saved["made"] = made(TimeDelta::hours(-25)));
+    refused(world.carry_out(), "more than 24 hours ago; make another one");
+    world.edit(|saved| saved["made"] = made(TimeDelta::hours(1)));
+    refused(world.carry_out(), "it was made in the future");
+    world.edit(|saved| saved["made"] = made(TimeDelta::zero()));
+    world.write_policy("3 in last day", "");
+    refused(world.carry_out(), "it was made by another policy, or this one was changed since");
+    world.write_policy("2 in last day", "");
+    world.edit(|saved| saved["version"] = json!(2));
+    refused(world.carry_out(), "of version 2");
+    world.edit(|saved| saved["colour"] = json!("red"));
+    refused(world.carry_out(), "unknown field `colour`");
+    fs::write(world.path("plan.json"), "").unwrap();
+    refused(world.carry_out(), "cannot read the plan");
+    assert_eq!(world.names("tank/data"), before);
+    // The layout of the policy's file does not matter.
+    world.survey().unwrap();
+    let text = fs::read_to_string(world.path("server.json")).unwrap();
+    fs::write(world.path("server.json"), text.replace("  ", "\t").replace("{ ", "{\n")).unwrap();
+    world.carry_out().unwrap();
+}
+
+#[test]
+fn a_host_that_does_not_answer_is_told_and_the_rest_is_planned() {
+    let world = World::new();
+    world.write_policy("2 in last day", r#""beta": { "address": "127.0.0.1:1" }"#);
+    assert_eq!(world.survey().unwrap_err().exit, Exit::Failed);
+    let saved = world.saved();
+    let actions: Vec<&str> =
+        saved["orders"].as_array().unwrap().iter().map(|o| o["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["take", "send", "destroy"], "beta has not been listed; what it has, its slave would say");
+}
+
+#[test]
+fn no_plan_is_made_beside_a_director() {
+    let world = World::new();
+    let _director = EmbeddedCatalog::open(&world.path("catalog")).unwrap();
+    refused(world.survey(), "another director");
+}
