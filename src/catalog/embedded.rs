@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use uuid::Uuid;
 
 use super::error::{CatalogError, Fault};
 use super::rows::{self, Found};
-use super::{CatalogRead, CatalogWrite, Destroyed, Outcome, merge};
+use super::{CatalogRead, CatalogWrite, Destroyed, Estimated, Outcome, merge};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten};
 
 const FILE: &str = "catalog.sqlite";
@@ -69,6 +70,15 @@ impl EmbeddedReader {
     }
 
     fn read<T: Default>(&self, read: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, CatalogError> {
+        self.read_since(1, read)
+    }
+
+    /// Reads what catalogs have since a version; one of an older version has nothing of it.
+    fn read_since<T: Default>(
+        &self,
+        since: i64,
+        read: impl FnOnce(&Connection) -> Result<T, Fault>,
+    ) -> Result<T, CatalogError> {
         match fs::metadata(&self.file) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(T::default()),
@@ -82,8 +92,8 @@ impl EmbeddedReader {
         let connection = Connection::open_with_flags(&self.file, flags).map_err(|error| of_file(error.into()))?;
         let looked = connection.busy_timeout(PATIENCE).map_err(Fault::from).and_then(|()| rows::identify(&connection));
         match usable(looked.map_err(of_file)?, &self.file)? {
-            None => Ok(T::default()),
-            Some(_) => read(&connection).map_err(of_file),
+            Some(version) if version >= since => read(&connection).map_err(of_file),
+            _ => Ok(T::default()),
         }
     }
 }
@@ -110,6 +120,10 @@ impl CatalogRead for EmbeddedReader {
 
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
         self.read(|connection| destroyed(connection, limit))
+    }
+
+    fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
+        self.read_since(rows::WITH_ESTIMATES, estimates)
     }
 }
 
@@ -172,6 +186,10 @@ impl CatalogRead for EmbeddedCatalog {
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
         self.read(|connection| destroyed(connection, limit))
     }
+
+    fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
+        self.read(estimates)
+    }
 }
 
 impl CatalogWrite for EmbeddedCatalog {
@@ -224,6 +242,10 @@ impl CatalogWrite for EmbeddedCatalog {
 
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
         self.write(|tx| merge::record_outcome(tx, outcome))
+    }
+
+    fn replace_estimates(&self, estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
+        self.write(|tx| merge::replace_estimates(tx, estimates))
     }
 }
 
@@ -407,4 +429,14 @@ fn outcomes(connection: &Connection, limit: usize) -> Result<Vec<Outcome>, Fault
 
 fn destroyed(connection: &Connection, limit: usize) -> Result<Vec<Destroyed>, Fault> {
     newest(connection, "destroyed", rows::DESTROYED, limit, rows::destroyed)
+}
+
+fn estimates(connection: &Connection) -> Result<BTreeMap<Uuid, Estimated>, Fault> {
+    let mut all = BTreeMap::new();
+    each(connection, "SELECT question, at, bytes, remark FROM estimate", |row| {
+        let (question, estimate) = rows::estimate(row)?;
+        all.insert(question, estimate);
+        Ok(())
+    })?;
+    Ok(all)
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
+use uuid::Uuid;
 
-use super::{CatalogError, CatalogRead, CatalogWrite, Destroyed, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
+use super::{CatalogError, CatalogRead, CatalogWrite, Destroyed, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
 use crate::model::{
     DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Record, SnapName,
 };
@@ -22,6 +23,7 @@ struct State {
     hosts: BTreeMap<HostName, Host>,
     outcomes: VecDeque<Outcome>,
     destroyed: VecDeque<Destroyed>,
+    estimates: BTreeMap<Uuid, Estimated>,
     refuses: bool,
 }
 
@@ -133,6 +135,10 @@ impl CatalogRead for MemoryCatalog {
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
         Ok(self.state().destroyed.iter().take(limit).cloned().collect())
     }
+
+    fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
+        Ok(self.state().estimates.clone())
+    }
 }
 
 impl CatalogWrite for MemoryCatalog {
@@ -219,6 +225,11 @@ impl CatalogWrite for MemoryCatalog {
 
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
         push(&mut self.writable()?.outcomes, outcome.clone(), MAX_OUTCOMES);
+        Ok(())
+    }
+
+    fn replace_estimates(&self, estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
+        self.writable()?.estimates.clone_from(estimates);
         Ok(())
     }
 }

@@ -6,10 +6,11 @@ use std::collections::{BTreeMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use rusqlite::{OptionalExtension, Transaction, params};
+use uuid::Uuid;
 
 use super::error::Fault;
 use super::rows::{self, micros};
-use super::{MAX_DESTROYED, MAX_OUTCOMES, Outcome};
+use super::{Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Marks, NotWritten, Snapshot};
 
 /// The number of a host, which is made known if it is not.
@@ -298,5 +299,16 @@ fn keep_newest(tx: &Transaction<'_>, table: &str, most: usize) -> Result<(), Fau
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     let delete = format!("DELETE FROM {table} WHERE id <= (SELECT max(id) FROM {table}) - ?1");
     tx.prepare_cached(&delete)?.execute([most])?;
+    Ok(())
+}
+
+/// Keeps the estimates of one plan, and nothing of the one before.
+pub(super) fn replace_estimates(tx: &Transaction<'_>, estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), Fault> {
+    tx.execute("DELETE FROM estimate", [])?;
+    let mut insert = tx.prepare_cached("INSERT INTO estimate (question, at, bytes, remark) VALUES (?1, ?2, ?3, ?4)")?;
+    for (question, Estimated { at, bytes, remark }) in estimates {
+        let bytes = bytes.map(u64::cast_signed);
+        insert.execute(params![question.as_bytes().as_slice(), micros(*at), bytes, remark])?;
+    }
     Ok(())
 }

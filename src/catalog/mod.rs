@@ -11,8 +11,11 @@ pub mod memory;
 mod merge;
 mod rows;
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::model::{
     Action, DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, OrderId, Record,
@@ -37,6 +40,11 @@ pub trait CatalogRead: Send + Sync {
 
     /// The `#deleted` records of snapshots destroyed by an order, newest first, at most `limit`.
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError>;
+
+    /// What agents estimated for the latest plan, by the question that they were asked. A catalog need not keep it.
+    fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
+        Ok(BTreeMap::new())
+    }
 }
 
 /// Writing a catalog. Each call happens as a whole or not at all, also when the process is killed.
@@ -87,6 +95,22 @@ pub trait CatalogWrite: CatalogRead {
 
     /// Remembers how an order ended.
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError>;
+
+    /// Remembers what agents estimated for a plan, instead of what is remembered of an earlier one.
+    fn replace_estimates(&self, _estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
+        Ok(())
+    }
+}
+
+/// What an order would send or free, as an agent answered when it was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Estimated {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Bytes; `None` where nobody could tell.
+    pub bytes: Option<u64>,
+    /// Why nobody could, or what the agent would leave out.
+    pub remark: String,
 }
 
 /// How one order ended.

@@ -6,7 +6,7 @@ use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use super::error::Fault;
-use super::{Destination, Destroyed, Outcome};
+use super::{Destination, Destroyed, Estimated, Outcome};
 use crate::model::{
     Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Record, ResponseStatus, Snapshot,
 };
@@ -94,7 +94,17 @@ pub(super) const MIGRATIONS: &[&str] = &[
         seconds REAL NOT NULL,
         error TEXT
     ) STRICT;",
+    // 2: what the orders of the latest plan were estimated to send or free, by the UUID of the question.
+    "CREATE TABLE estimate (
+        question BLOB PRIMARY KEY,
+        at INTEGER NOT NULL,
+        bytes INTEGER,
+        remark TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;",
 ];
+
+/// The version from which on there are estimates.
+pub(super) const WITH_ESTIMATES: i64 = 2;
 
 /// The version of a catalog that this program writes.
 pub(super) fn version() -> i64 {
@@ -271,6 +281,13 @@ pub(super) fn outcome(row: &Row<'_>) -> Result<Outcome, Fault> {
         seconds: row.get_ref(11)?.as_f64().map_err(|error| damaged(11, error))?,
         error: maybe(row, 12, text)?,
     })
+}
+
+/// An estimate and its question, from the columns `question, at, bytes, remark`.
+pub(super) fn estimate(row: &Row<'_>) -> Result<(Uuid, Estimated), Fault> {
+    let question = row.get_ref(0)?.as_blob().map_err(|error| damaged(0, error))?;
+    let question = Uuid::from_slice(question).map_err(|error| damaged(0, error))?;
+    Ok((question, Estimated { at: moment(row, 1)?, bytes: maybe(row, 2, unsigned)?, remark: text(row, 3)? }))
 }
 
 fn action(row: &Row<'_>, column: usize) -> Result<Action, Fault> {

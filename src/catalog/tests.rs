@@ -286,6 +286,34 @@ fn the_history_of_outcomes_is_bounded() {
 }
 
 #[test]
+fn estimates_are_those_of_the_latest_plan() {
+    let estimated = |bytes| Estimated { at: at(7), bytes, remark: "why".to_owned() };
+    let first: BTreeMap<Uuid, Estimated> =
+        [(1, Some(u64::MAX)), (2, None)].map(|(n, bytes)| (Uuid::from_u128(n), estimated(bytes))).into();
+    on_each(|catalog| {
+        assert!(catalog.estimates().unwrap().is_empty());
+        catalog.replace_estimates(&first).unwrap();
+        assert_eq!(catalog.estimates().unwrap(), first);
+        let second = BTreeMap::from([(Uuid::from_u128(3), estimated(Some(0)))]);
+        catalog.replace_estimates(&second).unwrap();
+        assert_eq!(catalog.estimates().unwrap(), second);
+    });
+}
+
+/// `plan --dry-run` may read a catalog before a director of this version has opened it.
+#[test]
+fn a_catalog_from_before_there_were_estimates_is_read_and_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(EmbeddedCatalog::open(folder.path()).unwrap());
+    database(folder.path(), "DROP TABLE estimate; PRAGMA user_version = 1");
+    let reader = EmbeddedReader::new(folder.path());
+    assert!(reader.estimates().unwrap().is_empty() && reader.inventory().unwrap().hosts.is_empty());
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    catalog.replace_estimates(&BTreeMap::new()).unwrap();
+    assert!(reader.estimates().unwrap().is_empty());
+}
+
+#[test]
 fn a_catalog_in_memory_fails_when_it_is_told_to() {
     let catalog = MemoryCatalog::new();
     catalog.refuse_writes(true);

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use zsync::actions::{Order, decide};
 use zsync::catalog::{CatalogRead, EmbeddedCatalog, EmbeddedReader};
-use zsync::commands::plan::estimate::{self, Totals};
+use zsync::commands::plan::estimate::Questions;
 use zsync::commands::plan::foresee::{After, Foreseen, foresee};
 use zsync::commands::plan::{Filter, Question, Settings, Source};
 use zsync::commands::{director, plan};
@@ -171,9 +171,18 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);
         let mut orders = foresee(&policy, inventory.clone(), now, at);
-        estimate::ask(&mut orders, &policy, &inventory, &dispatcher).await;
-        orders
+        let questions = Questions::about(&mut orders, &policy, &inventory);
+        let answers = questions.ask(&policy, &dispatcher).await;
+        let totals = questions.put(&mut orders, &answers);
+        // Remembered, they are those of the same questions.
+        catalog.estimated(answers.clone()).await.unwrap();
+        assert_eq!(catalog.catalog().estimates().unwrap(), answers);
+        let mut again = orders.clone();
+        assert_eq!(Questions::about(&mut again, &policy, &inventory).put(&mut again, &answers), totals);
+        assert_eq!(again, orders);
+        (orders, totals)
     });
+    let (orders, totals) = orders;
     let told: Vec<_> = orders
         .iter()
         .map(|Foreseen { order, after, estimate }| {
@@ -198,8 +207,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
             ("destroy", Some(After::Send), Some(None)),
         ]
     );
-    let totals = Totals { send: whole + 5000, free: 2 * whole + 7000, unknown: 1 };
-    assert_eq!(Totals::of(&orders), totals);
+    assert_eq!((totals.send, totals.free, totals.unknown), (whole + 5000, 2 * whole + 7000, 1));
     let copy = orders.last().unwrap().estimate.as_ref().unwrap();
     assert_eq!(copy.remark, "what goes has yet to come");
     assert!(world.fake.calls()[calls..].is_empty(), "{:?}", &world.fake.calls()[calls..]);
@@ -270,6 +278,18 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
         assert!(before.iter().all(|name| after.contains(name)), "{before:?} {after:?}");
         assert!(world.errors().iter().any(|error| error.contains(words)), "{words}: {:?}", world.errors());
     }
+}
+
+#[test]
+fn a_take_that_would_be_older_than_what_is_there_is_refused() {
+    let world = World::new();
+    world.survey().unwrap();
+    // Another pass, an hour later by its name.
+    runtime::block_on(world.fake.snapshot(&[ds("tank/data")], &world.name(-1))).unwrap();
+    assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
+    assert!(!world.names("tank/data").contains(&world.name(0)));
+    let words = format!("tank/data@{} has been taken since", world.name(-1));
+    assert!(world.errors().contains(&words), "{:?}", world.errors());
 }
 
 #[test]

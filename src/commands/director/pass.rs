@@ -201,17 +201,24 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     /// Carries out what a saved plan has of one entry. An order whose world has moved is refused.
     async fn saved(&self, entry: usize, orders: Vec<Order>) -> Result<Vec<Outcome>, CatalogError> {
         let mut outcomes = Vec::new();
-        let (mut sends, mut destroys) = (Vec::new(), Vec::new());
+        let (mut takes, mut sends, mut destroys) = (Vec::new(), Vec::new(), Vec::new());
         for order in orders {
             match order {
+<<<<<<< HEAD
                 Order::Take { .. } if self.board.is_stopped() => {}
                 Order::Take { .. } => outcomes.push(self.carry_out(&order).await?),
+=======
+                Order::Take { .. } => takes.push(order),
+>>>>>>> main
                 Order::Send { .. } => sends.push(order),
                 Order::Destroy { .. } => destroys.push(order),
             }
         }
-        let sends = self.still_right(sends, |order, inventory| saved::moved(order, inventory, None), &mut outcomes);
-        let sends = sends.await?;
+        let moved = |order: &Order, inventory: &Inventory| saved::moved(order, inventory, None);
+        for order in self.still_right(takes, moved, &mut outcomes).await? {
+            outcomes.push(self.carry_out(&order).await?);
+        }
+        let sends = self.still_right(sends, moved, &mut outcomes).await?;
         outcomes.extend(self.send(sends).await?);
         let now = self.decide(Some(entry));
         let moved = |order: &Order, inventory: &Inventory| saved::moved(order, inventory, Some(&now));

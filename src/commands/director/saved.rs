@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::actions::{Order, Plan};
 use crate::config::Fingerprint;
-use crate::model::{DatasetInventory, Guid, Inventory};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Prefix, SnapName};
 
 /// For how long a plan may be carried out.
 const GOOD_FOR: TimeDelta = TimeDelta::hours(24);
@@ -78,7 +78,9 @@ impl SavedPlan {
 #[must_use]
 pub fn moved(order: &Order, inventory: &Inventory, now: Option<&Plan>) -> Option<String> {
     match order {
-        Order::Take { .. } => None,
+        Order::Take { host, name, datasets, .. } => {
+            datasets.iter().find_map(|dataset| taken_since(inventory, host, dataset, name))
+        }
         Order::Send { host, dataset, snapshot, guid, .. } => {
             let Some(held) = inventory.dataset(host, dataset) else {
                 return Some(format!("{dataset} does not exist any more"));
@@ -109,6 +111,17 @@ pub fn moved(order: &Order, inventory: &Inventory, now: Option<&Plan>) -> Option
             })
         }
     }
+}
+
+/// Why a snapshot is not to be taken any more: it would be called older than one that is there.
+fn taken_since(inventory: &Inventory, host: &HostName, dataset: &DatasetName, name: &SnapName) -> Option<String> {
+    let Some(held) = inventory.dataset(host, dataset) else {
+        return Some(format!("{dataset} does not exist any more"));
+    };
+    let prefix = Prefix::of(name)?;
+    let slot = prefix.time_in(name)?;
+    let newer = held.snapshots.iter().rfind(|s| prefix.time_in(&s.name).is_some_and(|taken| taken > slot))?;
+    Some(format!("{} has been taken since", dataset.at(&newer.name)))
 }
 
 /// What would stay of the order's dataset if it were decided now, with the reasons. What nobody decides about stays.

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Outcome};
+use uuid::Uuid;
+
+use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Estimated, Outcome};
 use crate::clock;
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Marks};
 use crate::runtime;
@@ -159,6 +161,11 @@ impl<C: CatalogWrite + 'static> World<C> {
             Ok(())
         })
         .await
+    }
+
+    /// Remembers what agents estimated for a plan.
+    pub async fn estimated(&self, estimates: BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
+        self.with_catalog(move |catalog| catalog.replace_estimates(&estimates)).await
     }
 
     /// Records how an order ended.

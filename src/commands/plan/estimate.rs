@@ -3,13 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use serde::Serialize;
+use uuid::Uuid;
 
 use super::foresee::{After, Foreseen};
 use crate::actions::Order;
 use crate::actions::steps::{Base, Conflict, Step, Transfer, steps};
+use crate::catalog::Estimated;
+use crate::clock;
 use crate::commands::director::{Dispatcher, fitting, wire_order};
-use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, Snapshot};
+use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
 use crate::policy::Policy;
 use crate::runtime;
 use crate::wire::{CommonBase, DirectorsOrder, Response};
@@ -17,6 +21,8 @@ use crate::zfs::Zfs;
 
 /// How many estimates one host makes at once: each is a process that walks through a pool.
 const AT_ONCE: usize = 4;
+/// Of the UUIDs of questions.
+const NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_6573_7469_6d61);
 /// How many hosts are asked at once.
 const SIDE_BY_SIDE: usize = 64;
 
@@ -39,11 +45,14 @@ pub struct Totals {
     pub free: u64,
     /// Of how many orders nobody can tell.
     pub unknown: usize,
+    /// When the oldest of them was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<DateTime<Utc>>,
 }
 
 /// A question to an agent about a part of one order.
-#[derive(Debug, PartialEq, Eq)]
-struct Question {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
     host: HostName,
     wire: DirectorsOrder,
 }
@@ -93,51 +102,88 @@ impl Totals {
     }
 }
 
-/// Puts the estimates to the orders. `inventory` is how the world is now, as the agents have just told.
-pub async fn ask<Z: Zfs>(
-    orders: &mut [Foreseen],
-    policy: &Arc<Policy>,
-    inventory: &Inventory,
-    dispatcher: &Arc<Dispatcher<Z>>,
-) {
-    let mut questions: BTreeMap<HostName, Vec<(usize, DirectorsOrder)>> = BTreeMap::new();
-    for (index, foreseen) in orders.iter_mut().enumerate() {
-        foreseen.estimate = match wanted(foreseen, policy, inventory) {
-            Wanted::Nothing => None,
-            Wanted::Known(estimate) => Some(estimate),
-            Wanted::Ask(asked, known) => {
-                for Question { host, wire } in asked {
-                    questions.entry(host).or_default().push((index, wire));
+/// The questions about a plan's orders, each with the place of its order.
+pub struct Questions(Vec<(usize, Question)>);
+
+impl Questions {
+    /// Puts to the orders what is known without asking, and gives the questions about the others. `inventory` is how the
+    /// world is now.
+    #[must_use]
+    pub fn about(orders: &mut [Foreseen], policy: &Policy, inventory: &Inventory) -> Self {
+        let mut questions = Vec::new();
+        for (index, foreseen) in orders.iter_mut().enumerate() {
+            foreseen.estimate = match wanted(foreseen, policy, inventory) {
+                Wanted::Nothing => None,
+                Wanted::Known(estimate) => Some(estimate),
+                Wanted::Ask(asked, known) => {
+                    questions.extend(asked.into_iter().map(|question| (index, question)));
+                    Some(Estimate::of(known))
                 }
-                Some(Estimate::of(known))
-            }
-        };
+            };
+        }
+        Self(questions)
     }
-    let hosts = questions.into_iter().map(|(host, asked)| {
-        let (policy, dispatcher) = (Arc::clone(policy), Arc::clone(dispatcher));
-        async move {
-            let answers = asked.into_iter().map(|(index, wire)| {
-                let (host, policy, dispatcher) = (host.clone(), Arc::clone(&policy), Arc::clone(&dispatcher));
-                async move { (index, answer(dispatcher.ask(&policy, &host, &wire, Counter::default()).await.0)) }
+
+    /// Asks the agents.
+    pub async fn ask<Z: Zfs>(&self, policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z>>) -> Answers {
+        let mut by_host: BTreeMap<&HostName, Vec<&Question>> = BTreeMap::new();
+        for (_, question) in &self.0 {
+            by_host.entry(&question.host).or_default().push(question);
+        }
+        let hosts: Vec<_> = by_host
+            .into_values()
+            .map(|asked| {
+                let answers: Vec<_> = asked
+                    .into_iter()
+                    .map(|question| {
+                        let (question, policy, dispatcher) =
+                            (question.clone(), Arc::clone(policy), Arc::clone(dispatcher));
+                        async move {
+                            let (response, _) = dispatcher.ask(&policy, &question.host, &question.wire).await;
+                            (question.key(), answer(response))
+                        }
+                    })
+                    .collect();
+                runtime::side_by_side(AT_ONCE, answers)
+            })
+            .collect();
+        runtime::side_by_side(SIDE_BY_SIDE, hosts).await.into_iter().flatten().collect()
+    }
+
+    /// Puts the answers to the orders. One of which a part is not answered has no estimate.
+    pub fn put(self, orders: &mut [Foreseen], answers: &Answers) -> Totals {
+        let mut at = None;
+        for (index, question) in self.0 {
+            let Some(foreseen) = orders.get_mut(index) else { continue };
+            foreseen.estimate = foreseen.estimate.take().zip(answers.get(&question.key())).map(|(before, answer)| {
+                at = at.into_iter().chain([answer.at]).min();
+                before.and(Estimate { bytes: answer.bytes, remark: answer.remark.clone() })
             });
-            runtime::side_by_side(AT_ONCE, answers).await
         }
-    });
-    for (index, estimate) in runtime::side_by_side(SIDE_BY_SIDE, hosts).await.into_iter().flatten() {
-        if let Some(foreseen) = orders.get_mut(index) {
-            foreseen.estimate = Some(foreseen.estimate.take().unwrap_or_default().and(estimate));
-        }
+        Totals { at, ..Totals::of(orders) }
+    }
+}
+
+/// What was answered, by the question's UUID.
+pub type Answers = BTreeMap<Uuid, Estimated>;
+
+impl Question {
+    /// The same for the same question about the same snapshots.
+    fn key(&self) -> Uuid {
+        let wire = DirectorsOrder { order_uuid: OrderId(Uuid::nil()), ..self.wire.clone() };
+        let text = serde_json::to_string(&wire).unwrap_or_default();
+        Uuid::new_v5(&NAMESPACE, format!("{} {text}", self.host).as_bytes())
     }
 }
 
 /// What an agent says. One that does not know the question refuses it, as it does every action that it does not know.
-fn answer(response: Response) -> Estimate {
+fn answer(response: Response) -> Estimated {
     let bytes = response.estimate.filter(|_| response.is_success);
     let remark = match (bytes, response.error) {
         (None, said) if said.is_empty() => "ZFS does not tell".to_owned(),
         (_, said) => said,
     };
-    Estimate { bytes, remark }
+    Estimated { at: clock::now(), bytes, remark }
 }
 
 fn wanted(foreseen: &Foreseen, policy: &Policy, inventory: &Inventory) -> Wanted {

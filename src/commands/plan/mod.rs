@@ -32,7 +32,7 @@ use crate::policy::Policy;
 use crate::report::{self, Format};
 use crate::zfs::{Zfs, ZfsRead};
 use crate::{clock, config};
-use estimate::Totals;
+use estimate::{Answers, Questions};
 use foresee::Foreseen;
 
 /// What `zsync plan` is told.
@@ -174,17 +174,19 @@ struct Known {
     inventory: Inventory,
     /// Hosts that were asked and did not answer, with the reason.
     unseen: BTreeMap<HostName, String>,
+    /// What agents estimated for an earlier plan.
+    estimates: Answers,
 }
 
 /// Answers from what is known already: nothing is changed anywhere.
 pub async fn preview(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
     let listed = settings.at.unwrap_or_else(clock::now);
-    let inventory = match &settings.source {
-        Source::File(path) => observe::from_file(path, listed).map_err(Error::unable)?,
+    let (inventory, estimates) = match &settings.source {
+        Source::File(path) => (observe::from_file(path, listed).map_err(Error::unable)?, Answers::new()),
         Source::Catalog | Source::Agents => observe::from_catalog(&settings, &policy, zfs).await?,
     };
-    answer(&settings, Known { policy, fingerprint, inventory, unseen: BTreeMap::new() })
+    answer(&settings, Known { policy, fingerprint, inventory, unseen: BTreeMap::new(), estimates })
 }
 
 /// Asks the agents first, and has the catalog know what they say.
@@ -200,7 +202,7 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     }
     let failed = !unseen.is_empty();
     let inventory = std::mem::take(&mut *world.inventory());
-    let known = Known { policy, fingerprint, inventory, unseen };
+    let known = Known { policy, fingerprint, inventory, unseen, estimates: Answers::new() };
     let answered = match &settings.question {
         Question::Orders { explain, out } if settings.format != Format::Ndjson => {
             settings.filter.check(&known.policy, &known.inventory).map_err(Error::unable)?;
@@ -208,8 +210,10 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
             // What follows is predicted on a world of its own; the agents are asked about this one.
             let inventory = known.inventory.clone();
             let mut document = orders::document(&settings, known, at, *explain, out.as_deref())?;
-            estimate::ask(&mut document.orders, &shared, &inventory, &dispatcher).await;
-            document.estimate = Some(Totals::of(&document.orders));
+            let questions = Questions::about(&mut document.orders, &shared, &inventory);
+            let answers = questions.ask(&shared, &dispatcher).await;
+            document.estimate = Some(questions.put(&mut document.orders, &answers));
+            world.estimated(answers).await.map_err(Error::unable)?;
             ended(&settings, orders::tell(&settings, &document))
         }
         _ => answer(&settings, known),

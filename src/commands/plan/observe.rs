@@ -8,6 +8,7 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 
 use super::Settings;
+use super::estimate::Answers;
 use crate::catalog::file::{self, FileError};
 use crate::catalog::{CatalogRead, EmbeddedReader};
 use crate::clock;
@@ -31,14 +32,20 @@ pub fn from_file(path: &Path, listed: DateTime<Utc>) -> Result<Inventory, FileEr
     }
 }
 
-/// The policy's catalog, and for this host what its ZFS has now.
-pub async fn from_catalog(settings: &Settings, policy: &Policy, zfs: &impl ZfsRead) -> Result<Inventory, Error> {
+/// The policy's catalog, and for this host what its ZFS has now; and what was estimated for the latest plan.
+pub async fn from_catalog(
+    settings: &Settings,
+    policy: &Policy,
+    zfs: &impl ZfsRead,
+) -> Result<(Inventory, Answers), Error> {
     let CatalogConfig::Embedded { path } = &policy.catalog;
     let here = &settings.here;
-    let mut inventory = EmbeddedReader::new(path).inventory().map_err(Error::unable)?;
+    let catalog = EmbeddedReader::new(path);
+    let mut inventory = catalog.inventory().map_err(Error::unable)?;
+    let estimates = catalog.estimates().map_err(Error::unable)?;
     let roots = roots(policy, here);
     if roots.is_empty() || policy.hosts.get(here).is_some_and(|h| h.address.is_some()) {
-        return Ok(inventory);
+        return Ok((inventory, estimates));
     }
     let mut listed = zfs.list(&roots, Depth::Recursive).await.map_err(Error::unable)?;
     if let Some(local) = &settings.opened {
@@ -53,7 +60,7 @@ pub async fn from_catalog(settings: &Settings, policy: &Policy, zfs: &impl ZfsRe
         }
     }
     inventory.hosts.insert(here.clone(), now);
-    Ok(inventory)
+    Ok((inventory, estimates))
 }
 
 /// Marks are the catalog's alone.

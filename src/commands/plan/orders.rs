@@ -6,11 +6,14 @@ use std::path::Path;
 use chrono::{DateTime, Utc};
 
 use super::document::{Document, Explain, notices};
-use super::foresee::foresee;
+use super::estimate::{Answers, Questions, Totals};
+use super::foresee::{Foreseen, foresee};
 use super::{Known, Settings, table, write_whole};
 use crate::actions::{Order, Plan, decide};
 use crate::commands::director::{SavedPlan, fitting, wire_order};
 use crate::error::Error;
+use crate::model::Inventory;
+use crate::policy::Policy;
 use crate::report::{self, Format};
 
 /// Decides, and saves what can be done now if that is wanted.
@@ -39,13 +42,26 @@ pub(super) fn document(
     out: Option<&Path>,
 ) -> Result<Document, Error> {
     let (plan, now) = decided(settings, &known, at, out)?;
-    let Known { policy, inventory, unseen, .. } = known;
+    let Known { policy, inventory, unseen, estimates, .. } = known;
     let notices = notices(&plan, &settings.filter);
     let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
     // A plan over a million snapshots is large, and its orders are all that is still needed.
     drop(plan);
-    let orders = settings.filter.narrow_foreseen(foresee(&policy, inventory, now, at));
-    Ok(Document { at, unseen, orders, estimate: None, notices, explain })
+    // What is remembered was estimated of the world as it is, and not as it is foreseen.
+    let world = (!estimates.is_empty()).then(|| inventory.clone());
+    let mut orders = settings.filter.narrow_foreseen(foresee(&policy, inventory, now, at));
+    let estimate = world.and_then(|world| remembered(&mut orders, &policy, &world, &estimates));
+    Ok(Document { at, unseen, orders, estimate, notices, explain })
+}
+
+/// Puts to the orders what was estimated for an earlier plan; `None` if that was about other snapshots.
+fn remembered(orders: &mut [Foreseen], policy: &Policy, world: &Inventory, answers: &Answers) -> Option<Totals> {
+    let totals = Questions::about(orders, policy, world).put(orders, answers);
+    if totals.at.is_none() {
+        orders.iter_mut().for_each(|foreseen| foreseen.estimate = None);
+        return None;
+    }
+    Some(totals)
 }
 
 /// Tells it; `true` if there are orders.

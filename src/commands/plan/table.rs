@@ -65,13 +65,14 @@ fn estimated(estimate: Option<&Estimate>) -> String {
     }
 }
 
-fn total(Totals { send, free, unknown }: &Totals) -> String {
+fn total(Totals { send, free, unknown, at }: &Totals) -> String {
     let besides = match unknown {
         0 => String::new(),
         1 => "; of 1 order nobody can tell".to_owned(),
         unknown => format!("; of {unknown} orders nobody can tell"),
     };
-    format!("about {} to send, {} freed{besides}", report::bytes(*send), report::bytes(*free))
+    let when = at.map(|at| format!(", as estimated at {}", time(at))).unwrap_or_default();
+    format!("about {} to send, {} freed{besides}{when}", report::bytes(*send), report::bytes(*free))
 }
 
 fn order(Foreseen { order, after, estimate }: &Foreseen) -> Vec<String> {
