@@ -27,9 +27,10 @@ pub mod zfs;
 
 use std::sync::Arc;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
 use commands::{agent::Agent, director, plan, serve, slave::Slave};
-use error::Error;
+use error::{Error, Exit};
+use model::PeerRole;
 use zfs::ZfsRead;
 use zfs::system::System;
 
@@ -50,15 +51,20 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
             }
         }
+        Command::Tls(command) => tls(command),
         Command::Agent(args) => {
-            let new = |now: settings::Serving, zfs| Agent::new(now.host, zfs, Arc::new(now.local));
-            let again = |old: &Agent<System>, now: settings::Serving| old.with_local(now.host, Arc::new(now.local));
-            listen(&args.common, &args.listen, director::AGENT_PORT, new, again)
+            let new = |now: settings::Serving, zfs| {
+                Agent::new(now.host, zfs, Arc::new(now.local)).with_tls(now.listening.security.tls())
+            };
+            let again = |old: &Agent<System>, now: settings::Serving| {
+                old.with_local(now.host, Arc::new(now.local)).with_tls(now.listening.security.tls())
+            };
+            listen(&args.common, &args.listen, PeerRole::Agent, new, again)
         }
         Command::Slave(args) => {
             let new = |now: settings::Serving, zfs| Slave::new(zfs, Arc::new(now.local));
             let again = |old: &Slave<System>, now: settings::Serving| old.with_local(Arc::new(now.local));
-            listen(&args.common, &args.listen, commands::agent::SLAVE_PORT, new, again)
+            listen(&args.common, &args.listen, PeerRole::Slave, new, again)
         }
     }
 }
@@ -67,11 +73,11 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 fn listen<R: serve::Role>(
     common: &cli::Common,
     listen: &cli::Listen,
-    port: u16,
+    role: PeerRole,
     new: impl Fn(settings::Serving, Arc<System>) -> R,
     again: impl Fn(&R, settings::Serving) -> R,
 ) -> Result<(), Error> {
-    let read = || settings::serving(common, listen, port);
+    let read = || settings::serving(common, listen, role);
     let inherited = service::inherited().map_err(Error::unable)?;
     let settings = read().map_err(Error::unable)?;
     let listening = settings.listening.clone();
@@ -83,8 +89,23 @@ fn listen<R: serve::Role>(
             if now.listening.address != listening.address {
                 log::warn!("listens on {} until it is restarted", listening.address);
             }
-            Ok(again(old, now))
+            let security = now.listening.security.clone();
+            Ok((again(old, now), security))
         };
         serve::serve(new(settings, zfs), inherited, &listening, reload).await.map_err(Error::unable)
     })
+}
+
+fn tls(command: cli::Tls) -> Result<(), Error> {
+    match command {
+        cli::Tls::Init(TlsInit { ca, name, days }) => commands::tls::init(&ca, &name, days).map_err(Error::unable),
+        cli::Tls::Issue(TlsIssue { host, role, also, days, ca, out, renew }) => {
+            let wanted = commands::tls::Wanted { host, also, roles: role.into_iter().collect(), days };
+            commands::tls::issue(&ca, &wanted, out, renew).map_err(Error::unable)
+        }
+        cli::Tls::Show(TlsShow { files, format }) => {
+            let right = commands::tls::show(&files, format).map_err(Error::unable)?;
+            if right { Ok(()) } else { Err(Error::exit(Exit::Failed)) }
+        }
+    }
 }

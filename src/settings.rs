@@ -1,16 +1,22 @@
 //! From what was typed and configured to what is meant, with every check that needs both.
 
-use anyhow::Context;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
 use chrono::TimeDelta;
 
 use crate::cli::{self, Cli, Command, Common, Listen};
+use crate::clock;
 use crate::commands::plan::{Filter, Question, Source};
-use crate::commands::serve::Listening;
+use crate::commands::serve::{Listening, Security};
 use crate::commands::{director, plan};
 use crate::config::{self, Local};
 use crate::error::Error;
 use crate::logging;
-use crate::model::HostName;
+use crate::model::{HostName, PeerRole};
+use crate::transport::tls::Tls;
 
 /// What an agent or a slave runs with.
 pub struct Serving {
@@ -25,12 +31,14 @@ pub struct Serving {
 /// Sets up logging: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
 pub fn logging(cli: &Cli) {
     let (common, service) = match &cli.command {
-        Command::Director(args) => (&args.common, !args.once),
-        Command::Agent(args) => (&args.common, true),
-        Command::Slave(args) => (&args.common, true),
-        Command::Plan(args) => (&args.common, false),
+        Command::Director(args) => (Some(&args.common), !args.once),
+        Command::Agent(args) => (Some(&args.common), true),
+        Command::Slave(args) => (Some(&args.common), true),
+        Command::Plan(args) => (Some(&args.common), false),
+        Command::Tls(_) => (None, false),
     };
-    logging::start(common.log, common.log_format, if service { "zsync=info,warn" } else { "warn" });
+    let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
+    logging::start(level, format, if service { "zsync=info,warn" } else { "warn" });
 }
 
 /// This host's name: as typed, as configured, as the system says.
@@ -63,6 +71,8 @@ fn host_of(common: &Common) -> Result<HostName, Error> {
 /// For `director`.
 pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
     let host = host_of(&args.common)?;
+    warn_of_loose_mode(&args.config);
+    warn_of_loose_mode(&args.common.local);
     Ok(director::Settings {
         config: args.config,
         local: args.common.local,
@@ -119,9 +129,11 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
 }
 
 /// For `agent` and `slave`.
-pub fn serving(common: &Common, listen: &Listen, port: u16) -> anyhow::Result<Serving> {
+pub fn serving(common: &Common, listen: &Listen, role: PeerRole) -> anyhow::Result<Serving> {
     let local = config::load_local(&common.local)?;
+    warn_of_loose_mode(&common.local);
     let host = host(common, Some(&local))?;
+    let port = if role == PeerRole::Slave { config::SLAVE_PORT } else { config::AGENT_PORT };
     let address = match (&listen.listen, &local.listen) {
         (Some(typed), _) => {
             let address: config::Address = typed.parse().context("--listen")?;
@@ -130,6 +142,36 @@ pub fn serving(common: &Common, listen: &Listen, port: u16) -> anyhow::Result<Se
         (None, Some(configured)) => configured.with_default_port(port),
         (None, None) => format!("127.0.0.1:{port}"),
     };
-    let listening = Listening { address, plaintext: listen.insecure_plaintext, grace: listen.grace };
+    let security = security(&local, listen, &host, role)?;
+    let listening = Listening { address, security, grace: listen.grace };
     Ok(Serving { host, local, listening })
+}
+
+/// How it is known who a peer is.
+fn security(local: &Local, listen: &Listen, host: &HostName, role: PeerRole) -> anyhow::Result<Security> {
+    let (file, beyond_this_machine) = (&local.file, listen.insecure_plaintext);
+    let Some(files) = &local.tls else { return Ok(Security::Plaintext { beyond_this_machine }) };
+    if beyond_this_machine {
+        bail!("{file} sets \"tls\", and --insecure-plaintext is for doing without: leave one out");
+    }
+    if role == PeerRole::Agent && local.directors.is_empty() {
+        bail!(
+            "{file} sets \"tls\" and does not say whose orders are carried out: add \"directors\": [\"HOST\"], with the \
+             name in the director's certificate"
+        );
+    }
+    let tls = Tls::load(files)?;
+    for warning in tls.warnings(clock::now(), host, role) {
+        log::warn!("{warning}");
+    }
+    Ok(Security::Tls(Arc::new(tls)))
+}
+
+/// Whoever can write to a configuration file decides what this program does, as whoever it runs as.
+fn warn_of_loose_mode(file: &Path) {
+    let Ok(metadata) = std::fs::metadata(file) else { return };
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_file() && mode & 0o022 != 0 {
+        log::warn!("{} has the mode {mode:04o}: others than its owner may change it; chmod go-w it", file.display());
+    }
 }

@@ -38,8 +38,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("report", &[]),
     ("runtime", &[]),
     ("service", &["runtime"]),
-    ("settings", &["cli", "commands", "config", "error", "logging", "model"]),
-    ("transport", &["runtime", "wire"]),
+    ("settings", &["cli", "clock", "commands", "config", "error", "logging", "model", "transport"]),
+    ("transport", &["model", "runtime", "wire"]),
     ("wire", &["model", "runtime"]),
     ("zfs", &["model", "runtime"]),
 ];

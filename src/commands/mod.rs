@@ -3,8 +3,10 @@
 pub mod agent;
 pub mod busy;
 pub mod director;
+pub mod gate;
 pub mod marks;
 pub mod plan;
 pub mod receiving;
 pub mod serve;
 pub mod slave;
+pub mod tls;

@@ -10,6 +10,7 @@ mod local;
 mod nearest;
 mod problem;
 mod server;
+mod tls;
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use chrono::NaiveTime;
 use chrono_tz::Tz;
 
-use crate::model::{DatasetName, HostName, Prefix};
+use crate::model::{DatasetName, HostName, Prefix, TlsFiles};
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
 
@@ -29,6 +29,8 @@ pub struct Policy {
     pub timezone: Tz,
     /// Where the catalog is kept.
     pub catalog: CatalogConfig,
+    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    pub tls: Option<TlsFiles>,
     /// Addresses of hosts, by name.
     pub hosts: BTreeMap<HostName, HostAddress>,
     /// The daily window (from, to) in which the catalog is checked against ZFS on every host. Nothing looks at it

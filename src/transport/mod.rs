@@ -1,3 +1,4 @@
-//! Connections: how two roles reach each other.
+//! Connections: how two roles reach each other, and how they know that it is them.
 
 pub mod tcp;
+pub mod tls;

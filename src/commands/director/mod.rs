@@ -25,11 +25,12 @@ pub use world::World;
 use super::agent::Agent;
 use crate::catalog::{CatalogError, CatalogWrite, EmbeddedCatalog, Holder};
 use crate::config;
-use crate::model::HostName;
+use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
 use crate::report;
 use crate::runtime;
 use crate::service::{self, Signals};
+use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 use crate::{clock, error};
 
@@ -66,7 +67,11 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         None => None,
         Some(path) => Some(SavedPlan::load(path, fingerprint, clock::now()).map_err(error::Error::unable)?),
     };
-    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
+    let tls = load_tls(&policy).map_err(error::Error::unable)?;
+    if let Some(tls) = &tls {
+        warn_of(tls, &settings);
+    }
+    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, tls, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
@@ -138,13 +143,19 @@ pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<Embed
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-pub async fn dispatcher<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
+pub async fn dispatcher<Z: Zfs>(
+    here: &HostName,
+    local: &Path,
+    policy: &Policy,
+    tls: Option<Arc<Tls>>,
+    zfs: Arc<Z>,
+) -> Dispatcher<Z> {
     let own = if is_own(policy, here) {
-        own_agent(here, local, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+        own_agent(here, local, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     } else {
         Err(format!("{here} is not this process' to act on"))
     };
-    Dispatcher { here: here.clone(), own }
+    Dispatcher { here: here.clone(), own, tls }
 }
 
 /// Whether orders for this host are carried out in the director's process.
@@ -152,11 +163,32 @@ fn is_own(policy: &Policy, here: &HostName) -> bool {
     policy.hosts.get(here).is_none_or(|h| h.address.is_none()) && hosts(policy).contains(here)
 }
 
-async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+/// What the director proves itself with to agents.
+pub fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
+    policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
+}
+
+/// Warns of what is wrong with it by now or will be; from cron, where that would be a mail at each pass, only of what
+/// lets others use it.
+fn warn_of(tls: &Tls, settings: &Settings) {
+    let warnings = if settings.once && !settings.verbose {
+        tls.loose_key().into_iter().collect()
+    } else {
+        tls.warnings(clock::now(), &settings.host, PeerRole::Director)
+    };
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+}
+
+async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
     let local = config::load_local(local)
         .with_context(|| format!("{here} is this host, whose own local configuration is needed"))?;
     zfs.check_version().await?;
-    Ok(Agent::new(here.clone(), zfs, Arc::new(local)))
+    // What it proves itself with to slaves: of this host, whose director and agent may have one certificate.
+    let files = local.tls.as_ref().or(policy.tls.as_ref());
+    let tls = files.map(Tls::load).transpose()?.map(Arc::new);
+    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls))
 }
 
 /// Passes, one after the other, each at its time, until the process is asked to end.
@@ -180,19 +212,30 @@ async fn direct<Z: Zfs>(
                 failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
             }
         }
+        // Certificates are renewed while the director runs.
+        let tls = load_tls(&policy).unwrap_or_else(|error| {
+            failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+            dispatcher.tls.clone()
+        });
+        let (host, local) = (&settings.host, &settings.local);
         if signals.take_reload() {
             service::reloading();
-            let renewed = self::dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await;
+            let renewed = self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await;
             match &renewed.own {
-                Err(reason) if dispatcher.own.is_ok() && is_own(&policy, &settings.host) => {
+                Err(reason) if dispatcher.own.is_ok() && is_own(&policy, host) => {
                     failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
                 }
                 _ => dispatcher = Arc::new(renewed),
             }
             service::ready(failures.values().next().map_or("its configuration was read again", |wrong| wrong));
-        } else if dispatcher.own.is_err() {
+        } else if let Ok(agent) = &dispatcher.own {
+            if let Err(error) = agent.reload_tls() {
+                failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+            }
+            dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
+        } else {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
+            dispatcher = Arc::new(self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         let board = pass.board();

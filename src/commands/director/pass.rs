@@ -204,12 +204,7 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let (mut takes, mut sends, mut destroys) = (Vec::new(), Vec::new(), Vec::new());
         for order in orders {
             match order {
-<<<<<<< HEAD
-                Order::Take { .. } if self.board.is_stopped() => {}
-                Order::Take { .. } => outcomes.push(self.carry_out(&order).await?),
-=======
                 Order::Take { .. } => takes.push(order),
->>>>>>> main
                 Order::Send { .. } => sends.push(order),
                 Order::Destroy { .. } => destroys.push(order),
             }

@@ -139,7 +139,8 @@ impl Questions {
                         let (question, policy, dispatcher) =
                             (question.clone(), Arc::clone(policy), Arc::clone(dispatcher));
                         async move {
-                            let (response, _) = dispatcher.ask(&policy, &question.host, &question.wire).await;
+                            let (response, _) =
+                                dispatcher.ask(&policy, &question.host, &question.wire, Counter::default()).await;
                             (question.key(), answer(response))
                         }
                     })

@@ -195,7 +195,8 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     let shared = Arc::new(policy.clone());
     // A pass from cron makes way for it.
     let world = director::open_catalog(&shared, Holder::Pass).await.map_err(Error::unable)?;
-    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, zfs).await);
+    let tls = director::load_tls(&shared).map_err(Error::unable)?;
+    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, tls, zfs).await);
     let unseen = director::look(&shared, &dispatcher, &world).await.map_err(Error::unable)?;
     for (host, reason) in &unseen {
         report::complain(&format_args!("{host} cannot be looked at: {reason}"));
