@@ -37,6 +37,8 @@ pub enum Command {
     Slave(Slave),
     /// Preview the orders that the director would give.
     Plan(Plan),
+    /// Judge how well the policy is kept, for Nagios, Icinga and cron.
+    Check(Check),
     /// Make certificates with which hosts prove to each other who they are, and explain them.
     #[command(subcommand)]
     Tls(Tls),
@@ -294,4 +296,41 @@ pub struct TlsShow {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `zsync check`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status, as monitoring plug-ins have it: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.")]
+pub struct Check {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// Look at the configuration files only: is everything in them valid?
+    #[arg(long, conflicts_with_all = ["host", "dataset", "format"])]
+    pub config_only: bool,
+    /// Only datasets of this host, and what is sent there
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<HostName>,
+    /// Only this dataset and what is below it
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Option<DatasetName>,
+    /// Tell everything that is wrong, one a line, after the summary
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: CheckFormat,
+}
+
+/// How `zsync check` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CheckFormat {
+    /// One line with performance data, as monitoring plug-ins print it.
+    #[default]
+    Nagios,
+    /// One JSON document.
+    Json,
 }

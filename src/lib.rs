@@ -28,7 +28,7 @@ pub mod zfs;
 use std::sync::Arc;
 
 use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
-use commands::{agent::Agent, director, plan, serve, slave::Slave};
+use commands::{agent::Agent, check, director, plan, serve, slave::Slave};
 use error::{Error, Exit};
 use model::PeerRole;
 use zfs::ZfsRead;
@@ -50,6 +50,11 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 // There, it is a value that can only read.
                 plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
             }
+        }
+        Command::Check(args) => {
+            // Here too.
+            let zfs = System::new(&args.common.zfs);
+            runtime::block_on(check::run(settings::check(args), &zfs))
         }
         Command::Tls(command) => tls(command),
         Command::Agent(args) => {

@@ -11,7 +11,7 @@ use crate::cli::{self, Cli, Command, Common, Listen};
 use crate::clock;
 use crate::commands::plan::{Filter, Question, Source};
 use crate::commands::serve::{Listening, Security};
-use crate::commands::{director, plan};
+use crate::commands::{check, director, plan};
 use crate::config::{self, Local};
 use crate::error::Error;
 use crate::logging;
@@ -35,6 +35,7 @@ pub fn logging(cli: &Cli) {
         Command::Agent(args) => (Some(&args.common), true),
         Command::Slave(args) => (Some(&args.common), true),
         Command::Plan(args) => (Some(&args.common), false),
+        Command::Check(args) => (Some(&args.common), false),
         Command::Tls(_) => (None, false),
     };
     let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
@@ -126,6 +127,21 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
         at: args.at,
         exit_code: args.exit_code,
     })
+}
+
+/// For `check`, which tells itself what is wrong.
+pub fn check(args: cli::Check) -> check::Settings {
+    check::Settings {
+        here: host_of(&args.common).map_err(|error| error.to_string()),
+        opened: local_if_there(&args.common).ok().flatten(),
+        config: args.config,
+        local: args.common.local,
+        config_only: args.config_only,
+        host: args.host,
+        dataset: args.dataset,
+        verbose: args.verbose,
+        json: args.format == cli::CheckFormat::Json,
+    }
 }
 
 /// For `agent` and `slave`.

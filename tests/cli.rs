@@ -257,7 +257,7 @@ fn usage_errors_end_with_status_2() {
 
 #[test]
 fn every_subcommand_explains_itself() {
-    for subcommand in ["", "director", "agent", "slave", "plan"] {
+    for subcommand in ["", "director", "agent", "slave", "plan", "check"] {
         let ended = ended(bare().args(subcommand.split_whitespace()).arg("--help"));
         assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
         assert!(ended.stdout.contains("Usage: zsync"), "{ended:?}");

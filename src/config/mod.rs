@@ -10,6 +10,7 @@ mod local;
 mod nearest;
 mod problem;
 mod server;
+mod thresholds;
 mod tls;
 
 use std::fs::File;

@@ -13,11 +13,12 @@ use super::check::{self, Entry, Prefixed};
 use super::json::{Document, Node, Object};
 use super::nearest::slips;
 use super::problem::ConfigError;
+use super::thresholds;
 use super::tls::tls;
 use crate::model::{DatasetName, HostName, NameError, Prefix};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DatasetPolicy, HostAddress, Policy, Retention, Schedule, SnapshotPolicy,
-    SyncPolicy, Target,
+    SyncPolicy, Target, Thresholds,
 };
 
 /// Where the embedded catalog is kept unless the policy says otherwise.
@@ -299,6 +300,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let retention = object.get("retention").map(|node| retention(&node));
     let sync_retention = object.get("sync_retention").map(|node| self::retention(&node));
     let prune_unsent = object.boolean("prune_unsent", false);
+    let check = object.get("check").map_or_else(Thresholds::default, |node| thresholds::read(&node));
     check_sense(&object);
     object.finish();
 
@@ -326,6 +328,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
         retention,
         sync_retention,
         prune_unsent,
+        check,
     })
 }
 

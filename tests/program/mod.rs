@@ -83,8 +83,8 @@ impl Place {
         let subcommand = words.next().unwrap_or_default();
         let mut command = bare();
         command.arg(subcommand).args(words);
-        let has = |option: &str| arguments.contains(option);
-        if matches!(subcommand, "director" | "plan") && !has("--config") {
+        let has = |option: &str| arguments.split_whitespace().any(|word| word.trim_end_matches('=') == option);
+        if matches!(subcommand, "director" | "plan" | "check") && !has("--config") {
             command.args(["--config", &self.path("server.json")]);
         }
         if !has("--local") {

@@ -106,7 +106,7 @@ impl<Z: Zfs> Agent<Z> {
     pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
         let receiving = Receiving { local: Arc::clone(&local), ..self.receiving.clone() };
         let (zfs, busy) = (Arc::clone(&self.zfs), self.busy.clone());
-        Self { host, zfs, local, busy, patience: self.patience, receiving }
+        Self { host, zfs, local, busy, patience: self.patience, tls: self.tls.clone(), receiving }
     }
 
     /// The same with another patience for silent slaves.

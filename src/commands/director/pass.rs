@@ -82,9 +82,7 @@ impl<Z, C> Clone for Pass<Z, C> {
 /// The hosts that a policy speaks of.
 #[must_use]
 pub fn hosts(policy: &Policy) -> BTreeSet<HostName> {
-    let sources = policy.datasets.iter().map(|entry| &entry.hostname);
-    let destinations = policy.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on).map(|t| &t.host);
-    sources.chain(destinations).cloned().collect()
+    policy.hosts_named()
 }
 
 impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {

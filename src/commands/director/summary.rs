@@ -67,23 +67,10 @@ impl fmt::Display for Failure<'_> {
 /// Everything that went wrong.
 pub fn failures(report: &Report) -> impl Iterator<Item = Failure<'_>> {
     let unseen = report.unseen.iter().map(|(host, reason)| Failure::Unseen(host, reason));
-    let policy = report.notices.iter().filter(|n| is_failure(&n.kind)).map(Failure::Policy);
+    let policy = report.notices.iter().filter(|n| n.kind.is_failure()).map(Failure::Policy);
     let orders = report.outcomes.iter().filter(|o| !o.success).map(Failure::Order);
     let broken_off = report.broken_off.iter().map(|reason| Failure::BrokenOff(reason));
     unseen.chain(policy).chain(orders).chain(broken_off)
-}
-
-/// Whether something that the policy asks for does not happen, and no order will fail to say so.
-fn is_failure(kind: &NoticeKind) -> bool {
-    match kind {
-        NoticeKind::DatasetMissing
-        | NoticeKind::ClaimedTwice { .. }
-        | NoticeKind::FromTheFuture { .. }
-        | NoticeKind::DestinationTaken { .. }
-        | NoticeKind::NameTooLong { .. } => true,
-        // A host that was not listed has its own failure, a destination without anything in common a send that fails.
-        NoticeKind::HostNotListed | NoticeKind::ReceivesAndTakes { .. } | NoticeKind::NothingInCommon { .. } => false,
-    }
 }
 
 fn subject(outcome: &Outcome) -> String {
@@ -202,7 +189,7 @@ fn as_table(report: &Report) -> String {
     let headings = ["ACTION", "DATASET", "SNAPSHOT", "TO", "RESULT", "SENT", "RATE", "TOOK"];
     let mut text =
         if report.outcomes.is_empty() { String::new() } else { report::table(&headings, &[5, 6, 7], rows.collect()) };
-    for notice in report.notices.iter().filter(|n| !is_failure(&n.kind)) {
+    for notice in report.notices.iter().filter(|n| !n.kind.is_failure()) {
         text.push_str(&format!("note: {notice}\n"));
     }
     let failed = failures(report).count();

@@ -7,7 +7,7 @@ pub mod compare;
 mod document;
 pub mod estimate;
 pub mod foresee;
-mod observe;
+pub mod observe;
 mod orders;
 mod side_by_side;
 pub mod simulate;
