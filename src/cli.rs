@@ -188,7 +188,7 @@ pub struct Plan {
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
     /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS. Without it the agents are asked
-    /// first what they hold, which is written to the catalog; no other order is given
+    /// first what they hold, and how much would be sent and freed, which is written to the catalog; no order changes anything
     #[arg(long)]
     pub dry_run: bool,
     /// Decide from this exported catalog and nothing else (- is standard input); nothing is changed anywhere
