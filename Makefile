@@ -7,7 +7,7 @@ CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit demo lab-shell bench install uninstall clean
+.PHONY: all setup build release check fmt test test-unit readme demo lab-shell bench install uninstall clean
 
 all: build
 
@@ -36,6 +36,10 @@ test:
 test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
 	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
+
+# The README's table of what is survived, from the scenarios that show it.
+readme:
+	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs survived
 
 # The main job on real ZFS, for a person to read.
 demo: build

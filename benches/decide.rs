@@ -58,6 +58,7 @@ fn policy(pairs: usize) -> Policy {
         hosts: Default::default(),
         tls: None,
         consul_resync: None,
+        retry_for: std::time::Duration::ZERO,
         datasets: (0..pairs).map(entry).collect(),
     }
 }

@@ -137,9 +137,8 @@ pub struct Director {
 /// `zsync agent`.
 #[derive(Args, Debug)]
 #[command(after_help = "Give it an order by hand:\n  \
-    printf %s '{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\",' \\\n    \
-    '\"Action\":\"take_snapshot\",\"SnapshotName\":\"by-hand\",' \\\n    \
-    '\"DestDataset\":\"tank/foo\"}' | nc -N localhost 7711")]
+    printf '{\"OrderUUID\":\"%s\",\"Action\":\"take_snapshot\",\"SnapshotName\":\"by-hand\",\"DestDataset\":\"tank/foo\"}' \\\n    \
+    \"$(cat /proc/sys/kernel/random/uuid)\" | nc -N localhost 7711")]
 pub struct Agent {
     /// Options that every subcommand has.
     #[command(flatten)]
@@ -147,6 +146,9 @@ pub struct Agent {
     /// Options of those that listen.
     #[command(flatten)]
     pub listen: Listen,
+    /// Where it remembers how recent orders ended, so that one that comes again does nothing twice
+    #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
+    pub state: PathBuf,
 }
 
 /// `zsync slave`.

@@ -28,7 +28,8 @@ pub mod zfs;
 use std::sync::Arc;
 
 use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
-use commands::{agent::Agent, check, director, plan, serve, slave::Slave};
+use commands::agent::{Agent, Journal};
+use commands::{check, director, plan, serve, slave::Slave};
 use error::{Error, Exit};
 use model::PeerRole;
 use zfs::ZfsRead;
@@ -40,7 +41,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Director(args) => {
             let zfs = Arc::new(System::new(&args.common.zfs));
-            runtime::block_on(director::run(settings::director(args)?, zfs))
+            let settings = settings::director(args)?;
+            runtime::block_on(ending(Arc::clone(&zfs), director::run(settings, zfs)))
         }
         Command::Plan(args) => {
             let zfs = System::new(&args.common.zfs);
@@ -59,7 +61,9 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Tls(command) => tls(command),
         Command::Agent(args) => {
             let new = |now: settings::Serving, zfs| {
-                Agent::new(now.host, zfs, Arc::new(now.local)).with_tls(now.listening.security.tls())
+                let journal = Journal::open(&args.state)?;
+                let agent = Agent::new(now.host, zfs, Arc::new(now.local)).with_tls(now.listening.security.tls());
+                Ok(agent.remembering(journal))
             };
             let again = |old: &Agent<System>, now: settings::Serving| {
                 old.with_local(now.host, Arc::new(now.local)).with_tls(now.listening.security.tls())
@@ -67,7 +71,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             listen(&args.common, &args.listen, PeerRole::Agent, new, again)
         }
         Command::Slave(args) => {
-            let new = |now: settings::Serving, zfs| Slave::new(zfs, Arc::new(now.local));
+            let new = |now: settings::Serving, zfs| Ok(Slave::new(zfs, Arc::new(now.local)));
             let again = |old: &Slave<System>, now: settings::Serving| old.with_local(Arc::new(now.local));
             listen(&args.common, &args.listen, PeerRole::Slave, new, again)
         }
@@ -79,15 +83,15 @@ fn listen<R: serve::Role>(
     common: &cli::Common,
     listen: &cli::Listen,
     role: PeerRole,
-    new: impl Fn(settings::Serving, Arc<System>) -> R,
+    new: impl FnOnce(settings::Serving, Arc<System>) -> anyhow::Result<R>,
     again: impl Fn(&R, settings::Serving) -> R,
 ) -> Result<(), Error> {
     let read = || settings::serving(common, listen, role);
     let inherited = service::inherited().map_err(Error::unable)?;
     let settings = read().map_err(Error::unable)?;
     let listening = settings.listening.clone();
-    runtime::block_on(async {
-        let zfs = Arc::new(System::new(&common.zfs));
+    let zfs = Arc::new(System::new(&common.zfs));
+    runtime::block_on(ending(Arc::clone(&zfs), async {
         log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
         let reload = |old: &R| {
             let now = read()?;
@@ -97,8 +101,16 @@ fn listen<R: serve::Role>(
             let security = now.listening.security.clone();
             Ok((again(old, now), security))
         };
-        serve::serve(new(settings, zfs), inherited, &listening, reload).await.map_err(Error::unable)
-    })
+        let role = new(settings, zfs).map_err(Error::unable)?;
+        serve::serve(role, inherited, &listening, reload).await.map_err(Error::unable)
+    }))
+}
+
+/// Leaves no command of ZFS behind: work that was under way when the program was asked to end is broken off.
+async fn ending<T>(zfs: Arc<System>, work: impl Future<Output = T>) -> T {
+    let result = work.await;
+    zfs.end().await;
+    result
 }
 
 fn tls(command: cli::Tls) -> Result<(), Error> {

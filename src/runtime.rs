@@ -3,7 +3,7 @@
 //! async-std is at the end of its life; moving to its successor means editing this file and `transport::tcp`.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_std::task;
 use futures_lite::future;
@@ -86,6 +86,18 @@ impl Tasks {
     pub async fn interrupt(&mut self) {
         self.leash = None;
         self.ended().await;
+    }
+}
+
+/// Waits until a number has not changed for `limit`.
+pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
+    let (mut last, mut since) = (number(), Instant::now());
+    while since.elapsed() < limit {
+        sleep((limit / 10).max(Duration::from_millis(10))).await;
+        let now = number();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
     }
 }
 

@@ -84,7 +84,8 @@ impl Fleet {
                 format!(r#""{host}": {{ "address": "{agent}", "receive_address": "{slave}" }}"#)
             })
             .collect();
-        let text = format!(r#"{{ "hosts": {{ {} }}, "datasets": [ {datasets} ] }}"#, hosts.join(", "));
+        let text =
+            format!(r#"{{ "retry_for": "0s", "hosts": {{ {} }}, "datasets": [ {datasets} ] }}"#, hosts.join(", "));
         Arc::new(parse_policy("server.json", &text).unwrap_or_else(|e| panic!("{e}")))
     }
 

@@ -494,12 +494,44 @@ fn every_message_that_is_shown_is_understood() {
     assert!(page.section("VERSIONS").contains(&format!(".It {PROTOCOL}\n")));
     for block in page.literals().iter().filter(|block| block.starts_with("printf")) {
         let words = shell(block).remove(0);
-        let order: DirectorsOrder = serde_json::from_str(&words[2..].concat()).unwrap();
+        let text = words[1..].concat().replace("%s", "9b2c1c4e-1111-4222-8333-0123456789ab");
+        let text = text.split_inclusive('}').next().unwrap().trim_start_matches(|c| c != '{');
+        let order: DirectorsOrder = serde_json::from_str(text).unwrap();
         assert_eq!(order.protocol, PROTOCOL);
     }
 }
 
 // --- README.
+
+/// The README's table of what is survived, from the scenarios that show it (`survived WHAT OUTCOME`). That each case is
+/// shown whenever they run is seen to by `tests/lab.rs`.
+fn survived() -> String {
+    let mut table = String::from("| what happens | what comes of it | shown by |\n|---|---|---|\n");
+    for scenario in names_in("tests/lab/scenarios") {
+        let text = read(&format!("tests/lab/scenarios/{scenario}"));
+        for case in text.lines().filter_map(|line| line.trim_start().strip_prefix("survived ")) {
+            let words = shell(case).concat();
+            let [what, outcome] = words.as_slice() else { panic!("{scenario}: survived {case}") };
+            table.push_str(&format!("| {what} | {outcome} | `{scenario}` |\n"));
+        }
+    }
+    table
+}
+
+/// With `ZSYNC_BLESS` set, the table is written anew.
+#[test]
+fn the_table_of_what_is_survived_is_that_of_the_scenarios() {
+    let (begin, end) =
+        ("<!-- survived: made from tests/lab/scenarios by make readme -->\n", "<!-- end of survived -->");
+    let readme = read("README.md");
+    let (before, rest) = readme.split_once(begin).expect("README.md has the table's beginning");
+    let (shown, after) = rest.split_once(end).expect("README.md has the table's end");
+    let table = survived();
+    if shown != table && std::env::var_os("ZSYNC_BLESS").is_some() {
+        return fs::write(project("README.md"), format!("{before}{begin}{table}{end}{after}")).unwrap();
+    }
+    assert_eq!(shown, table, "the table is not up to date: make readme");
+}
 
 #[test]
 fn the_map_of_src_is_whole() {

@@ -118,7 +118,7 @@ fn guids(fake: &Fake, dataset: &str) -> Vec<Guid> {
 }
 
 fn order(action: Action) -> DirectorsOrder {
-    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}"}}"#, uuid::Uuid::now_v7());
+    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7());
     serde_json::from_str(&text).unwrap()
 }
 

@@ -57,13 +57,19 @@ fn order(address: &str, order: &str) -> Value {
     serde_json::from_str(&last).unwrap_or_else(|error| panic!("{error} in {last}"))
 }
 
-fn take(dataset: &str) -> String {
-    format!(
-        r#"{{"OrderUUID":"9b2c1c4e-1111-4222-8333-0123456789ab","Action":"take_snapshot","SnapshotName":"by-hand","DestDataset":"{dataset}"}}"#
-    )
+/// Orders are known by their UUID: each is another one.
+fn uuid() -> uuid::Uuid {
+    uuid::Uuid::now_v7()
 }
 
-const RESYNC: &str = r#"{"OrderUUID":"9b2c1c4e-1111-4222-8333-0123456789ab","Action":"kv_resync"}"#;
+fn take(dataset: &str) -> String {
+    let id = uuid();
+    format!(r#"{{"OrderUUID":"{id}","Action":"take_snapshot","SnapshotName":"by-hand","DestDataset":"{dataset}"}}"#)
+}
+
+fn resync() -> String {
+    format!(r#"{{"OrderUUID":"{}","Action":"kv_resync"}}"#, uuid())
+}
 
 /// The address in `... listens on ADDRESS`.
 fn listens(running: &mut Running) -> String {
@@ -176,17 +182,21 @@ fn a_socket_of_the_service_manager_is_served() {
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$@\" 3<&0 0</dev/null", "sh"]);
     command.arg(agent.get_program()).args(agent.get_args());
-    command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)));
+    command
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("ZSYNC_STATE", place.path("state"))
+        .stdin(Stdio::from(std::os::fd::OwnedFd::from(socket)));
     let mut running = Running::start(&mut command);
     assert_eq!(listens(&mut running), address);
-    assert_eq!(order(&address, RESYNC)["IsSuccess"], true);
+    assert_eq!(order(&address, &resync())["IsSuccess"], true);
     assert_eq!(running.stop(), Some(0));
     // Not a socket, and more than one.
     for (count, words) in [("1", "no socket"), ("2", "one is wanted")] {
         let mut command = Command::new("/bin/sh");
         let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\" 3</dev/null 4</dev/null");
         command.args(["-c", &script, "sh"]).arg(agent.get_program()).args(agent.get_args());
-        command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+        command.env_clear().env("PATH", "/usr/bin:/bin").env("ZSYNC_STATE", place.path("state")).stdin(Stdio::null());
         ended(&mut command).fails(2, &[words, "LISTEN_FDS"]);
     }
 }
@@ -202,7 +212,7 @@ fn what_is_under_way_may_end_after_sigterm() {
     let address = listens(&mut running);
     let asking = std::thread::spawn({
         let address = address.clone();
-        move || order(&address, RESYNC)
+        move || order(&address, &resync())
     });
     running.wait_for("runs", 1);
     signal(&running, rustix::process::Signal::TERM);
@@ -226,7 +236,7 @@ fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
         if subcommand.starts_with("agent") {
             let address = listens(&mut running);
             stream = Some(TcpStream::connect(&address).unwrap());
-            stream.as_ref().unwrap().write_all(format!("{RESYNC}\n").as_bytes()).unwrap();
+            stream.as_ref().unwrap().write_all(format!("{}\n", resync()).as_bytes()).unwrap();
         }
         running.wait_for("runs", if stream.is_some() { 2 } else { 3 });
         let asked = Instant::now();
@@ -272,7 +282,7 @@ fn the_journal_gets_priorities_and_no_time() {
     let agent = place.command("agent --listen 127.0.0.1:0");
     let mut command = Command::new("/bin/sh");
     command.args(["-c", script, "sh"]).arg(agent.get_program()).args(agent.get_args());
-    command.env_clear().env("PATH", "/usr/bin:/bin").stdin(Stdio::null());
+    command.env_clear().env("PATH", "/usr/bin:/bin").env("ZSYNC_STATE", place.path("state")).stdin(Stdio::null());
     let mut running = Running::start(&mut command);
     running.wait_for("listens on", 1);
     assert!(running.seen.last().unwrap().starts_with("<6>agent listens on"), "{:?}", running.seen);

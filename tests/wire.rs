@@ -12,7 +12,7 @@ use futures_lite::AsyncReadExt;
 use zsync::commands::agent::Agent;
 use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
-use zsync::config::parse_local;
+use zsync::config::{Local, parse_local};
 use zsync::model::{
     Action, Counter, DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot,
 };
@@ -70,9 +70,10 @@ impl Pair {
         beta.create(&ds("pool"));
         let local = |text: &str| Arc::new(parse_local("local.json", text).unwrap());
         let source = local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#);
+        let source = Arc::new(Local { stall_timeout: PATIENCE, ..Local::clone(&source) });
         let destination = local(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#);
         let host: HostName = "alpha".parse().unwrap();
-        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source).with_patience(PATIENCE));
+        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
         let slave = Arc::new(Slave::new(Arc::new(beta.clone()), destination));
         let (agent_address, slave_address) = (serve(&agent), serve(&slave));
         Self { alpha, beta, agent, agent_address, slave_address }
@@ -121,6 +122,7 @@ impl Pair {
             protocol: 1,
             source_dataset: Some(ds("tank/data")),
             rollback_if_needed: false,
+            oldest_unsent: None,
         };
         let mut stream = connect(self.slave_address);
         say(&mut stream, &order);
@@ -152,7 +154,8 @@ impl Pair {
 }
 
 fn order(action: Action) -> DirectorsOrder {
-    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}"}}"#, uuid::Uuid::now_v7())).unwrap()
+    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7()))
+        .unwrap()
 }
 
 fn connect(address: SocketAddr) -> TcpStream {

@@ -8,6 +8,8 @@ pub mod gate;
 pub mod marks;
 pub mod plan;
 pub mod receiving;
+pub mod retry;
 pub mod serve;
 pub mod slave;
+pub mod slots;
 pub mod tls;

@@ -1,9 +1,11 @@
 //! The receiving side of a transfer: the slave's, and that of a copy within one host.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::busy::{Busy, Claim};
 use super::marks;
+use super::slots::Slots;
 use crate::config::Local;
 use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, ResponseStatus, SnapName,
@@ -19,6 +21,8 @@ pub struct Receiving<Z> {
     pub local: Arc<Local>,
     /// The datasets being received into.
     pub busy: Busy,
+    /// Places for receives.
+    pub slots: Slots,
 }
 
 /// Why a transfer does not begin.
@@ -57,6 +61,14 @@ impl StepError {
     }
 }
 
+/// What it means that a process at one end of a stream does nothing for too long.
+#[must_use]
+pub fn stalled(what: &str, limit: Duration) -> StepError {
+    let limit = humantime::format_duration(limit);
+    let reason = format!("{what} for {limit} (stall_timeout); is the pool suspended? see zpool status");
+    StepError::temporary(ResponseStatus::Zerror, reason)
+}
+
 impl From<ZfsError> for StepError {
     fn from(error: ZfsError) -> Self {
         let status = match error.kind {
@@ -84,11 +96,30 @@ pub struct Incoming {
 
 impl<Z> Clone for Receiving<Z> {
     fn clone(&self) -> Self {
-        Self { zfs: Arc::clone(&self.zfs), local: Arc::clone(&self.local), busy: self.busy.clone() }
+        let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
+        Self { zfs, local, busy: self.busy.clone(), slots: self.slots.clone() }
     }
 }
 
 impl<Z: Zfs> Receiving<Z> {
+    /// Nothing is being received yet.
+    #[must_use]
+    pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        let slots = Slots::new(local.max_receives);
+        Self { zfs, local, busy: Busy::default(), slots }
+    }
+
+    /// The same with another configuration; what is under way keeps its claims on datasets and its places.
+    #[must_use]
+    pub fn with_local(&self, local: Arc<Local>) -> Self {
+        let slots = if local.max_receives == self.local.max_receives {
+            self.slots.clone()
+        } else {
+            Slots::new(local.max_receives)
+        };
+        Self { local, slots, ..self.clone() }
+    }
+
     /// Checks that `source` may send into `dataset`, and that a peer may speak for it, and claims the dataset.
     pub fn open(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<Claim, NotOpen> {
         let may_speak = self.local.permission_to_speak_for(peer, source, dataset);

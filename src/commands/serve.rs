@@ -140,11 +140,18 @@ impl<R: Role> Door<R> {
     /// was.
     async fn end(&self, conn: Conn, from: IpAddr, result: Result<(), WireError>) {
         let Err(error) = result else { return conn.close().await };
-        let answer = matches!(error, WireError::Nonsense { .. } | WireError::Silent { .. });
+        let answer = matches!(
+            error,
+            WireError::Nonsense { .. }
+                | WireError::Silent { .. }
+                | WireError::Damaged { .. }
+                | WireError::Stalled { .. }
+        );
+        let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));
         self.gate.complain(from, &reason);
         if answer {
-            conn.part(&Response::failure(None, ResponseStatus::Refused, reason)).await;
+            conn.part(&Response { temporary, ..Response::failure(None, ResponseStatus::Refused, reason) }).await;
         } else {
             conn.close().await;
         }

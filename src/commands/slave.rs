@@ -1,14 +1,14 @@
 //! `zsync slave`: receives streams from agents.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use futures_lite::AsyncWriteExt;
 use futures_lite::future;
+use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
-use super::busy::Busy;
-use super::receiving::{Incoming, NotOpen, Receiving, StepError};
+use super::receiving::{Incoming, NotOpen, Receiving, StepError, stalled};
 use super::serve;
+use super::slots::no_slot;
+use crate::clock;
 use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
@@ -16,10 +16,8 @@ use crate::policy::Target;
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Response, Step};
-use crate::zfs::{Zfs, ZfsError};
+use crate::zfs::{ReceiveStream, Zfs, ZfsError};
 
-/// How long `zfs receive` may take nothing before a transfer is given up.
-const STALL: Duration = Duration::from_secs(600);
 /// A dataset as a listing shows it; `None` where it does not exist.
 type Found = Option<DatasetInventory>;
 
@@ -51,17 +49,18 @@ impl<Z: Zfs> Slave<Z> {
     /// A slave for this host.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        Self(Receiving { zfs, local, busy: Busy::default() })
+        Self(Receiving::new(zfs, local))
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets.
     #[must_use]
     pub fn with_local(&self, local: Arc<Local>) -> Self {
-        Self(Receiving { local, ..self.0.clone() })
+        Self(self.0.with_local(local))
     }
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
+        conn.bear(self.0.local.stall_timeout);
         let order: OrderToSlave = conn.understand(line)?;
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
@@ -77,6 +76,14 @@ impl<Z: Zfs> Slave<Z> {
             }
         };
         let none = Counter::default();
+        let since = order.oldest_unsent.unwrap_or_else(clock::now);
+        let slot = match alive_while(conn, &none, self.0.slots.take(since)).await? {
+            Ok(slot) => slot,
+            Err(limit) => {
+                let (status, error) = (Some(DatasetStatus::True), no_slot("max_receives", limit));
+                return conn.say(&ListUuids { status, error, ..ListUuids::default() }).await;
+            }
+        };
         let found = alive_while(conn, &none, self.0.look(dataset)).await?;
         if !tell(conn, found).await? {
             return Ok(());
@@ -111,7 +118,7 @@ impl<Z: Zfs> Slave<Z> {
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
-                    drop(claim);
+                    drop((claim, slot));
                     return conn.say(&finished(&order, status, settled)).await;
                 }
             };
@@ -145,65 +152,49 @@ impl<Z: Zfs> Slave<Z> {
             Ok(spec) => self.0.zfs.receive(&spec).await.map_err(StepError::from),
             Err(error) => Err(error),
         };
-        let mut receive = match receive {
+        let ReceiveStream { mut data, mut end } = match receive {
             Ok(receive) => receive,
             Err(error) => return self.give_up(conn, order, error).await,
         };
-        let counter = Counter::default();
-        let mut frame = Vec::new();
-        loop {
-            match conn.hear_frame(&mut frame).await {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    // What arrived is kept for going on later. Nobody else gets at the dataset before that is done.
-                    drop(receive.data);
-                    if runtime::timeout(STALL, receive.end).await.is_err() {
-                        log::warn!("{dataset}: {}", stalled());
-                    }
-                    return Err(error);
-                }
+        let (counter, stall) = (Counter::default(), conn.stall);
+        let fed = feed(conn, &mut *data, &counter).await;
+        // The write end goes first: its end is what zfs receive waits for.
+        drop(data);
+        let fed = match fed {
+            Ok(Fed::Stalled) => {
+                drop(end);
+                return self.give_up(conn, order, stalled("zfs receive takes nothing", stall)).await;
             }
-            let writing = runtime::timeout(STALL, receive.data.write_all(&frame));
-            match alive_while(conn, &counter, writing).await? {
-                Ok(Ok(())) => counter.add(frame.len() as u64),
-                Err(runtime::Elapsed) => {
-                    return self.give_up(conn, order, StepError::new(ResponseStatus::Zerror, stalled())).await;
-                }
-                Ok(Err(_)) => {
-                    // Its own words tell why.
-                    drop(receive.data);
-                    let ended = match receive.end.await {
-                        Err(error) => error.into(),
-                        Ok(()) => {
-                            StepError::temporary(ResponseStatus::Zerror, "zfs receive ended before the stream did")
-                        }
-                    };
-                    let refused = self.give_up(conn, order, ended).await?;
-                    let refused = refused.map(drop);
-                    return Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, refused)).await?.map(Some));
-                }
-            }
-        }
-        let end: StreamEnd = conn.hear(conn.patience).await?;
-        if let Err(error) = receive.data.close().await {
-            log::debug!("{dataset}: closing the input of zfs receive: {error}");
-        }
-        drop(receive.data);
-        let mut ending = receive.end;
-        let ended = match alive_while(conn, &counter, runtime::timeout(STALL, &mut ending)).await {
+            Ok(fed) => alive_while(conn, &counter, runtime::timeout(stall, &mut end)).await.map(|ended| (fed, ended)),
+            Err(error) => Err(error),
+        };
+        let (fed, ended) = match fed {
             Ok(ended) => ended,
             Err(error) => {
-                // All of it may have arrived: it is let end.
-                drop(runtime::timeout(STALL, ending).await);
+                // What arrived is kept for going on later, and all of it may have arrived. Nobody else gets at the
+                // dataset before that is done.
+                if runtime::timeout(stall, end).await.is_err() {
+                    log::warn!("{dataset}: {}", stalled("zfs receive does not end", stall).reason);
+                }
                 return Err(error);
             }
         };
         let ended = match ended {
-            // The sender's failure explains the receiver's.
-            _ if !end.is_success => Err(StepError::temporary(ResponseStatus::Zerror, end.error)),
             Ok(ended) => ended.map_err(StepError::from),
-            Err(runtime::Elapsed) => Err(StepError::new(ResponseStatus::Zerror, stalled())),
+            Err(runtime::Elapsed) => Err(stalled("zfs receive does not end", stall)),
+        };
+        let ended = match (fed, ended) {
+            // The sender's failure explains the receiver's.
+            (Fed::All(StreamEnd { is_success: false, error }), _) => {
+                Err(StepError::temporary(ResponseStatus::Zerror, error))
+            }
+            (Fed::All(_), ended) => ended,
+            // Its own words tell why.
+            (_, Err(error)) => self.give_up(conn, order, error).await?.map(drop),
+            (_, Ok(())) => {
+                let early = StepError::temporary(ResponseStatus::Zerror, "zfs receive ended before the stream did");
+                self.give_up(conn, order, early).await?.map(drop)
+            }
         };
         Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(Some))
     }
@@ -218,15 +209,50 @@ impl<Z: Zfs> Slave<Z> {
         conn.say(&Alive { alive: 0, refused: true }).await?;
         let mut frame = Vec::new();
         while conn.hear_frame(&mut frame).await? {}
-        let _: StreamEnd = conn.hear(conn.patience).await?;
+        conn.hear_stream_end().await?;
         log::debug!("{}: the stream is not received", order.order_uuid);
         Ok(Err(error))
     }
 }
 
-fn stalled() -> String {
-    let stall = humantime::format_duration(STALL);
-    format!("zfs receive does nothing for {stall}; is the pool suspended? see zpool status")
+/// How a process was fed with a stream.
+enum Fed {
+    /// To the stream's end.
+    All(StreamEnd),
+    /// It takes no more.
+    Ended,
+    /// It took nothing for too long.
+    Stalled,
+}
+
+/// Hands what comes in over to a process.
+async fn feed(
+    conn: &mut Conn,
+    data: &mut (dyn AsyncWrite + Send + Unpin),
+    counter: &Counter,
+) -> Result<Fed, WireError> {
+    let (mut frame, stall) = (Vec::new(), conn.stall);
+    loop {
+        match conn.hear_frame(&mut frame).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                // What came of a frame that was cut need not come again.
+                drop(runtime::timeout(stall, data.write_all(&frame)).await);
+                return Err(error);
+            }
+        }
+        match alive_while(conn, counter, runtime::timeout(stall, data.write_all(&frame))).await? {
+            Ok(Ok(())) => counter.add(frame.len() as u64),
+            Ok(Err(_)) => return Ok(Fed::Ended),
+            Err(runtime::Elapsed) => return Ok(Fed::Stalled),
+        }
+    }
+    let end = conn.hear_stream_end().await?;
+    if let Err(error) = data.close().await {
+        log::debug!("closing the input of zfs receive: {error}");
+    }
+    Ok(Fed::All(end))
 }
 
 /// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.

@@ -1,15 +1,28 @@
 //! `local.json`: what a host lets zsync do with its datasets.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use super::address::Address;
 use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
+use super::quantity::{count, duration};
 use super::server::skip_schema;
 use super::tls::tls;
 use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
+
+/// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
+/// busy while one of them waits for its pool.
+pub const DEFAULT_MAX_SENDS: usize = 4;
+/// See [`DEFAULT_MAX_SENDS`]; a host that receives often does so from several.
+pub const DEFAULT_MAX_RECEIVES: usize = 8;
+const MOST_TRANSFERS: usize = 1000;
+/// How long a transfer may not move, unless local.json says otherwise: ZFS may have much to look through in silence.
+pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(600);
+/// Peers say that they are alive every five seconds.
+const STALL_TIMEOUT_BOUNDS: [&str; 2] = ["10s", "1day"];
 
 /// The whole of `local.json`. What it does not list, or lists as disabled, zsync never touches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +37,12 @@ pub struct Local {
     pub tls: Option<TlsFiles>,
     /// The hosts whose directors the agent takes orders from; only with `tls`.
     pub directors: Vec<HostName>,
+    /// How many datasets are sent at once.
+    pub max_sends: usize,
+    /// How many datasets are received at once.
+    pub max_receives: usize,
+    /// How long a transfer may not move before it is ended.
+    pub stall_timeout: Duration,
     /// The entries, each covering its dataset and what is below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -305,6 +324,11 @@ fn local(root: &Node<'_>) -> Option<Local> {
     skip_schema(&mut object);
     let listen = object.get("listen").and_then(|node| node.parse("an address to listen on, as in \"0.0.0.0:7711\""));
     let hostname = object.get("hostname").and_then(|node| node.parse::<HostName>("a host name"));
+    let mut most = |key, default| object.get(key).map_or(Some(default), |node| count(&node, 1..=MOST_TRANSFERS));
+    let (max_sends, max_receives) = (most("max_sends", DEFAULT_MAX_SENDS), most("max_receives", DEFAULT_MAX_RECEIVES));
+    let stall_timeout = object
+        .get("stall_timeout")
+        .map_or(Some(DEFAULT_STALL_TIMEOUT), |node| duration(&node, "a duration as in \"10m\"", STALL_TIMEOUT_BOUNDS));
     let tls_node = object.get("tls");
     let tls = tls_node.as_ref().map_or(Some(None), |node| tls(node).map(Some));
     let directors = object.get("directors").and_then(|node| directors(&node, tls_node.is_some())).unwrap_or_default();
@@ -324,7 +348,17 @@ fn local(root: &Node<'_>) -> Option<Local> {
         lines.insert(entry.name.clone(), name.line());
         datasets.insert(entry.name.clone(), entry);
     }
-    Some(Local { file: root.document().file().to_owned(), listen, hostname, tls: tls?, directors, datasets })
+    Some(Local {
+        file: root.document().file().to_owned(),
+        listen,
+        hostname,
+        tls: tls?,
+        directors,
+        max_sends: max_sends?,
+        max_receives: max_receives?,
+        stall_timeout: stall_timeout?,
+        datasets,
+    })
 }
 
 fn directors(node: &Node<'_>, tls: bool) -> Option<Vec<HostName>> {

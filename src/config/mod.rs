@@ -9,6 +9,7 @@ mod json;
 mod local;
 mod nearest;
 mod problem;
+mod quantity;
 mod server;
 mod thresholds;
 mod tls;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::Duration;
 
 use chrono::NaiveTime;
 use chrono_tz::{TZ_VARIANTS, Tz};
@@ -13,12 +12,13 @@ use super::check::{self, Entry, Prefixed};
 use super::json::{Document, Node, Object};
 use super::nearest::slips;
 use super::problem::ConfigError;
+use super::quantity::duration;
 use super::thresholds;
 use super::tls::tls;
 use crate::model::{DatasetName, HostName, NameError, Prefix};
 use crate::policy::{
-    CatalogConfig, DEFAULT_CATCH_UP, DatasetPolicy, HostAddress, Policy, Retention, Schedule, SnapshotPolicy,
-    SyncPolicy, Target, Thresholds,
+    CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, HostAddress, Policy, Retention, Schedule,
+    SnapshotPolicy, SyncPolicy, Target, Thresholds,
 };
 
 /// Where the embedded catalog is kept unless the policy says otherwise.
@@ -26,10 +26,12 @@ pub const DEFAULT_CATALOG: &str = "/var/lib/zsync/catalog";
 
 const AN_OBJECT: &str = "an object { ... }";
 const CATCH_UP: &str = "a duration as in \"6h\" or \"1h 30m\"";
+const RETRY_FOR: &str = "a duration as in \"20s\", or \"0s\" to try once";
 const RETENTION: &str = "a list of rules, as in [\"24 in last day\", \"1/day in last month\"]";
-/// A director that looks every minute would skip slots at random below this.
-const MIN_CATCH_UP: Duration = Duration::from_secs(60);
-const MAX_CATCH_UP: Duration = Duration::from_secs(366 * 86_400);
+/// A director that looks every minute would skip slots at random below the first.
+const CATCH_UP_BOUNDS: [&str; 2] = ["1m", "366days"];
+/// A pass waits for orders that are tried again.
+const RETRY_FOR_BOUNDS: [&str; 2] = ["0s", "1h"];
 
 /// Reads the text of a `server.json`; `file` is its name in messages.
 pub fn parse_policy(file: &str, text: &str) -> Result<Policy, ConfigError> {
@@ -47,6 +49,8 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
     let tls = object.get("tls").map_or(Some(None), |node| tls(&node).map(Some));
     let hosts = object.get("hosts").map_or_else(|| Some(BTreeMap::new()), |node| hosts(&node));
     let consul_resync = object.get("consul_resync").and_then(|node| resync_window(&node));
+    let retry_for =
+        object.get("retry_for").map_or(Some(DEFAULT_RETRY_FOR), |node| duration(&node, RETRY_FOR, RETRY_FOR_BOUNDS));
     let datasets =
         object.require("datasets", "the list of datasets with their policies, as in \"datasets\": [ { ... } ]");
     let datasets = datasets.and_then(|node| node.list("a list of objects, one per dataset"));
@@ -61,6 +65,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
         datacenter,
         timezone: timezone?,
         catalog: catalog?,
+        retry_for: retry_for?,
         tls: tls?,
         hosts: hosts?,
         consul_resync,
@@ -292,7 +297,8 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let prefix = prefix.and_then(|node| Some((node.parse::<Prefix>("a prefix of snapshot names")?, node)));
     let creation =
         object.get("creation").and_then(|node| node.parse::<Schedule>("a cron schedule, as in \"0 * * * *\""));
-    let catch_up = object.get("catch_up").map_or(Some(DEFAULT_CATCH_UP), |node| catch_up(&node));
+    let catch_up =
+        object.get("catch_up").map_or(Some(DEFAULT_CATCH_UP), |node| duration(&node, CATCH_UP, CATCH_UP_BOUNDS));
     let sync_on = object.get("sync_on").and_then(|node| receivers(&node));
     let sync_dataset = object.get("sync_dataset");
     let sync_dataset = sync_dataset.and_then(|node| Some((node.parse::<DatasetName>("a dataset name")?, node)));
@@ -350,17 +356,6 @@ fn check_sense(object: &Object<'_>) {
             node.problem(format!("{key:?} means nothing without \"sync_on\""));
         }
     }
-}
-
-fn catch_up(node: &Node<'_>) -> Option<Duration> {
-    let text = node.text(CATCH_UP)?;
-    let reason = match humantime::parse_duration(&text) {
-        Ok(duration) if (MIN_CATCH_UP..=MAX_CATCH_UP).contains(&duration) => return Some(duration),
-        Ok(_) => "it is not between 1m and 366days".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    node.problem(format!("{} is not a duration for this: {reason}; allowed is {CATCH_UP}", node.raw()));
-    None
 }
 
 fn sync_policy(node: &Node<'_>) -> Option<SyncPolicy> {

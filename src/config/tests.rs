@@ -91,13 +91,13 @@ fn the_full_example_has_every_key() {
     for (file, keys) in [
         (
             "examples/full/server.json",
-            "datacenter timezone catalog embedded path tls ca certificate key hosts address receive_address consul_resync datasets hostname dataset \
+            "datacenter timezone catalog embedded path tls ca certificate key hosts address receive_address consul_resync retry_for datasets hostname dataset \
              recursive backup sync policies rollback_if_needed skip_if_renamed skip_if_not_written skip_if_cloned prefix \
              creation catch_up sync_on sync_dataset sync_policy retention sync_retention prune_unsent",
         ),
         (
             "examples/full/local.json",
-            "listen hostname tls ca certificate key directors local_datasets enable slave name sources append_only clone delete",
+            "listen hostname max_sends max_receives stall_timeout tls ca certificate key directors local_datasets enable slave name sources append_only clone delete",
         ),
     ] {
         let text = fs::read_to_string(project(file)).unwrap();

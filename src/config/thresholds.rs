@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::json::{Node, Object};
+use super::quantity::{count, duration};
 use crate::policy::Thresholds;
 
 const AGE: &str = "an age, as in \"2h\" or \"1day 12h\"";
-const NUMBER: &str = "a whole number from 1 to 1000000";
 
 /// Reads what can be read; what is wrong is reported.
 pub(super) fn read(node: &Node<'_>) -> Thresholds {
@@ -15,7 +15,7 @@ pub(super) fn read(node: &Node<'_>) -> Thresholds {
     };
     let (warn_age, crit_age) = pair(&mut object, "warn_age", "crit_age");
     let (sync_warn_age, sync_crit_age) = pair(&mut object, "sync_warn_age", "sync_crit_age");
-    let max_snapshots = object.get("max_snapshots").and_then(|node| number(&node));
+    let max_snapshots = object.get("max_snapshots").and_then(|node| count(&node, 1..=1_000_000));
     let max_held = object.get("max_held").and_then(|node| age(&node));
     object.finish();
     Thresholds { warn_age, crit_age, sync_warn_age, sync_crit_age, max_snapshots, max_held }
@@ -35,20 +35,5 @@ fn pair(object: &mut Object<'_>, warn: &'static str, crit: &'static str) -> (Opt
 }
 
 fn age(node: &Node<'_>) -> Option<Duration> {
-    let text = node.text(AGE)?;
-    let reason = match humantime::parse_duration(&text) {
-        Ok(age) if !age.is_zero() => return Some(age),
-        Ok(_) => "it is zero".to_owned(),
-        Err(error) => error.to_string(),
-    };
-    node.problem(format!("{} is no age: {reason}; allowed is {AGE}", node.raw()));
-    None
-}
-
-fn number(node: &Node<'_>) -> Option<usize> {
-    let number = node.raw().parse().ok().filter(|n| (1..=1_000_000).contains(n));
-    if number.is_none() {
-        node.wrong(NUMBER);
-    }
-    number
+    duration(node, AGE, ["1s", "100years"])
 }

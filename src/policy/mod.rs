@@ -20,6 +20,10 @@ pub use schedule::{Schedule, ScheduleError, SyncPolicy};
 /// How late a missed slot is still made up for, unless the policy says otherwise.
 pub const DEFAULT_CATCH_UP: Duration = Duration::from_secs(6 * 3600);
 
+/// How long an order that fails for a reason that may pass is tried again, unless the policy says otherwise: a service
+/// that its supervisor starts anew is back by then.
+pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(20);
+
 /// The whole of `server.json`.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -36,6 +40,9 @@ pub struct Policy {
     /// The daily window (from, to) in which the catalog is checked against ZFS on every host. Nothing looks at it
     /// yet: every pass lists every host.
     pub consul_resync: Option<(NaiveTime, NaiveTime)>,
+    /// How long an order that fails for a reason that may pass is tried again, from when it was given or, if later,
+    /// from when it last moved any data.
+    pub retry_for: Duration,
     /// What to do with which dataset, in the order of the file.
     pub datasets: Vec<DatasetPolicy>,
 }

@@ -78,6 +78,19 @@ fn no_delay(stream: &TcpStream, peer: &str) {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("TCP_NODELAY for {peer}: {error}");
     }
+    // A peer whose machine went down says nothing any more, not even goodbye.
+    if let Err(error) = keep_alive(stream) {
+        log::debug!("keep-alive for {peer}: {error}");
+    }
+}
+
+/// Has the system find out within a minute that a silent peer is gone: for waits that may rightly be long.
+fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(30))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(10))?;
+    sockopt::set_tcp_keepcnt(stream, 3)
 }
 
 fn plain(stream: TcpStream, peer: String) -> Conn {

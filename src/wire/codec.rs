@@ -4,7 +4,7 @@
 //! one line, [`StreamEnd`]; length 0xFFFFFFFF says only that the sender is alive.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 use futures_lite::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -26,6 +26,8 @@ const MOST_IN_LINES: usize = 1 << 30;
 
 /// How long a peer may be silent: it says that it is alive several times in that time.
 pub const SILENCE: Duration = Duration::from_secs(60);
+/// How long a stream may not move, unless local.json says otherwise: ZFS may have much to look through in silence.
+pub const STALL: Duration = Duration::from_secs(600);
 /// How often a peer that works in silence says that it is alive.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long, and how many pieces, a peer that is being parted from is let speak on.
@@ -57,6 +59,24 @@ pub enum WireError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The frames of a stream are not what a peer sends: the network changed them on their way.
+    #[error("the stream from {peer} is damaged: {reason}")]
+    Damaged {
+        /// Whom we talked to.
+        peer: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A stream does not move although the peer says that it is alive.
+    #[error("{peer} {} nothing of the stream for {}", if *gives { "gave" } else { "took" }, humantime::format_duration(*limit))]
+    Stalled {
+        /// Whom we talked to.
+        peer: String,
+        /// Whether it was to give; else it was to take.
+        gives: bool,
+        /// How long we waited.
+        limit: Duration,
+    },
     /// The peer broke the conversation off, and said why.
     #[error("{peer} broke off: {reason}")]
     BrokenOff {
@@ -64,6 +84,8 @@ pub enum WireError {
         peer: String,
         /// Its words.
         reason: String,
+        /// Whether it says that trying again later may help.
+        temporary: bool,
     },
     /// The connection failed.
     #[error("the connection with {peer} failed")]
@@ -74,6 +96,22 @@ pub enum WireError {
         #[source]
         source: io::Error,
     },
+}
+
+impl WireError {
+    /// Whether trying again may help: not where somebody speaks another language, or refuses.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Nonsense { .. } => false,
+            Self::BrokenOff { temporary, .. } => *temporary,
+            Self::Closed { .. }
+            | Self::Silent { .. }
+            | Self::Damaged { .. }
+            | Self::Stalled { .. }
+            | Self::Io { .. } => true,
+        }
+    }
 }
 
 /// How a sender's process ended; the line after the last frame.
@@ -141,6 +179,8 @@ pub struct Conn {
     pub identity: Option<Identity>,
     /// How long the peer may be silent, and take nothing of what is said to it.
     pub patience: Duration,
+    /// How long a stream may not move although the peer is alive.
+    pub stall: Duration,
 }
 
 /// How sending a stream ended.
@@ -150,6 +190,8 @@ pub enum Sent {
     All,
     /// The peer does not want the rest.
     Refused,
+    /// The source gave nothing for too long.
+    Stalled,
 }
 
 /// What happens while a stream is sent.
@@ -175,13 +217,18 @@ impl Conn {
         peer: String,
     ) -> Self {
         let ear = Ear { reader: BufReader::with_capacity(READ_AHEAD, reader), line: Vec::new(), heard: 0 };
-        Self { ear, writer, peer, identity: None, patience: SILENCE }
+        Self { ear, writer, peer, identity: None, patience: SILENCE, stall: STALL }
     }
 
     /// The same, with a peer that has proven who it is.
     #[must_use]
     pub fn of(self, identity: Identity) -> Self {
         Self { identity: Some(identity), ..self }
+    }
+
+    /// Sets how long a stream may not move. A peer may not be silent for longer than that either.
+    pub fn bear(&mut self, stall: Duration) {
+        (self.stall, self.patience) = (stall, self.patience.min(stall));
     }
 
     fn io(&self, source: io::Error) -> WireError {
@@ -264,7 +311,9 @@ impl Conn {
 
     fn last_words(&self, line: &[u8], not_understood: WireError) -> WireError {
         match self.understand::<Response>(line) {
-            Ok(last) if !last.is_success => WireError::BrokenOff { peer: self.peer.clone(), reason: last.error },
+            Ok(Response { is_success: false, error: reason, temporary, .. }) => {
+                WireError::BrokenOff { peer: self.peer.clone(), reason, temporary }
+            }
             _ => not_understood,
         }
     }
@@ -287,6 +336,7 @@ impl Conn {
         counter: &Counter,
     ) -> Result<Sent, WireError> {
         let mut frame = vec![0; 4 + LARGEST_FRAME];
+        let mut moved = Instant::now();
         loop {
             let ear = &mut self.ear;
             let hearing = async { Event::Heard(ear.line().await) };
@@ -303,6 +353,9 @@ impl Conn {
                     continue;
                 }
                 Event::Idle | Event::Written(_) | Event::Silence => {
+                    if moved.elapsed() >= self.stall {
+                        return Ok(Sent::Stalled);
+                    }
                     self.write_all(&ALIVE.to_be_bytes()).await?;
                     continue;
                 }
@@ -313,6 +366,7 @@ impl Conn {
             frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
             let refused = self.write_heard(&frame[..4 + length]).await?;
             counter.add(length as u64);
+            moved = Instant::now();
             if refused {
                 return Ok(Sent::Refused);
             }
@@ -323,13 +377,20 @@ impl Conn {
     async fn write_heard(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
         let mut refused = false;
         let mut rest = bytes;
+        let mut moved = Instant::now();
         while !rest.is_empty() {
+            if moved.elapsed() >= self.stall {
+                return Err(WireError::Stalled { peer: self.peer.clone(), gives: false, limit: self.stall });
+            }
             let (ear, writer, patience) = (&mut self.ear, &mut self.writer, self.patience);
             let writing = async { Event::Written(writer.write(rest).await) };
             let hearing = async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
             match future::or(writing, hearing).await {
                 Event::Written(Ok(0)) => return Err(self.closed()),
-                Event::Written(Ok(taken)) => rest = &rest[taken..],
+                Event::Written(Ok(taken)) => {
+                    rest = &rest[taken..];
+                    moved = Instant::now();
+                }
                 Event::Written(Err(error)) => return Err(self.io(error)),
                 Event::Heard(heard) => refused |= self.is_refusal(heard)?,
                 Event::Silence | Event::Idle | Event::Read(_) => return Err(self.silent(patience)),
@@ -357,41 +418,70 @@ impl Conn {
         self.say(end).await
     }
 
-    /// Hears the next frame into `buffer` (cleared first): `false` at the end of the stream.
+    /// Hears how the stream ended, after its last frame.
+    pub async fn hear_stream_end(&mut self) -> Result<StreamEnd, WireError> {
+        let line = self.hear_line(self.patience).await?.ok_or_else(|| self.closed())?;
+        self.understand(&line).map_err(|_| self.damaged("the line at its end is none"))
+    }
+
+    fn damaged(&self, reason: impl Into<String>) -> WireError {
+        WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
+    }
+
+    /// Hears the next frame into `buffer`: `false` at the end of the stream. After an error the buffer has what arrived
+    /// of the frame: data that need not travel again.
     pub async fn hear_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
+        let length = match self.hear_length().await {
+            Ok(length) => length,
+            Err(error) => {
+                buffer.clear();
+                return Err(error);
+            }
+        };
+        // Not cleared: old bytes are overwritten.
+        buffer.resize(length, 0);
+        let mut filled = 0;
+        while filled < length {
+            match self.read_some(&mut buffer[filled..]).await {
+                Ok(read) => filled += read,
+                Err(error) => {
+                    buffer.truncate(filled);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(length > 0)
+    }
+
+    /// Hears how long the next frame is that is more than a sign of life; 0 at the end of the stream.
+    async fn hear_length(&mut self) -> Result<usize, WireError> {
+        let began = Instant::now();
         loop {
             let mut length = [0; 4];
-            self.read_exact(&mut length).await?;
+            let mut filled = 0;
+            while filled < length.len() {
+                filled += self.read_some(&mut length[filled..]).await?;
+            }
             match u32::from_be_bytes(length) {
-                0 => return Ok(false),
-                ALIVE => {}
+                // The peer notices first that its source gives nothing, and says so.
+                ALIVE if began.elapsed() < self.stall + self.patience => {}
+                ALIVE => return Err(WireError::Stalled { peer: self.peer.clone(), gives: true, limit: self.stall }),
                 length if length as usize > LARGEST_FRAME => {
-                    return Err(self.nonsense(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
+                    return Err(self.damaged(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
                 }
-                length => {
-                    // The buffer only ever grows; old bytes are overwritten.
-                    buffer.resize(length as usize, 0);
-                    let mut whole = std::mem::take(buffer);
-                    let result = self.read_exact(&mut whole).await;
-                    *buffer = whole;
-                    return result.map(|()| true);
-                }
+                length => return Ok(length as usize),
             }
         }
     }
 
-    /// Reads so many bytes, with patience for each piece: a slow link is not a dead one.
-    async fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), WireError> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match runtime::timeout(self.patience, self.ear.reader.read(&mut buffer[filled..])).await {
-                Ok(Ok(0)) => return Err(self.closed()),
-                Ok(Ok(read)) => filled += read,
-                Ok(Err(error)) => return Err(self.io(error)),
-                Err(runtime::Elapsed) => return Err(self.silent(self.patience)),
-            }
+    /// Reads what there is, with patience for each piece: a slow link is not a dead one.
+    async fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, WireError> {
+        match runtime::timeout(self.patience, self.ear.reader.read(buffer)).await {
+            Ok(Ok(0)) => Err(self.closed()),
+            Ok(Ok(read)) => Ok(read),
+            Ok(Err(error)) => Err(self.io(error)),
+            Err(runtime::Elapsed) => Err(self.silent(self.patience)),
         }
-        Ok(())
     }
 
     /// Closes our side, so that the peer sees the end.
@@ -474,10 +564,14 @@ mod tests {
     }
 
     #[test]
-    fn a_truncated_frame_is_an_error() {
+    fn of_a_truncated_frame_what_arrived_is_kept() {
         let mut bytes = 10u32.to_be_bytes().to_vec();
         bytes.extend(b"abc");
-        let error = runtime::block_on(hearing(&bytes).hear_frame(&mut Vec::new())).unwrap_err();
+        let mut frame = b"an older one".to_vec();
+        let error = runtime::block_on(hearing(&bytes).hear_frame(&mut frame)).unwrap_err();
         assert!(matches!(error, WireError::Closed { .. }), "{error}");
+        assert_eq!(frame, b"abc");
+        runtime::block_on(hearing(b"xy").hear_frame(&mut frame)).unwrap_err();
+        assert!(frame.is_empty());
     }
 }

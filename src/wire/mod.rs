@@ -10,6 +10,7 @@
 
 pub mod codec;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -79,6 +80,12 @@ pub struct DirectorsOrder {
     /// destination has; nothing without it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
+    /// How many seconds it is tried again when it fails for a reason that may pass; 20 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_for: Option<u64>,
+    /// send_snapshot: when the oldest snapshot was taken that the destination lacks. Who waits longest goes first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_unsent: Option<DateTime<Utc>>,
     /// estimate_send: what the destination can go on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
@@ -210,6 +217,9 @@ pub struct OrderToSlave {
     /// Whether the director allowed a rollback.
     #[serde(default)]
     pub rollback_if_needed: bool,
+    /// When the oldest snapshot was taken that the destination lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oldest_unsent: Option<DateTime<Utc>>,
 }
 
 /// The ancestor's `ZFSListUUIDsToAgent` (there `ZFSListUUIDsFromSlave` at the other end), in as many lines as it

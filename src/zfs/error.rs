@@ -26,6 +26,8 @@ pub enum ErrorKind {
     HasClones,
     /// The stream ended early or is damaged.
     Stream,
+    /// Somebody killed it.
+    Killed,
     /// The pool is suspended or a disk failed.
     Pool,
     /// `zfs` cannot be run at all.
@@ -42,7 +44,7 @@ impl ErrorKind {
     /// Whether trying again later may help, without anybody doing anything.
     #[must_use]
     pub fn is_temporary(self) -> bool {
-        matches!(self, Self::Busy | Self::Stream)
+        matches!(self, Self::Busy | Self::Stream | Self::Killed)
     }
 }
 

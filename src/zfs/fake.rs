@@ -5,6 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_lite::io::{AsyncWrite, Cursor};
@@ -12,7 +13,8 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendFrom, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec, SendStream, Zfs, ZfsError,
+    ZfsRead,
 };
 use crate::model::{Bookmark, Counter, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, SnapName, Snapshot};
 
@@ -241,7 +243,7 @@ impl ZfsRead for Fake {
         Ok(all)
     }
 
-    async fn resumable(&self, token: &str) -> Result<(DatasetName, Guid), ZfsError> {
+    async fn resumable(&self, token: &str) -> Result<Resumable, ZfsError> {
         Err(error(ErrorKind::StaleToken, &format!("send -t {token}"), "cannot resume send: the fake makes no tokens"))
     }
 
@@ -431,7 +433,13 @@ impl Zfs for Fake {
         Ok(ReceiveStream { data: Box::new(gathered), end: Box::pin(end) })
     }
 
-    async fn copy(&self, send: &SendSpec, receive: &ReceiveSpec, counter: &Counter) -> Result<(), ZfsError> {
+    async fn copy(
+        &self,
+        send: &SendSpec,
+        receive: &ReceiveSpec,
+        counter: &Counter,
+        _: Duration,
+    ) -> Result<(), ZfsError> {
         let (mut from, mut to) = (self.send(send).await?, self.receive(receive).await?);
         let mut bytes = Vec::new();
         let moved = async {

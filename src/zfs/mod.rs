@@ -7,10 +7,12 @@ pub mod argv;
 mod error;
 pub mod fake;
 pub mod parse;
+mod process;
 pub mod system;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
@@ -56,6 +58,17 @@ pub enum SendSpec {
         /// The receiver's `receive_resume_token`.
         token: String,
     },
+}
+
+/// What a `receive_resume_token` goes on with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumable {
+    /// The dataset, by its name now.
+    pub dataset: DatasetName,
+    /// The snapshot that will be complete then.
+    pub guid: Guid,
+    /// Whether the stream is raw (`-w`).
+    pub raw: bool,
 }
 
 /// One `zfs receive`.
@@ -110,8 +123,8 @@ pub trait ZfsRead: Send + Sync + 'static {
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, u64)>, ZfsError>> + Send;
 
-    /// What a `receive_resume_token` goes on with: the dataset, and the guid of the snapshot that will be complete then.
-    fn resumable(&self, token: &str) -> impl Future<Output = Result<(DatasetName, Guid), ZfsError>> + Send;
+    /// What a `receive_resume_token` goes on with. A token that leads nowhere is a [`ErrorKind::StaleToken`].
+    fn resumable(&self, token: &str) -> impl Future<Output = Result<Resumable, ZfsError>> + Send;
 
     /// About how many bytes a send would be; `None` where ZFS cannot tell. Nothing is sent.
     fn size_of_send(&self, spec: &SendSpec) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
@@ -197,11 +210,13 @@ pub trait Zfs: ZfsRead {
     /// Starts a receive.
     fn receive(&self, spec: &ReceiveSpec) -> impl Future<Output = Result<ReceiveStream, ZfsError>> + Send;
 
-    /// Sends and receives on this host: one process' pipe handed to the other.
+    /// Sends and receives on this host: one process' pipe handed to the other. Where no byte moves for `stall`, both
+    /// are ended.
     fn copy(
         &self,
         send: &SendSpec,
         receive: &ReceiveSpec,
         counter: &Counter,
+        stall: Duration,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 
-use super::{ErrorKind, Listed};
+use super::{ErrorKind, Listed, Resumable};
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, NameError, SnapName, Snapshot};
 
 /// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
@@ -177,19 +177,21 @@ pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, Bad> {
 }
 
 /// Reads what `zfs send -nPt` tells of a token: its content, then `full` or `incremental` with the names as they are now.
-pub fn resumable(output: &[u8]) -> Result<(DatasetName, Guid), Bad> {
-    let (mut guid, mut dataset) = (None, None);
+pub fn resumable(output: &[u8]) -> Result<Resumable, Bad> {
+    let (mut guid, mut dataset, mut raw) = (None, None, false);
     for line in lines(output)? {
         if let Some(hex) = line.trim_start().strip_prefix("toguid = 0x") {
             guid = Some(Guid(u64::from_str_radix(hex, 16).map_err(|e| format!("{e} in {line:?}"))?));
         }
+        raw |= line.trim() == "rawok = 1";
         let found: Vec<&str> = line.split('\t').collect();
         if let ["full", to, _] | ["incremental", _, to, _] = found.as_slice() {
             let (name, _) = to.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
             dataset = Some(name.parse().map_err(|e| format!("{e} in {line:?}"))?);
         }
     }
-    dataset.zip(guid).ok_or_else(|| "it does not tell which snapshot the token is of".to_owned())
+    let whole = dataset.zip(guid).map(|(dataset, guid)| Resumable { dataset, guid, raw });
+    whole.ok_or_else(|| "it does not tell which snapshot the token is of".to_owned())
 }
 
 /// No pool is as large: such a number is a mistake of ZFS, as some versions make it with bookmarks.
@@ -265,12 +267,56 @@ mod tests {
     }
 
     #[test]
-    fn a_token_tells_its_snapshot() {
-        let told = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x2a0000\n\tbytes = 0x2c24d0\n\
-            \ttoguid = 0x8f3fda9ae796690b\n\ttoname = tank/a@s1\n\tembedok = 1\n\tcompressok = 1\n\
-            full\ttank/a@s1\t2372704\nsize\t2372704\n";
-        let dataset: DatasetName = "tank/a".parse().unwrap();
-        assert_eq!(resumable(told.as_bytes()), Ok((dataset, Guid(0x8f3f_da9a_e796_690b))));
-        assert_eq!(size(told.as_bytes(), "size"), Ok(Some(2_372_704)));
+    fn what_openzfs_says_is_understood() {
+        // As OpenZFS 2.3.9 prints it.
+        for (stderr, kind) in [
+            (
+                "cannot receive incremental stream: destination b/d has been modified\nsince most recent snapshot",
+                ErrorKind::Modified,
+            ),
+            ("cannot receive new filesystem stream: out of space", ErrorKind::NoSpace),
+            ("cannot receive new filesystem stream: destination b/q/d space quota exceeded.", ErrorKind::NoSpace),
+            (
+                "cannot receive incremental stream: destination b/d contains partially-complete state from \"zfs receive -s\".",
+                ErrorKind::Busy,
+            ),
+            (
+                "cannot receive new filesystem stream: checksum mismatch or incomplete stream.\n\
+                 Partially received snapshot is saved.",
+                ErrorKind::Stream,
+            ),
+            ("cannot resume send: 'a/d@3' used in the initial send no longer exists", ErrorKind::StaleToken),
+            ("cannot resume send: resume token is corrupt (invalid format)", ErrorKind::StaleToken),
+            ("cannot open 'nopool/x': dataset does not exist", ErrorKind::NotFound),
+            ("cannot create 'nopool/x': no such pool 'nopool'", ErrorKind::NotFound),
+            ("could not find any snapshots to destroy; check snapshot names.", ErrorKind::NotFound),
+            ("something new", ErrorKind::Other),
+        ] {
+            assert_eq!(error_kind(stderr), kind, "{stderr}");
+        }
+    }
+
+    #[test]
+    fn a_token_tells_what_it_goes_on_with() {
+        let full = "resume token contents:\nnvlist version: 0\n\tobject = 0x2\n\toffset = 0x9c0000\n\t\
+                    toguid = 0x8b5cf572e767ea29\n\ttoname = a/d@1\n\tembedok = 1\nfull\ta/e@9\t21144744\nsize\t21144744\n";
+        // The name in the token is that of then, the other one that of now.
+        let expected = Resumable { dataset: "a/e".parse().unwrap(), guid: Guid(0x8b5c_f572_e767_ea29), raw: false };
+        assert_eq!(resumable(full.as_bytes()).unwrap(), expected);
+        let more = full.replace("full\t", "incremental\ta/e@8\t");
+        assert_eq!(resumable(more.as_bytes()).unwrap(), expected);
+        let raw = full.replace("\tembedok = 1", "\tcompressok = 1\n\trawok = 1");
+        assert!(resumable(raw.as_bytes()).unwrap().raw);
+        assert!(resumable(b"size\t21144744\n").unwrap_err().contains("does not tell"));
+    }
+
+    #[test]
+    fn a_listing_leaves_out_names_with_a_blank_at_the_end_alone() {
+        let listed =
+            datasets(b"t\tfilesystem\t1\t0\toff\t-\nt/x \tfilesystem\t2\t0\toff\t-\nt/a b\tvolume\t3\t-\toff\t-\n");
+        let names: Vec<String> = listed.unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
+        assert_eq!(names, ["t", "t/a b"]);
+        assert!(snapshots(b"t/x @s\t1\t1\t1\t0\n").unwrap().is_empty());
+        assert!(datasets(b"t\tfilesystem\t1\t0\toff\n").unwrap_err().contains("5 columns instead of 6"));
     }
 }

@@ -3,18 +3,21 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
 
-use async_process::{Child, Command};
+use async_process::Command;
 use futures_lite::future;
 use rustix::pipe::PipeFlags;
 
+use super::process::{Process, Running};
 use super::{
-    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, ZfsRead, argv, parse,
+    Depth, ErrorKind, Listed, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+    argv, parse,
 };
-use crate::model::{Counter, DatasetName, Guid, SnapName, Snapshot};
+use crate::model::{Counter, DatasetName, SnapName, Snapshot};
 use crate::runtime;
 
 /// The size asked for on pipes that carry streams: with the kernel's 64 KiB, half the time goes into waking up.
@@ -27,18 +30,22 @@ const LONGEST_ARGUMENT: usize = 100 * 1024;
 pub struct System {
     program: PathBuf,
     deadline: Duration,
+    running: Running,
 }
 
 impl System {
     /// Uses this program; `zfs` alone is looked up in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned(), deadline: Duration::from_secs(600) }
+        Self { program: program.to_owned(), deadline: Duration::from_secs(600), running: Running::default() }
     }
 
     fn command(&self, argv: &[String]) -> Command {
         #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns processes")]
-        let mut command = Command::new(&self.program);
+        let mut command = std::process::Command::new(&self.program);
+        // With a group of its own, so that it can be ended with all that it may have started.
+        command.process_group(0);
+        let mut command = Command::from(command);
         command
             .args(argv.iter().map(OsStr::new))
             // Messages are recognised by their English words.
@@ -64,14 +71,21 @@ impl System {
         line
     }
 
-    fn spawn(&self, argv: &[String], command: &mut Command) -> Result<Child, ZfsError> {
+    fn spawn(&self, argv: &[String], command: &mut Command) -> Result<Process, ZfsError> {
         log::debug!("runs {}", self.shown(argv));
-        command.spawn().map_err(|error| self.not_run(argv, &error))
+        self.running.spawn(command).map_err(|error| self.not_run(argv, &error))
+    }
+
+    /// Ends everything that still runs, and whatever else would be run: the program is about to end.
+    pub async fn end(&self) {
+        self.running.end().await;
     }
 
     fn not_run(&self, argv: &[String], error: &io::Error) -> ZfsError {
         let kind = match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => ErrorKind::Missing,
+            // Too many processes, or too little memory, at this moment.
+            io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory => ErrorKind::Busy,
             _ => ErrorKind::Other,
         };
         ZfsError { kind, command: self.shown(argv), status: "did not run".into(), stderr: error.to_string() }
@@ -82,12 +96,8 @@ impl System {
             return Ok(());
         }
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        Err(ZfsError {
-            kind: parse::error_kind(&stderr),
-            command: self.shown(argv),
-            status: status_text(output.status),
-            stderr,
-        })
+        let kind = if output.status.signal().is_some() { ErrorKind::Killed } else { parse::error_kind(&stderr) };
+        Err(ZfsError { kind, command: self.shown(argv), status: status_text(output.status), stderr })
     }
 
     fn unreadable(&self, argv: &[String], bad: String) -> ZfsError {
@@ -159,7 +169,7 @@ impl System {
         Ok(output.stdout)
     }
 
-    fn child_end(&self, argv: Vec<String>, child: Child) -> super::End {
+    fn child_end(&self, argv: Vec<String>, child: Process) -> super::End {
         let this = self.clone();
         Box::pin(async move {
             let output = child.output().await.map_err(|error| this.not_run(&argv, &error))?;
@@ -259,7 +269,7 @@ impl ZfsRead for System {
         parse::values(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
 
-    async fn resumable(&self, token: &str) -> Result<(DatasetName, Guid), ZfsError> {
+    async fn resumable(&self, token: &str) -> Result<Resumable, ZfsError> {
         let argv = argv::resumable(token);
         parse::resumable(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
     }
@@ -395,7 +405,7 @@ impl Zfs for System {
     async fn send(&self, spec: &SendSpec) -> Result<SendStream, ZfsError> {
         let argv = argv::send(spec);
         let mut child = self.spawn(&argv, self.command(&argv).stdout(Stdio::piped()))?;
-        let Some(data) = child.stdout.take() else { return Err(self.unreadable(&argv, "it has no output".into())) };
+        let Some(data) = child.stdout() else { return Err(self.unreadable(&argv, "it has no output".into())) };
         widen(&data);
         Ok(SendStream { data: Box::new(data), end: self.child_end(argv, child) })
     }
@@ -403,12 +413,18 @@ impl Zfs for System {
     async fn receive(&self, spec: &ReceiveSpec) -> Result<ReceiveStream, ZfsError> {
         let argv = argv::receive(spec);
         let mut child = self.spawn(&argv, self.command(&argv).stdin(Stdio::piped()))?;
-        let Some(data) = child.stdin.take() else { return Err(self.unreadable(&argv, "it has no input".into())) };
+        let Some(data) = child.stdin() else { return Err(self.unreadable(&argv, "it has no input".into())) };
         widen(&data);
         Ok(ReceiveStream { data: Box::new(data), end: self.child_end(argv, child) })
     }
 
-    async fn copy(&self, send: &SendSpec, receive: &ReceiveSpec, counter: &Counter) -> Result<(), ZfsError> {
+    async fn copy(
+        &self,
+        send: &SendSpec,
+        receive: &ReceiveSpec,
+        counter: &Counter,
+        stall: Duration,
+    ) -> Result<(), ZfsError> {
         let (send_argv, receive_argv) = (argv::send(send), argv::receive(receive));
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| self.not_run(&send_argv, &e.into()));
         let ((out_read, out_write), (in_read, in_write)) = (pipe()?, pipe()?);
@@ -416,11 +432,24 @@ impl Zfs for System {
         widen(&in_write);
         let receiver = self.spawn(&receive_argv, self.command(&receive_argv).stdin(Stdio::from(in_read)))?;
         let sender = self.spawn(&send_argv, self.command(&send_argv).stdout(Stdio::from(out_write)))?;
-        let counter = counter.clone();
+        let stuck = || ZfsError {
+            kind: ErrorKind::Pool,
+            command: format!("{} | {}", self.shown(&send_argv), self.shown(&receive_argv)),
+            status: format!("no byte for {} (stall_timeout)", humantime::format_duration(stall)),
+            stderr: "is a pool suspended? see zpool status".into(),
+        };
+        let stuck = stuck();
+        let counted = counter.clone();
         // Ends when either child ends; both pipes are closed with it, so that the other child ends too.
-        let pumped = runtime::blocking(move || pump(&out_read, &in_write, &counter));
+        let pumped = runtime::blocking(move || pump(&out_read, &in_write, &counted));
         let ends = future::zip(self.child_end(send_argv, sender), self.child_end(receive_argv, receiver));
-        let (_, (sent, received)) = future::zip(pumped, ends).await;
+        let copied = async { Some(future::zip(pumped, ends).await.1) };
+        let stalled = async {
+            runtime::stalled(stall, || counter.get()).await;
+            None
+        };
+        // Stalled, both are dropped and so killed.
+        let Some((sent, received)) = future::or(copied, stalled).await else { return Err(stuck) };
         match (sent, received) {
             (Ok(()), Ok(())) => Ok(()),
             // The receiver breaks off when the sender fails, and the other way round: the one that did not merely

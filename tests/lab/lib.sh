@@ -6,7 +6,7 @@
 : "${LAB_DIR:?run scenarios with tests/lab/run}" "${LAB_TMP:?}" "${LAB_OUT:?}"
 lab_state=$LAB_TMP/.state
 mkdir -p "$lab_state/procs"
-lab_checks=0 lab_failed=0 lab_finished='' lab_start=${EPOCHREALTIME//[.,]/}
+lab_checks=0 lab_failed=0 lab_cases_failed=0 lab_finished='' lab_start=${EPOCHREALTIME//[.,]/}
 status=0 output='' lab_status=0
 
 # --- Hosts: network namespaces on one bridge, which has a namespace of its own.
@@ -128,7 +128,7 @@ lab_daemon() {
   fi
   : >"$log" # it may be looked at before the process has begun
   # A shell ignores INT and QUIT on behalf of its background processes.
-  (exec env --default-signal=INT,QUIT ZSYNC_HOSTNAME="$host" \
+  (exec env --default-signal=INT,QUIT ZSYNC_HOSTNAME="$host" ZSYNC_STATE="$LAB_TMP/state/$host" \
     ip netns exec "$LAB_PREFIX$host" "$@") >"$log" 2>&1 </dev/null &
   lab_proc $! || lab_now='X 0'
   echo "$! ${lab_now#* }" >"$lab_state/procs/$name"
@@ -235,6 +235,41 @@ lab_uuid() {
 space = uuid.UUID("7a73796e-6300-5a46-8000-736e61707368").bytes
 name = int(sys.argv[1]).to_bytes(8, "big")
 print(uuid.UUID(bytes=hashlib.sha1(space + name).digest()[:16], version=5))' "$(zfs list -Hpo guid "$1")"
+}
+
+# --- Orders by hand. The answer's lines go to $LAB_TMP/NAME.
+
+# lab_order NAME HOST PORT ACTION FIELDS: gives an order with a UUID of its own.
+lab_order() {
+  local id
+  read -r id </proc/sys/kernel/random/uuid
+  : >"$LAB_TMP/$1"
+  on "$2" nc -N localhost "$3" >"$LAB_TMP/$1" <<<"{\"OrderUUID\":\"$id\",\"Action\":\"$4\",$5}" &
+}
+
+lab_answered() { grep -q IsSuccess "$LAB_TMP/$1"; }
+
+# lab_answer NAME FIELD...
+lab_answer() {
+  local name=$1
+  shift
+  # shellcheck disable=SC2046 # the fields' names
+  echo $(jq -r "select(has(\"IsSuccess\")) | $(printf '.%s,' "$@")empty" "$LAB_TMP/$name")
+}
+
+# lab_moved NAME BYTES: so many bytes of a stream have been sent.
+lab_moved() {
+  jq -se --argjson wanted "$2" '[.[].Progress.Bytes // 0] | max >= $wanted' "$LAB_TMP/$1" >/dev/null 2>&1
+}
+
+# lab_zfs WORD...: whether such a zfs process runs, as in "lab_zfs receive tank/copy".
+lab_zfs() {
+  local proc line
+  for proc in /proc/[0-9]*; do
+    { mapfile -d '' -t line <"$proc/cmdline"; } 2>/dev/null || continue
+    [[ ${line[0]-} == *zfs && " ${line[*]:1} " == *" $1 "*"${2-}"* ]] && return 0
+  done
+  return 1
 }
 
 guids() { zfs list -Hp -t snapshot -d 1 -s createtxg -o guid "$1"; }
@@ -345,6 +380,15 @@ lacks() {
   else
     lab_bad "$1" "expected not to contain: $2" "got:" "$(lab_text "$3")"
   fi
+}
+
+# survived WHAT OUTCOME: a case is over. It is told if all its checks, those since the case before it, were good. The
+# README's table is made of these lines as they stand in the scenarios: a line of its own, both in quotes.
+survived() {
+  if ((lab_failed == lab_cases_failed)); then
+    echo "  SURVIVED $1: $2"
+  fi
+  lab_cases_failed=$lab_failed
 }
 
 # The end of every scenario.

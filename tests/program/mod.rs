@@ -82,7 +82,7 @@ impl Place {
         let mut words = arguments.split_whitespace();
         let subcommand = words.next().unwrap_or_default();
         let mut command = bare();
-        command.arg(subcommand).args(words);
+        command.arg(subcommand).args(words).env("ZSYNC_STATE", self.0.path().join("state"));
         let has = |option: &str| arguments.split_whitespace().any(|word| word.trim_end_matches('=') == option);
         if matches!(subcommand, "director" | "plan" | "check") && !has("--config") {
             command.args(["--config", &self.path("server.json")]);

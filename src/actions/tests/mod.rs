@@ -146,6 +146,7 @@ pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Polic
         hosts: Default::default(),
         tls: None,
         consul_resync: None,
+        retry_for: std::time::Duration::ZERO,
         datasets: datasets.into_iter().collect(),
     }
 }

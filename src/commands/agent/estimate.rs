@@ -111,7 +111,7 @@ impl<Z: ZfsRead> Course<'_, Z> {
     async fn resumable(&self, token: Option<&str>) -> Result<Option<(String, Guid)>, Failure> {
         let Some(token) = token else { return Ok(None) };
         match self.zfs.resumable(token).await {
-            Ok((dataset, arrives)) => Ok((dataset == *self.source).then(|| (token.to_owned(), arrives))),
+            Ok(of) => Ok((of.dataset == *self.source).then(|| (token.to_owned(), of.guid))),
             Err(error) if error.kind == ErrorKind::StaleToken => Ok(None),
             Err(error) => Err(error.into()),
         }

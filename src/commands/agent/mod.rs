@@ -5,11 +5,14 @@
 
 mod destroy;
 mod estimate;
+mod journal;
+mod once;
 mod receiver;
 mod resync;
 mod send;
 mod take;
 
+pub use journal::{Journal, JournalError};
 pub use send::SLAVE_PORT;
 
 use std::sync::Arc;
@@ -17,17 +20,23 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
+use self::once::{Begin, Once, Running};
 use super::busy::Busy;
 use super::receiving::Receiving;
+use super::retry::{RETRY_FOR, Retry};
 use super::serve;
+use super::slots::{Slots, no_slot};
 use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{Action, HostName, ResponseStatus};
 use crate::runtime;
 use crate::transport::tls::{Tls, TlsError};
-use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
+use crate::wire::codec::{Conn, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::{Zfs, ZfsError};
+
+/// How often a director hears of an order that has nothing else to say.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 /// Where facts go while an order is carried out: to the director, over the wire or within the process.
 pub type FactSink = runtime::channel::Sender<Facts>;
@@ -39,11 +48,12 @@ pub struct Agent<Z> {
     local: Arc<Local>,
     /// Datasets being sent from.
     busy: Busy,
-    /// How long a slave may be silent.
-    patience: Duration,
+    /// Places for sends.
+    sends: Slots,
     /// What this host proves itself with to slaves.
     tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
+    once: Arc<Once>,
 }
 
 /// An order that was not carried out.
@@ -57,6 +67,13 @@ pub(crate) struct Failure {
 impl Failure {
     fn refused(reason: impl Into<String>) -> Self {
         Self { status: ResponseStatus::Refused, reason: reason.into(), temporary: false }
+    }
+}
+
+impl Failure {
+    /// The order found no place among the transfers of this host.
+    fn no_slot(key: &str, limit: usize) -> Self {
+        Self { status: ResponseStatus::Busy, reason: no_slot(key, limit), temporary: true }
     }
 }
 
@@ -97,22 +114,25 @@ impl<Z: Zfs> Agent<Z> {
     /// An agent for this host.
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        let receiving = Receiving { zfs: Arc::clone(&zfs), local: Arc::clone(&local), busy: Busy::default() };
-        Self { host, zfs, local, busy: Busy::default(), patience: SILENCE, tls: None, receiving }
+        let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
+        let sends = Slots::new(local.max_sends);
+        Self { host, zfs, local, busy: Busy::default(), sends, tls: None, receiving, once: Arc::default() }
     }
 
-    /// The same with another configuration; what is under way keeps its claims on datasets.
+    /// The same with another configuration; what is under way keeps its claims on datasets and its places.
     #[must_use]
     pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
-        let receiving = Receiving { local: Arc::clone(&local), ..self.receiving.clone() };
-        let (zfs, busy) = (Arc::clone(&self.zfs), self.busy.clone());
-        Self { host, zfs, local, busy, patience: self.patience, tls: self.tls.clone(), receiving }
+        let sends =
+            if local.max_sends == self.local.max_sends { self.sends.clone() } else { Slots::new(local.max_sends) };
+        let receiving = self.receiving.with_local(Arc::clone(&local));
+        let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
+        Self { host, zfs, local, busy, sends, tls: self.tls.clone(), receiving, once }
     }
 
-    /// The same with another patience for silent slaves.
+    /// The same with a memory of the orders that it carried out.
     #[must_use]
-    pub fn with_patience(self, patience: Duration) -> Self {
-        Self { patience, ..self }
+    pub fn remembering(self, journal: Journal) -> Self {
+        Self { once: Arc::new(Once::remembering(journal)), ..self }
     }
 
     /// The same, proving itself to slaves.
@@ -133,14 +153,7 @@ impl<Z: Zfs> Agent<Z> {
         let result = if order.protocol > PROTOCOL {
             Err(Failure::refused(format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol)))
         } else {
-            match order.action {
-                Action::TakeSnapshot => self.take(order, &desk).await,
-                Action::SendSnapshot => self.send(order, &desk).await,
-                Action::DestroySnapshot => self.destroy(order, &desk).await,
-                Action::KvResync => self.resync(order, &desk).await,
-                Action::EstimateSend => self.estimate_send(order).await,
-                Action::EstimateDestroy => self.estimate_destroy(order).await,
-            }
+            self.persist(order, &desk).await
         };
         let mut response = match result {
             Ok(Success { status, remark, estimate }) => {
@@ -155,6 +168,39 @@ impl<Z: Zfs> Agent<Z> {
         response
     }
 
+    /// Carries out one order, and tries again what failed for a reason that may pass. Every try looks afresh.
+    async fn persist(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+        let mut retry = Retry::within(order.retry_for.map_or(RETRY_FOR, Duration::from_secs));
+        let mut kept = send::Kept::default();
+        loop {
+            let before = desk.counter.get();
+            let ended = match order.action {
+                Action::TakeSnapshot => self.take(order, desk).await,
+                Action::SendSnapshot => self.send(order, &mut kept, desk).await,
+                Action::DestroySnapshot => self.destroy(order, desk).await,
+                Action::KvResync => self.resync(order, desk).await,
+                Action::EstimateSend => self.estimate_send(order).await,
+                Action::EstimateDestroy => self.estimate_destroy(order).await,
+            };
+            let failure = match ended {
+                Err(failure) if failure.temporary => failure,
+                ended => return ended,
+            };
+            // Who comes second is told so at once; a slave that does not know yet that the try before this one is over
+            // is waited for.
+            if failure.status == ResponseStatus::Busy && retry.is_first() {
+                return Err(failure);
+            }
+            if desk.counter.get() > before {
+                retry.moved();
+            }
+            // Told as it is, not how often: what fails in the same way at each pass is said once.
+            let Some(pause) = retry.pause() else { return Err(failure) };
+            log::info!("{}: tries again in {pause:.1?}: {}", order.order_uuid, failure.reason);
+            runtime::sleep(pause).await;
+        }
+    }
+
     async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
         let order: DirectorsOrder = conn.understand(line)?;
         log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
@@ -163,29 +209,62 @@ impl<Z: Zfs> Agent<Z> {
             let refusal = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, denied.to_string());
             return conn.say(&AgentLine::Response(refusal)).await;
         }
+        match self.once.begin(&order).await {
+            Begin::New(running) => self.answer(conn, &order, running).await,
+            Begin::Again(response) => {
+                log::info!("{}: came again, and is answered as before", order.order_uuid);
+                conn.say(&AgentLine::Response(*response)).await
+            }
+            Begin::Join(answer, counter) => {
+                log::info!("{}: came again while it is carried out", order.order_uuid);
+                loop {
+                    match runtime::timeout(TELL_EVERY, answer.recv()).await {
+                        Ok(Ok(response)) => return conn.say(&AgentLine::Response(response)).await,
+                        Ok(Err(_)) => return Ok(()),
+                        Err(runtime::Elapsed) => tell_progress(conn, &counter).await?,
+                    }
+                }
+            }
+            Begin::Other => {
+                let reason = "another order had this OrderUUID: give each its own, as from uuidgen(1)";
+                let refused = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason);
+                conn.say(&AgentLine::Response(refused)).await
+            }
+        }
+    }
+
+    async fn answer(&self, conn: &mut Conn, order: &DirectorsOrder, running: Running) -> Result<(), WireError> {
         let (sender, told) = runtime::channel::bounded(16);
-        let counter = Counter::default();
+        let counter = running.counter.clone();
         let (counted, mouth) = (counter.clone(), &mut *conn);
         // The receiver is its own: when the director is gone, facts are kept for nobody and hold nothing up.
         let telling = async move {
             loop {
-                match runtime::timeout(ALIVE_EVERY.min(Duration::from_secs(2)), told.recv()).await {
+                match runtime::timeout(TELL_EVERY, told.recv()).await {
                     Ok(Ok(facts)) => mouth.say(&AgentLine::Facts { facts }).await?,
                     Ok(Err(_)) => return Ok::<_, WireError>(()),
-                    Err(runtime::Elapsed) => {
-                        let progress = Progress { bytes: counted.get() };
-                        mouth.say(&AgentLine::Progress { progress }).await?;
-                    }
+                    Err(runtime::Elapsed) => tell_progress(mouth, &counted).await?,
                 }
             }
         };
         // The sender is dropped with the order's end, which ends the telling. A director that went away does not
         // stop the order: what was begun is finished, and found by the next listing.
-        let (response, told) = future::zip(self.carry_out(&order, sender, counter), telling).await;
-        log_end(&order, &response);
+        let working = async {
+            let response = self.carry_out(order, sender, counter).await;
+            // Before it is said: whoever has the answer may count on it.
+            running.ended(&response).await;
+            response
+        };
+        let (response, told) = future::zip(working, telling).await;
+        log_end(order, &response);
         told?;
         conn.say(&AgentLine::Response(response)).await
     }
+}
+
+async fn tell_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireError> {
+    let progress = Progress { bytes: counter.get() };
+    conn.say(&AgentLine::Progress { progress }).await
 }
 
 /// Logs how an order ended; within a director's process the director tells it.

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::commands::busy::Claim;
-use crate::commands::receiving::{Incoming, Receiving, StepError};
-use crate::commands::serve::BETWEEN_STEPS;
+use crate::commands::receiving::{Incoming, Receiving, StepError, stalled};
+use crate::commands::slots::Slot;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
 use crate::policy::Target;
@@ -39,6 +40,7 @@ pub(super) struct Local<Z> {
     from: Target,
     rollback: bool,
     claim: Claim,
+    slot: Slot,
 }
 
 impl From<TransportError> for Failure {
@@ -50,7 +52,7 @@ impl From<TransportError> for Failure {
 
 impl From<WireError> for Failure {
     fn from(error: WireError) -> Self {
-        let temporary = !matches!(error, WireError::Nonsense { .. } | WireError::BrokenOff { .. });
+        let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));
         Self { status: ResponseStatus::Unreachable, reason, temporary }
     }
@@ -71,7 +73,7 @@ impl<Z: Zfs> Receiver<Z> {
         to: &Target,
         dial: Dial<'_>,
         order: &OrderToSlave,
-        patience: Duration,
+        stall: Duration,
     ) -> Result<(Self, Found), Failure> {
         let mut conn = dial.connect().await.map_err(|error| {
             let silent = !matches!(error, TransportError::Tls { .. });
@@ -81,7 +83,7 @@ impl<Z: Zfs> Receiver<Z> {
             }
             failure
         })?;
-        conn.patience = patience;
+        conn.bear(stall);
         let mut remote = Remote { conn, dataset: to.dataset.clone() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;
@@ -94,13 +96,15 @@ impl<Z: Zfs> Receiver<Z> {
         from: Target,
         dataset: &DatasetName,
         rollback: bool,
+        since: DateTime<Utc>,
     ) -> Result<(Self, Found), Failure> {
         let claim = receiving.open(&from.host, None, dataset).map_err(|not_open| {
             let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
             Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
         })?;
+        let slot = receiving.slots.take(since).await.map_err(|limit| Failure::no_slot("max_receives", limit))?;
         let found = receiving.look(dataset).await?;
-        let local = Local { receiving: receiving.clone(), dataset: dataset.clone(), from, rollback, claim };
+        let local = Local { receiving: receiving.clone(), dataset: dataset.clone(), from, rollback, claim, slot };
         Ok((Self::Local(Box::new(local)), found))
     }
 
@@ -118,7 +122,9 @@ impl<Z: Zfs> Receiver<Z> {
             Self::Remote(remote) => remote.receive(zfs, send, incoming, status, counter).await,
             Self::Local(local) => {
                 let spec: ReceiveSpec = local.receiving.prepare(&local.dataset, incoming).await?;
-                let ended = zfs.copy(send, &spec, counter).await.map_err(StepError::from);
+                let stall = local.receiving.local.stall_timeout;
+                let copied = zfs.copy(send, &spec, counter, stall);
+                let ended = copied.await.map_err(StepError::from);
                 match local.receiving.verify(&local.dataset, incoming, ended).await {
                     Ok(found) => Ok((Ok(()), found)),
                     Err(error) => Ok((Err(error), local.receiving.look(&local.dataset).await?)),
@@ -176,7 +182,7 @@ impl<Z: Zfs> Receiver<Z> {
                 if let Some(guid) = guid {
                     local.receiving.settle(&local.dataset, &local.from, guid).await?;
                 }
-                drop(local.claim);
+                drop((local.claim, local.slot));
                 Ok(())
             }
         }
@@ -252,28 +258,32 @@ impl Remote {
         let Incoming { guid, name, create, overwrite } = incoming.clone();
         self.conn.say(&Step::Receive { status, guid, snapshot_name: name, create, overwrite }).await?;
         let sent = self.conn.send_stream(&mut *stream.data, counter).await?;
-        // A process that is blocked on a full pipe ends when the pipe does.
+        // The read end goes first: a process that is blocked on a full pipe ends when the pipe does.
         drop(stream.data);
-        let ended = match runtime::timeout(BETWEEN_STEPS, stream.end).await {
-            Ok(ended) => ended,
-            Err(runtime::Elapsed) => {
-                return Err(Failure {
-                    status: ResponseStatus::Zerror,
-                    reason: "zfs send does not end".into(),
-                    temporary: true,
-                });
+        let ended: Result<(), StepError> = match sent {
+            Sent::All => match runtime::timeout(self.conn.stall, stream.end).await {
+                Ok(ended) => ended.map_err(StepError::from),
+                Err(runtime::Elapsed) => Err(stalled("zfs send does not end", self.conn.stall)),
+            },
+            // Nobody waits for what it still has to say: dropped, it is killed.
+            Sent::Refused => {
+                drop(stream.end);
+                Err(StepError::new(ResponseStatus::Zerror, "refused"))
+            }
+            Sent::Stalled => {
+                drop(stream.end);
+                Err(stalled("zfs send gives nothing", self.conn.stall))
             }
         };
-        let (end, broke) = match (sent, ended) {
-            (Sent::All, Ok(())) => (StreamEnd { is_success: true, error: String::new() }, None),
-            (Sent::All, Err(error)) => (StreamEnd { is_success: false, error: error.to_string() }, Some(error)),
-            (Sent::Refused, _) => (StreamEnd { is_success: false, error: "refused".into() }, None),
+        let end = StreamEnd {
+            is_success: ended.is_ok(),
+            error: ended.as_ref().err().map(|e| e.reason.clone()).unwrap_or_default(),
         };
         self.conn.end_stream(&end).await?;
-        match (self.step_ended().await?, broke) {
+        match (self.step_ended().await?, ended) {
             // What went wrong here is known here best.
-            ((Err(_), found), Some(error)) => Ok((Err(error.into()), found)),
-            (ended, _) => Ok(ended),
+            ((Err(_), found), Err(error)) if sent != Sent::Refused => Ok((Err(error), found)),
+            (told, _) => Ok(told),
         }
     }
 }

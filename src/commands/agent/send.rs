@@ -10,9 +10,11 @@ use std::collections::BTreeSet;
 use super::receiver::{Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::steps::{Base, Conflict, Point, Resume, Step, Transfer, steps};
+use crate::clock;
 use crate::commands::busy::Claim;
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
+use crate::commands::slots::Slot;
 use crate::model::{
     DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
 };
@@ -34,6 +36,13 @@ struct Job {
     target: Snapshot,
     to: Target,
     rollback: bool,
+}
+
+/// What a send keeps over all its tries: nobody else gets at its dataset meanwhile.
+#[derive(Default)]
+pub(super) struct Kept {
+    claim: Option<(DatasetName, Claim)>,
+    slot: Option<Slot>,
 }
 
 /// How far a transfer came.
@@ -79,13 +88,24 @@ impl Course {
 
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
-    pub(super) async fn send(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+    pub(super) async fn send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
         let (id, to) = errand(order)?;
-        // Claimed before it is looked at, where it is known: who comes second is told so at once, and whatever is
-        // planned is planned on what the one before left.
-        let early = order.dataset.as_ref().map(|source| self.claim(source)).transpose()?;
-        let (source, ours) = self.find(order, id).await?;
-        let _claim = early.map_or_else(|| self.claim(&source), Ok)?;
+        // Claimed before it is looked at: who comes second is told so at once, and whatever is planned is planned on
+        // what the one before left.
+        let source = match &kept.claim {
+            Some((source, _)) => source.clone(),
+            None => {
+                let source = self.whose(order, id).await?;
+                kept.claim = Some((source.clone(), self.claim(&source)?));
+                source
+            }
+        };
+        let since = order.oldest_unsent.unwrap_or_else(clock::now);
+        if kept.slot.is_none() {
+            let slot = self.sends.take(since).await;
+            kept.slot = Some(slot.map_err(|limit| Failure::no_slot("max_sends", limit))?);
+        }
+        let ours = self.ours(&source).await?;
         let target = named(&source, &ours, id)?.clone();
         if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             return Err(Failure::refused(format!(
@@ -95,7 +115,7 @@ impl<Z: Zfs> Agent<Z> {
         }
         let from = Target { host: self.host.clone(), dataset: source.clone() };
         let (receiver, theirs) = if to.host == self.host {
-            Receiver::local(&self.receiving, from, &to.dataset, order.rollback_if_needed).await?
+            Receiver::local(&self.receiving, from, &to.dataset, order.rollback_if_needed, since).await?
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
             let order = OrderToSlave {
@@ -107,9 +127,10 @@ impl<Z: Zfs> Agent<Z> {
                 protocol: order.protocol,
                 source_dataset: Some(source.clone()),
                 rollback_if_needed: order.rollback_if_needed,
+                oldest_unsent: order.oldest_unsent,
             };
             let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
-            Receiver::remote(&to, dial, &order, self.patience).await?
+            Receiver::remote(&to, dial, &order, self.local.stall_timeout).await?
         };
         let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
         self.transfer(&job, receiver, ours, theirs, desk).await
@@ -129,22 +150,30 @@ impl<Z: Zfs> Agent<Z> {
         order: &DirectorsOrder,
         id: SnapshotId,
     ) -> Result<(DatasetName, DatasetInventory), Failure> {
-        let (roots, depth) = match &order.dataset {
-            Some(dataset) => (vec![dataset.clone()], Depth::Only),
-            None => (self.local.roots(), Depth::Recursive),
-        };
-        for root in &roots {
-            self.local.permission_to_take(root).map_err(|denied| Failure::refused(denied.to_string()))?;
+        let source = self.whose(order, id).await?;
+        let ours = self.ours(&source).await?;
+        Ok((source, ours))
+    }
+
+    /// The dataset of the order's snapshot: as the order says, else as is found.
+    async fn whose(&self, order: &DirectorsOrder, id: SnapshotId) -> Result<DatasetName, Failure> {
+        if let Some(dataset) = &order.dataset {
+            return Ok(dataset.clone());
         }
-        let listed = self.zfs.list(&roots, depth).await?;
+        let listed = self.zfs.list(&self.local.roots(), Depth::Recursive).await?;
         let found = listed.into_iter().find(|(name, inventory)| {
-            self.local.permission_to_take(name).is_ok()
-                && (order.dataset.as_ref() == Some(name) || inventory.snapshots.iter().any(|s| s.guid.uuid() == id))
+            self.local.permission_to_send(name).is_ok() && inventory.snapshots.iter().any(|s| s.guid.uuid() == id)
         });
-        found.ok_or_else(|| match &order.dataset {
-            Some(dataset) => Failure::refused(format!("{dataset} does not exist")),
-            None => Failure::refused(format!("no dataset here has a snapshot with the UUID {id}")),
-        })
+        let none = || Failure::refused(format!("no dataset here has a snapshot with the UUID {id}"));
+        found.map(|(name, _)| name).ok_or_else(none)
+    }
+
+    /// A dataset as it is now.
+    async fn ours(&self, dataset: &DatasetName) -> Result<DatasetInventory, Failure> {
+        self.local.permission_to_send(dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
+        let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
+        let found = listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory);
+        found.ok_or_else(|| Failure::refused(format!("{dataset} does not exist")))
     }
 
     async fn transfer(
@@ -243,7 +272,7 @@ impl<Z: Zfs> Agent<Z> {
         let there = theirs.as_ref().map(|t| t.snapshots.as_slice()).unwrap_or_default();
         let resume = match theirs.as_ref().and_then(|t| t.resume_token.clone()) {
             None => None,
-            Some(token) => match self.resumable(job, token, course).await? {
+            Some(token) => match self.resumable(job, token, ours.encrypted, course).await? {
                 Some(resume) => Some(resume),
                 None => return receiver.abort().await.map(Some),
             },
@@ -324,7 +353,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
-    async fn resumable(&self, job: &Job, token: String, course: &Course) -> Result<Option<Resume>, Failure> {
+    async fn resumable(&self, job: &Job, token: String, raw: bool, course: &Course) -> Result<Option<Resume>, Failure> {
         let useless = |why: &str| {
             log::info!("{}: what {} has of an earlier stream is thrown away: {why}", job.dataset, job.to.host);
             Ok(None)
@@ -334,8 +363,9 @@ impl<Z: Zfs> Agent<Z> {
         }
         match self.zfs.resumable(&token).await {
             // A token is the destination's word: it must not make this host send anything else.
-            Ok((dataset, _)) if dataset != job.dataset => useless(&format!("it is of {dataset}")),
-            Ok((_, guid)) => Ok(Some(Resume { token, to: Some(guid) })),
+            Ok(of) if of.dataset != job.dataset => useless(&format!("it is of {}", of.dataset)),
+            Ok(of) if of.raw != raw => useless(if raw { "it is not of a raw stream" } else { "it is of a raw stream" }),
+            Ok(of) => Ok(Some(Resume { token, to: Some(of.guid) })),
             Err(error) if error.kind == ErrorKind::StaleToken => useless(&error.to_string()),
             Err(error) => Err(error.into()),
         }

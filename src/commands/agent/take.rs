@@ -70,6 +70,10 @@ impl<Z: Zfs> Agent<Z> {
         let mut idle = Vec::new();
         let mut unclear: BTreeMap<SnapName, Vec<DatasetName>> = BTreeMap::new();
         for (dataset, inventory) in self.zfs.list(datasets, Depth::Only).await? {
+            // An order that is repeated: what was written before it is in the snapshot that it took then.
+            if inventory.snapshots.iter().any(|s| s.name == *name) {
+                continue;
+            }
             let (Some(0), Some(last)) = (inventory.written, inventory.snapshots.iter().rfind(of_policy)) else {
                 continue;
             };

@@ -6,6 +6,7 @@ use futures_lite::future;
 
 use crate::actions::Order;
 use crate::commands::agent::{Agent, FactSink};
+use crate::commands::retry::Retry;
 use crate::model::Counter;
 use crate::model::{
     Action, DatasetInventory, Guid, HostName, Inventory, OrderId, PeerRole, Record, ResponseStatus, SnapName,
@@ -49,6 +50,8 @@ pub fn blank(action: Action) -> DirectorsOrder {
         dataset: None,
         destination_address: None,
         keep_common_with: Vec::new(),
+        retry_for: None,
+        oldest_unsent: None,
         resume_token: None,
     }
 }
@@ -106,7 +109,7 @@ fn pieces<T>(mut rest: &[T], length: impl Fn(&T) -> usize) -> Vec<&[T]> {
 /// A decided order as it goes over the wire. `inventory` is what it was decided on.
 #[must_use]
 pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> DirectorsOrder {
-    match order {
+    let wire = match order {
         Order::Take { name, datasets, skip_if_not_written, .. } => DirectorsOrder {
             snapshot_name: name.to_string(),
             dest_dataset: datasets.first().map(ToString::to_string).unwrap_or_default(),
@@ -114,7 +117,8 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
             skip_if_not_written: *skip_if_not_written,
             ..blank(Action::TakeSnapshot)
         },
-        Order::Send { dataset, snapshot, guid, to, rollback_if_needed, .. } => DirectorsOrder {
+        Order::Send { dataset, snapshot, guid, to, rollback_if_needed, oldest_unsent, .. } => DirectorsOrder {
+            oldest_unsent: Some(*oldest_unsent),
             destination: to.host.to_string(),
             snapshot_uuid: vec![guid.uuid().to_string()],
             snapshot_name: snapshot.to_string(),
@@ -156,7 +160,8 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 ..blank(Action::DestroySnapshot)
             }
         }
-    }
+    };
+    DirectorsOrder { retry_for: Some(policy.retry_for.as_secs()), ..wire }
 }
 
 /// Where everything of a policy is to come before it may go.
@@ -206,11 +211,21 @@ impl<Z: Zfs> Dispatcher<Z> {
             },
             address => {
                 let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
-                let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
-                over_tcp(dial, order, &facts, &counter).await.unwrap_or_else(|error| Response {
-                    temporary: true,
-                    ..Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, format!("{error:#}"))
-                })
+                let mut retry = Retry::within(policy.retry_for);
+                loop {
+                    // The same order again: the agent knows it by its OrderUUID, and carries it out once.
+                    let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
+                    let error = match over_tcp(dial, order, &facts, &counter).await {
+                        Ok(response) => return response,
+                        Err(error) => format!("{error:#}"),
+                    };
+                    let Some(pause) = retry.pause() else {
+                        let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
+                        return Response { temporary: true, ..Response::failure(id, status, error) };
+                    };
+                    log::debug!("{host}: tried again in {pause:.1?}: {error}");
+                    runtime::sleep(pause).await;
+                }
             }
         }
     }

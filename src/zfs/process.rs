@@ -1,0 +1,115 @@
+//! Running commands, each in a process group of its own: none outlives whoever waits for it, nor the program's end.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::process::Output;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_process::{Child, ChildStdin, ChildStdout, Command};
+use rustix::process::{Pid, Signal, kill_process_group};
+
+use crate::runtime;
+
+/// How long the program's end waits for what it has killed: a process that ZFS keeps in the kernel ends when it may.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
+/// The process groups that run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Running(Arc<Mutex<Groups>>);
+
+#[derive(Debug, Default)]
+struct Groups {
+    running: BTreeSet<i32>,
+    /// Nothing more is started.
+    closed: bool,
+}
+
+/// A process group. Dropped before its process was seen to end, it is killed with all that the process started.
+#[derive(Debug)]
+struct Group {
+    pid: Option<Pid>,
+    ended: bool,
+    running: Running,
+}
+
+/// A running command. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Process {
+    // Dropped before the child is: until that is waited for, its number is nobody else's.
+    group: Group,
+    child: Child,
+}
+
+impl Running {
+    fn groups(&self) -> MutexGuard<'_, Groups> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a command, which must have been given a process group of its own.
+    pub(super) fn spawn(&self, command: &mut Command) -> io::Result<Process> {
+        let child = command.spawn()?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+        let process = Process { group: Group { pid, ended: false, running: self.clone() }, child };
+        let mut groups = self.groups();
+        groups.running.extend(pid.map(Pid::as_raw_pid));
+        let closed = groups.closed;
+        drop(groups);
+        if closed { Err(io::Error::other("the program is ending")) } else { Ok(process) }
+    }
+
+    /// Kills all that runs and waits for its end; from now on nothing is started.
+    pub(super) async fn end(&self) {
+        let running = {
+            let mut groups = self.groups();
+            groups.closed = true;
+            groups.running.clone()
+        };
+        running.into_iter().filter_map(Pid::from_raw).for_each(kill);
+        let gone = async {
+            while !self.groups().running.is_empty() {
+                runtime::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if runtime::timeout(LAST_WAIT, gone).await.is_err() {
+            log::warn!("some zfs commands were killed and have not ended yet");
+        }
+    }
+}
+
+fn kill(group: Pid) {
+    if let Err(error) = kill_process_group(group, Signal::KILL) {
+        log::debug!("process group {}: {error}", group.as_raw_pid());
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some(pid) = self.pid else { return };
+        if !self.ended {
+            kill(pid);
+        }
+        self.running.groups().running.remove(&pid.as_raw_pid());
+    }
+}
+
+impl Process {
+    pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Waits for its end, with all that it prints where that is asked for.
+    pub(super) async fn output(self) -> io::Result<Output> {
+        let Self { group, child } = self;
+        let mut output = Box::pin(child.output());
+        // Declared last, it is dropped first: see `Process`.
+        let mut group = group;
+        let ended = output.as_mut().await;
+        group.ended = true;
+        ended
+    }
+}
