@@ -179,8 +179,8 @@ fn told(health: &Health, verbose: bool) -> String {
 }
 
 fn all_well(health: &Health) -> String {
-    let oldest = health.rows.iter().filter_map(|row| row.age()).max();
-    let lag = health.rows.iter().filter_map(|row| row.lag()).max();
+    let oldest = health.rows.iter().filter_map(Row::age).max();
+    let lag = health.rows.iter().filter_map(Row::lag).max();
     let datasets = datasets(health);
     let mut text = format!("{datasets} dataset{}", if datasets == 1 { "" } else { "s" });
     if let Some(oldest) = oldest {
@@ -210,8 +210,8 @@ fn performance(health: &Health) -> String {
         ("datasets", datasets(health).to_string()),
         ("destinations", health.rows.iter().filter(|row| row.to.is_some()).count().to_string()),
         ("snapshots", snapshots.values().sum::<usize>().to_string()),
-        ("oldest_snapshot", seconds(health.rows.iter().filter_map(|row| row.age()).max())),
-        ("longest_lag", seconds(health.rows.iter().filter_map(|row| row.lag()).max())),
+        ("oldest_snapshot", seconds(health.rows.iter().filter_map(Row::age).max())),
+        ("longest_lag", seconds(health.rows.iter().filter_map(Row::lag).max())),
         ("unsent", health.rows.iter().filter_map(|row| row.behind).sum::<usize>().to_string()),
         ("hosts_out_of_reach", health.hosts.iter().filter(|h| h.unseen.is_some()).count().to_string()),
     ];

@@ -49,9 +49,9 @@ impl<C: CatalogWrite + 'static> World<C> {
 
     /// The same with a channel that closes when the last clone of it is gone: whoever uses it has ended then.
     #[must_use]
-    pub fn followed(&self) -> (Self, runtime::channel::Receiver<()>) {
+    pub fn followed(self) -> (Self, runtime::channel::Receiver<()>) {
         let (token, gone) = runtime::channel::bounded(1);
-        (Self { token: Some(token), ..self.clone() }, gone)
+        (Self { token: Some(token), ..self }, gone)
     }
 
     /// The same, not followed.
