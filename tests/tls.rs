@@ -202,7 +202,7 @@ fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
         reason: String::new(),
     };
     let order = wire_order(&order, &policy, &zsync::model::Inventory::default());
-    runtime::block_on(dispatcher.ask(&policy, &host("alpha"), &order)).0
+    runtime::block_on(dispatcher.ask(&policy, &host("alpha"), &order, Counter::default())).0
 }
 
 /// A slave on beta, and its pool.
