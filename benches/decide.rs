@@ -44,6 +44,7 @@ fn policy(pairs: usize) -> Policy {
             ]),
             sync_retention: retention(&["1/day in last month", "1/month in last 5 years"]),
             prune_unsent: false,
+            check: zsync::policy::Thresholds::default(),
         }],
         rollback_if_needed: false,
         skip_if_renamed: true,

@@ -37,6 +37,8 @@ pub enum Command {
     Slave(Slave),
     /// Preview the orders that the director would give.
     Plan(Plan),
+    /// Judge how well the policy is kept, for Nagios, Icinga and cron.
+    Check(Check),
     /// Make certificates with which hosts prove to each other who they are, and explain them.
     #[command(subcommand)]
     Tls(Tls),
@@ -58,10 +60,27 @@ pub struct Common {
     /// agent, slave and a director in its loop, warn otherwise]
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<log::LevelFilter>,
+    /// How to log
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t)]
+    pub log_format: LogFormat,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people; for systemd's journal without the time, but with priorities.
+    #[default]
+    Text,
+    /// One JSON object a line: time, level, target, message.
+    Json,
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| e.to_string())
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    let duration = any_duration(text)?;
     if duration.is_zero() { Err("it is zero".into()) } else { Ok(duration) }
 }
 
@@ -98,6 +117,12 @@ pub struct Director {
     /// From the beginning of one pass to that of the next
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration, conflicts_with = "once")]
     pub interval: Duration,
+    /// With --once: break off after so long; what was not done is left to the next pass
+    #[arg(long, value_name = "DURATION", value_parser = duration, requires = "once")]
+    pub timeout: Option<Duration>,
+    /// After SIGTERM: how long orders under way may go on before they are broken off, to be gone on with later
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration)]
+    pub grace: Duration,
     /// With --once: tell what was done even when all is well
     #[arg(long, short)]
     pub verbose: bool,
@@ -147,6 +172,9 @@ pub struct Listen {
     /// Listen in plaintext beyond this machine: whoever reaches the port is obeyed
     #[arg(long)]
     pub insecure_plaintext: bool,
+    /// After SIGTERM: how long what is under way may go on before it is broken off, to be gone on with later
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration)]
+    pub grace: Duration,
 }
 
 /// `zsync plan`.
@@ -270,4 +298,41 @@ pub struct TlsShow {
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+}
+
+/// `zsync check`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status, as monitoring plug-ins have it: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.")]
+pub struct Check {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// Look at the configuration files only: is everything in them valid?
+    #[arg(long, conflicts_with_all = ["host", "dataset", "format"])]
+    pub config_only: bool,
+    /// Only datasets of this host, and what is sent there
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<HostName>,
+    /// Only this dataset and what is below it
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Option<DatasetName>,
+    /// Tell everything that is wrong, one a line, after the summary
+    #[arg(long, short)]
+    pub verbose: bool,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: CheckFormat,
+}
+
+/// How `zsync check` prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CheckFormat {
+    /// One line with performance data, as monitoring plug-ins print it.
+    #[default]
+    Nagios,
+    /// One JSON document.
+    Json,
 }

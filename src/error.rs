@@ -17,6 +17,15 @@ pub enum Exit {
     Orders = 3,
 }
 
+impl Exit {
+    /// `check`: something should be looked at.
+    pub const WARNING: Self = Self::Failed;
+    /// `check`: something has to be looked at.
+    pub const CRITICAL: Self = Self::Unable;
+    /// `check`: it is not known how things are.
+    pub const UNKNOWN: Self = Self::Orders;
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

@@ -14,10 +14,12 @@ pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod error;
+pub mod logging;
 pub mod model;
 pub mod policy;
 pub mod report;
 pub mod runtime;
+pub mod service;
 pub mod settings;
 pub mod transport;
 pub mod wire;
@@ -27,7 +29,7 @@ use std::sync::Arc;
 
 use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
 use commands::agent::{Agent, Journal};
-use commands::{director, plan, serve, slave::Slave};
+use commands::{check, director, plan, serve, slave::Slave};
 use error::{Error, Exit};
 use model::PeerRole;
 use zfs::ZfsRead;
@@ -51,28 +53,57 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
             }
         }
+        Command::Check(args) => {
+            // Here too.
+            let zfs = System::new(&args.common.zfs);
+            runtime::block_on(check::run(settings::check(args), &zfs))
+        }
         Command::Tls(command) => tls(command),
         Command::Agent(args) => {
-            let settings = settings::serving(&args.common, &args.listen, PeerRole::Agent)?;
-            let zfs = Arc::new(System::new(&args.common.zfs));
-            runtime::block_on(ending(Arc::clone(&zfs), async {
-                log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let journal = Journal::open(&args.state).map_err(Error::unable)?;
-                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
-                let agent = agent.with_tls(settings.security.tls()).remembering(journal);
-                serve::serve(agent, &settings.listen, settings.security).await.map_err(Error::unable)
-            }))
+            let new = |now: settings::Serving, zfs| {
+                let journal = Journal::open(&args.state)?;
+                let agent = Agent::new(now.host, zfs, Arc::new(now.local)).with_tls(now.listening.security.tls());
+                Ok(agent.remembering(journal))
+            };
+            let again = |old: &Agent<System>, now: settings::Serving| {
+                old.with_local(now.host, Arc::new(now.local)).with_tls(now.listening.security.tls())
+            };
+            listen(&args.common, &args.listen, PeerRole::Agent, new, again)
         }
         Command::Slave(args) => {
-            let settings = settings::serving(&args.common, &args.listen, PeerRole::Slave)?;
-            let zfs = Arc::new(System::new(&args.common.zfs));
-            runtime::block_on(ending(Arc::clone(&zfs), async {
-                log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let slave = Slave::new(zfs, Arc::new(settings.local));
-                serve::serve(slave, &settings.listen, settings.security).await.map_err(Error::unable)
-            }))
+            let new = |now: settings::Serving, zfs| Ok(Slave::new(zfs, Arc::new(now.local)));
+            let again = |old: &Slave<System>, now: settings::Serving| old.with_local(Arc::new(now.local));
+            listen(&args.common, &args.listen, PeerRole::Slave, new, again)
         }
     }
+}
+
+/// Runs an agent or a slave: made once, and made again from itself when its configuration is read again.
+fn listen<R: serve::Role>(
+    common: &cli::Common,
+    listen: &cli::Listen,
+    role: PeerRole,
+    new: impl FnOnce(settings::Serving, Arc<System>) -> anyhow::Result<R>,
+    again: impl Fn(&R, settings::Serving) -> R,
+) -> Result<(), Error> {
+    let read = || settings::serving(common, listen, role);
+    let inherited = service::inherited().map_err(Error::unable)?;
+    let settings = read().map_err(Error::unable)?;
+    let listening = settings.listening.clone();
+    let zfs = Arc::new(System::new(&common.zfs));
+    runtime::block_on(ending(Arc::clone(&zfs), async {
+        log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
+        let reload = |old: &R| {
+            let now = read()?;
+            if now.listening.address != listening.address {
+                log::warn!("listens on {} until it is restarted", listening.address);
+            }
+            let security = now.listening.security.clone();
+            Ok((again(old, now), security))
+        };
+        let role = new(settings, zfs).map_err(Error::unable)?;
+        serve::serve(role, inherited, &listening, reload).await.map_err(Error::unable)
+    }))
 }
 
 /// Leaves no command of ZFS behind: work that was under way when the program was asked to end is broken off.

@@ -1,6 +1,7 @@
 //! Values as people and machines read them: tables and JSON.
 
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
@@ -179,8 +180,19 @@ fn written(result: std::io::Result<()>) {
     }
 }
 
+/// Whether complaints go where the log goes, in its form.
+static BY_LOG: AtomicBool = AtomicBool::new(false);
+
+/// Has complaints written as errors in the log, where somebody reads that in a form of its own.
+pub fn complain_by_log() {
+    BY_LOG.store(true, Ordering::Relaxed);
+}
+
 /// Complains on standard error. Where nobody reads that, the exit status has to do.
 pub fn complain(what: &impl std::fmt::Display) {
+    if BY_LOG.load(Ordering::Relaxed) {
+        return log::error!("{what}");
+    }
     drop(writeln!(std::io::stderr().lock(), "zsync: {what}"));
 }
 

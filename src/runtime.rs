@@ -6,6 +6,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use async_std::task;
+use futures_lite::future;
 
 /// Channels between tasks.
 pub use async_std::channel;
@@ -41,6 +42,53 @@ pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Res
     async_std::future::timeout(limit, future).await.map_err(|_| Elapsed)
 }
 
+/// Tasks that can be waited for. Those that still run when this is dropped are dropped where they wait.
+pub struct Tasks {
+    /// Each running task has a clone.
+    running: Option<channel::Sender<()>>,
+    ended: channel::Receiver<()>,
+    leash: Option<channel::Sender<()>>,
+    cut: channel::Receiver<()>,
+}
+
+impl Default for Tasks {
+    fn default() -> Self {
+        // Nothing is ever sent: a channel closes when its last sender is gone, and that is the message.
+        let ((running, ended), (leash, cut)) = (channel::bounded(1), channel::bounded(1));
+        Self { running: Some(running), ended, leash: Some(leash), cut }
+    }
+}
+
+impl Tasks {
+    /// Starts one. Once the end was waited for, no more are started.
+    pub fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let Some(running) = self.running.clone() else { return };
+        let cut = self.cut.clone();
+        drop(task::spawn(async move {
+            future::or(task, async { cut.recv().await.unwrap_or_default() }).await;
+            drop(running);
+        }));
+    }
+
+    /// How many run.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.ended.sender_count() - usize::from(self.running.is_some())
+    }
+
+    /// Waits until the last one has ended.
+    pub async fn ended(&mut self) {
+        self.running = None;
+        self.ended.recv().await.unwrap_or_default();
+    }
+
+    /// Has those that still run dropped where they wait, and waits until they are.
+    pub async fn interrupt(&mut self) {
+        self.leash = None;
+        self.ended().await;
+    }
+}
+
 /// Waits until a number has not changed for `limit`.
 pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
     let (mut last, mut since) = (number(), Instant::now());
@@ -54,12 +102,13 @@ pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
 }
 
 /// Runs the futures side by side on tasks of their own, at most `limit` at once, and gives their results
-/// in the order in which they were started.
+/// in the order in which they were started. Dropped, it drops them as well.
 pub async fn side_by_side<T, F>(limit: usize, futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,
     F: Future<Output = T> + Send + 'static,
 {
+    let tasks = Tasks::default();
     let mut waiting = futures.into_iter().enumerate();
     let (done, finished) = async_std::channel::unbounded();
     let mut running = 0;
@@ -70,9 +119,8 @@ where
             results.push(None);
             running += 1;
             let done = done.clone();
-            // The receiver lives until every started future has reported; a failed send means that this
-            // function was dropped, and nobody asks for the result.
-            task::spawn(async move { drop(done.send((index, future.await)).await) });
+            // The receiver lives until every started future has reported.
+            tasks.start(async move { drop(done.send((index, future.await)).await) });
         }
         if running == 0 {
             break;
@@ -97,5 +145,40 @@ mod tests {
             n
         });
         assert_eq!(block_on(side_by_side(7, futures)), (0..20).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn tasks_are_waited_for_or_interrupted() {
+        let (sender, told) = channel::unbounded();
+        let mut tasks = Tasks::default();
+        for n in [1, 2] {
+            let sender = sender.clone();
+            tasks.start(async move { sender.send(n).await.unwrap() });
+        }
+        block_on(tasks.ended());
+        assert_eq!((told.len(), tasks.count()), (2, 0));
+        let mut tasks = Tasks::default();
+        tasks.start(async move {
+            future::pending::<()>().await;
+            drop(sender);
+        });
+        assert_eq!(tasks.count(), 1);
+        block_on(tasks.interrupt());
+        assert_eq!(tasks.count(), 0);
+        assert!(block_on(async { told.recv().await.and(told.recv().await).and(told.recv().await) }).is_err());
+    }
+
+    #[test]
+    fn what_runs_side_by_side_is_dropped_with_its_caller() {
+        let (sender, told) = channel::bounded::<()>(1);
+        let caller = side_by_side(
+            2,
+            [async move {
+                future::pending::<()>().await;
+                drop(sender);
+            }],
+        );
+        assert_eq!(block_on(timeout(Duration::from_millis(20), caller)), Err(Elapsed));
+        assert!(block_on(told.recv()).is_err());
     }
 }

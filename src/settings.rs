@@ -4,16 +4,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use chrono::TimeDelta;
 
 use crate::cli::{self, Cli, Command, Common, Listen};
 use crate::clock;
 use crate::commands::plan::{Filter, Question, Source};
-use crate::commands::serve::Security;
-use crate::commands::{director, plan};
+use crate::commands::serve::{Listening, Security};
+use crate::commands::{check, director, plan};
 use crate::config::{self, Local};
 use crate::error::Error;
+use crate::logging;
 use crate::model::{HostName, PeerRole};
 use crate::transport::tls::Tls;
 
@@ -23,41 +24,32 @@ pub struct Serving {
     pub host: HostName,
     /// What it lets in.
     pub local: Local,
-    /// Where it listens.
-    pub listen: String,
-    /// How it is known who a peer is.
-    pub security: Security,
+    /// Where and how it listens.
+    pub listening: Listening,
 }
 
-/// Sets up logging to standard error: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
+/// Sets up logging: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
 pub fn logging(cli: &Cli) {
-    let (level, service) = match &cli.command {
-        Command::Director(args) => (args.common.log, !args.once),
-        Command::Agent(args) => (args.common.log, true),
-        Command::Slave(args) => (args.common.log, true),
-        Command::Plan(args) => (args.common.log, false),
+    let (common, service) = match &cli.command {
+        Command::Director(args) => (Some(&args.common), !args.once),
+        Command::Agent(args) => (Some(&args.common), true),
+        Command::Slave(args) => (Some(&args.common), true),
+        Command::Plan(args) => (Some(&args.common), false),
+        Command::Check(args) => (Some(&args.common), false),
         Command::Tls(_) => (None, false),
     };
-    let default = if service { "zsync=info,warn" } else { "warn" };
-    let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
-    if let Some(level) = level {
-        builder.filter_module("zsync", level);
-    }
-    builder.format_target(false);
-    // A second initialisation happens only in tests within one process.
-    drop(builder.try_init());
+    let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
+    logging::start(level, format, if service { "zsync=info,warn" } else { "warn" });
 }
 
 /// This host's name: as typed, as configured, as the system says.
-fn host(common: &Common, local: Option<&Local>) -> Result<HostName, Error> {
+fn host(common: &Common, local: Option<&Local>) -> anyhow::Result<HostName> {
     if let Some(host) = common.hostname.clone().or_else(|| local.and_then(|l| l.hostname.clone())) {
         return Ok(host);
     }
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
-    name.parse()
-        .with_context(|| format!("the system calls itself {name:?}; give this host a name with --hostname"))
-        .map_err(Error::unable)
+    name.parse().with_context(|| format!("the system calls itself {name:?}; give this host a name with --hostname"))
 }
 
 /// The local configuration, where it is of use only if it is there. One that is there and wrong is not passed over: it
@@ -73,7 +65,7 @@ fn local_if_there(common: &Common) -> Result<Option<Local>, Error> {
 fn host_of(common: &Common) -> Result<HostName, Error> {
     match &common.hostname {
         Some(typed) => Ok(typed.clone()),
-        None => host(common, local_if_there(common)?.as_ref()),
+        None => host(common, local_if_there(common)?.as_ref()).map_err(Error::unable),
     }
 }
 
@@ -88,6 +80,8 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
         host,
         once: args.once,
         interval: args.interval,
+        timeout: args.timeout,
+        grace: args.grace,
         verbose: args.verbose,
         format: args.format,
         plan: args.plan,
@@ -110,7 +104,7 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
         (_, Some(typed)) => typed.clone(),
         // Nothing but the file is read, so that it does not matter where.
         (Source::File(_), None) => "localhost".parse().map_err(Error::unable)?,
-        (Source::Catalog, None) => host(&args.common, opened.as_ref())?,
+        (Source::Catalog, None) => host(&args.common, opened.as_ref()).map_err(Error::unable)?,
         (Source::Agents, None) => host_of(&args.common)?,
     };
     let question = match (args.export_catalog, args.simulate, args.compare) {
@@ -135,39 +129,54 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
     })
 }
 
+/// For `check`, which tells itself what is wrong.
+pub fn check(args: cli::Check) -> check::Settings {
+    check::Settings {
+        here: host_of(&args.common).map_err(|error| error.to_string()),
+        opened: local_if_there(&args.common).ok().flatten(),
+        config: args.config,
+        local: args.common.local,
+        config_only: args.config_only,
+        host: args.host,
+        dataset: args.dataset,
+        verbose: args.verbose,
+        json: args.format == cli::CheckFormat::Json,
+    }
+}
+
 /// For `agent` and `slave`.
-pub fn serving(common: &Common, listen: &Listen, role: PeerRole) -> Result<Serving, Error> {
-    let local = config::load_local(&common.local).map_err(Error::unable)?;
+pub fn serving(common: &Common, listen: &Listen, role: PeerRole) -> anyhow::Result<Serving> {
+    let local = config::load_local(&common.local)?;
     warn_of_loose_mode(&common.local);
     let host = host(common, Some(&local))?;
     let port = if role == PeerRole::Slave { config::SLAVE_PORT } else { config::AGENT_PORT };
-    let listen_on = match (&listen.listen, &local.listen) {
+    let address = match (&listen.listen, &local.listen) {
         (Some(typed), _) => {
-            let address: config::Address = typed.parse().context("--listen").map_err(Error::unable)?;
+            let address: config::Address = typed.parse().context("--listen")?;
             address.with_default_port(port)
         }
         (None, Some(configured)) => configured.with_default_port(port),
         (None, None) => format!("127.0.0.1:{port}"),
     };
     let security = security(&local, listen, &host, role)?;
-    Ok(Serving { host, local, listen: listen_on, security })
+    let listening = Listening { address, security, grace: listen.grace };
+    Ok(Serving { host, local, listening })
 }
 
 /// How it is known who a peer is.
-fn security(local: &Local, listen: &Listen, host: &HostName, role: PeerRole) -> Result<Security, Error> {
-    let unable = |text: String| Err(Error::unable(anyhow::anyhow!(text)));
+fn security(local: &Local, listen: &Listen, host: &HostName, role: PeerRole) -> anyhow::Result<Security> {
     let (file, beyond_this_machine) = (&local.file, listen.insecure_plaintext);
     let Some(files) = &local.tls else { return Ok(Security::Plaintext { beyond_this_machine }) };
     if beyond_this_machine {
-        return unable(format!("{file} sets \"tls\", and --insecure-plaintext is for doing without: leave one out"));
+        bail!("{file} sets \"tls\", and --insecure-plaintext is for doing without: leave one out");
     }
     if role == PeerRole::Agent && local.directors.is_empty() {
-        return unable(format!(
+        bail!(
             "{file} sets \"tls\" and does not say whose orders are carried out: add \"directors\": [\"HOST\"], with the \
              name in the director's certificate"
-        ));
+        );
     }
-    let tls = Tls::load(files).map_err(Error::unable)?;
+    let tls = Tls::load(files)?;
     for warning in tls.warnings(clock::now(), host, role) {
         log::warn!("{warning}");
     }

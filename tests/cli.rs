@@ -3,218 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod program;
+
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-
-/// How long anything here may take before it counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A folder with configuration, a catalog and a `zfs`; a program started from it inherits no environment.
-struct Place(TempDir);
-
-const POLICY: &str = r#"{
-  "catalog": { "embedded": { "path": "CATALOG" } },
-  "datasets": [
-    { "hostname": "alpha", "dataset": "tank/data",
-      "sync": { "prefix": "SYNC", "creation": "@yearly", "retention": ["1 in last day"] } }
-  ]
-}"#;
-
-/// As `POLICY`, with a second host whose agent nobody runs: port 1 is never listened on.
-const TWO_HOSTS: &str = r#"{
-  "catalog": { "embedded": { "path": "CATALOG" } },
-  "retry_for": "0s",
-  "hosts": { "beta": { "address": "127.0.0.1:1", "receive_address": "127.0.0.1:1" } },
-  "datasets": [
-    { "hostname": "alpha", "dataset": "tank/data",
-      "sync": { "prefix": "SYNC", "creation": "@yearly", "retention": ["1 in last day"],
-                "sync_on": "beta", "sync_dataset": "pool/copy", "sync_policy": "0 0 1 1 *" } }
-  ]
-}"#;
-
-const LOCAL: &str = r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#;
-
-/// A `zfs` that has one dataset with one snapshot.
-const ZFS: &str = r#"#!/bin/sh
-case "$*" in
-  version) echo zfs-2.3.9-1; echo zfs-kmod-2.3.9-1 ;;
-  *snapshot,bookmark*) printf 'tank/data@SYNC_2026-01-01_00:00:00\t1\t1\t%s\t0\n' "$(date +%s)" ;;
-  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\n' ;;
-  *) echo "unexpected: $*" >&2; exit 1 ;;
-esac
-"#;
-
-impl Place {
-    fn new() -> Self {
-        let place = Self(TempDir::new().unwrap());
-        place.write("server.json", &POLICY.replace("CATALOG", &place.path("catalog")));
-        place.write("local.json", LOCAL);
-        place.zfs(ZFS);
-        place
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    fn policy(&self, text: &str) {
-        self.write("server.json", &text.replace("CATALOG", &self.path("catalog")));
-    }
-
-    fn zfs(&self, script: &str) {
-        // A new file each time: one that runs cannot be written.
-        drop(fs::remove_file(self.path("zfs")));
-        self.write("zfs", script);
-        fs::set_permissions(self.path("zfs"), fs::Permissions::from_mode(0o755)).unwrap();
-    }
-
-    /// A subcommand with this place's files; `{}` in an argument stands for the place.
-    fn command(&self, arguments: &str) -> Command {
-        let arguments = arguments.replace("{}", &self.0.path().display().to_string());
-        let mut words = arguments.split_whitespace();
-        let subcommand = words.next().unwrap_or_default();
-        let mut command = bare();
-        command.arg(subcommand).args(words).env("ZSYNC_STATE", self.0.path().join("state"));
-        let has = |option: &str| arguments.contains(option);
-        if matches!(subcommand, "director" | "plan") && !has("--config") {
-            command.args(["--config", &self.path("server.json")]);
-        }
-        if !has("--local") {
-            command.args(["--local", &self.path("local.json")]);
-        }
-        if !has("--zfs") {
-            command.args(["--zfs", &self.path("zfs")]);
-        }
-        if !has("--hostname") {
-            command.args(["--hostname", "alpha"]);
-        }
-        command
-    }
-
-    fn run(&self, arguments: &str) -> Ended {
-        ended(&mut self.command(arguments))
-    }
-}
-
-fn bare() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_zsync"));
-    // The scripted `zfs` needs a path to find `printf` and `date`.
-    command.env_clear().env("PATH", "/usr/bin:/bin").current_dir("/").stdin(Stdio::null());
-    command
-}
-
-/// How a program ended.
-#[derive(Debug)]
-struct Ended {
-    status: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Ended {
-    /// Fails with this status and one line that has all these words.
-    #[track_caller]
-    fn fails(&self, status: i32, words: &[&str]) {
-        assert_eq!(self.status, Some(status), "{self:?}");
-        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
-        self.says(words);
-    }
-
-    #[track_caller]
-    fn says(&self, words: &[&str]) {
-        for word in words {
-            assert!(self.stderr.contains(word), "{word:?} is missing in {self:?}");
-        }
-    }
-}
-
-fn ended(command: &mut Command) -> Ended {
-    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let id = rustix::process::Pid::from_child(&child);
-    let (done, waiting) = mpsc::channel();
-    std::thread::spawn(move || drop(done.send(child.wait_with_output())));
-    let Output { status, stdout, stderr } = waiting.recv_timeout(PATIENCE).map_or_else(
-        |_| {
-            rustix::process::kill_process(id, rustix::process::Signal::KILL).ok();
-            panic!("it does not end: {command:?}")
-        },
-        Result::unwrap,
-    );
-    Ended {
-        status: status.code(),
-        stdout: String::from_utf8(stdout).unwrap(),
-        stderr: String::from_utf8(stderr).unwrap(),
-    }
-}
-
-/// A program that goes on, with its log.
-struct Running {
-    child: Child,
-    log: mpsc::Receiver<String>,
-    seen: Vec<String>,
-}
-
-impl Running {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, log) = mpsc::channel();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        Self { child, log, seen: Vec::new() }
-    }
-
-    /// Waits for so many further lines with these words.
-    #[track_caller]
-    fn wait_for(&mut self, words: &str, mut times: usize) {
-        let end = Instant::now() + PATIENCE;
-        while times > 0 {
-            match self.log.recv_timeout(end.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    times -= usize::from(line.contains(words));
-                    self.seen.push(line);
-                }
-                Err(_) => panic!("no line with {words:?}: {:#?}", self.seen),
-            }
-        }
-    }
-
-    fn count(&self, words: &str) -> usize {
-        self.seen.iter().filter(|line| line.contains(words)).count()
-    }
-
-    /// Asks it to end, and gives its status.
-    fn stop(mut self) -> Option<i32> {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
-        let asked = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(asked.elapsed() < Duration::from_secs(10), "it does not end on SIGTERM");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
+use program::{Ended, LOCAL, POLICY, Place, Running, TWO_HOSTS, ZFS, bare, ended};
 
 #[test]
 fn all_is_well_and_nothing_is_said() {
@@ -294,6 +93,17 @@ fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
     assert_eq!(ended.status, Some(1), "{ended:?}");
     ended.says(&["alpha cannot be looked at", "none.json", "beta cannot be looked at"]);
     assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
+}
+
+#[test]
+fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
+    let place = Place::new();
+    let policy =
+        POLICY.replace("\"datasets\"", "\"hosts\": { \"alpha\": { \"address\": \"127.0.0.1:1\" } }, \"datasets\"");
+    place.policy(&policy);
+    place
+        .run("director --once --local {}/none.json")
+        .fails(1, &["alpha cannot be looked at", "127.0.0.1:1", "refused"]);
 }
 
 #[test]
@@ -447,7 +257,7 @@ fn usage_errors_end_with_status_2() {
 
 #[test]
 fn every_subcommand_explains_itself() {
-    for subcommand in ["", "director", "agent", "slave", "plan"] {
+    for subcommand in ["", "director", "agent", "slave", "plan", "check"] {
         let ended = ended(bare().args(subcommand.split_whitespace()).arg("--help"));
         assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
         assert!(ended.stdout.contains("Usage: zsync"), "{ended:?}");
@@ -506,7 +316,7 @@ fn services_end_well_and_soon_when_they_are_asked_to() {
     }
     // Also amidst a pass, here with a zfs that takes its time.
     place.zfs(&ZFS.replace("#!/bin/sh\n", "#!/bin/sh\n[ \"$*\" = version ] || exec sleep 60\n"));
-    let mut running = Running::start(&mut place.command("director --interval 1h --log debug"));
+    let mut running = Running::start(&mut place.command("director --interval 1h --grace 1s --log debug"));
     running.wait_for("runs", 2);
     assert_eq!(running.stop(), Some(0));
 }

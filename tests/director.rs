@@ -38,8 +38,9 @@ fn listen<R: Role>(role: R) -> String {
         let address = listener.address().unwrap().to_string();
         let door = Arc::new(Door::new(Arc::new(role), None));
         runtime::spawn(async move {
+            let tasks = runtime::Tasks::default();
             while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming);
+                door.admit(incoming, &tasks);
             }
         });
         address

@@ -390,7 +390,8 @@ fn every_command_that_is_shown_is_one() {
     assert!(in_pages >= 10, "only {in_pages} commands in the pages");
     for file in files_below("examples/systemd").into_iter().chain(files_below("examples/cron")) {
         let found = try_commands(&file, &read(&file));
-        assert!(found >= usize::from(!file.ends_with(".timer")), "{file} has no command of zsync");
+        let starts = !file.ends_with(".timer") && !file.ends_with(".socket");
+        assert!(found >= usize::from(starts), "{file} has no command of zsync");
     }
 }
 
@@ -402,9 +403,23 @@ fn the_units_name_pages_and_units_that_exist() {
             let path = format!("man/{}", word.trim_end_matches(')').replace('(', "."));
             assert!(project(&path).exists(), "{file} names {path}");
         }
-        if let Some(unit) = file.strip_suffix(".timer") {
+        if let Some(unit) = file.strip_suffix(".timer").or_else(|| file.strip_suffix(".socket")) {
             assert!(project(&format!("{unit}.service")).exists(), "{file} starts nothing");
         }
+    }
+}
+
+#[test]
+fn init_scripts_are_shell_and_start_zsync() {
+    for file in files_below("examples/openrc").into_iter().chain(files_below("examples/freebsd")) {
+        let checked = Command::new("sh").arg("-n").arg(project(&file)).output().unwrap();
+        assert!(checked.status.success(), "{file}: {}", String::from_utf8_lossy(&checked.stderr));
+        let text = read(&file);
+        let subcommand = file.rsplit(['-', '_']).next().unwrap();
+        let starts = [format!("command_args=\"{subcommand} "), format!("/usr/local/bin/zsync {subcommand} ")];
+        assert!(starts.iter().any(|start| text.contains(start)), "{file} does not start zsync {subcommand}");
+        assert!(Cli::try_parse_from(["zsync", subcommand]).is_ok(), "{file}");
+        assert!(project(&format!("man/zsync-{subcommand}.8")).exists(), "{file}");
     }
 }
 

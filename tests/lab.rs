@@ -177,4 +177,7 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, behind, demo, divergence, lineage, one_host, orders, plan, readme, resume, selftest, tls, trees);
+scenarios!(
+    bad_input, behind, demo, divergence, lineage, one_host, orders, plan, readme, resume, selftest, supervised, tls,
+    trees
+);

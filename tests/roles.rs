@@ -58,8 +58,9 @@ impl Pair {
             let address = listener.address().unwrap().to_string();
             let door = Arc::new(Door::new(slave, None));
             runtime::spawn(async move {
+                let tasks = runtime::Tasks::default();
                 while let Ok(incoming) = listener.accept().await {
-                    door.admit(incoming);
+                    door.admit(incoming, &tasks);
                 }
             });
             address

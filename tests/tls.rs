@@ -164,8 +164,9 @@ fn listen<R: Role>(role: R, tls: Option<Arc<Tls>>) -> String {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().unwrap().to_string();
         runtime::spawn(async move {
+            let tasks = runtime::Tasks::default();
             while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming);
+                door.admit(incoming, &tasks);
             }
         });
         address
@@ -201,7 +202,7 @@ fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
         reason: String::new(),
     };
     let order = wire_order(&order, &policy, &zsync::model::Inventory::default());
-    runtime::block_on(dispatcher.ask(&policy, &host("alpha"), &order)).0
+    runtime::block_on(dispatcher.ask(&policy, &host("alpha"), &order, Counter::default())).0
 }
 
 /// A slave on beta, and its pool.

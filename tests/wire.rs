@@ -44,8 +44,9 @@ fn serve<R: Role>(role: &Arc<R>) -> SocketAddr {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().unwrap();
         runtime::spawn(async move {
+            let tasks = runtime::Tasks::default();
             while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming);
+                door.admit(incoming, &tasks);
             }
         });
         address

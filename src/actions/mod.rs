@@ -5,6 +5,7 @@
 mod common;
 pub mod delete;
 pub mod divergence;
+pub mod health;
 mod index;
 pub mod lineage;
 pub mod new_snapshot;
@@ -27,6 +28,7 @@ use pass::Pass;
 
 pub use common::Known;
 pub use delete::{DeleteTerms, Peer, Role, delete};
+pub use health::{Health, health};
 pub use new_snapshot::{TakeDecision, new_snapshot};
 pub use order::Order;
 pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};

@@ -207,6 +207,24 @@ impl fmt::Display for SendReason {
     }
 }
 
+impl NoticeKind {
+    /// Whether something that the policy asks for does not happen, and no order will fail to say so.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::DatasetMissing
+            | Self::ClaimedTwice { .. }
+            | Self::FromTheFuture { .. }
+            | Self::DestinationTaken { .. }
+            | Self::NameTooLong { .. } => true,
+            // A host that was not listed is told by itself, a destination without anything in common by a send that fails.
+            Self::HostNotListed | Self::Excluded | Self::ReceivesAndTakes { .. } | Self::NothingInCommon { .. } => {
+                false
+            }
+        }
+    }
+}
+
 impl fmt::Display for NoticeKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -25,6 +25,28 @@ const LOCK: &str = "director.lock";
 /// How long to wait for somebody who has the file locked; readers and the writer never lock each other out for long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Who has a catalog open for writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// A director in its loop.
+    Director,
+    /// One pass.
+    Pass,
+}
+
+impl Holder {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Director => "director",
+            Self::Pass => "pass",
+        }
+    }
+
+    fn of(word: &str) -> Option<Self> {
+        [Self::Director, Self::Pass].into_iter().find(|holder| holder.word() == word)
+    }
+}
+
 /// The catalog open for writing. While it lives no other process can open it so; readers can.
 #[derive(Debug)]
 pub struct EmbeddedCatalog {
@@ -109,8 +131,13 @@ impl CatalogRead for EmbeddedReader {
 impl EmbeddedCatalog {
     /// Opens the catalog in this folder for writing; folder and catalog are created if they do not exist.
     pub fn open(folder: &Path) -> Result<Self, CatalogError> {
+        Self::open_as(folder, Holder::Director)
+    }
+
+    /// The same; who holds it is told to those who come meanwhile.
+    pub fn open_as(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
         let file = folder.join(FILE);
-        let lock = lock(folder)?;
+        let lock = lock(folder, holder)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let of_file = |error: rusqlite::Error| Fault::from(error).of(&file);
         let mut connection = Connection::open_with_flags(&file, flags).map_err(of_file)?;
@@ -224,7 +251,7 @@ impl CatalogWrite for EmbeddedCatalog {
 }
 
 /// Creates the folder, open to its owner alone, and takes the lock that only one director can have.
-fn lock(folder: &Path) -> Result<File, CatalogError> {
+fn lock(folder: &Path, holder: Holder) -> Result<File, CatalogError> {
     let cannot = |source| CatalogError::Folder { path: folder.to_owned(), source };
     if !folder.is_dir() {
         if let Some(parent) = folder.parent() {
@@ -243,13 +270,17 @@ fn lock(folder: &Path) -> Result<File, CatalogError> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
-            let pid = file.take(32).read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(CatalogError::Locked { path: folder.to_owned(), pid });
+            drop(file.take(32).read_to_string(&mut text));
+            let mut words = text.split_whitespace();
+            let pid = words.next().and_then(|word| word.parse().ok());
+            let holder = words.next().and_then(Holder::of);
+            return Err(CatalogError::Locked { path: folder.to_owned(), pid, holder });
         }
         Err(TryLockError::Error(error)) => return Err(cannot(error)),
     }
     // Who has the lock is said for people only; a full disk is no reason to stop here.
-    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+    let (pid, word) = (std::process::id(), holder.word());
+    let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{pid} {word}"));
     Ok(file)
 }
 

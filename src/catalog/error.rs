@@ -19,6 +19,8 @@ pub enum CatalogError {
         path: PathBuf,
         /// The process that has it, where it said so.
         pid: Option<u32>,
+        /// What that process is, where it said so.
+        holder: Option<super::Holder>,
     },
     /// The folder cannot be created, entered, or written to.
     #[error(

@@ -21,7 +21,7 @@ use crate::model::{
     Action, DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, OrderId, Record,
     ResponseStatus, SnapName,
 };
-pub use embedded::{EmbeddedCatalog, EmbeddedReader};
+pub use embedded::{EmbeddedCatalog, EmbeddedReader, Holder};
 pub use error::CatalogError;
 pub use memory::MemoryCatalog;
 

@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod busy;
+pub mod check;
 pub mod director;
 pub mod gate;
 pub mod marks;

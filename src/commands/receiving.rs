@@ -139,6 +139,17 @@ impl<Z: Zfs> Receiving<Z> {
         Self { zfs, local, busy: Busy::default(), slots }
     }
 
+    /// The same with another configuration; what is under way keeps its claims on datasets and its places.
+    #[must_use]
+    pub fn with_local(&self, local: Arc<Local>) -> Self {
+        let slots = if local.max_receives == self.local.max_receives {
+            self.slots.clone()
+        } else {
+            Slots::new(local.max_receives)
+        };
+        Self { local, slots, ..self.clone() }
+    }
+
     /// Checks that `source` may send into `dataset`, and that a peer may speak for it, and claims the dataset.
     pub fn open(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<Claim, NotOpen> {
         let may_speak = self.local.permission_to_speak_for(peer, source, dataset);

@@ -1,17 +1,17 @@
 //! What agent and slave have in common: listening, and a conversation for each connection.
 
 use std::io::ErrorKind;
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, TcpListener};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use futures_lite::future;
-use futures_lite::stream::StreamExt;
 
 use super::gate::{Admitted, Full, Gate};
 use crate::model::ResponseStatus;
 use crate::runtime;
+use crate::service::{self, Signals};
 use crate::transport::tcp::{self, Incoming, Listener, TransportError, Unwelcome};
 use crate::transport::tls::Tls;
 use crate::wire::Response;
@@ -21,6 +21,9 @@ use crate::wire::codec::{Conn, SILENCE, WireError};
 pub const BETWEEN_STEPS: Duration = Duration::from_secs(900);
 /// How long a peer may take to prove who it is, and again to say what it wants.
 const FIRST_WORDS: Duration = Duration::from_secs(10);
+
+/// How long it may take to break off: children are killed, nothing is waited for.
+pub const TO_BREAK_OFF: Duration = Duration::from_secs(5);
 
 /// Something that answers connections.
 pub trait Role: Send + Sync + 'static {
@@ -58,10 +61,15 @@ impl Security {
     }
 }
 
-/// Where connections come in: lets in as many as there is room for, finds out who they are and what they want.
-pub struct Door<R> {
+struct Inside<R> {
     role: Arc<R>,
     tls: Option<Arc<Tls>>,
+}
+
+/// Where connections come in: lets in as many as there is room for, finds out who they are and what they want.
+pub struct Door<R> {
+    /// Who answers, and what it proves itself with: for connections from now on.
+    inside: RwLock<Inside<R>>,
     gate: Gate,
     /// How long a peer may be silent.
     pub patience: Duration,
@@ -71,15 +79,28 @@ impl<R: Role> Door<R> {
     /// A door to this role.
     #[must_use]
     pub fn new(role: Arc<R>, tls: Option<Arc<Tls>>) -> Self {
-        Self { role, tls, gate: Gate::default(), patience: SILENCE }
+        Self { inside: RwLock::new(Inside { role, tls }), gate: Gate::default(), patience: SILENCE }
     }
 
-    /// Has a connection answered, if there is room for it.
-    pub fn admit(self: &Arc<Self>, incoming: Incoming) {
+    /// Who answers connections now.
+    fn role(&self) -> Arc<R> {
+        Arc::clone(&self.inside.read().unwrap_or_else(PoisonError::into_inner).role)
+    }
+
+    fn tls(&self) -> Option<Arc<Tls>> {
+        self.inside.read().unwrap_or_else(PoisonError::into_inner).tls.clone()
+    }
+
+    /// Has another role answer the connections that come from now on.
+    fn renew(&self, role: R, tls: Option<Arc<Tls>>) {
+        *self.inside.write().unwrap_or_else(PoisonError::into_inner) = Inside { role: Arc::new(role), tls };
+    }
+
+    /// Has a connection answered as one of these tasks, if there is room for it.
+    pub fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &runtime::Tasks) {
         let from = incoming.from();
         match self.gate.enter(from.ip()) {
-            // The task ends with its conversation; nobody waits for it.
-            Ok(admitted) => drop(runtime::spawn(Arc::clone(self).answer(incoming, admitted))),
+            Ok(admitted) => tasks.start(Arc::clone(self).answer(incoming, admitted)),
             // Turned away at once: an answer would cost what there is no room for.
             Err(full) => self.gate.complain(from.ip(), &format!("{from} is turned away: {full}")),
         }
@@ -87,7 +108,7 @@ impl<R: Role> Door<R> {
 
     async fn answer(self: Arc<Self>, incoming: Incoming, mut admitted: Admitted) {
         let (from, within) = (incoming.from(), FIRST_WORDS.min(self.patience));
-        let mut conn = match incoming.welcome(self.tls.as_deref(), within).await {
+        let mut conn = match incoming.welcome(self.tls().as_deref(), within).await {
             Ok(conn) => conn,
             Err(Unwelcome { reason, answer }) => {
                 self.gate.complain(from.ip(), &reason);
@@ -101,7 +122,7 @@ impl<R: Role> Door<R> {
         let result = match conn.hear_line(within).await {
             Ok(None) => Ok(()),
             Ok(Some(line)) => match admitted.talks() {
-                Ok(()) => Arc::clone(&self.role).converse(&mut conn, line).await,
+                Ok(()) => self.role().converse(&mut conn, line).await,
                 Err(full) => return self.turn_away(conn, full).await,
             },
             Err(error) => Err(error),
@@ -166,63 +187,104 @@ fn way_out<R: Role>(error: TransportError) -> anyhow::Error {
     anyhow!("{:#}; {way_out} --listen", anyhow::Error::from(error))
 }
 
-/// Listens, and serves until SIGTERM or SIGINT. SIGHUP has the TLS files read anew.
-pub async fn serve<R: Role>(role: R, address: &str, security: Security) -> anyhow::Result<()> {
-    let stop = Stop::new()?;
-    secure::<R>(address, &security).await?;
-    let tls = security.tls();
-    let reloading = reload_on_hangup(tls.clone())?;
-    let listener = Listener::bind(address).await.map_err(way_out::<R>)?;
-    let shown = listener.address().map_or_else(|| address.to_owned(), |a| a.to_string());
-    log::info!("{} listens on {shown}", R::NAME);
-    let door = Arc::new(Door::new(Arc::new(role), tls));
-    let accepting = async {
-        loop {
+/// Where and how an agent or a slave listens.
+#[derive(Clone)]
+pub struct Listening {
+    /// `host:port`.
+    pub address: String,
+    /// How it is known who a peer is.
+    pub security: Security,
+    /// How long conversations may go on once the process is asked to end.
+    pub grace: Duration,
+}
+
+/// Opens the socket, or takes over the one that the service manager listens on; gives its address, too.
+async fn open<R: Role>(listening: &Listening, inherited: Option<TcpListener>) -> anyhow::Result<(Listener, String)> {
+    let Some(socket) = inherited else {
+        secure::<R>(&listening.address, &listening.security).await?;
+        let listener = Listener::bind(&listening.address).await.map_err(way_out::<R>)?;
+        let shown = listener.address().map_or_else(|| listening.address.clone(), |a| a.to_string());
+        return Ok((listener, shown));
+    };
+    let shown = socket.local_addr().context("the socket that was handed over has no address")?.to_string();
+    secure::<R>(&shown, &listening.security).await?;
+    Ok((Listener::from(socket), shown))
+}
+
+/// Listens, and serves until SIGTERM or SIGINT. `reload` makes the role anew from the one before, and reads the TLS
+/// files, on SIGHUP; where it fails, what was read before stays in force.
+pub async fn serve<R: Role>(
+    role: R,
+    inherited: Option<TcpListener>,
+    listening: &Listening,
+    reload: impl Fn(&R) -> anyhow::Result<(R, Security)>,
+) -> anyhow::Result<()> {
+    let mut signals = Signals::of_service()?;
+    let (listener, shown) = open::<R>(listening, inherited).await?;
+    let state = format!("listens on {shown}");
+    log::info!("{} {state}", R::NAME);
+    service::ready(&state);
+    drop(runtime::spawn(service::watchdog()));
+    let door = Arc::new(Door::new(Arc::new(role), listening.security.tls()));
+    let mut conversations = runtime::Tasks::default();
+    while signals.end().is_none() {
+        let connection = async {
             match listener.accept().await {
-                Ok(incoming) => door.admit(incoming),
+                Ok(incoming) => Some(incoming),
                 Err(error) => {
                     // Out of file descriptors, usually: a short rest instead of a busy loop.
                     log::warn!("cannot accept a connection: {error}");
                     runtime::sleep(Duration::from_secs(1)).await;
+                    None
+                }
+            }
+        };
+        let signal = async {
+            signals.next().await;
+            None
+        };
+        if let Some(incoming) = future::or(signal, connection).await {
+            door.admit(incoming, &conversations);
+        }
+        if signals.take_reload() {
+            service::reloading();
+            let renewed = match reload(&door.role()) {
+                // What was listened on by TLS is not left to everybody because a key was forgotten.
+                Ok((role, security)) => secure::<R>(&shown, &security).await.map(|()| door.renew(role, security.tls())),
+                Err(error) => Err(error),
+            };
+            match renewed {
+                Ok(()) => {
+                    log::info!("its configuration was read again; conversations under way go on with the one before");
+                    service::ready(&state);
+                }
+                Err(error) => {
+                    log::error!("the configuration is wrong, the one before it stays in force: {error:#}");
+                    service::ready(&format!("{state}; the configuration that it was to reload is wrong: {error:#}"));
                 }
             }
         }
-    };
-    future::or(accepting, future::or(reloading, stop.asked())).await
-}
-
-/// Reads the TLS files anew at each SIGHUP. What is under way goes on with what it began with.
-fn reload_on_hangup(tls: Option<Arc<Tls>>) -> anyhow::Result<impl Future<Output = anyhow::Result<()>>> {
-    use async_signal::{Signal, Signals};
-    let mut hangups = Signals::new([Signal::Hup]).context("cannot listen for signals")?;
-    Ok(async move {
-        while hangups.next().await.is_some() {
-            let Some(tls) = &tls else { continue };
-            match tls.reload() {
-                Ok(()) => log::info!("read the TLS files anew"),
-                Err(error) => log::error!("{error}; what was read before stays in force"),
-            }
-        }
-        future::pending().await
-    })
-}
-
-/// Hears that the process is asked to end.
-pub struct Stop(async_signal::Signals);
-
-impl Stop {
-    /// From now on.
-    pub fn new() -> anyhow::Result<Self> {
-        use async_signal::Signal;
-        let signals = async_signal::Signals::new([Signal::Term, Signal::Int]).context("cannot listen for signals")?;
-        Ok(Self(signals))
     }
+    // Nobody else gets in; with a socket of the service manager's they wait for the next process.
+    drop(listener);
+    end_conversations(&mut conversations, &mut signals, listening.grace).await;
+    Ok(())
+}
 
-    /// Waits until it is.
-    pub async fn asked(mut self) -> anyhow::Result<()> {
-        if let Some(Ok(signal)) = self.0.next().await {
-            log::info!("ends on {signal:?}");
-        }
-        Ok(())
+/// Lets conversations end, and breaks off those that take too long: what they had received can be gone on with.
+async fn end_conversations(conversations: &mut runtime::Tasks, signals: &mut Signals, grace: Duration) {
+    let why = signals.end().unwrap_or("the end");
+    let shown = humantime::format_duration(grace);
+    match conversations.count() {
+        0 => log::info!("ends on {why}"),
+        n => log::info!("ends on {why}: conversations under way, {n}, have {shown} to end"),
+    }
+    service::stopping("ends; lets what is under way end");
+    if signals.grace(grace, conversations.ended()).await.is_some() {
+        return;
+    }
+    log::warn!("breaks off the conversations that are left, {}", conversations.count());
+    if runtime::timeout(TO_BREAK_OFF, conversations.interrupt()).await.is_err() {
+        log::warn!("conversations that could not be broken off: {}", conversations.count());
     }
 }

@@ -52,6 +52,12 @@ impl<Z: Zfs> Slave<Z> {
         Self(Receiving::new(zfs, local))
     }
 
+    /// The same with another configuration; what is under way keeps its claims on datasets.
+    #[must_use]
+    pub fn with_local(&self, local: Arc<Local>) -> Self {
+        Self(self.0.with_local(local))
+    }
+
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
         conn.bear(self.0.local.stall_timeout);

@@ -12,6 +12,7 @@ mod problem;
 mod properties;
 mod quantity;
 mod server;
+mod thresholds;
 mod tls;
 
 use std::fs::File;

@@ -14,11 +14,12 @@ use super::json::{Document, Node, Object};
 use super::nearest::slips;
 use super::problem::ConfigError;
 use super::quantity::duration;
+use super::thresholds;
 use super::tls::tls;
 use crate::model::{DatasetName, HostName, NameError, OnDivergence, Prefix};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Retention,
-    Schedule, SnapshotPolicy, SyncPolicy, Target,
+    Schedule, SnapshotPolicy, SyncPolicy, Target, Thresholds,
 };
 
 /// Where the embedded catalog is kept unless the policy says otherwise.
@@ -351,6 +352,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let retention = object.get("retention").map(|node| retention(&node));
     let sync_retention = object.get("sync_retention").map(|node| self::retention(&node));
     let prune_unsent = object.boolean("prune_unsent", false);
+    let check = object.get("check").map_or_else(Thresholds::default, |node| thresholds::read(&node));
     check_sense(&object);
     object.finish();
 
@@ -378,6 +380,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
         retention,
         sync_retention,
         prune_unsent,
+        check,
     })
 }
 

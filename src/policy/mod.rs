@@ -7,7 +7,7 @@ mod exclude;
 pub mod retention;
 pub mod schedule;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -47,6 +47,16 @@ pub struct Policy {
     pub retry_for: Duration,
     /// What to do with which dataset, in the order of the file.
     pub datasets: Vec<DatasetPolicy>,
+}
+
+impl Policy {
+    /// The hosts that the policy speaks of, as sources and as destinations.
+    #[must_use]
+    pub fn hosts_named(&self) -> BTreeSet<HostName> {
+        let sources = self.datasets.iter().map(|entry| &entry.hostname);
+        let destinations = self.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on).map(|t| &t.host);
+        sources.chain(destinations).cloned().collect()
+    }
 }
 
 /// Where the catalog is kept.
@@ -118,6 +128,25 @@ pub struct SnapshotPolicy {
     pub sync_retention: Option<Retention>,
     /// Whether a snapshot may be destroyed before it is on every destination.
     pub prune_unsent: bool,
+    /// From when on `zsync check` finds fault.
+    pub check: Thresholds,
+}
+
+/// From when on `zsync check` finds fault. What is not said goes by the schedules, or is not looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Thresholds {
+    /// The age of the newest snapshot that is worth a warning.
+    pub warn_age: Option<Duration>,
+    /// The age of the newest snapshot that is critical.
+    pub crit_age: Option<Duration>,
+    /// The age of the newest replica that is worth a warning.
+    pub sync_warn_age: Option<Duration>,
+    /// The age of the newest replica that is critical.
+    pub sync_crit_age: Option<Duration>,
+    /// How many snapshots of the policy a dataset may have, on either side.
+    pub max_snapshots: Option<usize>,
+    /// How old a snapshot that is held on the source may be.
+    pub max_held: Option<Duration>,
 }
 
 /// A dataset on a host as the destination of a policy.

@@ -304,6 +304,13 @@ pub async fn is_loopback(address: &str) -> Result<bool, TransportError> {
     Ok(resolve(address).await?.iter().all(|a| a.ip().is_loopback()))
 }
 
+impl From<std::net::TcpListener> for Listener {
+    /// A socket that listens already.
+    fn from(socket: std::net::TcpListener) -> Self {
+        Self(socket.into())
+    }
+}
+
 impl Listener {
     /// Listens on `host:port`.
     pub async fn bind(address: &str) -> Result<Self, TransportError> {

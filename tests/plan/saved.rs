@@ -108,6 +108,8 @@ impl World {
             local: self.path("local.json"),
             host: "alpha".parse().unwrap(),
             once: true,
+            timeout: None,
+            grace: std::time::Duration::from_secs(10),
             interval: std::time::Duration::from_secs(60),
             verbose: false,
             format: Format::Table,
@@ -164,7 +166,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
     let orders = runtime::block_on(async {
         let zfs = Arc::new(world.fake.clone());
         let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, None, zfs).await);
-        let catalog = director::open_catalog(&policy).await.unwrap();
+        let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
         assert!(director::look(&policy, &dispatcher, &catalog).await.unwrap().is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);

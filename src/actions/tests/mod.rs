@@ -15,6 +15,7 @@
 //! NotWritten mark. A host without a dataset has been listed and is empty; `?` has not been listed.
 
 mod bad_input;
+mod health;
 mod neighbours;
 mod properties;
 mod protections;
@@ -113,6 +114,7 @@ pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
             retention: rules(&["1 in last day"]),
             sync_retention: rules(&["1 in last day"]),
             prune_unsent: false,
+            check: crate::policy::Thresholds::default(),
         }],
         rollback_if_needed: false,
         skip_if_renamed: true,

@@ -57,7 +57,7 @@ pub struct Agent<Z> {
     /// What this host proves itself with to slaves.
     tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
-    once: Once,
+    once: Arc<Once>,
 }
 
 /// An order that was not carried out.
@@ -120,13 +120,23 @@ impl<Z: Zfs> Agent<Z> {
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
         let sends = Slots::new(local.max_sends);
-        Self { host, zfs, local, busy: Busy::default(), sends, tls: None, receiving, once: Once::default() }
+        Self { host, zfs, local, busy: Busy::default(), sends, tls: None, receiving, once: Arc::default() }
+    }
+
+    /// The same with another configuration; what is under way keeps its claims on datasets and its places.
+    #[must_use]
+    pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
+        let sends =
+            if local.max_sends == self.local.max_sends { self.sends.clone() } else { Slots::new(local.max_sends) };
+        let receiving = self.receiving.with_local(Arc::clone(&local));
+        let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
+        Self { host, zfs, local, busy, sends, tls: self.tls.clone(), receiving, once }
     }
 
     /// The same with a memory of the orders that it carried out.
     #[must_use]
     pub fn remembering(self, journal: Journal) -> Self {
-        Self { once: Once::remembering(journal), ..self }
+        Self { once: Arc::new(Once::remembering(journal)), ..self }
     }
 
     /// The same, proving itself to slaves.

@@ -248,7 +248,13 @@ impl<Z: Zfs> Dispatcher<Z> {
     }
 
     /// Has one order carried out, and collects its facts.
-    pub async fn ask(&self, policy: &Policy, host: &HostName, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
+    pub async fn ask(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        counter: Counter,
+    ) -> (Response, Vec<Facts>) {
         let (sender, told) = runtime::channel::bounded(16);
         let collecting = async {
             let mut all = Vec::new();
@@ -257,7 +263,7 @@ impl<Z: Zfs> Dispatcher<Z> {
             }
             all
         };
-        future::zip(self.dispatch(policy, host, order, sender, Counter::default()), collecting).await
+        future::zip(self.dispatch(policy, host, order, sender, counter), collecting).await
     }
 }
 

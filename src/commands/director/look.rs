@@ -9,7 +9,7 @@ use super::pass::{SIDE_BY_SIDE, hosts};
 use super::world::World;
 use crate::catalog::{CatalogError, CatalogWrite};
 use crate::clock;
-use crate::model::{Action, HostName};
+use crate::model::{Action, Counter, HostName};
 use crate::policy::Policy;
 use crate::runtime;
 use crate::zfs::Zfs;
@@ -30,7 +30,7 @@ pub async fn look<Z: Zfs, C: CatalogWrite + 'static>(
         let (policy, dispatcher, world) = (Arc::clone(policy), Arc::clone(dispatcher), world.clone());
         async move {
             let resync = blank(Action::KvResync);
-            let asking = dispatcher.ask(&policy, &host, &resync);
+            let asking = dispatcher.ask(&policy, &host, &resync, Counter::default());
             // One that is alive and never comes to an end must not keep the pass from the others.
             let Ok((response, facts)) = runtime::timeout(LISTED_WITHIN, asking).await else {
                 let within = humantime::format_duration(LISTED_WITHIN);

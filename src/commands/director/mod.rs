@@ -1,5 +1,6 @@
 //! `zsync director`: decides, has agents carry out, records.
 
+mod board;
 mod dispatch;
 mod look;
 mod pass;
@@ -13,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use futures_lite::future;
 
+pub use board::{Board, Running};
 pub use dispatch::{AGENT_PORT, Dispatcher, fitting, wire_order};
 pub use look::look;
 pub use pass::{Pass, Report, hosts};
@@ -22,13 +23,13 @@ pub use saved::SavedPlan;
 pub use world::World;
 
 use super::agent::Agent;
-use super::serve::Stop;
-use crate::catalog::EmbeddedCatalog;
+use crate::catalog::{CatalogError, CatalogWrite, EmbeddedCatalog, Holder};
 use crate::config;
 use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
 use crate::report;
 use crate::runtime;
+use crate::service::{self, Signals};
 use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 use crate::{clock, error};
@@ -46,6 +47,10 @@ pub struct Settings {
     pub once: bool,
     /// From the beginning of one pass to that of the next.
     pub interval: Duration,
+    /// How long the one pass may take.
+    pub timeout: Option<Duration>,
+    /// How long orders under way may go on once the process is asked to end.
+    pub grace: Duration,
     /// Whether a pass without failures is told too.
     pub verbose: bool,
     /// How it is told.
@@ -68,34 +73,73 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     }
     let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, tls, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
+        && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
     {
         // Nobody else is there to do anything.
         return Err(error::Error::unable(anyhow::anyhow!("{reason}")));
     }
-    let world = open_catalog(&policy).await?;
+    let holder = if settings.once { Holder::Pass } else { Holder::Director };
+    let world = match open_catalog(&policy, holder).await {
+        Ok(world) => world,
+        // As it should be where a pass takes longer than the time between two of cron's.
+        Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once && saved.is_none() => {
+            let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            let text = format!("the pass before this one{pid} has not ended yet: this one makes way");
+            log::info!("{text}");
+            if settings.verbose {
+                report::complain(&text);
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(error::Error::unable(error)),
+    };
     if settings.once {
-        let pass = Pass::new(policy, dispatcher, world, clock::now());
-        let report = match saved {
-            None => pass.run().await,
-            Some(saved) => pass.run_saved(saved.orders).await,
-        };
-        let report = report.map_err(error::Error::unable)?;
+        let report = once(&settings, Pass::new(policy, dispatcher, world, clock::now()), saved).await?;
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
-    let stop = Stop::new().map_err(error::Error::unable)?;
-    let directing = direct(&settings, policy, dispatcher, world, zfs);
-    let stopping = async { stop.asked().await.map_err(error::Error::unable) };
-    future::or(directing, stopping).await
+    direct(&settings, policy, dispatcher, world, zfs).await
+}
+
+/// Makes the one pass, within its time.
+async fn once<Z: Zfs, C: CatalogWrite + 'static>(
+    settings: &Settings,
+    pass: Pass<Z, C>,
+    saved: Option<SavedPlan>,
+) -> Result<Report, error::Error> {
+    let mut signals = Signals::of_command().map_err(error::Error::unable)?;
+    let began = std::time::Instant::now();
+    let board = pass.board();
+    let work = async {
+        match saved {
+            None => pass.clone().run().await,
+            Some(saved) => pass.clone().run_saved(saved.orders).await,
+        }
+    };
+    let passing = signals.until_done(work, settings.grace, || board.stop());
+    let passed = match settings.timeout {
+        Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
+        None => passing.await,
+    };
+    let reason = match (signals.end(), settings.timeout) {
+        (Some(signal), _) => format!("it was ended by {signal}"),
+        (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
+        (None, None) => String::new(),
+    };
+    let report = match passed {
+        Some(Ok(report)) if signals.end().is_some() => Ok(Report { broken_off: Some(reason), ..report }),
+        Some(result) => result,
+        None => pass.broken_off(began.elapsed(), reason).await,
+    };
+    report.map_err(error::Error::unable)
 }
 
 /// The policy's catalog, open for writing.
-pub async fn open_catalog(policy: &Policy) -> Result<World<EmbeddedCatalog>, error::Error> {
+pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<EmbeddedCatalog>, CatalogError> {
     let CatalogConfig::Embedded { path } = &policy.catalog;
     let path = path.clone();
-    let catalog = runtime::blocking(move || EmbeddedCatalog::open(&path)).await.map_err(error::Error::unable)?;
-    Ok(World::new(catalog))
+    Ok(World::new(runtime::blocking(move || EmbeddedCatalog::open_as(&path, holder)).await?))
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
@@ -106,13 +150,17 @@ pub async fn dispatcher<Z: Zfs>(
     tls: Option<Arc<Tls>>,
     zfs: Arc<Z>,
 ) -> Dispatcher<Z> {
-    let elsewhere = policy.hosts.get(here).is_some_and(|h| h.address.is_some()) || !hosts(policy).contains(here);
-    let own = if elsewhere {
-        Err(format!("{here} is not this process' to act on"))
-    } else {
+    let own = if is_own(policy, here) {
         own_agent(here, local, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+    } else {
+        Err(format!("{here} is not this process' to act on"))
     };
     Dispatcher { here: here.clone(), own, tls }
+}
+
+/// Whether orders for this host are carried out in the director's process.
+fn is_own(policy: &Policy, here: &HostName) -> bool {
+    policy.hosts.get(here).is_none_or(|h| h.address.is_none()) && hosts(policy).contains(here)
 }
 
 /// What the director proves itself with to agents.
@@ -143,7 +191,7 @@ async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: 
     Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls))
 }
 
-/// Passes, one after the other, each at its time.
+/// Passes, one after the other, each at its time, until the process is asked to end.
 async fn direct<Z: Zfs>(
     settings: &Settings,
     mut policy: Arc<Policy>,
@@ -151,8 +199,11 @@ async fn direct<Z: Zfs>(
     world: World<EmbeddedCatalog>,
     zfs: Arc<Z>,
 ) -> Result<(), error::Error> {
+    let mut signals = Signals::of_service().map_err(error::Error::unable)?;
+    service::ready("makes its first pass");
+    drop(runtime::spawn(service::watchdog()));
     let mut said = Said::default();
-    loop {
+    while signals.end().is_none() {
         let began = std::time::Instant::now();
         let mut failures = BTreeMap::new();
         match config::load_policy(&settings.config) {
@@ -166,36 +217,60 @@ async fn direct<Z: Zfs>(
             failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
             dispatcher.tls.clone()
         });
-        if let Ok(agent) = &dispatcher.own {
+        let (host, local) = (&settings.host, &settings.local);
+        if signals.take_reload() {
+            service::reloading();
+            let renewed = self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await;
+            match &renewed.own {
+                Err(reason) if dispatcher.own.is_ok() && is_own(&policy, host) => {
+                    failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
+                }
+                _ => dispatcher = Arc::new(renewed),
+            }
+            service::ready(failures.values().next().map_or("its configuration was read again", |wrong| wrong));
+        } else if let Ok(agent) = &dispatcher.own {
             if let Err(error) = agent.reload_tls() {
                 failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
             }
             dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
         } else {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            let (host, local) = (&settings.host, &settings.local);
             dispatcher = Arc::new(self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await);
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
-        match pass.run().await {
+        let board = pass.board();
+        let passed = signals.until_done(pass.clone().run(), settings.grace, || {
+            service::stopping("ends; lets the orders under way end");
+            board.stop();
+        });
+        let passed = match passed.await {
+            Some(passed) => passed,
+            None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
+        };
+        match passed {
             Ok(report) => {
+                let summary = summary::in_a_line(&report);
                 failures.extend(summary::failures(&report).map(|f| (f.about(), f.to_string())));
                 said.tell(failures);
                 for outcome in report.outcomes.iter().filter(|o| o.success) {
                     log::info!("{}", summary::outcome_line(outcome));
                 }
+                service::status(&summary);
             }
             // Of hosts and orders nothing new is known: what was said of them stays said.
             Err(error) => {
                 failures.extend(said.0.clone());
                 let text = format!("no orders are made: {:#}", anyhow::Error::from(error));
+                service::status(&text);
                 failures.insert("the catalog".to_owned(), text);
                 said.tell(failures);
             }
         }
         log::debug!("the pass took {:.1?}", began.elapsed());
-        runtime::sleep(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
+        signals.idle(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
     }
+    log::info!("ends on {}", signals.end().unwrap_or("a signal"));
+    Ok(())
 }
 
 fn tell(settings: &Settings, report: &Report) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::board::{Board, Running};
 use super::dispatch::{Dispatcher, fitting, wire_order};
 use super::look::look;
 use super::saved;
@@ -18,7 +19,8 @@ use crate::actions::route::ranks;
 use crate::actions::{Engine, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::clock;
-use crate::model::{Action, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
+use crate::commands::serve::TO_BREAK_OFF;
+use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::wire::{Facts, Listing, Response};
@@ -42,6 +44,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// What the engine noticed.
     pub notices: Vec<Notice>,
+    /// Why it ended before everything was done, if it did.
+    pub broken_off: Option<String>,
 }
 
 impl Report {
@@ -57,6 +61,9 @@ pub struct Pass<Z, C> {
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
+    board: Board,
+    /// Closes when nothing of the pass works on its world any more.
+    gone: runtime::channel::Receiver<()>,
     at: DateTime<Utc>,
 }
 
@@ -66,6 +73,8 @@ impl<Z, C> Clone for Pass<Z, C> {
             policy: Arc::clone(&self.policy),
             dispatcher: Arc::clone(&self.dispatcher),
             world: self.world.clone(),
+            board: self.board.clone(),
+            gone: self.gone.clone(),
             at: self.at,
         }
     }
@@ -74,16 +83,21 @@ impl<Z, C> Clone for Pass<Z, C> {
 /// The hosts that a policy speaks of.
 #[must_use]
 pub fn hosts(policy: &Policy) -> BTreeSet<HostName> {
-    let sources = policy.datasets.iter().map(|entry| &entry.hostname);
-    let destinations = policy.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on).map(|t| &t.host);
-    sources.chain(destinations).cloned().collect()
+    policy.hosts_named()
 }
 
 impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
-        Self { policy, dispatcher, world, at }
+        let (world, gone) = world.followed();
+        Self { policy, dispatcher, world, board: Board::default(), gone, at }
+    }
+
+    /// What the pass has in hand.
+    #[must_use]
+    pub fn board(&self) -> Board {
+        self.board.clone()
     }
 
     /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
@@ -103,6 +117,7 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     async fn work(self, saved: Option<Arc<BTreeMap<usize, Vec<Order>>>>) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
         let unseen = look(&self.policy, &self.dispatcher, &self.world).await?;
+        self.board.unseen(&unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
             groups.entry((of.hostname.clone(), of.dataset.clone())).or_default().push(entry);
@@ -129,7 +144,22 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let notices = self.decide(None).notices;
         // A host that was not listed is told once, with its reason.
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
-        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices })
+        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices, broken_off: None })
+    }
+
+    /// The report of a pass whose [`run`](Self::run) was dropped before its end. What was under way counts as failed,
+    /// in the catalog as well.
+    pub async fn broken_off(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
+        // Its tasks end each at its own next step, and with them the processes that they run.
+        let world = self.world.aside();
+        drop(self.world);
+        let _ = runtime::timeout(TO_BREAK_OFF, self.gone.recv()).await;
+        let told = format!("{reason}; the next pass goes on with what arrived");
+        let (unseen, outcomes) = self.board.broken_off(&told);
+        for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&told)) {
+            world.record(outcome.clone()).await?;
+        }
+        Ok(Report { at: self.at, took, unseen, outcomes, notices: Vec::new(), broken_off: Some(reason) })
     }
 
     fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
@@ -147,6 +177,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let (takes, due_before): (Vec<Order>, Vec<Order>) =
             self.orders(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
         for order in takes {
+            if self.board.is_stopped() {
+                break;
+            }
             outcomes.push(self.carry_out(&order).await?);
         }
         // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
@@ -274,6 +307,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     }
 
     fn orders(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
+        if self.board.is_stopped() {
+            return Vec::new();
+        }
         self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).flat_map(fitting).collect()
     }
 
@@ -284,7 +320,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
             async move {
                 let mut outcomes = Vec::new();
                 for order in orders {
-                    outcomes.push(pass.carry_out(&order).await?);
+                    if !pass.board.is_stopped() {
+                        outcomes.push(pass.carry_out(&order).await?);
+                    }
                 }
                 Ok(outcomes)
             }
@@ -302,10 +340,18 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let wire = wire_order(order, &self.policy, &self.world.inventory());
         let host = host(order);
-        let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire).await;
+        let counter = Counter::default();
+        let unfinished = Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "it has not ended");
+        self.board.begin(Running {
+            outcome: outcome(order, wire.order_uuid, &unfinished),
+            since: std::time::Instant::now(),
+            counter: counter.clone(),
+        });
+        let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
         self.world.learn(host, credible(order, facts)).await?;
         let outcome = outcome(order, wire.order_uuid, &response);
         self.world.record(outcome.clone()).await?;
+        self.board.end(&outcome);
         Ok(outcome)
     }
 }

@@ -19,6 +19,8 @@ pub enum Failure<'a> {
     Policy(&'a Notice),
     /// An order failed.
     Order(&'a Outcome),
+    /// The pass did not come to its end.
+    BrokenOff(&'a str),
 }
 
 impl Failure<'_> {
@@ -32,6 +34,7 @@ impl Failure<'_> {
                 format!("entry {} of the policy, {}:{dataset}", notice.entry, notice.host)
             }
             Self::Order(outcome) => subject(outcome),
+            Self::BrokenOff(_) => "the pass".to_owned(),
         }
     }
 }
@@ -56,6 +59,7 @@ impl fmt::Display for Failure<'_> {
                 }
             }
             Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
+            Self::BrokenOff(reason) => write!(f, "the pass is not complete: {reason}"),
         }
     }
 }
@@ -63,24 +67,10 @@ impl fmt::Display for Failure<'_> {
 /// Everything that went wrong.
 pub fn failures(report: &Report) -> impl Iterator<Item = Failure<'_>> {
     let unseen = report.unseen.iter().map(|(host, reason)| Failure::Unseen(host, reason));
-    let policy = report.notices.iter().filter(|n| is_failure(&n.kind)).map(Failure::Policy);
-    unseen.chain(policy).chain(report.outcomes.iter().filter(|o| !o.success).map(Failure::Order))
-}
-
-/// Whether something that the policy asks for does not happen, and no order will fail to say so.
-fn is_failure(kind: &NoticeKind) -> bool {
-    match kind {
-        NoticeKind::DatasetMissing
-        | NoticeKind::ClaimedTwice { .. }
-        | NoticeKind::FromTheFuture { .. }
-        | NoticeKind::DestinationTaken { .. }
-        | NoticeKind::NameTooLong { .. } => true,
-        // A host that was not listed has its own failure, a destination without anything in common a send that fails.
-        NoticeKind::HostNotListed
-        | NoticeKind::Excluded
-        | NoticeKind::ReceivesAndTakes { .. }
-        | NoticeKind::NothingInCommon { .. } => false,
-    }
+    let policy = report.notices.iter().filter(|n| n.kind.is_failure()).map(Failure::Policy);
+    let orders = report.outcomes.iter().filter(|o| !o.success).map(Failure::Order);
+    let broken_off = report.broken_off.iter().map(|reason| Failure::BrokenOff(reason));
+    unseen.chain(policy).chain(orders).chain(broken_off)
 }
 
 fn subject(outcome: &Outcome) -> String {
@@ -137,6 +127,16 @@ pub fn outcome_line(outcome: &Outcome) -> String {
     line
 }
 
+/// The pass in a line, for a service manager's status.
+#[must_use]
+pub fn in_a_line(report: &Report) -> String {
+    let (orders, at) = (counted(report.outcomes.len(), "order"), report.at.format("%H:%M:%S UTC"));
+    match failures(report).count() {
+        0 => format!("the pass of {at}: {orders}, all well"),
+        failed => format!("the pass of {at}: {orders}, {}", counted(failed, "failure")),
+    }
+}
+
 /// The whole pass.
 #[must_use]
 pub fn pass(report: &Report, format: Format) -> String {
@@ -154,6 +154,8 @@ struct Document<'a> {
     unseen: &'a std::collections::BTreeMap<HostName, String>,
     notices: Vec<String>,
     outcomes: &'a [Outcome],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    broken_off: Option<&'a str>,
 }
 
 impl<'a> From<&'a Report> for Document<'a> {
@@ -164,6 +166,7 @@ impl<'a> From<&'a Report> for Document<'a> {
             unseen: &report.unseen,
             notices: report.notices.iter().map(ToString::to_string).collect(),
             outcomes: &report.outcomes,
+            broken_off: report.broken_off.as_deref(),
         }
     }
 }
@@ -186,16 +189,21 @@ fn as_table(report: &Report) -> String {
     let headings = ["ACTION", "DATASET", "SNAPSHOT", "TO", "RESULT", "SENT", "RATE", "TOOK"];
     let mut text =
         if report.outcomes.is_empty() { String::new() } else { report::table(&headings, &[5, 6, 7], rows.collect()) };
-    for notice in report.notices.iter().filter(|n| !is_failure(&n.kind)) {
+    for notice in report.notices.iter().filter(|n| !n.kind.is_failure()) {
         text.push_str(&format!("note: {notice}\n"));
     }
     let failed = failures(report).count();
     let took = report.took.as_secs_f64();
+    let (orders, failures) = (counted(report.outcomes.len(), "order"), counted(failed, "failure"));
     text.push_str(&match (report.outcomes.len(), failed) {
         (0, 0) => format!("nothing to do; looked at everything in {took:.1}s\n"),
-        (orders, 0) => format!("{orders} orders in {took:.1}s, all well\n"),
-        (0, failed) => format!("no orders; {failed} failures; looked at everything in {took:.1}s\n"),
-        (orders, failed) => format!("{orders} orders in {took:.1}s, {failed} failures\n"),
+        (_, 0) => format!("{orders} in {took:.1}s, all well\n"),
+        (0, _) => format!("no orders; {failures}; looked at everything in {took:.1}s\n"),
+        (_, _) => format!("{orders} in {took:.1}s, {failures}\n"),
     });
     text
+}
+
+fn counted(n: usize, of: &str) -> String {
+    format!("{n} {of}{}", if n == 1 { "" } else { "s" })
 }

@@ -15,11 +15,13 @@ use crate::wire::{Facts, Listing};
 pub struct World<C> {
     inventory: Arc<Mutex<Inventory>>,
     catalog: Arc<C>,
+    /// See [`World::followed`].
+    token: Option<runtime::channel::Sender<()>>,
 }
 
 impl<C> Clone for World<C> {
     fn clone(&self) -> Self {
-        Self { inventory: Arc::clone(&self.inventory), catalog: Arc::clone(&self.catalog) }
+        Self { inventory: Arc::clone(&self.inventory), catalog: Arc::clone(&self.catalog), token: self.token.clone() }
     }
 }
 
@@ -42,7 +44,20 @@ impl<C: CatalogWrite + 'static> World<C> {
     /// Begins with an empty inventory: see [`World::reload`].
     #[must_use]
     pub fn new(catalog: C) -> Self {
-        Self { inventory: Arc::default(), catalog: Arc::new(catalog) }
+        Self { inventory: Arc::default(), catalog: Arc::new(catalog), token: None }
+    }
+
+    /// The same with a channel that closes when the last clone of it is gone: whoever uses it has ended then.
+    #[must_use]
+    pub fn followed(self) -> (Self, runtime::channel::Receiver<()>) {
+        let (token, gone) = runtime::channel::bounded(1);
+        (Self { token: Some(token), ..self }, gone)
+    }
+
+    /// The same, not followed.
+    #[must_use]
+    pub fn aside(&self) -> Self {
+        Self { token: None, ..self.clone() }
     }
 
     /// Reads the catalog. What it remembers of a host that was not listed in this pass counts as not seen.

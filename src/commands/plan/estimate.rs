@@ -14,7 +14,7 @@ use crate::actions::steps::{Base, Step, Transfer, steps};
 use crate::catalog::Estimated;
 use crate::clock;
 use crate::commands::director::{Dispatcher, fitting, wire_order};
-use crate::model::{Action, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
+use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
 use crate::policy::Policy;
 use crate::runtime;
 use crate::wire::{CommonBase, DirectorsOrder, Response};
@@ -140,7 +140,8 @@ impl Questions {
                         let (question, policy, dispatcher) =
                             (question.clone(), Arc::clone(policy), Arc::clone(dispatcher));
                         async move {
-                            let (response, _) = dispatcher.ask(&policy, &question.host, &question.wire).await;
+                            let (response, _) =
+                                dispatcher.ask(&policy, &question.host, &question.wire, Counter::default()).await;
                             (question.key(), answer(response))
                         }
                     })

@@ -10,12 +10,13 @@ use chrono::{DateTime, Utc};
 use super::Settings;
 use super::estimate::Answers;
 use crate::catalog::file::{self, FileError};
-use crate::catalog::{CatalogRead, EmbeddedReader};
+use crate::catalog::{CatalogError, CatalogRead, EmbeddedReader};
 use crate::clock;
+use crate::config::Local;
 use crate::error::Error;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
 use crate::policy::{CatalogConfig, Policy};
-use crate::zfs::{Depth, ZfsRead};
+use crate::zfs::{Depth, ZfsError, ZfsRead};
 
 /// How much of a catalog file is read at once.
 const BUFFER: usize = 1 << 18;
@@ -39,28 +40,50 @@ pub async fn from_catalog(
     zfs: &impl ZfsRead,
 ) -> Result<(Inventory, Answers), Error> {
     let CatalogConfig::Embedded { path } = &policy.catalog;
-    let here = &settings.here;
-    let catalog = EmbeddedReader::new(path);
-    let mut inventory = catalog.inventory().map_err(Error::unable)?;
-    let estimates = catalog.estimates().map_err(Error::unable)?;
+    let estimates = EmbeddedReader::new(path).estimates().map_err(Error::unable)?;
+    let known = remembered(policy).map_err(Error::unable)?;
+    let inventory = with_own_zfs(policy, &settings.here, settings.opened.as_ref(), known, zfs).await;
+    Ok((inventory.map_err(Error::unable)?, estimates))
+}
+
+/// What the policy's catalog remembers.
+pub fn remembered(policy: &Policy) -> Result<Inventory, CatalogError> {
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    EmbeddedReader::new(path).inventory()
+}
+
+/// The same, and for this host what its ZFS has now, where orders for it are carried out without an agent. `opened` is
+/// what it lets in, if that is known.
+pub async fn with_own_zfs(
+    policy: &Policy,
+    here: &HostName,
+    opened: Option<&Local>,
+    mut inventory: Inventory,
+    zfs: &impl ZfsRead,
+) -> Result<Inventory, ZfsError> {
     let roots = roots(policy, here);
     if roots.is_empty() || policy.hosts.get(here).is_some_and(|h| h.address.is_some()) {
-        return Ok((inventory, estimates));
+        return Ok(inventory);
     }
-    let mut listed = zfs.list(&roots, Depth::Recursive).await.map_err(Error::unable)?;
-    if let Some(local) = &settings.opened {
+    let mut listed = zfs.list(&roots, Depth::Recursive).await?;
+    if let Some(local) = opened {
         // What this host's agent may not touch, it does not tell of either.
         listed.retain(|(name, _)| local.permission_to_take(name).is_ok());
     }
-    let known = inventory.hosts.remove(here).unwrap_or_default();
-    let mut now = HostInventory { observed: Some(clock::now()), datasets: listed.into_iter().collect() };
+    let now = HostInventory { observed: Some(clock::now()), datasets: listed.into_iter().collect() };
+    renew(&mut inventory, here, now);
+    Ok(inventory)
+}
+
+/// Puts what a host holds now in the place of what was known of it.
+pub fn renew(inventory: &mut Inventory, host: &HostName, mut now: HostInventory) {
+    let known = inventory.hosts.remove(host).unwrap_or_default();
     for (name, dataset) in &mut now.datasets {
         if let Some(remembered) = known.datasets.get(name) {
             remember(dataset, remembered);
         }
     }
-    inventory.hosts.insert(here.clone(), now);
-    Ok((inventory, estimates))
+    inventory.hosts.insert(host.clone(), now);
 }
 
 /// Marks are the catalog's alone.

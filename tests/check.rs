@@ -1,0 +1,128 @@
+//! `zsync check` as monitoring meets it: one line, performance data, a status. A shell script stands in for `zfs`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod program;
+
+use std::fs;
+use std::path::Path;
+
+use program::{POLICY, Place, TWO_HOSTS, ZFS};
+use serde_json::Value;
+
+#[test]
+fn all_is_well_in_one_line_with_performance_data() {
+    let place = Place::new();
+    let ended = place.run("check");
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    let (text, data) = ended.stdout.trim_end().split_once(" | ").expect("performance data");
+    assert!(text.starts_with("ZSYNC OK: 1 dataset, newest snapshots at most "), "{text}");
+    assert_eq!(ended.stdout.lines().count(), 1);
+    for value in data.split(' ') {
+        let (label, value) = value.split_once('=').unwrap();
+        assert!(label.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{label}");
+        let number = value.strip_suffix('s').unwrap_or(value);
+        assert!(number == "U" || number.parse::<u64>().is_ok(), "{label}={value}");
+    }
+    assert!(data.contains("datasets=1 ") && data.contains("snapshots=1 ") && data.contains("critical=0 "), "{data}");
+    assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_status() {
+    let place = Place::new();
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schema/health.schema.json");
+    let schema: Value = serde_json::from_str(&fs::read_to_string(schema).unwrap()).unwrap();
+    let schema = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
+    // The one snapshot of the scripted zfs is of now: made old.
+    let old = ZFS.replace("$(date +%s)", "$(($(date +%s) - 7200))");
+    place.zfs(&old);
+    for (check, status, words) in [
+        (r#"{ "warn_age": "3h" }"#, 0, "ZSYNC OK: "),
+        (
+            r#"{ "warn_age": "1h", "crit_age": "3h" }"#,
+            1,
+            "ZSYNC WARNING: alpha:tank/data (sync): the newest snapshot is 2h",
+        ),
+        (r#"{ "crit_age": "1h" }"#, 2, "ZSYNC CRITICAL: alpha:tank/data (sync): the newest snapshot is 2h"),
+    ] {
+        place.policy(&POLICY.replace("\"retention\"", &format!("\"check\": {check}, \"retention\"")));
+        let ended = place.run("check");
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(status), ""), "{ended:?}");
+        assert!(ended.stdout.starts_with(words) && ended.stdout.lines().count() == 1, "{ended:?}");
+        let json = place.run("check --format json");
+        assert_eq!(json.status, Some(status), "{json:?}");
+        let health: Value = serde_json::from_str(&json.stdout).unwrap();
+        let problems: Vec<String> =
+            schema.iter_errors(&health).map(|e| format!("{}: {e}", e.instance_path())).collect();
+        assert!(problems.is_empty(), "{problems:#?}\n{health:#}");
+        assert_eq!(health["rows"][0]["findings"].as_array().unwrap().len(), usize::from(status > 0), "{health}");
+    }
+}
+
+#[test]
+fn several_findings_are_counted_and_told_when_asked() {
+    let place = Place::new();
+    place.policy(&TWO_HOSTS.replace("tank/data", "tank/gone"));
+    // A host was looked at, the other one was not.
+    place.run("director --once");
+    let ended = place.run("check --verbose");
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert!(lines[0].contains("alpha:tank/gone") && lines[0].contains("does not exist"), "{lines:?}");
+    assert!(lines[0].contains("; and 1 more (1 unknown) | "), "{lines:?}");
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(lines[2].starts_with("UNKNOWN: beta: was never asked"), "{lines:?}");
+    assert_eq!(place.run("check --host beta").status, Some(3));
+}
+
+#[test]
+fn what_cannot_be_found_out_is_unknown_and_a_zfs_that_fails_is_told() {
+    let place = Place::new();
+    for arguments in ["check --config {}/none.json", "check --config {}"] {
+        let ended = place.run(arguments);
+        assert_eq!((ended.status, ended.stderr.as_str()), (Some(3), ""), "{ended:?}");
+        assert!(ended.stdout.starts_with("ZSYNC UNKNOWN: ") && ended.stdout.lines().count() == 1, "{ended:?}");
+    }
+    place.run("director --once");
+    let ended = place.run("check --zfs /nonexistent/zfs");
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    assert!(ended.stdout.contains("alpha: out of reach, last seen ") && ended.stdout.contains("--zfs"), "{ended:?}");
+}
+
+#[test]
+fn configuration_files_are_validated_and_nothing_else_is_looked_at() {
+    let place = Place::new();
+    let ended = place.run("check --config-only --zfs /nonexistent/zfs");
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(ended.stdout.starts_with("ZSYNC OK: ") && ended.stdout.ends_with("local.json are valid\n"), "{ended:?}");
+    place.policy(&POLICY.replace("\"prefix\"", "\"prefiks\""));
+    place.write("local.json", "{ \"local_datasets\": [ { \"nam\": 1 } ] }");
+    let ended = place.run("check --config-only");
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    for words in ["server.json:5:", "prefiks", "local.json:1:"] {
+        assert!(ended.stdout.contains(words), "{words}: {ended:?}");
+    }
+    let ended = place.run("check --config-only --config {}/none.json --local /etc/zsync/local.json");
+    assert_eq!(ended.status, Some(2), "{ended:?}");
+    assert!(ended.stdout.contains("none.json"), "{ended:?}");
+}
+
+#[test]
+fn thresholds_that_make_no_sense_are_refused() {
+    let place = Place::new();
+    for (check, words) in [
+        (r#"{ "warn_age": "3h", "crit_age": "1h" }"#, "less than \"warn_age\""),
+        (r#"{ "warn_age": "soon" }"#, "is not a duration for this"),
+        (r#"{ "warn_age": "0s" }"#, "it is not between 1s and"),
+        (r#"{ "max_snapshots": 0 }"#, "a whole number from 1"),
+        (r#"{ "max_snapshots": "many" }"#, "a whole number from 1"),
+        (r#"{ "warn": "1h" }"#, "warn_age"),
+        ("7", "an object"),
+    ] {
+        place.policy(&POLICY.replace("\"retention\"", &format!("\"check\": {check}, \"retention\"")));
+        let ended = place.run("check --config-only");
+        assert_eq!(ended.status, Some(2), "{check}: {ended:?}");
+        assert!(ended.stdout.contains(words) && ended.stdout.contains("server.json:"), "{check}: {ended:?}");
+    }
+}
