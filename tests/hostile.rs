@@ -18,7 +18,7 @@ use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use zsync::commands::director::Dispatcher;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::parse_policy;
-use zsync::model::{HostName, PeerRole, TlsFiles};
+use zsync::model::{Counter, HostName, PeerRole, TlsFiles};
 use zsync::runtime;
 use zsync::transport::tls::Tls;
 use zsync::zfs::fake::Fake;
@@ -159,7 +159,8 @@ fn storm(tls: bool) {
         let order = format!(r#"{{"OrderUUID":"{}","Action":"kv_resync"}}"#, uuid::Uuid::now_v7());
         let order = serde_json::from_str(&order).unwrap();
         let begin = Instant::now();
-        let (response, _) = runtime::block_on(dispatcher.ask(&policy, &"alpha".parse().unwrap(), &order));
+        let (response, _) =
+            runtime::block_on(dispatcher.ask(&policy, &"alpha".parse().unwrap(), &order, Counter::default()));
         assert!(response.is_success, "{response:?}");
         begin.elapsed()
     };

@@ -234,9 +234,12 @@ impl<Z: Zfs> Dispatcher<Z> {
                     let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
                     let error = match over_tcp(dial, order, &facts, &counter).await {
                         Ok(response) => return response,
-                        Err(error) => format!("{error:#}"),
+                        Err(error) => error,
                     };
-                    let Some(pause) = retry.pause() else {
+                    // Whom we cannot trust we shall not trust in a moment either.
+                    let distrusted = matches!(error.downcast_ref(), Some(TransportError::Tls { .. }));
+                    let error = format!("{error:#}");
+                    let Some(pause) = retry.pause().filter(|_| !distrusted) else {
                         let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
                         return Response { temporary: true, ..Response::failure(id, status, error) };
                     };
