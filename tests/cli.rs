@@ -141,15 +141,18 @@ fn a_zfs_that_cannot_be_worked_with_is_told_with_the_way_out() {
 #[test]
 fn a_listing_that_is_nonsense_is_shown_and_changes_nothing() {
     let place = Place::new();
-    place.zfs(&ZFS.replace("tank/data\\tfilesystem\\t2\\t0\\toff\\t-", "tank/data\\tfilesystem\\tmany\\t0\\toff\\t-"));
+    place.zfs(&ZFS.replace(
+        "tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-",
+        "tank/data\\tfilesystem\\tmany\\t0\\toff\\t-\\t-\\t-\\t-",
+    ));
     place.run("director --once").fails(1, &["alpha cannot be looked at", "guid \"many\" is not a number"]);
 }
 
 #[test]
 fn a_dataset_with_a_name_that_is_not_taken_hides_no_others() {
     let place = Place::new();
-    let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\ntank/data/x \\tfilesystem\\t3\\t0\\toff\\t-\\n'";
-    place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\n'", strange));
+    let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\ntank/data/x \\tfilesystem\\t3\\t0\\toff\\t-\\t-\\t-\\t-\\n'";
+    place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\n'", strange));
     let ended = place.run("director --once");
     assert_eq!(ended.status, Some(0), "{ended:?}");
     ended.says(&["tank/data/x ", "blank", "left out"]);

@@ -177,7 +177,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(
-    bad_input, behind, demo, divergence, lineage, one_host, orders, plan, readme, resume, selftest, supervised, tls,
-    trees
-);
+scenarios!(bad_input, demo, one_host, orders, readme, selftest, supervised, trees);

@@ -28,6 +28,7 @@ pub const POLICY: &str = r#"{
 /// As `POLICY`, with a second host whose agent nobody runs: port 1 is never listened on.
 pub const TWO_HOSTS: &str = r#"{
   "catalog": { "embedded": { "path": "CATALOG" } },
+  "retry_for": "1s",
   "hosts": { "beta": { "address": "127.0.0.1:1", "receive_address": "127.0.0.1:1" } },
   "datasets": [
     { "hostname": "alpha", "dataset": "tank/data",
@@ -43,7 +44,7 @@ pub const ZFS: &str = r#"#!/bin/sh
 case "$*" in
   version) echo zfs-2.3.9-1; echo zfs-kmod-2.3.9-1 ;;
   *snapshot,bookmark*) printf 'tank/data@SYNC_2026-01-01_00:00:00\t1\t1\t%s\t0\n' "$(date +%s)" ;;
-  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\n' ;;
+  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\t-\t-\t-\n' ;;
   *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 "#;
