@@ -189,7 +189,7 @@ fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
     let dispatcher = Dispatcher::<Fake> { here, own: Err(String::new()), tls: director };
     let policy = format!(
         r#"{{ "hosts": {{ "alpha": {{ "address": "{agent}" }} }},
-             "datasets": [ {{ "hostname": "alpha", "dataset": "tank", "sync": {{ "prefix": "S", "creation": "@daily" }} }} ] }}"#
+             "retry_for": "1ms", "datasets": [ {{ "hostname": "alpha", "dataset": "tank", "sync": {{ "prefix": "S", "creation": "@daily" }} }} ] }}"#
     );
     let policy = parse_policy("server.json", &policy).unwrap();
     let order = zsync::actions::Order::Take {
