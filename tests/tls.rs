@@ -228,6 +228,8 @@ fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
         snapshot_uuid: vec![taken[0].1.guid.uuid().to_string()],
         dest_dataset: "pool/copy".into(),
         dataset: Some(ds("tank")),
+        // Each try is a line in the log.
+        retry_for: Some(0),
         ..order
     };
     let (facts, _told) = runtime::channel::unbounded();
