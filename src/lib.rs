@@ -13,6 +13,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod consul;
 pub mod error;
 pub mod model;
 pub mod policy;

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod busy;
 pub mod director;
+pub mod facts;
 pub mod marks;
 pub mod plan;
 pub mod receiving;

@@ -3,6 +3,7 @@
 //! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
 //! Nothing here performs I/O or reads a clock.
 
+pub mod consul;
 pub mod retention;
 pub mod schedule;
 
@@ -14,6 +15,7 @@ use chrono::NaiveTime;
 use chrono_tz::Tz;
 
 use crate::model::{DatasetName, HostName, Prefix};
+pub use consul::{ConsulConfig, Secret};
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
 

@@ -1,3 +1,4 @@
 //! Connections: how two roles reach each other.
 
+pub mod dial;
 pub mod tcp;

@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use uuid::Uuid;
 
-use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Estimated, Outcome};
+use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Estimated, Outcome, apply};
 use crate::clock;
-use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Marks};
+use crate::commands::facts;
+use crate::model::{HostName, Inventory};
 use crate::runtime;
-use crate::wire::{Facts, Listing};
+use crate::wire::Facts;
 
 /// The inventory of a pass and the catalog that it is written to.
 pub struct World<C> {
@@ -21,21 +22,6 @@ impl<C> Clone for World<C> {
     fn clone(&self) -> Self {
         Self { inventory: Arc::clone(&self.inventory), catalog: Arc::clone(&self.catalog) }
     }
-}
-
-/// Puts the parts of listings together.
-pub fn assemble(facts: Vec<Facts>) -> BTreeMap<(HostName, DatasetName), DatasetInventory> {
-    let mut all = BTreeMap::new();
-    for Listing { host, dataset, continued, inventory } in facts.into_iter().filter_map(|f| f.listing) {
-        let whole: &mut DatasetInventory = all.entry((host, dataset)).or_default();
-        if continued {
-            whole.snapshots.extend(inventory.snapshots);
-            whole.bookmarks.extend(inventory.bookmarks);
-        } else {
-            *whole = inventory;
-        }
-    }
-    all
 }
 
 impl<C: CatalogWrite + 'static> World<C> {
@@ -81,69 +67,24 @@ impl<C: CatalogWrite + 'static> World<C> {
         facts: Vec<Facts>,
     ) -> Result<(), CatalogError> {
         let of_host = |((h, dataset), listed): ((HostName, _), _)| (h == *host).then_some((dataset, listed));
-        let datasets: Vec<_> = assemble(facts).into_iter().filter_map(of_host).collect();
+        let datasets: Vec<_> =
+            facts::assemble(facts.into_iter().filter_map(|f| f.listing)).into_iter().filter_map(of_host).collect();
         let host = host.clone();
         self.with_catalog(move |catalog| catalog.replace_host(&host, at, datasets)).await
     }
 
     /// Takes over what one order told.
     pub async fn learn(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
-        for fact in &facts {
+        let changes = facts::changes(host, facts, clock::now());
+        {
             let mut inventory = self.inventory();
-            let known = inventory.hosts.entry(host.clone()).or_default();
-            for (dataset, snapshot) in &fact.taken {
-                let of = known.datasets.entry(dataset.clone()).or_default();
-                if of.by_guid(snapshot.guid).is_none() {
-                    of.snapshots.push(snapshot.clone());
-                    of.sort();
-                }
-                of.written = Some(0);
-            }
-            for (dataset, mark) in &fact.not_written {
-                let of = known.datasets.entry(dataset.clone()).or_default();
-                of.not_written.push(mark.clone());
-            }
-            for (dataset, guid) in &fact.destroyed {
-                if let Some(of) = known.datasets.get_mut(dataset) {
-                    of.snapshots.retain(|s| s.guid != *guid);
-                }
+            for (host, changes) in &changes {
+                let known = inventory.hosts.entry(host.clone()).or_default();
+                changes.iter().for_each(|(name, change)| apply(known, name, change.clone()));
             }
         }
-        let listings = assemble(facts.clone());
-        let touched: BTreeSet<(HostName, DatasetName)> = {
-            let own = facts.iter().flat_map(|fact| {
-                let taken = fact.taken.iter().map(|(dataset, _)| dataset);
-                let marked = fact.not_written.iter().map(|(dataset, _)| dataset);
-                taken.chain(marked).chain(fact.destroyed.iter().map(|(dataset, _)| dataset))
-            });
-            let mut inventory = self.inventory();
-            let touched = own.map(|dataset| (host.clone(), dataset.clone())).chain(listings.keys().cloned()).collect();
-            for ((host, dataset), listed) in listings {
-                inventory.hosts.entry(host).or_default().datasets.insert(dataset, listed);
-            }
-            touched
-        };
-        let now: Vec<_> = {
-            let inventory = self.inventory();
-            let known = |(host, dataset): (HostName, DatasetName)| {
-                let known = inventory.dataset(&host, &dataset).cloned()?;
-                Some((host, dataset, known))
-            };
-            touched.into_iter().filter_map(known).collect()
-        };
-        let (here, at) = (host.clone(), clock::now());
         self.with_catalog(move |catalog| {
-            let deleted = Marks { deleted: true, ..Marks::default() };
-            for (dataset, guid) in facts.into_iter().flat_map(|fact| fact.destroyed) {
-                catalog.mark(&here, &dataset, guid, deleted, at)?;
-            }
-            for (host, dataset, known) in now {
-                for mark in &known.not_written {
-                    catalog.add_not_written(&host, &dataset, mark.clone())?;
-                }
-                catalog.put_dataset(&host, &dataset, known)?;
-            }
-            Ok(())
+            changes.into_iter().try_for_each(|(host, changes)| catalog.update(&host, changes))
         })
         .await
     }

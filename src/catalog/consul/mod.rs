@@ -1,0 +1,558 @@
+//! The catalog in Consul: one compact pair per dataset, and a small generation pair per host that says whether
+//! anything changed.
+//!
+//! Every host writes its own records, after each order and when it is listed as a whole; the director reads the
+//! generations, and of the hosts only those whose generation is another than before. Writing is check-and-set on the
+//! generation and on every pair, in transactions that Consul carries out whole or not at all; on a conflict it begins
+//! again from a fresh read. Reading is done in Consul's `consistent` mode, one host at one instant.
+
+mod codec;
+mod history;
+mod record;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::dataset::{Dataset, Gone};
+use super::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome};
+use crate::consul::{Committed, Consul, MOST_BYTES, MOST_OPS, Op};
+use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
+use crate::runtime;
+use codec::Parts;
+use history::History;
+use record::{Generation, HostRecord, Kept, Keys};
+
+/// What all keys begin with, unless it is configured.
+pub const ROOT: &str = "zsync";
+/// The largest value of one pair; in a transaction's JSON it grows by a third, and Consul takes 512 KiB of that.
+const PART: usize = 256 << 10;
+/// In how many parts a dataset may lie: old and new ones fit into one transaction.
+const MOST_PARTS: usize = 30;
+/// How often a write is begun again.
+const TRIES: usize = 12;
+/// How many hosts are read at once.
+const READS_AT_ONCE: usize = 8;
+/// After how many outcomes they are written.
+const OUTCOMES_AT_ONCE: usize = 256;
+
+/// The generation of each host that was read, as the index of its pair.
+pub type Generations = BTreeMap<HostName, u64>;
+
+/// What hosts have published.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Hosts that changed since, as they are now. One that cannot be relied on has not been observed.
+    pub changed: BTreeMap<HostName, HostInventory>,
+    /// Hosts whose records are whole, changed or not.
+    pub whole: BTreeSet<HostName>,
+}
+
+/// The catalog in Consul.
+#[derive(Debug)]
+pub struct ConsulCatalog {
+    consul: Consul,
+    root: String,
+    outcomes: Mutex<Vec<Outcome>>,
+}
+
+/// Steps that belong together, and by how much they change the number of datasets.
+#[derive(Debug, Default)]
+struct Group {
+    ops: Vec<Op>,
+    datasets: i64,
+}
+
+/// Something had changed meanwhile.
+enum Stop {
+    Conflict,
+    Failed(CatalogError),
+}
+
+impl<E: Into<CatalogError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+fn happened(result: Result<(), Stop>) -> Result<bool, CatalogError> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(Stop::Conflict) => Ok(false),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+impl ConsulCatalog {
+    /// The catalog below `root` (without a slash). Nothing is asked yet.
+    #[must_use]
+    pub fn new(consul: Consul, root: &str) -> Self {
+        Self { consul, root: root.to_owned(), outcomes: Mutex::default() }
+    }
+
+    /// The Consul that it is in.
+    #[must_use]
+    pub fn consul(&self) -> &Consul {
+        &self.consul
+    }
+
+    /// What all its keys begin with.
+    #[must_use]
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    fn estimates_key(&self) -> String {
+        format!("{}/estimates", self.root)
+    }
+
+    fn keys(&self, host: &HostName) -> Keys {
+        Keys::new(&self.root, host)
+    }
+
+    /// Every host's generation with its index. What is not understood is left out: its host is in doubt.
+    async fn generations(&self) -> Result<BTreeMap<HostName, (Generation, u64)>, CatalogError> {
+        let prefix = format!("{}/generation/", self.root);
+        let mut all = BTreeMap::new();
+        for pair in self.consul.list(&prefix).await? {
+            let host = pair.key.strip_prefix(&prefix).and_then(|name| name.parse::<HostName>().ok());
+            match host.zip(Generation::read(&pair.value)) {
+                Some((host, generation)) => drop(all.insert(host, (generation, pair.modify_index))),
+                None => log::warn!("{} in Consul is none of zsync's, or of a newer version", pair.key),
+            }
+        }
+        Ok(all)
+    }
+
+    async fn record(&self, host: &HostName) -> Result<HostRecord, CatalogError> {
+        let keys = self.keys(host);
+        let pairs = self.consul.read_trees(&[&keys.generation, &keys.inventory]).await?;
+        // Uncompressing a large host takes its time.
+        Ok(runtime::blocking(move || HostRecord::new(&keys, pairs)).await)
+    }
+
+    async fn records(&self, hosts: Vec<HostName>) -> Result<Vec<(HostName, HostRecord)>, CatalogError> {
+        let reads = hosts.into_iter().map(|host| {
+            let catalog = Self::new(self.consul.clone(), &self.root);
+            async move {
+                let record = catalog.record(&host).await?;
+                Ok((host, record))
+            }
+        });
+        let reads: Vec<_> = reads.collect();
+        runtime::side_by_side(READS_AT_ONCE, reads).await.into_iter().collect()
+    }
+
+    async fn whole_inventory(&self) -> Result<Inventory, CatalogError> {
+        let hosts = self.generations().await?.into_keys().collect();
+        let records = self.records(hosts).await?;
+        let seen = |host: &HostInventory| host.observed.is_some() || !host.datasets.is_empty();
+        let hosts = records.into_iter().map(|(host, record)| (host, record.into_inventory()));
+        Ok(Inventory { hosts: hosts.filter(|(_, host)| seen(host)).collect() })
+    }
+
+    /// See [`CatalogRead::published`].
+    pub async fn read_published(
+        &self,
+        wanted: &BTreeSet<HostName>,
+        since: &mut Generations,
+    ) -> Result<Published, CatalogError> {
+        let generations = self.generations().await?;
+        let (mut published, mut stale) = (Published::default(), Vec::new());
+        for host in wanted {
+            match generations.get(host) {
+                Some((_, index)) if since.get(host) == Some(index) => drop(published.whole.insert(host.clone())),
+                Some(_) => stale.push(host.clone()),
+                None => drop(since.remove(host)),
+            }
+        }
+        for (host, record) in self.records(stale).await? {
+            match (record.observed(), record.generation) {
+                (Some(_), Some((_, index))) => {
+                    since.insert(host.clone(), index);
+                    published.whole.insert(host.clone());
+                }
+                _ => {
+                    since.remove(&host);
+                    let doubts = record.doubts.join("; ");
+                    log::info!("{host} in Consul is incomplete{}{doubts}", if doubts.is_empty() { "" } else { ": " });
+                }
+            }
+            published.changed.insert(host, record.into_inventory());
+        }
+        Ok(published)
+    }
+
+    /// A host's generation, 0 before there is one: to be read before the host is listed, so that of two who list it
+    /// at once the later one does not write what is older.
+    pub async fn generation(&self, host: &HostName) -> Result<u64, CatalogError> {
+        let found = self.consul.get(&self.keys(host).generation).await?.0;
+        Ok(found.map_or(0, |pair| pair.modify_index))
+    }
+
+    /// [`CatalogWrite::update`] if the generation is still this one; `false`: it is not, look again.
+    pub async fn update_if(
+        &self,
+        host: &HostName,
+        generation: u64,
+        changes: &[(DatasetName, Change)],
+    ) -> Result<bool, CatalogError> {
+        happened(self.try_update(host, changes, Some(generation)).await)
+    }
+
+    /// [`CatalogWrite::replace_host`] if the generation is still this one; `false`: it is not, look again.
+    pub async fn replace_if(
+        &self,
+        host: &HostName,
+        generation: u64,
+        observed: DateTime<Utc>,
+        datasets: &BTreeMap<DatasetName, DatasetInventory>,
+    ) -> Result<bool, CatalogError> {
+        happened(self.try_replace(host, observed, datasets, Some(generation)).await)
+    }
+
+    /// Tries a write until nobody else writes the same.
+    async fn retried<T, F: Future<Output = Result<T, Stop>>>(
+        &self,
+        host: &HostName,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, CatalogError> {
+        for tried in 1..=TRIES {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::Conflict) => {
+                    log::debug!("{host} in Consul changed while it was being written, for the {tried}. time");
+                    // Two writers that keep step would meet again.
+                    let apart = u64::from(Uuid::now_v7().as_bytes()[15]) % 16;
+                    runtime::sleep(Duration::from_millis(tried as u64 * (5 + apart))).await;
+                }
+            }
+        }
+        Err(CatalogError::Contended { key: self.keys(host).generation, tries: TRIES })
+    }
+
+    /// One dataset's pair as it is now.
+    async fn kept(&self, keys: &Keys, name: &DatasetName) -> Result<Option<Kept>, Stop> {
+        let key = keys.dataset(name);
+        let Some(pair) = self.consul.get(&key).await?.0 else { return Ok(None) };
+        if let Ok(kept) = record::kept(keys, name, &pair, &mut BTreeMap::new()) {
+            return Ok(Some(kept));
+        }
+        let parts = self.consul.list(&format!("{key}@")).await?;
+        let mut parts = parts.into_iter().map(|part| (part.key.clone(), part)).collect();
+        let not_understood = Kept { index: pair.modify_index, parts: Vec::new(), dataset: None };
+        Ok(Some(record::kept(keys, name, &pair, &mut parts).unwrap_or(not_understood)))
+    }
+
+    /// The steps from what is kept to what is to be; `None` if it is so already. Parts are written before.
+    async fn group(
+        &self,
+        host: &HostName,
+        name: &DatasetName,
+        kept: Option<&Kept>,
+        now: &Dataset,
+    ) -> Result<Option<Group>, Stop> {
+        if kept.and_then(|kept| kept.dataset.as_ref()) == Some(now) {
+            return Ok(None);
+        }
+        let keys = self.keys(host);
+        let (key, index) = (keys.dataset(name), kept.map_or(0, |kept| kept.index));
+        let mut ops: Vec<Op> = Vec::new();
+        if now.is_forgotten() {
+            let Some(_) = kept else { return Ok(None) };
+            ops.push(Op::DeleteCas { key, index });
+        } else {
+            let dataset = now.clone();
+            let value = runtime::blocking(move || codec::encode(&dataset)).await;
+            if value.len() <= PART {
+                ops.push(Op::Cas { key, value, index });
+            } else {
+                let parts = Parts { set: Uuid::now_v7(), count: value.len().div_ceil(PART), bytes: value.len() };
+                if parts.count > MOST_PARTS {
+                    let (host, dataset) = (host.clone(), name.clone());
+                    let (bytes, most) = (value.len(), MOST_PARTS * PART);
+                    return Err(Stop::Failed(CatalogError::TooLarge { host, dataset, bytes, most }));
+                }
+                for (number, part) in value.chunks(PART).enumerate() {
+                    let key = keys.part(name, &parts, number);
+                    match self.consul.commit(&[Op::Cas { key: key.clone(), value: part.to_vec(), index: 0 }]).await? {
+                        Committed::At(index) => ops.push(Op::Check { key, index }),
+                        Committed::Conflict(_) => return Err(Stop::Conflict),
+                    }
+                }
+                ops.push(Op::Cas { key, value: codec::encode_parts(parts), index });
+            }
+        }
+        let old = kept.iter().flat_map(|kept| &kept.parts);
+        ops.extend(old.map(|(key, index)| Op::DeleteCas { key: key.clone(), index: *index }));
+        let datasets = i64::from(!now.is_forgotten()) - i64::from(kept.is_some());
+        Ok(Some(Group { ops, datasets }))
+    }
+
+    /// Writes groups of steps, each whole; the generation goes with every transaction, and says in the last one when
+    /// the host was `observed`.
+    async fn write(
+        &self,
+        keys: &Keys,
+        groups: Vec<Group>,
+        (mut generation, mut index): (Generation, u64),
+        observed: Option<i64>,
+    ) -> Result<(), Stop> {
+        let mut waiting = groups.into_iter().peekable();
+        loop {
+            let (mut ops, mut bytes) = (Vec::new(), 0);
+            while let Some(group) = waiting.peek() {
+                let more: usize = group.ops.iter().map(Op::bytes).sum();
+                if !ops.is_empty() && (ops.len() + group.ops.len() >= MOST_OPS || bytes + more > MOST_BYTES) {
+                    break;
+                }
+                let Some(group) = waiting.next() else { break };
+                bytes += more;
+                ops.extend(group.ops);
+                generation.datasets =
+                    generation.datasets.saturating_add_signed(isize::try_from(group.datasets).unwrap_or(0));
+            }
+            let last = waiting.peek().is_none();
+            if last {
+                generation.observed = observed;
+            }
+            generation.number = generation.number.wrapping_add(1);
+            ops.push(Op::Cas { key: keys.generation.clone(), value: generation.value(), index });
+            match self.consul.commit(&ops).await? {
+                Committed::At(written) => index = written,
+                Committed::Conflict(what) => {
+                    log::debug!("{}: {what}", keys.generation);
+                    return Err(Stop::Conflict);
+                }
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn try_update(
+        &self,
+        host: &HostName,
+        changes: &[(DatasetName, Change)],
+        expected: Option<u64>,
+    ) -> Result<(), Stop> {
+        let keys = self.keys(host);
+        let pair = self.consul.get(&keys.generation).await?.0;
+        let index = pair.as_ref().map_or(0, |pair| pair.modify_index);
+        if expected.is_some_and(|expected| expected != index) {
+            return Err(Stop::Conflict);
+        }
+        let generation = pair.as_ref().and_then(|pair| Generation::read(&pair.value)).unwrap_or_default();
+        let mut observed = generation.observed;
+        let mut touched: BTreeMap<&DatasetName, Vec<&Change>> = BTreeMap::new();
+        for (name, change) in changes {
+            touched.entry(name).or_default().push(change);
+        }
+        let (mut groups, mut destroyed) = (Vec::new(), Vec::new());
+        for (name, changes) in touched {
+            let kept = self.kept(&keys, name).await?;
+            if kept.as_ref().is_some_and(|kept| kept.dataset.is_none() || kept.index > index) {
+                // A stranger wrote it: it is written over, and the host is listed as a whole before it is relied on.
+                observed = None;
+            }
+            let mut now = kept.as_ref().and_then(|kept| kept.dataset.clone()).unwrap_or_default();
+            for change in changes {
+                let gone = now.change(change.clone());
+                destroyed.extend(gone.into_iter().map(|gone: Gone| (name.clone(), gone)));
+            }
+            groups.extend(self.group(host, name, kept.as_ref(), &now).await?);
+        }
+        if !destroyed.is_empty() {
+            let history = History::read(&self.consul, &keys).await?;
+            let op = history.with(destroyed).op(&keys);
+            // With the first dataset of which something was destroyed, so that both are told or none.
+            match groups.first_mut() {
+                Some(group) => group.ops.push(op),
+                None => groups.push(Group { ops: vec![op], datasets: 0 }),
+            }
+        }
+        if groups.is_empty() && pair.is_some() {
+            return Ok(());
+        }
+        self.write(&keys, groups, (generation, index), observed).await
+    }
+
+    async fn try_replace(
+        &self,
+        host: &HostName,
+        observed: DateTime<Utc>,
+        listed: &BTreeMap<DatasetName, DatasetInventory>,
+        expected: Option<u64>,
+    ) -> Result<(), Stop> {
+        let keys = self.keys(host);
+        let record = self.record(host).await?;
+        let names: BTreeSet<&DatasetName> = record.datasets.keys().chain(listed.keys()).collect();
+        let mut groups = Vec::new();
+        for name in names {
+            let kept = record.datasets.get(name);
+            let mut now = kept.and_then(|kept| kept.dataset.clone()).unwrap_or_default();
+            match listed.get(name) {
+                Some(inventory) => now.put(inventory.clone()),
+                None => now.empty(),
+            }
+            groups.extend(self.group(host, name, kept, &now).await?);
+        }
+        let strays = record.strays.iter().map(|(key, index)| {
+            log::warn!("{key} in Consul belongs to nothing and is deleted");
+            Group { ops: vec![Op::DeleteCas { key: key.clone(), index: *index }], datasets: 0 }
+        });
+        groups.extend(strays);
+        let pair = self.consul.get(&keys.generation).await?.0;
+        let index = pair.as_ref().map_or(0, |pair| pair.modify_index);
+        // One that is not understood has an index all the same.
+        let understood = pair.and_then(|pair| Some((Generation::read(&pair.value)?, index)));
+        if record.generation != understood || expected.is_some_and(|expected| expected != index) {
+            return Err(Stop::Conflict);
+        }
+        // Counted anew: who knows what was deleted by hand.
+        let before = record.generation.map(|(generation, _)| generation).unwrap_or_default();
+        let generation = Generation { datasets: record.datasets.len(), ..before };
+        self.write(&keys, groups, (generation, index), Some(observed.timestamp())).await
+    }
+
+    async fn try_forget(&self, host: &HostName, older_than: DateTime<Utc>) -> Result<usize, Stop> {
+        let keys = self.keys(host);
+        let record = self.record(host).await?;
+        let (mut forgotten, mut groups) = (0, Vec::new());
+        for (name, kept) in &record.datasets {
+            let Some(mut now) = kept.dataset.clone() else { continue };
+            forgotten += now.forget(older_than);
+            groups.extend(self.group(host, name, Some(kept), &now).await?);
+        }
+        let history = History::read(&self.consul, &keys).await?;
+        let (history, old) = history.without(older_than);
+        if old > 0 {
+            forgotten += old;
+            groups.push(Group { ops: vec![history.op(&keys)], datasets: 0 });
+        }
+        if let (false, Some((generation, index))) = (groups.is_empty(), record.generation) {
+            let observed = generation.observed;
+            self.write(&keys, groups, (generation, index), observed).await?;
+        }
+        Ok(forgotten)
+    }
+
+    fn collected(&self) -> std::sync::MutexGuard<'_, Vec<Outcome>> {
+        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write_outcomes(&self) -> Result<(), CatalogError> {
+        let mut by_host: BTreeMap<HostName, Vec<Outcome>> = BTreeMap::new();
+        for outcome in std::mem::take(&mut *self.collected()) {
+            by_host.entry(outcome.host.clone()).or_default().push(outcome);
+        }
+        for (host, outcomes) in by_host {
+            let keys = self.keys(&host);
+            let keys = &keys;
+            let outcomes = &outcomes;
+            let attempt = || async move {
+                let op = history::with_outcomes(&self.consul, keys, outcomes).await?;
+                match self.consul.commit(&[op]).await? {
+                    Committed::At(_) => Ok(()),
+                    Committed::Conflict(_) => Err(Stop::Conflict),
+                }
+            };
+            self.retried(&host, attempt).await?;
+        }
+        Ok(())
+    }
+}
+
+impl CatalogRead for ConsulCatalog {
+    fn inventory(&self) -> Result<Inventory, CatalogError> {
+        runtime::block_on(self.whole_inventory())
+    }
+
+    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
+        let record = runtime::block_on(self.record(host))?;
+        Ok((record.generation.is_some() || !record.datasets.is_empty()).then(|| record.into_inventory()))
+    }
+
+    fn published(
+        &self,
+        wanted: &BTreeSet<HostName>,
+        since: &mut Generations,
+    ) -> Result<Option<Published>, CatalogError> {
+        runtime::block_on(self.read_published(wanted, since)).map(Some)
+    }
+
+    fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
+        self.flush()?;
+        runtime::block_on(history::outcomes(&self.consul, &self.root, limit))
+    }
+
+    fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
+        runtime::block_on(history::destroyed(&self.consul, &self.root, limit))
+    }
+
+    fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
+        let pair = runtime::block_on(self.consul.get(&self.estimates_key()))?.0;
+        Ok(pair.and_then(|pair| codec::unpack(&pair.value).ok()).unwrap_or_default())
+    }
+}
+
+impl CatalogWrite for ConsulCatalog {
+    fn replace_host(
+        &self,
+        host: &HostName,
+        observed: DateTime<Utc>,
+        datasets: Vec<(DatasetName, DatasetInventory)>,
+    ) -> Result<(), CatalogError> {
+        let listed = datasets.into_iter().collect();
+        runtime::block_on(self.retried(host, || self.try_replace(host, observed, &listed, None)))
+    }
+
+    fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        runtime::block_on(self.retried(host, || self.try_update(host, &changes, None)))
+    }
+
+    fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
+        runtime::block_on(async {
+            let mut forgotten = 0;
+            for host in self.generations().await?.into_keys() {
+                forgotten += self.retried(&host, || self.try_forget(&host, older_than)).await?;
+            }
+            Ok(forgotten)
+        })
+    }
+
+    fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
+        let many = {
+            let mut collected = self.collected();
+            collected.push(outcome.clone());
+            collected.len() >= OUTCOMES_AT_ONCE
+        };
+        if many { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&self) -> Result<(), CatalogError> {
+        runtime::block_on(self.write_outcomes())
+    }
+
+    fn replace_estimates(&self, estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
+        let value = codec::pack(estimates);
+        if value.len() > MOST_BYTES {
+            // They can be asked for again.
+            log::debug!("the estimates of {} orders are not kept: they are too many for one pair", estimates.len());
+            return Ok(());
+        }
+        runtime::block_on(self.consul.commit(&[Op::Set { key: self.estimates_key(), value }]))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;
