@@ -7,11 +7,12 @@ use futures_lite::AsyncWriteExt;
 use futures_lite::future;
 
 use super::busy::Busy;
+use super::publisher::Publisher;
 use super::receiving::{Incoming, NotOpen, Receiving, StepError};
 use super::serve;
 use crate::config::Local;
 use crate::model::Counter;
-use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, DatasetStatus, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
@@ -24,7 +25,7 @@ const STALL: Duration = Duration::from_secs(600);
 type Found = Option<DatasetInventory>;
 
 /// A slave with its ZFS.
-pub struct Slave<Z>(pub Receiving<Z>);
+pub struct Slave<Z>(pub Receiving<Z>, Option<Arc<Publisher>>);
 
 /// What a slave answers before any stream.
 #[must_use]
@@ -51,11 +52,36 @@ impl<Z: Zfs> Slave<Z> {
     /// A slave for this host.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        Self(Receiving { zfs, local, busy: Busy::default() })
+        Self(Receiving { zfs, local, busy: Busy::default() }, None)
+    }
+
+    /// The same, which publishes what it received.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        Self(self.0, publisher)
+    }
+
+    /// Publishes a dataset as it is now.
+    async fn publish(&self, dataset: &DatasetName) {
+        if let Some(publisher) = &self.1 {
+            // Whether it is behind, its check tells.
+            publisher.publish(&*self.0.zfs, &[dataset.clone()].into(), Vec::new()).await;
+        }
     }
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
+        let mut changed = None;
+        let result = self.talk(conn, &mut changed).await;
+        if let Some(dataset) = changed {
+            // It broke off, and something may have arrived all the same.
+            self.publish(&dataset).await;
+        }
+        result
+    }
+
+    /// `changed` is what was worked on and is not published yet.
+    async fn talk(&self, conn: &mut Conn, changed: &mut Option<DatasetName>) -> Result<(), WireError> {
         let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
         let order: OrderToSlave = conn.understand(&line)?;
         if order.protocol > PROTOCOL {
@@ -83,6 +109,7 @@ impl<Z: Zfs> Slave<Z> {
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
+            *changed = Some(dataset.clone());
             // After a success its own listing is at hand; after a failure a fresh look tells what is left.
             let result: Result<Option<Found>, StepError> = match step {
                 Step::Receive { status: _, guid, snapshot_name, create, overwrite } => {
@@ -106,6 +133,9 @@ impl<Z: Zfs> Slave<Z> {
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
+                    if let Some(dataset) = changed.take() {
+                        alive_while(conn, &none, self.publish(&dataset)).await?;
+                    }
                     drop(claim);
                     return conn.say(&finished(&order, status, settled)).await;
                 }

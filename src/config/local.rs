@@ -1,6 +1,7 @@
 //! `local.json`: what a host lets zsync do with its datasets.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -9,6 +10,10 @@ use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
 use super::server::skip_schema;
 use crate::model::{DatasetName, DatasetStatus, HostName};
+use crate::policy::ConsulConfig;
+
+/// Where a host keeps what has to survive restarts, unless `local.json` says otherwise.
+pub const DEFAULT_STATE: &str = "/var/lib/zsync/host";
 
 /// The whole of `local.json`. What it does not list, or lists as disabled, zsync never touches.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +24,10 @@ pub struct Local {
     pub listen: Option<Address>,
     /// The host's name in the policy; `None`: what the system calls itself.
     pub hostname: Option<HostName>,
+    /// The shared catalog in which this host publishes what it holds; `None`: it does not.
+    pub consul: Option<ConsulConfig>,
+    /// The folder of what has to survive restarts.
+    pub state: PathBuf,
     /// The entries, each covering its dataset and what is below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -209,6 +218,8 @@ fn local(root: &Node<'_>) -> Option<Local> {
     skip_schema(&mut object);
     let listen = object.get("listen").and_then(|node| node.parse("an address to listen on, as in \"0.0.0.0:7711\""));
     let hostname = object.get("hostname").and_then(|node| node.parse::<HostName>("a host name"));
+    let consul = object.get("consul").map(|node| super::consul::consul(&node, true));
+    let state = object.get("state").and_then(|node| state(&node)).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE));
     let what = "the list of this host's datasets that zsync may touch, as in \"local_datasets\": [ { ... } ]";
     let items = object.require("local_datasets", what);
     let items = items.and_then(|node| node.list("a list of objects, one per dataset")).unwrap_or_default();
@@ -225,7 +236,17 @@ fn local(root: &Node<'_>) -> Option<Local> {
         lines.insert(entry.name.clone(), name.line());
         datasets.insert(entry.name.clone(), entry);
     }
-    Some(Local { file: root.document().file().to_owned(), listen, hostname, datasets })
+    Some(Local { file: root.document().file().to_owned(), listen, hostname, consul: consul.flatten(), state, datasets })
+}
+
+fn state(node: &Node<'_>) -> Option<PathBuf> {
+    let allowed = "the path of a folder, from the root, as in \"/var/lib/zsync/host\"";
+    let text = node.text(allowed)?;
+    if !text.starts_with('/') || text.contains('\0') {
+        node.wrong(allowed);
+        return None;
+    }
+    Some(PathBuf::from(text.as_ref()))
 }
 
 /// One entry, and where its name is written.

@@ -5,6 +5,7 @@
 
 mod address;
 mod check;
+mod consul;
 mod json;
 mod local;
 mod nearest;
@@ -16,7 +17,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
-pub use local::{CloneConfig, Denied, Local, LocalDataset, parse_local};
+pub use local::{CloneConfig, DEFAULT_STATE, Denied, Local, LocalDataset, parse_local};
 pub use problem::{ConfigError, Problem};
 pub use server::{DEFAULT_CATALOG, parse_policy};
 

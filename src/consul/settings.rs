@@ -10,6 +10,9 @@ use crate::policy::{ConsulConfig, Secret};
 /// Where Consul listens, by its own default.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
 
+/// What all keys begin with, unless it is configured.
+const DEFAULT_PREFIX: &str = "zsync";
+
 /// Where a stream goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
@@ -35,6 +38,8 @@ pub struct Settings {
     /// The name that the server's certificate is to have; `None` without TLS.
     pub(super) tls_name: Option<String>,
     pub(super) datacenter: Option<String>,
+    /// What all keys begin with.
+    pub prefix: String,
 }
 
 fn setup<T>(message: impl Into<String>) -> Result<T, ConsulError> {
@@ -91,6 +96,7 @@ impl Settings {
             identity,
             tls_name,
             datacenter: config.datacenter.clone(),
+            prefix: config.prefix.clone().unwrap_or_else(|| DEFAULT_PREFIX.to_owned()),
         })
     }
 }

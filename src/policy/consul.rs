@@ -46,7 +46,9 @@ pub struct ConsulConfig {
     pub tls_server_name: Option<String>,
     /// The datacenter, if not that of the agent asked.
     pub datacenter: Option<String>,
-    /// The address under which other hosts reach this one: for the service catalog.
+    /// What all keys begin with; by default `zsync`. Directors and hosts of one fleet need the same.
+    pub prefix: Option<String>,
+    /// The address under which other hosts reach this one: for the service catalog. Only in `local.json`.
     pub advertise: Option<String>,
 }
 

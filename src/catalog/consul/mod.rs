@@ -19,15 +19,13 @@ use uuid::Uuid;
 
 use super::dataset::{Dataset, Gone};
 use super::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome};
-use crate::consul::{Committed, Consul, MOST_BYTES, MOST_OPS, Op};
+use crate::consul::{Committed, Consul, MOST_BYTES, MOST_OPS, Op, Settings};
 use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
 use crate::runtime;
 use codec::Parts;
 use history::History;
 use record::{Generation, HostRecord, Kept, Keys};
 
-/// What all keys begin with, unless it is configured.
-pub const ROOT: &str = "zsync";
 /// The largest value of one pair; in a transaction's JSON it grows by a third, and Consul takes 512 KiB of that.
 const PART: usize = 256 << 10;
 /// In how many parts a dataset may lie: old and new ones fit into one transaction.
@@ -91,6 +89,11 @@ impl ConsulCatalog {
     #[must_use]
     pub fn new(consul: Consul, root: &str) -> Self {
         Self { consul, root: root.to_owned(), outcomes: Mutex::default() }
+    }
+
+    /// The catalog of a configuration.
+    pub fn open(config: &Settings) -> Result<Self, CatalogError> {
+        Ok(Self::new(Consul::new(config)?, &config.prefix))
     }
 
     /// The Consul that it is in.

@@ -12,17 +12,22 @@ mod take;
 
 pub use send::SLAVE_PORT;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
 use super::busy::Busy;
+use super::fences::Fences;
+use super::publisher::Publisher;
 use super::receiving::Receiving;
 use super::serve;
+use crate::catalog::Change;
+use crate::clock;
 use crate::config::Local;
 use crate::model::Counter;
-use crate::model::{Action, HostName, ResponseStatus};
+use crate::model::{Action, DatasetName, HostName, Marks, ResponseStatus};
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
@@ -41,6 +46,9 @@ pub struct Agent<Z> {
     /// How long a slave may be silent.
     patience: Duration,
     receiving: Receiving<Z>,
+    /// Where what this host holds is published, if anywhere.
+    publisher: Option<Arc<Publisher>>,
+    fences: Option<Fences>,
 }
 
 /// An order that was not carried out.
@@ -81,12 +89,45 @@ impl Success {
 pub(crate) struct Desk {
     facts: FactSink,
     counter: Counter,
+    /// What is to be published, of datasets of this host.
+    notes: Mutex<Notes>,
+    host: HostName,
+}
+
+/// What an order did to this host.
+#[derive(Default)]
+struct Notes {
+    touched: BTreeSet<DatasetName>,
+    marks: Vec<(DatasetName, Change)>,
 }
 
 impl Desk {
     async fn tell(&self, facts: Facts) {
+        self.note(&facts);
         // Nobody listens any more: the catalog learns it at the next resync.
         drop(self.facts.send(facts).await);
+    }
+
+    fn note(&self, facts: &Facts) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let deleted = Marks { deleted: true, ..Marks::default() };
+        for (name, guid) in &facts.destroyed {
+            let change = Change::Mark { guid: *guid, marks: deleted, at: clock::now() };
+            notes.marks.push((name.clone(), change));
+            notes.touched.insert(name.clone());
+        }
+        for (name, mark) in &facts.not_written {
+            notes.marks.push((name.clone(), Change::NotWritten(mark.clone())));
+        }
+        notes.touched.extend(facts.taken.iter().map(|(name, _)| name.clone()));
+        if let Some(listing) = facts.listing.as_ref().filter(|listing| listing.host == self.host) {
+            notes.touched.insert(listing.dataset.clone());
+        }
+    }
+
+    /// A dataset that changes without a fact about it.
+    fn touch(&self, dataset: &DatasetName) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).touched.insert(dataset.clone());
     }
 }
 
@@ -95,7 +136,56 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving { zfs: Arc::clone(&zfs), local: Arc::clone(&local), busy: Busy::default() };
-        Self { host, zfs, local, busy: Busy::default(), patience: SILENCE, receiving }
+        Self {
+            host,
+            zfs,
+            local,
+            busy: Busy::default(),
+            patience: SILENCE,
+            receiving,
+            publisher: None,
+            fences: None,
+        }
+    }
+
+    /// The same, which publishes what it does.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        Self { publisher, ..self }
+    }
+
+    /// The same, which refuses destroys of directors that others have taken over from.
+    #[must_use]
+    pub fn fenced(self, fences: Fences) -> Self {
+        Self { fences: Some(fences), ..self }
+    }
+
+    /// Whether the order is of the director that counts.
+    async fn heed(&self, order: &DirectorsOrder) -> Result<(), Failure> {
+        let (Some(fence), Some(fences)) = (order.fence, &self.fences) else { return Ok(()) };
+        match fences.pass(fence).await {
+            Err(reason) if order.action == Action::DestroySnapshot => Err(Failure::refused(reason)),
+            Err(reason) => {
+                // Takes and sends lose nothing, whoever orders them.
+                log::warn!("{}: {}: {reason}", order.order_uuid, order.action);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Publishes what an order did.
+    async fn publish(&self, publisher: &Publisher, order: &DirectorsOrder, desk: &Desk) -> bool {
+        match order.action {
+            // It published everything itself.
+            Action::KvResync => return publisher.behind().is_none(),
+            Action::SendSnapshot => order.dataset.iter().for_each(|dataset| desk.touch(dataset)),
+            _ => {}
+        }
+        let Notes { mut touched, marks } =
+            std::mem::take(&mut *desk.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        touched.retain(|dataset| self.local.permission_to_take(dataset).is_ok());
+        publisher.publish(&*self.zfs, &touched, marks).await
     }
 
     /// The same with another patience for silent slaves.
@@ -107,9 +197,11 @@ impl<Z: Zfs> Agent<Z> {
     /// Carries out one order. Facts go to `facts` meanwhile, the bytes of a transfer are counted in `counter`.
     pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
-        let desk = Desk { facts, counter };
+        let desk = Desk { facts, counter, notes: Mutex::default(), host: self.host.clone() };
         let result = if order.protocol > PROTOCOL {
             Err(Failure::refused(format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol)))
+        } else if let Err(old) = self.heed(order).await {
+            Err(old)
         } else {
             match order.action {
                 Action::TakeSnapshot => self.take(order, &desk).await,
@@ -128,6 +220,9 @@ impl<Z: Zfs> Agent<Z> {
                 Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
             }
         };
+        if let Some(publisher) = &self.publisher {
+            response.unpublished = !self.publish(publisher, order, &desk).await;
+        }
         response.bytes = desk.counter.get();
         response.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         response

@@ -43,6 +43,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         datasets: Vec::new(),
         dataset: None,
         destination_address: None,
+        fence: None,
         keep_common_with: Vec::new(),
         resume_token: None,
     }
