@@ -36,6 +36,10 @@ pub enum Command {
     Slave(Slave),
     /// Preview the orders that the director would give.
     Plan(Plan),
+    /// Forget marks in the catalog by age.
+    Clean(Clean),
+    /// Take over what zeplic kept in Consul.
+    Migrate(Migrate),
 }
 
 /// Options that every subcommand has.
@@ -91,6 +95,9 @@ pub struct Director {
     /// Make one pass and exit; silent when all is well
     #[arg(long)]
     pub once: bool,
+    /// In the first pass ask every host what it holds, and tell what the catalog had wrong
+    #[arg(long)]
+    pub resync: bool,
     /// From the beginning of one pass to that of the next
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration, conflicts_with = "once")]
     pub interval: Duration,
@@ -194,4 +201,33 @@ pub struct Plan {
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
           conflicts_with_all = ["simulate", "compare", "out", "explain", "exit_code", "at", "host", "dataset", "format"])]
     pub export_catalog: Option<PathBuf>,
+}
+
+/// `zsync clean`.
+#[derive(Args, Debug)]
+#[command(after_help = "The director does the same by itself once a day, with 30 days.\n\n\
+                        Exit status: 0; 2 could not work at all.")]
+pub struct Clean {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy, which names the catalog
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// How old a mark has to be
+    #[arg(long, value_name = "DURATION", default_value = "30days", value_parser = duration)]
+    pub older_than: Duration,
+}
+
+/// `zsync migrate`.
+#[derive(Args, Debug)]
+#[command(after_help = "Run it once, when every host's agent has published; nothing of zeplic's is changed.\n\n\
+                        Exit status: 0; 2 could not work at all.")]
+pub struct Migrate {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy, which names the catalog
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
 }

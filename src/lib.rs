@@ -27,7 +27,8 @@ pub mod zfs;
 use std::sync::Arc;
 
 use cli::{Cli, Command};
-use commands::{agent::Agent, director, plan, serve, slave::Slave};
+use commands::presence::{self, Post};
+use commands::{agent::Agent, clean, director, fences::Fences, migrate, plan, serve, slave::Slave};
 use error::Error;
 use zfs::ZfsRead;
 use zfs::system::System;
@@ -49,13 +50,20 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
             }
         }
+        Command::Clean(args) => runtime::block_on(clean::run(settings::clean(args)?)),
+        Command::Migrate(args) => runtime::block_on(migrate::run(settings::migrate(args))),
         Command::Agent(args) => {
             let settings = settings::serving(&args.common, &args.listen, director::AGENT_PORT)?;
             runtime::block_on(async {
                 let zfs = Arc::new(System::new(&args.common.zfs));
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let agent = Agent::new(settings.host, zfs, Arc::new(settings.local));
-                serve::serve(agent, &settings.listen, settings.plaintext).await.map_err(Error::unable)
+                let local = Arc::new(settings.local);
+                let post = Post::new(presence::AGENTS, &settings.host, &local, &settings.listen)?;
+                let agent = Agent::new(settings.host, Arc::clone(&zfs), Arc::clone(&local))
+                    .fenced(Fences::new(&local.state))
+                    .publishing(post.as_ref().map(Post::publisher));
+                let serving = serve::serve(agent, &settings.listen, settings.plaintext);
+                presence::during(serving, post, &zfs, &local).await.map_err(Error::unable)
             })
         }
         Command::Slave(args) => {
@@ -63,8 +71,12 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             runtime::block_on(async {
                 let zfs = Arc::new(System::new(&args.common.zfs));
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
-                let slave = Slave::new(zfs, Arc::new(settings.local));
-                serve::serve(slave, &settings.listen, settings.plaintext).await.map_err(Error::unable)
+                let local = Arc::new(settings.local);
+                let post = Post::new(presence::SLAVES, &settings.host, &local, &settings.listen)?;
+                let slave = Slave::new(Arc::clone(&zfs), Arc::clone(&local));
+                let slave = slave.publishing(post.as_ref().map(Post::publisher));
+                let serving = serve::serve(slave, &settings.listen, settings.plaintext);
+                presence::during(serving, post, &zfs, &local).await.map_err(Error::unable)
             })
         }
     }

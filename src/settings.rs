@@ -5,7 +5,7 @@ use chrono::TimeDelta;
 
 use crate::cli::{self, Cli, Command, Common, Listen};
 use crate::commands::plan::{Filter, Question, Source};
-use crate::commands::{director, plan};
+use crate::commands::{clean, director, migrate, plan};
 use crate::config::{self, Local};
 use crate::error::Error;
 use crate::model::HostName;
@@ -29,6 +29,8 @@ pub fn logging(cli: &Cli) {
         Command::Agent(args) => (&args.common, true),
         Command::Slave(args) => (&args.common, true),
         Command::Plan(args) => (&args.common, false),
+        Command::Clean(args) => (&args.common, false),
+        Command::Migrate(args) => (&args.common, false),
     };
     let default = if service { "zsync=info,warn" } else { "warn" };
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
@@ -77,6 +79,7 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
         local: args.common.local,
         host,
         once: args.once,
+        resync: args.resync,
         interval: args.interval,
         verbose: args.verbose,
         format: args.format,
@@ -123,6 +126,18 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
         at: args.at,
         exit_code: args.exit_code,
     })
+}
+
+/// For `clean`.
+pub fn clean(args: cli::Clean) -> Result<clean::Settings, Error> {
+    let older_than = TimeDelta::from_std(args.older_than).context("--older-than").map_err(Error::unable)?;
+    Ok(clean::Settings { config: args.config, older_than })
+}
+
+/// For `migrate`.
+#[must_use]
+pub fn migrate(args: cli::Migrate) -> migrate::Settings {
+    migrate::Settings { config: args.config }
 }
 
 /// For `agent` and `slave`.

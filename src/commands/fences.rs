@@ -76,7 +76,8 @@ impl Fences {
             None => {
                 let file = self.file.clone();
                 let loaded = runtime::blocking(move || state::load::<Seen>(&file)).await;
-                loaded.map_err(|error| format!("the highest fence in {} cannot be read: {error}", self.file.display()))?
+                loaded
+                    .map_err(|error| format!("the highest fence in {} cannot be read: {error}", self.file.display()))?
             }
         };
         match judge(&seen, &fence) {
@@ -88,9 +89,9 @@ impl Fences {
             Verdict::New(now) => {
                 let (file, text) = (self.file.clone(), serde_json::to_vec(&now));
                 let saving = runtime::blocking(move || state::save(&file, &text?));
-                saving.await.map_err(|error| {
-                    format!("its fence cannot be remembered in {}: {error}", self.file.display())
-                })?;
+                saving
+                    .await
+                    .map_err(|error| format!("its fence cannot be remembered in {}: {error}", self.file.display()))?;
                 self.remember(now);
                 Ok(())
             }
@@ -101,7 +102,9 @@ impl Fences {
     fn remember(&self, now: Seen) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let keep = match (&*seen, now.catalogs.last()) {
-            (Some(before), Some(newest)) => before.catalogs.last().is_none_or(|last| last.0 != newest.0 || last.1 < newest.1),
+            (Some(before), Some(newest)) => {
+                before.catalogs.last().is_none_or(|last| last.0 != newest.0 || last.1 < newest.1)
+            }
             _ => true,
         };
         if keep {

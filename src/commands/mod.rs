@@ -2,10 +2,13 @@
 
 pub mod agent;
 pub mod busy;
+pub mod catalogs;
+pub mod clean;
 pub mod director;
 pub mod facts;
 pub mod fences;
 pub mod marks;
+pub mod migrate;
 pub mod plan;
 pub mod presence;
 pub mod publisher;

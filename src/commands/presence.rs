@@ -5,9 +5,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_lite::future;
+
+use super::catalogs;
 use super::publisher::Publisher;
-use crate::config::Local;
+use crate::config::{Address, Local};
 use crate::consul::{Consul, ConsulError, Health, Registration};
+use crate::error::Error;
 use crate::model::HostName;
 use crate::runtime;
 use crate::zfs::ZfsRead;
@@ -32,13 +36,13 @@ pub fn registration(service: &str, host: &HostName, listen: &str, advertise: Opt
     let (listens, port) = listen.rsplit_once(':').unwrap_or((listen, "0"));
     let bare = |text: &str| text.trim_start_matches('[').trim_end_matches(']').to_owned();
     let ip = bare(listens).parse::<IpAddr>();
-    let (address, port) = match advertise.and_then(|text| text.rsplit_once(':')) {
-        Some((address, port)) => (bare(address), port),
+    let (address, port) = match advertise.and_then(|text| text.parse::<Address>().ok()) {
+        Some(address) => (bare(address.host()), address.port().map_or(port.to_owned(), |port| port.to_string())),
         // An address that means nothing elsewhere: that of Consul's node is better.
         None if ip.is_ok_and(|ip| ip.is_unspecified() || ip.is_loopback()) || listens == "localhost" => {
-            (String::new(), port)
+            (String::new(), port.to_owned())
         }
-        None => (bare(listens), port),
+        None => (bare(listens), port.to_owned()),
     };
     Registration {
         service: service.to_owned(),
@@ -49,6 +53,45 @@ pub fn registration(service: &str, host: &HostName, listen: &str, advertise: Opt
         ttl: TTL,
         forget_after: FORGET_AFTER,
     }
+}
+
+/// A role's place in Consul: its service, and the publisher of its host.
+pub struct Post {
+    service: Registration,
+    publisher: Arc<Publisher>,
+}
+
+impl Post {
+    /// As local.json says; `None` if it has no `consul`.
+    pub fn new(service: &str, host: &HostName, local: &Local, listen: &str) -> Result<Option<Self>, Error> {
+        let Some(config) = &local.consul else { return Ok(None) };
+        let catalog = catalogs::shared(config).map_err(Error::unable)?;
+        let publisher = Arc::new(Publisher::new(host.clone(), catalog, &local.state, service));
+        Ok(Some(Self { service: registration(service, host, listen, config.advertise.as_deref()), publisher }))
+    }
+
+    /// The publisher, for the role.
+    #[must_use]
+    pub fn publisher(&self) -> Arc<Publisher> {
+        Arc::clone(&self.publisher)
+    }
+}
+
+/// Serves, and is in Consul as long.
+pub async fn during<Z: ZfsRead>(
+    serving: impl Future<Output = anyhow::Result<()>>,
+    post: Option<Post>,
+    zfs: &Arc<Z>,
+    local: &Local,
+) -> anyhow::Result<()> {
+    let Some(Post { service, publisher }) = post else { return serving.await };
+    let keeping = async {
+        keep(&service, &publisher, zfs, local).await;
+        Ok(())
+    };
+    let ended = future::or(serving, keeping).await;
+    leave(publisher.catalog().consul(), &service).await;
+    ended
 }
 
 /// Keeps a service registered and its host's records published, for ever.
@@ -112,7 +155,9 @@ pub async fn leave(consul: &Consul, service: &Registration) {
     match runtime::timeout(PART_WITHIN, consul.deregister(&service.id)).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => log::warn!("the service stays registered until its check fails: {error}"),
-        Err(runtime::Elapsed) => log::warn!("the service stays registered until its check fails: Consul does not answer"),
+        Err(runtime::Elapsed) => {
+            log::warn!("the service stays registered until its check fails: Consul does not answer")
+        }
     }
 }
 
@@ -134,6 +179,7 @@ mod tests {
             ("10.0.0.2:7711", None, "10.0.0.2:7711"),
             ("[fe80::2]:7711", None, "fe80::2:7711"),
             ("0.0.0.0:7711", Some("backup.example:7"), "backup.example:7"),
+            ("0.0.0.0:7711", Some("10.0.0.9"), "10.0.0.9:7711"),
         ] {
             assert_eq!(told(listen, advertise), expected, "{listen}");
         }

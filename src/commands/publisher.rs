@@ -99,7 +99,7 @@ impl Publisher {
 
     /// Waits until there is something to catch up with, at most so long.
     pub async fn woken(&self, at_most: Duration) {
-        drop(runtime::timeout(at_most, self.wake.1.recv()).await);
+        let _ = runtime::timeout(at_most, self.wake.1.recv()).await;
     }
 
     /// Publishes datasets as they are now, and marks. `false`: the host's records are behind.
@@ -222,7 +222,7 @@ impl Publisher {
             self.save(text).await;
         }
         // One word is enough.
-        drop(self.wake.0.try_send(()));
+        let _ = self.wake.0.try_send(());
     }
 
     async fn save(&self, text: serde_json::Result<Vec<u8>>) {
@@ -234,7 +234,10 @@ impl Publisher {
             Err(error) => Err(error.into()),
         });
         if let Err(error) = saving.await {
-            log::warn!("{}: marks that are not published yet would not survive a restart: {error}", self.file.display());
+            log::warn!(
+                "{}: marks that are not published yet would not survive a restart: {error}",
+                self.file.display()
+            );
         }
     }
 }

@@ -129,9 +129,8 @@ fn default_catalog() -> CatalogConfig {
 }
 
 fn catalog(node: &Node<'_>) -> Option<CatalogConfig> {
-    let mut object = node.object(
-        "an object, as in { \"embedded\": { \"path\": \"/var/lib/zsync/catalog\" } } or { \"consul\": {} }",
-    )?;
+    let mut object = node
+        .object("an object, as in { \"embedded\": { \"path\": \"/var/lib/zsync/catalog\" } } or { \"consul\": {} }")?;
     let (embedded, consul) = (object.get("embedded"), object.get("consul"));
     object.finish();
     if let Some(consul) = consul {

@@ -465,7 +465,11 @@ impl ConsulCatalog {
                     Committed::Conflict(_) => Err(Stop::Conflict),
                 }
             };
-            self.retried(&host, attempt).await?;
+            if let Err(error) = self.retried(&host, attempt).await {
+                // They are written with the next ones.
+                self.collected().extend(outcomes.iter().cloned());
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -136,16 +136,7 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving { zfs: Arc::clone(&zfs), local: Arc::clone(&local), busy: Busy::default() };
-        Self {
-            host,
-            zfs,
-            local,
-            busy: Busy::default(),
-            patience: SILENCE,
-            receiving,
-            publisher: None,
-            fences: None,
-        }
+        Self { host, zfs, local, busy: Busy::default(), patience: SILENCE, receiving, publisher: None, fences: None }
     }
 
     /// The same, which publishes what it does.
@@ -158,6 +149,12 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn fenced(self, fences: Fences) -> Self {
         Self { fences: Some(fences), ..self }
+    }
+
+    /// Whether what this host holds is not published yet.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.publisher.as_ref().is_some_and(|publisher| publisher.behind().is_some())
     }
 
     /// Whether the order is of the director that counts.

@@ -182,6 +182,11 @@ impl Leadership {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The Consul that it is in.
+    pub fn consul(&self) -> &Consul {
+        &self.office.consul
+    }
+
     /// The fence for an order that is given now; an error if there is to be no order.
     pub fn fence(&self) -> Result<Fence, CatalogError> {
         let state = self.state();
@@ -195,7 +200,7 @@ impl Leadership {
     /// Waits until it is lost, and says how.
     pub async fn lost(&self) -> String {
         // Nothing is ever sent: it is closed.
-        drop(self.wake.1.recv().await);
+        let _ = self.wake.1.recv().await;
         self.state().lost.clone().unwrap_or_default()
     }
 

@@ -10,8 +10,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::dispatch::{Dispatcher, fitting, wire_order};
-use super::look::look;
+use super::leader::Leadership;
+use super::look::{Looked, Wish, look_for};
 use super::saved;
+use super::standing::Standing;
 use super::summary;
 use super::world::World;
 use crate::actions::{Engine, Notice, Order};
@@ -20,7 +22,7 @@ use crate::clock;
 use crate::model::{Action, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
-use crate::wire::Response;
+use crate::wire::{DirectorsOrder, Fence, Response};
 use crate::zfs::Zfs;
 
 /// How many hosts are looked at, and entries worked on, at once.
@@ -37,6 +39,8 @@ pub struct Report {
     pub took: Duration,
     /// Hosts that could not be listed, with the reason.
     pub unseen: BTreeMap<HostName, String>,
+    /// How what hosts hold differed from what was known: after a resync.
+    pub mended: Vec<(HostName, String)>,
     /// How each order ended.
     pub outcomes: Vec<Outcome>,
     /// What the engine noticed.
@@ -52,20 +56,28 @@ impl Report {
 }
 
 /// Everything that a pass needs; cheap to clone into its tasks.
-pub struct Pass<Z, C> {
+pub struct Pass<Z, C: ?Sized> {
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
     at: DateTime<Utc>,
+    /// The office that allows orders, where several directors share a catalog.
+    leadership: Option<Leadership>,
+    standing: Standing,
+    /// Whether every host is asked, whatever is known.
+    resync: bool,
 }
 
-impl<Z, C> Clone for Pass<Z, C> {
+impl<Z, C: ?Sized> Clone for Pass<Z, C> {
     fn clone(&self) -> Self {
         Self {
             policy: Arc::clone(&self.policy),
             dispatcher: Arc::clone(&self.dispatcher),
             world: self.world.clone(),
             at: self.at,
+            leadership: self.leadership.clone(),
+            standing: self.standing.clone(),
+            resync: self.resync,
         }
     }
 }
@@ -78,11 +90,28 @@ pub fn hosts(policy: &Policy) -> BTreeSet<HostName> {
     sources.chain(destinations).cloned().collect()
 }
 
-impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
+impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
-        Self { policy, dispatcher, world, at }
+        Self { policy, dispatcher, world, at, leadership: None, standing: Standing::default(), resync: false }
+    }
+
+    /// The same for a director that has the lock: it gives no order without.
+    #[must_use]
+    pub fn led(self, leadership: Leadership, standing: Standing) -> Self {
+        Self { leadership: Some(leadership), standing, ..self }
+    }
+
+    /// The same, which asks every host and tells how what it holds differs from what was known.
+    #[must_use]
+    pub fn resyncing(self, resync: bool) -> Self {
+        Self { resync, ..self }
+    }
+
+    /// The fence for an order that is given now.
+    fn fence(&self) -> Result<Option<Fence>, CatalogError> {
+        self.leadership.as_ref().map(Leadership::fence).transpose()
     }
 
     /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
@@ -101,7 +130,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
     async fn work(self, saved: Option<Arc<BTreeMap<usize, Vec<Order>>>>) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
-        let unseen = look(&self.policy, &self.dispatcher, &self.world).await?;
+        let resync_since = if self.resync { Some(self.at) } else { self.policy.resync_since(self.at) };
+        let wish = Wish { standing: self.standing.clone(), resync_since, fence: self.fence()? };
+        let Looked { unseen, mended } = look_for(&self.policy, &self.dispatcher, &self.world, wish).await?;
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
             groups.entry((of.hostname.clone(), of.dataset.clone())).or_default().push(entry);
@@ -128,7 +159,10 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let notices = self.decide(None).notices;
         // A host that was not listed is told once, with its reason.
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
-        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices })
+        if let Err(error) = self.world.flush().await {
+            log::warn!("how orders ended is written down later: {:#}", anyhow::Error::from(error));
+        }
+        Ok(Report { at: self.at, took: began.elapsed(), unseen, mended, outcomes, notices })
     }
 
     fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
@@ -277,10 +311,14 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
     /// Has one order carried out, and takes over what it did.
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
-        let wire = wire_order(order, &self.policy, &self.world.inventory());
+        let fence = self.fence()?;
+        let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.world.inventory()) };
         let host = host(order);
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire).await;
         self.world.learn(host, facts).await?;
+        if response.unpublished {
+            self.world.doubt(host);
+        }
         let outcome = outcome(order, wire.order_uuid, &response);
         self.world.record(outcome.clone()).await?;
         Ok(outcome)

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::pass::hosts;
+use crate::commands::presence::{AGENTS, SLAVES};
 use crate::consul::{Consul, ConsulError, Health, Instance};
 use crate::model::HostName;
 use crate::policy::{HostAddress, Policy};
-use crate::commands::presence::{AGENTS, SLAVES};
 
 /// How the hosts of a policy stand.
 #[derive(Clone, Debug, Default)]

@@ -195,6 +195,7 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     let shared = Arc::new(policy.clone());
     let world = director::open_catalog(&shared).await?;
     let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, zfs).await);
+    let shared = director::with_services(shared, &dispatcher).await.map_err(Error::unable)?;
     let unseen = director::look(&shared, &dispatcher, &world).await.map_err(Error::unable)?;
     for (host, reason) in &unseen {
         report::complain(&format_args!("{host} cannot be looked at: {reason}"));

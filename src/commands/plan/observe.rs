@@ -9,12 +9,14 @@ use chrono::{DateTime, Utc};
 
 use super::Settings;
 use super::estimate::Answers;
+use crate::catalog::CatalogError;
 use crate::catalog::file::{self, FileError};
-use crate::catalog::{CatalogRead, EmbeddedReader};
 use crate::clock;
+use crate::commands::catalogs;
 use crate::error::Error;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
-use crate::policy::{CatalogConfig, Policy};
+use crate::policy::Policy;
+use crate::runtime;
 use crate::zfs::{Depth, ZfsRead};
 
 /// How much of a catalog file is read at once.
@@ -38,11 +40,13 @@ pub async fn from_catalog(
     policy: &Policy,
     zfs: &impl ZfsRead,
 ) -> Result<(Inventory, Answers), Error> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
     let here = &settings.here;
-    let catalog = EmbeddedReader::new(path);
-    let mut inventory = catalog.inventory().map_err(Error::unable)?;
-    let estimates = catalog.estimates().map_err(Error::unable)?;
+    let config = policy.catalog.clone();
+    let known = runtime::blocking(move || {
+        let catalog = catalogs::reader(&config)?;
+        Ok::<_, CatalogError>((catalog.inventory()?, catalog.estimates()?))
+    });
+    let (mut inventory, estimates) = known.await.map_err(Error::unable)?;
     let roots = roots(policy, here);
     if roots.is_empty() || policy.hosts.get(here).is_some_and(|h| h.address.is_some()) {
         return Ok((inventory, estimates));
