@@ -161,4 +161,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, one_host, orders, plan, readme, selftest);
+scenarios!(bad_input, consul, demo, one_host, orders, plan, readme, selftest);

@@ -97,7 +97,8 @@ fn the_full_example_has_every_key() {
         ),
         (
             "examples/full/local.json",
-            "listen hostname local_datasets enable slave name sources append_only clone delete",
+            "listen hostname state consul address token_file ca_file cert_file key_file tls_server_name datacenter prefix \
+             advertise local_datasets enable slave name sources append_only clone delete",
         ),
     ] {
         let text = fs::read_to_string(project(file)).unwrap();

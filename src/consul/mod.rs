@@ -13,6 +13,7 @@ mod settings;
 mod tls;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -38,6 +39,7 @@ struct Inner {
     shown: String,
     datacenter: Option<String>,
     token: Option<Secret>,
+    received: AtomicU64,
 }
 
 /// One request to make.
@@ -99,7 +101,14 @@ impl Consul {
             shown: settings.shown.clone(),
             datacenter: settings.datacenter.clone(),
             token: settings.token.clone(),
+            received: AtomicU64::new(0),
         })))
+    }
+
+    /// How many bytes its answers had so far, without their heads.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.0.received.load(Ordering::Relaxed)
     }
 
     /// The address, for messages.
@@ -133,6 +142,7 @@ impl Consul {
             Err(error) => return Err(self.failed(endpoint, &error)),
         };
         let body = response.body_bytes().await.map_err(|error| self.failed(endpoint.clone(), &error))?;
+        self.0.received.fetch_add(body.len() as u64, Ordering::Relaxed);
         let status = u16::from(response.status());
         let index = response.header("X-Consul-Index").and_then(|values| values.last().as_str().parse().ok());
         if status == 200 || ask.also.contains(&status) {

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -38,28 +38,52 @@ pub fn free_ports<const N: usize>() -> [u16; N] {
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
-/// A Consul in development mode, all by itself.
+/// A Consul all by itself.
 pub struct Agent {
     child: Child,
     /// `host:port` of its HTTP API.
     pub address: String,
     ports: [u16; 4],
     more: Vec<String>,
-    _folder: tempfile::TempDir,
+    mode: Mode,
+    folder: tempfile::TempDir,
+}
+
+/// Where a Consul keeps what it knows.
+#[derive(Clone, Copy)]
+enum Mode {
+    /// In memory; it prints its JSON for people, with blanks.
+    Development,
+    /// On disk, as in the field.
+    Server,
 }
 
 impl Agent {
-    /// Starts one; `more` is configuration in HCL.
+    /// Starts one in development mode; `more` is configuration in HCL.
     pub fn start(more: &[&str]) -> Option<Self> {
+        Self::start_as(Mode::Development, more)
+    }
+
+    /// Starts one as in the field.
+    pub fn start_server() -> Option<Self> {
+        Self::start_as(Mode::Server, &[])
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn start_as(mode: Mode, more: &[&str]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let more: Vec<String> = more.iter().map(|&text| text.to_owned()).collect();
         // Somebody else may be quicker to take a port.
         for _ in 0..5 {
             let ports = free_ports();
-            let mut child = spawn(&ports, &more)?;
+            let mut child = spawn(&ports, &more, mode, folder.path())?;
             let address = format!("127.0.0.1:{}", ports[0]);
             if leads(&address, &mut child) {
-                return Some(Self { child, address, ports, more, _folder: folder });
+                return Some(Self { child, address, ports, more, mode, folder });
             }
             let _ = child.kill();
             let _ = child.wait();
@@ -75,7 +99,7 @@ impl Agent {
 
     /// Starts it again on the same ports; being in memory, it has forgotten everything.
     pub fn start_again(&mut self) {
-        self.child = spawn(&self.ports, &self.more).unwrap();
+        self.child = spawn(&self.ports, &self.more, self.mode, self.folder.path()).unwrap();
         assert!(leads(&self.address, &mut self.child), "Consul does not start again");
     }
 }
@@ -87,7 +111,7 @@ impl Drop for Agent {
     }
 }
 
-fn spawn(ports: &[u16; 4], more: &[String]) -> Option<Child> {
+fn spawn(ports: &[u16; 4], more: &[String], mode: Mode, folder: &Path) -> Option<Child> {
     let [http, server, lan, wan] = ports;
     let config = format!(
         "disable_update_check = true\nports {{ http = {http}, grpc = -1, dns = -1, server = {server}, serf_lan = {lan}, serf_wan = {wan} }}"
@@ -97,7 +121,6 @@ fn spawn(ports: &[u16; 4], more: &[String]) -> Option<Child> {
     command.args(["--pdeathsig", "KILL"]).arg(program_or_skip()?);
     command.args([
         "agent",
-        "-dev",
         "-bind",
         "127.0.0.1",
         "-client",
@@ -110,6 +133,10 @@ fn spawn(ports: &[u16; 4], more: &[String]) -> Option<Child> {
     for text in more {
         command.args(["-hcl", text]);
     }
+    match mode {
+        Mode::Development => command.arg("-dev"),
+        Mode::Server => command.args(["-server", "-bootstrap-expect", "1", "-data-dir"]).arg(folder),
+    };
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     Some(command.spawn().unwrap())
 }
