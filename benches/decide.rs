@@ -55,6 +55,7 @@ fn policy(pairs: usize) -> Policy {
         timezone: chrono_tz::Europe::Berlin,
         catalog: CatalogConfig::Embedded { path: "catalog".into() },
         hosts: Default::default(),
+        tls: None,
         consul_resync: None,
         datasets: (0..pairs).map(entry).collect(),
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::{Args, Parser, Subcommand};
 
-use crate::model::{DatasetName, HostName};
+use crate::model::{DatasetName, HostName, PeerRole};
 use crate::report::Format;
 
 /// Keeps a fleet's ZFS snapshots taken, replicated and pruned by policy.
@@ -15,7 +15,8 @@ use crate::report::Format;
 #[command(after_help = "One machine:  zsync director --once      (from cron; nothing else runs)\n\
                         Several:      zsync agent on each host with datasets, zsync slave on each that receives,\n\
                         \u{20}             zsync director on one\n\
-                        Preview:      zsync plan --dry-run\n\n\
+                        Preview:      zsync plan --dry-run\n\
+                        Certificates: zsync tls init, then zsync tls issue for each host\n\n\
                         Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
                         Exit status: 0 all well, 1 some order failed, some host could not be looked at or \
                         the policy asks for what cannot be, 2 could not work at all, 3 plan --exit-code: there are orders. See zsync(8).")]
@@ -40,6 +41,9 @@ pub enum Command {
     Clean(Clean),
     /// Take over what zeplic kept in Consul.
     Migrate(Migrate),
+    /// Make certificates with which hosts prove to each other who they are, and explain them.
+    #[command(subcommand)]
+    Tls(Tls),
 }
 
 /// Options that every subcommand has.
@@ -163,7 +167,7 @@ pub struct Plan {
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
     /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS. Without it the agents are asked
-    /// first what they hold, which is written to the catalog; no other order is given
+    /// first what they hold, and how much would be sent and freed, which is written to the catalog; no order changes anything
     #[arg(long)]
     pub dry_run: bool,
     /// Decide from this exported catalog and nothing else (- is standard input); nothing is changed anywhere
@@ -230,4 +234,74 @@ pub struct Migrate {
     /// The policy, which names the catalog
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
+}
+
+/// `zsync tls`.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Two hosts, secured from alpha:\n  \
+    zsync tls init\n  \
+    zsync tls issue alpha --role director,agent\n  \
+    zsync tls issue beta --role agent,slave\n  \
+    cp -r /etc/zsync/ca/alpha /etc/zsync/tls\n  \
+    scp -pr /etc/zsync/ca/beta beta:/etc/zsync/tls\n\
+    Then set \"tls\": {} in server.json and local.json, and \"directors\" in local.json. See zsync-tls(8).")]
+pub enum Tls {
+    /// Make a CA, the one whose word the fleet believes.
+    Init(TlsInit),
+    /// Issue a certificate to a host.
+    Issue(TlsIssue),
+    /// Explain certificates, and tell what is wrong with them.
+    Show(TlsShow),
+}
+
+/// `zsync tls init`.
+#[derive(Args, Debug)]
+pub struct TlsInit {
+    /// Where the CA is kept
+    #[arg(long, value_name = "DIR", default_value = "/etc/zsync/ca")]
+    pub ca: PathBuf,
+    /// What it is called in its certificate
+    #[arg(long, value_name = "NAME", default_value = "zsync CA")]
+    pub name: String,
+    /// How many days it is valid
+    #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+}
+
+/// `zsync tls issue`.
+#[derive(Args, Debug)]
+pub struct TlsIssue {
+    /// The host's name in the policy
+    #[arg(value_name = "HOST")]
+    pub host: HostName,
+    /// What the host may be to others: director, agent, slave
+    #[arg(long, value_name = "ROLE", required = true, value_delimiter = ',')]
+    pub role: Vec<PeerRole>,
+    /// Another name of the host; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub also: Vec<HostName>,
+    /// How many days the certificate is valid
+    #[arg(long, value_name = "N", default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+    /// Where the CA is kept
+    #[arg(long, value_name = "DIR", default_value = "/etc/zsync/ca")]
+    pub ca: PathBuf,
+    /// Where the files go [default: a folder of the host's name beside the CA's files]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Replace the files of an earlier certificate
+    #[arg(long)]
+    pub renew: bool,
+}
+
+/// `zsync tls show`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status: 0; 1 when something is wrong with one of them; 2 could not work at all.")]
+pub struct TlsShow {
+    /// Files of certificates (PEM); what lies beside them, ca.crt and the key, is checked against them
+    #[arg(value_name = "FILE", default_value = "/etc/zsync/tls/host.crt")]
+    pub files: Vec<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }

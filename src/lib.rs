@@ -26,10 +26,11 @@ pub mod zfs;
 
 use std::sync::Arc;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
 use commands::presence::{self, Post};
 use commands::{agent::Agent, clean, director, fences::Fences, migrate, plan, serve, slave::Slave};
-use error::Error;
+use error::{Error, Exit};
+use model::PeerRole;
 use zfs::ZfsRead;
 use zfs::system::System;
 
@@ -52,22 +53,24 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Clean(args) => runtime::block_on(clean::run(settings::clean(args)?)),
         Command::Migrate(args) => runtime::block_on(migrate::run(settings::migrate(args))),
+        Command::Tls(command) => tls(command),
         Command::Agent(args) => {
-            let settings = settings::serving(&args.common, &args.listen, director::AGENT_PORT)?;
+            let settings = settings::serving(&args.common, &args.listen, PeerRole::Agent)?;
             runtime::block_on(async {
                 let zfs = Arc::new(System::new(&args.common.zfs));
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
                 let local = Arc::new(settings.local);
                 let post = Post::new(presence::AGENTS, &settings.host, &local, &settings.listen)?;
                 let agent = Agent::new(settings.host, Arc::clone(&zfs), Arc::clone(&local))
+                    .with_tls(settings.security.tls())
                     .fenced(Fences::new(&local.state))
                     .publishing(post.as_ref().map(Post::publisher));
-                let serving = serve::serve(agent, &settings.listen, settings.plaintext);
+                let serving = serve::serve(agent, &settings.listen, settings.security);
                 presence::during(serving, post, &zfs, &local).await.map_err(Error::unable)
             })
         }
         Command::Slave(args) => {
-            let settings = settings::serving(&args.common, &args.listen, commands::agent::SLAVE_PORT)?;
+            let settings = settings::serving(&args.common, &args.listen, PeerRole::Slave)?;
             runtime::block_on(async {
                 let zfs = Arc::new(System::new(&args.common.zfs));
                 log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
@@ -75,9 +78,23 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 let post = Post::new(presence::SLAVES, &settings.host, &local, &settings.listen)?;
                 let slave = Slave::new(Arc::clone(&zfs), Arc::clone(&local));
                 let slave = slave.publishing(post.as_ref().map(Post::publisher));
-                let serving = serve::serve(slave, &settings.listen, settings.plaintext);
+                let serving = serve::serve(slave, &settings.listen, settings.security);
                 presence::during(serving, post, &zfs, &local).await.map_err(Error::unable)
             })
+        }
+    }
+}
+
+fn tls(command: cli::Tls) -> Result<(), Error> {
+    match command {
+        cli::Tls::Init(TlsInit { ca, name, days }) => commands::tls::init(&ca, &name, days).map_err(Error::unable),
+        cli::Tls::Issue(TlsIssue { host, role, also, days, ca, out, renew }) => {
+            let wanted = commands::tls::Wanted { host, also, roles: role.into_iter().collect(), days };
+            commands::tls::issue(&ca, &wanted, out, renew).map_err(Error::unable)
+        }
+        cli::Tls::Show(TlsShow { files, format }) => {
+            let right = commands::tls::show(&files, format).map_err(Error::unable)?;
+            if right { Ok(()) } else { Err(Error::exit(Exit::Failed)) }
         }
     }
 }

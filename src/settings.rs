@@ -1,14 +1,21 @@
 //! From what was typed and configured to what is meant, with every check that needs both.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
 use anyhow::Context;
 use chrono::TimeDelta;
 
 use crate::cli::{self, Cli, Command, Common, Listen};
+use crate::clock;
 use crate::commands::plan::{Filter, Question, Source};
+use crate::commands::serve::Security;
 use crate::commands::{clean, director, migrate, plan};
 use crate::config::{self, Local};
 use crate::error::Error;
-use crate::model::HostName;
+use crate::model::{HostName, PeerRole};
+use crate::transport::tls::Tls;
 
 /// What an agent or a slave runs with.
 pub struct Serving {
@@ -18,23 +25,24 @@ pub struct Serving {
     pub local: Local,
     /// Where it listens.
     pub listen: String,
-    /// Whether it may do so in plaintext beyond this machine.
-    pub plaintext: bool,
+    /// How it is known who a peer is.
+    pub security: Security,
 }
 
 /// Sets up logging to standard error: by `--log`, else by `RUST_LOG`, else by what the subcommand is.
 pub fn logging(cli: &Cli) {
-    let (common, service) = match &cli.command {
-        Command::Director(args) => (&args.common, !args.once),
-        Command::Agent(args) => (&args.common, true),
-        Command::Slave(args) => (&args.common, true),
-        Command::Plan(args) => (&args.common, false),
-        Command::Clean(args) => (&args.common, false),
-        Command::Migrate(args) => (&args.common, false),
+    let (level, service) = match &cli.command {
+        Command::Director(args) => (args.common.log, !args.once),
+        Command::Agent(args) => (args.common.log, true),
+        Command::Slave(args) => (args.common.log, true),
+        Command::Plan(args) => (args.common.log, false),
+        Command::Tls(_) => (None, false),
+        Command::Clean(args) => (args.common.log, false),
+        Command::Migrate(args) => (args.common.log, false),
     };
     let default = if service { "zsync=info,warn" } else { "warn" };
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
-    if let Some(level) = common.log {
+    if let Some(level) = level {
         builder.filter_module("zsync", level);
     }
     builder.format_target(false);
@@ -74,6 +82,8 @@ fn host_of(common: &Common) -> Result<HostName, Error> {
 /// For `director`.
 pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
     let host = host_of(&args.common)?;
+    warn_of_loose_mode(&args.config);
+    warn_of_loose_mode(&args.common.local);
     Ok(director::Settings {
         config: args.config,
         local: args.common.local,
@@ -141,9 +151,11 @@ pub fn migrate(args: cli::Migrate) -> migrate::Settings {
 }
 
 /// For `agent` and `slave`.
-pub fn serving(common: &Common, listen: &Listen, port: u16) -> Result<Serving, Error> {
+pub fn serving(common: &Common, listen: &Listen, role: PeerRole) -> Result<Serving, Error> {
     let local = config::load_local(&common.local).map_err(Error::unable)?;
+    warn_of_loose_mode(&common.local);
     let host = host(common, Some(&local))?;
+    let port = if role == PeerRole::Slave { config::SLAVE_PORT } else { config::AGENT_PORT };
     let listen_on = match (&listen.listen, &local.listen) {
         (Some(typed), _) => {
             let address: config::Address = typed.parse().context("--listen").map_err(Error::unable)?;
@@ -152,5 +164,36 @@ pub fn serving(common: &Common, listen: &Listen, port: u16) -> Result<Serving, E
         (None, Some(configured)) => configured.with_default_port(port),
         (None, None) => format!("127.0.0.1:{port}"),
     };
-    Ok(Serving { host, local, listen: listen_on, plaintext: listen.insecure_plaintext })
+    let security = security(&local, listen, &host, role)?;
+    Ok(Serving { host, local, listen: listen_on, security })
+}
+
+/// How it is known who a peer is.
+fn security(local: &Local, listen: &Listen, host: &HostName, role: PeerRole) -> Result<Security, Error> {
+    let unable = |text: String| Err(Error::unable(anyhow::anyhow!(text)));
+    let (file, beyond_this_machine) = (&local.file, listen.insecure_plaintext);
+    let Some(files) = &local.tls else { return Ok(Security::Plaintext { beyond_this_machine }) };
+    if beyond_this_machine {
+        return unable(format!("{file} sets \"tls\", and --insecure-plaintext is for doing without: leave one out"));
+    }
+    if role == PeerRole::Agent && local.directors.is_empty() {
+        return unable(format!(
+            "{file} sets \"tls\" and does not say whose orders are carried out: add \"directors\": [\"HOST\"], with the \
+             name in the director's certificate"
+        ));
+    }
+    let tls = Tls::load(files).map_err(Error::unable)?;
+    for warning in tls.warnings(clock::now(), host, role) {
+        log::warn!("{warning}");
+    }
+    Ok(Security::Tls(Arc::new(tls)))
+}
+
+/// Whoever can write to a configuration file decides what this program does, as whoever it runs as.
+fn warn_of_loose_mode(file: &Path) {
+    let Ok(metadata) = std::fs::metadata(file) else { return };
+    let mode = metadata.permissions().mode() & 0o7777;
+    if metadata.is_file() && mode & 0o022 != 0 {
+        log::warn!("{} has the mode {mode:04o}: others than its owner may change it; chmod go-w it", file.display());
+    }
 }

@@ -37,8 +37,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("policy", &["model"]),
     ("report", &[]),
     ("runtime", &[]),
-    ("settings", &["cli", "commands", "config", "error", "model"]),
-    ("transport", &["runtime", "wire"]),
+    ("settings", &["cli", "clock", "commands", "config", "error", "model", "transport"]),
+    ("transport", &["model", "runtime", "wire"]),
     ("wire", &["model", "runtime"]),
     ("zfs", &["model", "runtime"]),
 ];

@@ -69,7 +69,12 @@ impl Cluster {
             command.args(["--pdeathsig", "KILL", "ip", "netns", "exec", &cluster.ns(n)]).arg(&program);
             command.args(["agent", "-server", "-bootstrap-expect", "3", "-node", &format!("server{n}"), "-data-dir"]);
             command.arg(&data).args(["-bind", &address(n), "-client", &address(n), "-log-level", "warn"]);
-            command.args(["-hcl", "disable_update_check = true", "-hcl", "ports { grpc = -1, dns = -1, serf_wan = -1 }"]);
+            command.args([
+                "-hcl",
+                "disable_update_check = true",
+                "-hcl",
+                "ports { grpc = -1, dns = -1, serf_wan = -1 }",
+            ]);
             // As quick as it is meant to be in the field.
             command.args(["-hcl", "performance { raft_multiplier = 2 }"]);
             for other in (0..3).filter(|other| *other != n) {
@@ -145,7 +150,8 @@ fn a_director_at_a_server_that_is_cut_off_stops_before_another_one_begins() {
     let first = until("the first takes the lock", 60, || seek(cut, "one"));
     let host: HostName = "alpha".parse().unwrap();
     let catalog = |server| ConsulCatalog::new(client(server), "zsync");
-    let listed = |n: i64| catalog(other).replace_host(&host, chrono::DateTime::from_timestamp(n, 0).unwrap(), Vec::new());
+    let listed =
+        |n: i64| catalog(other).replace_host(&host, chrono::DateTime::from_timestamp(n, 0).unwrap(), Vec::new());
     until("a host publishes", 30, || listed(1).ok());
     assert!(catalog(cut).host(&host).unwrap().is_some());
 

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use zsync::catalog::{CatalogRead, MemoryCatalog};
 use zsync::commands::agent::Agent;
 use zsync::commands::director::{Dispatcher, Pass, Report, World};
-use zsync::commands::serve::Role;
+use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::config::{parse_local, parse_policy};
 use zsync::model::{Action, DatasetName, HostName};
@@ -36,10 +36,10 @@ fn listen<R: Role>(role: R) -> String {
     runtime::block_on(async {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().unwrap().to_string();
-        let role = Arc::new(role);
+        let door = Arc::new(Door::new(Arc::new(role), None));
         runtime::spawn(async move {
-            while let Ok(conn) = listener.accept().await {
-                runtime::spawn(Role::converse(Arc::clone(&role), conn));
+            while let Ok(incoming) = listener.accept().await {
+                door.admit(incoming);
             }
         });
         address
@@ -51,7 +51,7 @@ impl Fleet {
         let mut pools = BTreeMap::new();
         let mut addresses = BTreeMap::new();
         let source = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/other" }, { "name": "spare", "slave": true } ] }"#;
-        let copies = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
+        let copies = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "append_only": false } ] }"#;
         let local = |text| Arc::new(parse_local("local.json", text).unwrap_or_else(|e| panic!("{e}")));
         for (seed, host) in ["alpha", "beta", "gamma"].into_iter().enumerate() {
             let fake = Fake::new(seed as u64 + 1);
@@ -70,7 +70,7 @@ impl Fleet {
         }
         let here: HostName = "alpha".parse().unwrap();
         let own = Agent::new(here.clone(), Arc::new(alpha.clone()), local(source));
-        let dispatcher = Arc::new(Dispatcher { here, own: Ok(Arc::new(own)) });
+        let dispatcher = Arc::new(Dispatcher { here, own: Ok(Arc::new(own)), tls: None });
         let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
         Self { pools, addresses, dispatcher, world: World::new(MemoryCatalog::new()), now }
     }

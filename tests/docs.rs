@@ -188,7 +188,10 @@ fn every_option_is_in_its_page_and_every_option_there_exists() {
         assert!(overview.words().contains(name), "zsync.8 lacks the command {name}");
         let mut known = BTreeSet::new();
         let page = (name != "help").then(|| page(&format!("zsync-{name}.8")));
-        for arg in command.get_arguments() {
+        // Commands below it are on the same page.
+        let nested = command.get_subcommands().filter(|nested| nested.get_name() != "help");
+        let arguments = nested.flat_map(clap::Command::get_arguments).chain(command.get_arguments());
+        for arg in arguments {
             let long = arg.get_long().map(|long| format!("--{long}"));
             let short = arg.get_short().map(|short| format!("-{short}"));
             for option in long.iter().chain(&short) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use zsync::commands::agent::Agent;
-use zsync::commands::serve::Role;
+use zsync::commands::serve::Door;
 use zsync::commands::slave::Slave;
 use zsync::config::{Local, parse_local};
 use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
@@ -39,7 +39,7 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         Self::with_destination(
-            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"] } ] }"#,
+            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"], "append_only": false } ] }"#,
         )
     }
 
@@ -56,9 +56,10 @@ impl Pair {
         let address = runtime::block_on(async {
             let listener = Listener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.address().unwrap().to_string();
+            let door = Arc::new(Door::new(slave, None));
             runtime::spawn(async move {
-                while let Ok(conn) = listener.accept().await {
-                    runtime::spawn(Role::converse(Arc::clone(&slave), conn));
+                while let Ok(incoming) = listener.accept().await {
+                    door.admit(incoming);
                 }
             });
             address
@@ -252,6 +253,38 @@ fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it(
     let (allowed, _) = pair.carry_out(&DirectorsOrder { rollback_if_needed: true, ..pair.send_order(second) });
     assert_eq!((allowed.is_success, allowed.status), (true, ResponseStatus::Incremental), "{allowed:?}");
     assert_eq!(pair.copy(), [first, second]);
+}
+
+#[test]
+fn what_receives_loses_nothing_unless_its_own_host_says_so() {
+    let open = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
+    let refused = |response: &Response| {
+        assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
+        assert!(response.error.contains("set \"append_only\": false there"), "{response:?}");
+    };
+    let pair = Pair::with_destination(open);
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    let second = pair.take("S_2");
+    assert!(pair.send(second).is_success);
+    // Written to: not rolled back.
+    pair.beta.write(&ds("pool/copy"), 10);
+    let third = pair.take("S_3");
+    let rollback = |guid| DirectorsOrder { rollback_if_needed: true, ..pair.send_order(guid) };
+    refused(&pair.carry_out(&rollback(third)).0);
+    // Pruned by nobody.
+    let beta = Agent::new("beta".parse().unwrap(), Arc::new(pair.beta.clone()), local(open));
+    let record = format!("{}:pool/copy@S_1", first.uuid());
+    let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
+    let (facts, _told) = runtime::channel::unbounded();
+    refused(&runtime::block_on(beta.carry_out(&destroy, facts, Counter::default())));
+    assert_eq!(pair.copy(), [first, second]);
+    // Without a snapshot: not replaced.
+    let pair = Pair::with_destination(open);
+    pair.beta.create(&ds("pool/copy"));
+    let order = DirectorsOrder { rollback_if_needed: true, ..pair.send_order(pair.take("S_1")) };
+    refused(&pair.carry_out(&order).0);
+    assert!(pair.copy().is_empty());
 }
 
 #[test]

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use futures_lite::AsyncReadExt;
 use zsync::commands::agent::Agent;
-use zsync::commands::serve::Role;
+use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::config::parse_local;
 use zsync::model::{
-    Action, Counter, DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot,
+    Action, Counter, DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot,
 };
 use zsync::runtime;
-use zsync::transport::tcp::{self, Listener};
+use zsync::transport::tcp::{Dial, Listener};
 use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs::fake::Fake;
@@ -37,14 +37,15 @@ fn snap(text: &str) -> SnapName {
 }
 
 fn serve<R: Role>(role: &Arc<R>) -> SocketAddr {
-    let role = Arc::clone(role);
+    let mut door = Door::new(Arc::clone(role), None);
+    door.patience = PATIENCE;
+    let door = Arc::new(door);
     runtime::block_on(async move {
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.address().unwrap();
         runtime::spawn(async move {
-            while let Ok(mut conn) = listener.accept().await {
-                conn.patience = PATIENCE;
-                runtime::spawn(Role::converse(Arc::clone(&role), conn));
+            while let Ok(incoming) = listener.accept().await {
+                door.admit(incoming);
             }
         });
         address
@@ -203,7 +204,7 @@ fn nonsense_gets_one_answer_and_changes_nothing() {
         (deep.as_bytes(), "missing field"),
         (long.as_bytes(), "a line of more than"),
         (b"GET / HTTP/1.1\r\n", "expected value"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "expected value"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "this port speaks plaintext"),
     ];
     for address in [pair.agent_address, pair.slave_address] {
         for (bytes, words) in &cases {
@@ -596,7 +597,11 @@ fn a_director_that_goes_away_leaves_no_order_hanging() {
 fn streaming() -> (zsync::wire::codec::Conn, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let mut conn = runtime::block_on(tcp::connect("beta", &address)).unwrap();
+    let mut conn = {
+        let beta: HostName = "beta".parse().unwrap();
+        let dial = Dial { host: &beta, role: PeerRole::Slave, address: &address, tls: None };
+        runtime::block_on(dial.connect()).unwrap()
+    };
     conn.patience = PATIENCE;
     let (peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(HANGS)).unwrap();

@@ -6,7 +6,7 @@ use super::busy::{Busy, Claim};
 use super::marks;
 use crate::config::Local;
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, SnapName,
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, ResponseStatus, SnapName,
 };
 use crate::policy::Target;
 use crate::zfs::{Depth, ErrorKind, ReceiveSpec, Zfs, ZfsError};
@@ -89,9 +89,10 @@ impl<Z> Clone for Receiving<Z> {
 }
 
 impl<Z: Zfs> Receiving<Z> {
-    /// Checks that `source` may send into `dataset`, and claims it.
-    pub fn open(&self, source: &HostName, dataset: &DatasetName) -> Result<Claim, NotOpen> {
-        if let Err(denied) = self.local.permission_to_receive(dataset, source) {
+    /// Checks that `source` may send into `dataset`, and that a peer may speak for it, and claims the dataset.
+    pub fn open(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<Claim, NotOpen> {
+        let may_speak = self.local.permission_to_speak_for(peer, source, dataset);
+        if let Err(denied) = may_speak.and_then(|()| self.local.permission_to_receive(dataset, source).map(drop)) {
             return Err(NotOpen { status: Some(denied.status()), reason: denied.to_string() });
         }
         self.busy
@@ -106,7 +107,10 @@ impl<Z: Zfs> Receiving<Z> {
     }
 
     /// Makes ready for a stream, and says how it is to be received.
-    pub async fn prepare(&self, dataset: &DatasetName, incoming: &Incoming) -> Result<ReceiveSpec, ZfsError> {
+    pub async fn prepare(&self, dataset: &DatasetName, incoming: &Incoming) -> Result<ReceiveSpec, StepError> {
+        if incoming.overwrite {
+            self.may_lose(dataset)?;
+        }
         if incoming.create.is_some() {
             self.zfs.create_ancestors(dataset).await?;
         }
@@ -154,8 +158,15 @@ impl<Z: Zfs> Receiving<Z> {
         StepError { reason: format!("{}; {advice}", error.reason), ..error }
     }
 
+    /// Whether something in the dataset may be lost, says the host's configuration.
+    fn may_lose(&self, dataset: &DatasetName) -> Result<(), StepError> {
+        let denied = self.local.permission_to_destroy(dataset).err();
+        denied.map_or(Ok(()), |denied| Err(StepError::new(ResponseStatus::Refused, denied.to_string())))
+    }
+
     /// Rolls back to the newest snapshot, which must have this guid: no snapshot is lost by that.
     pub async fn rollback(&self, dataset: &DatasetName, guid: Guid) -> Result<(), StepError> {
+        self.may_lose(dataset)?;
         let found = self.look(dataset).await?;
         let Some(newest) = found.as_ref().and_then(|f| f.newest()).filter(|s| s.guid == guid) else {
             let reason = format!("{dataset} is not rolled back: its newest snapshot is not the common one");

@@ -70,9 +70,9 @@ impl<Z: Zfs> Slave<Z> {
     }
 
     /// Has one conversation with an agent.
-    pub async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
+    pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
         let mut changed = None;
-        let result = self.talk(conn, &mut changed).await;
+        let result = self.talk(conn, line, &mut changed).await;
         if let Some(dataset) = changed {
             // It broke off, and something may have arrived all the same.
             self.publish(&dataset).await;
@@ -81,15 +81,14 @@ impl<Z: Zfs> Slave<Z> {
     }
 
     /// `changed` is what was worked on and is not published yet.
-    async fn talk(&self, conn: &mut Conn, changed: &mut Option<DatasetName>) -> Result<(), WireError> {
-        let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
-        let order: OrderToSlave = conn.understand(&line)?;
+    async fn talk(&self, conn: &mut Conn, line: &[u8], changed: &mut Option<DatasetName>) -> Result<(), WireError> {
+        let order: OrderToSlave = conn.understand(line)?;
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
             return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
         }
         let dataset = &order.dest_dataset;
-        let claim = match self.0.open(&order.source, dataset) {
+        let claim = match self.0.open(&order.source, conn.identity.as_ref(), dataset) {
             Ok(claim) => claim,
             Err(NotOpen { status, reason }) => {
                 log::warn!("{}: {} may not send to {dataset}: {reason}", conn.peer, order.source);
@@ -167,12 +166,12 @@ impl<Z: Zfs> Slave<Z> {
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
         let receive = match alive_while(conn, &Counter::default(), self.0.prepare(dataset, incoming)).await? {
-            Ok(spec) => self.0.zfs.receive(&spec).await,
+            Ok(spec) => self.0.zfs.receive(&spec).await.map_err(StepError::from),
             Err(error) => Err(error),
         };
         let mut receive = match receive {
             Ok(receive) => receive,
-            Err(error) => return self.give_up(conn, order, error.into()).await,
+            Err(error) => return self.give_up(conn, order, error).await,
         };
         let counter = Counter::default();
         let mut frame = Vec::new();
@@ -293,8 +292,7 @@ async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Ou
 impl<Z: Zfs> serve::Role for Slave<Z> {
     const NAME: &'static str = "slave";
 
-    async fn converse(self: Arc<Self>, mut conn: Conn) {
-        let result = Slave::converse(&self, &mut conn).await;
-        serve::end(conn, result).await;
+    async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
+        Slave::converse(&self, conn, &first_line).await
     }
 }

@@ -9,7 +9,8 @@ use super::address::Address;
 use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
 use super::server::skip_schema;
-use crate::model::{DatasetName, DatasetStatus, HostName};
+use super::tls::tls;
+use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
 use crate::policy::ConsulConfig;
 
 /// Where a host keeps what has to survive restarts, unless `local.json` says otherwise.
@@ -28,6 +29,10 @@ pub struct Local {
     pub consul: Option<ConsulConfig>,
     /// The folder of what has to survive restarts.
     pub state: PathBuf,
+    /// What agent and slave prove themselves with; `None`: they speak plaintext.
+    pub tls: Option<TlsFiles>,
+    /// The hosts whose directors the agent takes orders from; only with `tls`.
+    pub directors: Vec<HostName>,
     /// The entries, each covering its dataset and what is below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -43,7 +48,7 @@ pub struct LocalDataset {
     pub slave: bool,
     /// The hosts that may send into it; `None`: every host.
     pub sources: Option<Vec<HostName>>,
-    /// Whether its snapshots are never destroyed from outside.
+    /// Whether nothing in it is destroyed, rolled back or replaced by any order: by default where it receives.
     pub append_only: bool,
     /// The ancestor's clone of the newest snapshot.
     pub clone: Option<CloneConfig>,
@@ -111,9 +116,55 @@ pub enum Denied {
         /// The host that wants to send.
         source_host: HostName,
     },
-    /// Snapshots of the dataset are never destroyed by an order.
+    /// The one who gives the order is not among the directors.
     #[error(
-        "{dataset} is append-only, says the entry {entry:?} in {file}: no order destroys its snapshots; to allow it remove \"append_only\" there"
+        "orders are not taken from {peer}, says {file}; to take them add one of its certificate's names to \"directors\" there"
+    )]
+    NotDirector {
+        /// The configuration's file.
+        file: String,
+        /// Who gave the order.
+        peer: String,
+    },
+    /// The certificate is for something else.
+    #[error(
+        "the certificate of {peer} is for {roles}, not for {wanted}; issue it another one (zsync tls issue --role {wanted})"
+    )]
+    WrongRole {
+        /// Who it was shown by.
+        peer: String,
+        /// What it is for.
+        roles: String,
+        /// What it was used for.
+        wanted: PeerRole,
+    },
+    /// The certificate does not name the host that its holder says it is.
+    #[error(
+        "{peer} says that it is {claimed}, and its certificate does not; name hosts in the policy as their certificates do"
+    )]
+    NotThatHost {
+        /// Whom the certificate names.
+        peer: String,
+        /// Who it says that it is.
+        claimed: HostName,
+    },
+    /// The certificate has no mark of zsync, and the configuration does not name its holder.
+    #[error(
+        "{dataset} does not receive from {source_host}: the CA of its certificate does not say that it is an agent, and the entry {entry:?} in {file} has no \"sources\" that name it"
+    )]
+    SourceNotNamed {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that wants to send.
+        source_host: HostName,
+    },
+    /// Nothing in the dataset is ever destroyed by an order.
+    #[error(
+        "{dataset} is append-only by the entry {entry:?} in {file}, as what receives is unless it says otherwise: no order destroys snapshots there, rolls back or replaces; to let the policy do so set \"append_only\": false there"
     )]
     AppendOnly {
         /// The configuration's file.
@@ -132,9 +183,13 @@ impl Denied {
         match self {
             Self::NotConfigured { .. } => DatasetStatus::NotConf,
             Self::Disabled { .. } => DatasetStatus::Disable,
-            Self::NotOpenForReceiving { .. } | Self::SourceNotAllowed { .. } | Self::AppendOnly { .. } => {
-                DatasetStatus::Docker
-            }
+            Self::NotOpenForReceiving { .. }
+            | Self::SourceNotAllowed { .. }
+            | Self::SourceNotNamed { .. }
+            | Self::NotDirector { .. }
+            | Self::WrongRole { .. }
+            | Self::NotThatHost { .. }
+            | Self::AppendOnly { .. } => DatasetStatus::Docker,
         }
     }
 }
@@ -161,6 +216,39 @@ impl Local {
         enabled().filter(|name| !covered(name)).cloned().collect()
     }
 
+    /// Whether orders of a peer are carried out; one without an identity came in by a port that anyone may use.
+    pub fn permission_to_order(&self, peer: Option<&Identity>) -> Result<(), Denied> {
+        let Some(peer) = peer else { return Ok(()) };
+        if !self.directors.iter().any(|director| peer.is(director)) {
+            return Err(Denied::NotDirector { file: self.file.clone(), peer: peer.to_string() });
+        }
+        has_role(peer, PeerRole::Director)
+    }
+
+    /// Whether a peer may speak for the host that it says it is, to send into the dataset.
+    pub fn permission_to_speak_for(
+        &self,
+        peer: Option<&Identity>,
+        source: &HostName,
+        dataset: &DatasetName,
+    ) -> Result<(), Denied> {
+        let Some(peer) = peer else { return Ok(()) };
+        if !peer.is(source) {
+            return Err(Denied::NotThatHost { peer: peer.to_string(), claimed: source.clone() });
+        }
+        has_role(peer, PeerRole::Agent)?;
+        match self.entry_for(dataset) {
+            // Any machine of a company may have a certificate of its CA.
+            Some(entry) if entry.sources.is_none() && peer.roles.is_none() => Err(Denied::SourceNotNamed {
+                file: self.file.clone(),
+                dataset: dataset.clone(),
+                entry: entry.name.clone(),
+                source_host: source.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a snapshot of the dataset may be taken.
     pub fn permission_to_take(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         self.enabled(dataset, false)
@@ -184,7 +272,7 @@ impl Local {
         Ok(entry)
     }
 
-    /// Whether snapshots of the dataset may be destroyed.
+    /// Whether snapshots of the dataset may be destroyed, and what was written to it be lost.
     pub fn permission_to_destroy(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         let entry = self.enabled(dataset, false)?;
         if entry.append_only {
@@ -206,6 +294,14 @@ impl Local {
     }
 }
 
+/// Whether a peer's certificate may be used as this.
+fn has_role(peer: &Identity, wanted: PeerRole) -> Result<(), Denied> {
+    if peer.may_be(wanted) {
+        return Ok(());
+    }
+    Err(Denied::WrongRole { peer: peer.to_string(), roles: peer.roles_in_words(), wanted })
+}
+
 /// Reads the text of a `local.json`; `file` is its name in messages.
 pub fn parse_local(file: &str, text: &str) -> Result<Local, ConfigError> {
     let document = Document::new(file, text);
@@ -220,6 +316,9 @@ fn local(root: &Node<'_>) -> Option<Local> {
     let hostname = object.get("hostname").and_then(|node| node.parse::<HostName>("a host name"));
     let consul = object.get("consul").map(|node| super::consul::consul(&node, true));
     let state = object.get("state").and_then(|node| state(&node)).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE));
+    let tls_node = object.get("tls");
+    let tls = tls_node.as_ref().map_or(Some(None), |node| tls(node).map(Some));
+    let directors = object.get("directors").and_then(|node| directors(&node, tls_node.is_some())).unwrap_or_default();
     let what = "the list of this host's datasets that zsync may touch, as in \"local_datasets\": [ { ... } ]";
     let items = object.require("local_datasets", what);
     let items = items.and_then(|node| node.list("a list of objects, one per dataset")).unwrap_or_default();
@@ -236,7 +335,16 @@ fn local(root: &Node<'_>) -> Option<Local> {
         lines.insert(entry.name.clone(), name.line());
         datasets.insert(entry.name.clone(), entry);
     }
-    Some(Local { file: root.document().file().to_owned(), listen, hostname, consul: consul.flatten(), state, datasets })
+    Some(Local {
+        file: root.document().file().to_owned(),
+        listen,
+        hostname,
+        tls: tls?,
+        directors,
+        consul: consul.flatten(),
+        state,
+        datasets,
+    })
 }
 
 fn state(node: &Node<'_>) -> Option<PathBuf> {
@@ -249,6 +357,17 @@ fn state(node: &Node<'_>) -> Option<PathBuf> {
     Some(PathBuf::from(text.as_ref()))
 }
 
+fn directors(node: &Node<'_>, tls: bool) -> Option<Vec<HostName>> {
+    let items = node.list("a list of host names, as in [\"alpha\"]")?;
+    if !tls {
+        node.problem("without \"tls\" nobody proves who he is; add \"tls\": {}, or leave \"directors\" out");
+    }
+    if items.is_empty() {
+        node.problem("the list is empty; name the hosts whose directors may give orders, or leave \"directors\" out");
+    }
+    Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
+}
+
 /// One entry, and where its name is written.
 fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDataset, Node<'d>)> {
     let mut object = node.object("an object with \"name\"")?;
@@ -257,7 +376,8 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     let name = object.require("name", "the dataset that the entry covers, as in \"tank/foo\"");
     let name = name.and_then(|node| Some((node.parse::<DatasetName>("a dataset name")?, node)));
     let sources = object.get("sources").and_then(|node| sources(&node, slave));
-    let append_only = object.boolean("append_only", false);
+    // Who can give orders shall not thereby be able to erase a backup: its own host says so, or nobody.
+    let append_only = object.boolean("append_only", slave);
     let clone = object.get("clone").and_then(|node| clone(&node));
     refuse_local_mode(&mut object, name.as_ref().map(|(name, _)| name), hostname);
     object.finish();

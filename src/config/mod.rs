@@ -11,6 +11,7 @@ mod local;
 mod nearest;
 mod problem;
 mod server;
+mod tls;
 
 use std::fs::File;
 use std::io::{self, Read};

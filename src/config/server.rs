@@ -13,6 +13,7 @@ use super::check::{self, Entry, Prefixed};
 use super::json::{Document, Node, Object};
 use super::nearest::slips;
 use super::problem::ConfigError;
+use super::tls::tls;
 use crate::model::{DatasetName, HostName, NameError, Prefix};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DatasetPolicy, HostAddress, Policy, Retention, Schedule, SnapshotPolicy,
@@ -42,6 +43,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
     let datacenter = object.get("datacenter").and_then(|node| label(&node));
     let timezone = object.get("timezone").map_or(Some(Tz::UTC), |node| timezone(&node));
     let catalog = object.get("catalog").map_or_else(|| Some(default_catalog()), |node| catalog(&node));
+    let tls = object.get("tls").map_or(Some(None), |node| tls(&node).map(Some));
     let hosts = object.get("hosts").map_or_else(|| Some(BTreeMap::new()), |node| hosts(&node));
     let consul_resync = object.get("consul_resync").and_then(|node| resync_window(&node));
     let datasets =
@@ -64,6 +66,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
         datacenter,
         timezone: timezone?,
         catalog: catalog?,
+        tls: tls?,
         hosts: hosts?,
         consul_resync,
         // One that is missing here was reported, so that the policy is refused as a whole.
@@ -141,13 +144,16 @@ fn catalog(node: &Node<'_>) -> Option<CatalogConfig> {
     }
     let Some(embedded) = embedded else { return Some(default_catalog()) };
     let mut object = embedded.object(AN_OBJECT)?;
-    let path = object.get("path").map_or_else(|| Some(PathBuf::from(DEFAULT_CATALOG)), |node| absolute_path(&node));
+    let path = object.get("path").map_or_else(
+        || Some(PathBuf::from(DEFAULT_CATALOG)),
+        |node| absolute_path(&node, "the path of a folder, from the root, as in \"/var/lib/zsync/catalog\""),
+    );
     object.finish();
     Some(CatalogConfig::Embedded { path: path? })
 }
 
-fn absolute_path(node: &Node<'_>) -> Option<PathBuf> {
-    let allowed = "the path of a folder, from the root, as in \"/var/lib/zsync/catalog\"";
+/// A path that means the same wherever the process was started.
+pub(super) fn absolute_path(node: &Node<'_>, allowed: &str) -> Option<PathBuf> {
     let text = node.text(allowed)?;
     if !text.starts_with('/') || text.contains('\0') {
         node.wrong(allowed);

@@ -91,13 +91,13 @@ fn the_full_example_has_every_key() {
     for (file, keys) in [
         (
             "examples/full/server.json",
-            "datacenter timezone catalog embedded path hosts address receive_address consul_resync datasets hostname dataset \
+            "datacenter timezone catalog embedded path tls ca certificate key hosts address receive_address consul_resync datasets hostname dataset \
              recursive backup sync policies rollback_if_needed skip_if_renamed skip_if_not_written skip_if_cloned prefix \
              creation catch_up sync_on sync_dataset sync_policy retention sync_retention prune_unsent",
         ),
         (
             "examples/full/local.json",
-            "listen hostname state consul address token_file ca_file cert_file key_file tls_server_name datacenter prefix \
+            "listen hostname tls ca certificate key directors state consul address token_file ca_file cert_file key_file tls_server_name datacenter prefix \
              advertise local_datasets enable slave name sources append_only clone delete",
         ),
     ] {
@@ -262,8 +262,8 @@ fn a_local() -> Local {
         "local_datasets": [
             { "name": "tank", "clone": { "enable": false, "name": "tank/c", "delete": true } },
             { "name": "tank/off", "enable": false },
-            { "name": "tank/copy", "slave": true, "sources": ["alpha"], "append_only": true },
-            { "name": "tank/copy/any", "slave": true }
+            { "name": "tank/copy", "slave": true, "sources": ["alpha"] },
+            { "name": "tank/copy/any", "slave": true, "append_only": false }
         ]
     }"#;
     parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}"))
@@ -318,7 +318,8 @@ fn the_nearest_entry_decides_what_is_permitted() {
         "{text}"
     );
     let (_, text) = said(local.permission_to_destroy(&dataset("tank/copy/x")));
-    assert!(text.contains("append-only") && text.contains("no order destroys its snapshots"), "{text}");
+    assert!(text.contains("append-only") && text.contains("set \"append_only\": false there"), "{text}");
+    assert!(local.permission_to_destroy(&dataset("tank/copy/any/x")).is_ok());
 }
 
 /// The valid files that the mutations below start from.

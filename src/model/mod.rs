@@ -4,12 +4,14 @@
 //! reads a clock.
 
 pub mod counter;
+pub mod identity;
 pub mod inventory;
 pub mod name;
 pub mod order;
 pub mod snapshot;
 
 pub use counter::Counter;
+pub use identity::{Identity, PeerRole, TlsFiles};
 pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OrderId, ResponseStatus};

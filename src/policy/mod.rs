@@ -14,7 +14,7 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
-use crate::model::{DatasetName, HostName, Prefix};
+use crate::model::{DatasetName, HostName, Prefix, TlsFiles};
 pub use consul::{ConsulConfig, Secret};
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
@@ -31,6 +31,8 @@ pub struct Policy {
     pub timezone: Tz,
     /// Where the catalog is kept.
     pub catalog: CatalogConfig,
+    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    pub tls: Option<TlsFiles>,
     /// Addresses of hosts, by name.
     pub hosts: BTreeMap<HostName, HostAddress>,
     /// The daily window (from, to) in which the catalog is checked against ZFS on every host.

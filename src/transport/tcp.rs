@@ -1,20 +1,26 @@
 //! TCP by async-std.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_std::net::{TcpListener, TcpStream};
-use futures_lite::io::AsyncWrite;
+use futures_lite::io::{AsyncRead, AsyncWrite};
 use thiserror::Error;
 
+use super::tls::{Secured, Tls};
+use crate::model::{HostName, PeerRole};
 use crate::runtime;
 use crate::wire::codec::Conn;
 
 /// How long a connection may take to come about.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// The first byte of a TLS handshake; nothing that is said in plaintext begins with it.
+const HANDSHAKE: u8 = 0x16;
+/// How many connections may wait to be accepted.
+const BACKLOG: i32 = 1024;
 
 /// Why no connection came about, or no listening.
 #[derive(Debug, Error)]
@@ -36,6 +42,14 @@ pub enum TransportError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Somebody answers there, but not whom we look for.
+    #[error("cannot trust {peer}: {reason}")]
+    Tls {
+        /// Name and address.
+        peer: String,
+        /// Why not.
+        reason: String,
     },
     /// The address cannot be listened on.
     #[error("cannot listen on {address}")]
@@ -59,12 +73,76 @@ pub(super) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportE
     if found.is_empty() { Err(failed(io::ErrorKind::NotFound.into())) } else { Ok(found) }
 }
 
-fn conn(stream: TcpStream, peer: String) -> Conn {
-    // Small lines must not wait for each other; streams are written in large pieces anyway.
+/// Small lines must not wait for each other; streams are written in large pieces anyway.
+fn no_delay(stream: &TcpStream, peer: &str) {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("TCP_NODELAY for {peer}: {error}");
     }
+}
+
+fn plain(stream: TcpStream, peer: String) -> Conn {
     Conn::new(Box::new(stream.clone()), Box::new(Mouth(stream)), peer)
+}
+
+fn secured(secured: Secured, peer: String) -> Conn {
+    Conn::new(secured.reader, secured.writer, peer).of(secured.identity)
+}
+
+/// A connection for TLS to read and write: it reads 16 KiB at a time, which is many system calls for a stream.
+struct Buffered {
+    stream: Mouth,
+    buffer: Vec<u8>,
+    filled: std::ops::Range<usize>,
+}
+
+impl Buffered {
+    /// What is read at once at first, and of a stream: few connections ever carry one.
+    const LEAST: usize = 4 * 1024;
+    const MOST: usize = 256 * 1024;
+
+    fn new(stream: TcpStream) -> Self {
+        Self { stream: Mouth(stream), buffer: vec![0; Self::LEAST], filled: 0..0 }
+    }
+}
+
+impl AsyncRead for Buffered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        if this.filled.is_empty() {
+            let read = std::task::ready!(Pin::new(&mut this.stream.0).poll_read(cx, &mut this.buffer))?;
+            if read == this.buffer.len() && read < Self::MOST {
+                this.buffer.resize(read * 2, 0);
+            }
+            this.filled = 0..read;
+        }
+        let length = into.len().min(this.filled.len());
+        into[..length].copy_from_slice(&this.buffer[this.filled.start..this.filled.start + length]);
+        this.filled.start += length;
+        Poll::Ready(Ok(length))
+    }
+}
+
+impl AsyncWrite for Buffered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    /// TLS writes an alert behind other records, and tries only once.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(cx)
+    }
 }
 
 /// The half of a connection that is written to. Closed, it lets the peer see the end: async-std's own closing does not.
@@ -73,6 +151,14 @@ struct Mouth(TcpStream);
 impl AsyncWrite for Mouth {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, pieces)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -88,17 +174,113 @@ impl AsyncWrite for Mouth {
     }
 }
 
-/// Connects to `host:port`; `name` is how messages call the peer.
-pub async fn connect(name: &str, address: &str) -> Result<Conn, TransportError> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for candidate in resolve(address).await? {
-        match runtime::timeout(CONNECT_WITHIN, TcpStream::connect(candidate)).await {
-            Ok(Ok(stream)) => return Ok(conn(stream, format!("{name} ({address})"))),
-            Ok(Err(error)) => last = error,
-            Err(runtime::Elapsed) => last = io::ErrorKind::TimedOut.into(),
+/// Whom to connect to.
+#[derive(Clone, Copy)]
+pub struct Dial<'a> {
+    /// The host, as the policy names it.
+    pub host: &'a HostName,
+    /// What it has to be.
+    pub role: PeerRole,
+    /// Its `host:port`.
+    pub address: &'a str,
+    /// What to prove ourselves with; `None`: in plaintext.
+    pub tls: Option<&'a Tls>,
+}
+
+impl Dial<'_> {
+    /// Connects. With TLS the peer has proven by then that it is that host, and may be what it has to be.
+    pub async fn connect(self) -> Result<Conn, TransportError> {
+        let (host, address) = (self.host, self.address);
+        let stream = self.reach().await?;
+        let name = format!("{host} ({address})");
+        no_delay(&stream, &name);
+        let Some(tls) = self.tls else { return Ok(plain(stream, name)) };
+        let refused = |reason| TransportError::Tls { peer: name.clone(), reason };
+        let handshake = runtime::timeout(CONNECT_WITHIN, tls.connect(host, Buffered::new(stream)));
+        let peer = handshake
+            .await
+            .map_err(|runtime::Elapsed| refused("it does not answer the TLS handshake".to_owned()))?
+            .map_err(refused)?;
+        if !peer.identity.may_be(self.role) {
+            let roles = peer.identity.roles_in_words();
+            return Err(refused(format!("its certificate is for {roles}, not for {}", self.role)));
         }
+        Ok(secured(peer, name))
     }
-    Err(TransportError::Connect { address: address.to_owned(), source: last })
+
+    async fn reach(&self) -> Result<TcpStream, TransportError> {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for candidate in resolve(self.address).await? {
+            match runtime::timeout(CONNECT_WITHIN, TcpStream::connect(candidate)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => last = error,
+                Err(runtime::Elapsed) => last = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(TransportError::Connect { address: self.address.to_owned(), source: last })
+    }
+}
+
+/// A connection that came in, and that nothing is known of yet.
+pub struct Incoming {
+    stream: TcpStream,
+    from: SocketAddr,
+}
+
+/// Why a connection that came in is not talked on.
+pub struct Unwelcome {
+    /// What it did, for the log.
+    pub reason: String,
+    /// Where a last word can be said, and what.
+    pub answer: Option<(Conn, String)>,
+}
+
+impl Incoming {
+    /// Where it comes from.
+    #[must_use]
+    pub fn from(&self) -> SocketAddr {
+        self.from
+    }
+
+    /// Makes a conversation of it, as soon as the peer begins to speak: with `tls` only if it proves who it is. For each
+    /// of both it may take so long.
+    pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Conn, Unwelcome> {
+        let Self { stream, from } = self;
+        let peer = from.to_string();
+        no_delay(&stream, &peer);
+        let mut first = [0];
+        let unwelcome = |reason: String| Unwelcome { reason: format!("{peer}{reason}"), answer: None };
+        let silent = || format!(" said nothing for {}", humantime::format_duration(within));
+        let speaks_tls = match runtime::timeout(within, stream.peek(&mut first)).await {
+            Ok(Ok(0)) => return Ok(plain(stream, peer)),
+            Ok(Ok(_)) => first[0] == HANDSHAKE,
+            Ok(Err(error)) => return Err(unwelcome(format!(": {error}"))),
+            Err(runtime::Elapsed) => {
+                let answer = tls.is_none().then(|| (plain(stream, peer.clone()), format!("{peer}{}", silent())));
+                return Err(Unwelcome { answer, ..unwelcome(silent()) });
+            }
+        };
+        let (reason, answer) = match (tls, speaks_tls) {
+            (None, false) => return Ok(plain(stream, peer)),
+            (Some(tls), true) => {
+                let stranger = |reason| unwelcome(format!(": no TLS connection comes about: {reason}"));
+                let proven = runtime::timeout(within, tls.accept(Buffered::new(stream))).await;
+                let proven = proven.map_err(|runtime::Elapsed| unwelcome(silent()))?.map_err(stranger)?;
+                let name = format!("{peer} ({})", proven.identity);
+                return Ok(secured(proven, name));
+            }
+            (Some(_), false) => (
+                " speaks plaintext, and this port TLS only",
+                "this port speaks TLS only; set \"tls\" where you come from",
+            ),
+            (None, true) => (
+                " speaks TLS, and this port plaintext: \"tls\" is not set here",
+                "this port speaks plaintext; set \"tls\" on this host, or not where you come from",
+            ),
+        };
+        let answer = Some((plain(stream, peer.clone()), answer.to_owned()));
+        Err(Unwelcome { answer, ..unwelcome(reason.to_owned()) })
+    }
 }
 
 /// A socket that connections come in on.
@@ -113,10 +295,11 @@ impl Listener {
     /// Listens on `host:port`.
     pub async fn bind(address: &str) -> Result<Self, TransportError> {
         let candidates = resolve(address).await?;
-        TcpListener::bind(&candidates[..])
-            .await
-            .map(Self)
-            .map_err(|source| TransportError::Listen { address: address.to_owned(), source })
+        let failed = |source| TransportError::Listen { address: address.to_owned(), source };
+        let listener = TcpListener::bind(&candidates[..]).await.map_err(failed)?;
+        // A peer that connects a thousand times a second must not keep others from being accepted.
+        rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
+        Ok(Self(listener))
     }
 
     /// The address listened on, with the port that was chosen for port 0.
@@ -126,8 +309,8 @@ impl Listener {
     }
 
     /// The next connection.
-    pub async fn accept(&self) -> io::Result<Conn> {
+    pub async fn accept(&self) -> io::Result<Incoming> {
         let (stream, from) = self.0.accept().await?;
-        Ok(conn(stream, from.to_string()))
+        Ok(Incoming { stream, from })
     }
 }

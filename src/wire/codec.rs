@@ -13,12 +13,16 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{Alive, LONGEST_LINE, Response};
-use crate::model::Counter;
+use crate::model::{Counter, Identity};
 use crate::runtime;
 
 /// What a frame carries at the most, in bytes: what a widened pipe gives in one read.
 pub const LARGEST_FRAME: usize = 1 << 20;
 const ALIVE: u32 = u32::MAX;
+/// What is read at once; longer frames are read straight into their place.
+const READ_AHEAD: usize = 16 * 1024;
+/// How many bytes of lines one conversation has at the most: the listing of some three million snapshots.
+const MOST_IN_LINES: usize = 1 << 30;
 
 /// How long a peer may be silent: it says that it is alive several times in that time.
 pub const SILENCE: Duration = Duration::from_secs(60);
@@ -88,6 +92,8 @@ pub struct StreamEnd {
 struct Ear {
     reader: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
     line: Vec<u8>,
+    /// How many bytes of lines were heard so far.
+    heard: usize,
 }
 
 /// How hearing a line ended.
@@ -95,6 +101,7 @@ enum Heard {
     Line(Vec<u8>),
     End,
     TooLong,
+    TooMuch,
 }
 
 impl Ear {
@@ -106,6 +113,10 @@ impl Ear {
             let taken = newline.unwrap_or(available.len());
             if self.line.len() + taken > LONGEST_LINE {
                 return Ok(Heard::TooLong);
+            }
+            self.heard += taken;
+            if self.heard > MOST_IN_LINES {
+                return Ok(Heard::TooMuch);
             }
             self.line.extend_from_slice(&available[..taken]);
             let ended = available.is_empty();
@@ -126,6 +137,8 @@ pub struct Conn {
     writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// Whom we talk to, for messages.
     pub peer: String,
+    /// Who that has proven to be; `None` in plaintext.
+    pub identity: Option<Identity>,
     /// How long the peer may be silent, and take nothing of what is said to it.
     pub patience: Duration,
 }
@@ -161,8 +174,14 @@ impl Conn {
         writer: Box<dyn AsyncWrite + Send + Unpin>,
         peer: String,
     ) -> Self {
-        let ear = Ear { reader: BufReader::with_capacity(256 * 1024, reader), line: Vec::new() };
-        Self { ear, writer, peer, patience: SILENCE }
+        let ear = Ear { reader: BufReader::with_capacity(READ_AHEAD, reader), line: Vec::new(), heard: 0 };
+        Self { ear, writer, peer, identity: None, patience: SILENCE }
+    }
+
+    /// The same, with a peer that has proven who it is.
+    #[must_use]
+    pub fn of(self, identity: Identity) -> Self {
+        Self { identity: Some(identity), ..self }
     }
 
     fn io(&self, source: io::Error) -> WireError {
@@ -220,7 +239,12 @@ impl Conn {
             Ok(Ok(Heard::Line(line))) => Ok(Some(line)),
             Ok(Ok(Heard::End)) => Ok(None),
             Ok(Ok(Heard::TooLong)) => Err(self.too_long()),
+            Ok(Ok(Heard::TooMuch)) => Err(self.too_much()),
         }
+    }
+
+    fn too_much(&self) -> WireError {
+        self.nonsense(format!("more than {} MiB of lines", MOST_IN_LINES >> 20))
     }
 
     fn too_long(&self) -> WireError {
@@ -323,6 +347,7 @@ impl Conn {
             },
             Heard::End => Err(self.closed()),
             Heard::TooLong => Err(self.too_long()),
+            Heard::TooMuch => Err(self.too_much()),
         }
     }
 

@@ -119,17 +119,7 @@ fn spawn(ports: &[u16; 4], more: &[String], mode: Mode, folder: &Path) -> Option
     // Should the tests be killed outright, it goes as well.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program_or_skip()?);
-    command.args([
-        "agent",
-        "-bind",
-        "127.0.0.1",
-        "-client",
-        "127.0.0.1",
-        "-log-level",
-        "warn",
-        "-hcl",
-        &config,
-    ]);
+    command.args(["agent", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-log-level", "warn", "-hcl", &config]);
     for text in more {
         command.args(["-hcl", text]);
     }

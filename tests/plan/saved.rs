@@ -163,7 +163,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
     let calls = world.fake.calls().len();
     let orders = runtime::block_on(async {
         let zfs = Arc::new(world.fake.clone());
-        let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, zfs).await);
+        let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, None, zfs).await);
         let catalog = director::open_catalog(&policy).await.unwrap();
         assert!(director::look(&policy, &dispatcher, &catalog).await.unwrap().is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());

@@ -142,6 +142,7 @@ pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Polic
         timezone: chrono_tz::Tz::UTC,
         catalog: CatalogConfig::Embedded { path: "catalog".into() },
         hosts: Default::default(),
+        tls: None,
         consul_resync: None,
         datasets: datasets.into_iter().collect(),
     }

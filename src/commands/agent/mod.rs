@@ -29,6 +29,7 @@ use crate::config::Local;
 use crate::model::Counter;
 use crate::model::{Action, DatasetName, HostName, Marks, ResponseStatus};
 use crate::runtime;
+use crate::transport::tls::{Tls, TlsError};
 use crate::wire::codec::{ALIVE_EVERY, Conn, SILENCE, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Facts, PROTOCOL, Progress, Response};
 use crate::zfs::{Zfs, ZfsError};
@@ -45,6 +46,8 @@ pub struct Agent<Z> {
     busy: Busy,
     /// How long a slave may be silent.
     patience: Duration,
+    /// What this host proves itself with to slaves.
+    tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
     /// Where what this host holds is published, if anywhere.
     publisher: Option<Arc<Publisher>>,
@@ -136,7 +139,17 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving { zfs: Arc::clone(&zfs), local: Arc::clone(&local), busy: Busy::default() };
-        Self { host, zfs, local, busy: Busy::default(), patience: SILENCE, receiving, publisher: None, fences: None }
+        Self {
+            host,
+            zfs,
+            local,
+            busy: Busy::default(),
+            patience: SILENCE,
+            tls: None,
+            receiving,
+            publisher: None,
+            fences: None,
+        }
     }
 
     /// The same, which publishes what it does.
@@ -191,6 +204,17 @@ impl<Z: Zfs> Agent<Z> {
         Self { patience, ..self }
     }
 
+    /// The same, proving itself to slaves.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Reads anew what it proves itself with.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
+    }
+
     /// Carries out one order. Facts go to `facts` meanwhile, the bytes of a transfer are counted in `counter`.
     pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
@@ -225,10 +249,14 @@ impl<Z: Zfs> Agent<Z> {
         response
     }
 
-    async fn converse(&self, conn: &mut Conn) -> Result<(), WireError> {
-        let Some(line) = conn.hear_line(conn.patience).await? else { return Ok(()) };
-        let order: DirectorsOrder = conn.understand(&line)?;
+    async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
+        let order: DirectorsOrder = conn.understand(line)?;
         log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
+        if let Err(denied) = self.local.permission_to_order(conn.identity.as_ref()) {
+            log::warn!("{}: {denied}", conn.peer);
+            let refusal = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, denied.to_string());
+            return conn.say(&AgentLine::Response(refusal)).await;
+        }
         let (sender, told) = runtime::channel::bounded(16);
         let counter = Counter::default();
         let (counted, mouth) = (counter.clone(), &mut *conn);
@@ -270,8 +298,7 @@ fn log_end(order: &DirectorsOrder, response: &Response) {
 impl<Z: Zfs> serve::Role for Agent<Z> {
     const NAME: &'static str = "agent";
 
-    async fn converse(self: Arc<Self>, mut conn: Conn) {
-        let result = Agent::converse(&self, &mut conn).await;
-        serve::end(conn, result).await;
+    async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
+        Agent::converse(&self, conn, &first_line).await
     }
 }

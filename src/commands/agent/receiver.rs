@@ -13,7 +13,7 @@ use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
-use crate::transport::tcp::{self, TransportError};
+use crate::transport::tcp::{Dial, TransportError};
 use crate::wire::codec::{Conn, Sent, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, OrderToSlave, Response, Step};
 use crate::zfs::{ReceiveSpec, SendSpec, Zfs};
@@ -69,13 +69,17 @@ impl<Z: Zfs> Receiver<Z> {
     /// Reaches a slave, and gives what it has.
     pub(super) async fn remote(
         to: &Target,
-        address: &str,
+        dial: Dial<'_>,
         order: &OrderToSlave,
         patience: Duration,
     ) -> Result<(Self, Found), Failure> {
-        let mut conn = tcp::connect(to.host.as_str(), address).await.map_err(|error| {
-            let failure = Failure::from(error);
-            Failure { reason: format!("{} (is zsync slave running on {}?)", failure.reason, to.host), ..failure }
+        let mut conn = dial.connect().await.map_err(|error| {
+            let silent = !matches!(error, TransportError::Tls { .. });
+            let mut failure = Failure::from(error);
+            if silent {
+                failure.reason = format!("{} (is zsync slave running on {}?)", failure.reason, to.host);
+            }
+            failure
         })?;
         conn.patience = patience;
         let mut remote = Remote { conn, dataset: to.dataset.clone() };
@@ -91,7 +95,7 @@ impl<Z: Zfs> Receiver<Z> {
         dataset: &DatasetName,
         rollback: bool,
     ) -> Result<(Self, Found), Failure> {
-        let claim = receiving.open(&from.host, dataset).map_err(|not_open| {
+        let claim = receiving.open(&from.host, None, dataset).map_err(|not_open| {
             let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
             Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
         })?;

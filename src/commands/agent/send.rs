@@ -13,8 +13,11 @@ use crate::actions::steps::{Base, Conflict, Point, Resume, Step, Transfer, steps
 use crate::commands::busy::Claim;
 use crate::commands::marks;
 use crate::commands::receiving::{Incoming, StepError};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, ResponseStatus, SnapName, Snapshot, SnapshotId};
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
+};
 use crate::policy::Target;
+use crate::transport::tcp::Dial;
 use crate::wire::{DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 
@@ -105,7 +108,8 @@ impl<Z: Zfs> Agent<Z> {
                 source_dataset: Some(source.clone()),
                 rollback_if_needed: order.rollback_if_needed,
             };
-            Receiver::remote(&to, &address, &order, self.patience).await?
+            let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
+            Receiver::remote(&to, dial, &order, self.patience).await?
         };
         let job = Job { dataset: source, target, to, rollback: order.rollback_if_needed };
         self.transfer(&job, receiver, ours, theirs, desk).await

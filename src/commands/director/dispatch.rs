@@ -7,10 +7,13 @@ use futures_lite::future;
 use crate::actions::Order;
 use crate::commands::agent::{Agent, FactSink};
 use crate::model::Counter;
-use crate::model::{Action, DatasetInventory, Guid, HostName, Inventory, OrderId, Record, ResponseStatus, SnapName};
+use crate::model::{
+    Action, DatasetInventory, Guid, HostName, Inventory, OrderId, PeerRole, Record, ResponseStatus, SnapName,
+};
 use crate::policy::{Policy, Target};
 use crate::runtime;
-use crate::transport::tcp;
+use crate::transport::tcp::{Dial, TransportError};
+use crate::transport::tls::Tls;
 use crate::wire::{AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, Response};
 use crate::zfs::Zfs;
 
@@ -23,6 +26,8 @@ pub struct Dispatcher<Z> {
     pub here: HostName,
     /// The agent within this process, or why there is none.
     pub own: Result<Arc<Agent<Z>>, String>,
+    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    pub tls: Option<Arc<Tls>>,
 }
 
 /// An order without particulars.
@@ -202,7 +207,8 @@ impl<Z: Zfs> Dispatcher<Z> {
             },
             address => {
                 let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
-                over_tcp(host, &address, order, &facts, &counter).await.unwrap_or_else(|error| Response {
+                let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
+                over_tcp(dial, order, &facts, &counter).await.unwrap_or_else(|error| Response {
                     temporary: true,
                     ..Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, format!("{error:#}"))
                 })
@@ -225,16 +231,16 @@ impl<Z: Zfs> Dispatcher<Z> {
 }
 
 async fn over_tcp(
-    host: &HostName,
-    address: &str,
+    dial: Dial<'_>,
     order: &DirectorsOrder,
     facts: &FactSink,
     counter: &Counter,
 ) -> anyhow::Result<Response> {
-    use anyhow::Context;
-    let mut conn = tcp::connect(host.as_str(), address)
-        .await
-        .with_context(|| format!("{host} is out of reach (is zsync agent running there?)"))?;
+    let host = dial.host;
+    let mut conn = dial.connect().await.map_err(|error| match error {
+        TransportError::Tls { .. } => anyhow::Error::new(error),
+        error => anyhow::Error::new(error).context(format!("{host} is out of reach (is zsync agent running there?)")),
+    })?;
     conn.say(order).await?;
     loop {
         match conn.hear(conn.patience).await? {

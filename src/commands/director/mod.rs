@@ -33,10 +33,11 @@ use super::{catalogs, clean};
 use crate::catalog::{CatalogError, CatalogWrite};
 use crate::config;
 use crate::consul::{Consul, ConsulError};
-use crate::model::HostName;
+use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
 use crate::report;
 use crate::runtime;
+use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 use crate::{clock, error};
 
@@ -78,7 +79,11 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         None => None,
         Some(path) => Some(SavedPlan::load(path, fingerprint, clock::now()).map_err(error::Error::unable)?),
     };
-    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
+    let tls = load_tls(&policy).map_err(error::Error::unable)?;
+    if let Some(tls) = &tls {
+        warn_of(tls, &settings);
+    }
+    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, tls, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && hosts(&policy).iter().all(|host| *host == settings.host)
     {
@@ -249,14 +254,38 @@ pub async fn open_catalog(policy: &Policy) -> Result<World<dyn CatalogWrite>, er
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-pub async fn dispatcher<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> Dispatcher<Z> {
+pub async fn dispatcher<Z: Zfs>(
+    here: &HostName,
+    local: &Path,
+    policy: &Policy,
+    tls: Option<Arc<Tls>>,
+    zfs: Arc<Z>,
+) -> Dispatcher<Z> {
     let elsewhere = policy.hosts.get(here).is_some_and(|h| h.address.is_some()) || !hosts(policy).contains(here);
     let own = if elsewhere {
         Err(format!("{here} is not this process' to act on"))
     } else {
         own_agent(here, local, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     };
-    Dispatcher { here: here.clone(), own }
+    Dispatcher { here: here.clone(), own, tls }
+}
+
+/// What the director proves itself with to agents.
+pub fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
+    policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
+}
+
+/// Warns of what is wrong with it by now or will be; from cron, where that would be a mail at each pass, only of what
+/// lets others use it.
+fn warn_of(tls: &Tls, settings: &Settings) {
+    let warnings = if settings.once && !settings.verbose {
+        tls.loose_key().into_iter().collect()
+    } else {
+        tls.warnings(clock::now(), &settings.host, PeerRole::Director)
+    };
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
 }
 
 async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
@@ -270,7 +299,10 @@ async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: 
             Some(Arc::new(Publisher::new(here.clone(), catalog, &local.state, "director")))
         }
     };
-    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).publishing(publisher))
+    // What it proves itself with to slaves: of this host, whose director and agent may have one certificate.
+    let files = local.tls.as_ref().or(policy.tls.as_ref());
+    let tls = files.map(Tls::load).transpose()?.map(Arc::new);
+    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 
 /// Passes, one after the other, each at its time.
@@ -294,9 +326,20 @@ async fn direct<Z: Zfs>(
                 failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
             }
         }
-        if dispatcher.own.is_err() {
+        // Certificates are renewed while the director runs.
+        let tls = load_tls(&policy).unwrap_or_else(|error| {
+            failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+            dispatcher.tls.clone()
+        });
+        if let Ok(agent) = &dispatcher.own {
+            if let Err(error) = agent.reload_tls() {
+                failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+            }
+            dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
+        } else {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(&settings.host, &settings.local, &policy, Arc::clone(&zfs)).await);
+            let (host, local) = (&settings.host, &settings.local);
+            dispatcher = Arc::new(self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await);
         }
         let (now, of_pass) = (clock::now(), (Arc::clone(&policy), Arc::clone(&dispatcher), world.clone()));
         let passing = async {

@@ -194,7 +194,8 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     let (policy, fingerprint) = load(&settings)?;
     let shared = Arc::new(policy.clone());
     let world = director::open_catalog(&shared).await?;
-    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, zfs).await);
+    let tls = director::load_tls(&shared).map_err(Error::unable)?;
+    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, tls, zfs).await);
     let shared = director::with_services(shared, &dispatcher).await.map_err(Error::unable)?;
     let unseen = director::look(&shared, &dispatcher, &world).await.map_err(Error::unable)?;
     for (host, reason) in &unseen {

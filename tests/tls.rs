@@ -1,0 +1,558 @@
+//! Who is let in and who is not: director, agent and slave over TLS on loopback, each with a certificate that is right
+//! or wrong in one way. Each refusal is one line of the log that names the peer, and one clear error at the other end.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
+use zsync::commands::agent::Agent;
+use zsync::commands::director::{Dispatcher, wire_order};
+use zsync::commands::serve::{Door, Role};
+use zsync::commands::slave::Slave;
+use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
+use zsync::config::{Local, parse_local, parse_policy};
+use zsync::model::{Action, Counter, DatasetName, HostName, PeerRole, ResponseStatus, TlsFiles};
+use zsync::runtime;
+use zsync::transport::tcp::Listener;
+use zsync::transport::tls::{Tls, certificate};
+use zsync::wire::{DirectorsOrder, Response};
+use zsync::zfs::Zfs;
+use zsync::zfs::fake::Fake;
+
+use PeerRole::{Agent as A, Director as D, Slave as S};
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+fn host(text: &str) -> HostName {
+    text.parse().unwrap()
+}
+
+// --- The log, line by line.
+
+struct Log(Mutex<Vec<String>>);
+static LOG: Log = Log(Mutex::new(Vec::new()));
+/// Cases that look at the log take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
+impl log::Log for Log {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            lines().push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+fn lines() -> MutexGuard<'static, Vec<String>> {
+    LOG.0.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn turn() -> MutexGuard<'static, ()> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    log::set_logger(&LOG).ok();
+    log::set_max_level(log::LevelFilter::Warn);
+    lines().clear();
+    turn
+}
+
+/// The line that was logged with these words, the only one about that peer. The other end may be quicker than the log.
+#[track_caller]
+fn logged(words: &str) {
+    for _ in 0..5000 {
+        let all = lines().clone();
+        if let Some(line) = all.iter().find(|line| line.contains(words)) {
+            let peer = line.split([' ', ':']).skip_while(|word| *word != "127.0.0.1").nth(1);
+            let peer = format!("127.0.0.1:{}", peer.unwrap_or_else(|| panic!("{line} names no peer")));
+            let about = all.iter().filter(|line| line.contains(&peer)).count();
+            assert_eq!(about, 1, "{all:#?}");
+            lines().clear();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{words:?} is not logged: {:#?}", lines());
+}
+
+// --- Certificates.
+
+/// A CA and a folder for what it issues.
+struct Pki {
+    folder: tempfile::TempDir,
+    ca: Minted,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let ca = mint_ca("test CA", Utc::now(), 3650).unwrap();
+        Self { folder: tempfile::tempdir().unwrap(), ca }
+    }
+
+    fn write(&self, name: &str, minted: &Minted) -> TlsFiles {
+        let folder = self.folder.path().join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let file = |file: &str, text: &str| {
+            let path = folder.join(file);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        TlsFiles {
+            ca: file("ca.crt", &self.ca.certificate),
+            certificate: file("host.crt", &minted.certificate),
+            key: file("host.key", &minted.key),
+        }
+    }
+
+    fn issue(&self, name: &str, roles: &[PeerRole]) -> Arc<Tls> {
+        Arc::new(Tls::load(&self.write(name, &mint(&self.ca, &wanted(name, roles), Utc::now()).unwrap())).unwrap())
+    }
+
+    /// By another CA, while it believes ours.
+    fn foreign(&self, name: &str, roles: &[PeerRole]) -> Arc<Tls> {
+        let other = mint_ca("other CA", Utc::now(), 3650).unwrap();
+        let minted = mint(&other, &wanted(name, roles), Utc::now()).unwrap();
+        Arc::new(Tls::load(&self.write(&format!("foreign-{name}"), &minted)).unwrap())
+    }
+
+    /// As a company's CA would, that knows nothing of zsync.
+    fn unmarked(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Arc<Tls> {
+        let key = KeyPair::from_pem(&self.ca.key).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&self.ca.certificate, key).unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "server 4711");
+        params.subject_alt_names = names.iter().map(|name| SanType::DnsName((*name).try_into().unwrap())).collect();
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        let minted = Minted { certificate: params.signed_by(&key, &issuer).unwrap().pem(), key: key.serialize_pem() };
+        Arc::new(Tls::load(&self.write(&format!("unmarked-{}", names[0]), &minted)).unwrap())
+    }
+
+    fn expired(&self, name: &str) -> Arc<Tls> {
+        self.unmarked(&[name], |params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))
+    }
+}
+
+fn wanted(name: &str, roles: &[PeerRole]) -> Wanted {
+    Wanted { host: host(name), also: Vec::new(), roles: roles.iter().copied().collect(), days: 825 }
+}
+
+// --- Hosts.
+
+fn local(text: &str) -> Arc<Local> {
+    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
+}
+
+fn listen<R: Role>(role: R, tls: Option<Arc<Tls>>) -> String {
+    let door = Arc::new(Door::new(Arc::new(role), tls));
+    runtime::block_on(async {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap().to_string();
+        runtime::spawn(async move {
+            while let Ok(incoming) = listener.accept().await {
+                door.admit(incoming);
+            }
+        });
+        address
+    })
+}
+
+const SOURCE: &str = r#"{ "tls": {}, "directors": ["ruler", "delta"], "local_datasets": [ { "name": "tank" } ] }"#;
+const COPIES: &str = r#"{ "tls": {}, "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
+
+/// An agent on alpha with one snapshot, and what it was asked.
+fn agent(with: Option<Arc<Tls>>) -> (String, Fake) {
+    let fake = Fake::new(1);
+    fake.create(&ds("tank"));
+    (listen(Agent::new(host("alpha"), Arc::new(fake.clone()), local(SOURCE)).with_tls(with.clone()), with), fake)
+}
+
+/// Has a director ask an agent for a snapshot.
+fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
+    let here = host("ruler");
+    let dispatcher = Dispatcher::<Fake> { here, own: Err(String::new()), tls: director };
+    let policy = format!(
+        r#"{{ "hosts": {{ "alpha": {{ "address": "{agent}" }} }},
+             "datasets": [ {{ "hostname": "alpha", "dataset": "tank", "sync": {{ "prefix": "S", "creation": "@daily" }} }} ] }}"#
+    );
+    let policy = parse_policy("server.json", &policy).unwrap();
+    let order = zsync::actions::Order::Take {
+        entry: 0,
+        host: host("alpha"),
+        datasets: vec![ds("tank")],
+        name: "S_1".parse().unwrap(),
+        skip_if_not_written: false,
+        policy: "sync".into(),
+        reason: String::new(),
+    };
+    let order = wire_order(&order, &policy, &zsync::model::Inventory::default());
+    runtime::block_on(dispatcher.ask(&policy, &host("alpha"), &order)).0
+}
+
+/// A slave on beta, and its pool.
+fn slave(with: Option<Arc<Tls>>, configuration: &str) -> (String, Fake) {
+    let fake = Fake::new(2);
+    fake.create(&ds("pool"));
+    (listen(Slave::new(Arc::new(fake.clone()), local(configuration)), with), fake)
+}
+
+/// Has an agent that calls itself `name` send to a slave.
+fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
+    let fake = Fake::new(1);
+    fake.create(&ds("tank"));
+    fake.write(&ds("tank"), 1000);
+    let taken = runtime::block_on(fake.snapshot(&[ds("tank")], &"S_1".parse().unwrap())).unwrap();
+    let agent = Agent::new(host(name), Arc::new(fake), local(SOURCE)).with_tls(agent);
+    let id = uuid::Uuid::now_v7();
+    let order: DirectorsOrder =
+        serde_json::from_str(&format!(r#"{{"OrderUUID":"{id}","Action":"{}"}}"#, Action::SendSnapshot)).unwrap();
+    let order = DirectorsOrder {
+        destination: "beta".into(),
+        destination_address: Some(slave.to_owned()),
+        snapshot_uuid: vec![taken[0].1.guid.uuid().to_string()],
+        dest_dataset: "pool/copy".into(),
+        dataset: Some(ds("tank")),
+        ..order
+    };
+    let (facts, _told) = runtime::channel::unbounded();
+    runtime::block_on(agent.carry_out(&order, facts, Counter::default()))
+}
+
+#[track_caller]
+fn refused(response: &Response, words: &str) {
+    assert!(!response.is_success, "{response:?}");
+    assert!(response.error.contains(words), "{words:?} is not in {:?}", response.error);
+    assert!(!response.error.contains('\n') && response.error.len() < 400, "{}", response.error);
+}
+
+#[test]
+fn hosts_that_belong_talk() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
+    let response = order(Some(pki.issue("ruler", &[D])), &address);
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(alpha.dataset(&ds("tank")).unwrap().snapshots.len(), 1);
+    let (address, beta) = slave(Some(pki.issue("beta", &[S])), COPIES);
+    let response = send("alpha", Some(pki.issue("alpha", &[A])), &address);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert_eq!(beta.dataset(&ds("pool/copy")).unwrap().snapshots.len(), 1);
+    assert_eq!(*lines(), [""; 0]);
+}
+
+#[test]
+fn agents_obey_only_their_directors() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
+    // Not listed; listed, and not a director; both with certificates of the right CA.
+    refused(&order(Some(pki.issue("omega", &[D])), &address), "orders are not taken from omega, says local.json");
+    logged("(omega): orders are not taken from omega");
+    refused(
+        &order(Some(pki.issue("delta", &[A, S])), &address),
+        "the certificate of delta is for agent, slave, not for director",
+    );
+    logged("(delta): the certificate of delta is for agent, slave");
+    // Another CA's, and an expired one.
+    refused(&order(Some(pki.foreign("ruler", &[D])), &address), "does not know the CA of this host's certificate");
+    logged("its certificate is not of a CA that is known here");
+    refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired");
+    logged("its certificate expired 2020-01-01");
+    // Without TLS.
+    refused(&order(None, &address), "this port speaks TLS only");
+    logged("speaks plaintext, and this port TLS only");
+    assert!(alpha.calls().is_empty(), "{:?}", alpha.calls());
+}
+
+#[test]
+fn a_director_speaks_only_with_the_host_that_it_means() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let ruler = || Some(pki.issue("ruler", &[D]));
+    let at = |tls| agent(Some(tls)).0;
+    refused(&order(ruler(), &at(pki.issue("gamma", &[A]))), "its certificate is not that of alpha, it names gamma");
+    logged("breaks off the handshake");
+    refused(&order(ruler(), &at(pki.foreign("alpha", &[A]))), "its certificate is not of a CA that is known here");
+    logged("does not know the CA of this host's certificate");
+    refused(&order(ruler(), &at(pki.expired("alpha"))), "its certificate expired 2020-01-01");
+    logged("says that this host's certificate has expired");
+    // Whoever has a wildcard could be every host.
+    let wildcard = pki.unmarked(&["gamma.example.org", "*"], |_| {});
+    refused(&order(ruler(), &at(wildcard)), "its certificate is not that of alpha");
+    // The right host, and yet not its agent: found out after the handshake, so that the other end just sees it go.
+    refused(&order(ruler(), &at(pki.issue("alpha", &[S, D]))), "its certificate is for director, slave, not for agent");
+    // One that does not speak TLS.
+    refused(&order(ruler(), &agent(None).0), "it does not speak TLS");
+    logged("speaks TLS, and this port plaintext");
+}
+
+#[test]
+fn slaves_receive_only_from_the_host_that_the_certificate_names() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, beta) = slave(Some(pki.issue("beta", &[S])), COPIES);
+    refused(
+        &send("alpha", Some(pki.issue("gamma", &[A])), &address),
+        "gamma says that it is alpha, and its certificate does not",
+    );
+    logged("(gamma): alpha may not send to pool/copy: gamma says that it is alpha");
+    refused(
+        &send("alpha", Some(pki.issue("alpha", &[D, S])), &address),
+        "the certificate of alpha is for director, slave, not for agent",
+    );
+    logged("(alpha): alpha may not send to pool/copy");
+    refused(
+        &send("alpha", Some(pki.foreign("alpha", &[A])), &address),
+        "does not know the CA of this host's certificate",
+    );
+    logged("its certificate is not of a CA that is known here");
+    refused(&send("alpha", Some(pki.expired("alpha")), &address), "says that this host's certificate has expired");
+    logged("its certificate expired");
+    refused(&send("alpha", None, &address), "this port speaks TLS only");
+    logged("speaks plaintext, and this port TLS only");
+    let (strict, _) = slave(Some(pki.issue("beta", &[S])), &COPIES.replace("true", r#"true, "sources": ["gamma"]"#));
+    refused(&send("alpha", Some(pki.issue("alpha", &[A])), &strict), "does not receive from alpha");
+    logged("(alpha): alpha may not send to pool/copy: pool/copy does not receive from alpha");
+    assert!(beta.calls().is_empty(), "{:?}", beta.calls());
+}
+
+#[test]
+fn an_agent_sends_only_to_the_host_that_it_means() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let alpha = || Some(pki.issue("alpha", &[A]));
+    let at = |tls| slave(tls, COPIES).0;
+    refused(
+        &send("alpha", alpha(), &at(Some(pki.issue("gamma", &[S])))),
+        "its certificate is not that of beta, it names gamma",
+    );
+    logged("breaks off the handshake");
+    refused(
+        &send("alpha", alpha(), &at(Some(pki.issue("beta", &[A, D])))),
+        "its certificate is for director, agent, not for slave",
+    );
+    refused(&send("alpha", alpha(), &at(Some(pki.foreign("beta", &[S])))), "not of a CA that is known here");
+    logged("does not know the CA");
+    refused(&send("alpha", alpha(), &at(None)), "it does not speak TLS");
+    logged("speaks TLS, and this port plaintext");
+}
+
+#[test]
+fn certificates_of_a_company_count_where_the_configuration_names_them() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let of = |name: &str| Some(pki.unmarked(&[name, "www.example.org"], |_| {}));
+    let (address, _) = agent(of("alpha"));
+    assert!(order(of("ruler"), &address).is_success);
+    refused(&order(of("omega"), &address), "orders are not taken from omega, www.example.org");
+    logged("(omega, www.example.org)");
+    // Any machine of the company has one: sources must be named then.
+    let (open, _) = slave(of("beta"), COPIES);
+    refused(&send("alpha", of("alpha"), &open), "has no \"sources\" that name it");
+    logged("alpha may not send");
+    let (named, _) = slave(of("beta"), &COPIES.replace("true", r#"true, "sources": ["alpha"]"#));
+    assert!(send("alpha", of("alpha"), &named).is_success);
+    refused(&send("gamma", of("gamma"), &named), "does not receive from gamma");
+    logged("gamma may not send");
+    // One that only servers may show.
+    let server_only = pki.unmarked(&["ruler"], |params| {
+        params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    assert!(!order(Some(server_only), &address).is_success);
+    logged("its certificate is not for this use: it has to be for server and client authentication");
+}
+
+/// A client that does as TLS clients do which have no certificate.
+fn without_certificate(pki: &Pki, address: &str) -> String {
+    use futures_rustls::rustls::crypto::ring;
+    use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, version};
+    let mut roots = RootCertStore::empty();
+    for der in zsync::transport::tls::certificates_in(pki.ca.certificate.as_bytes()).unwrap() {
+        roots.add(der).unwrap();
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let session = ClientConnection::new(Arc::new(config), "alpha".try_into().unwrap()).unwrap();
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut stream = StreamOwned::new(session, stream);
+    stream.write_all(b"{}\n").unwrap();
+    stream.read(&mut [0; 100]).unwrap_err().to_string()
+}
+
+#[test]
+fn a_client_without_a_certificate_hears_why() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
+    let said = without_certificate(&pki, &address);
+    assert!(said.contains("CertificateRequired"), "{said}");
+    logged("it showed no certificate");
+    assert!(alpha.calls().is_empty());
+}
+
+#[test]
+fn a_plain_order_to_a_tls_port_gets_its_line() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, _) = agent(Some(pki.issue("alpha", &[A])));
+    let mut stream = TcpStream::connect(&address).unwrap();
+    stream.write_all(b"{\"OrderUUID\":\"9b2c1c4e-1111-4222-8333-0123456789ab\"}\n").unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    let answer: Response = serde_json::from_str(&line).unwrap();
+    refused(&answer, "this port speaks TLS only; set \"tls\" where you come from");
+    logged("speaks plaintext");
+}
+
+#[test]
+fn certificates_are_renewed_without_a_restart() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let served = pki.issue("alpha", &[S]);
+    let (address, _) = agent(Some(Arc::clone(&served)));
+    let ruler = pki.issue("ruler", &[D]);
+    refused(&order(Some(Arc::clone(&ruler)), &address), "not for agent");
+    // Written anew, and read only when that is asked for.
+    pki.issue("alpha", &[A]);
+    refused(&order(Some(Arc::clone(&ruler)), &address), "not for agent");
+    served.reload().unwrap();
+    assert!(order(Some(Arc::clone(&ruler)), &address).is_success);
+    // Broken files change nothing.
+    let folder = pki.folder.path().join("alpha");
+    fs::write(folder.join("host.key"), "no key").unwrap();
+    let error = served.reload().unwrap_err().to_string();
+    assert!(error.contains("alpha/host.key: there is no private key in it"), "{error}");
+    assert!(order(Some(Arc::clone(&ruler)), &address).is_success);
+    let other = mint(&pki.ca, &wanted("alpha", &[A]), Utc::now()).unwrap();
+    fs::write(folder.join("host.key"), &other.key).unwrap();
+    let error = served.reload().unwrap_err().to_string();
+    assert!(error.contains("it is not the key of") && !error.contains("PRIVATE"), "{error}");
+    assert!(order(Some(ruler), &address).is_success);
+}
+
+#[test]
+fn what_is_wrong_with_the_own_certificate_is_said_at_the_start() {
+    let pki = Pki::new();
+    let warned = |tls: &Tls, role| tls.warnings(Utc::now(), &host("alpha"), role).join("\n");
+    assert_eq!(warned(&pki.issue("alpha", &[A]), A), "");
+    assert!(warned(&pki.issue("alpha", &[A]), S).contains("is for agent, not for slave"));
+    assert!(warned(&pki.issue("beta", &[A]), A).contains("names beta, not alpha"));
+    assert!(warned(&pki.foreign("alpha", &[A]), A).contains("others will not trust"));
+    assert!(warned(&pki.expired("alpha"), A).contains("expired 2020-01-01"));
+    let soon = Wanted { days: 5, ..wanted("alpha", &[A]) };
+    let soon = pki.write("soon", &mint(&pki.ca, &soon, Utc::now()).unwrap());
+    assert!(warned(&Tls::load(&soon).unwrap(), A).contains("issue another one"));
+    fs::set_permissions(&soon.key, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(Tls::load(&soon).unwrap().loose_key().unwrap().contains("has the mode 0640"));
+    let missing = TlsFiles { ca: pki.folder.path().join("none"), ..soon };
+    let error = Tls::load(&missing).err().unwrap().to_string();
+    assert!(error.contains("/none: there is no such file; see zsync-tls(8)"), "{error}");
+}
+
+#[test]
+fn what_is_minted_says_what_was_asked_for() {
+    let ca = mint_ca("test CA", Utc::now(), 30).unwrap();
+    let wanted = Wanted { also: vec![host("alpha.example.org")], days: 10, ..wanted("alpha", &[A, D]) };
+    let minted = mint(&ca, &wanted, Utc::now()).unwrap();
+    let der = zsync::transport::tls::certificates_in(minted.certificate.as_bytes()).unwrap();
+    let said = certificate(&der[0]).unwrap();
+    assert_eq!(said.identity.names, [host("alpha"), host("alpha.example.org")]);
+    assert_eq!(said.identity.roles, Some(BTreeSet::from([D, A])));
+    let (from, until) = (said.from.unwrap(), said.until.unwrap());
+    assert!(from < Utc::now() && until > Utc::now() + TimeDelta::days(10) && until < Utc::now() + TimeDelta::days(12));
+    for (wrong, words) in [
+        (Wanted { days: 31, ..wanted.clone() }, "the CA's own certificate is valid only until"),
+        (Wanted { host: host("10.0.0.1"), ..wanted.clone() }, "is no DNS name"),
+        (Wanted { host: host("a..b"), ..wanted.clone() }, "is no DNS name"),
+    ] {
+        let error = mint(&ca, &wrong, Utc::now()).err().unwrap().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    let other = mint_ca("test CA", Utc::now(), 30).unwrap();
+    let mixed = Minted { certificate: ca.certificate, key: other.key };
+    assert!(mint(&mixed, &wanted, Utc::now()).err().unwrap().to_string().contains("is not that of its certificate"));
+    // What a host has is no CA.
+    assert!(mint(&minted, &wanted, Utc::now()).err().unwrap().to_string().contains("is not a CA's"));
+}
+
+#[test]
+fn a_host_does_not_issue_certificates() {
+    let _turn = turn();
+    let pki = Pki::new();
+    // beta signs a director's certificate with its own key, and shows its own as the link to the CA.
+    let beta = mint(&pki.ca, &wanted("beta", &[A, S]), Utc::now()).unwrap();
+    let issuer = Issuer::from_ca_cert_pem(&beta.certificate, KeyPair::from_pem(&beta.key).unwrap()).unwrap();
+    let mut params = CertificateParams::new(vec!["ruler".to_owned()]).unwrap();
+    params.use_authority_key_identifier_extension = true;
+    let key = KeyPair::generate().unwrap();
+    let forged = params.signed_by(&key, &issuer).unwrap().pem() + &beta.certificate;
+    let forged = pki.write("forged", &Minted { certificate: forged, key: key.serialize_pem() });
+    let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
+    assert!(!order(Some(Arc::new(Tls::load(&forged).unwrap())), &address).is_success);
+    logged("its certificate is not");
+    assert!(alpha.calls().is_empty());
+}
+
+/// Kept out of sight of everybody else, whatever the umask.
+#[test]
+fn keys_are_written_for_their_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let zsync = |args: &[&str]| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", "umask 0; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_zsync"), "tls"])
+            .args(args)
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let ca = folder.path().join("etc/ca");
+    let mode = |path: &str| fs::metadata(ca.join(path)).unwrap().permissions().mode() & 0o7777;
+    let at = ["--ca", ca.to_str().unwrap()];
+    assert_eq!(zsync(&[&["init"][..], &at].concat()).0, Some(0));
+    let (status, text) = zsync(&[&["init"][..], &at].concat());
+    assert!(status == Some(2) && text.contains("there is") && text.contains("already"), "{text}");
+    let issue = [&["issue", "alpha", "--role", "agent,director"][..], &at].concat();
+    let (status, text) = zsync(&issue);
+    assert!(status == Some(0) && text.contains("becomes /etc/zsync/tls on alpha"), "{text}");
+    let before = fs::read(ca.join("alpha/host.key")).unwrap();
+    let (status, text) = zsync(&issue);
+    assert!(status == Some(2) && text.contains("--renew"), "{text}");
+    assert_eq!(before, fs::read(ca.join("alpha/host.key")).unwrap());
+    assert_eq!(zsync(&[&issue[..], &["--renew"]].concat()).0, Some(0));
+    assert_ne!(before, fs::read(ca.join("alpha/host.key")).unwrap());
+    assert_eq!([mode(""), mode("ca.key"), mode("ca.crt")], [0o700, 0o600, 0o644]);
+    assert_eq!([mode("alpha"), mode("alpha/host.key"), mode("alpha/host.crt")], [0o700, 0o600, 0o644]);
+    let left: Vec<_> = fs::read_dir(ca.join("alpha")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+
+    let shown = |file: &Path| zsync(&["show", file.to_str().unwrap()]);
+    let (status, text) = shown(&ca.join("alpha/host.crt"));
+    assert!(status == Some(0) && text.contains("names    alpha\n  roles    director, agent\n"), "{text}");
+    assert!(text.contains("days left") && !text.contains("WRONG"), "{text}");
+    fs::set_permissions(ca.join("alpha/host.key"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (status, text) = shown(&ca.join("alpha/host.crt"));
+    assert!(status == Some(1) && text.contains("WRONG") && text.contains("mode 0644"), "{text}");
+    assert!(shown(&ca.join("ca.crt")).1.contains("a CA     CN=zsync CA"));
+    assert_eq!(shown(&ca.join("ca.key")).0, Some(2));
+    let (_, text) = zsync(&["issue", "gamma", "--role", "king"]);
+    assert!(text.contains("roles are director, agent and slave"), "{text}");
+}
