@@ -10,6 +10,7 @@ use zsync::consul::{Committed, Consul, ConsulError, Health, Op, Registration, Se
 use zsync::policy::{ConsulConfig, Secret};
 use zsync::runtime::{self, block_on};
 
+#[allow(dead_code, reason = "others use more of it")]
 #[path = "consul/agent.rs"]
 mod agent;
 
@@ -228,7 +229,7 @@ fn a_silent_server_is_given_up() {
     let error = block_on(consul.renew_session("x", Duration::from_millis(300))).unwrap_err();
     assert!(matches!(error, ConsulError::Silent { .. }), "{error}");
     assert!(error.to_string().contains("did not answer PUT /v1/session/renew/x within 300ms"), "{error}");
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    assert!(begun.elapsed() < Duration::from_secs(60));
 }
 
 #[test]

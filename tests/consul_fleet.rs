@@ -23,6 +23,7 @@ use zsync::transport::tcp::Listener;
 use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::fake::Fake;
 
+#[allow(dead_code, reason = "others use more of it")]
 #[path = "consul/agent.rs"]
 mod agent;
 

@@ -4,7 +4,6 @@
 //! off, carries an older one: what it orders destroyed is refused by every host that heard of its successor.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -19,7 +18,7 @@ const MOST_CATALOGS: usize = 16;
 /// The fences that a host has seen.
 pub struct Fences {
     file: PathBuf,
-    seen: Mutex<Option<Seen>>,
+    seen: async_lock::Mutex<Option<Seen>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,13 +64,14 @@ impl Fences {
     /// Those that a file in `folder` remembers.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
-        Self { file: folder.join("fence.json"), seen: Mutex::new(None) }
+        Self { file: folder.join("fence.json"), seen: async_lock::Mutex::new(None) }
     }
 
-    /// Takes note of an order's fence; an error says why the order is not of the director that counts.
+    /// Takes note of an order's fence; an error says why the order is not of the director that counts. One order after
+    /// the other: what was remembered last is the highest.
     pub async fn pass(&self, fence: Fence) -> Result<(), String> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let seen = match seen {
+        let mut known = self.seen.lock().await;
+        let seen = match known.take() {
             Some(seen) => seen,
             None => {
                 let file = self.file.clone();
@@ -80,11 +80,10 @@ impl Fences {
                     .map_err(|error| format!("the highest fence in {} cannot be read: {error}", self.file.display()))?
             }
         };
-        match judge(&seen, &fence) {
-            Verdict::Known => {
-                *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
-                Ok(())
-            }
+        let verdict = judge(&seen, &fence);
+        *known = Some(seen);
+        match verdict {
+            Verdict::Known => Ok(()),
             Verdict::Old(reason) => Err(format!("another director has taken over: {reason}")),
             Verdict::New(now) => {
                 let (file, text) = (self.file.clone(), serde_json::to_vec(&now));
@@ -92,23 +91,9 @@ impl Fences {
                 saving
                     .await
                     .map_err(|error| format!("its fence cannot be remembered in {}: {error}", self.file.display()))?;
-                self.remember(now);
+                *known = Some(now);
                 Ok(())
             }
-        }
-    }
-
-    /// Two orders at once: the higher fence stays.
-    fn remember(&self, now: Seen) {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let keep = match (&*seen, now.catalogs.last()) {
-            (Some(before), Some(newest)) => {
-                before.catalogs.last().is_none_or(|last| last.0 != newest.0 || last.1 < newest.1)
-            }
-            _ => true,
-        };
-        if keep {
-            *seen = Some(now);
         }
     }
 }
@@ -135,6 +120,19 @@ mod tests {
                 fences.pass(fence(1, 9)).await.unwrap();
             }
         });
+    }
+
+    #[test]
+    fn orders_at_once_bring_the_same_fence() {
+        let folder = tempfile::tempdir().unwrap();
+        let fences = std::sync::Arc::new(Fences::new(folder.path()));
+        let orders = (0..64).map(|_| {
+            let fences = std::sync::Arc::clone(&fences);
+            async move { fences.pass(fence(1, 7)).await }
+        });
+        let orders: Vec<_> = orders.collect();
+        let ended = runtime::block_on(runtime::side_by_side(64, orders));
+        assert!(ended.iter().all(Result::is_ok), "{ended:?}");
     }
 
     #[test]

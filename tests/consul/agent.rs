@@ -138,10 +138,17 @@ fn leads(address: &str, child: &mut Child) -> bool {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        let path = "/v1/kv/?keys";
-        // Leader and store answer: 404 is said of an empty store.
-        if ask(address, "GET", path).is_some_and(|(status, _)| [200, 403, 404].contains(&status)) {
-            return true;
+        // Leader and store answer, and the agent has registered itself: sessions need that. Without a token, nobody is
+        // told.
+        let health = ask(address, "GET", "/v1/health/state/passing");
+        if health.is_some_and(|(status, body)| status == 403 || body.contains("serfHealth") || body == "[]") {
+            let stored =
+                ask(address, "GET", "/v1/kv/?keys").is_some_and(|(status, _)| [200, 403, 404].contains(&status));
+            let alone =
+                ask(address, "GET", "/v1/catalog/nodes").is_some_and(|(_, body)| body.contains("Node") || body == "[]");
+            if stored && alone {
+                return true;
+            }
         }
         std::thread::sleep(Duration::from_millis(30));
     }

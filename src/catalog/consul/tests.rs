@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
+use super::super::dataset::Dataset;
 use super::super::tests::{at, dataset, host, in_consul, listing, snapshot};
 use super::*;
 use crate::model::{Guid, Marks};
