@@ -177,4 +177,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, one_host, orders, plan, readme, resume, selftest);
+scenarios!(bad_input, demo, links, once, one_host, orders, plan, readme, resume, selftest);
