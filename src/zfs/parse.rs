@@ -243,7 +243,16 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
             ErrorKind::Busy,
         ),
         (&["permission denied", "Permission denied", "insufficient privileges"], ErrorKind::Permission),
-        (&["does not exist", "no such pool", "could not find any snapshots", "no such tag"], ErrorKind::NotFound),
+        (
+            &[
+                "does not exist",
+                "no such pool",
+                "could not find any snapshots",
+                "no such tag",
+                "does not have any resumable receive state",
+            ],
+            ErrorKind::NotFound,
+        ),
         (&["already exists", "destination exists", "tag already exists"], ErrorKind::Exists),
     ];
     rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
@@ -290,6 +299,7 @@ mod tests {
             ("cannot open 'nopool/x': dataset does not exist", ErrorKind::NotFound),
             ("cannot create 'nopool/x': no such pool 'nopool'", ErrorKind::NotFound),
             ("could not find any snapshots to destroy; check snapshot names.", ErrorKind::NotFound),
+            ("'b/d' does not have any resumable receive state to abort", ErrorKind::NotFound),
             ("something new", ErrorKind::Other),
         ] {
             assert_eq!(error_kind(stderr), kind, "{stderr}");
