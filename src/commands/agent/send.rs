@@ -203,16 +203,21 @@ impl<Z: Zfs> Agent<Z> {
         let status = course.status;
         let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
         let settled = receiver.finish(status, common).await;
-        if let Some(guid) = common {
-            let moved = self.move_cursor(job, &ours, guid).await;
-            moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
-        }
+        // A full pool has no room for a bookmark. The holds are released all the same: what they keep is what pruning
+        // would free, and the common snapshot stays without a cursor.
+        let moved = match common {
+            Some(guid) => self.move_cursor(job, &ours, guid).await,
+            None => Ok(()),
+        };
         let mut remarks = Vec::new();
         if course.rolled_back {
             remarks.push("the destination was rolled back first".to_owned());
         }
         match settled {
-            Ok(()) => self.release(job, &ours, course.held).await?,
+            Ok(()) => {
+                self.release(job, &ours, course.held).await?;
+                moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
+            }
             // It arrived, that was verified. The source keeps its holds until the next transfer puts things right.
             Err(failure) if failure.status == ResponseStatus::Unreachable => {
                 let lost = format!("it arrived, but the end of the conversation was lost: {}", failure.reason);
