@@ -177,4 +177,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, one_host, orders, plan, readme, resume, selftest, tls);
+scenarios!(bad_input, demo, least_privilege, one_host, orders, plan, readme, resume, selftest, tls);
