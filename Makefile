@@ -51,7 +51,7 @@ readme:
 
 # The main job on real ZFS, for a person to read.
 demo: build
-	tests/lab/run --timeout 900 scenarios/demo
+	tests/lab/run --timeout 1500 scenarios/demo
 
 lab-shell: build
 	tests/lab/shell
