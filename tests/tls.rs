@@ -189,7 +189,7 @@ fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
     let dispatcher = Dispatcher::<Fake> { here, own: Err(String::new()), tls: director };
     let policy = format!(
         r#"{{ "hosts": {{ "alpha": {{ "address": "{agent}" }} }},
-             "retry_for": "1ms", "datasets": [ {{ "hostname": "alpha", "dataset": "tank", "sync": {{ "prefix": "S", "creation": "@daily" }} }} ] }}"#
+             "datasets": [ {{ "hostname": "alpha", "dataset": "tank", "sync": {{ "prefix": "S", "creation": "@daily" }} }} ] }}"#
     );
     let policy = parse_policy("server.json", &policy).unwrap();
     let order = zsync::actions::Order::Take {
@@ -228,8 +228,6 @@ fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
         snapshot_uuid: vec![taken[0].1.guid.uuid().to_string()],
         dest_dataset: "pool/copy".into(),
         dataset: Some(ds("tank")),
-        // Each try is a line in the log.
-        retry_for: Some(0),
         ..order
     };
     let (facts, _told) = runtime::channel::unbounded();

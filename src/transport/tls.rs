@@ -344,10 +344,31 @@ struct Explaining<R>(R);
 impl<R: AsyncRead + Unpin> AsyncRead for Explaining<R> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_read(cx, buffer).map_err(|error| match rustls(&error) {
+            Some(tls) if refuses(tls) => io::Error::new(io::ErrorKind::PermissionDenied, in_words(&error)),
             Some(_) => io::Error::other(in_words(&error)),
             None => error,
         })
     }
+}
+
+/// Whether a peer does not want us for what we are: trying again changes nothing. (A record that was damaged on its way
+/// also ends in an alert, and may well arrive the next time.)
+fn refuses(error: &Rustls) -> bool {
+    use AlertDescription as Alert;
+    let Rustls::AlertReceived(alert) = error else { return false };
+    matches!(
+        alert,
+        Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateUnknown
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+            | Alert::ProtocolVersion
+    )
 }
 
 fn rustls(error: &io::Error) -> Option<&Rustls> {

@@ -99,17 +99,15 @@ pub enum WireError {
 }
 
 impl WireError {
-    /// Whether trying again may help: not where somebody speaks another language, or refuses.
+    /// Whether trying again may help: not where somebody speaks another language, or refuses (a connection says so by
+    /// [`io::ErrorKind::PermissionDenied`]).
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Nonsense { .. } => false,
             Self::BrokenOff { temporary, .. } => *temporary,
-            Self::Closed { .. }
-            | Self::Silent { .. }
-            | Self::Damaged { .. }
-            | Self::Stalled { .. }
-            | Self::Io { .. } => true,
+            Self::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Closed { .. } | Self::Silent { .. } | Self::Damaged { .. } | Self::Stalled { .. } => true,
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
+use crate::wire::codec::WireError;
 use crate::wire::{
     AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom, Response,
 };
@@ -236,8 +237,9 @@ impl<Z: Zfs> Dispatcher<Z> {
                         Ok(response) => return response,
                         Err(error) => error,
                     };
-                    // Whom we cannot trust we shall not trust in a moment either.
-                    let distrusted = matches!(error.downcast_ref(), Some(TransportError::Tls { .. }));
+                    // Whom we cannot trust, or who does not trust us, will be the same in a moment.
+                    let distrusted = matches!(error.downcast_ref(), Some(TransportError::Tls { .. }))
+                        || error.downcast_ref().is_some_and(|error: &WireError| !error.is_temporary());
                     let error = format!("{error:#}");
                     let Some(pause) = retry.pause().filter(|_| !distrusted) else {
                         let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
