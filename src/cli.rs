@@ -132,6 +132,12 @@ pub struct Director {
     /// With --once: how to tell it (json and ndjson imply --verbose)
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
+    /// Tell metrics to Prometheus at http://HOST:PORT/metrics; on 127.0.0.1 where only a port is said
+    #[arg(long, value_name = "[HOST:]PORT", conflicts_with = "once")]
+    pub metrics: Option<String>,
+    /// With --once: write metrics to this file, for node_exporter's textfile collector
+    #[arg(long, value_name = "FILE", requires = "once")]
+    pub metrics_file: Option<PathBuf>,
     /// With --once: carry out this plan of zsync plan --out, and nothing else
     #[arg(long, value_name = "FILE", requires = "once")]
     pub plan: Option<PathBuf>,
@@ -175,6 +181,9 @@ pub struct Listen {
     /// Listen in plaintext beyond this machine: whoever reaches the port is obeyed
     #[arg(long)]
     pub insecure_plaintext: bool,
+    /// Tell metrics to Prometheus at http://HOST:PORT/metrics; on 127.0.0.1 where only a port is said
+    #[arg(long, value_name = "[HOST:]PORT")]
+    pub metrics: Option<String>,
     /// After SIGTERM: how long what is under way may go on before it is broken off, to be gone on with later
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = any_duration)]
     pub grace: Duration,

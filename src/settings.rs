@@ -85,6 +85,8 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
         grace: args.grace,
         verbose: args.verbose,
         format: args.format,
+        metrics: metrics(args.metrics.as_deref()).map_err(Error::unable)?,
+        metrics_file: args.metrics_file,
         plan: args.plan,
     })
 }
@@ -175,8 +177,22 @@ pub fn serving(common: &Common, listen: &Listen, role: PeerRole) -> anyhow::Resu
         (None, None) => format!("127.0.0.1:{port}"),
     };
     let security = security(&local, listen, &host, role)?;
-    let listening = Listening { address, security, grace: listen.grace };
+    let metrics = metrics(listen.metrics.as_deref())?;
+    let listening = Listening { address, security, metrics, grace: listen.grace };
     Ok(Serving { host, local, listening })
+}
+
+/// Where metrics are told: nowhere but on this machine, unless another address is typed.
+fn metrics(typed: Option<&str>) -> anyhow::Result<Option<String>> {
+    let Some(typed) = typed else { return Ok(None) };
+    if let Ok(port) = typed.parse::<u16>() {
+        return Ok(Some(format!("127.0.0.1:{port}")));
+    }
+    let address: config::Address = typed.parse().context("--metrics")?;
+    match address.port() {
+        Some(_) => Ok(Some(address.to_string())),
+        None => bail!("--metrics: {typed:?} has no port; write a port, as in 9771, or host:port"),
+    }
 }
 
 /// How it is known who a peer is.

@@ -2,155 +2,34 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod fleet;
 mod program;
 
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
-use std::sync::Arc;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::Utc;
+use fleet::{Fleet, ago, ds};
 use program::{PATIENCE, Place, TWO_HOSTS, ended};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 use zsync::actions::health::{Finding, Row};
-use zsync::catalog::Holder;
-use zsync::commands::agent::Agent;
-use zsync::commands::director::{Live, Pass, Report, Transfer, dispatcher, open_catalog};
-use zsync::commands::serve::{Door, Role};
-use zsync::commands::slave::Slave;
-use zsync::commands::status::{self, Settings, Status, as_lines, as_text};
-use zsync::config::{load_policy, parse_local};
-use zsync::model::{Action, DatasetName, HostName};
-use zsync::report::Format;
-use zsync::runtime;
-use zsync::transport::tcp::Listener;
-use zsync::zfs::Zfs;
-use zsync::zfs::fake::Fake;
+use zsync::commands::director::{Live, Transfer};
+use zsync::commands::status::{Settings, Status, as_lines, as_text};
+use zsync::model::Action;
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
+/// Of a fleet, held against the schema.
+#[track_caller]
+fn status(fleet: &Fleet) -> Status {
+    status_of(fleet, &fleet.settings())
 }
 
-fn ago(minutes: i64) -> DateTime<Utc> {
-    Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
-}
-
-fn listen<R: Role>(role: R) -> String {
-    runtime::block_on(async {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap().to_string();
-        let door = Arc::new(Door::new(Arc::new(role), None));
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
-}
-
-/// alpha, which directs, with two datasets; beta, which receives both.
-struct Fleet {
-    folder: TempDir,
-    alpha: Fake,
-    beta: Fake,
-    /// beta's agent and slave.
-    addresses: (String, String),
-}
-
-impl Fleet {
-    fn new() -> Self {
-        let (alpha, beta) = (Fake::new(1), Fake::new(2));
-        for dataset in ["tank", "tank/one", "tank/two"] {
-            alpha.create(&ds(dataset));
-        }
-        beta.create(&ds("pool"));
-        let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
-        let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#;
-        let local = Arc::new(parse_local("local.json", local).unwrap());
-        let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)));
-        let slave = listen(Slave::new(Arc::new(beta.clone()), local));
-        let fleet = Self { folder, alpha, beta, addresses: (agent, slave) };
-        fleet.policy();
-        fleet
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn policy(&self) {
-        let entry = |name: &str| {
-            format!(
-                r#"{{ "hostname": "alpha", "dataset": "tank/{name}", "sync": {{ "prefix": "S", "sync_policy": "asap",
-                     "sync_on": "beta", "sync_dataset": "pool/{name}", "retention": ["all in last year"] }} }}"#
-            )
-        };
-        let (agent, slave) = &self.addresses;
-        let text = format!(
-            r#"{{ "catalog": {{ "embedded": {{ "path": "{}" }} }}, "retry_for": "0s",
-                 "hosts": {{ "beta": {{ "address": "{agent}", "receive_address": "{slave}" }} }},
-                 "datasets": [ {}, {} ] }}"#,
-            self.path("catalog").display(),
-            entry("one"),
-            entry("two")
-        );
-        fs::write(self.path("server.json"), text).unwrap();
-    }
-
-    /// Takes a snapshot of a dataset of alpha, with new data, so many minutes ago and a bit: ages of hours are shown to the
-    /// minute, and stay what they are while a test runs.
-    fn take(&self, dataset: &str, minutes: i64) -> String {
-        let at = ago(minutes);
-        let name = at.format("S_%F_%T").to_string();
-        self.snapshot(&self.alpha, dataset, &name, minutes);
-        name
-    }
-
-    fn snapshot(&self, pool: &Fake, dataset: &str, name: &str, minutes: i64) {
-        pool.set_now(ago(minutes));
-        pool.write(&ds(dataset), 1000);
-        runtime::block_on(pool.snapshot(&[ds(dataset)], &name.parse().unwrap())).unwrap();
-    }
-
-    fn pass(&self) -> Report {
-        let policy = Arc::new(load_policy(&self.path("server.json")).unwrap());
-        runtime::block_on(async {
-            let alpha: HostName = "alpha".parse().unwrap();
-            let zfs = Arc::new(self.alpha.clone());
-            let dispatcher = Arc::new(dispatcher(&alpha, &self.path("local.json"), &policy, None, zfs).await);
-            let world = open_catalog(&policy, Holder::Pass).await.unwrap();
-            Pass::new(policy, dispatcher, world, Utc::now()).run().await.unwrap()
-        })
-    }
-
-    fn settings(&self) -> Settings {
-        Settings {
-            config: self.path("server.json"),
-            local: self.path("local.json"),
-            opened: None,
-            here: "alpha".parse().unwrap(),
-            host: None,
-            dataset: None,
-            offline: false,
-            watch: None,
-            format: Format::Json,
-        }
-    }
-
-    fn status_of(&self, settings: &Settings) -> Status {
-        let status = runtime::block_on(status::look(settings, Arc::new(self.alpha.clone()))).unwrap();
-        assert_valid(&status);
-        status
-    }
-
-    fn status(&self) -> Status {
-        self.status_of(&self.settings())
-    }
+#[track_caller]
+fn status_of(fleet: &Fleet, settings: &Settings) -> Status {
+    let status = fleet.status_of(settings);
+    assert_valid(&status);
+    status
 }
 
 fn schema() -> Value {
@@ -186,7 +65,7 @@ fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
     let first = fleet.take("tank/one", 300);
     fleet.take("tank/two", 300);
     assert!(fleet.pass().is_success());
-    let status = fleet.status();
+    let status = self::status(&fleet);
     for dataset in ["tank/one", "tank/two"] {
         let row = row(&status, dataset);
         assert_eq!((row.behind, row.lag_seconds, row.unsent_bytes), (Some(0), Some(0), Some(0)), "{row:?}");
@@ -196,7 +75,7 @@ fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
     // Of what nobody has told the catalog: it is asked of the hosts.
     fleet.take("tank/one", 185);
     let newest = fleet.take("tank/one", 125);
-    let status = fleet.status();
+    let status = self::status(&fleet);
     let one = row(&status, "tank/one");
     assert_eq!((one.newest.as_ref().unwrap().name.as_str(), one.behind), (newest.as_str(), Some(2)), "{one:?}");
     assert_eq!(one.replica.as_ref().unwrap().name.as_str(), first);
@@ -220,7 +99,7 @@ fn looking_asks_and_changes_nothing() {
     let before = (fleet.alpha.dataset(&ds("tank/one")), fleet.beta.dataset(&ds("pool/one")));
     let catalog = || fs::read(fleet.path("catalog/catalog.sqlite")).unwrap_or_default();
     let written = catalog();
-    fleet.status();
+    self::status(&fleet);
     assert_eq!((fleet.alpha.dataset(&ds("tank/one")), fleet.beta.dataset(&ds("pool/one"))), before);
     assert_eq!(catalog(), written);
 }
@@ -233,7 +112,7 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
     let newer = fleet.take("tank/one", 125);
     fleet.addresses = ("127.0.0.1:1".into(), "127.0.0.1:1".into());
     fleet.policy();
-    let status = fleet.status();
+    let status = self::status(&fleet);
     let beta = status.health.hosts.iter().find(|h| h.host.as_str() == "beta").unwrap();
     assert!(beta.unseen.as_ref().unwrap().contains("out of reach") && beta.observed.is_some(), "{beta:?}");
     let one = row(&status, "tank/one");
@@ -241,7 +120,7 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
     assert!(as_text(&status, None).contains("\nWARNING: beta: out of reach, last seen "), "{}", as_text(&status, None));
     // Agents left alone, nothing is known of that, nor of bytes.
-    let offline = fleet.status_of(&Settings { offline: true, ..fleet.settings() });
+    let offline = status_of(&fleet, &Settings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
     assert_eq!((row(&offline, "tank/one").behind, row(&offline, "tank/one").unsent_bytes), (Some(1), None));
 }
@@ -254,7 +133,7 @@ fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
     fleet.snapshot(&fleet.beta, "pool/one", "by-hand", 250);
     fleet.take("tank/one", 185);
     assert!(!fleet.pass().is_success());
-    let status = fleet.status();
+    let status = self::status(&fleet);
     let one = row(&status, "tank/one");
     assert_eq!(one.findings.iter().map(Finding::kind).collect::<Vec<_>>(), ["diverged"], "{one:?}");
     assert_eq!((one.behind, one.unsent_bytes), (Some(1), None), "{one:?}");
@@ -267,13 +146,13 @@ fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
     assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
     assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
     // Only what is about what was asked for.
-    let other = fleet.status_of(&Settings { dataset: Some(ds("tank/two")), ..fleet.settings() });
+    let other = status_of(&fleet, &Settings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
     // What has gone well since is no error any more.
     let names = ["by-hand".parse().unwrap()];
     fleet.beta.destroy_by_hand(&ds("pool/one"), &names);
     assert!(fleet.pass().is_success());
-    assert!(fleet.status().errors.is_empty());
+    assert!(self::status(&fleet).errors.is_empty());
 }
 
 #[test]
@@ -295,7 +174,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
     let live = Live { at: now, began: now, ended: None, unseen: Default::default(), running: vec![transfer] };
     let file = fleet.path("catalog/live.json");
     fs::write(&file, serde_json::to_vec(&live).unwrap()).unwrap();
-    let status = fleet.status();
+    let status = self::status(&fleet);
     assert_eq!(status.pass.as_ref().unwrap().running, live.running);
     let text = as_text(&status, None);
     let line = text.lines().find(|line| line.starts_with("send alpha:tank/one to beta:pool/one")).unwrap();
@@ -304,7 +183,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
     // It was killed meanwhile.
     let then = ago(125);
     fs::write(&file, serde_json::to_vec(&Live { at: then, ..live }).unwrap()).unwrap();
-    let status = fleet.status();
+    let status = self::status(&fleet);
     assert!(status.pass.as_ref().unwrap().running.is_empty());
     assert!(as_text(&status, None).contains("; the last pass did not come to its end, 2h 5m ago"));
 }

@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 
+use super::director::Live;
 use super::plan::observe;
 use crate::actions::health::{Finding, Health, HostState, Row, Severity, health, span};
 use crate::config::Local;
 use crate::error::{Error, Exit};
 use crate::model::{DatasetName, HostName};
+use crate::policy::CatalogConfig;
 use crate::report;
 use crate::zfs::ZfsRead;
 use crate::{clock, config};
@@ -76,7 +78,9 @@ async fn judge(settings: &Settings, zfs: &impl ZfsRead) -> anyhow::Result<Health
     let here = settings.here.clone().map_err(anyhow::Error::msg)?;
     let policy = config::load_policy(&settings.config)?;
     let catalog = observe::remembered(&policy)?;
-    let mut unseen = BTreeMap::new();
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    // What the last pass could not look at.
+    let mut unseen = Live::read(path, clock::now()).map(|live| live.unseen).unwrap_or_default();
     let inventory = match observe::with_own_zfs(&policy, &here, settings.opened.as_ref(), catalog.clone(), zfs).await {
         Ok(inventory) => inventory,
         Err(error) => {

@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail};
 use futures_lite::future;
 
 use super::gate::{Admitted, Full, Gate};
+use super::metrics::{self, Tally};
 use crate::model::ResponseStatus;
 use crate::runtime;
 use crate::service::{self, Signals};
@@ -36,6 +37,9 @@ pub trait Role: Send + Sync + 'static {
         conn: &mut Conn,
         first_line: Vec<u8>,
     ) -> impl Future<Output = Result<(), WireError>> + Send;
+
+    /// What it counts: the same after its configuration was read again.
+    fn tally(&self) -> &Tally;
 }
 
 /// How it is known who a peer is.
@@ -194,6 +198,8 @@ pub struct Listening {
     pub address: String,
     /// How it is known who a peer is.
     pub security: Security,
+    /// Where metrics are told, as `host:port`.
+    pub metrics: Option<String>,
     /// How long conversations may go on once the process is asked to end.
     pub grace: Duration,
 }
@@ -221,6 +227,10 @@ pub async fn serve<R: Role>(
 ) -> anyhow::Result<()> {
     let mut signals = Signals::of_service()?;
     let (listener, shown) = open::<R>(listening, inherited).await?;
+    if let Some(address) = &listening.metrics {
+        let tally = role.tally().clone();
+        metrics::http::serve(address, Arc::new(move || tally.text())).await?;
+    }
     let state = format!("listens on {shown}");
     log::info!("{} {state}", R::NAME);
     service::ready(&state);

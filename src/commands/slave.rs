@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_lite::future;
 use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
+use super::metrics::{self, Tally};
 use super::receiving::{Incoming, NotOpen, Receiving, StepError, sender, stalled};
 use super::serve;
 use super::slots::no_slot;
@@ -21,7 +22,10 @@ use crate::zfs::{ReceiveStream, Zfs, ZfsError};
 type Found = Option<DatasetInventory>;
 
 /// A slave with its ZFS.
-pub struct Slave<Z>(pub Receiving<Z>);
+pub struct Slave<Z> {
+    receiving: Receiving<Z>,
+    tally: Tally,
+}
 
 /// What a slave answers before any stream, and after each step.
 #[must_use]
@@ -49,25 +53,25 @@ impl<Z: Zfs> Slave<Z> {
     /// A slave for this host.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        Self(Receiving::new(zfs, local))
+        Self { receiving: Receiving::new(zfs, local), tally: Tally::new(metrics::SLAVE) }
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets.
     #[must_use]
     pub fn with_local(&self, local: Arc<Local>) -> Self {
-        Self(self.0.with_local(local))
+        Self { receiving: self.receiving.with_local(local), tally: self.tally.clone() }
     }
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
-        conn.bear(self.0.local.stall_timeout);
+        conn.bear(self.receiving.local.stall_timeout);
         let order: OrderToSlave = conn.understand(line)?;
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
             return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
         }
         let dataset = &order.dest_dataset;
-        let claim = match self.0.open(&order.source, conn.identity.as_ref(), dataset) {
+        let claim = match self.receiving.open(&order.source, conn.identity.as_ref(), dataset) {
             Ok(claim) => claim,
             Err(NotOpen { status, reason }) => {
                 log::warn!("{}: {} may not send to {dataset}: {reason}", conn.peer, order.source);
@@ -77,7 +81,7 @@ impl<Z: Zfs> Slave<Z> {
         };
         let none = Counter::default();
         let since = order.oldest_unsent.unwrap_or_else(clock::now);
-        let slot = match alive_while(conn, &none, self.0.slots.take(since)).await? {
+        let slot = match alive_while(conn, &none, self.receiving.slots.take(since)).await? {
             Ok(slot) => slot,
             Err(limit) => {
                 let (status, error) = (Some(DatasetStatus::True), no_slot("max_receives", limit));
@@ -97,26 +101,31 @@ impl<Z: Zfs> Slave<Z> {
                 Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
                     let overwrite = overwrite && order.rollback_if_needed;
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties };
-                    self.receive(conn, &order, &incoming).await?
+                    let (_underway, received) = (self.tally.begin(), Counter::default());
+                    let result = self.receive(conn, &order, &incoming, &received).await;
+                    self.tally.ended("receive", matches!(result, Ok(Ok(_))), received.get());
+                    result?
                 }
                 Step::Rollback { guid, destroys } => {
-                    alive_while(conn, &none, self.0.rollback(&order, guid, &destroys)).await?.map(|()| None)
+                    alive_while(conn, &none, self.receiving.rollback(&order, guid, &destroys)).await?.map(|()| None)
                 }
                 Step::SetAside { guid } => {
-                    let aside = alive_while(conn, &none, self.0.set_aside(&order, guid)).await?;
+                    let aside = alive_while(conn, &none, self.receiving.set_aside(&order, guid)).await?;
                     aside.map(|name| {
                         remark = name.to_string();
                         None
                     })
                 }
-                Step::Follow => alive_while(conn, &none, self.0.follow(&order)).await?.map(|()| None),
+                Step::Follow => alive_while(conn, &none, self.receiving.follow(&order)).await?.map(|()| None),
                 Step::Abort => {
-                    let aborted = alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?;
+                    let aborted = alive_while(conn, &none, self.receiving.zfs.abort_receive(dataset)).await?;
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
                     let settled = match guid {
-                        Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &sender(&order), guid)).await?,
+                        Some(guid) => {
+                            alive_while(conn, &none, self.receiving.settle(dataset, &sender(&order), guid)).await?
+                        }
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
@@ -145,8 +154,8 @@ impl<Z: Zfs> Slave<Z> {
 
     /// The dataset as it is, and the place.
     async fn look(&self, order: &OrderToSlave) -> Result<(Found, Option<Place>), ZfsError> {
-        let found = self.0.look(&order.dest_dataset).await?;
-        let place = self.0.place(order, found.as_ref()).await?;
+        let found = self.receiving.look(&order.dest_dataset).await?;
+        let place = self.receiving.place(order, found.as_ref()).await?;
         Ok((found, Some(place)))
     }
 
@@ -156,18 +165,19 @@ impl<Z: Zfs> Slave<Z> {
         conn: &mut Conn,
         order: &OrderToSlave,
         incoming: &Incoming,
+        counter: &Counter,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
-        let receive = match alive_while(conn, &Counter::default(), self.0.prepare(order, incoming)).await? {
-            Ok(spec) => self.0.zfs.receive(&spec).await.map_err(StepError::from),
+        let receive = match alive_while(conn, &Counter::default(), self.receiving.prepare(order, incoming)).await? {
+            Ok(spec) => self.receiving.zfs.receive(&spec).await.map_err(StepError::from),
             Err(error) => Err(error),
         };
         let ReceiveStream { mut data, mut end } = match receive {
             Ok(receive) => receive,
             Err(error) => return self.give_up(conn, order, error).await,
         };
-        let (counter, stall) = (Counter::default(), conn.stall);
-        let fed = feed(conn, &mut *data, &counter).await;
+        let stall = conn.stall;
+        let fed = feed(conn, &mut *data, counter).await;
         // The write end goes first: its end is what zfs receive waits for.
         drop(data);
         let fed = match fed {
@@ -175,7 +185,7 @@ impl<Z: Zfs> Slave<Z> {
                 drop(end);
                 return self.give_up(conn, order, stalled("zfs receive takes nothing", stall)).await;
             }
-            Ok(fed) => alive_while(conn, &counter, runtime::timeout(stall, &mut end)).await.map(|ended| (fed, ended)),
+            Ok(fed) => alive_while(conn, counter, runtime::timeout(stall, &mut end)).await.map(|ended| (fed, ended)),
             Err(error) => Err(error),
         };
         let (fed, ended) = match fed {
@@ -206,7 +216,7 @@ impl<Z: Zfs> Slave<Z> {
                 self.give_up(conn, order, early).await?.map(drop)
             }
         };
-        Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(Some))
+        Ok(alive_while(conn, counter, self.receiving.verify(dataset, incoming, ended)).await?.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.
@@ -306,5 +316,9 @@ impl<Z: Zfs> serve::Role for Slave<Z> {
 
     async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
         Slave::converse(&self, conn, &first_line).await
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.tally
     }
 }

@@ -255,6 +255,11 @@ impl Incoming {
         self.from
     }
 
+    /// What it says, byte by byte: for who does not speak zsync's language.
+    pub fn bytes(self) -> impl AsyncRead + AsyncWrite + Send + Unpin {
+        self.stream
+    }
+
     /// Makes a conversation of it, as soon as the peer begins to speak: with `tls` only if it proves who it is. For each
     /// of both it may take so long.
     pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Conn, Unwelcome> {

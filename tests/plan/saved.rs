@@ -15,7 +15,7 @@ use zsync::commands::plan::{Filter, Question, Settings, Source};
 use zsync::commands::{director, plan};
 use zsync::config;
 use zsync::error::{Error, Exit};
-use zsync::model::{DatasetName, HostName, SnapName};
+use zsync::model::{Counter, DatasetName, HostName, SnapName};
 use zsync::report::Format;
 use zsync::runtime;
 use zsync::zfs::Zfs;
@@ -113,6 +113,8 @@ impl World {
             interval: std::time::Duration::from_secs(60),
             verbose: false,
             format: Format::Table,
+            metrics: None,
+            metrics_file: None,
             plan: Some(self.path("plan.json")),
         };
         runtime::block_on(director::run(settings, Arc::new(self.fake.clone())))
@@ -167,12 +169,12 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         let zfs = Arc::new(world.fake.clone());
         let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, None, zfs).await);
         let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
-        assert!(director::look(&policy, &dispatcher, &catalog).await.unwrap().is_empty());
+        assert!(director::look(&policy, &dispatcher, &catalog, &Counter::default()).await.unwrap().is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);
         let mut orders = foresee(&policy, inventory.clone(), now, at);
         let questions = Questions::about(&mut orders, &policy, &inventory);
-        let answers = questions.ask(&policy, &dispatcher).await;
+        let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
         // Remembered, they are those of the same questions.
         catalog.estimated(answers.clone()).await.unwrap();

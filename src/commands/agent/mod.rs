@@ -24,6 +24,7 @@ use futures_lite::future;
 
 use self::once::{Begin, Once, Running};
 use super::busy::Busy;
+use super::metrics::{self, Tally};
 use super::receiving::Receiving;
 use super::retry::{RETRY_FOR, Retry};
 use super::serve;
@@ -58,6 +59,7 @@ pub struct Agent<Z> {
     tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
     once: Arc<Once>,
+    tally: Tally,
 }
 
 /// An order that was not carried out.
@@ -120,7 +122,8 @@ impl<Z: Zfs> Agent<Z> {
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
         let sends = Slots::new(local.max_sends);
-        Self { host, zfs, local, busy: Busy::default(), sends, tls: None, receiving, once: Arc::default() }
+        let (once, tally) = (Arc::default(), Tally::new(metrics::AGENT));
+        Self { host, zfs, local, busy: Busy::default(), sends, tls: None, receiving, once, tally }
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets and its places.
@@ -130,7 +133,7 @@ impl<Z: Zfs> Agent<Z> {
             if local.max_sends == self.local.max_sends { self.sends.clone() } else { Slots::new(local.max_sends) };
         let receiving = self.receiving.with_local(Arc::clone(&local));
         let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
-        Self { host, zfs, local, busy, sends, tls: self.tls.clone(), receiving, once }
+        Self { host, zfs, local, busy, sends, tls: self.tls.clone(), receiving, once, tally: self.tally.clone() }
     }
 
     /// The same with a memory of the orders that it carried out.
@@ -153,6 +156,7 @@ impl<Z: Zfs> Agent<Z> {
     /// Carries out one order. Facts go to `facts` meanwhile, the bytes of a transfer are counted in `counter`.
     pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
+        let _underway = self.tally.begin();
         let desk = Desk { facts, counter };
         let names = order.snapshot_uuid.len().max(order.datasets.len()).max(order.keep_common_with.len());
         let result = if order.protocol > PROTOCOL {
@@ -173,6 +177,7 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         response.bytes = desk.counter.get();
+        self.tally.ended(&order.action.to_string(), response.is_success, response.bytes);
         response.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         response
     }
@@ -294,5 +299,9 @@ impl<Z: Zfs> serve::Role for Agent<Z> {
 
     async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
         Agent::converse(&self, conn, &first_line).await
+    }
+
+    fn tally(&self) -> &Tally {
+        &self.tally
     }
 }

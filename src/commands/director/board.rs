@@ -78,6 +78,12 @@ impl Board {
         self.state().running.values().cloned().collect()
     }
 
+    /// The bytes that orders moved that have ended.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.state().done.iter().map(|outcome| outcome.bytes).sum()
+    }
+
     /// What there is to report of a pass that was broken off: hosts not seen, and how orders ended; last those that
     /// were under way, as failed for this reason.
     pub(super) fn broken_off(&self, reason: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {

@@ -19,20 +19,25 @@ const LISTED_WITHIN: Duration = Duration::from_secs(1800);
 
 /// Asks every host of the policy what it holds and writes it to the catalog, which the world then is.
 ///
-/// What comes back are the hosts that could not be listed, each with the reason.
+/// What comes back are the hosts that could not be listed, each with the reason. `asked` counts those that were.
 pub async fn look<Z: Zfs, C: CatalogWrite + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
     world: &World<C>,
+    asked: &Counter,
 ) -> Result<BTreeMap<HostName, String>, CatalogError> {
     let hosts = hosts(policy);
+    asked.expect(hosts.len() as u64);
     let looks = hosts.iter().cloned().map(|host| {
         let (policy, dispatcher, world) = (Arc::clone(policy), Arc::clone(dispatcher), world.clone());
+        let asked = asked.clone();
         async move {
             let resync = blank(Action::KvResync);
             let asking = dispatcher.ask(&policy, &host, &resync, Counter::default());
             // One that is alive and never comes to an end must not keep the pass from the others.
-            let Ok((response, facts)) = runtime::timeout(LISTED_WITHIN, asking).await else {
+            let answered = runtime::timeout(LISTED_WITHIN, asking).await;
+            asked.add(1);
+            let Ok((response, facts)) = answered else {
                 let within = humantime::format_duration(LISTED_WITHIN);
                 return Ok(Some((host, format!("it did not tell all that it holds within {within}"))));
             };

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 pub use board::{Board, Running};
@@ -26,7 +27,10 @@ pub use saved::SavedPlan;
 pub use world::World;
 
 use super::agent::Agent;
-use crate::catalog::{CatalogError, CatalogWrite, EmbeddedCatalog, Holder};
+use super::metrics::{self, Passed, Watch};
+use super::progress;
+use crate::actions::health::health;
+use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, EmbeddedCatalog, EmbeddedReader, Holder};
 use crate::config;
 use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
@@ -58,6 +62,10 @@ pub struct Settings {
     pub verbose: bool,
     /// How it is told.
     pub format: report::Format,
+    /// Where metrics are told, as `host:port`.
+    pub metrics: Option<String>,
+    /// With `once`: where metrics are written.
+    pub metrics_file: Option<PathBuf>,
     /// With `once`: a plan to carry out instead of what is due.
     pub plan: Option<PathBuf>,
 }
@@ -100,10 +108,18 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     if settings.once {
         let CatalogConfig::Embedded { path } = &policy.catalog;
         let folder = path.clone();
-        let pass = Pass::new(policy, dispatcher, world, clock::now());
+        let began = clock::now();
+        let pass = Pass::new(Arc::clone(&policy), dispatcher, world, began);
         let report = once(&settings, pass, saved, &folder).await?;
         tell(&settings, &report);
-        return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
+        let written = match &settings.metrics_file {
+            Some(file) => write_metrics(file, &policy, &report, began).await,
+            None => Ok(()),
+        };
+        if let Err(error) = &written {
+            report::complain(&format_args!("{error:#}"));
+        }
+        return if report.is_success() && written.is_ok() { Ok(()) } else { Err(error::Error::told()) };
     }
     direct(&settings, policy, dispatcher, world, zfs).await
 }
@@ -125,7 +141,7 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         }
     };
     let began_at = clock::now();
-    let work = future::or(work, live::publish(folder, &board, began_at));
+    let work = future::or(progress::passing(&board, work), live::publish(folder, &board, began_at));
     let passing = signals.until_done(work, settings.grace, || board.stop());
     let passed = match settings.timeout {
         Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
@@ -143,6 +159,19 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         None => pass.broken_off(began.elapsed(), reason).await,
     };
     report.map_err(error::Error::unable)
+}
+
+/// A pass that has just ended, for metrics. The catalog still knows what hosts held that could not be looked at.
+async fn passed(policy: &Policy, report: &Report, began: DateTime<Utc>) -> Result<Passed, CatalogError> {
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    let reader = EmbeddedReader::new(path);
+    let inventory = runtime::blocking(move || reader.inventory()).await?;
+    Ok(Passed::of(report, health(policy, &inventory, &report.unseen, clock::now()), began))
+}
+
+async fn write_metrics(file: &Path, policy: &Policy, report: &Report, began: DateTime<Utc>) -> anyhow::Result<()> {
+    let text = passed(policy, report, began).await?.text();
+    metrics::write(file, &text).with_context(|| format!("cannot write metrics to {}", file.display()))
 }
 
 /// The policy's catalog, open for writing.
@@ -210,6 +239,12 @@ async fn direct<Z: Zfs>(
     zfs: Arc<Z>,
 ) -> Result<(), error::Error> {
     let mut signals = Signals::of_service().map_err(error::Error::unable)?;
+    let watch = Watch::default();
+    if let Some(address) = &settings.metrics {
+        let watch = watch.clone();
+        let served = metrics::http::serve(address, Arc::new(move || watch.text())).await;
+        served.map_err(error::Error::unable)?;
+    }
     service::ready("makes its first pass");
     drop(runtime::spawn(service::watchdog()));
     // Where the catalog is does not change while it runs.
@@ -252,6 +287,7 @@ async fn direct<Z: Zfs>(
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         let board = pass.board();
         let began_at = clock::now();
+        watch.begins(board.clone());
         let work = future::or(pass.clone().run(), live::publish(folder, &board, began_at));
         let passed = signals.until_done(work, settings.grace, || {
             service::stopping("ends; lets the orders under way end");
@@ -263,6 +299,12 @@ async fn direct<Z: Zfs>(
             Some(passed) => passed,
             None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
         };
+        if settings.metrics.is_some() {
+            watch.ended(match &passed {
+                Ok(report) => self::passed(&policy, report, began_at).await.ok(),
+                Err(_) => None,
+            });
+        }
         match passed {
             Ok(report) => {
                 let summary = summary::in_a_line(&report);

@@ -116,7 +116,7 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
     async fn work(self, saved: Option<Arc<BTreeMap<usize, Vec<Order>>>>) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
-        let unseen = look(&self.policy, &self.dispatcher, &self.world).await?;
+        let unseen = look(&self.policy, &self.dispatcher, &self.world, &Counter::default()).await?;
         self.board.unseen(&unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {

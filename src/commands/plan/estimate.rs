@@ -125,23 +125,26 @@ impl Questions {
         Self(questions)
     }
 
-    /// Asks the agents.
-    pub async fn ask<Z: Zfs>(&self, policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z>>) -> Answers {
+    /// Asks the agents; `asked` counts the answers.
+    pub async fn ask<Z: Zfs>(&self, policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z>>, asked: &Counter) -> Answers {
+        asked.expect(self.0.len() as u64);
         let mut by_host: BTreeMap<&HostName, Vec<&Question>> = BTreeMap::new();
         for (_, question) in &self.0 {
             by_host.entry(&question.host).or_default().push(question);
         }
         let hosts: Vec<_> = by_host
             .into_values()
-            .map(|asked| {
-                let answers: Vec<_> = asked
+            .map(|questions| {
+                let answers: Vec<_> = questions
                     .into_iter()
                     .map(|question| {
                         let (question, policy, dispatcher) =
                             (question.clone(), Arc::clone(policy), Arc::clone(dispatcher));
+                        let asked = asked.clone();
                         async move {
                             let (response, _) =
                                 dispatcher.ask(&policy, &question.host, &question.wire, Counter::default()).await;
+                            asked.add(1);
                             (question.key(), answer(response))
                         }
                     })

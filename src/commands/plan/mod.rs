@@ -22,12 +22,12 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::director;
+use super::{director, progress};
 use crate::actions::{Notice, Order};
 use crate::catalog::{Holder, file};
 use crate::config::{Fingerprint, Local};
 use crate::error::{Error, Exit};
-use crate::model::{DatasetName, HostName, Inventory};
+use crate::model::{Counter, DatasetName, HostName, Inventory};
 use crate::policy::Policy;
 use crate::report::{self, Format};
 use crate::zfs::{Zfs, ZfsRead};
@@ -197,7 +197,11 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     let world = director::open_catalog(&shared, Holder::Pass).await.map_err(Error::unable)?;
     let tls = director::load_tls(&shared).map_err(Error::unable)?;
     let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, tls, zfs).await);
-    let unseen = director::look(&shared, &dispatcher, &world).await.map_err(Error::unable)?;
+    let unseen = {
+        let asked = Counter::default();
+        let looking = director::look(&shared, &dispatcher, &world, &asked);
+        progress::counted("hosts asked", &asked, looking).await.map_err(Error::unable)?
+    };
     for (host, reason) in &unseen {
         report::complain(&format_args!("{host} cannot be looked at: {reason}"));
     }
@@ -212,7 +216,9 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
             let inventory = known.inventory.clone();
             let mut document = orders::document(&settings, known, at, *explain, out.as_deref())?;
             let questions = Questions::about(&mut document.orders, &shared, &inventory);
-            let answers = questions.ask(&shared, &dispatcher).await;
+            let asked = Counter::default();
+            let asking = questions.ask(&shared, &dispatcher, &asked);
+            let answers = progress::counted("orders estimated", &asked, asking).await;
             document.estimate = Some(questions.put(&mut document.orders, &answers));
             world.estimated(answers).await.map_err(Error::unable)?;
             ended(&settings, orders::tell(&settings, &document))

@@ -9,7 +9,7 @@ use crate::actions::{Order, decide};
 use crate::commands::director::Dispatcher;
 use crate::commands::plan::estimate::{Answers, Questions};
 use crate::commands::plan::foresee::Foreseen;
-use crate::model::Inventory;
+use crate::model::{Counter, Inventory};
 use crate::policy::Policy;
 use crate::runtime;
 use crate::zfs::Zfs;
@@ -26,7 +26,8 @@ pub async fn ask<Z: Zfs>(
 ) {
     let mut transfers = transfers(health, policy, inventory);
     let questions = Questions::about(&mut transfers, policy, inventory);
-    let answers = runtime::timeout(PATIENCE, questions.ask(policy, agents)).await.unwrap_or_default();
+    let answers =
+        runtime::timeout(PATIENCE, questions.ask(policy, agents, &Counter::default())).await.unwrap_or_default();
     questions.put(&mut transfers, &answers);
     note(health, &transfers);
 }

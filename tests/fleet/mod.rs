@@ -1,0 +1,145 @@
+//! A fleet of two on pools in memory, over loopback, with a real catalog and real files.
+
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use tempfile::TempDir;
+use zsync::catalog::Holder;
+use zsync::commands::agent::Agent;
+use zsync::commands::director::{Pass, Report, dispatcher, open_catalog};
+use zsync::commands::serve::{Door, Role};
+use zsync::commands::slave::Slave;
+use zsync::commands::status::{self, Settings, Status};
+use zsync::config::{load_policy, parse_local};
+use zsync::model::{DatasetName, HostName};
+use zsync::report::Format;
+use zsync::runtime;
+use zsync::transport::tcp::Listener;
+use zsync::zfs::Zfs;
+use zsync::zfs::fake::Fake;
+
+pub fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+pub fn ago(minutes: i64) -> DateTime<Utc> {
+    Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
+}
+
+pub fn listen<R: Role>(role: R) -> String {
+    runtime::block_on(async {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap().to_string();
+        let door = Arc::new(Door::new(Arc::new(role), None));
+        runtime::spawn(async move {
+            let tasks = runtime::Tasks::default();
+            while let Ok(incoming) = listener.accept().await {
+                door.admit(incoming, &tasks);
+            }
+        });
+        address
+    })
+}
+
+/// alpha, which directs, with two datasets; beta, which receives both.
+pub struct Fleet {
+    pub folder: TempDir,
+    pub alpha: Fake,
+    pub beta: Fake,
+    /// beta's agent and slave.
+    pub addresses: (String, String),
+}
+
+impl Fleet {
+    pub fn new() -> Self {
+        let (alpha, beta) = (Fake::new(1), Fake::new(2));
+        for dataset in ["tank", "tank/one", "tank/two"] {
+            alpha.create(&ds(dataset));
+        }
+        beta.create(&ds("pool"));
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
+        let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#;
+        let local = Arc::new(parse_local("local.json", local).unwrap());
+        let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)));
+        let slave = listen(Slave::new(Arc::new(beta.clone()), local));
+        let fleet = Self { folder, alpha, beta, addresses: (agent, slave) };
+        fleet.policy();
+        fleet
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn policy(&self) {
+        let entry = |name: &str| {
+            format!(
+                r#"{{ "hostname": "alpha", "dataset": "tank/{name}", "sync": {{ "prefix": "S", "sync_policy": "asap",
+                     "sync_on": "beta", "sync_dataset": "pool/{name}", "retention": ["all in last year"] }} }}"#
+            )
+        };
+        let (agent, slave) = &self.addresses;
+        let text = format!(
+            r#"{{ "catalog": {{ "embedded": {{ "path": "{}" }} }}, "retry_for": "0s",
+                 "hosts": {{ "beta": {{ "address": "{agent}", "receive_address": "{slave}" }} }},
+                 "datasets": [ {}, {} ] }}"#,
+            self.path("catalog").display(),
+            entry("one"),
+            entry("two")
+        );
+        fs::write(self.path("server.json"), text).unwrap();
+    }
+
+    /// Takes a snapshot of a dataset of alpha, with new data, so many minutes ago and a bit: ages of hours are shown to the
+    /// minute, and stay what they are while a test runs.
+    pub fn take(&self, dataset: &str, minutes: i64) -> String {
+        let at = ago(minutes);
+        let name = at.format("S_%F_%T").to_string();
+        self.snapshot(&self.alpha, dataset, &name, minutes);
+        name
+    }
+
+    pub fn snapshot(&self, pool: &Fake, dataset: &str, name: &str, minutes: i64) {
+        pool.set_now(ago(minutes));
+        pool.write(&ds(dataset), 1000);
+        runtime::block_on(pool.snapshot(&[ds(dataset)], &name.parse().unwrap())).unwrap();
+    }
+
+    pub fn pass(&self) -> Report {
+        let policy = Arc::new(load_policy(&self.path("server.json")).unwrap());
+        runtime::block_on(async {
+            let alpha: HostName = "alpha".parse().unwrap();
+            let zfs = Arc::new(self.alpha.clone());
+            let dispatcher = Arc::new(dispatcher(&alpha, &self.path("local.json"), &policy, None, zfs).await);
+            let world = open_catalog(&policy, Holder::Pass).await.unwrap();
+            Pass::new(policy, dispatcher, world, Utc::now()).run().await.unwrap()
+        })
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
+            config: self.path("server.json"),
+            local: self.path("local.json"),
+            opened: None,
+            here: "alpha".parse().unwrap(),
+            host: None,
+            dataset: None,
+            offline: false,
+            watch: None,
+            format: Format::Json,
+        }
+    }
+
+    pub fn status_of(&self, settings: &Settings) -> Status {
+        runtime::block_on(status::look(settings, Arc::new(self.alpha.clone()))).unwrap()
+    }
+
+    pub fn status(&self) -> Status {
+        self.status_of(&self.settings())
+    }
+}

@@ -1,0 +1,235 @@
+//! What Prometheus gets: names that follow its conventions, values that are true, and examples that name what exists.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod fleet;
+mod program;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono::Utc;
+use fleet::Fleet;
+use program::{Place, Running, bare};
+use zsync::commands::metrics::{self, AGENT, Passed, SLAVE, Tally, Watch, http};
+use zsync::runtime;
+
+fn project(path: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// The samples of an exposition: name with labels, value.
+fn samples(text: &str) -> BTreeMap<String, f64> {
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        .collect()
+}
+
+fn names(text: &str) -> BTreeSet<String> {
+    samples(text).keys().map(|name| name.split('{').next().unwrap().to_owned()).collect()
+}
+
+/// After a pass in which one of two destinations got everything, and the other one diverged.
+fn passed() -> Passed {
+    let fleet = Fleet::new();
+    fleet.take("tank/one", 300);
+    fleet.take("tank/two", 300);
+    fleet.pass();
+    fleet.snapshot(&fleet.beta, "pool/one", "by-hand", 250);
+    fleet.take("tank/one", 125);
+    let began = Utc::now();
+    let report = fleet.pass();
+    Passed::of(&report, fleet.status_of(&fleet.settings()).health, began)
+}
+
+#[test]
+fn a_pass_is_told_with_what_it_left() {
+    let passed = passed();
+    let text = passed.text();
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    let found = samples(&text);
+    let one = r#"host="alpha",dataset="tank/one",policy="sync""#;
+    let to = r#"to_host="beta",to_dataset="pool/one""#;
+    for (name, value) in [
+        (format!("zsync_snapshots{{{one}}}"), 2),
+        (format!("zsync_replica_unsent_snapshots{{{one},{to}}}"), 1),
+        ("zsync_last_pass_success".to_owned(), 0),
+        (r#"zsync_last_pass_orders{action="send_snapshot",result="failed"}"#.to_owned(), 1),
+        (r#"zsync_host_up{host="beta"}"#.to_owned(), 1),
+        (r#"zsync_findings{severity="critical"}"#.to_owned(), 1),
+        (r#"zsync_findings{severity="unknown"}"#.to_owned(), 0),
+    ] {
+        assert_eq!(found.get(&name), Some(&f64::from(value)), "{name}: {text}");
+    }
+    let row = passed.health.rows.iter().find(|row| row.dataset.as_str() == "tank/one").unwrap();
+    let newest = found[&format!("zsync_snapshot_newest_timestamp_seconds{{{one}}}")];
+    assert_eq!(newest as i64, row.newest.as_ref().unwrap().creation.timestamp());
+    let oldest = found[&format!("zsync_replica_unsent_oldest_timestamp_seconds{{{one},{to}}}")];
+    assert_eq!(oldest as i64, row.unsent_since.unwrap().timestamp());
+    // A destination that lacks nothing has no such moment.
+    assert_eq!(found.keys().filter(|name| name.starts_with("zsync_replica_unsent_oldest_")).count(), 1, "{text}");
+}
+
+/// Everything that zsync tells.
+fn everything() -> String {
+    let tally = |names| {
+        let tally = Tally::new(names);
+        tally.ended("send_snapshot", true, 10);
+        tally.text()
+    };
+    let watch = Watch::default();
+    watch.ended(Some(passed()));
+    let text = tally(AGENT) + &tally(SLAVE) + &watch.text();
+    text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()
+}
+
+/// The names of metrics in a text.
+fn named(text: &str) -> BTreeSet<String> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    words.filter(|word| word.starts_with("zsync_")).map(str::to_owned).collect()
+}
+
+#[test]
+fn names_follow_the_conventions_and_are_in_the_page() {
+    let told = names(&everything());
+    assert!(told.len() > 20, "{told:?}");
+    for name in &told {
+        assert!(name.starts_with("zsync_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
+        for unit in ["seconds", "bytes"] {
+            let place = name.strip_suffix("_total").unwrap_or(name);
+            assert!(!name.contains(unit) || place.ends_with(unit), "the unit comes last in {name}");
+        }
+    }
+    assert_eq!(named(&project("man/zsync-metrics.7")), told, "zsync-metrics.7 has others than are told");
+}
+
+#[test]
+fn examples_name_what_exists() {
+    let told = names(&everything());
+    for file in ["examples/prometheus/zsync.rules.yml", "examples/grafana/zsync.json"] {
+        let text = project(file);
+        let unknown: Vec<String> = named(&text).difference(&told).cloned().collect();
+        assert!(unknown.is_empty(), "{file}: {unknown:?}");
+        assert!(named(&text).len() >= 5, "{file}");
+    }
+    let board: serde_json::Value = serde_json::from_str(&project("examples/grafana/zsync.json")).unwrap();
+    for panel in board["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            assert!(!named(target["expr"].as_str().unwrap()).is_empty(), "{target}");
+        }
+    }
+    // Labels that alerts speak of are there, too.
+    let rules = project("examples/prometheus/zsync.rules.yml");
+    let everything = everything();
+    for label in rules.split("$labels.").skip(1).map(|rest| rest.split(' ').next().unwrap()) {
+        assert!(label == "instance" || everything.contains(&format!("{label}=\"")), "{label}");
+    }
+    assert!(rules.contains("rules:") && project("examples/prometheus/prometheus.yml").contains("zsync.rules.yml"));
+}
+
+#[test]
+fn a_file_is_replaced_as_a_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("zsync.prom");
+    metrics::write(&file, "one\n").unwrap();
+    metrics::write(&file, "two\n").unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "two\n");
+    // Where it cannot be, the one before stays, and nothing else is left.
+    let occupied = folder.path().join("folder.prom");
+    fs::create_dir(&occupied).unwrap();
+    metrics::write(&occupied, "three\n").unwrap_err();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+// --- HTTP.
+
+/// Says something to a server of metrics, and gives its answer.
+fn asked(address: &str, words: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(program::PATIENCE)).unwrap();
+    stream.write_all(words.as_bytes()).unwrap();
+    drop(stream.shutdown(Shutdown::Write));
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn metrics_are_told_by_http_and_nothing_else_is() {
+    let text: http::Text = Arc::new(|| "zsync_build_info 1\n# EOF\n".to_owned());
+    let address = runtime::block_on(http::serve("127.0.0.1:0", text)).unwrap();
+    let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9000));
+    for (words, status, body) in [
+        ("GET /metrics HTTP/1.1\r\nHost: zsync\r\n\r\n", "200 OK", "zsync_build_info 1\n# EOF\n"),
+        ("GET /metrics?name=x HTTP/1.0\r\n\r\n", "200 OK", "zsync_build_info 1\n# EOF\n"),
+        ("HEAD /metrics HTTP/1.1\r\n\r\n", "200 OK", ""),
+        ("GET / HTTP/1.1\r\n\r\n", "404 Not Found", "the metrics are at /metrics\n"),
+        ("POST /metrics HTTP/1.1\r\n\r\n", "405 Method Not Allowed", "only GET and HEAD\n"),
+        ("{\"OrderUUID\":\"\"}\n", "400 Bad Request", "this is no request of HTTP: invalid token\n"),
+        ("GET /metrics HT", "400 Bad Request", "the request ends in the middle\n"),
+        (long.as_str(), "400 Bad Request", "the head of the request is longer than 8192 bytes\n"),
+    ] {
+        let answer = asked(&address, words);
+        let (head, told) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{words:?}: {answer:?}"));
+        assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{words:?}: {answer}");
+        assert_eq!(told, body, "{words:?}");
+        assert!(words.starts_with("HEAD") || head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
+    }
+    assert_eq!(asked(&address, ""), "", "nothing is said to nothing");
+}
+
+// --- The program.
+
+#[test]
+fn a_pass_from_cron_writes_its_file_and_is_silent() {
+    let place = Place::new();
+    let ended = place.run("director --once --metrics-file {}/zsync.prom");
+    assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""), "{ended:?}");
+    let found = samples(&fs::read_to_string(place.path("zsync.prom")).unwrap());
+    assert_eq!(found["zsync_last_pass_success"], 1.0, "{found:?}");
+    assert_eq!(found[r#"zsync_snapshots{host="alpha",dataset="tank/data",policy="sync"}"#], 1.0, "{found:?}");
+    let failed = place.run("director --once --metrics-file {}/none/zsync.prom");
+    failed.fails(1, &["cannot write metrics to", "none/zsync.prom"]);
+}
+
+#[test]
+fn an_address_that_is_none_is_refused() {
+    let place = Place::new();
+    for (arguments, words) in [
+        ("agent --metrics beta", "has no port"),
+        ("slave --metrics ftp://x", "URL"),
+        ("director --metrics 70000", "not an address"),
+        ("director --once --metrics 9771", "--once"),
+        ("director --metrics-file {}/x.prom", "--once"),
+    ] {
+        let ended = place.run(arguments);
+        assert_eq!(ended.status, Some(2), "{arguments}: {ended:?}");
+        assert!(ended.stderr.contains(words), "{arguments}: {ended:?}");
+    }
+    assert!(bare().args(["agent", "--help"]).output().unwrap().status.success());
+}
+
+#[test]
+fn services_tell_theirs_on_this_machine_only() {
+    let place = Place::new();
+    for (arguments, name) in [
+        ("agent --listen 127.0.0.1:0 --metrics 0", "zsync_agent_orders_running"),
+        ("slave --listen 127.0.0.1:0 --metrics 0", "zsync_slave_streams_running"),
+        ("director --metrics 0", "zsync_director_orders_running"),
+    ] {
+        let mut running = Running::start(&mut place.command(arguments));
+        running.wait_for("tells its metrics at http://127.0.0.1:", 1);
+        let line = running.seen.last().unwrap();
+        let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
+        let answer = asked(address, "GET /metrics HTTP/1.1\r\n\r\n");
+        assert!(answer.contains(&format!("\n{name} 0\n")), "{answer}");
+        assert_eq!(running.stop(), Some(0));
+    }
+}
