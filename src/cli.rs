@@ -16,6 +16,7 @@ use crate::report::Format;
                         Several:      zsync agent on each host with datasets, zsync slave on each that receives,\n\
                         \u{20}             zsync director on one\n\
                         Preview:      zsync plan --dry-run\n\
+                        How it goes:  zsync status\n\
                         Certificates: zsync tls init, then zsync tls issue for each host\n\n\
                         Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
                         Exit status: 0 all well, 1 some order failed, some host could not be looked at or \
@@ -37,6 +38,8 @@ pub enum Command {
     Slave(Slave),
     /// Preview the orders that the director would give.
     Plan(Plan),
+    /// Show the fleet at a glance: newest snapshots, replicas, what lags, what is under way.
+    Status(Status),
     /// Judge how well the policy is kept, for Nagios, Icinga and cron.
     Check(Check),
     /// Make certificates with which hosts prove to each other who they are, and explain them.
@@ -295,6 +298,33 @@ pub struct TlsShow {
     /// Files of certificates (PEM); what lies beside them, ca.crt and the key, is checked against them
     #[arg(value_name = "FILE", default_value = "/etc/zsync/tls/host.crt")]
     pub files: Vec<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `zsync status`.
+#[derive(Args, Debug)]
+#[command(after_help = "It changes nothing. Exit status: 0; 2 could not work at all. For monitoring: zsync check.")]
+pub struct Status {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// Only datasets of this host, and what is sent there
+    #[arg(long, value_name = "NAME")]
+    pub host: Option<HostName>,
+    /// Only this dataset and what is below it
+    #[arg(long, value_name = "DATASET")]
+    pub dataset: Option<DatasetName>,
+    /// Ask no agents: show what the last pass saw
+    #[arg(long)]
+    pub offline: bool,
+    /// Show it again and again, each 5 seconds or as often as said
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "5s", value_parser = duration)]
+    pub watch: Option<Duration>,
     /// How to print
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
 use commands::agent::{Agent, Journal};
-use commands::{check, director, plan, serve, slave::Slave};
+use commands::{check, director, plan, serve, slave::Slave, status};
 use error::{Error, Exit};
 use model::PeerRole;
 use zfs::ZfsRead;
@@ -52,6 +52,10 @@ pub fn run(cli: Cli) -> Result<(), Error> {
                 // There, it is a value that can only read.
                 plan::Source::Catalog | plan::Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
             }
+        }
+        Command::Status(args) => {
+            let zfs = Arc::new(System::new(&args.common.zfs));
+            runtime::block_on(status::run(settings::status(args)?, zfs))
         }
         Command::Check(args) => {
             // Here too.

@@ -172,11 +172,19 @@ pub fn print(text: &str) {
     written(stream(|out| out.write_all(text.as_bytes())));
 }
 
-fn written(result: std::io::Result<()>) {
-    if let Err(error) = result
-        && error.kind() != std::io::ErrorKind::BrokenPipe
-    {
-        log::error!("cannot write to standard output: {error}");
+/// Prints a text to somebody who looks again and again; whether anybody still does.
+pub fn refresh(text: &str) -> bool {
+    written(stream(|out| out.write_all(text.as_bytes())))
+}
+
+fn written(result: std::io::Result<()>) -> bool {
+    match result {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => false,
+        Err(error) => {
+            log::error!("cannot write to standard output: {error}");
+            false
+        }
     }
 }
 

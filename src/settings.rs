@@ -11,7 +11,7 @@ use crate::cli::{self, Cli, Command, Common, Listen};
 use crate::clock;
 use crate::commands::plan::{Filter, Question, Source};
 use crate::commands::serve::{Listening, Security};
-use crate::commands::{check, director, plan};
+use crate::commands::{check, director, plan, status};
 use crate::config::{self, Local};
 use crate::error::Error;
 use crate::logging;
@@ -36,6 +36,7 @@ pub fn logging(cli: &Cli) {
         Command::Slave(args) => (Some(&args.common), true),
         Command::Plan(args) => (Some(&args.common), false),
         Command::Check(args) => (Some(&args.common), false),
+        Command::Status(args) => (Some(&args.common), false),
         Command::Tls(_) => (None, false),
     };
     let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
@@ -126,6 +127,21 @@ pub fn plan(args: cli::Plan) -> Result<plan::Settings, Error> {
         format: args.format,
         at: args.at,
         exit_code: args.exit_code,
+    })
+}
+
+/// For `status`.
+pub fn status(args: cli::Status) -> Result<status::Settings, Error> {
+    Ok(status::Settings {
+        here: host_of(&args.common)?,
+        opened: local_if_there(&args.common)?,
+        config: args.config,
+        local: args.common.local,
+        host: args.host,
+        dataset: args.dataset,
+        offline: args.offline,
+        watch: args.watch,
+        format: args.format,
     })
 }
 

@@ -140,7 +140,7 @@ impl fmt::Display for About<'_> {
 }
 
 /// Everything that is wrong, the worst first.
-fn findings(health: &Health) -> Vec<(Severity, String)> {
+pub(super) fn findings(health: &Health) -> Vec<(Severity, String)> {
     let hosts = health.hosts.iter().flat_map(|h| h.findings.iter().map(move |f| (About::Host(h), f)));
     let rows = health.rows.iter().flat_map(|r| r.findings.iter().map(move |f| (About::Row(r), f)));
     let told = |(about, finding): (About<'_>, &Finding)| (finding.severity(), format!("{about}: {finding}"));

@@ -12,4 +12,5 @@ pub mod retry;
 pub mod serve;
 pub mod slave;
 pub mod slots;
+pub mod status;
 pub mod tls;

@@ -186,6 +186,9 @@ pub enum AgentLine {
 pub struct Progress {
     /// Bytes of the stream so far.
     pub bytes: u64,
+    /// Bytes that there are to be in all, about; missing where nobody can tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected: Option<u64>,
 }
 
 /// Changes that an order made or found; several lines of them add up.
@@ -470,7 +473,7 @@ mod tests {
     #[test]
     fn agent_lines_are_told_apart() {
         for line in [
-            AgentLine::Progress { progress: Progress { bytes: 7 } },
+            AgentLine::Progress { progress: Progress { bytes: 7, expected: None } },
             AgentLine::Facts { facts: Box::default() },
             AgentLine::Response(Response::failure(None, ResponseStatus::Refused, "no")),
         ] {

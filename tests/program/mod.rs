@@ -85,7 +85,7 @@ impl Place {
         let mut command = bare();
         command.arg(subcommand).args(words).env("ZSYNC_STATE", self.0.path().join("state"));
         let has = |option: &str| arguments.split_whitespace().any(|word| word.trim_end_matches('=') == option);
-        if matches!(subcommand, "director" | "plan" | "check") && !has("--config") {
+        if matches!(subcommand, "director" | "plan" | "check" | "status") && !has("--config") {
             command.args(["--config", &self.path("server.json")]);
         }
         if !has("--local") {

@@ -109,6 +109,15 @@ impl Finding {
         }
     }
 
+    /// Whether it is about a policy's source, rather than about a destination or a host.
+    #[must_use]
+    pub fn is_of_source(&self) -> bool {
+        matches!(
+            self,
+            Self::NoSnapshot | Self::SnapshotOld { .. } | Self::HeldLong { .. } | Self::TooMany { at: None, .. }
+        )
+    }
+
     /// Its name for programs.
     #[must_use]
     pub fn kind(&self) -> &'static str {

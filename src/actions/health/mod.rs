@@ -54,6 +54,8 @@ pub struct Row {
     pub unsent_since: Option<DateTime<Utc>>,
     /// For how long that has been so, in seconds; 0 where all is there.
     pub lag_seconds: Option<i64>,
+    /// How many bytes are to go there, about; `None` where that was not asked, or nobody can tell.
+    pub unsent_bytes: Option<u64>,
     /// How old what is known of both sides is: when the one that was listed longer ago was listed.
     pub observed: Option<DateTime<Utc>>,
     /// What is wrong with it.
@@ -246,6 +248,7 @@ impl<'p> Case<'p, '_> {
             behind: None,
             unsent_since: None,
             lag_seconds: None,
+            unsent_bytes: None,
             observed: inventory.hosts.get(&subject.host).and_then(|h| h.observed),
             findings: Vec::new(),
         };

@@ -272,7 +272,7 @@ impl<Z: Zfs> Agent<Z> {
 }
 
 async fn tell_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireError> {
-    let progress = Progress { bytes: counter.get() };
+    let progress = Progress { bytes: counter.get(), expected: counter.expected() };
     conn.say(&AgentLine::Progress { progress }).await
 }
 

@@ -6,6 +6,9 @@
 //! right by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use futures_lite::future;
 
 use super::receiver::{Ended, Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
@@ -21,6 +24,7 @@ use crate::model::{
     DatasetInventory, DatasetName, Guid, HostName, Origin, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
 };
 use crate::policy::Target;
+use crate::runtime;
 use crate::transport::tcp::Dial;
 use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
@@ -28,6 +32,8 @@ use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 /// The port of slaves.
 pub const SLAVE_PORT: u16 = 7722;
 
+/// For how long a stream goes before it is found out how long it will be.
+const MEASURED_AFTER: Duration = Duration::from_secs(1);
 /// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
 /// that have to be planned again.
 const MOST_STREAMS: usize = 8;
@@ -368,7 +374,8 @@ impl<Z: Zfs> Agent<Z> {
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         course.sends(status);
-        let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
+        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter);
+        let (result, now) = self.measured(&spec, desk, received).await?;
         match (result, now.as_ref().and_then(Trouble::written)) {
             // Written to since its newest snapshot: only the policy may say that this does not matter.
             (Err(error), Some(written)) if error.status == ResponseStatus::WasWritten => {
@@ -377,6 +384,26 @@ impl<Z: Zfs> Agent<Z> {
             }
             (result, _) => Ok(Some((result, now))),
         }
+    }
+
+    /// Finds out beside the work how much there is to send, so that who looks on may tell how long it takes. What is
+    /// done in a moment is not measured: that would take as long again.
+    async fn measured<T>(&self, spec: &SendSpec, desk: &Desk, work: impl Future<Output = T>) -> T {
+        let before = desk.counter.get();
+        let measuring = async {
+            runtime::sleep(MEASURED_AFTER).await;
+            match self.zfs.size_of_send(spec).await {
+                Ok(Some(size)) => {
+                    // What was sent before this stream counts, too.
+                    let expected = desk.counter.expected().unwrap_or_default();
+                    desk.counter.expect((before + size).saturating_sub(expected));
+                }
+                Ok(None) => {}
+                Err(error) => log::debug!("how much there is to send is not known: {error}"),
+            }
+            future::pending().await
+        };
+        future::or(work, measuring).await
     }
 
     /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
@@ -421,7 +448,8 @@ impl<Z: Zfs> Agent<Z> {
             properties: BTreeMap::new(),
         };
         let spec = SendSpec::Resume { token };
-        let (result, now) = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter).await?;
+        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter);
+        let (result, now) = self.measured(&spec, desk, received).await?;
         match result {
             Ok(()) => {
                 // There may be another one later in this transfer.

@@ -54,6 +54,12 @@ impl Board {
         self.state().unseen.clone_from(unseen);
     }
 
+    /// Hosts that could not be looked at, with the reason.
+    #[must_use]
+    pub fn hosts_unseen(&self) -> BTreeMap<HostName, String> {
+        self.state().unseen.clone()
+    }
+
     /// An order is given.
     pub(super) fn begin(&self, running: Running) {
         self.state().running.insert(running.outcome.order_id, running);

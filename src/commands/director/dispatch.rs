@@ -290,7 +290,10 @@ async fn over_tcp(
                 conn.close().await;
                 return Ok(response);
             }
-            AgentLine::Progress { progress: Progress { bytes } } => counter.add(bytes.saturating_sub(counter.get())),
+            AgentLine::Progress { progress: Progress { bytes, expected } } => {
+                counter.add(bytes.saturating_sub(counter.get()));
+                counter.expect(expected.unwrap_or_default().saturating_sub(counter.expected().unwrap_or_default()));
+            }
             // Nobody collects them only when the pass is being given up.
             AgentLine::Facts { facts: told } => drop(facts.send(*told).await),
         }

@@ -2,6 +2,7 @@
 
 mod board;
 mod dispatch;
+mod live;
 mod look;
 mod pass;
 pub mod saved;
@@ -14,10 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_lite::future;
 
 pub use board::{Board, Running};
 pub use dispatch::{AGENT_PORT, Dispatcher, fitting, wire_order};
-pub use look::look;
+pub use live::{Live, Transfer};
+pub use look::{ask_all, look};
 pub use pass::{Pass, Report, hosts};
 pub use saved::SavedPlan;
 pub use world::World;
@@ -95,7 +98,10 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         Err(error) => return Err(error::Error::unable(error)),
     };
     if settings.once {
-        let report = once(&settings, Pass::new(policy, dispatcher, world, clock::now()), saved).await?;
+        let CatalogConfig::Embedded { path } = &policy.catalog;
+        let folder = path.clone();
+        let pass = Pass::new(policy, dispatcher, world, clock::now());
+        let report = once(&settings, pass, saved, &folder).await?;
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
@@ -107,6 +113,7 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
     settings: &Settings,
     pass: Pass<Z, C>,
     saved: Option<SavedPlan>,
+    folder: &Path,
 ) -> Result<Report, error::Error> {
     let mut signals = Signals::of_command().map_err(error::Error::unable)?;
     let began = std::time::Instant::now();
@@ -117,6 +124,8 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
             Some(saved) => pass.clone().run_saved(saved.orders).await,
         }
     };
+    let began_at = clock::now();
+    let work = future::or(work, live::publish(folder, &board, began_at));
     let passing = signals.until_done(work, settings.grace, || board.stop());
     let passed = match settings.timeout {
         Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
@@ -127,6 +136,7 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
         (None, None) => String::new(),
     };
+    live::publish_end(folder, &board, began_at).await;
     let report = match passed {
         Some(Ok(report)) if signals.end().is_some() => Ok(Report { broken_off: Some(reason), ..report }),
         Some(result) => result,
@@ -202,6 +212,8 @@ async fn direct<Z: Zfs>(
     let mut signals = Signals::of_service().map_err(error::Error::unable)?;
     service::ready("makes its first pass");
     drop(runtime::spawn(service::watchdog()));
+    // Where the catalog is does not change while it runs.
+    let CatalogConfig::Embedded { path: folder } = &policy.catalog.clone();
     let mut said = Said::default();
     while signals.end().is_none() {
         let began = std::time::Instant::now();
@@ -239,11 +251,15 @@ async fn direct<Z: Zfs>(
         }
         let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
         let board = pass.board();
-        let passed = signals.until_done(pass.clone().run(), settings.grace, || {
+        let began_at = clock::now();
+        let work = future::or(pass.clone().run(), live::publish(folder, &board, began_at));
+        let passed = signals.until_done(work, settings.grace, || {
             service::stopping("ends; lets the orders under way end");
             board.stop();
         });
-        let passed = match passed.await {
+        let passed = passed.await;
+        live::publish_end(folder, &board, began_at).await;
+        let passed = match passed {
             Some(passed) => passed,
             None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
         };

@@ -1,0 +1,142 @@
+//! What the director is doing, in a small file beside the catalog, for `status` and `check`.
+//!
+//! It is a convenience: it is replaced as a whole, never fsynced, and nobody decides anything by it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::board::Board;
+use crate::catalog::Destination;
+use crate::clock;
+use crate::model::{Action, DatasetName, HostName, SnapName};
+use crate::runtime;
+
+const FILE: &str = "live.json";
+/// How often it is written while a pass runs.
+const EVERY: Duration = Duration::from_secs(2);
+/// A director that has not written for so long does not run any more.
+const STALE: chrono::TimeDelta = chrono::TimeDelta::seconds(20);
+
+/// An order that is being carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transfer {
+    /// What it does.
+    pub action: Action,
+    /// The host that does it.
+    pub host: HostName,
+    /// The dataset there.
+    pub dataset: Option<DatasetName>,
+    /// The snapshot.
+    pub snapshot: Option<SnapName>,
+    /// Where it is sent to.
+    pub to: Option<Destination>,
+    /// For how long it has been under way, in seconds.
+    pub seconds: f64,
+    /// The bytes that it has moved.
+    pub bytes: u64,
+    /// The bytes that it is to move, as far as ZFS can tell.
+    pub total: Option<u64>,
+}
+
+impl Transfer {
+    /// Bytes a second, on average since it began.
+    #[must_use]
+    pub fn rate(&self) -> Option<f64> {
+        (self.seconds > 0.0 && self.bytes > 0).then(|| self.bytes as f64 / self.seconds)
+    }
+
+    /// How long it still takes at that rate.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let left = self.total?.saturating_sub(self.bytes) as f64 / self.rate()?;
+        Duration::try_from_secs_f64(left).ok()
+    }
+}
+
+/// What the director is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Live {
+    /// When this was written.
+    pub at: DateTime<Utc>,
+    /// When the last pass began.
+    pub began: DateTime<Utc>,
+    /// When it ended; `None` while it runs.
+    pub ended: Option<DateTime<Utc>>,
+    /// Hosts that it could not look at, with the reason.
+    pub unseen: BTreeMap<HostName, String>,
+    /// What is under way.
+    pub running: Vec<Transfer>,
+}
+
+impl Live {
+    /// Whether the director that wrote it is at work still.
+    #[must_use]
+    pub fn is_alive(&self, now: DateTime<Utc>) -> bool {
+        self.ended.is_none() && now - self.at <= STALE
+    }
+
+    /// What the director of this catalog wrote last. What a director that died left under way is not under way any
+    /// more.
+    #[must_use]
+    pub fn read(folder: &Path, now: DateTime<Utc>) -> Option<Self> {
+        let mut live: Self = serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()?;
+        if !live.is_alive(now) {
+            live.running.clear();
+        }
+        Some(live)
+    }
+
+    fn of(board: &Board, began: DateTime<Utc>) -> Self {
+        let transfer = |running: super::Running| Transfer {
+            action: running.outcome.action,
+            host: running.outcome.host,
+            dataset: running.outcome.dataset,
+            snapshot: running.outcome.snapshot,
+            to: running.outcome.to,
+            seconds: running.since.elapsed().as_secs_f64(),
+            bytes: running.counter.get(),
+            total: running.counter.expected(),
+        };
+        Self {
+            at: clock::now(),
+            began,
+            ended: None,
+            unseen: board.hosts_unseen(),
+            running: board.running().into_iter().map(transfer).collect(),
+        }
+    }
+
+    fn write(&self, folder: &Path) -> io::Result<()> {
+        let file = folder.join(FILE);
+        let new = file.with_extension("new");
+        fs::write(&new, serde_json::to_vec(self)?)?;
+        fs::rename(new, file)
+    }
+}
+
+/// Writes what a pass does, again and again until this is dropped.
+pub(super) async fn publish<T>(folder: &Path, board: &Board, began: DateTime<Utc>) -> T {
+    loop {
+        put(folder, Live::of(board, began)).await;
+        runtime::sleep(EVERY).await;
+    }
+}
+
+/// Writes that a pass has ended.
+pub(super) async fn publish_end(folder: &Path, board: &Board, began: DateTime<Utc>) {
+    let live = Live::of(board, began);
+    put(folder, Live { ended: Some(live.at), running: Vec::new(), ..live }).await;
+}
+
+async fn put(folder: &Path, live: Live) {
+    let folder = folder.to_owned();
+    if let Err(error) = runtime::blocking(move || live.write(&folder)).await {
+        log::debug!("what is under way cannot be told to zsync status: {error}");
+    }
+}

@@ -1,0 +1,82 @@
+//! How many bytes have yet to go where: as the agents that are to send them tell, or told for the latest plan.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::actions::health::{Health, Row};
+use crate::actions::plan::{DueSend, SendVerdict};
+use crate::actions::{Order, decide};
+use crate::commands::director::Dispatcher;
+use crate::commands::plan::estimate::{Answers, Questions};
+use crate::commands::plan::foresee::Foreseen;
+use crate::model::Inventory;
+use crate::policy::Policy;
+use crate::runtime;
+use crate::zfs::Zfs;
+
+/// How long all of that may take; what is not told by then is not known.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks the agents.
+pub async fn ask<Z: Zfs>(
+    health: &mut Health,
+    policy: &Arc<Policy>,
+    inventory: &Inventory,
+    agents: &Arc<Dispatcher<Z>>,
+) {
+    let mut transfers = transfers(health, policy, inventory);
+    let questions = Questions::about(&mut transfers, policy, inventory);
+    let answers = runtime::timeout(PATIENCE, questions.ask(policy, agents)).await.unwrap_or_default();
+    questions.put(&mut transfers, &answers);
+    note(health, &transfers);
+}
+
+/// Takes what was answered for the latest plan, where that was the same question.
+pub fn recall(health: &mut Health, policy: &Policy, inventory: &Inventory, answers: &Answers) {
+    let mut transfers = transfers(health, policy, inventory);
+    Questions::about(&mut transfers, policy, inventory).put(&mut transfers, answers);
+    note(health, &transfers);
+}
+
+/// The transfers that would bring every destination up to date, whether they are due or not.
+fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Foreseen> {
+    let mut plan = decide(policy, inventory, health.at);
+    plan.sends.retain_mut(|send| {
+        let row = health.rows.iter().find(|row| is_of(row, send));
+        let Some(row) = row.filter(|row| row.behind.is_some_and(|behind| behind > 0)) else { return false };
+        let newest = row.newest.as_ref().and_then(|newest| {
+            let of = inventory.dataset(&row.host, &row.dataset)?;
+            of.snapshots.iter().rfind(|s| s.name == newest.name)
+        });
+        let Some((snapshot, oldest_unsent)) = newest.zip(row.unsent_since) else { return false };
+        let (name, guid) = (snapshot.name.clone(), snapshot.guid);
+        send.due.get_or_insert(DueSend { snapshot: name, guid, oldest_unsent, slot: None });
+        true
+    });
+    let sends = plan.orders(policy).into_iter().filter(|order| matches!(order, Order::Send { .. }));
+    sends.map(|order| Foreseen { order, after: None, estimate: None }).collect()
+}
+
+fn is_of(row: &Row, send: &SendVerdict) -> bool {
+    let subject = &send.subject;
+    (row.entry, &row.policy, &row.host, &row.dataset, row.to.as_ref())
+        == (subject.entry, &subject.policy, &subject.host, &subject.dataset, Some(&send.to))
+}
+
+/// Writes down what is known by now.
+fn note(health: &mut Health, transfers: &[Foreseen]) {
+    for row in &mut health.rows {
+        let estimate = transfers.iter().find_map(|Foreseen { order, estimate, .. }| match order {
+            Order::Send { entry, policy, host, dataset, to, .. } => {
+                let of = (*entry, policy, host, dataset, Some(to));
+                ((row.entry, &row.policy, &row.host, &row.dataset, row.to.as_ref()) == of)
+                    .then_some(estimate.as_ref())?
+            }
+            _ => None,
+        });
+        row.unsent_bytes = match row.behind {
+            Some(0) => Some(0),
+            _ => estimate.and_then(|estimate| estimate.bytes),
+        };
+    }
+}

@@ -1,0 +1,174 @@
+//! The fleet for people, and line by line for programs.
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::Serialize;
+
+use super::{LastError, Status};
+use crate::actions::health::{Finding, Health, HostState, Point, Row, Severity, span};
+use crate::commands::check::findings;
+use crate::commands::director::{Live, Transfer};
+use crate::model::{Action, DatasetName, HostName};
+use crate::report;
+
+/// A line of `--format ndjson`.
+#[derive(Serialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+enum Line<'a> {
+    Host(&'a HostState),
+    Row(&'a Row),
+    Transfer(&'a Transfer),
+    Error(&'a LastError),
+}
+
+/// One object a line.
+#[must_use]
+pub fn as_lines(status: &Status) -> String {
+    let Status { health, pass, errors } = status;
+    let transfers = pass.iter().flat_map(|live| &live.running);
+    let lines = health.hosts.iter().map(Line::Host).chain(health.rows.iter().map(Line::Row));
+    report::ndjson(lines.chain(transfers.map(Line::Transfer)).chain(errors.iter().map(Line::Error)))
+}
+
+fn moment(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Secs, true)
+}
+
+fn place(host: &HostName, dataset: Option<&DatasetName>) -> String {
+    dataset.map_or_else(|| host.to_string(), |dataset| format!("{host}:{dataset}"))
+}
+
+/// Tables and sentences, in lines of at most `width` as far as words allow.
+#[must_use]
+pub fn as_text(status: &Status, width: Option<usize>) -> String {
+    let Status { health, pass, errors } = status;
+    let running = pass.as_ref().map(|live| live.running.as_slice()).unwrap_or_default();
+    let mut text = String::new();
+    if health.rows.is_empty() {
+        text.push_str("nothing is known of any dataset yet\n");
+    } else {
+        let headings = ["DATASET", "POLICY", "NEWEST", "BEHIND", "UNSENT", "STATE"];
+        text.push_str(&report::table(&headings, &[2, 4], rows(health, running)));
+    }
+    if !running.is_empty() {
+        let rows = running.iter().map(under_way).collect();
+        text.push('\n');
+        text.push_str(&report::table(&["UNDER WAY", "DONE", "OF", "RATE", "LEFT"], &[1, 2, 3, 4], rows));
+    }
+    let found = findings(health);
+    if !found.is_empty() || !errors.is_empty() {
+        text.push('\n');
+    }
+    for (severity, finding) in found {
+        text.push_str(&sentence(&format!("{severity}: {finding}"), width));
+    }
+    for LastError { at, host, dataset, to, error } in errors {
+        let to = to.as_ref().map(|to| format!(" to {}:{}", to.host, to.dataset)).unwrap_or_default();
+        let failed = format!("failed {}: {}{to}: {error}", moment(*at), place(host, dataset.as_ref()));
+        text.push_str(&sentence(&failed, width));
+    }
+    text.push('\n');
+    text.push_str(&last_pass(health.at, pass.as_ref()));
+    text
+}
+
+/// A sentence, its further lines indented.
+fn sentence(text: &str, width: Option<usize>) -> String {
+    // The first line begins where the indentation would end.
+    let lines = report::wrap(text, 2, width);
+    lines.strip_prefix("  ").unwrap_or(&lines).to_owned()
+}
+
+fn last_pass(now: DateTime<Utc>, pass: Option<&Live>) -> String {
+    let told = match pass {
+        None => "no pass was made yet".to_owned(),
+        Some(Live { ended: Some(ended), .. }) => format!("the last pass ended {} ago", span(now - *ended)),
+        Some(live) if live.is_alive(now) => format!("a pass is under way, for {}", span(now - live.began)),
+        Some(live) => format!("the last pass did not come to its end, {} ago", span(now - live.at)),
+    };
+    format!("{}; {told}\n", moment(now))
+}
+
+/// Each dataset with its destinations below it.
+fn rows(health: &Health, running: &[Transfer]) -> Vec<Vec<String>> {
+    let now = health.at;
+    let of = |row: &Row| (row.entry, row.policy.clone(), row.host.clone(), row.dataset.clone());
+    let mut shown = Vec::new();
+    for same in health.rows.chunk_by(|a, b| of(a) == of(b)) {
+        let Some(source) = same.first() else { continue };
+        let own = worst(same.iter().flat_map(|row| &row.findings).filter(|finding| finding.is_of_source()));
+        shown.push(vec![
+            place(&source.host, Some(&source.dataset)),
+            source.policy.clone(),
+            age(source.newest.as_ref(), now),
+            String::new(),
+            String::new(),
+            own,
+        ]);
+        for row in same {
+            let Some(to) = &row.to else { continue };
+            let there = worst(row.findings.iter().filter(|finding| !finding.is_of_source()));
+            let sending = running.iter().find(|transfer| is_of(transfer, row));
+            let behind = match (row.behind, row.lag()) {
+                (None, _) => "?".to_owned(),
+                (Some(0), _) => "0".to_owned(),
+                (Some(behind), lag) => format!("{behind} ({})", lag.map(span).unwrap_or_default()),
+            };
+            shown.push(vec![
+                format!("  to {}", place(&to.host, Some(&to.dataset))),
+                String::new(),
+                age(row.replica.as_ref(), now),
+                behind,
+                match row.unsent_bytes {
+                    Some(0) => String::new(),
+                    bytes => bytes.map_or_else(|| "?".to_owned(), report::bytes),
+                },
+                sending.map_or(there, sent),
+            ]);
+        }
+    }
+    shown
+}
+
+fn age(point: Option<&Point>, now: DateTime<Utc>) -> String {
+    point.map_or_else(|| "-".to_owned(), |point| span(now - point.creation))
+}
+
+fn worst<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
+    match findings.map(Finding::severity).max().unwrap_or_default() {
+        Severity::Ok => "ok".to_owned(),
+        severity => severity.to_string(),
+    }
+}
+
+fn is_of(transfer: &Transfer, row: &Row) -> bool {
+    let to = transfer.to.as_ref().map(|to| (&to.host, &to.dataset));
+    transfer.action == Action::SendSnapshot
+        && transfer.host == row.host
+        && transfer.dataset.as_ref() == Some(&row.dataset)
+        && to == row.to.as_ref().map(|to| (&to.host, &to.dataset))
+}
+
+/// How far a transfer is.
+fn sent(transfer: &Transfer) -> String {
+    match transfer.total {
+        Some(total) if total > 0 => format!("sending {}%", (transfer.bytes.saturating_mul(100) / total).min(100)),
+        _ => "sending".to_owned(),
+    }
+}
+
+fn under_way(transfer: &Transfer) -> Vec<String> {
+    let (action, bytes) = match transfer.action {
+        Action::SendSnapshot => ("send", report::bytes(transfer.bytes)),
+        Action::TakeSnapshot => ("take", String::new()),
+        Action::DestroySnapshot => ("destroy", String::new()),
+        Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => ("look at", String::new()),
+    };
+    let to = transfer.to.as_ref().map(|to| format!(" to {}", place(&to.host, Some(&to.dataset)))).unwrap_or_default();
+    vec![
+        format!("{action} {}{to}", place(&transfer.host, transfer.dataset.as_ref())),
+        bytes,
+        transfer.total.map(report::bytes).unwrap_or_default(),
+        transfer.rate().map(|rate| format!("{}/s", report::bytes(rate as u64))).unwrap_or_default(),
+        transfer.left().map(|left| span(TimeDelta::from_std(left).unwrap_or(TimeDelta::MAX))).unwrap_or_default(),
+    ]
+}

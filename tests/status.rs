@@ -1,0 +1,368 @@
+//! `zsync status`: what it finds out about a fleet on pools in memory, with a real catalog; and the program itself.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod program;
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use program::{PATIENCE, Place, TWO_HOSTS, ended};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use zsync::actions::health::{Finding, Row};
+use zsync::catalog::Holder;
+use zsync::commands::agent::Agent;
+use zsync::commands::director::{Live, Pass, Report, Transfer, dispatcher, open_catalog};
+use zsync::commands::serve::{Door, Role};
+use zsync::commands::slave::Slave;
+use zsync::commands::status::{self, Settings, Status, as_lines, as_text};
+use zsync::config::{load_policy, parse_local};
+use zsync::model::{Action, DatasetName, HostName};
+use zsync::report::Format;
+use zsync::runtime;
+use zsync::transport::tcp::Listener;
+use zsync::zfs::Zfs;
+use zsync::zfs::fake::Fake;
+
+fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+fn ago(minutes: i64) -> DateTime<Utc> {
+    Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
+}
+
+fn listen<R: Role>(role: R) -> String {
+    runtime::block_on(async {
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.address().unwrap().to_string();
+        let door = Arc::new(Door::new(Arc::new(role), None));
+        runtime::spawn(async move {
+            let tasks = runtime::Tasks::default();
+            while let Ok(incoming) = listener.accept().await {
+                door.admit(incoming, &tasks);
+            }
+        });
+        address
+    })
+}
+
+/// alpha, which directs, with two datasets; beta, which receives both.
+struct Fleet {
+    folder: TempDir,
+    alpha: Fake,
+    beta: Fake,
+    /// beta's agent and slave.
+    addresses: (String, String),
+}
+
+impl Fleet {
+    fn new() -> Self {
+        let (alpha, beta) = (Fake::new(1), Fake::new(2));
+        for dataset in ["tank", "tank/one", "tank/two"] {
+            alpha.create(&ds(dataset));
+        }
+        beta.create(&ds("pool"));
+        let folder = TempDir::new().unwrap();
+        fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
+        let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#;
+        let local = Arc::new(parse_local("local.json", local).unwrap());
+        let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)));
+        let slave = listen(Slave::new(Arc::new(beta.clone()), local));
+        let fleet = Self { folder, alpha, beta, addresses: (agent, slave) };
+        fleet.policy();
+        fleet
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn policy(&self) {
+        let entry = |name: &str| {
+            format!(
+                r#"{{ "hostname": "alpha", "dataset": "tank/{name}", "sync": {{ "prefix": "S", "sync_policy": "asap",
+                     "sync_on": "beta", "sync_dataset": "pool/{name}", "retention": ["all in last year"] }} }}"#
+            )
+        };
+        let (agent, slave) = &self.addresses;
+        let text = format!(
+            r#"{{ "catalog": {{ "embedded": {{ "path": "{}" }} }}, "retry_for": "0s",
+                 "hosts": {{ "beta": {{ "address": "{agent}", "receive_address": "{slave}" }} }},
+                 "datasets": [ {}, {} ] }}"#,
+            self.path("catalog").display(),
+            entry("one"),
+            entry("two")
+        );
+        fs::write(self.path("server.json"), text).unwrap();
+    }
+
+    /// Takes a snapshot of a dataset of alpha, with new data, so many minutes ago and a bit: ages of hours are shown to the
+    /// minute, and stay what they are while a test runs.
+    fn take(&self, dataset: &str, minutes: i64) -> String {
+        let at = ago(minutes);
+        let name = at.format("S_%F_%T").to_string();
+        self.snapshot(&self.alpha, dataset, &name, minutes);
+        name
+    }
+
+    fn snapshot(&self, pool: &Fake, dataset: &str, name: &str, minutes: i64) {
+        pool.set_now(ago(minutes));
+        pool.write(&ds(dataset), 1000);
+        runtime::block_on(pool.snapshot(&[ds(dataset)], &name.parse().unwrap())).unwrap();
+    }
+
+    fn pass(&self) -> Report {
+        let policy = Arc::new(load_policy(&self.path("server.json")).unwrap());
+        runtime::block_on(async {
+            let alpha: HostName = "alpha".parse().unwrap();
+            let zfs = Arc::new(self.alpha.clone());
+            let dispatcher = Arc::new(dispatcher(&alpha, &self.path("local.json"), &policy, None, zfs).await);
+            let world = open_catalog(&policy, Holder::Pass).await.unwrap();
+            Pass::new(policy, dispatcher, world, Utc::now()).run().await.unwrap()
+        })
+    }
+
+    fn settings(&self) -> Settings {
+        Settings {
+            config: self.path("server.json"),
+            local: self.path("local.json"),
+            opened: None,
+            here: "alpha".parse().unwrap(),
+            host: None,
+            dataset: None,
+            offline: false,
+            watch: None,
+            format: Format::Json,
+        }
+    }
+
+    fn status_of(&self, settings: &Settings) -> Status {
+        let status = runtime::block_on(status::look(settings, Arc::new(self.alpha.clone()))).unwrap();
+        assert_valid(&status);
+        status
+    }
+
+    fn status(&self) -> Status {
+        self.status_of(&self.settings())
+    }
+}
+
+fn schema() -> Value {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schema/status.schema.json");
+    serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
+}
+
+#[track_caller]
+fn assert_is(schema: &Value, value: &Value) {
+    let validator = jsonschema::options().should_validate_formats(true).build(schema).unwrap();
+    let problems: Vec<String> = validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(problems.is_empty(), "{problems:#?}\n{value:#}");
+}
+
+/// As a document and line by line.
+#[track_caller]
+fn assert_valid(status: &Status) {
+    let schema = schema();
+    assert_is(&schema, &serde_json::to_value(status).unwrap());
+    let line = json!({ "$ref": "#/$defs/line", "$defs": schema["$defs"] });
+    for text in as_lines(status).lines() {
+        assert_is(&line, &serde_json::from_str(text).unwrap());
+    }
+}
+
+fn row<'s>(status: &'s Status, dataset: &str) -> &'s Row {
+    status.health.rows.iter().find(|row| row.dataset == ds(dataset)).unwrap()
+}
+
+#[test]
+fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
+    let fleet = Fleet::new();
+    let first = fleet.take("tank/one", 300);
+    fleet.take("tank/two", 300);
+    assert!(fleet.pass().is_success());
+    let status = fleet.status();
+    for dataset in ["tank/one", "tank/two"] {
+        let row = row(&status, dataset);
+        assert_eq!((row.behind, row.lag_seconds, row.unsent_bytes), (Some(0), Some(0), Some(0)), "{row:?}");
+        assert!(row.findings.is_empty() && row.replica == row.newest, "{row:?}");
+    }
+    assert!(status.errors.is_empty() && status.health.hosts.iter().all(|h| h.unseen.is_none()), "{status:?}");
+    // Of what nobody has told the catalog: it is asked of the hosts.
+    fleet.take("tank/one", 185);
+    let newest = fleet.take("tank/one", 125);
+    let status = fleet.status();
+    let one = row(&status, "tank/one");
+    assert_eq!((one.newest.as_ref().unwrap().name.as_str(), one.behind), (newest.as_str(), Some(2)), "{one:?}");
+    assert_eq!(one.replica.as_ref().unwrap().name.as_str(), first);
+    assert_eq!(one.unsent_bytes, Some(2000), "{one:?}");
+    assert!((11_100..11_160).contains(&one.lag_seconds.unwrap()), "{one:?}");
+    assert_eq!(row(&status, "tank/two").behind, Some(0));
+    let text = as_text(&status, None);
+    for line in
+        ["alpha:tank/one ", " 2h 5m ", "  to beta:pool/one ", " 5h ", "2 (3h 5m)", "1.95K", "no pass was made yet"]
+    {
+        assert!(text.contains(line), "{line}: {text}");
+    }
+}
+
+#[test]
+fn looking_asks_and_changes_nothing() {
+    let fleet = Fleet::new();
+    fleet.take("tank/one", 300);
+    fleet.pass();
+    fleet.take("tank/one", 185);
+    let before = (fleet.alpha.dataset(&ds("tank/one")), fleet.beta.dataset(&ds("pool/one")));
+    let catalog = || fs::read(fleet.path("catalog/catalog.sqlite")).unwrap_or_default();
+    let written = catalog();
+    fleet.status();
+    assert_eq!((fleet.alpha.dataset(&ds("tank/one")), fleet.beta.dataset(&ds("pool/one"))), before);
+    assert_eq!(catalog(), written);
+}
+
+#[test]
+fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
+    let mut fleet = Fleet::new();
+    fleet.take("tank/one", 300);
+    assert!(fleet.pass().is_success());
+    let newer = fleet.take("tank/one", 125);
+    fleet.addresses = ("127.0.0.1:1".into(), "127.0.0.1:1".into());
+    fleet.policy();
+    let status = fleet.status();
+    let beta = status.health.hosts.iter().find(|h| h.host.as_str() == "beta").unwrap();
+    assert!(beta.unseen.as_ref().unwrap().contains("out of reach") && beta.observed.is_some(), "{beta:?}");
+    let one = row(&status, "tank/one");
+    assert_eq!((one.behind, one.unsent_bytes), (Some(1), Some(1000)), "{one:?}");
+    assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
+    assert!(as_text(&status, None).contains("\nWARNING: beta: out of reach, last seen "), "{}", as_text(&status, None));
+    // Agents left alone, nothing is known of that, nor of bytes.
+    let offline = fleet.status_of(&Settings { offline: true, ..fleet.settings() });
+    assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
+    assert_eq!((row(&offline, "tank/one").behind, row(&offline, "tank/one").unsent_bytes), (Some(1), None));
+}
+
+#[test]
+fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
+    let fleet = Fleet::new();
+    fleet.take("tank/one", 300);
+    assert!(fleet.pass().is_success());
+    fleet.snapshot(&fleet.beta, "pool/one", "by-hand", 250);
+    fleet.take("tank/one", 185);
+    assert!(!fleet.pass().is_success());
+    let status = fleet.status();
+    let one = row(&status, "tank/one");
+    assert_eq!(one.findings.iter().map(Finding::kind).collect::<Vec<_>>(), ["diverged"], "{one:?}");
+    assert_eq!((one.behind, one.unsent_bytes), (Some(1), None), "{one:?}");
+    let [error] = status.errors.as_slice() else { panic!("{:?}", status.errors) };
+    assert_eq!(
+        (error.dataset.as_ref(), error.to.as_ref().map(|to| &to.dataset)),
+        (Some(&ds("tank/one")), Some(&ds("pool/one")))
+    );
+    let text = as_text(&status, Some(100));
+    assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
+    assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
+    // Only what is about what was asked for.
+    let other = fleet.status_of(&Settings { dataset: Some(ds("tank/two")), ..fleet.settings() });
+    assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
+    // What has gone well since is no error any more.
+    let names = ["by-hand".parse().unwrap()];
+    fleet.beta.destroy_by_hand(&ds("pool/one"), &names);
+    assert!(fleet.pass().is_success());
+    assert!(fleet.status().errors.is_empty());
+}
+
+#[test]
+fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
+    let fleet = Fleet::new();
+    fleet.take("tank/one", 300);
+    fleet.pass();
+    let now = Utc::now();
+    let transfer = Transfer {
+        action: Action::SendSnapshot,
+        host: "alpha".parse().unwrap(),
+        dataset: Some(ds("tank/one")),
+        snapshot: None,
+        to: Some(zsync::catalog::Destination { host: "beta".parse().unwrap(), dataset: ds("pool/one") }),
+        seconds: 10.0,
+        bytes: 1 << 20,
+        total: Some(4 << 20),
+    };
+    let live = Live { at: now, began: now, ended: None, unseen: Default::default(), running: vec![transfer] };
+    let file = fleet.path("catalog/live.json");
+    fs::write(&file, serde_json::to_vec(&live).unwrap()).unwrap();
+    let status = fleet.status();
+    assert_eq!(status.pass.as_ref().unwrap().running, live.running);
+    let text = as_text(&status, None);
+    let line = text.lines().find(|line| line.starts_with("send alpha:tank/one to beta:pool/one")).unwrap();
+    assert_eq!(line.split_whitespace().skip(4).collect::<Vec<_>>(), ["1.00M", "4.00M", "102K/s", "30s"], "{line}");
+    assert!(text.contains("sending 25%") && text.contains("; a pass is under way, for "), "{text}");
+    // It was killed meanwhile.
+    let then = ago(125);
+    fs::write(&file, serde_json::to_vec(&Live { at: then, ..live }).unwrap()).unwrap();
+    let status = fleet.status();
+    assert!(status.pass.as_ref().unwrap().running.is_empty());
+    assert!(as_text(&status, None).contains("; the last pass did not come to its end, 2h 5m ago"));
+}
+
+// --- The program.
+
+#[test]
+fn the_program_tells_of_the_last_pass_in_every_format() {
+    let place = Place::new();
+    place.policy(TWO_HOSTS);
+    let before = place.run("status");
+    assert_eq!((before.status, before.stderr.as_str()), (Some(0), ""), "{before:?}");
+    assert!(before.stdout.contains("no pass was made yet"), "{before:?}");
+    assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
+    place.run("director --once");
+    let table = place.run("status");
+    assert_eq!(table.status, Some(0), "{table:?}");
+    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: out of reach", "the last pass ended "] {
+        assert!(table.stdout.contains(words), "{words}: {table:?}");
+    }
+    let json: Value = serde_json::from_str(&place.run("status --format json").stdout).unwrap();
+    assert_is(&schema(), &json);
+    assert!(json["pass"]["unseen"]["beta"].is_string(), "{json:#}");
+    let lines = place.run("status --offline --format ndjson").stdout;
+    let kinds: Vec<String> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["line"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(kinds, ["host", "host", "row"], "{lines}");
+}
+
+#[test]
+fn it_watches_until_nobody_reads_any_more() {
+    let place = Place::new();
+    let mut watching = place.command("status --offline --watch 10ms");
+    let mut child = watching.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut read = [0u8; 400];
+    child.stdout.as_mut().unwrap().read_exact(&mut read).unwrap();
+    let shown = String::from_utf8_lossy(&read).into_owned();
+    assert!(shown.matches("DATASET").count() >= 2, "it is shown again: {shown}");
+    drop(child.stdout.take());
+    let end = std::time::Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        if std::time::Instant::now() > end {
+            child.kill().unwrap();
+            panic!("it goes on for nobody");
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn what_cannot_be_shown_is_an_error_with_a_status() {
+    let place = Place::new();
+    place.run("status --config {}/none.json").fails(2, &["none.json"]);
+    for (arguments, words) in [("status --watch=0s", "zero"), ("status --dataset /x", "--dataset")] {
+        let ended = ended(&mut place.command(arguments));
+        assert_eq!(ended.status, Some(2), "{ended:?}");
+        assert!(ended.stderr.contains(words), "{ended:?}");
+    }
+}
