@@ -3,6 +3,10 @@ PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/zsync
+# Where the shells look for completions of what is installed.
+BASHDIR ?= $(PREFIX)/share/bash-completion/completions
+ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
+FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
@@ -62,7 +66,11 @@ bench:
 install: release
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(DOCDIR)
 	install -d $(DESTDIR)$(MANDIR)/man5 $(DESTDIR)$(MANDIR)/man7 $(DESTDIR)$(MANDIR)/man8
+	install -d $(DESTDIR)$(BASHDIR) $(DESTDIR)$(ZSHDIR) $(DESTDIR)$(FISHDIR)
 	install -m 755 "$(BINARY)" $(DESTDIR)$(BINDIR)/zsync
+	$(DESTDIR)$(BINDIR)/zsync completions bash >$(DESTDIR)$(BASHDIR)/zsync
+	$(DESTDIR)$(BINDIR)/zsync completions zsh >$(DESTDIR)$(ZSHDIR)/_zsync
+	$(DESTDIR)$(BINDIR)/zsync completions fish >$(DESTDIR)$(FISHDIR)/zsync.fish
 	install -m 644 man/*.5 $(DESTDIR)$(MANDIR)/man5/
 	install -m 644 man/*.7 $(DESTDIR)$(MANDIR)/man7/
 	install -m 644 man/*.8 $(DESTDIR)$(MANDIR)/man8/
@@ -72,6 +80,7 @@ install: release
 uninstall:
 	rm -f $(DESTDIR)$(BINDIR)/zsync
 	cd man && for page in *; do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page"; done
+	rm -f $(DESTDIR)$(BASHDIR)/zsync $(DESTDIR)$(ZSHDIR)/_zsync $(DESTDIR)$(FISHDIR)/zsync.fish
 	rm -rf $(DESTDIR)$(DOCDIR)
 
 clean:

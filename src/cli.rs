@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::model::{DatasetName, HostName, PeerRole};
 use crate::report::Format;
@@ -45,6 +45,10 @@ pub enum Command {
     /// Make certificates with which hosts prove to each other who they are, and explain them.
     #[command(subcommand)]
     Tls(Tls),
+    /// Print the completions of a shell.
+    Completions(Completions),
+    /// Print the JSON schema of a configuration file, for editors.
+    Schema(Schema),
 }
 
 /// Options that every subcommand has.
@@ -365,4 +369,58 @@ pub enum CheckFormat {
     Nagios,
     /// One JSON document.
     Json,
+}
+
+/// `zsync completions`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "For this shell only:  source <(zsync completions bash)\nFor good:             make install, or see zsync-completions(8)."
+)]
+pub struct Completions {
+    /// Whose
+    #[arg(value_enum, value_name = "SHELL")]
+    pub shell: Shell,
+}
+
+/// A shell that is completed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// The Z shell.
+    Zsh,
+    /// The friendly interactive shell.
+    Fish,
+}
+
+impl Completions {
+    /// The completions, as the shell reads them.
+    #[must_use]
+    pub fn text(&self) -> Vec<u8> {
+        let shell = match self.shell {
+            Shell::Bash => clap_complete::Shell::Bash,
+            Shell::Zsh => clap_complete::Shell::Zsh,
+            Shell::Fish => clap_complete::Shell::Fish,
+        };
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "zsync", &mut text);
+        text
+    }
+}
+
+/// `zsync schema`.
+#[derive(Args, Debug)]
+pub struct Schema {
+    /// Of which file: server.json or local.json
+    #[arg(value_enum, value_name = "FILE")]
+    pub file: ConfigFile,
+}
+
+/// A configuration file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ConfigFile {
+    /// The policy, server.json.
+    Server,
+    /// What a host lets zsync do, local.json.
+    Local,
 }

@@ -63,6 +63,17 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             runtime::block_on(check::run(settings::check(args), &zfs))
         }
         Command::Tls(command) => tls(command),
+        Command::Completions(args) => {
+            report::print(&String::from_utf8_lossy(&args.text()));
+            Ok(())
+        }
+        Command::Schema(args) => {
+            report::print(match args.file {
+                cli::ConfigFile::Server => config::SERVER_SCHEMA,
+                cli::ConfigFile::Local => config::LOCAL_SCHEMA,
+            });
+            Ok(())
+        }
         Command::Agent(args) => {
             let new = |now: settings::Serving, zfs| {
                 let journal = Journal::open(&args.state)?;

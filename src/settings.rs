@@ -37,7 +37,7 @@ pub fn logging(cli: &Cli) {
         Command::Plan(args) => (Some(&args.common), false),
         Command::Check(args) => (Some(&args.common), false),
         Command::Status(args) => (Some(&args.common), false),
-        Command::Tls(_) => (None, false),
+        Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
     };
     let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
     logging::start(level, format, if service { "zsync=info,warn" } else { "warn" });

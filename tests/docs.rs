@@ -11,7 +11,7 @@ use clap::{CommandFactory, Parser};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use zsync::cli::Cli;
-use zsync::config::{ConfigError, parse_local, parse_policy};
+use zsync::config::{ConfigError, LOCAL_SCHEMA, SERVER_SCHEMA, parse_local, parse_policy};
 use zsync::error::Exit;
 use zsync::model::{Action, DatasetStatus, Guid, ResponseStatus};
 use zsync::wire::codec::StreamEnd;
@@ -245,6 +245,87 @@ fn every_key_is_in_its_page() {
     }
 }
 
+/// A schema's part for what stands at a place like `datasets[0].backup`.
+fn schema_at<'s>(schema: &'s Value, place: &str) -> &'s Value {
+    let resolve = |mut part: &'s Value| {
+        while let Some(name) = part.get("$ref").and_then(Value::as_str) {
+            part = schema.pointer(name.trim_start_matches('#')).unwrap();
+        }
+        part
+    };
+    let mut part = schema;
+    for step in place.split(['.', '[']).filter(|step| !step.is_empty()) {
+        let next = match step.strip_suffix(']') {
+            Some(_) => part.get("items"),
+            None => part.pointer(&format!("/properties/{step}")).or_else(|| part.get("additionalProperties")),
+        };
+        part = resolve(next.unwrap_or_else(|| panic!("the schema has no {place}")));
+    }
+    part
+}
+
+/// In every object of a file that has every key, the schema has the keys that the parser knows, and no others.
+fn schema_is_of_parser(schema: &str, example: &str, errors: impl Fn(&str) -> Option<ConfigError>) {
+    let schema: Value = serde_json::from_str(schema).unwrap();
+    let error = errors(&read(example).replace('{', "{ \"zz\": 0,")).expect("zz is not a key");
+    let mut objects = 0;
+    for problem in error.problems() {
+        let Some((_, allowed)) = problem.message.split_once("allowed here: ") else { continue };
+        let place = problem.key.strip_suffix("zz").unwrap().trim_end_matches('.');
+        let part = schema_at(&schema, place);
+        assert_eq!(part["additionalProperties"], Value::Bool(false), "{example}: {place}");
+        let keys = part["properties"].as_object().unwrap().iter();
+        // Older spellings are understood, and not told.
+        let keys = keys.filter(|(key, of)| *key != "$schema" && of.get("deprecated").is_none());
+        let keys: BTreeSet<&str> = keys.map(|(key, _)| key.as_str()).collect();
+        assert_eq!(keys, allowed.split(", ").collect(), "{example}: {place}");
+        objects += 1;
+    }
+    assert!(objects >= 5, "only {objects} objects in {example}");
+}
+
+#[test]
+fn the_schemas_have_the_keys_of_the_parser() {
+    schema_is_of_parser(SERVER_SCHEMA, "examples/full/server.json", |text| parse_policy("f", text).err());
+    schema_is_of_parser(LOCAL_SCHEMA, "examples/full/local.json", |text| parse_local("f", text).err());
+}
+
+#[test]
+fn every_example_is_valid_by_its_schema() {
+    let build = |text: &str| jsonschema::validator_for(&serde_json::from_str(text).unwrap()).unwrap();
+    let (server, local) = (build(SERVER_SCHEMA), build(LOCAL_SCHEMA));
+    let try_text = |place: &str, text: &str| {
+        let Ok(value) = serde_json::from_str::<Value>(text) else { return false };
+        let validator = match (value.get("datasets"), value.get("local_datasets")) {
+            (Some(_), _) => &server,
+            (_, Some(_)) => &local,
+            _ => return false,
+        };
+        let errors: Vec<String> =
+            validator.iter_errors(&value).map(|error| format!("{}: {error}", error.instance_path())).collect();
+        assert!(errors.is_empty(), "{place}: {}", errors.join("; "));
+        true
+    };
+    let files = files_below("examples").into_iter().filter(|file| file.ends_with(".json"));
+    let mut found = files.filter(|file| try_text(file, &read(file))).count();
+    for page in pages() {
+        found += page.literals().iter().filter(|block| try_text(&page.name, block)).count();
+    }
+    assert!(found >= 12, "only {found}");
+    for wrong in [
+        r#"{ "datasets": [ { "hostname": "a", "dataset": "tank", "backup": { "prefix": "B" } } ] }"#,
+        r#"{ "datasets": [ { "hostname": "a", "dataset": "tank", "backup": { "prefix": "B", "retention": ["2 per day"] } } ] }"#,
+        r#"{ "datasets": [], "timezon": "UTC" }"#,
+    ] {
+        assert!(!server.is_valid(&serde_json::from_str(wrong).unwrap()), "{wrong}");
+        assert!(parse_policy("f", wrong).is_err(), "{wrong}");
+    }
+    for wrong in [r#"{ "local_datasets": [ {} ] }"#, r#"{ "local_datasets": [], "max_sends": 0 }"#] {
+        assert!(!local.is_valid(&serde_json::from_str(wrong).unwrap()), "{wrong}");
+        assert!(parse_local("f", wrong).is_err(), "{wrong}");
+    }
+}
+
 // --- Statuses and fields.
 
 fn exit_status(exit: Exit) -> u8 {
@@ -349,7 +430,8 @@ fn try_commands(place: &str, text: &str) -> usize {
         // In a crontab, time and user come first.
         let at = words.iter().position(|word| word == "zsync" || word.ends_with("/bin/zsync"));
         let Some(at) = at.filter(|at| *at == 0 || *at == 6 || words[*at].starts_with("ExecStart=")) else { continue };
-        let mut command = words[at..].to_vec();
+        let until_file = words[at..].iter().take_while(|word| !word.starts_with('>'));
+        let mut command: Vec<String> = until_file.cloned().collect();
         for word in command.iter_mut().filter(|word| word.starts_with("$(date ")) {
             *word = "2026-11-23T10:30:00Z".to_owned();
         }
@@ -393,6 +475,23 @@ fn every_command_that_is_shown_is_one() {
         let starts = ![".timer", ".socket", ".conf"].iter().any(|end| file.ends_with(end));
         assert!(found >= usize::from(starts), "{file} has no command of zsync");
     }
+}
+
+#[test]
+fn bash_understands_its_completions() {
+    let zsync = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_zsync")).args(arguments).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let script = zsync(&["completions", "bash"])
+        + "COMP_WORDS=(zsync pl) COMP_CWORD=1\n_zsync zsync pl zsync\necho \"${COMPREPLY[@]}\"\n";
+    let completed = Command::new("bash").args(["--norc", "-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&completed.stdout), "plan\n", "{}", String::from_utf8_lossy(&completed.stderr));
+    assert!(zsync(&["completions", "zsh"]).starts_with("#compdef zsync\n"));
+    assert!(zsync(&["completions", "fish"]).contains("complete -c zsync "));
+    assert_eq!(zsync(&["schema", "server"]), SERVER_SCHEMA);
+    assert_eq!(zsync(&["schema", "local"]), LOCAL_SCHEMA);
 }
 
 #[test]
@@ -595,6 +694,16 @@ fn make_installs_and_uninstalls_everything() {
     for name in names_in("man") {
         let section = name.rsplit('.').next().unwrap();
         assert!(root.join(format!("share/man/man{section}/{name}")).exists(), "{name}");
+    }
+    for (shell, file) in [
+        ("bash", "bash-completion/completions/zsync"),
+        ("zsh", "zsh/site-functions/_zsync"),
+        ("fish", "fish/vendor_completions.d/zsync.fish"),
+    ] {
+        let text = fs::read_to_string(root.join("share").join(file)).unwrap();
+        for word in ["director", "completions", "schema"] {
+            assert!(text.contains(word), "{shell}: {word}");
+        }
     }
     for file in files_below("examples").into_iter().chain(["README.md".into(), "CHANGELOG.md".into()]) {
         assert!(root.join("share/doc/zsync").join(&file).exists(), "{file}");

@@ -30,6 +30,10 @@ use uuid::Uuid;
 
 use crate::policy::Policy;
 
+/// The JSON schema of `server.json`: its keys are those that [`parse_policy`] knows.
+pub const SERVER_SCHEMA: &str = include_str!("../../examples/schema/server.schema.json");
+/// The JSON schema of `local.json`: its keys are those that [`parse_local`] knows.
+pub const LOCAL_SCHEMA: &str = include_str!("../../examples/schema/local.schema.json");
 /// Where the director's policy is unless `--config` says otherwise.
 pub const DEFAULT_SERVER_FILE: &str = "/etc/zsync/server.json";
 /// Where the agent's and the slave's configuration is unless `--local` says otherwise.
