@@ -177,4 +177,22 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, glance, one_host, orders, readme, selftest, supervised, trees);
+scenarios!(
+    bad_input,
+    demo,
+    divergence,
+    glance,
+    least_privilege,
+    lineage,
+    links,
+    once,
+    one_host,
+    orders,
+    plan,
+    readme,
+    resume,
+    selftest,
+    supervised,
+    tls,
+    trees
+);

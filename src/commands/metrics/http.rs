@@ -76,15 +76,15 @@ async fn head(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Option<He
             return Err(anyhow!("the request ends in the middle"));
         }
         read.extend_from_slice(&piece[..count]);
+        if read.len() > LONGEST_HEAD {
+            return Err(anyhow!("the head of the request is longer than {LONGEST_HEAD} bytes"));
+        }
         let mut headers = [httparse::EMPTY_HEADER; 64];
         let mut request = httparse::Request::new(&mut headers);
         if request.parse(&read).map_err(|error| anyhow!("this is no request of HTTP: {error}"))?.is_complete() {
             let path = request.path.unwrap_or_default();
             let path = path.split('?').next().unwrap_or_default().to_owned();
             return Ok(Some(Head { method: request.method.unwrap_or_default().to_owned(), path }));
-        }
-        if read.len() > LONGEST_HEAD {
-            return Err(anyhow!("the head of the request is longer than {LONGEST_HEAD} bytes"));
         }
     }
 }
