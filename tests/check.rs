@@ -72,7 +72,7 @@ fn several_findings_are_counted_and_told_when_asked() {
     assert!(lines[0].contains("alpha:tank/gone") && lines[0].contains("does not exist"), "{lines:?}");
     assert!(lines[0].contains("; and 1 more (1 unknown) | "), "{lines:?}");
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(lines[2].starts_with("UNKNOWN: beta: was never asked"), "{lines:?}");
+    assert!(lines[2].starts_with("UNKNOWN: beta: out of reach, never seen: "), "{lines:?}");
     assert_eq!(place.run("check --host beta").status, Some(3));
 }
 

@@ -102,10 +102,12 @@ impl Finding {
         match self {
             Self::SnapshotOld { severity, .. } | Self::ReplicaOld { severity, .. } => *severity,
             Self::Diverged { .. } => Severity::Critical,
-            Self::NoSnapshot | Self::TooMany { .. } | Self::HeldLong { .. } | Self::OutOfReach { .. } => {
-                Severity::Warning
-            }
-            Self::NeverListed => Severity::Unknown,
+            Self::NoSnapshot
+            | Self::TooMany { .. }
+            | Self::HeldLong { .. }
+            | Self::OutOfReach { since: Some(_), .. } => Severity::Warning,
+            // How things are there, nobody knows.
+            Self::OutOfReach { since: None, .. } | Self::NeverListed => Severity::Unknown,
         }
     }
 
