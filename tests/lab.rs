@@ -192,6 +192,7 @@ scenarios!(
     readme,
     resume,
     selftest,
+    space,
     supervised,
     tls,
     trees
