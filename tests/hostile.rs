@@ -1,5 +1,8 @@
 //! One peer with a thousand idle connections, and a thousand more a second that talk nonsense: another peer does not
 //! notice, and the agent stays small. `ZSYNC_STORM_SECONDS` says how long, a few seconds by default.
+//!
+//! A minute of it, 2026-11-25 on two busy cores, optimised: 1001 connections a second of garbage beside 1000 idle ones; the
+//! slowest of 566 orders took 18 ms, over TLS as well; at most 16 MiB resident; 11 lines logged.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
