@@ -88,6 +88,7 @@ impl<Z: Zfs> Slave<Z> {
         if !tell(conn, found).await? {
             return Ok(());
         }
+        let mut came = false;
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
@@ -97,7 +98,9 @@ impl<Z: Zfs> Slave<Z> {
                 Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
                     let overwrite = overwrite && order.rollback_if_needed;
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties };
-                    self.receive(conn, &order, &incoming).await?
+                    let received = self.receive(conn, &order, &incoming).await?;
+                    came |= received.is_ok();
+                    received
                 }
                 Step::Rollback { guid, destroys } => {
                     alive_while(conn, &none, self.0.rollback(&order, guid, &destroys)).await?.map(|()| None)
@@ -118,6 +121,10 @@ impl<Z: Zfs> Slave<Z> {
                     let settled = match guid {
                         Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &sender(&order), guid)).await?,
                         None => Ok(()),
+                    };
+                    let settled = match settled {
+                        Ok(()) if came => alive_while(conn, &none, self.0.arrived(&order)).await?,
+                        settled => settled.map_err(StepError::from),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
                     drop((claim, slot));
@@ -283,10 +290,10 @@ async fn tell(conn: &mut Conn, found: Result<(Found, Option<Place>), ZfsError>) 
     }
 }
 
-fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), ZfsError>) -> Response {
+fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), StepError>) -> Response {
     match settled {
         Ok(()) => Response::success(order.order_uuid, status, ""),
-        Err(error) => Response::failure(Some(order.order_uuid), ResponseStatus::Zerror, error.to_string()),
+        Err(error) => Response::failure(Some(order.order_uuid), error.status, error.reason),
     }
 }
 
