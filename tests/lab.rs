@@ -177,4 +177,4 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, one_host, orders, package, readme, selftest, supervised, trees);
+scenarios!(bad_input, demo, extras, one_host, orders, package, readme, selftest, supervised, trees);
