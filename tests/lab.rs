@@ -177,4 +177,23 @@ fn every_scenario_is_shared_out_once() {
     );
 }
 
-scenarios!(bad_input, demo, extras, one_host, orders, package, readme, selftest, supervised, trees);
+scenarios!(
+    bad_input,
+    demo,
+    divergence,
+    extras,
+    least_privilege,
+    lineage,
+    links,
+    once,
+    one_host,
+    orders,
+    package,
+    plan,
+    readme,
+    resume,
+    selftest,
+    supervised,
+    tls,
+    trees
+);

@@ -404,6 +404,26 @@ fn a_repeated_take_is_not_a_second_snapshot() {
 }
 
 #[test]
+fn what_may_pass_is_tried_again_and_what_may_not_is_told_at_once() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let patient = DirectorsOrder { retry_for: Some(20), ..pair.send_order(first) };
+    pair.beta.fail_next("receive", ErrorKind::Stream, "checksum mismatch or incomplete stream");
+    pair.alpha.fail_next("bookmark", ErrorKind::Busy, "dataset is busy");
+    let (response, _) = pair.carry_out(&patient);
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(pair.copy(), [first]);
+    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")).is_empty());
+    let second = pair.take("S_2");
+    pair.beta.fail_next("receive", ErrorKind::NoSpace, "out of space");
+    let patient = DirectorsOrder { retry_for: Some(20), ..pair.send_order(second) };
+    let (response, _) = pair.carry_out(&patient);
+    assert_eq!((response.is_success, response.temporary), (false, false), "{response:?}");
+    let tries = pair.beta.calls().iter().filter(|call| call.starts_with("receive -s")).count();
+    assert_eq!(tries, 3, "{:?}", pair.beta.calls());
+}
+
+#[test]
 fn an_order_of_a_newer_protocol_is_refused() {
     let pair = Pair::new();
     let newer = DirectorsOrder { protocol: 99, ..order(Action::KvResync) };
