@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use zsync::actions::health::{Finding, Row};
 use zsync::catalog::Holder;
 use zsync::commands::agent::Agent;
-use zsync::commands::director::{Live, Pass, Report, Transfer, dispatcher, open_catalog};
+use zsync::commands::director::{Live, Own, Pass, Report, Transfer, dispatcher, open_catalog};
 use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::commands::status::{self, Settings, Status, as_lines, as_text};
@@ -122,7 +122,8 @@ impl Fleet {
         runtime::block_on(async {
             let alpha: HostName = "alpha".parse().unwrap();
             let zfs = Arc::new(self.alpha.clone());
-            let dispatcher = Arc::new(dispatcher(&alpha, &self.path("local.json"), &policy, None, zfs).await);
+            let own = Own { here: &alpha, local: &self.path("local.json"), state: None };
+            let dispatcher = Arc::new(dispatcher(own, &policy, None, zfs).await);
             let world = open_catalog(&policy, Holder::Pass).await.unwrap();
             Pass::new(policy, dispatcher, world, Utc::now()).run().await.unwrap()
         })

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 
+use super::catalogs;
 use super::plan::observe;
 use crate::actions::health::{Finding, Health, HostState, Row, Severity, health, span};
 use crate::config::Local;
@@ -75,7 +76,7 @@ pub async fn run(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
 async fn judge(settings: &Settings, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = settings.here.clone().map_err(anyhow::Error::msg)?;
     let policy = config::load_policy(&settings.config)?;
-    let catalog = observe::remembered(&policy)?;
+    let catalog = catalogs::inventory(&policy.catalog).await?;
     let mut unseen = BTreeMap::new();
     let inventory = match observe::with_own_zfs(&policy, &here, settings.opened.as_ref(), catalog.clone(), zfs).await {
         Ok(inventory) => inventory,

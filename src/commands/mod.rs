@@ -2,15 +2,23 @@
 
 pub mod agent;
 pub mod busy;
+pub mod catalogs;
 pub mod check;
+pub mod clean;
 pub mod director;
+pub mod facts;
+pub mod fences;
 pub mod gate;
 pub mod marks;
+pub mod migrate;
 pub mod plan;
+pub mod presence;
+pub mod publisher;
 pub mod receiving;
 pub mod retry;
 pub mod serve;
 pub mod slave;
 pub mod slots;
+pub mod state;
 pub mod status;
 pub mod tls;

@@ -1,17 +1,19 @@
 //! `zsync slave`: receives streams from agents.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_lite::future;
 use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
+use super::publisher::Publisher;
 use super::receiving::{Incoming, NotOpen, Receiving, StepError, sender, stalled};
 use super::serve;
 use super::slots::no_slot;
 use crate::clock;
 use crate::config::Local;
 use crate::model::Counter;
-use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, DatasetStatus, ResponseStatus};
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Place, Response, Step};
@@ -21,7 +23,9 @@ use crate::zfs::{ReceiveStream, Zfs, ZfsError};
 type Found = Option<DatasetInventory>;
 
 /// A slave with its ZFS.
-pub struct Slave<Z>(pub Receiving<Z>);
+pub struct Slave<Z> {
+    receiving: Receiving<Z>,
+}
 
 /// What a slave answers before any stream, and after each step.
 #[must_use]
@@ -49,25 +53,50 @@ impl<Z: Zfs> Slave<Z> {
     /// A slave for this host.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        Self(Receiving::new(zfs, local))
+        Self { receiving: Receiving::new(zfs, local) }
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets.
     #[must_use]
     pub fn with_local(&self, local: Arc<Local>) -> Self {
-        Self(self.0.with_local(local))
+        Self { receiving: self.receiving.with_local(local) }
+    }
+
+    /// The same, which publishes what it received.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        Self { receiving: self.receiving.publishing(publisher) }
+    }
+
+    /// Publishes a dataset as it is now.
+    async fn publish(&self, dataset: &DatasetName) {
+        if let Some(publisher) = &self.receiving.publisher {
+            // Whether it is behind, its check tells.
+            publisher.publish(&*self.receiving.zfs, &[dataset.clone()].into(), Vec::new()).await;
+        }
     }
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
-        conn.bear(self.0.local.stall_timeout);
+        conn.bear(self.receiving.local.stall_timeout);
+        let mut changed = BTreeSet::new();
+        let result = self.talk(conn, line, &mut changed).await;
+        for dataset in changed {
+            // It broke off, and something may have arrived all the same.
+            self.publish(&dataset).await;
+        }
+        result
+    }
+
+    /// `changed` is what was worked on and is not published yet.
+    async fn talk(&self, conn: &mut Conn, line: &[u8], changed: &mut BTreeSet<DatasetName>) -> Result<(), WireError> {
         let order: OrderToSlave = conn.understand(line)?;
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
             return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
         }
         let dataset = &order.dest_dataset;
-        let claim = match self.0.open(&order.source, conn.identity.as_ref(), dataset) {
+        let claim = match self.receiving.open(&order.source, conn.identity.as_ref(), dataset) {
             Ok(claim) => claim,
             Err(NotOpen { status, reason }) => {
                 log::warn!("{}: {} may not send to {dataset}: {reason}", conn.peer, order.source);
@@ -77,7 +106,7 @@ impl<Z: Zfs> Slave<Z> {
         };
         let none = Counter::default();
         let since = order.oldest_unsent.unwrap_or_else(clock::now);
-        let slot = match alive_while(conn, &none, self.0.slots.take(since)).await? {
+        let slot = match alive_while(conn, &none, self.receiving.slots.take(since)).await? {
             Ok(slot) => slot,
             Err(limit) => {
                 let (status, error) = (Some(DatasetStatus::True), no_slot("max_receives", limit));
@@ -91,6 +120,7 @@ impl<Z: Zfs> Slave<Z> {
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
+            changed.insert(dataset.clone());
             let mut remark = String::new();
             // After a success its own listing is at hand; after a failure a fresh look tells what is left.
             let result: Result<Option<Found>, StepError> = match step {
@@ -100,26 +130,31 @@ impl<Z: Zfs> Slave<Z> {
                     self.receive(conn, &order, &incoming).await?
                 }
                 Step::Rollback { guid, destroys } => {
-                    alive_while(conn, &none, self.0.rollback(&order, guid, &destroys)).await?.map(|()| None)
+                    alive_while(conn, &none, self.receiving.rollback(&order, guid, &destroys)).await?.map(|()| None)
                 }
                 Step::SetAside { guid } => {
-                    let aside = alive_while(conn, &none, self.0.set_aside(&order, guid)).await?;
+                    let aside = alive_while(conn, &none, self.receiving.set_aside(&order, guid)).await?;
                     aside.map(|name| {
                         remark = name.to_string();
                         None
                     })
                 }
-                Step::Follow => alive_while(conn, &none, self.0.follow(&order)).await?.map(|()| None),
+                Step::Follow => alive_while(conn, &none, self.receiving.follow(&order)).await?.map(|()| None),
                 Step::Abort => {
-                    let aborted = alive_while(conn, &none, self.0.zfs.abort_receive(dataset)).await?;
+                    let aborted = alive_while(conn, &none, self.receiving.zfs.abort_receive(dataset)).await?;
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
                     let settled = match guid {
-                        Some(guid) => alive_while(conn, &none, self.0.settle(dataset, &sender(&order), guid)).await?,
+                        Some(guid) => {
+                            alive_while(conn, &none, self.receiving.settle(dataset, &sender(&order), guid)).await?
+                        }
                         None => Ok(()),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
+                    for dataset in std::mem::take(changed) {
+                        alive_while(conn, &none, self.publish(&dataset)).await?;
+                    }
                     drop((claim, slot));
                     return conn.say(&finished(&order, status, settled)).await;
                 }
@@ -145,8 +180,8 @@ impl<Z: Zfs> Slave<Z> {
 
     /// The dataset as it is, and the place.
     async fn look(&self, order: &OrderToSlave) -> Result<(Found, Option<Place>), ZfsError> {
-        let found = self.0.look(&order.dest_dataset).await?;
-        let place = self.0.place(order, found.as_ref()).await?;
+        let found = self.receiving.look(&order.dest_dataset).await?;
+        let place = self.receiving.place(order, found.as_ref()).await?;
         Ok((found, Some(place)))
     }
 
@@ -158,8 +193,8 @@ impl<Z: Zfs> Slave<Z> {
         incoming: &Incoming,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
-        let receive = match alive_while(conn, &Counter::default(), self.0.prepare(order, incoming)).await? {
-            Ok(spec) => self.0.zfs.receive(&spec).await.map_err(StepError::from),
+        let receive = match alive_while(conn, &Counter::default(), self.receiving.prepare(order, incoming)).await? {
+            Ok(spec) => self.receiving.zfs.receive(&spec).await.map_err(StepError::from),
             Err(error) => Err(error),
         };
         let ReceiveStream { mut data, mut end } = match receive {
@@ -206,7 +241,7 @@ impl<Z: Zfs> Slave<Z> {
                 self.give_up(conn, order, early).await?.map(drop)
             }
         };
-        Ok(alive_while(conn, &counter, self.0.verify(dataset, incoming, ended)).await?.map(Some))
+        Ok(alive_while(conn, &counter, self.receiving.verify(dataset, incoming, ended)).await?.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.

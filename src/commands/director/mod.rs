@@ -2,10 +2,12 @@
 
 mod board;
 mod dispatch;
+mod leader;
 mod live;
 mod look;
 mod pass;
 pub mod saved;
+mod standing;
 mod summary;
 mod world;
 
@@ -19,15 +21,20 @@ use futures_lite::future;
 
 pub use board::{Board, Running};
 pub use dispatch::{AGENT_PORT, Dispatcher, fitting, wire_order};
-pub use live::{Live, Transfer};
+pub use leader::{Leadership, Office, Sought};
+pub use live::{Live, Place, Transfer};
 pub use look::{ask_all, look};
 pub use pass::{Pass, Report, hosts};
 pub use saved::SavedPlan;
+pub use standing::Standing;
 pub use world::World;
 
 use super::agent::Agent;
-use crate::catalog::{CatalogError, CatalogWrite, EmbeddedCatalog, Holder};
+use super::publisher::Publisher;
+use super::{catalogs, clean};
+use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::config;
+use crate::consul::{Consul, ConsulError};
 use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
 use crate::report;
@@ -37,6 +44,13 @@ use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 use crate::{clock, error};
 
+/// How often one pass alone looks for a lock that is free in a moment, a second apart.
+const FREE_WITHIN: usize = 10;
+/// After how long Consul is asked again when it cannot be.
+const AGAIN_AFTER: Duration = Duration::from_secs(5);
+/// How often old marks are forgotten.
+const CLEAN_EVERY: Duration = Duration::from_secs(24 * 3600);
+
 /// What `zsync director` is told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -44,10 +58,14 @@ pub struct Settings {
     pub config: PathBuf,
     /// `local.json`, for orders to this host.
     pub local: PathBuf,
+    /// The folder of what has to survive restarts.
+    pub state: PathBuf,
     /// This host's name in the policy.
     pub host: HostName,
     /// One pass instead of a loop.
     pub once: bool,
+    /// Whether the first pass asks every host and tells how what it holds differs from what was known.
+    pub resync: bool,
     /// From the beginning of one pass to that of the next.
     pub interval: Duration,
     /// How long the one pass may take.
@@ -74,7 +92,8 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     if let Some(tls) = &tls {
         warn_of(tls, &settings);
     }
-    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, tls, Arc::clone(&zfs)).await);
+    let own = Own { here: &settings.host, local: &settings.local, state: Some(&settings.state) };
+    let dispatcher = Arc::new(dispatcher(own, &policy, tls, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
@@ -82,6 +101,13 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         // Nobody else is there to do anything.
         return Err(error::Error::unable(anyhow::anyhow!("{reason}")));
     }
+    let office = match &policy.catalog {
+        CatalogConfig::Embedded { .. } => None,
+        CatalogConfig::Consul(config) => {
+            let catalog = catalogs::shared(config).map_err(error::Error::unable)?;
+            Some(Office::new(catalog.consul().clone(), catalog.root(), settings.host.clone()))
+        }
+    };
     let holder = if settings.once { Holder::Pass } else { Holder::Director };
     let world = match open_catalog(&policy, holder).await {
         Ok(world) => world,
@@ -98,25 +124,81 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         Err(error) => return Err(error::Error::unable(error)),
     };
     if settings.once {
-        let CatalogConfig::Embedded { path } = &policy.catalog;
-        let folder = path.clone();
-        let pass = Pass::new(policy, dispatcher, world, clock::now());
-        let report = once(&settings, pass, saved, &folder).await?;
+        let leadership = match &office {
+            None => None,
+            Some(office) => match seek(office).await.map_err(error::Error::unable)? {
+                Ok(leadership) => Some(leadership),
+                Err(holder) => {
+                    report::print(&format!("{holder}; nothing is done here\n"));
+                    return Ok(());
+                }
+            },
+        };
+        let report = once(&settings, policy, dispatcher, world, saved, leadership.as_ref()).await;
+        if let Some(leadership) = leadership {
+            leadership.resign().await;
+        }
+        let report = report?;
         tell(&settings, &report);
         return if report.is_success() { Ok(()) } else { Err(error::Error::told()) };
     }
-    direct(&settings, policy, dispatcher, world, zfs).await
+    let mut signals = Signals::of_service().map_err(error::Error::unable)?;
+    drop(runtime::spawn(service::watchdog()));
+    match office {
+        None => direct(&settings, policy, dispatcher, world, zfs, None, &mut signals).await,
+        Some(office) => take_turns(&settings, &office, policy, dispatcher, &zfs, &mut signals).await?,
+    }
+    log::info!("ends on {}", signals.end().unwrap_or("a signal"));
+    Ok(())
+}
+
+/// Directs whenever this director has the lock, and stands by when another one has it, until the process is asked to
+/// end.
+async fn take_turns<Z: Zfs>(
+    settings: &Settings,
+    office: &Office,
+    policy: Arc<Policy>,
+    dispatcher: Arc<Dispatcher<Z>>,
+    zfs: &Arc<Z>,
+    signals: &mut Signals,
+) -> Result<(), error::Error> {
+    while signals.end().is_none() {
+        service::ready("seeks the director's lock");
+        // Nothing to wind down: whoever waits has nothing in hand.
+        let Some(leadership) = signals.until_done(stand_by(office), Duration::ZERO, || {}).await else { break };
+        // What was known before is from before somebody else directed.
+        let world = open_catalog(&policy, Holder::Director).await.map_err(error::Error::unable)?;
+        let (policy, dispatcher) = (Arc::clone(&policy), Arc::clone(&dispatcher));
+        direct(settings, policy, dispatcher, world, Arc::clone(zfs), Some(&leadership), signals).await;
+        leadership.resign().await;
+    }
+    Ok(())
+}
+
+/// Work of a director, for as long as it has the lock: then it is dropped where it waits.
+async fn while_leading<T>(
+    leadership: Option<&Leadership>,
+    work: impl Future<Output = Result<T, CatalogError>>,
+) -> Result<T, CatalogError> {
+    let Some(leadership) = leadership else { return work.await };
+    let losing = async { Err(CatalogError::LockLost(leadership.lost().await)) };
+    future::or(losing, work).await
 }
 
 /// Makes the one pass, within its time.
-async fn once<Z: Zfs, C: CatalogWrite + 'static>(
+async fn once<Z: Zfs>(
     settings: &Settings,
-    pass: Pass<Z, C>,
+    policy: Arc<Policy>,
+    dispatcher: Arc<Dispatcher<Z>>,
+    world: World<dyn CatalogWrite>,
     saved: Option<SavedPlan>,
-    folder: &Path,
+    leadership: Option<&Leadership>,
 ) -> Result<Report, error::Error> {
     let mut signals = Signals::of_command().map_err(error::Error::unable)?;
     let began = std::time::Instant::now();
+    let place = Place::of(&policy.catalog);
+    let pass = pass(policy, dispatcher, world, leadership).await.map_err(error::Error::unable)?;
+    let pass = pass.resyncing(settings.resync);
     let board = pass.board();
     let work = async {
         match saved {
@@ -125,7 +207,7 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         }
     };
     let began_at = clock::now();
-    let work = future::or(work, live::publish(folder, &board, began_at));
+    let work = future::or(while_leading(leadership, work), live::publish(&place, &board, began_at));
     let passing = signals.until_done(work, settings.grace, || board.stop());
     let passed = match settings.timeout {
         Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
@@ -136,7 +218,7 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
         (None, None) => String::new(),
     };
-    live::publish_end(folder, &board, began_at).await;
+    live::publish_end(&place, &board, began_at).await;
     let report = match passed {
         Some(Ok(report)) if signals.end().is_some() => Ok(Report { broken_off: Some(reason), ..report }),
         Some(result) => result,
@@ -145,23 +227,107 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
     report.map_err(error::Error::unable)
 }
 
+/// A pass for now. One of a director in office has the addresses that services have, and knows what they say of
+/// themselves.
+async fn pass<Z: Zfs>(
+    policy: Arc<Policy>,
+    dispatcher: Arc<Dispatcher<Z>>,
+    world: World<dyn CatalogWrite>,
+    leadership: Option<&Leadership>,
+) -> Result<Pass<Z, dyn CatalogWrite>, CatalogError> {
+    let Some(leadership) = leadership else { return Ok(Pass::new(policy, dispatcher, world, clock::now())) };
+    let (policy, standing) = located(leadership.consul(), policy, &dispatcher).await?;
+    Ok(Pass::new(policy, dispatcher, world, clock::now()).led(leadership.clone(), standing))
+}
+
+/// The policy with the addresses that services have.
+async fn located<Z: Zfs>(
+    consul: &Consul,
+    policy: Arc<Policy>,
+    dispatcher: &Dispatcher<Z>,
+) -> Result<(Arc<Policy>, Standing), CatalogError> {
+    let (agents, slaves) = standing::services(consul).await?;
+    let mut policy = Arc::unwrap_or_clone(policy);
+    let own = dispatcher.own.is_ok().then_some(&dispatcher.here);
+    let standing = standing::stand(&mut policy, &agents, &slaves, own);
+    Ok((Arc::new(policy), standing))
+}
+
+/// The same for who gives no orders, with any catalog.
+pub async fn with_services<Z: Zfs>(
+    policy: Arc<Policy>,
+    dispatcher: &Dispatcher<Z>,
+) -> Result<Arc<Policy>, CatalogError> {
+    let CatalogConfig::Consul(config) = &policy.catalog else { return Ok(policy) };
+    let consul = catalogs::shared(config)?.consul().clone();
+    Ok(located(&consul, policy, dispatcher).await?.0)
+}
+
+/// Takes the lock, or says who has it. One whose holder has just died is waited for.
+async fn seek(office: &Office) -> Result<Result<Leadership, String>, ConsulError> {
+    for _ in 0..FREE_WITHIN {
+        match office.seek().await? {
+            Sought::Ours(leadership) => return Ok(Ok(leadership)),
+            Sought::Taken { holder: Some(holder), .. } => return Ok(Err(holder)),
+            Sought::Taken { holder: None, index } => office.changed(None, index).await?,
+        }
+    }
+    Ok(Err("another director has just ended without a word, and its lock is not free yet".to_owned()))
+}
+
+/// Waits until this director is the one.
+async fn stand_by(office: &Office) -> Leadership {
+    let mut said = String::new();
+    loop {
+        let waited = match office.seek().await {
+            Ok(Sought::Ours(leadership)) => {
+                log::info!("directs from now on");
+                return leadership;
+            }
+            Ok(Sought::Taken { holder, index }) => {
+                if let Some(holder) = holder.as_ref().filter(|holder| said != **holder) {
+                    log::info!("stands by: {holder}");
+                    service::status(&format!("stands by: {holder}"));
+                    said.clone_from(holder);
+                }
+                office.changed(holder.as_ref(), index).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = waited {
+            let gist = error.gist();
+            if said != gist {
+                log::error!("no orders are made: {gist}");
+                service::status(&format!("no orders are made: {gist}"));
+                said = gist;
+            }
+            runtime::sleep(AGAIN_AFTER).await;
+        }
+    }
+}
+
 /// The policy's catalog, open for writing.
-pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<EmbeddedCatalog>, CatalogError> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let path = path.clone();
-    Ok(World::new(runtime::blocking(move || EmbeddedCatalog::open_as(&path, holder)).await?))
+pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<dyn CatalogWrite>, CatalogError> {
+    let config = policy.catalog.clone();
+    Ok(World::over(runtime::blocking(move || catalogs::writer(&config, holder)).await?))
+}
+
+/// How this host is directed within the process.
+#[derive(Clone, Copy)]
+pub struct Own<'a> {
+    /// Its name.
+    pub here: &'a HostName,
+    /// Its `local.json`.
+    pub local: &'a Path,
+    /// The folder of what has to survive restarts; `None`: nothing is published in a shared catalog.
+    pub state: Option<&'a Path>,
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-pub async fn dispatcher<Z: Zfs>(
-    here: &HostName,
-    local: &Path,
-    policy: &Policy,
-    tls: Option<Arc<Tls>>,
-    zfs: Arc<Z>,
-) -> Dispatcher<Z> {
+pub async fn dispatcher<Z: Zfs>(own: Own<'_>, policy: &Policy, tls: Option<Arc<Tls>>, zfs: Arc<Z>) -> Dispatcher<Z> {
+    let here = own.here;
     let own = if is_own(policy, here) {
-        own_agent(here, local, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+        own_agent(own, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     } else {
         Err(format!("{here} is not this process' to act on"))
     };
@@ -191,30 +357,40 @@ fn warn_of(tls: &Tls, settings: &Settings) {
     }
 }
 
-async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+async fn own_agent<Z: Zfs>(own: Own<'_>, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+    let Own { here, local, state } = own;
     let local = config::load_local(local)
         .with_context(|| format!("{here} is this host, whose own local configuration is needed"))?;
     zfs.check_version().await?;
+    let publisher = match (&policy.catalog, state) {
+        (CatalogConfig::Consul(config), Some(state)) => {
+            let catalog = catalogs::shared(config)?;
+            Some(Arc::new(Publisher::new(here.clone(), catalog, state, "director")))
+        }
+        _ => None,
+    };
     // What it proves itself with to slaves: of this host, whose director and agent may have one certificate.
     let files = local.tls.as_ref().or(policy.tls.as_ref());
     let tls = files.map(Tls::load).transpose()?.map(Arc::new);
-    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls))
+    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 
-/// Passes, one after the other, each at its time, until the process is asked to end.
+/// Passes, one after the other, each at its time, until the process is asked to end, or the lock is lost.
 async fn direct<Z: Zfs>(
     settings: &Settings,
     mut policy: Arc<Policy>,
     mut dispatcher: Arc<Dispatcher<Z>>,
-    world: World<EmbeddedCatalog>,
+    world: World<dyn CatalogWrite>,
     zfs: Arc<Z>,
-) -> Result<(), error::Error> {
-    let mut signals = Signals::of_service().map_err(error::Error::unable)?;
+    leadership: Option<&Leadership>,
+    signals: &mut Signals,
+) {
     service::ready("makes its first pass");
-    drop(runtime::spawn(service::watchdog()));
     // Where the catalog is does not change while it runs.
-    let CatalogConfig::Embedded { path: folder } = &policy.catalog.clone();
+    let place = Place::of(&policy.catalog);
     let mut said = Said::default();
+    let mut resync = settings.resync;
+    let mut cleaned: Option<std::time::Instant> = None;
     while signals.end().is_none() {
         let began = std::time::Instant::now();
         let mut failures = BTreeMap::new();
@@ -229,10 +405,11 @@ async fn direct<Z: Zfs>(
             failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
             dispatcher.tls.clone()
         });
-        let (host, local) = (&settings.host, &settings.local);
+        let host = &settings.host;
+        let own = Own { here: host, local: &settings.local, state: Some(&settings.state) };
         if signals.take_reload() {
             service::reloading();
-            let renewed = self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await;
+            let renewed = self::dispatcher(own, &policy, tls, Arc::clone(&zfs)).await;
             match &renewed.own {
                 Err(reason) if dispatcher.own.is_ok() && is_own(&policy, host) => {
                     failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
@@ -247,24 +424,47 @@ async fn direct<Z: Zfs>(
             dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
         } else {
             // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await);
+            dispatcher = Arc::new(self::dispatcher(own, &policy, tls, Arc::clone(&zfs)).await);
         }
-        let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
-        let board = pass.board();
-        let began_at = clock::now();
-        let work = future::or(pass.clone().run(), live::publish(folder, &board, began_at));
-        let passed = signals.until_done(work, settings.grace, || {
-            service::stopping("ends; lets the orders under way end");
-            board.stop();
-        });
-        let passed = passed.await;
-        live::publish_end(folder, &board, began_at).await;
-        let passed = match passed {
-            Some(passed) => passed,
-            None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
+        let made = pass(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), leadership);
+        // Nothing is in hand yet.
+        let made = signals.until_done(while_leading(leadership, made), Duration::ZERO, || {}).await;
+        let Some(made) = made else { break };
+        let passed = match made {
+            Err(error) => Err(error),
+            Ok(pass) => {
+                let pass = pass.resyncing(resync);
+                let (board, began_at) = (pass.board(), clock::now());
+                let work = while_leading(leadership, pass.clone().run());
+                let work = future::or(work, live::publish(&place, &board, began_at));
+                let passed = signals.until_done(work, settings.grace, || {
+                    service::stopping("ends; lets the orders under way end");
+                    board.stop();
+                });
+                let passed = passed.await;
+                if !matches!(passed, Some(Err(CatalogError::LockLost(_)))) {
+                    live::publish_end(&place, &board, began_at).await;
+                }
+                match passed {
+                    Some(passed) => passed,
+                    None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
+                }
+            }
         };
         match passed {
             Ok(report) => {
+                resync = false;
+                for (host, line) in &report.mended {
+                    log::info!("{host}: {line}: mended");
+                }
+                if cleaned.is_none_or(|before| before.elapsed() >= CLEAN_EVERY) {
+                    cleaned = Some(began);
+                    match world.forget(report.at - clean::FORGET_AFTER).await {
+                        Ok(0) => {}
+                        Ok(marks) => log::info!("forgot {marks} old marks"),
+                        Err(error) => log::warn!("old marks stay: {:#}", anyhow::Error::from(error)),
+                    }
+                }
                 let summary = summary::in_a_line(&report);
                 failures.extend(summary::failures(&report).map(|f| (f.about(), f.to_string())));
                 said.tell(failures);
@@ -273,25 +473,43 @@ async fn direct<Z: Zfs>(
                 }
                 service::status(&summary);
             }
+            Err(error @ CatalogError::LockLost(_)) => {
+                log::error!("{error}");
+                return;
+            }
             // Of hosts and orders nothing new is known: what was said of them stays said.
             Err(error) => {
                 failures.extend(said.0.clone());
-                let text = format!("no orders are made: {:#}", anyhow::Error::from(error));
+                let text = match error {
+                    // The same while it lasts, whatever was asked.
+                    CatalogError::Consul(error) => format!("no orders are made: {}", error.gist()),
+                    error => format!("no orders are made: {:#}", anyhow::Error::from(error)),
+                };
                 service::status(&text);
                 failures.insert("the catalog".to_owned(), text);
                 said.tell(failures);
             }
         }
         log::debug!("the pass took {:.1?}", began.elapsed());
-        signals.idle(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
+        let idle = signals.idle(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1)));
+        let idle = async {
+            idle.await;
+            Ok(())
+        };
+        if let Err(error) = while_leading(leadership, idle).await {
+            log::error!("{error}");
+            return;
+        }
     }
-    log::info!("ends on {}", signals.end().unwrap_or("a signal"));
-    Ok(())
 }
 
 fn tell(settings: &Settings, report: &Report) {
     if settings.verbose || settings.format != report::Format::Table {
         report::print(&summary::pass(report, settings.format));
+    }
+    if settings.resync && settings.format == report::Format::Table {
+        let lines = report.mended.iter().map(|(host, line)| format!("{host}: {line}: mended\n"));
+        report::print(&lines.collect::<String>());
     }
     for failure in summary::failures(report) {
         report::complain(&failure);

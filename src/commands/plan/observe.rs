@@ -9,13 +9,15 @@ use chrono::{DateTime, Utc};
 
 use super::Settings;
 use super::estimate::Answers;
+use crate::catalog::CatalogError;
 use crate::catalog::file::{self, FileError};
-use crate::catalog::{CatalogError, CatalogRead, EmbeddedReader};
 use crate::clock;
+use crate::commands::catalogs;
 use crate::config::Local;
 use crate::error::Error;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
-use crate::policy::{CatalogConfig, Policy};
+use crate::policy::Policy;
+use crate::runtime;
 use crate::zfs::{Depth, ZfsError, ZfsRead};
 
 /// How much of a catalog file is read at once.
@@ -39,21 +41,18 @@ pub async fn from_catalog(
     policy: &Policy,
     zfs: &impl ZfsRead,
 ) -> Result<(Inventory, Answers), Error> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let estimates = EmbeddedReader::new(path).estimates().map_err(Error::unable)?;
-    let known = remembered(policy).map_err(Error::unable)?;
+    let config = policy.catalog.clone();
+    let known = runtime::blocking(move || {
+        let catalog = catalogs::reader(&config)?;
+        Ok::<_, CatalogError>((catalog.inventory()?, catalog.estimates()?))
+    });
+    let (known, estimates) = known.await.map_err(Error::unable)?;
     let inventory = with_own_zfs(policy, &settings.here, settings.opened.as_ref(), known, zfs).await;
     Ok((inventory.map_err(Error::unable)?, estimates))
 }
 
-/// What the policy's catalog remembers.
-pub fn remembered(policy: &Policy) -> Result<Inventory, CatalogError> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    EmbeddedReader::new(path).inventory()
-}
-
-/// The same, and for this host what its ZFS has now, where orders for it are carried out without an agent. `opened` is
-/// what it lets in, if that is known.
+/// What this host's ZFS has now in the place of what was known of it, where orders for it are carried out without an
+/// agent. `opened` is what it lets in, if that is known.
 pub async fn with_own_zfs(
     policy: &Policy,
     here: &HostName,
