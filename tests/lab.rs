@@ -180,11 +180,7 @@ fn every_scenario_is_shared_out_once() {
 scenarios!(
     bad_input,
     demo,
-    divergence,
-    glance,
     least_privilege,
-    lineage,
-    links,
     once,
     one_host,
     orders,
