@@ -169,7 +169,7 @@ fn stream(
 
 /// Prints to standard output. A reader that went away (`| head`) is no error.
 pub fn print(text: &str) {
-    written(stream(|out| out.write_all(text.as_bytes())));
+    refresh(text);
 }
 
 /// Prints a text to somebody who looks again and again; whether anybody still does.

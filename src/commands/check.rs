@@ -8,13 +8,11 @@ use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 
-use super::director::Live;
-use super::plan::observe;
+use super::plan::observe::{self, Glance};
 use crate::actions::health::{Finding, Health, HostState, Row, Severity, health, span};
 use crate::config::Local;
 use crate::error::{Error, Exit};
 use crate::model::{DatasetName, HostName};
-use crate::policy::CatalogConfig;
 use crate::report;
 use crate::zfs::ZfsRead;
 use crate::{clock, config};
@@ -73,21 +71,11 @@ pub async fn run(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
     }
 }
 
-/// Judges what the catalog and this host's ZFS tell. Where that cannot be asked, the catalog's word counts.
+/// Judges what the catalog and this host's ZFS tell.
 async fn judge(settings: &Settings, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = settings.here.clone().map_err(anyhow::Error::msg)?;
     let policy = config::load_policy(&settings.config)?;
-    let catalog = observe::remembered(&policy)?;
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    // What the last pass could not look at.
-    let mut unseen = Live::read(path, clock::now()).map(|live| live.unseen).unwrap_or_default();
-    let inventory = match observe::with_own_zfs(&policy, &here, settings.opened.as_ref(), catalog.clone(), zfs).await {
-        Ok(inventory) => inventory,
-        Err(error) => {
-            unseen.insert(here, error.to_string());
-            catalog
-        }
-    };
+    let Glance { inventory, unseen, live: _ } = observe::glance(&policy, &here, settings.opened.as_ref(), zfs).await?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
     Ok(health)

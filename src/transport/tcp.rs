@@ -62,6 +62,14 @@ pub enum TransportError {
     },
 }
 
+impl TransportError {
+    /// Whether trying again may help: not with somebody whom we cannot trust, which only a person can mend.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        !matches!(self, Self::Tls { .. })
+    }
+}
+
 async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportError> {
     let wanted = address.to_owned();
     let resolving = runtime::blocking(move || wanted.to_socket_addrs().map(Iterator::collect));

@@ -45,8 +45,7 @@ pub(super) struct Local<Z> {
 
 impl From<TransportError> for Failure {
     fn from(error: TransportError) -> Self {
-        // Whom we cannot trust we shall not trust in a moment either: only somebody can mend that.
-        let temporary = !matches!(error, TransportError::Tls { .. });
+        let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));
         Self { status: ResponseStatus::Unreachable, reason, temporary }
     }

@@ -237,11 +237,10 @@ impl<Z: Zfs> Dispatcher<Z> {
                         Ok(response) => return response,
                         Err(error) => error,
                     };
-                    // Whom we cannot trust, or who does not trust us, will be the same in a moment.
-                    let distrusted = matches!(error.downcast_ref(), Some(TransportError::Tls { .. }))
-                        || error.downcast_ref().is_some_and(|error: &WireError| !error.is_temporary());
+                    let temporary = error.downcast_ref().is_none_or(TransportError::is_temporary)
+                        && error.downcast_ref().is_none_or(WireError::is_temporary);
                     let error = format!("{error:#}");
-                    let Some(pause) = retry.pause().filter(|_| !distrusted) else {
+                    let Some(pause) = retry.pause().filter(|_| temporary) else {
                         let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
                         return Response { temporary: true, ..Response::failure(id, status, error) };
                     };

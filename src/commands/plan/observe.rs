@@ -12,6 +12,7 @@ use super::estimate::Answers;
 use crate::catalog::file::{self, FileError};
 use crate::catalog::{CatalogError, CatalogRead, EmbeddedReader};
 use crate::clock;
+use crate::commands::director::Live;
 use crate::config::Local;
 use crate::error::Error;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
@@ -50,6 +51,37 @@ pub async fn from_catalog(
 pub fn remembered(policy: &Policy) -> Result<Inventory, CatalogError> {
     let CatalogConfig::Embedded { path } = &policy.catalog;
     EmbeddedReader::new(path).inventory()
+}
+
+/// What is known to somebody who only looks on.
+pub struct Glance {
+    /// What the catalog remembers, and for this host what its ZFS has now.
+    pub inventory: Inventory,
+    /// Hosts that the last pass could not look at, and this one where its ZFS cannot be asked; each with the reason.
+    pub unseen: BTreeMap<HostName, String>,
+    /// What the director is doing.
+    pub live: Option<Live>,
+}
+
+/// Looks on. Where this host's ZFS cannot be asked, the catalog's word counts.
+pub async fn glance(
+    policy: &Policy,
+    here: &HostName,
+    opened: Option<&Local>,
+    zfs: &impl ZfsRead,
+) -> Result<Glance, CatalogError> {
+    let CatalogConfig::Embedded { path } = &policy.catalog;
+    let catalog = remembered(policy)?;
+    let live = Live::read(path, clock::now());
+    let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
+    let inventory = match with_own_zfs(policy, here, opened, catalog.clone(), zfs).await {
+        Ok(inventory) => inventory,
+        Err(error) => {
+            unseen.insert(here.clone(), error.to_string());
+            catalog
+        }
+    };
+    Ok(Glance { inventory, unseen, live })
 }
 
 /// The same, and for this host what its ZFS has now, where orders for it are carried out without an agent. `opened` is

@@ -18,7 +18,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::director::{Dispatcher, Live, ask_all, dispatcher, load_tls};
-use super::plan::observe;
+use super::plan::observe::{self, Glance};
 use crate::actions::health::{Health, health};
 use crate::catalog::{CatalogRead, Destination, EmbeddedReader, Outcome};
 use crate::config::Local;
@@ -118,20 +118,11 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error> {
 pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Status> {
     // Who only wants to see does not wait for what may pass.
     let policy = Arc::new(Policy { retry_for: Duration::ZERO, ..config::load_policy(&settings.config)? });
-    let catalog = observe::remembered(&policy)?;
     let CatalogConfig::Embedded { path } = &policy.catalog;
     let reader = EmbeddedReader::new(path);
     let errors = last_errors(reader.outcomes(OUTCOMES)?);
-    let live = Live::read(path, clock::now());
-    let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
-    let own = observe::with_own_zfs(&policy, &settings.here, settings.opened.as_ref(), catalog.clone(), &*zfs);
-    let mut inventory = match own.await {
-        Ok(inventory) => inventory,
-        Err(error) => {
-            unseen.insert(settings.here.clone(), error.to_string());
-            catalog
-        }
-    };
+    let Glance { mut inventory, mut unseen, live } =
+        observe::glance(&policy, &settings.here, settings.opened.as_ref(), &*zfs).await?;
     let agents: Option<Arc<Dispatcher<Z>>> = if settings.offline {
         None
     } else {

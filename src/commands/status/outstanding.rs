@@ -1,5 +1,6 @@
 //! How many bytes have yet to go where: as the agents that are to send them tell, or told for the latest plan.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +10,8 @@ use crate::actions::{Order, decide};
 use crate::commands::director::Dispatcher;
 use crate::commands::plan::estimate::{Answers, Questions};
 use crate::commands::plan::foresee::Foreseen;
-use crate::model::{Counter, Inventory};
-use crate::policy::Policy;
+use crate::model::{Counter, DatasetName, HostName, Inventory};
+use crate::policy::{Policy, Target};
 use crate::runtime;
 use crate::zfs::Zfs;
 
@@ -42,9 +43,11 @@ pub fn recall(health: &mut Health, policy: &Policy, inventory: &Inventory, answe
 /// The transfers that would bring every destination up to date, whether they are due or not.
 fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Foreseen> {
     let mut plan = decide(policy, inventory, health.at);
+    let rows: BTreeMap<_, &Row> = health.rows.iter().filter_map(|row| Some((Lane::of(row)?, row))).collect();
     plan.sends.retain_mut(|send| {
-        let row = health.rows.iter().find(|row| is_of(row, send));
-        let Some(row) = row.filter(|row| row.behind.is_some_and(|behind| behind > 0)) else { return false };
+        let Some(row) = rows.get(&Lane::of_send(send)).filter(|row| row.behind.is_some_and(|behind| behind > 0)) else {
+            return false;
+        };
         let newest = row.newest.as_ref().and_then(|newest| {
             let of = inventory.dataset(&row.host, &row.dataset)?;
             of.snapshots.iter().rfind(|s| s.name == newest.name)
@@ -58,26 +61,32 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<For
     sends.map(|order| Foreseen { order, after: None, estimate: None }).collect()
 }
 
-fn is_of(row: &Row, send: &SendVerdict) -> bool {
-    let subject = &send.subject;
-    (row.entry, &row.policy, &row.host, &row.dataset, row.to.as_ref())
-        == (subject.entry, &subject.policy, &subject.host, &subject.dataset, Some(&send.to))
+/// What is sent from where to where, for which policy.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Lane<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Target);
+
+impl<'a> Lane<'a> {
+    fn of(row: &'a Row) -> Option<Self> {
+        Some(Self(row.entry, &row.policy, &row.host, &row.dataset, row.to.as_ref()?))
+    }
+
+    fn of_send(SendVerdict { subject, to, .. }: &'a SendVerdict) -> Self {
+        Self(subject.entry, &subject.policy, &subject.host, &subject.dataset, to)
+    }
 }
 
 /// Writes down what is known by now.
 fn note(health: &mut Health, transfers: &[Foreseen]) {
+    let mut bytes = BTreeMap::new();
+    for Foreseen { order, estimate, .. } in transfers {
+        if let (Order::Send { entry, policy, host, dataset, to, .. }, Some(estimate)) = (order, estimate) {
+            bytes.entry(Lane(*entry, policy, host, dataset, to)).or_insert(estimate.bytes);
+        }
+    }
     for row in &mut health.rows {
-        let estimate = transfers.iter().find_map(|Foreseen { order, estimate, .. }| match order {
-            Order::Send { entry, policy, host, dataset, to, .. } => {
-                let of = (*entry, policy, host, dataset, Some(to));
-                ((row.entry, &row.policy, &row.host, &row.dataset, row.to.as_ref()) == of)
-                    .then_some(estimate.as_ref())?
-            }
-            _ => None,
-        });
         row.unsent_bytes = match row.behind {
             Some(0) => Some(0),
-            _ => estimate.and_then(|estimate| estimate.bytes),
+            _ => Lane::of(row).and_then(|lane| bytes.get(&lane).copied()?),
         };
     }
 }
