@@ -6,21 +6,24 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+#[path = "../tests/loopback/mod.rs"]
+mod loopback;
+mod watched;
+
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
+use loopback::listen;
 use serde_json::json;
 use zsync::commands::agent::Agent;
-use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::config::parse_local;
 use zsync::model::DatasetName;
 use zsync::runtime;
-use zsync::transport::tcp::Listener;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 
@@ -30,22 +33,6 @@ const SNAPSHOTS: usize = 19;
 
 fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()
-}
-
-/// Serves until the process ends.
-fn listen<R: Role>(role: R) -> String {
-    let door = Arc::new(Door::new(Arc::new(role), None));
-    runtime::block_on(async {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap().to_string();
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
 }
 
 fn source(seed: u64) -> Fake {
@@ -70,7 +57,6 @@ fn source(seed: u64) -> Fake {
 
 /// One pass; how long it took, and the most memory that it was seen to have, in MB.
 fn pass(folder: &Path, policy: &Path) -> (Duration, u64) {
-    let began = Instant::now();
     let mut director = Command::new(env!("CARGO_BIN_EXE_zsync"));
     let director = director
         .args(["director", "--once", "--config"])
@@ -79,16 +65,8 @@ fn pass(folder: &Path, policy: &Path) -> (Duration, u64) {
         .env("ZSYNC_STATE", folder.join("state"))
         .stdout(Stdio::null())
         .stderr(fs::File::create(folder.join("errors")).unwrap());
-    let mut child = director.spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak = 0;
-    while child.try_wait().unwrap().is_none() {
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find(|line| line.starts_with("VmHWM"));
-        peak = peak.max(line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0));
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    (began.elapsed(), peak / 1024)
+    let (_, took, peak) = watched::run(director);
+    (took, peak)
 }
 
 fn main() {
@@ -97,13 +75,13 @@ fn main() {
     for pair in 0..PAIRS {
         let (from, to) = (format!("source{pair:03}"), format!("vault{pair:03}"));
         let local = Arc::new(parse_local("local.json", r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap());
-        let agent = listen(Agent::new(from.parse().unwrap(), Arc::new(source(pair as u64)), local));
+        let agent = listen(Agent::new(from.parse().unwrap(), Arc::new(source(pair as u64)), local), None);
         let vault = Arc::new(Fake::new(10_000 + pair as u64));
         vault.create(&ds("pool"));
         let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#;
         let local = Arc::new(parse_local("local.json", local).unwrap());
-        let other = listen(Agent::new(to.parse().unwrap(), vault.clone(), local.clone()));
-        let slave = listen(Slave::new(vault, local));
+        let other = listen(Agent::new(to.parse().unwrap(), vault.clone(), local.clone()), None);
+        let slave = listen(Slave::new(vault, local), None);
         hosts.insert(from.clone(), json!({ "address": agent }));
         hosts.insert(to.clone(), json!({ "address": other, "receive_address": slave }));
         datasets.push(json!({ "hostname": from, "dataset": "tank", "recursive": true, "daily": {

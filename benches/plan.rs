@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod watched;
+
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::json;
@@ -57,19 +59,10 @@ fn write_catalog(path: &Path, pairs: u64) -> u64 {
 
 /// Runs a plan; how long it takes, and the most memory that it was seen to have, in MB.
 fn plan(args: &[&str]) -> (Duration, u64) {
-    let began = Instant::now();
     let mut command = Command::new(env!("CARGO_BIN_EXE_zsync"));
-    let mut child = command.arg("plan").args(["--at", NOW]).args(args).stdout(Stdio::null()).spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak = 0;
-    while child.try_wait().unwrap().is_none() {
-        let text = fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find(|line| line.starts_with("VmHWM"));
-        peak = peak.max(line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0));
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    assert!(child.wait().unwrap().success());
-    (began.elapsed(), peak / 1024)
+    let (ended, took, peak) = watched::run(command.arg("plan").args(["--at", NOW]).args(args).stdout(Stdio::null()));
+    assert!(ended.success());
+    (took, peak)
 }
 
 fn main() {

@@ -2,20 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod loopback;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use loopback::listen;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
 use zsync::commands::agent::Agent;
 use zsync::commands::director::{Dispatcher, Pass, Report, World};
-use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::config::{parse_local, parse_policy};
 use zsync::model::{Action, DatasetName, HostName};
 use zsync::policy::Policy;
 use zsync::runtime;
-use zsync::transport::tcp::Listener;
 use zsync::zfs::ErrorKind;
 use zsync::zfs::fake::Fake;
 
@@ -32,21 +33,6 @@ fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()
 }
 
-fn listen<R: Role>(role: R) -> String {
-    runtime::block_on(async {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap().to_string();
-        let door = Arc::new(Door::new(Arc::new(role), None));
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
-}
-
 impl Fleet {
     fn new() -> Self {
         let mut pools = BTreeMap::new();
@@ -59,8 +45,8 @@ impl Fleet {
             if host != "alpha" {
                 fake.create(&ds("pool"));
                 let name: HostName = host.parse().unwrap();
-                let agent = listen(Agent::new(name, Arc::new(fake.clone()), local(copies)));
-                let slave = listen(Slave::new(Arc::new(fake.clone()), local(copies)));
+                let agent = listen(Agent::new(name, Arc::new(fake.clone()), local(copies)), None);
+                let slave = listen(Slave::new(Arc::new(fake.clone()), local(copies)), None);
                 addresses.insert(host, (agent, slave));
             }
             pools.insert(host, fake);

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod loopback;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,16 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
+use loopback::listen;
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
 use zsync::commands::agent::Agent;
 use zsync::commands::director::{Dispatcher, wire_order};
-use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::{Local, parse_local, parse_policy};
 use zsync::model::{Action, Counter, DatasetName, HostName, PeerRole, ResponseStatus, TlsFiles};
 use zsync::runtime;
-use zsync::transport::tcp::Listener;
 use zsync::transport::tls::{Tls, certificate};
 use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::Zfs;
@@ -156,21 +157,6 @@ fn wanted(name: &str, roles: &[PeerRole]) -> Wanted {
 
 fn local(text: &str) -> Arc<Local> {
     Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
-}
-
-fn listen<R: Role>(role: R, tls: Option<Arc<Tls>>) -> String {
-    let door = Arc::new(Door::new(Arc::new(role), tls));
-    runtime::block_on(async {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap().to_string();
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
 }
 
 const SOURCE: &str = r#"{ "tls": {}, "directors": ["ruler", "delta"], "local_datasets": [ { "name": "tank" } ] }"#;

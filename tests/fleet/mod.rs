@@ -2,23 +2,25 @@
 
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+#[path = "../loopback/mod.rs"]
+mod loopback;
+
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use loopback::listen;
 use tempfile::TempDir;
 use zsync::catalog::Holder;
 use zsync::commands::agent::Agent;
 use zsync::commands::director::{Pass, Report, dispatcher, open_catalog};
-use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::commands::status::{self, Settings, Status};
 use zsync::config::{load_policy, parse_local};
 use zsync::model::{DatasetName, HostName};
 use zsync::report::Format;
 use zsync::runtime;
-use zsync::transport::tcp::Listener;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 
@@ -28,21 +30,6 @@ pub fn ds(text: &str) -> DatasetName {
 
 pub fn ago(minutes: i64) -> DateTime<Utc> {
     Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
-}
-
-pub fn listen<R: Role>(role: R) -> String {
-    runtime::block_on(async {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap().to_string();
-        let door = Arc::new(Door::new(Arc::new(role), None));
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
 }
 
 /// alpha, which directs, with two datasets; beta, which receives both.
@@ -65,8 +52,8 @@ impl Fleet {
         fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
         let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#;
         let local = Arc::new(parse_local("local.json", local).unwrap());
-        let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)));
-        let slave = listen(Slave::new(Arc::new(beta.clone()), local));
+        let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)), None);
+        let slave = listen(Slave::new(Arc::new(beta.clone()), local), None);
         let fleet = Self { folder, alpha, beta, addresses: (agent, slave) };
         fleet.policy();
         fleet

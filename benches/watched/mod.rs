@@ -1,0 +1,20 @@
+//! Programs that are measured while they run.
+
+use std::fs;
+use std::process::{Command, ExitStatus};
+use std::time::{Duration, Instant};
+
+/// Runs a program; how it ended, how long it took, and the most memory that it was seen to have, in MB.
+pub fn run(command: &mut Command) -> (ExitStatus, Duration, u64) {
+    let began = Instant::now();
+    let mut child = command.spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with("VmHWM"));
+        peak = peak.max(line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0));
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    (child.wait().unwrap(), began.elapsed(), peak / 1024)
+}
