@@ -3,8 +3,10 @@
 pub mod agent;
 pub mod busy;
 pub mod check;
+pub mod clones;
 pub mod director;
 pub mod gate;
+pub mod hooks;
 pub mod marks;
 pub mod metrics;
 pub mod plan;
@@ -15,4 +17,5 @@ pub mod serve;
 pub mod slave;
 pub mod slots;
 pub mod status;
+pub mod throttle;
 pub mod tls;

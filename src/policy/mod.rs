@@ -3,6 +3,7 @@
 //! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
 //! Nothing here performs I/O or reads a clock.
 
+pub mod bandwidth;
 mod exclude;
 pub mod retention;
 pub mod schedule;
@@ -15,6 +16,7 @@ use chrono::NaiveTime;
 use chrono_tz::Tz;
 
 use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
+pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
 pub use exclude::Exclude;
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
