@@ -255,7 +255,8 @@ pub trait Zfs: ZfsRead {
     /// Renames a dataset, with all below it. One that exists is never replaced.
     fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Makes a clone of a snapshot, with these properties from its first moment.
+    /// Makes a clone of a snapshot, with these properties from its first moment. One that cannot be mounted is made
+    /// all the same.
     fn make_clone(
         &self,
         dataset: &DatasetName,

@@ -433,7 +433,15 @@ impl Zfs for System {
         clone: &DatasetName,
         properties: &[(&str, &str)],
     ) -> Result<(), ZfsError> {
-        self.run(&argv::make_clone(dataset, of, clone, properties)).await.map(drop)
+        match self.run(&argv::make_clone(dataset, of, clone, properties)).await {
+            Ok(_) => Ok(()),
+            // libzfs says so after the clone is there.
+            Err(error) if error.stderr.contains("successfully created, but not mounted") => {
+                log::info!("{clone} was made, but is not mounted: {}", error.stderr.trim().replace('\n', "; "));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn destroy_clone(&self, clone: &DatasetName) -> Result<(), ZfsError> {
