@@ -179,13 +179,15 @@ fn every_scenario_is_shared_out_once() {
 
 scenarios!(
     bad_input,
-    demo,
     behind,
     chaos,
+    demo,
     divergence,
     extras,
     glance,
     least_privilege,
+    lineage,
+    links,
     once,
     one_host,
     orders,
