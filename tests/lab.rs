@@ -188,6 +188,7 @@ scenarios!(
     least_privilege,
     lineage,
     links,
+    manual,
     once,
     one_host,
     orders,
