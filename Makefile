@@ -15,10 +15,11 @@ BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
 all: build
 
-# Debian packages for building and for the lab, and the lab's image (minutes, once per machine).
+# Debian packages for building and for the lab, the lab's image (minutes, once per machine), and a real Consul.
 setup:
 	tests/setup
 	tests/lab/build
+	tests/consul/build
 
 build:
 	$(CARGO) build --locked

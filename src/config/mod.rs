@@ -5,6 +5,7 @@
 
 mod address;
 mod check;
+mod consul;
 mod json;
 mod local;
 mod nearest;
