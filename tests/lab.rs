@@ -179,6 +179,7 @@ fn every_scenario_is_shared_out_once() {
 
 scenarios!(
     bad_input,
+    consul,
     demo,
     least_privilege,
     once,

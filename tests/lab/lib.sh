@@ -272,6 +272,27 @@ lab_zfs() {
   return 1
 }
 
+# --- A real Consul, where the scenario's head has "# consul".
+
+# lab_consul HOST ADDRESS: starts one there, in memory; what it held before is gone. ADDRESS is where it answers: an IP
+# address, at port 8500, or unix://PATH.
+lab_consul() {
+  lab_consul_at=$2
+  lab_daemon "$1" consul consul agent -dev -log-level warn -hcl "addresses { http = \"$2\" }" \
+    -hcl 'disable_update_check = true' -hcl 'ports { grpc = -1, dns = -1 }'
+  lab_consul_leads() { [[ $(lab_consul_ask "$1" status/leader) == *:* ]]; }
+  lab_until 60 lab_consul_leads "$1"
+}
+
+# lab_consul_ask HOST PATH [METHOD [VALUE]]: prints what its API answers there to a request for /v1/PATH. (Consul's own
+# program takes seconds to start in emulation.)
+lab_consul_ask() {
+  local to=("$lab_consul_at" 8500)
+  [[ $lab_consul_at != unix://* ]] || to=(-U "${lab_consul_at#unix://}")
+  printf '%s /v1/%s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s' "${3:-GET}" "$2" "$(printf %s "${4-}" | wc -c)" "${4-}" |
+    on "$1" nc "${to[@]}" | sed '1,/^\r$/d'
+}
+
 guids() { zfs list -Hp -t snapshot -d 1 -s createtxg -o guid "$1"; }
 
 sums() { (cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r md5sum); }

@@ -257,8 +257,9 @@ impl Leadership {
         }
     }
 
-    /// Gives it up, so that the next one need not wait.
+    /// Gives it up, so that the next one need not wait. One that was lost is no longer there to be given up, mostly.
     pub async fn resign(self) {
+        let level = if self.state().lost.is_some() { log::Level::Debug } else { log::Level::Warn };
         self.lose("it was given up".to_owned());
         let consul = &self.office.consul;
         let resigning = async {
@@ -268,8 +269,8 @@ impl Leadership {
         };
         match runtime::timeout(RESIGN_WITHIN, resigning).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => log::warn!("the director's lock stays locked for {TTL:?} or more: {error}"),
-            Err(runtime::Elapsed) => log::warn!("the director's lock stays locked for {TTL:?} or more"),
+            Ok(Err(error)) => log::log!(level, "the director's lock stays locked for {TTL:?} or more: {error}"),
+            Err(runtime::Elapsed) => log::log!(level, "the director's lock stays locked for {TTL:?} or more"),
         }
     }
 }

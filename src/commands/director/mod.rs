@@ -163,7 +163,7 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     }
     let mut signals = Signals::of_service().map_err(error::Error::unable)?;
     drop(runtime::spawn(service::watchdog()));
-    let mut service = Service { settings: &settings, zfs, watch, signals: &mut signals };
+    let mut service = Service { settings: &settings, zfs, watch, said: Said::default(), signals: &mut signals };
     match office {
         None => service.direct(policy, dispatcher, world, None).await,
         Some(office) => service.take_turns(&office, policy, dispatcher).await?,
@@ -311,6 +311,7 @@ struct Service<'a, Z> {
     settings: &'a Settings,
     zfs: Arc<Z>,
     watch: Watch,
+    said: Said,
     signals: &'a mut Signals,
 }
 
@@ -323,11 +324,10 @@ impl<Z: Zfs> Service<'_, Z> {
         world: World<dyn CatalogWrite>,
         leadership: Option<&Leadership>,
     ) {
-        let Self { settings, zfs, watch, signals } = self;
+        let Self { settings, zfs, watch, said, signals } = self;
         service::ready("makes its first pass");
         // Where the catalog is does not change while it runs.
         let place = Place::of(&policy.catalog);
-        let mut said = Said::default();
         let mut resync = settings.resync;
         let mut cleaned: Option<std::time::Instant> = None;
         while signals.end().is_none() {
@@ -433,7 +433,7 @@ impl<Z: Zfs> Service<'_, Z> {
                         error => format!("no orders are made: {:#}", anyhow::Error::from(error)),
                     };
                     service::status(&text);
-                    failures.insert("the catalog".to_owned(), text);
+                    failures.insert(CATALOG.to_owned(), text);
                     said.tell(failures);
                 }
             }
@@ -464,6 +464,9 @@ fn tell(settings: &Settings, report: &Report) {
     }
 }
 
+/// What a failure is about that is not a host's or an order's.
+const CATALOG: &str = "the catalog";
+
 /// What was said already: a failure that stays the same is told once, not at each pass.
 #[derive(Default)]
 struct Said(BTreeMap<String, String>);
@@ -480,5 +483,18 @@ impl Said {
             }
         }
         self.0 = failures;
+    }
+
+    /// Tells only of the catalog: `None`, it is as it should be.
+    fn tell_of_catalog(&mut self, failure: Option<String>) {
+        let mut failures = self.0.clone();
+        failures.remove(CATALOG);
+        failures.extend(failure.map(|text| (CATALOG.to_owned(), text)));
+        self.tell(failures);
+    }
+
+    /// Others tell of hosts and orders from now on.
+    fn forget(&mut self) {
+        self.0.clear();
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_lite::future;
 
 use super::standing::{self, Standing};
-use super::{Dispatcher, Leadership, Office, Pass, Service, Sought, World, open_catalog};
+use super::{Dispatcher, Leadership, Office, Pass, Said, Service, Sought, World, open_catalog};
 use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::commands::catalogs;
 use crate::consul::{Consul, ConsulError};
@@ -31,7 +31,7 @@ impl<Z: Zfs> Service<'_, Z> {
         while self.signals.end().is_none() {
             service::ready("seeks the director's lock");
             // Nothing to wind down: whoever waits has nothing in hand.
-            let sought = self.signals.until_done(stand_by(office), Duration::ZERO, || {}).await;
+            let sought = self.signals.until_done(stand_by(office, &mut self.said), Duration::ZERO, || {}).await;
             let Some(leadership) = sought else { break };
             // What was known before is from before somebody else directed.
             let world = open_catalog(&policy, Holder::Director).await.map_err(error::Error::unable)?;
@@ -101,8 +101,8 @@ pub(super) async fn seek(office: &Office) -> Result<Result<Leadership, String>, 
 }
 
 /// Waits until this director is the one.
-async fn stand_by(office: &Office) -> Leadership {
-    let mut said = String::new();
+async fn stand_by(office: &Office, said: &mut Said) -> Leadership {
+    let mut told = None;
     loop {
         let waited = match office.seek().await {
             Ok(Sought::Ours(leadership)) => {
@@ -110,22 +110,22 @@ async fn stand_by(office: &Office) -> Leadership {
                 return leadership;
             }
             Ok(Sought::Taken { holder, index }) => {
-                if let Some(holder) = holder.as_ref().filter(|holder| said != **holder) {
-                    log::info!("stands by: {holder}");
-                    service::status(&format!("stands by: {holder}"));
-                    said.clone_from(holder);
+                said.tell_of_catalog(None);
+                said.forget();
+                if let Some(holder) = holder.as_ref().filter(|holder| told.as_ref() != Some(*holder)) {
+                    let text = format!("stands by: {holder}");
+                    log::info!("{text}");
+                    service::status(&text);
+                    told = Some(holder.clone());
                 }
                 office.changed(holder.as_ref(), index).await
             }
             Err(error) => Err(error),
         };
         if let Err(error) = waited {
-            let gist = error.gist();
-            if said != gist {
-                log::error!("no orders are made: {gist}");
-                service::status(&format!("no orders are made: {gist}"));
-                said = gist;
-            }
+            let text = format!("no orders are made: {}", error.gist());
+            service::status(&text);
+            said.tell_of_catalog(Some(text));
             runtime::sleep(AGAIN_AFTER).await;
         }
     }
