@@ -11,7 +11,7 @@ CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-shell bench install uninstall clean
+.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-shell bench install uninstall deb clean
 
 all: build
 
@@ -83,6 +83,31 @@ uninstall:
 	cd man && for page in *; do rm -f "$(DESTDIR)$(MANDIR)/man$${page##*.}/$$page"; done
 	rm -f $(DESTDIR)$(BASHDIR)/zsync $(DESTDIR)$(ZSHDIR)/_zsync $(DESTDIR)$(FISHDIR)/zsync.fish
 	rm -rf $(DESTDIR)$(DOCDIR)
+
+# A Debian package of what is installed, and of the units; named unlike Debian's own zsync, which is something else.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+DEBARCH = $(shell dpkg --print-architecture)
+DEB ?= target/zsync-zfs_$(VERSION)_$(DEBARCH).deb
+# More options of dpkg-deb.
+DEBFLAGS ?=
+
+deb: release
+	rm -rf target/deb
+	$(MAKE) install CARGO=true BINARY="$(BINARY)" DESTDIR=target/deb PREFIX=/usr BINDIR=/usr/bin MANDIR=/usr/share/man \
+	  DOCDIR=/usr/share/doc/zsync-zfs ZSHDIR=/usr/share/zsh/vendor-completions
+	find target/deb/usr/share/man -type f -exec gzip -9n {} +
+	install -m 644 LICENSE-MIT target/deb/usr/share/doc/zsync-zfs/copyright
+	install -d target/deb/usr/lib/systemd/system target/deb/etc/zsync target/deb/DEBIAN
+	install -d -m 700 target/deb/var/lib/zsync
+	for unit in examples/systemd/*.service examples/systemd/*.socket examples/systemd/*.timer; do \
+	  sed 's,/usr/local/bin/zsync,/usr/bin/zsync,' "$$unit" >"target/deb/usr/lib/systemd/system/$${unit##*/}" || exit 1; \
+	done
+	install -m 755 examples/debian/postinst examples/debian/prerm examples/debian/postrm target/deb/DEBIAN/
+	sed -e 's/@VERSION@/$(VERSION)/; s/@ARCH@/$(DEBARCH)/' -e "s/@SIZE@/$$(du -sk target/deb | cut -f 1)/" \
+	  -e "s/@GLIBC@/$$(getconf GNU_LIBC_VERSION | cut -d ' ' -f 2)/" examples/debian/control >target/deb/DEBIAN/control
+	cd target/deb && find usr -type f -exec md5sum {} + >DEBIAN/md5sums
+	dpkg-deb --root-owner-group $(DEBFLAGS) --build target/deb "$(DEB)"
+	rm -rf target/deb
 
 clean:
 	$(CARGO) clean

@@ -18,6 +18,7 @@ pub mod error;
 pub mod logging;
 pub mod model;
 pub mod policy;
+mod process;
 pub mod report;
 pub mod runtime;
 pub mod service;

@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "error",
             "model",
             "policy",
+            "process",
             "report",
             "runtime",
             "service",
@@ -37,13 +38,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("logging", &["cli", "report"]),
     ("model", &[]),
     ("policy", &["model"]),
+    ("process", &["runtime"]),
     ("report", &[]),
     ("runtime", &[]),
     ("service", &["runtime"]),
     ("settings", &["cli", "clock", "commands", "config", "error", "logging", "model", "transport"]),
     ("transport", &["model", "runtime", "wire"]),
     ("wire", &["model", "runtime"]),
-    ("zfs", &["model", "runtime"]),
+    ("zfs", &["model", "process", "runtime"]),
 ];
 
 /// Modules that perform no I/O and read no clock.

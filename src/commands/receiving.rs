@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::busy::{Busy, Claim};
+use super::clones;
+use super::hooks;
 use super::marks;
 use super::publisher::Publisher;
 use super::slots::Slots;
@@ -284,6 +286,17 @@ impl<Z: Zfs> Receiving<Z> {
             // The next transfer tries again; until then the flags are found out from both sides.
             Err(error) => log::warn!("{dataset}: how it was sent could not be noted: {error}"),
         }
+    }
+
+    /// What this host does when an order's stream has arrived: its clone follows, its hook is told. What arrived stays,
+    /// whatever comes of that.
+    pub async fn arrived(&self, order: &OrderToSlave) -> Result<(), StepError> {
+        let (dataset, snapshot) = (&order.dest_dataset, &order.snapshot_name);
+        let refused = |reason: String| StepError::new(ResponseStatus::Refused, reason);
+        clones::follow(&*self.zfs, &self.local, dataset).await.map_err(|error| refused(error.to_string()))?;
+        hooks::after_receive(&self.local, order.order_uuid, dataset, snapshot, &sender(order))
+            .await
+            .map_err(|error| refused(error.to_string()))
     }
 
     /// Throws away what arrived before the space ran out: kept for going on later, it would leave no space to

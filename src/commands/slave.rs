@@ -119,6 +119,7 @@ impl<Z: Zfs> Slave<Z> {
         if !tell(conn, found).await? {
             return Ok(());
         }
+        let mut came = false;
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
@@ -132,7 +133,9 @@ impl<Z: Zfs> Slave<Z> {
                     let (_underway, received) = (self.tally.begin(), Counter::default());
                     let result = self.receive(conn, &order, &incoming, &received).await;
                     self.tally.ended("receive", matches!(result, Ok(Ok(_))), received.get());
-                    result?
+                    let result = result?;
+                    came |= result.is_ok();
+                    result
                 }
                 Step::Rollback { guid, destroys } => {
                     alive_while(conn, &none, self.receiving.rollback(&order, guid, &destroys)).await?.map(|()| None)
@@ -155,6 +158,10 @@ impl<Z: Zfs> Slave<Z> {
                             alive_while(conn, &none, self.receiving.settle(dataset, &sender(&order), guid)).await?
                         }
                         None => Ok(()),
+                    };
+                    let settled = match settled {
+                        Ok(()) if came => alive_while(conn, &none, self.receiving.arrived(&order)).await?,
+                        settled => settled.map_err(StepError::from),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
                     for dataset in std::mem::take(changed) {
@@ -324,10 +331,10 @@ async fn tell(conn: &mut Conn, found: Result<(Found, Option<Place>), ZfsError>) 
     }
 }
 
-fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), ZfsError>) -> Response {
+fn finished(order: &OrderToSlave, status: ResponseStatus, settled: Result<(), StepError>) -> Response {
     match settled {
         Ok(()) => Response::success(order.order_uuid, status, ""),
-        Err(error) => Response::failure(Some(order.order_uuid), ResponseStatus::Zerror, error.to_string()),
+        Err(error) => Response::failure(Some(order.order_uuid), error.status, error.reason),
     }
 }
 

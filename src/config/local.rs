@@ -6,6 +6,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::address::Address;
+use super::bandwidth::bandwidth;
+use super::hooks::{Hooks, hooks};
 use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
 use super::properties::{self, Properties};
@@ -13,6 +15,7 @@ use super::quantity::{count, duration};
 use super::server::skip_schema;
 use super::tls::tls;
 use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
+use crate::policy::Bandwidth;
 use crate::policy::ConsulConfig;
 
 /// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
@@ -47,6 +50,8 @@ pub struct Local {
     pub max_receives: usize,
     /// How long a transfer may not move before it is ended.
     pub stall_timeout: Duration,
+    /// How much is sent to other hosts, and when.
+    pub bandwidth: Bandwidth,
     /// The entries, each covering its dataset and what is below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -66,18 +71,20 @@ pub struct LocalDataset {
     pub append_only: bool,
     /// What is set on what it receives.
     pub properties: Properties,
+    /// What is run around snapshots and after a receive.
+    pub hooks: Hooks,
     /// The ancestor's clone of the newest snapshot.
     pub clone: Option<CloneConfig>,
 }
 
-/// A clone that follows the newest snapshot. In this version it is always disabled.
+/// A clone that follows the newest snapshot of the entry's own dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloneConfig {
     /// Whether it is kept.
     pub enable: bool,
     /// The clone's dataset.
     pub name: Option<DatasetName>,
-    /// Whether an older clone of that name is destroyed first.
+    /// Whether it is destroyed and made anew when there is a newer snapshot.
     pub delete: bool,
 }
 
@@ -347,6 +354,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
         .get("stall_timeout")
         .map_or(Some(DEFAULT_STALL_TIMEOUT), |node| duration(&node, "a duration as in \"10m\"", STALL_TIMEOUT_BOUNDS));
     let consul = object.get("consul").map(|node| super::consul::consul(&node, true));
+    let bandwidth = bandwidth(&mut object);
     let tls_node = object.get("tls");
     let tls = tls_node.as_ref().map_or(Some(None), |node| tls(node).map(Some));
     let directors = object.get("directors").and_then(|node| directors(&node, tls_node.is_some())).unwrap_or_default();
@@ -376,6 +384,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
         max_receives: max_receives?,
         stall_timeout: stall_timeout?,
         consul: consul.flatten(),
+        bandwidth: bandwidth?,
         datasets,
     })
 }
@@ -402,11 +411,12 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     // Who can give orders shall not thereby be able to erase a backup: its own host says so, or nobody.
     let append_only = object.boolean("append_only", slave);
     let properties = object.get("properties").and_then(|node| properties::properties(&node, slave)).unwrap_or_default();
-    let clone = object.get("clone").and_then(|node| clone(&node));
+    let hooks = object.get("hooks").map(|node| hooks(&node, slave)).unwrap_or_default();
+    let clone = object.get("clone").and_then(|node| clone(&node, name.as_ref().map(|(name, _)| name)));
     refuse_local_mode(&mut object, name.as_ref().map(|(name, _)| name), hostname);
     object.finish();
     let (name, place) = name?;
-    Some((LocalDataset { name, enable, slave, sources, append_only, properties, clone }, place))
+    Some((LocalDataset { name, enable, slave, sources, append_only, properties, hooks, clone }, place))
 }
 
 fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {
@@ -422,18 +432,27 @@ fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {
     Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
 }
 
-fn clone(node: &Node<'_>) -> Option<CloneConfig> {
+fn clone(node: &Node<'_>, of: Option<&DatasetName>) -> Option<CloneConfig> {
     let mut object =
-        node.object("an object, as in { \"enable\": false, \"name\": \"tank/foo_clone\", \"delete\": true }")?;
-    let enable = object.get("enable");
-    let name = object.get("name").and_then(|node| node.parse("a dataset name"));
+        node.object("an object, as in { \"enable\": true, \"name\": \"tank/foo_clone\", \"delete\": true }")?;
+    let enable = object.boolean("enable", false);
+    let place = object.get("name");
+    let name = place.as_ref().and_then(|node| node.parse::<DatasetName>("a dataset name"));
     let delete = object.boolean("delete", false);
-    object.finish();
-    let enabled = enable.as_ref().and_then(Node::boolean).unwrap_or(false);
-    if let Some(node) = enable.filter(|_| enabled) {
-        node.problem("clones are not available in this version; allowed is false, or no \"clone\" at all");
+    if enable && place.is_none() {
+        object.missing("name", "the clone's dataset, as in \"tank/foo_clone\"");
     }
-    Some(CloneConfig { enable: enabled, name, delete })
+    object.finish();
+    if let (true, Some(place), Some(name), Some(of)) = (enable, place, &name, of) {
+        // A pool has nothing beside it.
+        let inside = name.is_within(of) && (name == of || of.parent().is_some());
+        if name.pool() != of.pool() {
+            place.problem(format!("a clone is in the pool of its origin, {}; name a dataset there", of.pool()));
+        } else if inside || of.is_within(name) {
+            place.problem(format!("{name} and {of} are one within the other; name a dataset beside it"));
+        }
+    }
+    Some(CloneConfig { enable, name, delete })
 }
 
 /// The ancestor took and pruned snapshots by local.json as well; here only the director's policy says so.

@@ -4,8 +4,10 @@
 //! nobody checks it again.
 
 mod address;
+mod bandwidth;
 mod check;
 mod consul;
+mod hooks;
 mod json;
 mod local;
 mod nearest;
@@ -21,6 +23,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
+pub use hooks::{Hook, Hooks};
 pub use local::{CloneConfig, Denied, Local, LocalDataset, parse_local};
 pub use problem::{ConfigError, Problem};
 pub use properties::Properties;

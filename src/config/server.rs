@@ -49,7 +49,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
     let catalog = object.get("catalog").map_or_else(|| Some(default_catalog()), |node| catalog(&node));
     let tls = object.get("tls").map_or(Some(None), |node| tls(&node).map(Some));
     let hosts = object.get("hosts").map_or_else(|| Some(BTreeMap::new()), |node| hosts(&node));
-    let consul_resync = object.get("consul_resync").and_then(|node| resync_window(&node));
+    let consul_resync = object.get("consul_resync").and_then(|node| hours(&node));
     let retry_for =
         object.get("retry_for").map_or(Some(DEFAULT_RETRY_FOR), |node| duration(&node, RETRY_FOR, RETRY_FOR_BOUNDS));
     let datasets =
@@ -97,7 +97,8 @@ fn label(node: &Node<'_>) -> Option<String> {
     Some(text.into_owned())
 }
 
-fn timezone(node: &Node<'_>) -> Option<Tz> {
+/// The name of a time zone.
+pub(super) fn timezone(node: &Node<'_>) -> Option<Tz> {
     let text = node.text("the IANA name of a time zone, as in \"Europe/Paris\"")?;
     if let Ok(zone) = Tz::from_str(&text) {
         return Some(zone);
@@ -204,7 +205,8 @@ fn dialled(node: &Node<'_>) -> Option<Address> {
     Some(address)
 }
 
-fn resync_window(node: &Node<'_>) -> Option<(NaiveTime, NaiveTime)> {
+/// Two times of a day.
+pub(super) fn hours(node: &Node<'_>) -> Option<(NaiveTime, NaiveTime)> {
     let allowed = "a list of two times [from, to], as in [\"19:00\", \"19:10\"]";
     let items = node.list(allowed)?;
     let [from, to] = items.as_slice() else {

@@ -3,6 +3,7 @@
 //! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
 //! Nothing here performs I/O or reads a clock.
 
+pub mod bandwidth;
 pub mod consul;
 mod exclude;
 pub mod retention;
@@ -16,6 +17,7 @@ use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
 use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
+pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
 pub use consul::{ConsulConfig, Secret};
 pub use exclude::Exclude;
 pub use retention::{Retention, RetentionError};

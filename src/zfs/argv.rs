@@ -171,6 +171,26 @@ pub fn properties(dataset: &DatasetName) -> Vec<String> {
     argv
 }
 
+/// Makes a clone with these properties.
+#[must_use]
+pub fn make_clone(
+    dataset: &DatasetName,
+    of: &SnapName,
+    clone: &DatasetName,
+    properties: &[(&str, &str)],
+) -> Vec<String> {
+    let mut argv = words(&["clone"]);
+    argv.extend(properties.iter().flat_map(|(name, value)| ["-o".to_owned(), format!("{name}={value}")]));
+    argv.extend([dataset.at(of), clone.to_string()]);
+    argv
+}
+
+/// Destroys a clone: without `-r`, so that what is below it or was taken of it keeps it there.
+#[must_use]
+pub fn destroy_clone(clone: &DatasetName) -> Vec<String> {
+    vec!["destroy".to_owned(), clone.to_string()]
+}
+
 /// Destroys a bookmark.
 #[must_use]
 pub fn destroy_bookmark(dataset: &DatasetName, bookmark: &SnapName) -> Vec<String> {
@@ -325,6 +345,14 @@ mod tests {
         let named = |name: &str, guid| Named { name: snap(name), guid: Guid(guid) };
         let argv = destroy_proven(&ds("tank/a"), &[named("x", 7), named("y", u64::MAX)], &[named("b", 5)], false);
         assert_eq!(argv.join(" "), "program -j tank - tank/a each 1 @b =5 @x =7 @y =-1");
+    }
+
+    #[test]
+    fn a_clone_is_made_with_its_mark_and_destroyed_alone() {
+        let argv =
+            make_clone(&ds("tank/a"), &snap("x"), &ds("tank/c"), &[("zsync:clone", "7"), ("zsync:exclude", "on")]);
+        assert_eq!(argv.join(" "), "clone -o zsync:clone=7 -o zsync:exclude=on tank/a@x tank/c");
+        assert_eq!(destroy_clone(&ds("tank/c")), ["destroy", "tank/c"]);
     }
 
     #[test]

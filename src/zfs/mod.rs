@@ -8,7 +8,6 @@ mod error;
 pub mod fake;
 pub mod parse;
 mod pipe;
-mod process;
 pub mod system;
 
 use std::future::Future;
@@ -255,6 +254,19 @@ pub trait Zfs: ZfsRead {
 
     /// Renames a dataset, with all below it. One that exists is never replaced.
     fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Makes a clone of a snapshot, with these properties from its first moment. One that cannot be mounted is made
+    /// all the same.
+    fn make_clone(
+        &self,
+        dataset: &DatasetName,
+        of: &SnapName,
+        clone: &DatasetName,
+        properties: &[(&str, &str)],
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Destroys a clone that has no snapshots and nothing below it. Whoever asks for it has made sure what it is.
+    fn destroy_clone(&self, clone: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Sets one property of a dataset.
     fn set(

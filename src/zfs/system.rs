@@ -1,9 +1,11 @@
-//! The real ZFS: runs the `zfs` command. The only place that spawns processes.
+//! The real ZFS: runs the `zfs` command.
+
+mod by_name;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -13,12 +15,12 @@ use futures_lite::{AsyncWriteExt, future};
 use rustix::pipe::PipeFlags;
 
 use super::pipe::{pump, widen};
-use super::process::{Process, Running};
 use super::{
     Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs, ZfsError,
     ZfsRead, argv, parse,
 };
 use crate::model::{Counter, DatasetName, SnapName, Snapshot};
+use crate::process::{self, Process, Running};
 use crate::runtime;
 
 /// Linux takes 128 KiB for one argument; longer comma lists are split.
@@ -42,19 +44,9 @@ impl System {
     }
 
     fn command(&self, argv: &[String]) -> Command {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns processes")]
-        let mut command = std::process::Command::new(&self.program);
-        // With a group of its own, so that it can be ended with all that it may have started.
-        command.process_group(0);
-        let mut command = Command::from(command);
-        command
-            .args(argv.iter().map(OsStr::new))
-            // Messages are recognised by their English words.
-            .env("LC_ALL", "C")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+        let mut command = process::command(&self.program);
+        // Messages are recognised by their English words.
+        command.args(argv.iter().map(OsStr::new)).env("LC_ALL", "C");
         command
     }
 
@@ -143,48 +135,6 @@ impl System {
             status: format!("no end after {}", humantime::format_duration(self.deadline)),
             stderr: "is the pool suspended? see zpool status".into(),
         }
-    }
-
-    /// Destroys without a script, for a user who may not run one: looks, then destroys by name at once.
-    async fn destroy_by_name(
-        &self,
-        dataset: &DatasetName,
-        victims: &[Named],
-        guards: &[Named],
-        all: bool,
-    ) -> Result<Vec<Fate>, ZfsError> {
-        let listed = self.list(std::slice::from_ref(dataset), Depth::Only).await?;
-        let there = listed.into_iter().next().map(|(_, inventory)| inventory.snapshots).unwrap_or_default();
-        let is_there = |n: &Named| there.iter().any(|s| s.name == n.name && s.guid == n.guid);
-        if !guards.iter().all(is_there) {
-            return Ok(vec![Fate::Spared; victims.len()]);
-        }
-        let names: Vec<SnapName> = victims.iter().filter(|n| is_there(n)).map(|n| n.name.clone()).collect();
-        let cloned = self.cloned(dataset, &names).await?;
-        let fate = |victim: &Named| match there.iter().find(|s| s.name == victim.name) {
-            None => Fate::Gone,
-            Some(found) if found.guid != victim.guid => Fate::Another,
-            Some(found) if found.userrefs > 0 => Fate::Held,
-            Some(_) if cloned.contains(&victim.name) => Fate::Cloned,
-            Some(_) => Fate::Spared,
-        };
-        let mut fates: Vec<Fate> = victims.iter().map(fate).collect();
-        if all && fates.iter().any(|fate| !matches!(fate, Fate::Spared | Fate::Gone)) {
-            return Ok(fates);
-        }
-        let doomed: Vec<SnapName> = victims
-            .iter()
-            .zip(&fates)
-            .filter(|(_, fate)| **fate == Fate::Spared)
-            .map(|(v, _)| v.name.clone())
-            .collect();
-        for batch in batches(&doomed) {
-            self.run(&argv::destroy(dataset, batch)).await?;
-        }
-        for fate in fates.iter_mut().filter(|fate| **fate == Fate::Spared) {
-            *fate = Fate::Destroyed;
-        }
-        Ok(fates)
     }
 
     /// Runs a command that must succeed, and gives its output.
@@ -474,6 +424,28 @@ impl Zfs for System {
 
     async fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> Result<(), ZfsError> {
         self.run(&argv::rename(dataset, to)).await.map(drop)
+    }
+
+    async fn make_clone(
+        &self,
+        dataset: &DatasetName,
+        of: &SnapName,
+        clone: &DatasetName,
+        properties: &[(&str, &str)],
+    ) -> Result<(), ZfsError> {
+        match self.run(&argv::make_clone(dataset, of, clone, properties)).await {
+            Ok(_) => Ok(()),
+            // libzfs says so after the clone is there.
+            Err(error) if error.stderr.contains("successfully created, but not mounted") => {
+                log::info!("{clone} was made, but is not mounted: {}", error.stderr.trim().replace('\n', "; "));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn destroy_clone(&self, clone: &DatasetName) -> Result<(), ZfsError> {
+        self.run(&argv::destroy_clone(clone)).await.map(drop)
     }
 
     async fn set(&self, dataset: &DatasetName, property: &str, value: &str) -> Result<(), ZfsError> {

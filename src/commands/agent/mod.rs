@@ -32,6 +32,7 @@ use super::receiving::Receiving;
 use super::retry::{RETRY_FOR, Retry};
 use super::serve;
 use super::slots::{Slots, no_slot};
+use super::throttle::Throttle;
 use crate::catalog::Change;
 use crate::clock;
 use crate::config::Local;
@@ -60,6 +61,8 @@ pub struct Agent<Z> {
     busy: Busy,
     /// Places for sends.
     sends: Slots,
+    /// How much goes to other hosts.
+    throttle: Arc<Throttle>,
     /// What this host proves itself with to slaves.
     tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
@@ -163,13 +166,14 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
-        let sends = Slots::new(local.max_sends);
+        let (sends, throttle) = (Slots::new(local.max_sends), Throttle::new(local.bandwidth.clone()));
         Self {
             host,
             zfs,
             local,
             busy: Busy::default(),
             sends,
+            throttle,
             tls: None,
             receiving,
             once: Arc::default(),
@@ -226,16 +230,18 @@ impl<Z: Zfs> Agent<Z> {
         publisher.publish(&*self.zfs, &touched, marks).await
     }
 
-    /// The same with another configuration; what is under way keeps its claims on datasets and its places.
+    /// The same with another configuration; what is under way keeps its claims on datasets and its places, and
+    /// goes as fast as that one says.
     #[must_use]
     pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
         let sends =
             if local.max_sends == self.local.max_sends { self.sends.clone() } else { Slots::new(local.max_sends) };
         let receiving = self.receiving.with_local(Arc::clone(&local));
+        self.throttle.set(local.bandwidth.clone());
         let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
-        let (tls, tally) = (self.tls.clone(), self.tally.clone());
+        let (tls, throttle, tally) = (self.tls.clone(), Arc::clone(&self.throttle), self.tally.clone());
         let (publisher, fences) = (self.publisher.clone(), self.fences.clone());
-        Self { host, zfs, local, busy, sends, tls, receiving, once, tally, publisher, fences }
+        Self { host, zfs, local, busy, sends, throttle, tls, receiving, once, tally, publisher, fences }
     }
 
     /// The same with a memory of the orders that it carried out.

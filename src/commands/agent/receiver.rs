@@ -10,8 +10,9 @@ use super::Failure;
 use crate::commands::busy::Claim;
 use crate::commands::receiving::{Incoming, Receiving, StepError, sender, stalled};
 use crate::commands::slots::Slot;
+use crate::commands::throttle::Throttle;
 use crate::model::Counter;
-use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus};
 use crate::policy::Target;
 use crate::runtime;
 use crate::transport::tcp::{Dial, TransportError};
@@ -30,7 +31,9 @@ pub(super) enum Receiver<Z> {
 /// A conversation with a slave.
 pub(super) struct Remote {
     conn: Conn,
+    host: HostName,
     dataset: DatasetName,
+    throttle: Arc<Throttle>,
     place: Place,
 }
 
@@ -86,6 +89,7 @@ impl<Z: Zfs> Receiver<Z> {
         dial: Dial<'_>,
         order: &OrderToSlave,
         stall: Duration,
+        throttle: &Arc<Throttle>,
     ) -> Result<(Self, Found), Failure> {
         let mut conn = dial.connect().await.map_err(|error| {
             let silent = !matches!(error, TransportError::Tls { .. });
@@ -96,7 +100,8 @@ impl<Z: Zfs> Receiver<Z> {
             failure
         })?;
         conn.bear(stall);
-        let mut remote = Remote { conn, dataset: to.dataset.clone(), place: Place::default() };
+        let Target { host, dataset } = to.clone();
+        let mut remote = Remote { conn, host, dataset, throttle: Arc::clone(throttle), place: Place::default() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;
         Ok((Self::Remote(Box::new(remote)), found))
@@ -217,6 +222,9 @@ impl<Z: Zfs> Receiver<Z> {
                 if let Some(guid) = guid {
                     local.receiving.settle(&local.order.dest_dataset, &sender(&local.order), guid).await?;
                 }
+                if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
+                    local.receiving.arrived(&local.order).await?;
+                }
                 drop((local.claim, local.slot));
                 Ok(())
             }
@@ -304,13 +312,14 @@ impl Remote {
         status: ResponseStatus,
         counter: &Counter,
     ) -> Result<Ended, Failure> {
-        let mut stream = zfs.send(send).await?;
+        let stream = zfs.send(send).await?;
+        let mut data = self.throttle.slow(stream.data, &self.host);
         let Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties } = incoming.clone();
         let step = Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties };
         self.conn.say(&step).await?;
-        let sent = self.conn.send_stream(&mut *stream.data, counter).await?;
+        let sent = self.conn.send_stream(&mut data, counter).await?;
         // The read end goes first: a process that is blocked on a full pipe ends when the pipe does.
-        drop(stream.data);
+        drop(data);
         let ended: Result<(), StepError> = match sent {
             Sent::All => match runtime::timeout(self.conn.stall, stream.end).await {
                 Ok(ended) => ended.map_err(StepError::from),

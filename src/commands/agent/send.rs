@@ -161,7 +161,7 @@ impl<Z: Zfs> Agent<Z> {
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
             let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
-            Receiver::remote(&to, dial, &to_slave, self.local.stall_timeout).await?
+            Receiver::remote(&to, dial, &to_slave, self.local.stall_timeout, &self.throttle).await?
         };
         let destinations =
             order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });
@@ -264,7 +264,7 @@ impl<Z: Zfs> Agent<Z> {
                 remarks.push(lost);
             }
             Err(failure) => {
-                let reason = format!("it arrived, but could not be held there: {}", failure.reason);
+                let reason = format!("it arrived, but not all is well there: {}", failure.reason);
                 return Err(Failure { reason, ..failure });
             }
         }

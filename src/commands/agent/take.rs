@@ -4,9 +4,17 @@ use std::collections::BTreeMap;
 
 use super::{Agent, Desk, Failure, Success};
 use crate::clock;
-use crate::model::{DatasetName, NotWritten, Prefix, ResponseStatus, SnapName, Snapshot};
+use crate::commands::clones;
+use crate::commands::hooks::{Around, HookError};
+use crate::model::{DatasetInventory, DatasetName, NotWritten, Prefix, ResponseStatus, SnapName, Snapshot};
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
 use crate::zfs::{Depth, ErrorKind, Zfs};
+
+/// The wanted snapshots, and how many of them were taken just now.
+struct Taken {
+    snapshots: Vec<(DatasetName, Snapshot)>,
+    new: usize,
+}
 
 impl<Z: Zfs> Agent<Z> {
     /// Takes one snapshot of every dataset of the order, in one transaction group; those in which nothing was
@@ -44,18 +52,21 @@ impl<Z: Zfs> Agent<Z> {
         if wanted.is_empty() {
             return Ok(Success::new(ResponseStatus::NothingToDo, "nothing was written since the last snapshot"));
         }
-        let taken = match self.zfs.snapshot(&wanted, &name).await {
-            Ok(taken) => taken,
-            // An order that is repeated, or one that a child added meanwhile makes part of: what is missing is
-            // taken one by one, what is there already is what was wanted.
-            Err(error) if error.kind == ErrorKind::Exists => return self.take_missing(&wanted, &name, desk).await,
-            Err(error) => return Err(error.into()),
-        };
-        let count = taken.len();
-        for part in taken.chunks(PER_LINE) {
+        let (Taken { snapshots, new }, after) = self.take_hooked(order, &wanted, &name).await?;
+        for part in snapshots.chunks(PER_LINE) {
             desk.tell(Facts { taken: part.to_vec(), ..Facts::default() }).await;
         }
-        let mut remark = format!("took {count}");
+        // Only now: whatever becomes of these, the snapshots are there.
+        after.map_err(|error| Failure::refused(format!("took {new}, but {error}")))?;
+        for (dataset, _) in &snapshots {
+            let followed = clones::follow(&*self.zfs, &self.local, dataset).await;
+            followed.map_err(|error| Failure::refused(format!("took {new}, but {error}")))?;
+        }
+        if new < snapshots.len() {
+            let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
+            return Ok(Success::new(status, format!("took {new}, the others are there already")));
+        }
+        let mut remark = format!("took {new}");
         if skipped > 0 {
             remark = format!("{remark}; nothing was written in {skipped}");
         }
@@ -90,19 +101,57 @@ impl<Z: Zfs> Agent<Z> {
         Ok(idle)
     }
 
-    async fn take_missing(&self, wanted: &[DatasetName], name: &SnapName, desk: &Desk) -> Result<Success, Failure> {
-        let mut took = 0;
-        for (dataset, inventory) in self.zfs.list(wanted, Depth::Only).await? {
-            let taken = match inventory.snapshots.into_iter().find(|s| s.name == *name) {
-                Some(there) => vec![(dataset, there)],
-                None => {
-                    took += 1;
-                    self.zfs.snapshot(std::slice::from_ref(&dataset), name).await?
-                }
-            };
-            desk.tell(Facts { taken, ..Facts::default() }).await;
+    /// Takes what is missing, with the hooks of this host around it. The inner error is that of a hook after it.
+    async fn take_hooked(
+        &self,
+        order: &DirectorsOrder,
+        wanted: &[DatasetName],
+        name: &SnapName,
+    ) -> Result<(Taken, Result<(), HookError>), Failure> {
+        let mut hooks = Around::of(&self.local, wanted, order.order_uuid, name);
+        if !hooks.is_empty() {
+            // Nobody is disturbed for an order that is repeated.
+            let there = self.there(wanted, name).await?;
+            if there.len() == wanted.len() {
+                return Ok((Taken { snapshots: there, new: 0 }, Ok(())));
+            }
         }
-        let status = if took == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
-        Ok(Success::new(status, format!("took {took}, the others are there already")))
+        let taken = match hooks.before().await {
+            Ok(()) => self.take_now(wanted, name).await,
+            Err(error) => Err(Failure::refused(format!("nothing was taken: {error}"))),
+        };
+        match (hooks.after(taken.is_ok()).await, taken) {
+            (Err(error), Err(failure)) => Err(Failure { reason: format!("{}; {error}", failure.reason), ..failure }),
+            (after, taken) => taken.map(|taken| (taken, after)),
+        }
+    }
+
+    async fn take_now(&self, wanted: &[DatasetName], name: &SnapName) -> Result<Taken, Failure> {
+        match self.zfs.snapshot(wanted, name).await {
+            Ok(snapshots) => Ok(Taken { new: snapshots.len(), snapshots }),
+            // An order that is repeated, or one that a child added meanwhile makes part of: what is missing is
+            // taken one by one, what is there already is what was wanted.
+            Err(error) if error.kind == ErrorKind::Exists => {
+                let mut snapshots = self.there(wanted, name).await?;
+                let mut new = 0;
+                for dataset in wanted {
+                    if !snapshots.iter().any(|(there, _)| there == dataset) {
+                        snapshots.extend(self.zfs.snapshot(std::slice::from_ref(dataset), name).await?);
+                        new += 1;
+                    }
+                }
+                Ok(Taken { snapshots, new })
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What there is of the wanted snapshots.
+    async fn there(&self, wanted: &[DatasetName], name: &SnapName) -> Result<Vec<(DatasetName, Snapshot)>, Failure> {
+        let listed = self.zfs.list(wanted, Depth::Only).await?;
+        let there = |(dataset, inventory): (DatasetName, DatasetInventory)| {
+            inventory.snapshots.into_iter().find(|s| s.name == *name).map(|snapshot| (dataset, snapshot))
+        };
+        Ok(listed.into_iter().filter_map(there).collect())
     }
 }

@@ -1,8 +1,10 @@
-//! Running commands, each in a process group of its own: none outlives whoever waits for it, nor the program's end.
+//! Running commands; the only place that makes processes. Each is in a process group of its own: none outlives whoever waits for it, nor the program's end.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::process::Output;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ const LAST_WAIT: Duration = Duration::from_secs(5);
 
 /// The process groups that run.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Running(Arc<Mutex<Groups>>);
+pub(crate) struct Running(Arc<Mutex<Groups>>);
 
 #[derive(Debug, Default)]
 struct Groups {
@@ -35,10 +37,21 @@ struct Group {
 
 /// A running command. Dropping it ends it.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(crate) struct Process {
     // Dropped before the child is: until that is waited for, its number is nobody else's.
     group: Group,
     child: Child,
+}
+
+/// A command without input whose output is thrown away; what it complains is kept.
+pub(crate) fn command(program: &Path) -> Command {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns processes")]
+    let mut command = std::process::Command::new(program);
+    // With a group of its own, so that it can be ended with all that it may have started.
+    command.process_group(0);
+    let mut command = Command::from(command);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
+    command
 }
 
 impl Running {
@@ -47,7 +60,7 @@ impl Running {
     }
 
     /// Starts a command, which must have been given a process group of its own.
-    pub(super) fn spawn(&self, command: &mut Command) -> io::Result<Process> {
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Process> {
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
         let process = Process { group: Group { pid, ended: false, running: self.clone() }, child };
@@ -59,7 +72,7 @@ impl Running {
     }
 
     /// Kills all that runs and waits for its end; from now on nothing is started.
-    pub(super) async fn end(&self) {
+    pub(crate) async fn end(&self) {
         let running = {
             let mut groups = self.groups();
             groups.closed = true;
@@ -72,7 +85,7 @@ impl Running {
             }
         };
         if runtime::timeout(LAST_WAIT, gone).await.is_err() {
-            log::warn!("some zfs commands were killed and have not ended yet");
+            log::warn!("some commands were killed and have not ended yet");
         }
     }
 }
@@ -94,16 +107,16 @@ impl Drop for Group {
 }
 
 impl Process {
-    pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
+    pub(crate) fn stdin(&mut self) -> Option<ChildStdin> {
         self.child.stdin.take()
     }
 
-    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
+    pub(crate) fn stdout(&mut self) -> Option<ChildStdout> {
         self.child.stdout.take()
     }
 
     /// Waits for its end, with all that it prints where that is asked for.
-    pub(super) async fn output(self) -> io::Result<Output> {
+    pub(crate) async fn output(self) -> io::Result<Output> {
         let Self { group, child } = self;
         let mut output = Box::pin(child.output());
         // Declared last, it is dropped first: see `Process`.

@@ -1,0 +1,67 @@
+//! `bandwidth` and `timezone` of `local.json`: how much is sent to other hosts, and when.
+
+use std::collections::BTreeSet;
+
+use chrono::Weekday;
+use chrono_tz::Tz;
+
+use super::json::{Node, Object};
+use super::server::{hours, timezone};
+use crate::model::HostName;
+use crate::policy::{Bandwidth, Limit};
+
+const DAYS: &str = "a list of days, as in [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\"]";
+
+/// Reads both keys; `None` where something is wrong, which is reported.
+pub(super) fn bandwidth(object: &mut Object<'_>) -> Option<Bandwidth> {
+    let zone = object.get("timezone");
+    let limits = object.get("bandwidth");
+    if let (Some(zone), None) = (&zone, &limits) {
+        zone.problem("it means nothing without \"bandwidth\": snapshots follow the \"timezone\" of server.json");
+    }
+    let timezone = zone.map_or(Some(Tz::UTC), |node| timezone(&node));
+    let Some(node) = limits else { return Some(Bandwidth::default()) };
+    let items = node.list("a list of limits, as in [{ \"rate\": \"20MB/s\", \"hours\": [\"08:00\", \"18:00\"] }]")?;
+    if items.is_empty() {
+        node.problem("the list is empty; name a limit, or leave \"bandwidth\" out");
+    }
+    let limits: Vec<Option<Limit>> = items.iter().map(limit).collect();
+    Some(Bandwidth { timezone: timezone?, limits: limits.into_iter().collect::<Option<_>>()? })
+}
+
+fn limit(node: &Node<'_>) -> Option<Limit> {
+    let mut object = node.object("an object with \"rate\"")?;
+    let rate = object.require("rate", "how much a second, as in \"20MB/s\"");
+    let rate = rate.and_then(|node| node.parse("a rate, as in \"20MB/s\""));
+    let destination = object.get("destination").map(|node| node.parse::<HostName>("a host name"));
+    let hours = object.get("hours").map(|node| hours(&node));
+    let days = object.get("days").map_or(Some(Vec::new()), |node| days(&node));
+    object.finish();
+    // One that is there and wrong is not taken for one that is not there.
+    let (destination, hours) =
+        (destination.map_or(Some(None), |d| d.map(Some)), hours.map_or(Some(None), |h| h.map(Some)));
+    Some(Limit { rate: rate?, destination: destination?, hours: hours?, days: days? })
+}
+
+fn days(node: &Node<'_>) -> Option<Vec<Weekday>> {
+    let items = node.list(DAYS)?;
+    if items.is_empty() {
+        node.problem("the list is empty; name a day, or leave \"days\" out for all of them");
+    }
+    let mut seen = BTreeSet::new();
+    let mut all = Vec::new();
+    for item in items {
+        let text = item.text("a day, as in \"mon\"")?;
+        // chrono takes long names as well, and any case; one spelling is enough.
+        let short = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"].contains(&&*text);
+        let Some(day) = text.parse::<Weekday>().ok().filter(|_| short) else {
+            item.wrong("one of \"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\" and \"sun\"");
+            return None;
+        };
+        if !seen.insert(day.num_days_from_monday()) {
+            item.problem(format!("{} stands in the list twice", item.raw()));
+        }
+        all.push(day);
+    }
+    Some(all)
+}
