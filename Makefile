@@ -11,7 +11,7 @@ CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-shell bench install uninstall deb clean
+.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-consul lab-shell bench install uninstall deb clean
 
 all: build
 
@@ -57,6 +57,10 @@ readme:
 # The main job on real ZFS, for a person to read.
 demo: build
 	tests/lab/run --timeout 1500 scenarios/demo
+
+# The scenarios that have a catalog, with it in a real Consul.
+lab-consul: build
+	tests/lab/run --timeout 7200 guest-suite --catalog consul
 
 lab-shell: build
 	tests/lab/shell

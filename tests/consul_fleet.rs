@@ -12,20 +12,21 @@ use zsync::commands::director::{Dispatcher, Leadership, Office, Pass, Report, So
 use zsync::commands::fences::Fences;
 use zsync::commands::presence::{self, Post};
 use zsync::commands::publisher::Publisher;
-use zsync::commands::serve::{Door, Role};
 use zsync::commands::slave::Slave;
 use zsync::config::{Local, parse_local, parse_policy};
 use zsync::consul::{Consul, Health, Settings};
 use zsync::model::{Action, Counter, DatasetName, HostName, ResponseStatus};
 use zsync::policy::{ConsulConfig, Policy};
 use zsync::runtime::{self, block_on};
-use zsync::transport::tcp::Listener;
 use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::fake::Fake;
 
 #[allow(dead_code, reason = "others use more of it")]
 #[path = "consul/agent.rs"]
 mod agent;
+mod loopback;
+
+use loopback::listen;
 
 fn at(address: &str) -> Consul {
     let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
@@ -38,21 +39,6 @@ fn ds(text: &str) -> DatasetName {
 
 fn host(text: &str) -> HostName {
     text.parse().unwrap()
-}
-
-fn listen<R: Role>(role: R) -> String {
-    block_on(async {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap().to_string();
-        let door = Arc::new(Door::new(Arc::new(role), None));
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
 }
 
 /// Waits for something, at most half a minute.
@@ -100,7 +86,7 @@ impl Host {
             .publishing(Some(Arc::clone(&publisher)));
         let receives = Arc::new(Publisher::new(host(name), catalog(), state.path(), "slave"));
         let slave = Slave::new(Arc::clone(&zfs), Arc::clone(&local)).publishing(Some(Arc::clone(&receives)));
-        let (address, receive_address) = (listen(agent), listen(slave));
+        let (address, receive_address) = (listen(agent, None), listen(slave, None));
         for (service, publisher, address) in
             [(presence::AGENTS, &publisher, &address), (presence::SLAVES, &receives, &receive_address)]
         {
@@ -169,10 +155,25 @@ impl Fleet {
         leadership: &Leadership,
     ) -> Result<Report, CatalogError> {
         [&self.alpha, &self.beta].into_iter().for_each(|host| host.fake.set_now(self.now));
+        block_on(self.made(world, self.now).led(leadership.clone(), standing).run())
+    }
+
+    fn made(&self, world: &World<ConsulCatalog>, at: DateTime<Utc>) -> Pass<Fake, ConsulCatalog> {
         let own: Result<Arc<Agent<Fake>>, String> = Err("none here".to_owned());
         let dispatcher = Arc::new(Dispatcher { here: host("director"), own, tls: None });
-        let pass = Pass::new(self.policy(), dispatcher, world.clone(), self.now).led(leadership.clone(), standing);
-        block_on(pass.run())
+        Pass::new(self.policy(), dispatcher, world.clone(), at)
+    }
+
+    /// With a director that has made so many passes.
+    fn after(passes: usize, consul: Consul) -> (Self, Leadership, World<ConsulCatalog>) {
+        let mut fleet = Self::new(consul);
+        let (leadership, world) = (fleet.lead("one"), fleet.world());
+        for _ in 0..passes {
+            fleet.later(1);
+            let report = fleet.pass(&world, Standing::default(), &leadership).unwrap();
+            assert!(report.is_success(), "{report:?}");
+        }
+        (fleet, leadership, world)
     }
 
     fn later(&mut self, minutes: i64) {
@@ -208,14 +209,7 @@ fn shared() -> Option<Consul> {
 #[test]
 fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
     let Some(consul) = shared() else { return };
-    let mut fleet = Fleet::new(consul);
-    let leadership = fleet.lead("one");
-    let world = fleet.world();
-    for _ in 0..4 {
-        fleet.later(1);
-        let report = fleet.pass(&world, Standing::default(), &leadership).unwrap();
-        assert!(report.is_success(), "{report:?}");
-    }
+    let (fleet, leadership, _) = Fleet::after(4, consul);
     assert_eq!(fleet.alpha.names("tank/data").len(), 1, "the policy's rules are kept");
     assert_eq!(fleet.beta.names("pool/copy/child").len(), 2);
     assert_eq!(fleet.beta.names("pool/copy").last(), fleet.alpha.names("tank/data").last());
@@ -242,13 +236,7 @@ fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
 #[test]
 fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
     let Some(consul) = shared() else { return };
-    let mut fleet = Fleet::new(consul);
-    let leadership = fleet.lead("one");
-    let world = fleet.world();
-    for _ in 0..3 {
-        fleet.later(1);
-        assert!(fleet.pass(&world, Standing::default(), &leadership).unwrap().is_success());
-    }
+    let (mut fleet, leadership, world) = Fleet::after(3, consul);
     let (ours, theirs) = (fleet.alpha.names("tank/data"), fleet.beta.names("pool/copy"));
     for below in ["inventory", "generation", "inventory/beta", "inventory/alpha/tank/data"] {
         block_on(fleet.consul.delete_tree(&format!("{}/{below}", fleet.root))).unwrap();
@@ -269,20 +257,13 @@ fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
 #[test]
 fn a_resync_tells_every_difference_and_mends_it() {
     let Some(consul) = shared() else { return };
-    let mut fleet = Fleet::new(consul);
-    let leadership = fleet.lead("one");
-    let world = fleet.world();
-    fleet.later(1);
-    assert!(fleet.pass(&world, Standing::default(), &leadership).unwrap().is_success());
+    let (fleet, leadership, world) = Fleet::after(1, consul);
     // Behind zsync's back: no pass sees it before the resync.
     fleet.alpha.fake.create(&ds("tank/new"));
     let quiet = fleet.pass(&world, Standing::default(), &leadership).unwrap();
     assert!(quiet.mended.is_empty());
-    let own: Result<Arc<Agent<Fake>>, String> = Err("none here".to_owned());
-    let dispatcher = Arc::new(Dispatcher { here: host("director"), own, tls: None });
-    let pass = Pass::new(fleet.policy(), dispatcher, fleet.world(), fleet.now + TimeDelta::days(3650))
-        .led(leadership.clone(), Standing::default())
-        .resyncing(true);
+    let pass = fleet.made(&fleet.world(), fleet.now + TimeDelta::days(3650));
+    let pass = pass.led(leadership.clone(), Standing::default()).resyncing(true);
     // Far in the future everything is due; only what it mends matters here.
     let report = block_on(pass.run()).unwrap();
     let lines: Vec<String> = report.mended.iter().map(|(host, line)| format!("{host}: {line}")).collect();
@@ -401,13 +382,7 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
 #[test]
 fn old_marks_are_forgotten_by_age() {
     let Some(consul) = shared() else { return };
-    let mut fleet = Fleet::new(consul);
-    let leadership = fleet.lead("one");
-    let world = fleet.world();
-    for _ in 0..3 {
-        fleet.later(1);
-        assert!(fleet.pass(&world, Standing::default(), &leadership).unwrap().is_success());
-    }
+    let (fleet, leadership, _) = Fleet::after(3, consul);
     let catalog = fleet.catalog();
     let before = catalog.destroyed(100).unwrap().len();
     assert!(before > 0);

@@ -348,7 +348,7 @@ impl<Z: Zfs> Service<'_, Z> {
             let own = Own { here: host, local: &settings.local, state: Some(&settings.state) };
             if signals.take_reload() {
                 service::reloading();
-                let renewed = self::dispatcher(own, &policy, tls, Arc::clone(&zfs)).await;
+                let renewed = self::dispatcher(own, &policy, tls, Arc::clone(zfs)).await;
                 match &renewed.own {
                     Err(reason) if dispatcher.own.is_ok() && is_own(&policy, host) => {
                         failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
@@ -363,7 +363,7 @@ impl<Z: Zfs> Service<'_, Z> {
                 dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
             } else {
                 // What was missing on this host may be there by now, or the host be new in the policy.
-                dispatcher = Arc::new(self::dispatcher(own, &policy, tls, Arc::clone(&zfs)).await);
+                dispatcher = Arc::new(self::dispatcher(own, &policy, tls, Arc::clone(zfs)).await);
             }
             let made = pass(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), leadership);
             // Nothing is in hand yet.
