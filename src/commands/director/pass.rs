@@ -146,7 +146,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     async fn work(self, saved: Option<Arc<BTreeMap<usize, Vec<Order>>>>) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
-        let resync_since = if self.resync { Some(self.at) } else { self.policy.resync_since(self.at) };
+        // What was decided earlier is held against what there is now, whatever happened behind the catalog's back.
+        let all = self.resync || saved.is_some();
+        let resync_since = if all { Some(self.at) } else { self.policy.resync_since(self.at) };
         let wish = Wish { standing: self.standing.clone(), resync_since, fence: self.fence()? };
         let asked = Counter::default();
         let looking = look(&self.policy, &self.dispatcher, &self.world, wish, &asked);

@@ -202,7 +202,7 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     let (shared, standing) = director::with_services(shared, &dispatcher).await.map_err(Error::unable)?;
     let unseen = {
         let asked = Counter::default();
-        let wish = director::Wish { standing, ..director::Wish::default() };
+        let wish = director::Wish { standing, resync_since: Some(clock::now()), fence: None };
         let looking = director::look(&shared, &dispatcher, &world, wish, &asked);
         progress::counted("hosts asked", &asked, looking).await.map_err(Error::unable)?.unseen
     };
