@@ -11,14 +11,15 @@ CARGO ?= cargo
 # What is installed as the program.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-shell bench install uninstall deb clean
+.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-consul lab-shell bench install uninstall deb clean
 
 all: build
 
-# Debian packages for building and for the lab, and the lab's image (minutes, once per machine).
+# Debian packages for building and for the lab, the lab's image (minutes, once per machine), and a real Consul.
 setup:
 	tests/setup
 	tests/lab/build
+	tests/consul/build
 
 build:
 	$(CARGO) build --locked
@@ -56,6 +57,10 @@ readme:
 # The main job on real ZFS, for a person to read.
 demo: build
 	tests/lab/run --timeout 1500 scenarios/demo
+
+# The scenarios that have a catalog, with it in a real Consul.
+lab-consul: build
+	tests/lab/run --timeout 7200 guest-suite --catalog consul
 
 lab-shell: build
 	tests/lab/shell

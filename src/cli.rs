@@ -42,6 +42,10 @@ pub enum Command {
     Status(Status),
     /// Judge how well the policy is kept, for Nagios, Icinga and cron.
     Check(Check),
+    /// Forget marks in the catalog by age.
+    Clean(Clean),
+    /// Take over what zeplic kept in Consul.
+    Migrate(Migrate),
     /// Make certificates with which hosts prove to each other who they are, and explain them.
     #[command(subcommand)]
     Tls(Tls),
@@ -118,9 +122,15 @@ pub struct Director {
     /// The policy
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
+    /// Options of those that remember something.
+    #[command(flatten)]
+    pub state: State,
     /// Make one pass and exit; silent when all is well
     #[arg(long)]
     pub once: bool,
+    /// In the first pass ask every host what it holds, and tell what the catalog had wrong
+    #[arg(long)]
+    pub resync: bool,
     /// From the beginning of one pass to that of the next
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration, conflicts_with = "once")]
     pub interval: Duration,
@@ -159,9 +169,9 @@ pub struct Agent {
     /// Options of those that listen.
     #[command(flatten)]
     pub listen: Listen,
-    /// Where it remembers how recent orders ended, so that one that comes again does nothing twice
-    #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
-    pub state: PathBuf,
+    /// Options of those that remember something.
+    #[command(flatten)]
+    pub state: State,
 }
 
 /// `zsync slave`.
@@ -173,6 +183,18 @@ pub struct Slave {
     /// Options of those that listen.
     #[command(flatten)]
     pub listen: Listen,
+    /// Options of those that remember something.
+    #[command(flatten)]
+    pub state: State,
+}
+
+/// Options of those that remember something.
+#[derive(Args, Clone, Debug)]
+pub struct State {
+    /// Where this host keeps what has to survive restarts: how recent orders ended, whose orders count, what is still to
+    /// be published
+    #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
+    pub state: PathBuf,
 }
 
 /// Options of those that listen.
@@ -244,6 +266,35 @@ pub struct Plan {
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
           conflicts_with_all = ["simulate", "compare", "out", "explain", "exit_code", "at", "host", "dataset", "format"])]
     pub export_catalog: Option<PathBuf>,
+}
+
+/// `zsync clean`.
+#[derive(Args, Debug)]
+#[command(after_help = "The director does the same by itself once a day, with 30 days.\n\n\
+                        Exit status: 0; 2 could not work at all.")]
+pub struct Clean {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy, which names the catalog
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
+    /// How old a mark has to be
+    #[arg(long, value_name = "DURATION", default_value = "30days", value_parser = duration)]
+    pub older_than: Duration,
+}
+
+/// `zsync migrate`.
+#[derive(Args, Debug)]
+#[command(after_help = "Run it once, when every host's agent has published; nothing of zeplic's is changed.\n\n\
+                        Exit status: 0; 2 could not work at all.")]
+pub struct Migrate {
+    /// Options that every subcommand has.
+    #[command(flatten)]
+    pub common: Common,
+    /// The policy, which names the catalog
+    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    pub config: PathBuf,
 }
 
 /// `zsync tls`.

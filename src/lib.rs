@@ -13,6 +13,7 @@ pub mod cli;
 pub mod clock;
 pub mod commands;
 pub mod config;
+pub mod consul;
 pub mod error;
 pub mod logging;
 pub mod model;
@@ -30,7 +31,9 @@ use std::sync::Arc;
 
 use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
 use commands::agent::{Agent, Journal};
-use commands::{check, director, plan, serve, slave::Slave, status};
+use commands::fences::Fences;
+use commands::presence::{self, Post};
+use commands::{check, clean, director, migrate, plan, serve, slave::Slave, status};
 use error::{Error, Exit};
 use model::PeerRole;
 use zfs::ZfsRead;
@@ -63,6 +66,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             let zfs = System::new(&args.common.zfs);
             runtime::block_on(check::run(settings::check(args), &zfs))
         }
+        Command::Clean(args) => runtime::block_on(clean::run(settings::clean(args)?)),
+        Command::Migrate(args) => runtime::block_on(migrate::run(settings::migrate(args))),
         Command::Tls(command) => tls(command),
         Command::Completions(args) => {
             report::print(&String::from_utf8_lossy(&args.text()));
@@ -76,20 +81,24 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             Ok(())
         }
         Command::Agent(args) => {
-            let new = |now: settings::Serving, zfs| {
-                let journal = Journal::open(&args.state)?;
+            let new = |now: settings::Serving, zfs, post: Option<&Arc<Post>>| {
+                let journal = Journal::open(&args.state.state)?;
                 let agent = Agent::new(now.host, zfs, Arc::new(now.local)).with_tls(now.listening.security.tls());
-                Ok(agent.remembering(journal))
+                let agent = agent.publishing(post.map(|post| post.publisher()));
+                Ok(agent.remembering(journal).fenced(Fences::new(&args.state.state)))
             };
             let again = |old: &Agent<System>, now: settings::Serving| {
                 old.with_local(now.host, Arc::new(now.local)).with_tls(now.listening.security.tls())
             };
-            listen(&args.common, &args.listen, PeerRole::Agent, new, again)
+            listen(&args.common, &args.listen, &args.state, PeerRole::Agent, new, again)
         }
         Command::Slave(args) => {
-            let new = |now: settings::Serving, zfs| Ok(Slave::new(zfs, Arc::new(now.local)));
+            let new = |now: settings::Serving, zfs, post: Option<&Arc<Post>>| {
+                let slave = Slave::new(zfs, Arc::new(now.local));
+                Ok(slave.publishing(post.map(|post| post.publisher())))
+            };
             let again = |old: &Slave<System>, now: settings::Serving| old.with_local(Arc::new(now.local));
-            listen(&args.common, &args.listen, PeerRole::Slave, new, again)
+            listen(&args.common, &args.listen, &args.state, PeerRole::Slave, new, again)
         }
     }
 }
@@ -98,8 +107,9 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 fn listen<R: serve::Role>(
     common: &cli::Common,
     listen: &cli::Listen,
+    state: &cli::State,
     role: PeerRole,
-    new: impl FnOnce(settings::Serving, Arc<System>) -> anyhow::Result<R>,
+    new: impl FnOnce(settings::Serving, Arc<System>, Option<&Arc<Post>>) -> anyhow::Result<R>,
     again: impl Fn(&R, settings::Serving) -> R,
 ) -> Result<(), Error> {
     let read = || settings::serving(common, listen, role);
@@ -109,16 +119,28 @@ fn listen<R: serve::Role>(
     let zfs = Arc::new(System::new(&common.zfs));
     runtime::block_on(ending(Arc::clone(&zfs), async {
         log::info!("uses {}", zfs.check_version().await.map_err(Error::unable)?);
+        let bound = inherited.as_ref().and_then(|socket| socket.local_addr().ok());
+        let address = bound.map_or_else(|| listening.address.clone(), |bound| bound.to_string());
+        let consul = settings.local.consul.clone();
+        let post = Post::of(role, &settings.host, &settings.local, &address, &state.state);
+        let post = post.map_err(Error::unable)?.map(Arc::new);
         let reload = |old: &R| {
             let now = read()?;
             if now.listening.address != listening.address {
                 log::warn!("listens on {} until it is restarted", listening.address);
             }
+            if now.local.consul != consul {
+                log::warn!("publishes as before, whatever \"consul\" says now, until it is restarted");
+            }
+            if let Some(post) = &post {
+                post.renew(Arc::new(now.local.clone()));
+            }
             let security = now.listening.security.clone();
             Ok((again(old, now), security))
         };
-        let role = new(settings, zfs).map_err(Error::unable)?;
-        serve::serve(role, inherited, &listening, reload).await.map_err(Error::unable)
+        let role = new(settings, Arc::clone(&zfs), post.as_ref()).map_err(Error::unable)?;
+        let serving = serve::serve(role, inherited, &listening, reload);
+        presence::during(serving, post.as_deref(), &*zfs).await.map_err(Error::unable)
     }))
 }
 

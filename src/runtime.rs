@@ -15,7 +15,8 @@ pub use async_std::task::JoinHandle;
 
 /// Runs a future to its end on this thread, other tasks on the pool.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    task::block_on(future)
+    // A whole program's future is large, and async-std hands it on from frame to frame: on the heap it stays in place.
+    task::block_on(Box::pin(future))
 }
 
 /// Starts a task.

@@ -11,7 +11,7 @@ use crate::cli::{self, Cli, Command, Common, Listen};
 use crate::clock;
 use crate::commands::plan::{Filter, Question, Source};
 use crate::commands::serve::{Listening, Security};
-use crate::commands::{check, director, plan, status};
+use crate::commands::{check, clean, director, migrate, plan, status};
 use crate::config::{self, Local};
 use crate::error::Error;
 use crate::logging;
@@ -37,6 +37,8 @@ pub fn logging(cli: &Cli) {
         Command::Plan(args) => (Some(&args.common), false),
         Command::Check(args) => (Some(&args.common), false),
         Command::Status(args) => (Some(&args.common), false),
+        Command::Clean(args) => (Some(&args.common), false),
+        Command::Migrate(args) => (Some(&args.common), false),
         Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
     };
     let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
@@ -78,8 +80,10 @@ pub fn director(args: cli::Director) -> Result<director::Settings, Error> {
     Ok(director::Settings {
         config: args.config,
         local: args.common.local,
+        state: args.state.state,
         host,
         once: args.once,
+        resync: args.resync,
         interval: args.interval,
         timeout: args.timeout,
         grace: args.grace,
@@ -160,6 +164,18 @@ pub fn check(args: cli::Check) -> check::Settings {
         verbose: args.verbose,
         json: args.format == cli::CheckFormat::Json,
     }
+}
+
+/// For `clean`.
+pub fn clean(args: cli::Clean) -> Result<clean::Settings, Error> {
+    let older_than = TimeDelta::from_std(args.older_than).context("--older-than").map_err(Error::unable)?;
+    Ok(clean::Settings { config: args.config, older_than })
+}
+
+/// For `migrate`.
+#[must_use]
+pub fn migrate(args: cli::Migrate) -> migrate::Settings {
+    migrate::Settings { config: args.config }
 }
 
 /// For `agent` and `slave`.

@@ -59,16 +59,18 @@ fn everything_is_of_the_registry_and_pinned() {
     }
 }
 
+fn cargo(arguments: &[&str]) -> Vec<u8> {
+    let mut command = Command::new(env!("CARGO"));
+    command.args(arguments).args(["--offline", "--locked"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
 /// What is built on Linux, tests and all: name and licence. Others are in Cargo.lock, too, for WebAssembly above all.
 fn built() -> BTreeMap<String, String> {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform"])
-        .arg("x86_64-unknown-linux-gnu")
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let told = cargo(&["metadata", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]);
+    let metadata: Value = serde_json::from_slice(&told).unwrap();
     let used: BTreeSet<&str> =
         metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap()).collect();
     let packages = metadata["packages"].as_array().unwrap().iter();
@@ -81,9 +83,21 @@ fn built() -> BTreeMap<String, String> {
 fn nothing_that_is_denied_is_built() {
     let bans = section("bans");
     let denied: BTreeSet<&str> = bans.lines().filter(|line| line.contains("{ name = ")).flat_map(quoted).collect();
-    assert!(denied.len() >= 7, "{denied:?}");
+    assert!(denied.len() >= 6, "{denied:?}");
     for name in built().keys() {
         assert!(!denied.contains(name.as_str()), "{name} is denied in deny.toml; see cargo tree -i {name}");
+    }
+}
+
+#[test]
+fn of_tokio_only_what_needs_no_runtime_is_built() {
+    let rule = section("[bans.features]");
+    assert!(rule.contains("crate = \"tokio\""), "{rule}");
+    let allowed = quoted(&rule);
+    let tree = cargo(&["tree", "--prefix", "none", "--format", "{f},{p}"]);
+    for line in String::from_utf8(tree).unwrap().lines() {
+        let Some((features, _)) = line.split_once(",tokio v") else { continue };
+        assert!(features.split(',').all(|one| allowed.contains(&one)), "{line}; see cargo tree -e features -i tokio");
     }
 }
 

@@ -17,8 +17,8 @@ use uuid::Uuid;
 
 use super::error::{CatalogError, Fault};
 use super::rows::{self, Found};
-use super::{CatalogRead, CatalogWrite, Destroyed, Estimated, Outcome, merge};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten};
+use super::{CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome, merge};
+use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
 
 const FILE: &str = "catalog.sqlite";
 const LOCK: &str = "director.lock";
@@ -203,38 +203,8 @@ impl CatalogWrite for EmbeddedCatalog {
         self.write(|tx| merge::replace_host(tx, host, observed, datasets))
     }
 
-    fn put_dataset(
-        &self,
-        host: &HostName,
-        dataset: &DatasetName,
-        inventory: DatasetInventory,
-    ) -> Result<(), CatalogError> {
-        self.write(|tx| {
-            let id = merge::dataset_id(tx, merge::host_id(tx, host)?, dataset)?;
-            merge::put(tx, id, inventory)
-        })
-    }
-
-    fn remove_dataset(&self, host: &HostName, dataset: &DatasetName) -> Result<(), CatalogError> {
-        self.write(|tx| merge::remove_dataset(tx, host, dataset))
-    }
-
-    fn mark(
-        &self,
-        host: &HostName,
-        dataset: &DatasetName,
-        guid: Guid,
-        marks: Marks,
-        at: DateTime<Utc>,
-    ) -> Result<(), CatalogError> {
-        self.write(|tx| merge::mark(tx, host, dataset, guid, marks, at))
-    }
-
-    fn add_not_written(&self, host: &HostName, dataset: &DatasetName, mark: NotWritten) -> Result<(), CatalogError> {
-        self.write(|tx| {
-            let id = merge::dataset_id(tx, merge::host_id(tx, host)?, dataset)?;
-            merge::add_not_written(tx, id, &mark)
-        })
+    fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {
+        self.write(|tx| changes.into_iter().try_for_each(|(dataset, change)| merge::change(tx, host, &dataset, change)))
     }
 
     fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {

@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::ErrorCode;
 use thiserror::Error;
 
+use crate::consul::ConsulError;
+use crate::model::{DatasetName, HostName};
+
 /// Why a catalog cannot be read or written.
 #[derive(Debug, Error)]
 pub enum CatalogError {
@@ -87,6 +90,37 @@ pub enum CatalogError {
         /// The catalog's file.
         path: PathBuf,
     },
+    /// Consul cannot be asked, or says no.
+    #[error(transparent)]
+    Consul(#[from] ConsulError),
+    /// Others changed the same pairs again and again.
+    #[error(
+        "{key} in Consul was changed by others {tries} times in a row while it was being written; it is tried again later"
+    )]
+    Contended {
+        /// The pair.
+        key: String,
+        /// How often it was tried.
+        tries: usize,
+    },
+    /// More snapshots than Consul takes.
+    #[error(
+        "{host}:{dataset} has too many snapshots for Consul ({bytes} bytes when compressed, {most} at the most); prune it, \
+         or use the embedded catalog"
+    )]
+    TooLarge {
+        /// The host.
+        host: HostName,
+        /// The dataset.
+        dataset: DatasetName,
+        /// Compressed.
+        bytes: usize,
+        /// The most.
+        most: usize,
+    },
+    /// The director's lock in Consul is somebody else's by now.
+    #[error("the director's lock in Consul was lost ({0}); no more orders are given")]
+    LockLost(String),
     /// Anything else that SQLite says.
     #[error("cannot work with the catalog {}", .path.display())]
     Sqlite {

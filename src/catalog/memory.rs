@@ -7,10 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{CatalogError, CatalogRead, CatalogWrite, Destroyed, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
-use crate::model::{
-    DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Record, SnapName,
+use super::dataset::{Dataset, Gone};
+use super::{
+    CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome,
 };
+use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory, Record};
 
 /// A catalog that keeps everything in memory; it means the same as the embedded one.
 #[derive(Debug, Default)]
@@ -31,14 +32,6 @@ struct State {
 struct Host {
     observed: Option<DateTime<Utc>>,
     datasets: BTreeMap<DatasetName, Dataset>,
-}
-
-#[derive(Debug, Default)]
-struct Dataset {
-    /// Without marks of any kind; `None` while the dataset is not there.
-    held: Option<DatasetInventory>,
-    marks: BTreeMap<Guid, (Marks, DateTime<Utc>)>,
-    not_written: BTreeMap<SnapName, DateTime<Utc>>,
 }
 
 impl MemoryCatalog {
@@ -66,48 +59,6 @@ impl MemoryCatalog {
 impl State {
     fn dataset(&mut self, host: &HostName, dataset: &DatasetName) -> &mut Dataset {
         self.hosts.entry(host.clone()).or_default().datasets.entry(dataset.clone()).or_default()
-    }
-}
-
-impl Dataset {
-    fn add(&mut self, guid: Guid, marks: Marks, at: DateTime<Utc>) {
-        if marks.sent || marks.sync {
-            let (known, _) = self.marks.entry(guid).or_insert((Marks::default(), at));
-            known.sent |= marks.sent;
-            known.sync |= marks.sync;
-        }
-    }
-
-    fn put(&mut self, mut inventory: DatasetInventory) {
-        for snapshot in &mut inventory.snapshots {
-            let marks = std::mem::take(&mut snapshot.marks);
-            self.add(snapshot.guid, marks, snapshot.creation);
-        }
-        for mark in std::mem::take(&mut inventory.not_written) {
-            self.add_not_written(mark);
-        }
-        inventory.sort();
-        self.held = Some(inventory);
-    }
-
-    fn empty(&mut self) {
-        self.held = None;
-        self.not_written.clear();
-    }
-
-    fn add_not_written(&mut self, mark: NotWritten) {
-        let at = self.not_written.entry(mark.name).or_insert(mark.at);
-        *at = mark.at.max(*at);
-    }
-
-    fn inventory(&self) -> Option<DatasetInventory> {
-        let mut inventory = self.held.clone()?;
-        for snapshot in &mut inventory.snapshots {
-            snapshot.marks = self.marks.get(&snapshot.guid).map(|(marks, _)| *marks).unwrap_or_default();
-        }
-        inventory.not_written =
-            self.not_written.iter().map(|(name, at)| NotWritten { name: name.clone(), at: *at }).collect();
-        Some(inventory)
     }
 }
 
@@ -161,49 +112,14 @@ impl CatalogWrite for MemoryCatalog {
         Ok(())
     }
 
-    fn put_dataset(
-        &self,
-        host: &HostName,
-        dataset: &DatasetName,
-        inventory: DatasetInventory,
-    ) -> Result<(), CatalogError> {
-        self.writable()?.dataset(host, dataset).put(inventory);
-        Ok(())
-    }
-
-    fn remove_dataset(&self, host: &HostName, dataset: &DatasetName) -> Result<(), CatalogError> {
-        self.writable()?.dataset(host, dataset).empty();
-        Ok(())
-    }
-
-    fn mark(
-        &self,
-        host: &HostName,
-        dataset: &DatasetName,
-        guid: Guid,
-        marks: Marks,
-        at: DateTime<Utc>,
-    ) -> Result<(), CatalogError> {
+    fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {
         let mut state = self.writable()?;
-        let known = state.dataset(host, dataset);
-        known.add(guid, marks, at);
-        if !marks.deleted {
-            return Ok(());
+        for (dataset, change) in changes {
+            for Gone { name, guid, marks, at } in state.dataset(host, &dataset).change(change) {
+                let record = Record { uuid: guid.uuid(), dataset: dataset.clone(), name, marks };
+                push(&mut state.destroyed, Destroyed { host: host.clone(), record, at }, MAX_DESTROYED);
+            }
         }
-        let (last, _) = known.marks.remove(&guid).unwrap_or_default();
-        let snapshots = known.held.as_mut().map(|held| &mut held.snapshots);
-        let gone: Vec<_> =
-            snapshots.map(|all| all.extract_if(.., |one| one.guid == guid).collect()).unwrap_or_default();
-        for snapshot in gone {
-            let marks = Marks { deleted: true, ..last };
-            let record = Record { uuid: guid.uuid(), dataset: dataset.clone(), name: snapshot.name, marks };
-            push(&mut state.destroyed, Destroyed { host: host.clone(), record, at }, MAX_DESTROYED);
-        }
-        Ok(())
-    }
-
-    fn add_not_written(&self, host: &HostName, dataset: &DatasetName, mark: NotWritten) -> Result<(), CatalogError> {
-        self.writable()?.dataset(host, dataset).add_not_written(mark);
         Ok(())
     }
 
@@ -213,12 +129,7 @@ impl CatalogWrite for MemoryCatalog {
         state.destroyed.retain(|destroyed| destroyed.at >= older_than);
         let mut forgotten = before - state.destroyed.len();
         for dataset in state.hosts.values_mut().flat_map(|host| host.datasets.values_mut()) {
-            let held: BTreeSet<Guid> =
-                dataset.held.iter().flat_map(|held| &held.snapshots).map(|snapshot| snapshot.guid).collect();
-            let before = dataset.marks.len() + dataset.not_written.len();
-            dataset.marks.retain(|guid, (_, at)| held.contains(guid) || *at >= older_than);
-            dataset.not_written.retain(|_, at| *at >= older_than);
-            forgotten += before - dataset.marks.len() - dataset.not_written.len();
+            forgotten += dataset.forget(older_than);
         }
         Ok(forgotten)
     }

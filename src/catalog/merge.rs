@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::error::Fault;
 use super::rows::{self, micros};
-use super::{Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
+use super::{Change, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Marks, NotWritten, Snapshot};
 
 /// The number of a host, which is made known if it is not.
@@ -29,7 +29,7 @@ fn known_dataset(tx: &Transaction<'_>, host: i64, dataset: &DatasetName) -> Resu
 }
 
 /// The number of a dataset, which is made known, though not present, if it is not.
-pub(super) fn dataset_id(tx: &Transaction<'_>, host: i64, dataset: &DatasetName) -> Result<i64, Fault> {
+fn dataset_id(tx: &Transaction<'_>, host: i64, dataset: &DatasetName) -> Result<i64, Fault> {
     if let Some(id) = known_dataset(tx, host, dataset)? {
         return Ok(id);
     }
@@ -68,8 +68,40 @@ pub(super) fn replace_host(
     Ok(())
 }
 
+/// Makes one change.
+pub(super) fn change(
+    tx: &Transaction<'_>,
+    host: &HostName,
+    dataset: &DatasetName,
+    change: Change,
+) -> Result<(), Fault> {
+    let id = || dataset_id(tx, host_id(tx, host)?, dataset);
+    match change {
+        Change::Listed(inventory) => put(tx, id()?, inventory),
+        Change::Gone => remove_dataset(tx, host, dataset),
+        Change::Taken(snapshot) => taken(tx, id()?, snapshot),
+        Change::Mark { guid, marks, at } => mark(tx, host, dataset, guid, marks, at),
+        Change::NotWritten(slot) => add_not_written(tx, id()?, &slot),
+    }
+}
+
+/// Adds a snapshot to what a dataset holds.
+fn taken(tx: &Transaction<'_>, id: i64, mut snapshot: Snapshot) -> Result<(), Fault> {
+    let marks = Marks { deleted: false, ..std::mem::take(&mut snapshot.marks) };
+    add_marks(tx, id, snapshot.guid, marks, snapshot.creation)?;
+    let known = "SELECT 1 FROM snapshot WHERE dataset = ?1 AND guid = ?2";
+    if !tx.prepare_cached(known)?.exists([id, snapshot.guid.0.cast_signed()])? {
+        insert_snapshot(tx, id, &snapshot)?;
+    }
+    let anew = "UPDATE dataset SET present = 1, volume = 0, guid = NULL, encrypted = 0, resume_token = NULL
+                WHERE id = ?1 AND NOT present";
+    tx.prepare_cached(anew)?.execute([id])?;
+    tx.prepare_cached("UPDATE dataset SET written = 0 WHERE id = ?1")?.execute([id])?;
+    Ok(())
+}
+
 /// Forgets a dataset of a host, if it is known.
-pub(super) fn remove_dataset(tx: &Transaction<'_>, host: &HostName, dataset: &DatasetName) -> Result<(), Fault> {
+fn remove_dataset(tx: &Transaction<'_>, host: &HostName, dataset: &DatasetName) -> Result<(), Fault> {
     let host = host_id(tx, host)?;
     known_dataset(tx, host, dataset)?.map_or(Ok(()), |id| empty(tx, id))
 }
@@ -84,7 +116,7 @@ fn empty(tx: &Transaction<'_>, id: i64) -> Result<(), Fault> {
 }
 
 /// Replaces what a dataset holds.
-pub(super) fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) -> Result<(), Fault> {
+fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) -> Result<(), Fault> {
     let mut told = inventory;
     let snapshots = std::mem::take(&mut told.snapshots);
     let bookmarks = std::mem::take(&mut told.bookmarks);
@@ -137,19 +169,21 @@ fn put_snapshots(tx: &Transaction<'_>, id: i64, snapshots: Vec<Snapshot>) -> Res
     for (createtxg, guid) in gone {
         delete.execute([id, createtxg.cast_signed(), guid.0.cast_signed()])?;
     }
+    changed.iter().try_for_each(|snapshot| insert_snapshot(tx, id, snapshot))
+}
+
+fn insert_snapshot(tx: &Transaction<'_>, id: i64, snapshot: &Snapshot) -> Result<(), Fault> {
     let mut insert = tx.prepare_cached("INSERT OR REPLACE INTO snapshot VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?;
-    for snapshot in changed {
-        insert.execute(params![
-            id,
-            snapshot.createtxg.cast_signed(),
-            snapshot.guid.0.cast_signed(),
-            snapshot.name.as_str(),
-            snapshot.creation.timestamp(),
-            snapshot.userrefs,
-            snapshot.has_clones,
-            snapshot.used.cast_signed(),
-        ])?;
-    }
+    insert.execute(params![
+        id,
+        snapshot.createtxg.cast_signed(),
+        snapshot.guid.0.cast_signed(),
+        snapshot.name.as_str(),
+        snapshot.creation.timestamp(),
+        snapshot.userrefs,
+        snapshot.has_clones,
+        snapshot.used.cast_signed(),
+    ])?;
     Ok(())
 }
 
@@ -218,7 +252,7 @@ fn add_marks(tx: &Transaction<'_>, id: i64, guid: Guid, marks: Marks, at: DateTi
 }
 
 /// Adds marks; `deleted` moves the snapshot to the history.
-pub(super) fn mark(
+fn mark(
     tx: &Transaction<'_>,
     host: &HostName,
     dataset: &DatasetName,
@@ -244,7 +278,7 @@ pub(super) fn mark(
 }
 
 /// Remembers a slot in which nothing had been written.
-pub(super) fn add_not_written(tx: &Transaction<'_>, id: i64, mark: &NotWritten) -> Result<(), Fault> {
+fn add_not_written(tx: &Transaction<'_>, id: i64, mark: &NotWritten) -> Result<(), Fault> {
     let upsert = "INSERT INTO not_written VALUES (?1, ?2, ?3)
                   ON CONFLICT DO UPDATE SET at = excluded.at WHERE at < excluded.at";
     tx.prepare_cached(upsert)?.execute(params![id, mark.name.as_str(), micros(mark.at)])?;

@@ -1,9 +1,13 @@
 //! What the director remembers between passes: every host's snapshots, marks that ZFS does not know, and how
 //! orders ended.
 //!
-//! ZFS itself is the truth; a catalog is a cache that can be deleted and is rebuilt from the hosts. All calls
+//! ZFS itself is the truth; a catalog is a cache that can be deleted and is rebuilt from the hosts. The embedded one
+//! is written by the director alone; in Consul every host writes what it knows of itself, by the same calls. All calls
 //! block: asynchronous callers make them on a thread of their own. Nothing here reads a clock.
 
+pub mod consul;
+mod dataset;
+mod difference;
 pub mod embedded;
 mod error;
 pub mod file;
@@ -11,16 +15,19 @@ pub mod memory;
 mod merge;
 mod rows;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Action, DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, OrderId, Record,
-    ResponseStatus, SnapName,
+    Action, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, OrderId,
+    Record, ResponseStatus, SnapName, Snapshot,
 };
+pub use consul::{ConsulCatalog, Generations, Published};
+pub use dataset::apply;
+pub use difference::differences;
 pub use embedded::{EmbeddedCatalog, EmbeddedReader, Holder};
 pub use error::CatalogError;
 pub use memory::MemoryCatalog;
@@ -34,6 +41,21 @@ pub const MAX_DESTROYED: usize = 100_000;
 pub trait CatalogRead: Send + Sync {
     /// Everything known of every host, as it was at one instant. Snapshots destroyed by an order are not in it.
     fn inventory(&self) -> Result<Inventory, CatalogError>;
+
+    /// What is known of one host; `None` if it was never seen.
+    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
+        Ok(self.inventory()?.hosts.remove(host))
+    }
+
+    /// What hosts have written themselves since `since`, which is brought up to date; `None`: hosts do not write to
+    /// this catalog, and each has to be asked.
+    fn published(
+        &self,
+        _wanted: &BTreeSet<HostName>,
+        _since: &mut Generations,
+    ) -> Result<Option<Published>, CatalogError> {
+        Ok(None)
+    }
 
     /// How the latest orders ended, newest first, at most `limit`.
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError>;
@@ -60,34 +82,8 @@ pub trait CatalogWrite: CatalogRead {
         datasets: Vec<(DatasetName, DatasetInventory)>,
     ) -> Result<(), CatalogError>;
 
-    /// Replaces what is known of one dataset, as an agent lists it after an order; marks stay as above.
-    ///
-    /// Snapshots that an order destroyed are to be [marked](Self::mark) first, while their names are known.
-    fn put_dataset(
-        &self,
-        host: &HostName,
-        dataset: &DatasetName,
-        inventory: DatasetInventory,
-    ) -> Result<(), CatalogError>;
-
-    /// Forgets a dataset that does not exist any more. No error if it was not known.
-    fn remove_dataset(&self, host: &HostName, dataset: &DatasetName) -> Result<(), CatalogError>;
-
-    /// Adds marks to a snapshot, also to one that no listing has shown yet; what is `false` stays as it is.
-    ///
-    /// `deleted` moves the snapshot from the inventory to the history. One that is not in the inventory has no
-    /// name and leaves no record.
-    fn mark(
-        &self,
-        host: &HostName,
-        dataset: &DatasetName,
-        guid: Guid,
-        marks: Marks,
-        at: DateTime<Utc>,
-    ) -> Result<(), CatalogError>;
-
-    /// Remembers that a slot made no snapshot because nothing had been written.
-    fn add_not_written(&self, host: &HostName, dataset: &DatasetName, mark: NotWritten) -> Result<(), CatalogError>;
+    /// Makes changes to datasets of one host, in this order; marks stay as above.
+    fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError>;
 
     /// Forgets `#deleted` records and `#NotWritten` marks made before `older_than`, and marks of that age whose
     /// snapshots are not there any more. Returns how many.
@@ -96,14 +92,45 @@ pub trait CatalogWrite: CatalogRead {
     /// Remembers how an order ended.
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError>;
 
+    /// Writes what was only noted down so far. A catalog may collect outcomes until then.
+    fn flush(&self) -> Result<(), CatalogError> {
+        Ok(())
+    }
+
     /// Remembers what agents estimated for a plan, instead of what is remembered of an earlier one.
     fn replace_estimates(&self, _estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         Ok(())
     }
 }
 
+/// One change to what is known of a dataset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// The dataset as it was listed. Snapshots that an order destroyed are to be marked first, while their names are
+    /// known.
+    Listed(DatasetInventory),
+    /// It does not exist any more. Nothing happens if it was not known.
+    Gone,
+    /// A snapshot was taken, and nothing was written since.
+    Taken(Snapshot),
+    /// Adds marks to a snapshot, also to one that no listing has shown yet; what is `false` stays as it is.
+    ///
+    /// `deleted` moves the snapshot from the inventory to the history. One that is not in the inventory has no
+    /// name and leaves no record.
+    Mark {
+        /// The snapshot.
+        guid: Guid,
+        /// What is added.
+        marks: Marks,
+        /// Since when.
+        at: DateTime<Utc>,
+    },
+    /// A slot made no snapshot because nothing had been written.
+    NotWritten(NotWritten),
+}
+
 /// What an order would send or free, as an agent answered when it was asked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimated {
     /// When.
     pub at: DateTime<Utc>,

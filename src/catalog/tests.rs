@@ -11,22 +11,28 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::*;
+use crate::consul::{Consul, Settings};
 use crate::model::{Bookmark, DatasetKind, HostInventory, Origin, SendFlags, Snapshot};
+use crate::policy::ConsulConfig;
 
-fn host(name: &str) -> HostName {
+#[allow(dead_code, clippy::disallowed_methods, reason = "other tests use more of it; it starts a Consul")]
+#[path = "../../tests/consul/agent.rs"]
+mod agent;
+
+pub(super) fn host(name: &str) -> HostName {
     name.parse().unwrap()
 }
 
-fn dataset(name: &str) -> DatasetName {
+pub(super) fn dataset(name: &str) -> DatasetName {
     name.parse().unwrap()
 }
 
-fn at(seconds: i64) -> DateTime<Utc> {
+pub(super) fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
 }
 
 /// A snapshot whose every number follows from one.
-fn snapshot(number: u64) -> Snapshot {
+pub(super) fn snapshot(number: u64) -> Snapshot {
     Snapshot {
         name: format!("BACKUP_{number}").parse().unwrap(),
         guid: Guid(number),
@@ -39,7 +45,7 @@ fn snapshot(number: u64) -> Snapshot {
     }
 }
 
-fn listing(numbers: impl IntoIterator<Item = u64>) -> DatasetInventory {
+pub(super) fn listing(numbers: impl IntoIterator<Item = u64>) -> DatasetInventory {
     DatasetInventory {
         guid: Some(Guid(u64::MAX)),
         written: Some(0),
@@ -61,6 +67,50 @@ fn on_each(test: impl Fn(&dyn CatalogWrite)) {
     test(&MemoryCatalog::new());
     let folder = tempfile::tempdir().unwrap();
     test(&EmbeddedCatalog::open(folder.path()).unwrap());
+    if let Some(catalog) = in_consul() {
+        test(&catalog);
+    }
+}
+
+/// An empty catalog in a real Consul; `None` where there is none.
+pub(super) fn in_consul() -> Option<ConsulCatalog> {
+    let config = ConsulConfig { address: Some(agent::shared()?.to_owned()), ..ConsulConfig::default() };
+    let settings = Settings::with_environment(&config, |_| None).unwrap();
+    Some(ConsulCatalog::new(Consul::new(&settings).unwrap(), &format!("test/{}", Uuid::now_v7())))
+}
+
+/// One change at a time.
+trait OneByOne {
+    fn change(&self, host: &HostName, dataset: &DatasetName, change: Change) -> Result<(), CatalogError>;
+
+    fn put_dataset(&self, host: &HostName, dataset: &DatasetName, now: DatasetInventory) -> Result<(), CatalogError> {
+        self.change(host, dataset, Change::Listed(now))
+    }
+
+    fn remove_dataset(&self, host: &HostName, dataset: &DatasetName) -> Result<(), CatalogError> {
+        self.change(host, dataset, Change::Gone)
+    }
+
+    fn mark(
+        &self,
+        host: &HostName,
+        dataset: &DatasetName,
+        guid: Guid,
+        marks: Marks,
+        at: DateTime<Utc>,
+    ) -> Result<(), CatalogError> {
+        self.change(host, dataset, Change::Mark { guid, marks, at })
+    }
+
+    fn add_not_written(&self, host: &HostName, dataset: &DatasetName, mark: NotWritten) -> Result<(), CatalogError> {
+        self.change(host, dataset, Change::NotWritten(mark))
+    }
+}
+
+impl<C: CatalogWrite + ?Sized> OneByOne for C {
+    fn change(&self, host: &HostName, dataset: &DatasetName, change: Change) -> Result<(), CatalogError> {
+        self.update(host, vec![(dataset.clone(), change)])
+    }
 }
 
 /// `1 2#sent 5#sent#sync`: the snapshots of a dataset with their marks, `-` when it is not known.
@@ -332,6 +382,7 @@ enum Step {
     Replace(u8, Vec<(u8, Vec<u64>)>),
     Put(u8, u8, Vec<u64>),
     Remove(u8, u8),
+    Taken(u8, u8, u64),
     Mark(u8, u8, u64, Marks, i64),
     NotWritten(u8, u8, u8, i64),
     Forget(i64),
@@ -346,6 +397,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         (0..2_u8, datasets).prop_map(|(h, d)| Step::Replace(h, d)),
         (0..2_u8, 0..3_u8, numbers()).prop_map(|(h, d, n)| Step::Put(h, d, n)),
         (0..2_u8, 0..3_u8).prop_map(|(h, d)| Step::Remove(h, d)),
+        (0..2_u8, 0..3_u8, 0..6_u64).prop_map(|(h, d, n)| Step::Taken(h, d, n)),
         (0..2_u8, 0..3_u8, 0..6_u64, marks, 0..9_i64).prop_map(|(h, d, g, m, t)| Step::Mark(h, d, g, m, t)),
         (0..2_u8, 0..3_u8, 0..3_u8, 0..9_i64).prop_map(|(h, d, n, t)| Step::NotWritten(h, d, n, t)),
         (0..9_i64).prop_map(Step::Forget),
@@ -356,6 +408,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn take(catalog: &dyn CatalogWrite, step: &Step) -> usize {
     let (h, d) = (|h: u8| host(&format!("h{h}")), |d: u8| dataset(&format!("tank/d{d}")));
     match step.clone() {
+        Step::Taken(of, name, number) => {
+            catalog.change(&h(of), &d(name), Change::Taken(snapshot(number))).unwrap();
+        }
         Step::Replace(of, datasets) => {
             let datasets = datasets.into_iter().map(|(name, numbers)| (d(name), listing(numbers))).collect();
             catalog.replace_host(&h(of), at(0), datasets).unwrap();
@@ -385,6 +440,26 @@ proptest! {
         prop_assert_eq!(memory.destroyed(99).unwrap(), embedded.destroyed(99).unwrap());
         drop(embedded);
         prop_assert_eq!(memory.inventory().unwrap(), EmbeddedReader::new(folder.path()).inventory().unwrap());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_catalog_in_consul_means_the_same(steps in steps()) {
+        let Some(consul) = in_consul() else { return Ok(()) };
+        let memory = MemoryCatalog::new();
+        for step in &steps {
+            prop_assert_eq!(take(&memory, step), take(&consul, step), "{:?}", step);
+        }
+        prop_assert_eq!(memory.inventory().unwrap(), consul.inventory().unwrap());
+        let history = |catalog: &dyn CatalogRead| {
+            let mut all: Vec<String> = catalog.destroyed(99).unwrap().iter().map(|one| format!("{one:?}")).collect();
+            all.sort();
+            all
+        };
+        prop_assert_eq!(history(&memory), history(&consul));
     }
 }
 

@@ -10,6 +10,7 @@ use super::busy::{Busy, Claim};
 use super::clones;
 use super::hooks;
 use super::marks;
+use super::publisher::Publisher;
 use super::slots::Slots;
 use crate::clock;
 use crate::config::{Denied, Local};
@@ -36,6 +37,8 @@ pub struct Receiving<Z> {
     pub busy: Busy,
     /// Places for receives.
     pub slots: Slots,
+    /// Where what this host holds is published, if anywhere.
+    pub publisher: Option<Arc<Publisher>>,
 }
 
 /// Why a transfer does not begin.
@@ -122,7 +125,8 @@ pub struct Incoming {
 impl<Z> Clone for Receiving<Z> {
     fn clone(&self) -> Self {
         let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
-        Self { zfs, local, busy: self.busy.clone(), slots: self.slots.clone() }
+        let (busy, slots, publisher) = (self.busy.clone(), self.slots.clone(), self.publisher.clone());
+        Self { zfs, local, busy, slots, publisher }
     }
 }
 
@@ -138,7 +142,22 @@ impl<Z: Zfs> Receiving<Z> {
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let slots = Slots::new(local.max_receives);
-        Self { zfs, local, busy: Busy::default(), slots }
+        Self { zfs, local, busy: Busy::default(), slots, publisher: None }
+    }
+
+    /// The same, of a host that publishes what it holds.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        Self { publisher, ..self }
+    }
+
+    /// Renames a dataset with all below it: what is published of this host is to be compared with ZFS.
+    async fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<(), ZfsError> {
+        let renamed = self.zfs.rename(from, to).await;
+        if let Some(publisher) = &self.publisher {
+            publisher.lapse(&format!("{from} was renamed to {to}, with all below it"));
+        }
+        renamed
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets and its places.
@@ -390,7 +409,7 @@ impl<Z: Zfs> Receiving<Z> {
         if found.resume_token.is_some() {
             self.zfs.abort_receive(dataset).await?;
         }
-        self.zfs.rename(dataset, &aside).await?;
+        self.rename(dataset, &aside).await?;
         log::warn!("{dataset} cannot take what {} sends: it is {aside} now, and begins anew", order.source);
         // From here on it is nobody's copy.
         if let Err(error) = self.zfs.set(&aside, EXCLUDE, "on").await {
@@ -443,7 +462,7 @@ impl<Z: Zfs> Receiving<Z> {
             return Err(not("that exists".into()));
         }
         self.zfs.create_ancestors(dataset).await?;
-        self.zfs.rename(old, dataset).await?;
+        self.rename(old, dataset).await?;
         log::warn!("{old} is {dataset} now, as {} was renamed on {}", from.source_dataset, order.source);
         Ok(())
     }

@@ -265,7 +265,9 @@ pub async fn serve<R: Role>(
             };
             match renewed {
                 Ok(()) => {
-                    log::info!("its configuration was read again; limits of bandwidth count at once, the rest for conversations to come");
+                    log::info!(
+                        "its configuration was read again; limits of bandwidth count at once, the rest for conversations to come"
+                    );
                     service::ready(&state);
                 }
                 Err(error) => {

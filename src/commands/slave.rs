@@ -1,18 +1,20 @@
 //! `zsync slave`: receives streams from agents.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use futures_lite::future;
 use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use super::metrics::{self, Tally};
+use super::publisher::Publisher;
 use super::receiving::{Incoming, NotOpen, Receiving, StepError, sender, stalled};
 use super::serve;
 use super::slots::no_slot;
 use crate::clock;
 use crate::config::Local;
 use crate::model::Counter;
-use crate::model::{DatasetInventory, DatasetStatus, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, DatasetStatus, ResponseStatus};
 use crate::runtime;
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
 use crate::wire::{Alive, ListUuids, Listing, OrderToSlave, PROTOCOL, Place, Response, Step};
@@ -62,9 +64,34 @@ impl<Z: Zfs> Slave<Z> {
         Self { receiving: self.receiving.with_local(local), tally: self.tally.clone() }
     }
 
+    /// The same, which publishes what it received.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        Self { receiving: self.receiving.publishing(publisher), ..self }
+    }
+
+    /// Publishes a dataset as it is now.
+    async fn publish(&self, dataset: &DatasetName) {
+        if let Some(publisher) = &self.receiving.publisher {
+            // Whether it is behind, its check tells.
+            publisher.publish(&*self.receiving.zfs, &[dataset.clone()].into(), Vec::new()).await;
+        }
+    }
+
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
         conn.bear(self.receiving.local.stall_timeout);
+        let mut changed = BTreeSet::new();
+        let result = self.talk(conn, line, &mut changed).await;
+        for dataset in changed {
+            // It broke off, and something may have arrived all the same.
+            self.publish(&dataset).await;
+        }
+        result
+    }
+
+    /// `changed` is what was worked on and is not published yet.
+    async fn talk(&self, conn: &mut Conn, line: &[u8], changed: &mut BTreeSet<DatasetName>) -> Result<(), WireError> {
         let order: OrderToSlave = conn.understand(line)?;
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
@@ -96,6 +123,7 @@ impl<Z: Zfs> Slave<Z> {
         loop {
             // An agent between two steps may wait for its own ZFS.
             let step: Step = conn.hear(serve::BETWEEN_STEPS).await?;
+            changed.insert(dataset.clone());
             let mut remark = String::new();
             // After a success its own listing is at hand; after a failure a fresh look tells what is left.
             let result: Result<Option<Found>, StepError> = match step {
@@ -136,6 +164,9 @@ impl<Z: Zfs> Slave<Z> {
                         settled => settled.map_err(StepError::from),
                     };
                     log::info!("{}: {dataset} from {}: {status:?}", order.order_uuid, order.source);
+                    for dataset in std::mem::take(changed) {
+                        alive_while(conn, &none, self.publish(&dataset)).await?;
+                    }
                     drop((claim, slot));
                     return conn.say(&finished(&order, status, settled)).await;
                 }

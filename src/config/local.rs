@@ -16,6 +16,7 @@ use super::server::skip_schema;
 use super::tls::tls;
 use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
 use crate::policy::Bandwidth;
+use crate::policy::ConsulConfig;
 
 /// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
 /// busy while one of them waits for its pool.
@@ -37,6 +38,8 @@ pub struct Local {
     pub listen: Option<Address>,
     /// The host's name in the policy; `None`: what the system calls itself.
     pub hostname: Option<HostName>,
+    /// The shared catalog in which this host publishes what it holds; `None`: it does not.
+    pub consul: Option<ConsulConfig>,
     /// What agent and slave prove themselves with; `None`: they speak plaintext.
     pub tls: Option<TlsFiles>,
     /// The hosts whose directors the agent takes orders from; only with `tls`.
@@ -350,6 +353,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
     let stall_timeout = object
         .get("stall_timeout")
         .map_or(Some(DEFAULT_STALL_TIMEOUT), |node| duration(&node, "a duration as in \"10m\"", STALL_TIMEOUT_BOUNDS));
+    let consul = object.get("consul").map(|node| super::consul::consul(&node, true));
     let bandwidth = bandwidth(&mut object);
     let tls_node = object.get("tls");
     let tls = tls_node.as_ref().map_or(Some(None), |node| tls(node).map(Some));
@@ -379,6 +383,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
         max_sends: max_sends?,
         max_receives: max_receives?,
         stall_timeout: stall_timeout?,
+        consul: consul.flatten(),
         bandwidth: bandwidth?,
         datasets,
     })

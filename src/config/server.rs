@@ -62,6 +62,12 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
         datasets
     };
     object.finish();
+    let mut catalog = catalog;
+    if let Some(CatalogConfig::Consul(consul)) = &mut catalog
+        && consul.datacenter.is_none()
+    {
+        consul.datacenter.clone_from(&datacenter);
+    }
     Some(Policy {
         datacenter,
         timezone: timezone?,
@@ -134,13 +140,16 @@ fn default_catalog() -> CatalogConfig {
 }
 
 fn catalog(node: &Node<'_>) -> Option<CatalogConfig> {
-    let mut object = node.object("an object, as in { \"embedded\": { \"path\": \"/var/lib/zsync/catalog\" } }")?;
-    let embedded = object.get("embedded");
-    if let Some(consul) = object.get_unlisted("consul") {
-        let instead = format!("{{ \"embedded\": {{ \"path\": {DEFAULT_CATALOG:?} }} }}");
-        consul.problem(format!("Consul as the catalog is not available in this version; allowed is {instead}"));
-    }
+    let mut object = node
+        .object("an object, as in { \"embedded\": { \"path\": \"/var/lib/zsync/catalog\" } } or { \"consul\": {} }")?;
+    let (embedded, consul) = (object.get("embedded"), object.get("consul"));
     object.finish();
+    if let Some(consul) = consul {
+        if embedded.is_some() {
+            consul.problem("there is \"embedded\", too; a catalog is in one place");
+        }
+        return super::consul::consul(&consul, false).map(|consul| CatalogConfig::Consul(Box::new(consul)));
+    }
     let Some(embedded) = embedded else { return Some(default_catalog()) };
     let mut object = embedded.object(AN_OBJECT)?;
     let path = object.get("path").map_or_else(

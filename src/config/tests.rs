@@ -97,7 +97,9 @@ fn the_full_example_has_every_key() {
         ),
         (
             "examples/full/local.json",
-            "listen hostname max_sends max_receives stall_timeout tls ca certificate key directors local_datasets enable slave name sources append_only properties include exclude override clone delete",
+            "listen hostname max_sends max_receives stall_timeout tls ca certificate key directors consul address token_file ca_file \
+             cert_file key_file tls_server_name datacenter prefix advertise local_datasets enable slave name sources append_only \
+             properties include exclude override clone delete",
         ),
     ] {
         let text = fs::read_to_string(project(file)).unwrap();

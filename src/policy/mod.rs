@@ -4,6 +4,7 @@
 //! Nothing here performs I/O or reads a clock.
 
 pub mod bandwidth;
+pub mod consul;
 mod exclude;
 pub mod retention;
 pub mod schedule;
@@ -12,11 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use chrono::NaiveTime;
+use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 use chrono_tz::Tz;
 
 use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
 pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
+pub use consul::{ConsulConfig, Secret};
 pub use exclude::Exclude;
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
@@ -31,7 +33,7 @@ pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(20);
 /// The whole of `server.json`.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Consul's datacenter; only a label with the embedded catalog.
+    /// Consul's datacenter, unless `catalog.consul` names one; only a label with the embedded catalog.
     pub datacenter: Option<String>,
     /// The zone of cron slots and of calendar periods. UTC by default.
     pub timezone: Tz,
@@ -41,8 +43,7 @@ pub struct Policy {
     pub tls: Option<TlsFiles>,
     /// Addresses of hosts, by name.
     pub hosts: BTreeMap<HostName, HostAddress>,
-    /// The daily window (from, to) in which the catalog is checked against ZFS on every host. Nothing looks at it
-    /// yet: every pass lists every host.
+    /// The daily window (from, to) in which the catalog is checked against ZFS on every host.
     pub consul_resync: Option<(NaiveTime, NaiveTime)>,
     /// How long an order that fails for a reason that may pass is tried again, from when it was given or, if later,
     /// from when it last moved any data.
@@ -59,6 +60,25 @@ impl Policy {
         let destinations = self.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on).map(|t| &t.host);
         sources.chain(destinations).cloned().collect()
     }
+
+    /// When the window of [`Policy::consul_resync`] began that `now` lies in; `None` outside of it.
+    #[must_use]
+    pub fn resync_since(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        let (from, to) = self.consul_resync?;
+        let local = now.with_timezone(&self.timezone).naive_local();
+        // A window that goes past midnight began yesterday, or begins today.
+        let today = local.date();
+        let day = if local.time() >= from { today } else { today.pred_opt()? };
+        let length = to.signed_duration_since(from);
+        let length = if length < TimeDelta::zero() { length + TimeDelta::days(1) } else { length };
+        let began = day.and_time(from);
+        if local >= began + length {
+            return None;
+        }
+        // In the hour that clocks skip there is no such time: the window begins now.
+        let began = self.timezone.from_local_datetime(&began);
+        began.earliest().map_or(Some(now), |began| Some(began.to_utc()))
+    }
 }
 
 /// Where the catalog is kept.
@@ -69,6 +89,8 @@ pub enum CatalogConfig {
         /// The folder.
         path: PathBuf,
     },
+    /// Consul's key-value store, in which every host writes its own records.
+    Consul(Box<ConsulConfig>),
 }
 
 /// Where a host is reached.
@@ -158,4 +180,25 @@ pub struct Target {
     pub host: HostName,
     /// What the entry's dataset becomes there; children keep their place below it.
     pub dataset: DatasetName,
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_resync_window_begins_at_its_own_time_also_past_midnight() {
+        let at = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().unwrap();
+        for (window, now, expected) in [
+            (r#"["19:00", "19:10"]"#, "2026-11-25T18:05:00Z", Some("2026-11-25T18:00:00Z")),
+            (r#"["19:00", "19:10"]"#, "2026-11-25T17:59:59Z", None),
+            (r#"["19:00", "19:10"]"#, "2026-11-25T18:10:00Z", None),
+            (r#"["19:00", "19:10"]"#, "2026-07-25T17:05:00Z", Some("2026-07-25T17:00:00Z")),
+            (r#"["23:50", "00:10"]"#, "2026-11-25T22:55:00Z", Some("2026-11-25T22:50:00Z")),
+            (r#"["23:50", "00:10"]"#, "2026-11-25T23:05:00Z", Some("2026-11-25T22:50:00Z")),
+            (r#"["23:50", "00:10"]"#, "2026-11-25T23:15:00Z", None),
+        ] {
+            let text = format!(r#"{{ "timezone": "Europe/Paris", "consul_resync": {window}, "datasets": [] }}"#);
+            let policy = crate::config::parse_policy("server.json", &text).unwrap();
+            assert_eq!(policy.resync_since(at(now)), expected.map(at), "{window} at {now}");
+        }
+    }
 }

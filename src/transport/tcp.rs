@@ -70,7 +70,7 @@ impl TransportError {
     }
 }
 
-async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportError> {
+pub(super) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportError> {
     let wanted = address.to_owned();
     let resolving = runtime::blocking(move || wanted.to_socket_addrs().map(Iterator::collect));
     let failed = |source| TransportError::Resolve { address: address.to_owned(), source };

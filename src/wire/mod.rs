@@ -93,6 +93,9 @@ pub struct DirectorsOrder {
     /// send_snapshot: every place that the dataset is sent to, if known: holds for others are left over.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub destinations: Vec<(HostName, DatasetName)>,
+    /// Which director gives the order, where several share a catalog.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence: Option<Fence>,
     /// destroy_snapshot: what must stay common with other hosts, checked where the destroy runs. estimate_send: what the
     /// destination has; nothing without it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -106,6 +109,16 @@ pub struct DirectorsOrder {
     /// estimate_send: what the destination can go on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
+}
+
+/// A director's place among those of the same catalog: who has the lock has the highest index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Fence {
+    /// The catalog: another one when Consul has lost everything.
+    pub catalog: uuid::Uuid,
+    /// Consul's index of the moment at which the lock was taken.
+    pub index: u64,
 }
 
 /// A copy under the name that its source had before it was renamed.
@@ -400,6 +413,9 @@ pub struct Response {
     /// Whether trying again later may help.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub temporary: bool,
+    /// Whether the agent could not write what it did to the shared catalog yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unpublished: bool,
     /// Bytes that were transferred.
     #[serde(default)]
     pub bytes: u64,
@@ -421,6 +437,7 @@ impl Response {
             status,
             error: remark.into(),
             temporary: false,
+            unpublished: false,
             bytes: 0,
             millis: 0,
             estimate: None,
@@ -436,6 +453,7 @@ impl Response {
             status,
             error: error.into(),
             temporary: false,
+            unpublished: false,
             bytes: 0,
             millis: 0,
             estimate: None,

@@ -14,7 +14,7 @@ use loopback::listen;
 use tempfile::TempDir;
 use zsync::catalog::Holder;
 use zsync::commands::agent::Agent;
-use zsync::commands::director::{Pass, Report, dispatcher, open_catalog};
+use zsync::commands::director::{Own, Pass, Report, dispatcher, open_catalog};
 use zsync::commands::slave::Slave;
 use zsync::commands::status::{self, Settings, Status};
 use zsync::config::{load_policy, parse_local};
@@ -102,7 +102,8 @@ impl Fleet {
         runtime::block_on(async {
             let alpha: HostName = "alpha".parse().unwrap();
             let zfs = Arc::new(self.alpha.clone());
-            let dispatcher = Arc::new(dispatcher(&alpha, &self.path("local.json"), &policy, None, zfs).await);
+            let own = Own { here: &alpha, local: &self.path("local.json"), state: None };
+            let dispatcher = Arc::new(dispatcher(own, &policy, None, zfs).await);
             let world = open_catalog(&policy, Holder::Pass).await.unwrap();
             Pass::new(policy, dispatcher, world, Utc::now()).run().await.unwrap()
         })

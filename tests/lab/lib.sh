@@ -7,7 +7,7 @@
 lab_state=$LAB_TMP/.state
 mkdir -p "$lab_state/procs"
 lab_checks=0 lab_failed=0 lab_cases_failed=0 lab_finished='' lab_start=${EPOCHREALTIME//[.,]/}
-status=0 output='' lab_status=0
+status=0 output='' lab_status=0 lab_catalog=''
 
 # --- Hosts: network namespaces on one bridge, which has a namespace of its own.
 
@@ -272,6 +272,38 @@ lab_zfs() {
   return 1
 }
 
+# --- A real Consul, where the scenario's head has "# consul".
+
+# lab_consul HOST ADDRESS: starts one there, in memory; what it held before is gone. ADDRESS is where it answers: an IP
+# address, at port 8500, or unix://PATH.
+lab_consul() {
+  lab_consul_at=$2
+  lab_daemon "$1" consul consul agent -dev -log-level warn -hcl "addresses { http = \"$2\" }" \
+    -hcl 'disable_update_check = true' -hcl 'ports { grpc = -1, dns = -1 }'
+  lab_consul_leads() { [[ $(lab_consul_ask "$1" status/leader 2>/dev/null) == *:* ]]; }
+  lab_until 60 lab_consul_leads "$1"
+}
+
+# lab_consul_ask HOST PATH [METHOD [VALUE]]: prints what its API answers there to a request for /v1/PATH. (Consul's own
+# program takes seconds to start in emulation.)
+lab_consul_ask() {
+  local to=("$lab_consul_at" 8500)
+  [[ $lab_consul_at != unix://* ]] || to=(-U "${lab_consul_at#unix://}")
+  printf '%s /v1/%s HTTP/1.0\r\nContent-Length: %d\r\n\r\n%s' "${3:-GET}" "$2" "$(printf %s "${4-}" | wc -c)" "${4-}" |
+    on "$1" nc "${to[@]}" | sed '1,/^\r$/d'
+}
+
+# LAB_CATALOG=consul: the scenario's text as it is run, its policies and local configurations with a catalog in Consul.
+# It answers on a socket, which every host sees, whatever happens to links.
+lab_on_consul() {
+  local at=unix://$LAB_TMP/consul.sock name=${LAB_PREFIX}lab-consul
+  lab_netns "$name"
+  ip -n "$name" link set lo up
+  lab_consul lab-consul "$at"
+  at="\\1\"consul\\1\": { \\1\"address\\1\": \\1\"$at\\1\" }"
+  sed -E "s|(\\\\?)\"embedded\\\\?\": [^}]*\}|$at|g; s|(\\\\?)\"local_datasets\\\\?\":|$at, \\1\"local_datasets\\1\":|g" "$0"
+}
+
 guids() { zfs list -Hp -t snapshot -d 1 -s createtxg -o guid "$1"; }
 
 sums() { (cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r md5sum); }
@@ -393,6 +425,9 @@ survived() {
 
 # The end of every scenario.
 lab_done() {
+  if [[ $lab_catalog ]]; then
+    contains "the catalog was in Consul" zsync/generation/ "$(lab_consul_ask lab-consul 'kv/zsync/?keys')"
+  fi
   local tenths=$(((${EPOCHREALTIME//[.,]/} - lab_start) / 100000))
   lab_finished=1
   echo "  $lab_checks checks, $lab_failed failed, $((tenths / 10)).$((tenths % 10)) s"
@@ -470,4 +505,12 @@ else
   trap 'exit 130' INT
   trap 'exit 143' TERM
   trap 'lab_error $? $LINENO "$BASH_COMMAND"' ERR
+  if [[ ${LAB_CATALOG-} ]]; then
+    lab_on_consul >"$LAB_TMP/scenario"
+    sed -i '/^source "$LAB_DIR\/lib.sh"$/d' "$LAB_TMP/scenario"
+    lab_catalog=$LAB_CATALOG
+    # shellcheck disable=SC1091 # made just now
+    source "$LAB_TMP/scenario"
+    exit
+  fi
 fi

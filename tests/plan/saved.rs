@@ -106,8 +106,10 @@ impl World {
         let settings = director::Settings {
             config: self.path("server.json"),
             local: self.path("local.json"),
+            state: self.path("state"),
             host: "alpha".parse().unwrap(),
             once: true,
+            resync: false,
             timeout: None,
             grace: std::time::Duration::from_secs(10),
             interval: std::time::Duration::from_secs(60),
@@ -167,9 +169,12 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
     let calls = world.fake.calls().len();
     let orders = runtime::block_on(async {
         let zfs = Arc::new(world.fake.clone());
-        let dispatcher = Arc::new(director::dispatcher(&here, &world.path("local.json"), &policy, None, zfs).await);
+        let own = director::Own { here: &here, local: &world.path("local.json"), state: None };
+        let dispatcher = Arc::new(director::dispatcher(own, &policy, None, zfs).await);
         let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
-        assert!(director::look(&policy, &dispatcher, &catalog, &Counter::default()).await.unwrap().is_empty());
+        let asked = Counter::default();
+        let looking = director::look(&policy, &dispatcher, &catalog, director::Wish::default(), &asked);
+        assert!(looking.await.unwrap().unseen.is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);
         let mut orders = foresee(&policy, inventory.clone(), now, at);

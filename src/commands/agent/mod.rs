@@ -17,22 +17,27 @@ mod take;
 pub use journal::{Journal, JournalError};
 pub use send::SLAVE_PORT;
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
 use self::once::{Begin, Once, Running};
 use super::busy::Busy;
+use super::fences::Fences;
 use super::metrics::{self, Tally};
+use super::publisher::Publisher;
 use super::receiving::Receiving;
 use super::retry::{RETRY_FOR, Retry};
 use super::serve;
 use super::slots::{Slots, no_slot};
 use super::throttle::Throttle;
+use crate::catalog::Change;
+use crate::clock;
 use crate::config::Local;
 use crate::model::Counter;
-use crate::model::{Action, HostName, ResponseStatus};
+use crate::model::{Action, DatasetName, HostName, Marks, OnDivergence, ResponseStatus};
 use crate::runtime;
 use crate::transport::tls::{Tls, TlsError};
 use crate::wire::codec::{Conn, WireError};
@@ -63,6 +68,10 @@ pub struct Agent<Z> {
     receiving: Receiving<Z>,
     once: Arc<Once>,
     tally: Tally,
+    /// Where what this host holds is published, if anywhere.
+    publisher: Option<Arc<Publisher>>,
+    /// Whose word counts, where several directors share a catalog.
+    fences: Option<Arc<Fences>>,
 }
 
 /// An order that was not carried out.
@@ -110,12 +119,45 @@ impl Success {
 pub(crate) struct Desk {
     facts: FactSink,
     counter: Counter,
+    /// What is to be published, of datasets of this host.
+    notes: Mutex<Notes>,
+    host: HostName,
+}
+
+/// What an order did to this host.
+#[derive(Default)]
+struct Notes {
+    touched: BTreeSet<DatasetName>,
+    marks: Vec<(DatasetName, Change)>,
 }
 
 impl Desk {
     async fn tell(&self, facts: Facts) {
+        self.note(&facts);
         // Nobody listens any more: the catalog learns it at the next resync.
         drop(self.facts.send(facts).await);
+    }
+
+    fn note(&self, facts: &Facts) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let deleted = Marks { deleted: true, ..Marks::default() };
+        for (name, guid) in &facts.destroyed {
+            let change = Change::Mark { guid: *guid, marks: deleted, at: clock::now() };
+            notes.marks.push((name.clone(), change));
+            notes.touched.insert(name.clone());
+        }
+        for (name, mark) in &facts.not_written {
+            notes.marks.push((name.clone(), Change::NotWritten(mark.clone())));
+        }
+        notes.touched.extend(facts.taken.iter().map(|(name, _)| name.clone()));
+        if let Some(listing) = facts.listing.as_ref().filter(|listing| listing.host == self.host) {
+            notes.touched.insert(listing.dataset.clone());
+        }
+    }
+
+    /// A dataset that changes without a fact about it.
+    fn touch(&self, dataset: &DatasetName) {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).touched.insert(dataset.clone());
     }
 }
 
@@ -125,8 +167,67 @@ impl<Z: Zfs> Agent<Z> {
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
         let (sends, throttle) = (Slots::new(local.max_sends), Throttle::new(local.bandwidth.clone()));
-        let (once, tally) = (Arc::default(), Tally::new(metrics::AGENT));
-        Self { host, zfs, local, busy: Busy::default(), sends, throttle, tls: None, receiving, once, tally }
+        Self {
+            host,
+            zfs,
+            local,
+            busy: Busy::default(),
+            sends,
+            throttle,
+            tls: None,
+            receiving,
+            once: Arc::default(),
+            tally: Tally::new(metrics::AGENT),
+            publisher: None,
+            fences: None,
+        }
+    }
+
+    /// The same, which publishes what it does.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        let receiving = self.receiving.publishing(publisher.clone());
+        Self { publisher, receiving, ..self }
+    }
+
+    /// The same, which refuses what loses snapshots to directors that others have taken over from.
+    #[must_use]
+    pub fn fenced(self, fences: Fences) -> Self {
+        Self { fences: Some(Arc::new(fences)), ..self }
+    }
+
+    /// Whether what this host holds is not published yet.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.publisher.as_ref().is_some_and(|publisher| publisher.behind().is_some())
+    }
+
+    /// Whether the order is of the director that counts.
+    async fn heed(&self, order: &DirectorsOrder) -> Result<(), Failure> {
+        let (Some(fence), Some(fences)) = (order.fence, &self.fences) else { return Ok(()) };
+        match fences.pass(fence).await {
+            Err(reason) if may_lose(order) => Err(Failure::refused(reason)),
+            Err(reason) => {
+                // Nothing is lost by it, whoever orders it.
+                log::warn!("{}: {}: {reason}", order.order_uuid, order.action);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Publishes what an order did.
+    async fn publish(&self, publisher: &Publisher, order: &DirectorsOrder, desk: &Desk) -> bool {
+        match order.action {
+            // They published everything themselves, or did nothing.
+            Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => return publisher.behind().is_none(),
+            Action::SendSnapshot => order.dataset.iter().for_each(|dataset| desk.touch(dataset)),
+            Action::TakeSnapshot | Action::DestroySnapshot => {}
+        }
+        let Notes { mut touched, marks } =
+            std::mem::take(&mut *desk.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        touched.retain(|dataset| self.local.permission_to_take(dataset).is_ok());
+        publisher.publish(&*self.zfs, &touched, marks).await
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets and its places, and
@@ -138,8 +239,9 @@ impl<Z: Zfs> Agent<Z> {
         let receiving = self.receiving.with_local(Arc::clone(&local));
         self.throttle.set(local.bandwidth.clone());
         let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
-        let (throttle, tally) = (Arc::clone(&self.throttle), self.tally.clone());
-        Self { host, zfs, local, busy, sends, throttle, tls: self.tls.clone(), receiving, once, tally }
+        let (tls, throttle, tally) = (self.tls.clone(), Arc::clone(&self.throttle), self.tally.clone());
+        let (publisher, fences) = (self.publisher.clone(), self.fences.clone());
+        Self { host, zfs, local, busy, sends, throttle, tls, receiving, once, tally, publisher, fences }
     }
 
     /// The same with a memory of the orders that it carried out.
@@ -163,7 +265,7 @@ impl<Z: Zfs> Agent<Z> {
     pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
         let _underway = self.tally.begin();
-        let desk = Desk { facts, counter };
+        let desk = Desk { facts, counter, notes: Mutex::default(), host: self.host.clone() };
         let names = order.snapshot_uuid.len().max(order.datasets.len()).max(order.keep_common_with.len());
         let result = if order.protocol > PROTOCOL {
             Err(Failure::refused(format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol)))
@@ -171,6 +273,8 @@ impl<Z: Zfs> Agent<Z> {
             Err(Failure::refused(format!(
                 "it names {names} snapshots or datasets; {MOST_NAMES} are allowed in one order"
             )))
+        } else if let Err(old) = self.heed(order).await {
+            Err(old)
         } else {
             self.persist(order, &desk).await
         };
@@ -182,6 +286,9 @@ impl<Z: Zfs> Agent<Z> {
                 Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }
             }
         };
+        if let Some(publisher) = &self.publisher {
+            response.unpublished = !self.publish(publisher, order, &desk).await;
+        }
         response.bytes = desk.counter.get();
         self.tally.ended(&order.action.to_string(), response.is_success, response.bytes);
         response.millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -285,6 +392,15 @@ impl<Z: Zfs> Agent<Z> {
 async fn tell_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireError> {
     let progress = Progress { bytes: counter.get(), expected: counter.expected() };
     conn.say(&AgentLine::Progress { progress }).await
+}
+
+/// Whether something may be gone after an order.
+fn may_lose(order: &DirectorsOrder) -> bool {
+    match order.action {
+        Action::DestroySnapshot => true,
+        Action::SendSnapshot => order.rollback_if_needed || order.on_divergence != OnDivergence::Stop,
+        Action::TakeSnapshot | Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => false,
+    }
 }
 
 /// Logs how an order ended; within a director's process the director tells it.

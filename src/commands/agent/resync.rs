@@ -6,17 +6,15 @@ use crate::wire::{DirectorsOrder, Facts, Listing};
 use crate::zfs::{Depth, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
-    /// Lists everything that local.json lets zsync touch, or the order's dataset and what is below it.
+    /// Lists everything that local.json lets zsync touch, or the order's dataset and what is below it. What is
+    /// published of this host is compared with that, and mended.
     pub(super) async fn resync(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
-        let roots: Vec<DatasetName> = if order.dest_dataset.is_empty() {
-            self.local.roots()
-        } else {
-            let root: DatasetName =
-                order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
-            self.local.permission_to_take(&root).map_err(|denied| Failure::refused(denied.to_string()))?;
-            vec![root]
+        let listed: Vec<_> = match &self.publisher {
+            Some(publisher) if order.dest_dataset.is_empty() => {
+                publisher.whole(&*self.zfs, &self.local).await?.into_iter().collect()
+            }
+            _ => self.zfs.list(&self.roots(order)?, Depth::Recursive).await?,
         };
-        let listed = self.zfs.list(&roots, Depth::Recursive).await?;
         let mut datasets = 0;
         for (dataset, inventory) in listed {
             if self.local.permission_to_take(&dataset).is_err() {
@@ -28,5 +26,15 @@ impl<Z: Zfs> Agent<Z> {
             }
         }
         Ok(Success::new(ResponseStatus::Done, format!("listed {datasets} datasets")))
+    }
+
+    fn roots(&self, order: &DirectorsOrder) -> Result<Vec<DatasetName>, Failure> {
+        if order.dest_dataset.is_empty() {
+            return Ok(self.local.roots());
+        }
+        let root: DatasetName =
+            order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
+        self.local.permission_to_take(&root).map_err(|denied| Failure::refused(denied.to_string()))?;
+        Ok(vec![root])
     }
 }

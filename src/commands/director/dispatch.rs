@@ -58,6 +58,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         origin_dataset: None,
         renamed_from: None,
         destinations: Vec::new(),
+        fence: None,
         keep_common_with: Vec::new(),
         retry_for: None,
         oldest_unsent: None,

@@ -1,11 +1,11 @@
-//! What the director is doing, in a small file beside the catalog, for `status` and `check`.
+//! What the director is doing, in a small file beside the catalog or in a pair of a shared one, for `status` and
+//! `check`.
 //!
 //! It is a convenience: it is replaced as a whole, never fsynced, and nobody decides anything by it.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,14 +14,67 @@ use serde::{Deserialize, Serialize};
 use super::board::Board;
 use crate::catalog::Destination;
 use crate::clock;
+use crate::commands::catalogs;
+use crate::consul::{Consul, Op};
 use crate::model::{Action, DatasetName, HostName, SnapName};
+use crate::policy::CatalogConfig;
 use crate::runtime;
 
 const FILE: &str = "live.json";
+const NEW: &str = "live.new";
 /// How often it is written while a pass runs.
 const EVERY: Duration = Duration::from_secs(2);
 /// A director that has not written for so long does not run any more.
 const STALE: chrono::TimeDelta = chrono::TimeDelta::seconds(20);
+
+/// Where that is written.
+#[derive(Clone)]
+pub enum Place {
+    /// A file in this folder.
+    Folder(PathBuf),
+    /// A pair below this key.
+    Shared(Consul, String),
+    /// Nowhere: Consul cannot be used at all, which others say.
+    Nowhere,
+}
+
+impl Place {
+    /// The one that belongs to a catalog.
+    #[must_use]
+    pub fn of(config: &CatalogConfig) -> Self {
+        match config {
+            CatalogConfig::Embedded { path } => Self::Folder(path.clone()),
+            CatalogConfig::Consul(config) => catalogs::shared(config).map_or(Self::Nowhere, |catalog| {
+                Self::Shared(catalog.consul().clone(), format!("{}/live", catalog.root()))
+            }),
+        }
+    }
+
+    async fn read(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Folder(folder) => {
+                let file = folder.join(FILE);
+                runtime::blocking(move || fs::read(file)).await.ok()
+            }
+            Self::Shared(consul, key) => Some(consul.get(key).await.ok()?.0?.value),
+            Self::Nowhere => None,
+        }
+    }
+
+    async fn write(&self, value: Vec<u8>) -> anyhow::Result<()> {
+        match self {
+            Self::Folder(folder) => {
+                let (file, new) = (folder.join(FILE), folder.join(NEW));
+                runtime::blocking(move || fs::write(&new, value).and_then(|()| fs::rename(new, file))).await?;
+            }
+            Self::Shared(consul, key) => {
+                consul.commit(&[Op::Set { key: key.clone(), value }]).await?;
+            }
+            Self::Nowhere => {}
+        }
+        Ok(())
+    }
+}
 
 /// An order that is being carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,9 +136,8 @@ impl Live {
 
     /// What the director of this catalog wrote last. What a director that died left under way is not under way any
     /// more.
-    #[must_use]
-    pub fn read(folder: &Path, now: DateTime<Utc>) -> Option<Self> {
-        let mut live: Self = serde_json::from_slice(&fs::read(folder.join(FILE)).ok()?).ok()?;
+    pub async fn read(place: &Place, now: DateTime<Utc>) -> Option<Self> {
+        let mut live: Self = serde_json::from_slice(&place.read().await?).ok()?;
         if !live.is_alive(now) {
             live.running.clear();
         }
@@ -111,32 +163,28 @@ impl Live {
             running: board.running().into_iter().map(transfer).collect(),
         }
     }
-
-    fn write(&self, folder: &Path) -> io::Result<()> {
-        let file = folder.join(FILE);
-        let new = file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(self)?)?;
-        fs::rename(new, file)
-    }
 }
 
 /// Writes what a pass does, again and again until this is dropped.
-pub(super) async fn publish<T>(folder: &Path, board: &Board, began: DateTime<Utc>) -> T {
+pub(super) async fn publish<T>(place: &Place, board: &Board, began: DateTime<Utc>) -> T {
     loop {
-        put(folder, Live::of(board, began)).await;
+        put(place, Live::of(board, began)).await;
         runtime::sleep(EVERY).await;
     }
 }
 
 /// Writes that a pass has ended.
-pub(super) async fn publish_end(folder: &Path, board: &Board, began: DateTime<Utc>) {
+pub(super) async fn publish_end(place: &Place, board: &Board, began: DateTime<Utc>) {
     let live = Live::of(board, began);
-    put(folder, Live { ended: Some(live.at), running: Vec::new(), ..live }).await;
+    put(place, Live { ended: Some(live.at), running: Vec::new(), ..live }).await;
 }
 
-async fn put(folder: &Path, live: Live) {
-    let folder = folder.to_owned();
-    if let Err(error) = runtime::blocking(move || live.write(&folder)).await {
+async fn put(place: &Place, live: Live) {
+    let written = match serde_json::to_vec(&live) {
+        Ok(value) => place.write(value).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = written {
         log::debug!("what is under way cannot be told to zsync status: {error}");
     }
 }

@@ -2,11 +2,14 @@
 
 mod board;
 mod dispatch;
+mod leader;
 mod live;
 mod look;
 mod pass;
 pub mod saved;
+mod standing;
 mod summary;
+mod turns;
 mod world;
 
 use std::collections::BTreeMap;
@@ -20,17 +23,22 @@ use futures_lite::future;
 
 pub use board::{Board, Running};
 pub use dispatch::{AGENT_PORT, Dispatcher, fitting, wire_order};
-pub use live::{Live, Transfer};
-pub use look::{ask_all, look};
+pub use leader::{Leadership, Office, Sought};
+pub use live::{Live, Place, Transfer};
+pub use look::{Looked, Wish, ask_all, look};
 pub use pass::{Pass, Report, hosts};
 pub use saved::SavedPlan;
+pub use standing::Standing;
+pub use turns::with_services;
+use turns::{pass, while_leading};
 pub use world::World;
 
 use super::agent::Agent;
 use super::metrics::{self, Passed, Watch};
-use super::progress;
+use super::publisher::Publisher;
+use super::{catalogs, clean, progress};
 use crate::actions::health::health;
-use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, EmbeddedCatalog, EmbeddedReader, Holder};
+use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::config;
 use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
@@ -41,6 +49,9 @@ use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 use crate::{clock, error};
 
+/// How often old marks are forgotten.
+const CLEAN_EVERY: Duration = Duration::from_secs(24 * 3600);
+
 /// What `zsync director` is told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -48,10 +59,14 @@ pub struct Settings {
     pub config: PathBuf,
     /// `local.json`, for orders to this host.
     pub local: PathBuf,
+    /// The folder of what has to survive restarts.
+    pub state: PathBuf,
     /// This host's name in the policy.
     pub host: HostName,
     /// One pass instead of a loop.
     pub once: bool,
+    /// Whether the first pass asks every host and tells how what it holds differs from what was known.
+    pub resync: bool,
     /// From the beginning of one pass to that of the next.
     pub interval: Duration,
     /// How long the one pass may take.
@@ -82,7 +97,8 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
     if let Some(tls) = &tls {
         warn_of(tls, &settings);
     }
-    let dispatcher = Arc::new(dispatcher(&settings.host, &settings.local, &policy, tls, Arc::clone(&zfs)).await);
+    let own = Own { here: &settings.host, local: &settings.local, state: Some(&settings.state) };
+    let dispatcher = Arc::new(dispatcher(own, &policy, tls, Arc::clone(&zfs)).await);
     if let Err(reason) = &dispatcher.own
         && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
@@ -90,6 +106,13 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         // Nobody else is there to do anything.
         return Err(error::Error::unable(anyhow::anyhow!("{reason}")));
     }
+    let office = match &policy.catalog {
+        CatalogConfig::Embedded { .. } => None,
+        CatalogConfig::Consul(config) => {
+            let catalog = catalogs::shared(config).map_err(error::Error::unable)?;
+            Some(Office::new(catalog.consul().clone(), catalog.root(), settings.host.clone()))
+        }
+    };
     let holder = if settings.once { Holder::Pass } else { Holder::Director };
     let world = match open_catalog(&policy, holder).await {
         Ok(world) => world,
@@ -106,14 +129,25 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         Err(error) => return Err(error::Error::unable(error)),
     };
     if settings.once {
-        let CatalogConfig::Embedded { path } = &policy.catalog;
-        let folder = path.clone();
+        let leadership = match &office {
+            None => None,
+            Some(office) => match turns::seek(office).await.map_err(error::Error::unable)? {
+                Ok(leadership) => Some(leadership),
+                Err(holder) => {
+                    report::print(&format!("{holder}; nothing is done here\n"));
+                    return Ok(());
+                }
+            },
+        };
         let began = clock::now();
-        let pass = Pass::new(Arc::clone(&policy), dispatcher, world, began);
-        let report = once(&settings, pass, saved, &folder).await?;
+        let made = once(&settings, Arc::clone(&policy), dispatcher, world.clone(), saved, leadership.as_ref()).await;
+        if let Some(leadership) = leadership {
+            leadership.resign().await;
+        }
+        let report = made?;
         tell(&settings, &report);
         let written = match &settings.metrics_file {
-            Some(file) => write_metrics(file, &policy, &report, began).await,
+            Some(file) => write_metrics(file, &policy, &world, &report, began).await,
             None => Ok(()),
         };
         if let Err(error) = &written {
@@ -121,18 +155,37 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         }
         return if report.is_success() && written.is_ok() { Ok(()) } else { Err(error::Error::told()) };
     }
-    direct(&settings, policy, dispatcher, world, zfs).await
+    let watch = Watch::default();
+    if let Some(address) = &settings.metrics {
+        let watch = watch.clone();
+        let served = metrics::http::serve(address, Arc::new(move || watch.text())).await;
+        served.map_err(error::Error::unable)?;
+    }
+    let mut signals = Signals::of_service().map_err(error::Error::unable)?;
+    drop(runtime::spawn(service::watchdog()));
+    let mut service = Service { settings: &settings, zfs, watch, said: Said::default(), signals: &mut signals };
+    match office {
+        None => service.direct(policy, dispatcher, world, None).await,
+        Some(office) => service.take_turns(&office, policy, dispatcher).await?,
+    }
+    log::info!("ends on {}", signals.end().unwrap_or("a signal"));
+    Ok(())
 }
 
 /// Makes the one pass, within its time.
-async fn once<Z: Zfs, C: CatalogWrite + 'static>(
+async fn once<Z: Zfs>(
     settings: &Settings,
-    pass: Pass<Z, C>,
+    policy: Arc<Policy>,
+    dispatcher: Arc<Dispatcher<Z>>,
+    world: World<dyn CatalogWrite>,
     saved: Option<SavedPlan>,
-    folder: &Path,
+    leadership: Option<&Leadership>,
 ) -> Result<Report, error::Error> {
     let mut signals = Signals::of_command().map_err(error::Error::unable)?;
     let began = std::time::Instant::now();
+    let place = Place::of(&policy.catalog);
+    let pass = pass(policy, dispatcher, world, leadership).await.map_err(error::Error::unable)?;
+    let pass = pass.resyncing(settings.resync);
     let board = pass.board();
     let work = async {
         match saved {
@@ -141,7 +194,8 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         }
     };
     let began_at = clock::now();
-    let work = future::or(progress::passing(&board, work), live::publish(folder, &board, began_at));
+    let work = progress::passing(&board, while_leading(leadership, work));
+    let work = future::or(work, live::publish(&place, &board, began_at));
     let passing = signals.until_done(work, settings.grace, || board.stop());
     let passed = match settings.timeout {
         Some(limit) => runtime::timeout(limit, passing).await.ok().flatten(),
@@ -152,7 +206,7 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
         (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
         (None, None) => String::new(),
     };
-    live::publish_end(folder, &board, began_at).await;
+    live::publish_end(&place, &board, began_at).await;
     let report = match passed {
         Some(Ok(report)) if signals.end().is_some() => Ok(Report { broken_off: Some(reason), ..report }),
         Some(result) => result,
@@ -161,36 +215,50 @@ async fn once<Z: Zfs, C: CatalogWrite + 'static>(
     report.map_err(error::Error::unable)
 }
 
-/// A pass that has just ended, for metrics. The catalog still knows what hosts held that could not be looked at.
-async fn passed(policy: &Policy, report: &Report, began: DateTime<Utc>) -> Result<Passed, CatalogError> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let reader = EmbeddedReader::new(path);
-    let inventory = runtime::blocking(move || reader.inventory()).await?;
+/// A pass that has just ended, for metrics.
+async fn passed<C: CatalogWrite + ?Sized + 'static>(
+    policy: &Policy,
+    world: &World<C>,
+    report: &Report,
+    began: DateTime<Utc>,
+) -> Result<Passed, CatalogError> {
+    let inventory = world.remembered().await?;
     Ok(Passed::of(report, health(policy, &inventory, &report.unseen, clock::now()), began))
 }
 
-async fn write_metrics(file: &Path, policy: &Policy, report: &Report, began: DateTime<Utc>) -> anyhow::Result<()> {
-    let text = passed(policy, report, began).await?.text();
+async fn write_metrics<C: CatalogWrite + ?Sized + 'static>(
+    file: &Path,
+    policy: &Policy,
+    world: &World<C>,
+    report: &Report,
+    began: DateTime<Utc>,
+) -> anyhow::Result<()> {
+    let text = passed(policy, world, report, began).await?.text();
     metrics::write(file, &text).with_context(|| format!("cannot write metrics to {}", file.display()))
 }
 
 /// The policy's catalog, open for writing.
-pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<EmbeddedCatalog>, CatalogError> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let path = path.clone();
-    Ok(World::new(runtime::blocking(move || EmbeddedCatalog::open_as(&path, holder)).await?))
+pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<dyn CatalogWrite>, CatalogError> {
+    let config = policy.catalog.clone();
+    Ok(World::over(runtime::blocking(move || catalogs::writer(&config, holder)).await?))
+}
+
+/// How this host is directed within the process.
+#[derive(Clone, Copy)]
+pub struct Own<'a> {
+    /// Its name.
+    pub here: &'a HostName,
+    /// Its `local.json`.
+    pub local: &'a Path,
+    /// The folder of what has to survive restarts; `None`: nothing is published in a shared catalog.
+    pub state: Option<&'a Path>,
 }
 
 /// Sets up orders for this host within the process, where the policy has any.
-pub async fn dispatcher<Z: Zfs>(
-    here: &HostName,
-    local: &Path,
-    policy: &Policy,
-    tls: Option<Arc<Tls>>,
-    zfs: Arc<Z>,
-) -> Dispatcher<Z> {
+pub async fn dispatcher<Z: Zfs>(own: Own<'_>, policy: &Policy, tls: Option<Arc<Tls>>, zfs: Arc<Z>) -> Dispatcher<Z> {
+    let here = own.here;
     let own = if is_own(policy, here) {
-        own_agent(here, local, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+        own_agent(own, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     } else {
         Err(format!("{here} is not this process' to act on"))
     };
@@ -220,125 +288,184 @@ fn warn_of(tls: &Tls, settings: &Settings) {
     }
 }
 
-async fn own_agent<Z: Zfs>(here: &HostName, local: &Path, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+async fn own_agent<Z: Zfs>(own: Own<'_>, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+    let Own { here, local, state } = own;
     let local = config::load_local(local)
         .with_context(|| format!("{here} is this host, whose own local configuration is needed"))?;
     zfs.check_version().await?;
+    let publisher = match (&policy.catalog, state) {
+        (CatalogConfig::Consul(config), Some(state)) => {
+            let catalog = catalogs::shared(config)?;
+            Some(Arc::new(Publisher::new(here.clone(), catalog, state, "director")))
+        }
+        _ => None,
+    };
     // What it proves itself with to slaves: of this host, whose director and agent may have one certificate.
     let files = local.tls.as_ref().or(policy.tls.as_ref());
     let tls = files.map(Tls::load).transpose()?.map(Arc::new);
-    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls))
+    Ok(Agent::new(here.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 
-/// Passes, one after the other, each at its time, until the process is asked to end.
-async fn direct<Z: Zfs>(
-    settings: &Settings,
-    mut policy: Arc<Policy>,
-    mut dispatcher: Arc<Dispatcher<Z>>,
-    world: World<EmbeddedCatalog>,
+/// A director in its loop.
+struct Service<'a, Z> {
+    settings: &'a Settings,
     zfs: Arc<Z>,
-) -> Result<(), error::Error> {
-    let mut signals = Signals::of_service().map_err(error::Error::unable)?;
-    let watch = Watch::default();
-    if let Some(address) = &settings.metrics {
-        let watch = watch.clone();
-        let served = metrics::http::serve(address, Arc::new(move || watch.text())).await;
-        served.map_err(error::Error::unable)?;
-    }
-    service::ready("makes its first pass");
-    drop(runtime::spawn(service::watchdog()));
-    // Where the catalog is does not change while it runs.
-    let CatalogConfig::Embedded { path: folder } = &policy.catalog.clone();
-    let mut said = Said::default();
-    while signals.end().is_none() {
-        let began = std::time::Instant::now();
-        let mut failures = BTreeMap::new();
-        match config::load_policy(&settings.config) {
-            Ok(read) => policy = Arc::new(read),
-            Err(error) => {
-                failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
-            }
-        }
-        // Certificates are renewed while the director runs.
-        let tls = load_tls(&policy).unwrap_or_else(|error| {
-            failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
-            dispatcher.tls.clone()
-        });
-        let (host, local) = (&settings.host, &settings.local);
-        if signals.take_reload() {
-            service::reloading();
-            let renewed = self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await;
-            match &renewed.own {
-                Err(reason) if dispatcher.own.is_ok() && is_own(&policy, host) => {
-                    failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
+    watch: Watch,
+    said: Said,
+    signals: &'a mut Signals,
+}
+
+impl<Z: Zfs> Service<'_, Z> {
+    /// Passes, one after the other, each at its time, until the process is asked to end, or the lock is lost.
+    async fn direct(
+        &mut self,
+        mut policy: Arc<Policy>,
+        mut dispatcher: Arc<Dispatcher<Z>>,
+        world: World<dyn CatalogWrite>,
+        leadership: Option<&Leadership>,
+    ) {
+        let Self { settings, zfs, watch, said, signals } = self;
+        service::ready("makes its first pass");
+        // Where the catalog is does not change while it runs.
+        let place = Place::of(&policy.catalog);
+        let mut resync = settings.resync;
+        let mut cleaned: Option<std::time::Instant> = None;
+        while signals.end().is_none() {
+            let began = std::time::Instant::now();
+            let mut failures = BTreeMap::new();
+            match config::load_policy(&settings.config) {
+                Ok(read) => policy = Arc::new(read),
+                Err(error) => {
+                    failures.insert("the policy".to_owned(), format!("the policy before it stays in force: {error}"));
                 }
-                _ => dispatcher = Arc::new(renewed),
             }
-            service::ready(failures.values().next().map_or("its configuration was read again", |wrong| wrong));
-        } else if let Ok(agent) = &dispatcher.own {
-            if let Err(error) = agent.reload_tls() {
+            // Certificates are renewed while the director runs.
+            let tls = load_tls(&policy).unwrap_or_else(|error| {
                 failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
-            }
-            dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
-        } else {
-            // What was missing on this host may be there by now, or the host be new in the policy.
-            dispatcher = Arc::new(self::dispatcher(host, local, &policy, tls, Arc::clone(&zfs)).await);
-        }
-        let pass = Pass::new(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), clock::now());
-        let board = pass.board();
-        let began_at = clock::now();
-        watch.begins(board.clone());
-        let work = future::or(pass.clone().run(), live::publish(folder, &board, began_at));
-        let passed = signals.until_done(work, settings.grace, || {
-            service::stopping("ends; lets the orders under way end");
-            board.stop();
-        });
-        let passed = passed.await;
-        live::publish_end(folder, &board, began_at).await;
-        let passed = match passed {
-            Some(passed) => passed,
-            None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
-        };
-        if settings.metrics.is_some() {
-            watch.ended(match &passed {
-                Ok(report) => self::passed(&policy, report, began_at).await.ok(),
-                Err(_) => None,
+                dispatcher.tls.clone()
             });
-        }
-        match passed {
-            Ok(report) => {
-                let summary = summary::in_a_line(&report);
-                failures.extend(summary::failures(&report).map(|f| (f.about(), f.to_string())));
-                said.tell(failures);
-                for outcome in report.outcomes.iter().filter(|o| o.success) {
-                    log::info!("{}", summary::outcome_line(outcome));
+            let host = &settings.host;
+            let own = Own { here: host, local: &settings.local, state: Some(&settings.state) };
+            if signals.take_reload() {
+                service::reloading();
+                let renewed = self::dispatcher(own, &policy, tls, Arc::clone(zfs)).await;
+                match &renewed.own {
+                    Err(reason) if dispatcher.own.is_ok() && is_own(&policy, host) => {
+                        failures.insert("this host".to_owned(), format!("what it lets in stays as it was: {reason}"));
+                    }
+                    _ => dispatcher = Arc::new(renewed),
                 }
-                service::status(&summary);
+                service::ready(failures.values().next().map_or("its configuration was read again", |wrong| wrong));
+            } else if let Ok(agent) = &dispatcher.own {
+                if let Err(error) = agent.reload_tls() {
+                    failures.insert("TLS".to_owned(), format!("{error}; what was read before stays in force"));
+                }
+                dispatcher = Arc::new(Dispatcher { tls, here: dispatcher.here.clone(), own: dispatcher.own.clone() });
+            } else {
+                // What was missing on this host may be there by now, or the host be new in the policy.
+                dispatcher = Arc::new(self::dispatcher(own, &policy, tls, Arc::clone(zfs)).await);
             }
-            // Of hosts and orders nothing new is known: what was said of them stays said.
-            Err(error) => {
-                failures.extend(said.0.clone());
-                let text = format!("no orders are made: {:#}", anyhow::Error::from(error));
-                service::status(&text);
-                failures.insert("the catalog".to_owned(), text);
-                said.tell(failures);
+            let made = pass(Arc::clone(&policy), Arc::clone(&dispatcher), world.clone(), leadership);
+            // Nothing is in hand yet.
+            let made = signals.until_done(while_leading(leadership, made), Duration::ZERO, || {}).await;
+            let Some(made) = made else { break };
+            let began_at = clock::now();
+            let passed = match made {
+                Err(error) => Err(error),
+                Ok(pass) => {
+                    let pass = pass.resyncing(resync);
+                    let board = pass.board();
+                    watch.begins(board.clone());
+                    let work = while_leading(leadership, pass.clone().run());
+                    let work = future::or(work, live::publish(&place, &board, began_at));
+                    let passed = signals.until_done(work, settings.grace, || {
+                        service::stopping("ends; lets the orders under way end");
+                        board.stop();
+                    });
+                    let passed = passed.await;
+                    if !matches!(passed, Some(Err(CatalogError::LockLost(_)))) {
+                        live::publish_end(&place, &board, began_at).await;
+                    }
+                    match passed {
+                        Some(passed) => passed,
+                        None => pass.broken_off(began.elapsed(), "the director was ended".to_owned()).await,
+                    }
+                }
+            };
+            if settings.metrics.is_some() {
+                watch.ended(match &passed {
+                    Ok(report) => self::passed(&policy, &world, report, began_at).await.ok(),
+                    Err(_) => None,
+                });
+            }
+            match passed {
+                Ok(report) => {
+                    resync = false;
+                    for (host, line) in &report.mended {
+                        log::info!("{host}: {line}: mended");
+                    }
+                    if cleaned.is_none_or(|before| before.elapsed() >= CLEAN_EVERY) {
+                        cleaned = Some(began);
+                        match world.forget(report.at - clean::FORGET_AFTER).await {
+                            Ok(0) => {}
+                            Ok(marks) => log::info!("forgot {marks} old marks"),
+                            Err(error) => log::warn!("old marks stay: {:#}", anyhow::Error::from(error)),
+                        }
+                    }
+                    let summary = summary::in_a_line(&report);
+                    failures.extend(summary::failures(&report).map(|f| (f.about(), f.to_string())));
+                    said.tell(failures);
+                    for outcome in report.outcomes.iter().filter(|o| o.success) {
+                        log::info!("{}", summary::outcome_line(outcome));
+                    }
+                    service::status(&summary);
+                }
+                Err(error @ CatalogError::LockLost(_)) => {
+                    log::error!("{error}");
+                    return;
+                }
+                // Of hosts and orders nothing new is known: what was said of them stays said.
+                Err(error) => {
+                    failures.extend(said.0.clone());
+                    let text = match error {
+                        // The same while it lasts, whatever was asked.
+                        CatalogError::Consul(error) => format!("no orders are made: {}", error.gist()),
+                        error => format!("no orders are made: {:#}", anyhow::Error::from(error)),
+                    };
+                    service::status(&text);
+                    failures.insert(CATALOG.to_owned(), text);
+                    said.tell(failures);
+                }
+            }
+            log::debug!("the pass took {:.1?}", began.elapsed());
+            let idle = signals.idle(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1)));
+            let idle = async {
+                idle.await;
+                Ok(())
+            };
+            if let Err(error) = while_leading(leadership, idle).await {
+                log::error!("{error}");
+                return;
             }
         }
-        log::debug!("the pass took {:.1?}", began.elapsed());
-        signals.idle(settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1))).await;
     }
-    log::info!("ends on {}", signals.end().unwrap_or("a signal"));
-    Ok(())
 }
 
 fn tell(settings: &Settings, report: &Report) {
     if settings.verbose || settings.format != report::Format::Table {
         report::print(&summary::pass(report, settings.format));
     }
+    if settings.resync && settings.format == report::Format::Table {
+        let lines = report.mended.iter().map(|(host, line)| format!("{host}: {line}: mended\n"));
+        report::print(&lines.collect::<String>());
+    }
     for failure in summary::failures(report) {
         report::complain(&failure);
     }
 }
+
+/// What a failure is about that is not a host's or an order's.
+const CATALOG: &str = "the catalog";
 
 /// What was said already: a failure that stays the same is told once, not at each pass.
 #[derive(Default)]
@@ -356,5 +483,18 @@ impl Said {
             }
         }
         self.0 = failures;
+    }
+
+    /// Tells only of the catalog: `None`, it is as it should be.
+    fn tell_of_catalog(&mut self, failure: Option<String>) {
+        let mut failures = self.0.clone();
+        failures.remove(CATALOG);
+        failures.extend(failure.map(|text| (CATALOG.to_owned(), text)));
+        self.tell(failures);
+    }
+
+    /// Others tell of hosts and orders from now on.
+    fn forget(&mut self) {
+        self.0.clear();
     }
 }

@@ -11,8 +11,10 @@ use chrono::{DateTime, Utc};
 
 use super::board::{Board, Running};
 use super::dispatch::{Dispatcher, fitting, wire_order};
-use super::look::look;
+use super::leader::Leadership;
+use super::look::{Looked, Wish, look};
 use super::saved;
+use super::standing::Standing;
 use super::summary;
 use super::world::World;
 use crate::actions::route::ranks;
@@ -23,7 +25,7 @@ use crate::commands::serve::TO_BREAK_OFF;
 use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
 use crate::policy::{Policy, Target};
 use crate::runtime;
-use crate::wire::{Facts, Listing, Response};
+use crate::wire::{DirectorsOrder, Facts, Fence, Listing, Response};
 use crate::zfs::Zfs;
 
 /// How many hosts are looked at, and entries worked on, at once.
@@ -40,6 +42,8 @@ pub struct Report {
     pub took: Duration,
     /// Hosts that could not be listed, with the reason.
     pub unseen: BTreeMap<HostName, String>,
+    /// How what hosts hold differed from what was known: after a resync.
+    pub mended: Vec<(HostName, String)>,
     /// How each order ended.
     pub outcomes: Vec<Outcome>,
     /// What the engine noticed.
@@ -57,7 +61,7 @@ impl Report {
 }
 
 /// Everything that a pass needs; cheap to clone into its tasks.
-pub struct Pass<Z, C> {
+pub struct Pass<Z, C: ?Sized> {
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
@@ -65,9 +69,14 @@ pub struct Pass<Z, C> {
     /// Closes when nothing of the pass works on its world any more.
     gone: runtime::channel::Receiver<()>,
     at: DateTime<Utc>,
+    /// The office that allows orders, where several directors share a catalog.
+    leadership: Option<Leadership>,
+    standing: Standing,
+    /// Whether every host is asked, whatever is known.
+    resync: bool,
 }
 
-impl<Z, C> Clone for Pass<Z, C> {
+impl<Z, C: ?Sized> Clone for Pass<Z, C> {
     fn clone(&self) -> Self {
         Self {
             policy: Arc::clone(&self.policy),
@@ -76,6 +85,9 @@ impl<Z, C> Clone for Pass<Z, C> {
             board: self.board.clone(),
             gone: self.gone.clone(),
             at: self.at,
+            leadership: self.leadership.clone(),
+            standing: self.standing.clone(),
+            resync: self.resync,
         }
     }
 }
@@ -86,18 +98,36 @@ pub fn hosts(policy: &Policy) -> BTreeSet<HostName> {
     policy.hosts_named()
 }
 
-impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
+impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
         let (world, gone) = world.followed();
-        Self { policy, dispatcher, world, board: Board::default(), gone, at }
+        let (board, standing) = (Board::default(), Standing::default());
+        Self { policy, dispatcher, world, board, gone, at, leadership: None, standing, resync: false }
     }
 
     /// What the pass has in hand.
     #[must_use]
     pub fn board(&self) -> Board {
         self.board.clone()
+    }
+
+    /// The same for a director that has the lock: it gives no order without.
+    #[must_use]
+    pub fn led(self, leadership: Leadership, standing: Standing) -> Self {
+        Self { leadership: Some(leadership), standing, ..self }
+    }
+
+    /// The same, which asks every host and tells how what it holds differs from what was known.
+    #[must_use]
+    pub fn resyncing(self, resync: bool) -> Self {
+        Self { resync, ..self }
+    }
+
+    /// The fence for an order that is given now.
+    fn fence(&self) -> Result<Option<Fence>, CatalogError> {
+        self.leadership.as_ref().map(Leadership::fence).transpose()
     }
 
     /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
@@ -116,7 +146,13 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
     async fn work(self, saved: Option<Arc<BTreeMap<usize, Vec<Order>>>>) -> Result<Report, CatalogError> {
         let began = std::time::Instant::now();
-        let unseen = look(&self.policy, &self.dispatcher, &self.world, &Counter::default()).await?;
+        // What was decided earlier is held against what there is now, whatever happened behind the catalog's back.
+        let all = self.resync || saved.is_some();
+        let resync_since = if all { Some(self.at) } else { self.policy.resync_since(self.at) };
+        let wish = Wish { standing: self.standing.clone(), resync_since, fence: self.fence()? };
+        let asked = Counter::default();
+        let looking = look(&self.policy, &self.dispatcher, &self.world, wish, &asked);
+        let Looked { unseen, mended } = looking.await?;
         self.board.unseen(&unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
@@ -144,22 +180,32 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         let notices = self.decide(None).notices;
         // A host that was not listed is told once, with its reason.
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
-        Ok(Report { at: self.at, took: began.elapsed(), unseen, outcomes, notices, broken_off: None })
+        self.flush().await;
+        let took = began.elapsed();
+        Ok(Report { at: self.at, took, unseen, mended, outcomes, notices, broken_off: None })
+    }
+
+    async fn flush(&self) {
+        if let Err(error) = self.world.flush().await {
+            log::warn!("how orders ended is written down later: {:#}", anyhow::Error::from(error));
+        }
     }
 
     /// The report of a pass whose [`run`](Self::run) was dropped before its end. What was under way counts as failed,
     /// in the catalog as well.
     pub async fn broken_off(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
         // Its tasks end each at its own next step, and with them the processes that they run.
-        let world = self.world.aside();
-        drop(self.world);
-        let _ = runtime::timeout(TO_BREAK_OFF, self.gone.recv()).await;
+        let (at, gone, board) = (self.at, self.gone.clone(), self.board.clone());
+        let pass = Self { world: self.world.aside(), ..self };
+        let _ = runtime::timeout(TO_BREAK_OFF, gone.recv()).await;
         let told = format!("{reason}; the next pass goes on with what arrived");
-        let (unseen, outcomes) = self.board.broken_off(&told);
+        let (unseen, outcomes) = board.broken_off(&told);
         for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&told)) {
-            world.record(outcome.clone()).await?;
+            pass.world.record(outcome.clone()).await?;
         }
-        Ok(Report { at: self.at, took, unseen, outcomes, notices: Vec::new(), broken_off: Some(reason) })
+        pass.flush().await;
+        let (mended, notices, broken_off) = (Vec::new(), Vec::new(), Some(reason));
+        Ok(Report { at, took, unseen, mended, outcomes, notices, broken_off })
     }
 
     fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
@@ -338,7 +384,8 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
 
     /// Has one order carried out, and takes over what it did.
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
-        let wire = wire_order(order, &self.policy, &self.world.inventory());
+        let fence = self.fence()?;
+        let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.world.inventory()) };
         let host = host(order);
         let counter = Counter::default();
         let unfinished = Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "it has not ended");
@@ -349,6 +396,9 @@ impl<Z: Zfs, C: CatalogWrite + 'static> Pass<Z, C> {
         });
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
         self.world.learn(host, credible(order, facts)).await?;
+        if response.unpublished {
+            self.world.doubt(host);
+        }
         let outcome = outcome(order, wire.order_uuid, &response);
         self.world.record(outcome.clone()).await?;
         self.board.end(&outcome);

@@ -154,6 +154,8 @@ struct Document<'a> {
     unseen: &'a std::collections::BTreeMap<HostName, String>,
     notices: Vec<String>,
     outcomes: &'a [Outcome],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    mended: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     broken_off: Option<&'a str>,
 }
@@ -166,6 +168,7 @@ impl<'a> From<&'a Report> for Document<'a> {
             unseen: &report.unseen,
             notices: report.notices.iter().map(ToString::to_string).collect(),
             outcomes: &report.outcomes,
+            mended: report.mended.iter().map(|(host, line)| format!("{host}: {line}")).collect(),
             broken_off: report.broken_off.as_deref(),
         }
     }

@@ -1,50 +1,63 @@
 //! What a pass knows: the inventory in memory and the catalog beside it, kept in step.
+//!
+//! An embedded catalog is the director's to write: it writes what hosts tell. A shared one is written by the hosts
+//! themselves: the inventory in memory follows what they publish, and what orders tell meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Estimated, Outcome};
+use crate::catalog::{
+    CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, Outcome, apply, differences,
+};
 use crate::clock;
-use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Marks};
+use crate::commands::facts;
+use crate::model::{HostName, Inventory};
 use crate::runtime;
-use crate::wire::{Facts, Listing};
+use crate::wire::Facts;
 
 /// The inventory of a pass and the catalog that it is written to.
-pub struct World<C> {
+pub struct World<C: ?Sized> {
     inventory: Arc<Mutex<Inventory>>,
+    shared: Arc<Mutex<Shared>>,
     catalog: Arc<C>,
     /// See [`World::followed`].
     token: Option<runtime::channel::Sender<()>>,
 }
 
-impl<C> Clone for World<C> {
-    fn clone(&self) -> Self {
-        Self { inventory: Arc::clone(&self.inventory), catalog: Arc::clone(&self.catalog), token: self.token.clone() }
-    }
+/// How far the inventory follows a catalog that hosts write themselves.
+#[derive(Default)]
+struct Shared {
+    /// Whether they do.
+    is: bool,
+    /// What was read last.
+    read: Generations,
+    /// Hosts that did something which they could not publish.
+    doubted: BTreeSet<HostName>,
 }
 
-/// Puts the parts of listings together.
-pub fn assemble(facts: Vec<Facts>) -> BTreeMap<(HostName, DatasetName), DatasetInventory> {
-    let mut all = BTreeMap::new();
-    for Listing { host, dataset, continued, inventory } in facts.into_iter().filter_map(|f| f.listing) {
-        let whole: &mut DatasetInventory = all.entry((host, dataset)).or_default();
-        if continued {
-            whole.snapshots.extend(inventory.snapshots);
-            whole.bookmarks.extend(inventory.bookmarks);
-        } else {
-            *whole = inventory;
-        }
+impl<C: ?Sized> Clone for World<C> {
+    fn clone(&self) -> Self {
+        let (inventory, shared) = (Arc::clone(&self.inventory), Arc::clone(&self.shared));
+        Self { inventory, shared, catalog: Arc::clone(&self.catalog), token: self.token.clone() }
     }
-    all
 }
 
 impl<C: CatalogWrite + 'static> World<C> {
     /// Begins with an empty inventory: see [`World::reload`].
     #[must_use]
     pub fn new(catalog: C) -> Self {
-        Self { inventory: Arc::default(), catalog: Arc::new(catalog), token: None }
+        Self::over(Arc::new(catalog))
+    }
+}
+
+impl<C: CatalogWrite + ?Sized + 'static> World<C> {
+    /// The same over a catalog of any kind.
+    #[must_use]
+    pub fn over(catalog: Arc<C>) -> Self {
+        Self { inventory: Arc::default(), shared: Arc::default(), catalog, token: None }
     }
 
     /// The same with a channel that closes when the last clone of it is gone: whoever uses it has ended then.
@@ -60,24 +73,70 @@ impl<C: CatalogWrite + 'static> World<C> {
         Self { token: None, ..self.clone() }
     }
 
-    /// Reads the catalog. What it remembers of a host that was not listed in this pass counts as not seen.
+    /// Catches up with what hosts published themselves. What comes back are the hosts whose records are whole, and
+    /// which need not be asked; with an embedded catalog none.
+    pub async fn catch_up(&self, hosts: &BTreeSet<HostName>) -> Result<BTreeSet<HostName>, CatalogError> {
+        // If this fails, everything is read the next time.
+        let mut read = std::mem::take(&mut self.shared().read);
+        let wanted = hosts.clone();
+        let caught = self.with_catalog(move |catalog| Ok((catalog.published(&wanted, &mut read)?, read)));
+        let (Some(published), read) = caught.await? else {
+            self.shared().is = false;
+            return Ok(BTreeSet::new());
+        };
+        self.inventory().hosts.extend(published.changed);
+        let mut shared = self.shared();
+        (shared.is, shared.read) = (true, read);
+        Ok(&published.whole - &shared.doubted)
+    }
+
+    /// Ends the look at the hosts. What is known of a host that was not seen in this pass counts for nothing.
     pub async fn reload(&self, seen: BTreeSet<HostName>) -> Result<(), CatalogError> {
-        let mut remembered = self.with_catalog(CatalogRead::inventory).await?;
-        for (_, known) in remembered.hosts.iter_mut().filter(|(host, _)| !seen.contains(*host)) {
-            known.observed = None;
+        let shared = self.shared().is;
+        if !shared {
+            let remembered = self.with_catalog(CatalogRead::inventory).await?;
+            *self.inventory() = remembered;
         }
-        *self.inventory() = remembered;
+        let mut inventory = self.inventory();
+        for (host, known) in inventory.hosts.iter_mut().filter(|(host, _)| !seen.contains(*host)) {
+            known.observed = None;
+            if shared {
+                // To be read again when it is back.
+                self.shared().read.remove(host);
+            }
+        }
         Ok(())
     }
 
+    /// Everything that is known, of hosts that were not seen in this pass as well.
+    pub async fn remembered(&self) -> Result<Inventory, CatalogError> {
+        if !self.shared().is {
+            return self.with_catalog(CatalogRead::inventory).await;
+        }
+        let mut inventory = self.inventory().clone();
+        let unseen = inventory.hosts.iter().filter(|(_, known)| known.observed.is_none());
+        let unseen: Vec<HostName> = unseen.map(|(host, _)| host.clone()).collect();
+        for host in unseen {
+            let of = host.clone();
+            if let Some(known) = self.with_catalog(move |catalog| catalog.host(&of)).await? {
+                inventory.hosts.insert(host, known);
+            }
+        }
+        Ok(inventory)
+    }
+
     /// The catalog, for reading.
-    pub fn catalog(&self) -> &impl CatalogRead {
-        &*self.catalog
+    pub fn catalog(&self) -> &C {
+        &self.catalog
     }
 
     /// The inventory, locked: for deciding, never across a wait.
     pub fn inventory(&self) -> MutexGuard<'_, Inventory> {
         self.inventory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn with_catalog<T: Send + 'static>(
@@ -88,77 +147,65 @@ impl<C: CatalogWrite + 'static> World<C> {
         runtime::blocking(move || work(&catalog)).await
     }
 
-    /// Writes a whole listing of a host to the catalog.
+    /// When a host was last listed as a whole, as far as is known.
+    pub fn observed(&self, host: &HostName) -> Option<DateTime<Utc>> {
+        self.inventory().hosts.get(host)?.observed
+    }
+
+    /// A host did something that it could not publish: it is asked until it has.
+    pub fn doubt(&self, host: &HostName) {
+        self.shared().doubted.insert(host.clone());
+    }
+
+    /// Takes over a whole listing of a host. With `compared`, what comes back is how it differs from what was known.
     pub async fn listed(
         &self,
         host: &HostName,
-        at: chrono::DateTime<chrono::Utc>,
+        at: DateTime<Utc>,
         facts: Vec<Facts>,
-    ) -> Result<(), CatalogError> {
+        compared: bool,
+    ) -> Result<Vec<String>, CatalogError> {
         let of_host = |((h, dataset), listed): ((HostName, _), _)| (h == *host).then_some((dataset, listed));
-        let datasets: Vec<_> = assemble(facts).into_iter().filter_map(of_host).collect();
+        let listings = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing));
+        let datasets: BTreeMap<_, _> = listings.into_iter().filter_map(of_host).collect();
         let host = host.clone();
-        self.with_catalog(move |catalog| catalog.replace_host(&host, at, datasets)).await
+        if !self.shared().is {
+            return self
+                .with_catalog(move |catalog| {
+                    let known = if compared { catalog.host(&host)? } else { None };
+                    let told = if compared { differences(known.as_ref(), &datasets) } else { Vec::new() };
+                    catalog.replace_host(&host, at, datasets.into_iter().collect())?;
+                    Ok(told)
+                })
+                .await;
+        }
+        let mut inventory = self.inventory();
+        let told = if compared { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
+        let known = inventory.hosts.entry(host.clone()).or_default();
+        known.datasets.retain(|name, _| datasets.contains_key(name));
+        for (name, listed) in datasets {
+            apply(known, &name, Change::Listed(listed));
+        }
+        known.observed = Some(at);
+        self.shared().doubted.remove(&host);
+        Ok(told)
     }
 
     /// Takes over what one order told.
     pub async fn learn(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
-        for fact in &facts {
+        let changes = facts::changes(host, facts, clock::now());
+        {
             let mut inventory = self.inventory();
-            let known = inventory.hosts.entry(host.clone()).or_default();
-            for (dataset, snapshot) in &fact.taken {
-                let of = known.datasets.entry(dataset.clone()).or_default();
-                if of.by_guid(snapshot.guid).is_none() {
-                    of.snapshots.push(snapshot.clone());
-                    of.sort();
-                }
-                of.written = Some(0);
-            }
-            for (dataset, mark) in &fact.not_written {
-                let of = known.datasets.entry(dataset.clone()).or_default();
-                of.not_written.push(mark.clone());
-            }
-            for (dataset, guid) in &fact.destroyed {
-                if let Some(of) = known.datasets.get_mut(dataset) {
-                    of.snapshots.retain(|s| s.guid != *guid);
-                }
+            for (host, changes) in &changes {
+                let known = inventory.hosts.entry(host.clone()).or_default();
+                changes.iter().for_each(|(name, change)| apply(known, name, change.clone()));
             }
         }
-        let listings = assemble(facts.clone());
-        let touched: BTreeSet<(HostName, DatasetName)> = {
-            let own = facts.iter().flat_map(|fact| {
-                let taken = fact.taken.iter().map(|(dataset, _)| dataset);
-                let marked = fact.not_written.iter().map(|(dataset, _)| dataset);
-                taken.chain(marked).chain(fact.destroyed.iter().map(|(dataset, _)| dataset))
-            });
-            let mut inventory = self.inventory();
-            let touched = own.map(|dataset| (host.clone(), dataset.clone())).chain(listings.keys().cloned()).collect();
-            for ((host, dataset), listed) in listings {
-                inventory.hosts.entry(host).or_default().datasets.insert(dataset, listed);
-            }
-            touched
-        };
-        let now: Vec<_> = {
-            let inventory = self.inventory();
-            let known = |(host, dataset): (HostName, DatasetName)| {
-                let known = inventory.dataset(&host, &dataset).cloned()?;
-                Some((host, dataset, known))
-            };
-            touched.into_iter().filter_map(known).collect()
-        };
-        let (here, at) = (host.clone(), clock::now());
+        if self.shared().is {
+            return Ok(());
+        }
         self.with_catalog(move |catalog| {
-            let deleted = Marks { deleted: true, ..Marks::default() };
-            for (dataset, guid) in facts.into_iter().flat_map(|fact| fact.destroyed) {
-                catalog.mark(&here, &dataset, guid, deleted, at)?;
-            }
-            for (host, dataset, known) in now {
-                for mark in &known.not_written {
-                    catalog.add_not_written(&host, &dataset, mark.clone())?;
-                }
-                catalog.put_dataset(&host, &dataset, known)?;
-            }
-            Ok(())
+            changes.into_iter().try_for_each(|(host, changes)| catalog.update(&host, changes))
         })
         .await
     }
@@ -171,5 +218,15 @@ impl<C: CatalogWrite + 'static> World<C> {
     /// Records how an order ended.
     pub async fn record(&self, outcome: Outcome) -> Result<(), CatalogError> {
         self.with_catalog(move |catalog| catalog.record_outcome(&outcome)).await
+    }
+
+    /// Writes what was only noted down.
+    pub async fn flush(&self) -> Result<(), CatalogError> {
+        self.with_catalog(CatalogWrite::flush).await
+    }
+
+    /// Forgets marks made before `older_than`.
+    pub async fn forget(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
+        self.with_catalog(move |catalog| catalog.forget_marks(older_than)).await
     }
 }

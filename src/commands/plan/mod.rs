@@ -196,11 +196,15 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     // A pass from cron makes way for it.
     let world = director::open_catalog(&shared, Holder::Pass).await.map_err(Error::unable)?;
     let tls = director::load_tls(&shared).map_err(Error::unable)?;
-    let dispatcher = Arc::new(director::dispatcher(&settings.here, &settings.local, &shared, tls, zfs).await);
+    // What this host holds is its agent's or its director's to publish.
+    let own = director::Own { here: &settings.here, local: &settings.local, state: None };
+    let dispatcher = Arc::new(director::dispatcher(own, &shared, tls, zfs).await);
+    let (shared, standing) = director::with_services(shared, &dispatcher).await.map_err(Error::unable)?;
     let unseen = {
         let asked = Counter::default();
-        let looking = director::look(&shared, &dispatcher, &world, &asked);
-        progress::counted("hosts asked", &asked, looking).await.map_err(Error::unable)?
+        let wish = director::Wish { standing, resync_since: Some(clock::now()), fence: None };
+        let looking = director::look(&shared, &dispatcher, &world, wish, &asked);
+        progress::counted("hosts asked", &asked, looking).await.map_err(Error::unable)?.unseen
     };
     for (host, reason) in &unseen {
         report::complain(&format_args!("{host} cannot be looked at: {reason}"));

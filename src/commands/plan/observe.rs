@@ -9,14 +9,16 @@ use chrono::{DateTime, Utc};
 
 use super::Settings;
 use super::estimate::Answers;
+use crate::catalog::CatalogError;
 use crate::catalog::file::{self, FileError};
-use crate::catalog::{CatalogError, CatalogRead, EmbeddedReader};
 use crate::clock;
-use crate::commands::director::Live;
+use crate::commands::catalogs;
+use crate::commands::director::{Live, Place};
 use crate::config::Local;
 use crate::error::Error;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
-use crate::policy::{CatalogConfig, Policy};
+use crate::policy::Policy;
+use crate::runtime;
 use crate::zfs::{Depth, ZfsError, ZfsRead};
 
 /// How much of a catalog file is read at once.
@@ -40,17 +42,14 @@ pub async fn from_catalog(
     policy: &Policy,
     zfs: &impl ZfsRead,
 ) -> Result<(Inventory, Answers), Error> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let estimates = EmbeddedReader::new(path).estimates().map_err(Error::unable)?;
-    let known = remembered(policy).map_err(Error::unable)?;
+    let config = policy.catalog.clone();
+    let known = runtime::blocking(move || {
+        let catalog = catalogs::reader(&config)?;
+        Ok::<_, CatalogError>((catalog.inventory()?, catalog.estimates()?))
+    });
+    let (known, estimates) = known.await.map_err(Error::unable)?;
     let inventory = with_own_zfs(policy, &settings.here, settings.opened.as_ref(), known, zfs).await;
     Ok((inventory.map_err(Error::unable)?, estimates))
-}
-
-/// What the policy's catalog remembers.
-pub fn remembered(policy: &Policy) -> Result<Inventory, CatalogError> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    EmbeddedReader::new(path).inventory()
 }
 
 /// What is known to somebody who only looks on.
@@ -70,9 +69,8 @@ pub async fn glance(
     opened: Option<&Local>,
     zfs: &impl ZfsRead,
 ) -> Result<Glance, CatalogError> {
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let catalog = remembered(policy)?;
-    let live = Live::read(path, clock::now());
+    let catalog = catalogs::inventory(&policy.catalog).await?;
+    let live = Live::read(&Place::of(&policy.catalog), clock::now()).await;
     let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
     let inventory = match with_own_zfs(policy, here, opened, catalog.clone(), zfs).await {
         Ok(inventory) => inventory,
@@ -84,8 +82,8 @@ pub async fn glance(
     Ok(Glance { inventory, unseen, live })
 }
 
-/// The same, and for this host what its ZFS has now, where orders for it are carried out without an agent. `opened` is
-/// what it lets in, if that is known.
+/// What this host's ZFS has now in the place of what was known of it, where orders for it are carried out without an
+/// agent. `opened` is what it lets in, if that is known.
 pub async fn with_own_zfs(
     policy: &Policy,
     here: &HostName,

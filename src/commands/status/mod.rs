@@ -17,14 +17,15 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::director::{Dispatcher, Live, ask_all, dispatcher, load_tls};
+use super::catalogs;
+use super::director::{Dispatcher, Live, Own, ask_all, dispatcher, load_tls, with_services};
 use super::plan::observe::{self, Glance};
 use crate::actions::health::{Health, health};
-use crate::catalog::{CatalogRead, Destination, EmbeddedReader, Outcome};
+use crate::catalog::{CatalogError, Destination, Outcome};
 use crate::config::Local;
 use crate::error::Error;
 use crate::model::{DatasetName, HostName};
-use crate::policy::{CatalogConfig, Policy};
+use crate::policy::Policy;
 use crate::report::{self, Format};
 use crate::runtime;
 use crate::zfs::Zfs;
@@ -118,16 +119,23 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error> {
 pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<Status> {
     // Who only wants to see does not wait for what may pass.
     let policy = Arc::new(Policy { retry_for: Duration::ZERO, ..config::load_policy(&settings.config)? });
-    let CatalogConfig::Embedded { path } = &policy.catalog;
-    let reader = EmbeddedReader::new(path);
-    let errors = last_errors(reader.outcomes(OUTCOMES)?);
+    let config = policy.catalog.clone();
+    let remembered = runtime::blocking(move || {
+        let reader = catalogs::reader(&config)?;
+        Ok::<_, CatalogError>((reader.outcomes(OUTCOMES)?, reader.estimates()?))
+    });
+    let (outcomes, estimates) = remembered.await?;
+    let errors = last_errors(outcomes);
     let Glance { mut inventory, mut unseen, live } =
         observe::glance(&policy, &settings.here, settings.opened.as_ref(), &*zfs).await?;
-    let agents: Option<Arc<Dispatcher<Z>>> = if settings.offline {
-        None
+    let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
+        (None, policy)
     } else {
         let tls = load_tls(&policy)?;
-        Some(Arc::new(dispatcher(&settings.here, &settings.local, &policy, tls, zfs).await))
+        let own = Own { here: &settings.here, local: &settings.local, state: None };
+        let agents = Arc::new(dispatcher(own, &policy, tls, zfs).await);
+        let (policy, _) = with_services(policy, &agents).await?;
+        (Some(agents), policy)
     };
     if let Some(agents) = &agents {
         for (host, answer) in ask_all(&policy, agents).await {
@@ -146,7 +154,7 @@ pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<St
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
     match &agents {
         Some(agents) => outstanding::ask(&mut health, &policy, &inventory, agents).await,
-        None => outstanding::recall(&mut health, &policy, &inventory, &reader.estimates()?),
+        None => outstanding::recall(&mut health, &policy, &inventory, &estimates),
     }
     let wanted = |error: &LastError| concerns(settings, &error.host, error.dataset.as_ref(), error.to.as_ref());
     let errors = errors.into_iter().filter(wanted).collect();

@@ -1,0 +1,238 @@
+//! What only the catalog in Consul has: generations, large datasets, strangers, two writers at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+
+use super::super::dataset::Dataset;
+use super::super::tests::{at, dataset, host, in_consul, listing, snapshot};
+use super::*;
+use crate::model::{Guid, Marks};
+
+fn all(names: &[&str]) -> BTreeSet<HostName> {
+    names.iter().map(|name| host(name)).collect()
+}
+
+fn listed(numbers: impl IntoIterator<Item = u64>) -> Vec<(DatasetName, DatasetInventory)> {
+    vec![(dataset("tank/a"), listing(numbers))]
+}
+
+fn put(catalog: &ConsulCatalog, of: &str, name: &str, numbers: impl IntoIterator<Item = u64>) {
+    catalog.update(&host(of), vec![(dataset(name), Change::Listed(listing(numbers)))]).unwrap();
+}
+
+/// Everything below a key, written by hand.
+fn pairs(catalog: &ConsulCatalog, below: &str) -> Vec<crate::consul::Pair> {
+    runtime::block_on(catalog.consul.list(&format!("{}/{below}", catalog.root))).unwrap()
+}
+
+fn by_hand(catalog: &ConsulCatalog, op: Op) {
+    assert!(matches!(runtime::block_on(catalog.consul.commit(&[op])).unwrap(), Committed::At(_)));
+}
+
+fn key(catalog: &ConsulCatalog, below: &str) -> String {
+    format!("{}/{below}", catalog.root)
+}
+
+#[test]
+fn only_hosts_whose_generation_is_another_are_read_again() {
+    let Some(catalog) = in_consul() else { return };
+    let (wanted, mut since) = (all(&["alpha", "beta", "gamma"]), Generations::new());
+    let mut read = || {
+        let Published { changed, whole } = catalog.published(&wanted, &mut since).unwrap().unwrap();
+        let names = |hosts: Vec<&HostName>| hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        (names(changed.keys().collect()), names(whole.iter().collect()))
+    };
+    let said = |changed: &str, whole: &str| (changed.to_owned(), whole.to_owned());
+    assert_eq!(read(), said("", ""), "nobody has published anything");
+    catalog.replace_host(&host("alpha"), at(0), listed([1])).unwrap();
+    catalog.replace_host(&host("beta"), at(0), listed([1])).unwrap();
+    put(&catalog, "gamma", "tank/a", [1]);
+    assert_eq!(read(), said("alpha beta gamma", "alpha beta"), "gamma was never listed as a whole");
+    assert_eq!(read(), said("gamma", "alpha beta"));
+    put(&catalog, "alpha", "tank/a", [1, 2]);
+    assert_eq!(read(), said("alpha gamma", "alpha beta"));
+    put(&catalog, "alpha", "tank/a", [1, 2]);
+    assert_eq!(read(), said("gamma", "alpha beta"), "what was known already is not written again");
+    // As many datasets as before, observed at the same moment: Consul would leave an equal value as it was.
+    catalog.replace_host(&host("alpha"), at(0), vec![(dataset("tank/b"), listing([1]))]).unwrap();
+    assert_eq!(read(), said("alpha gamma", "alpha beta"));
+}
+
+#[test]
+fn a_dataset_too_large_for_one_pair_is_never_seen_half() {
+    let Some(catalog) = in_consul() else { return };
+    // Random guids, names and times do not compress: more than one pair takes.
+    let large = |seed: u64, count: u64| {
+        let random = |n: u64| {
+            (seed << 32 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17).wrapping_mul(0xd6e8_feb8_6659_fd93)
+        };
+        let one = |n: u64| crate::model::Snapshot {
+            name: format!("S_{:x}", random(n)).parse().unwrap(),
+            guid: Guid(random(n + count)),
+            ..snapshot(n)
+        };
+        DatasetInventory { snapshots: (0..count).map(one).collect(), ..listing([]) }
+    };
+    let name = dataset("tank/large");
+    let write =
+        |inventory: DatasetInventory| catalog.update(&host("alpha"), vec![(name.clone(), Change::Listed(inventory))]);
+    let read = |from: &ConsulCatalog| from.host(&host("alpha")).unwrap().unwrap().datasets.remove(&name).unwrap();
+    let (first, second) = (large(1, 30_000), large(2, 40_000));
+    catalog.replace_host(&host("alpha"), at(0), vec![(name.clone(), first.clone())]).unwrap();
+    assert_eq!(read(&catalog), first);
+    let parts = pairs(&catalog, "inventory/alpha/tank/large@").len();
+    assert!(parts > 1, "{parts}");
+    std::thread::scope(|scope| {
+        let reader = ConsulCatalog::new(catalog.consul.clone(), catalog.root());
+        let (first, second, read) = (&first, &second, &read);
+        let reads = scope.spawn(move || {
+            let mut seen = 0;
+            while seen < 100 {
+                let record = reader.host(&host("alpha")).unwrap().unwrap();
+                assert!(record.observed.is_some(), "it is whole at every moment");
+                let now = read(&reader);
+                assert!(now == *first || now == *second, "one or the other");
+                if now == *second {
+                    return true;
+                }
+                seen += 1;
+            }
+            false
+        });
+        write(second.clone()).unwrap();
+        assert!(reads.join().unwrap());
+    });
+    assert_eq!(pairs(&catalog, "inventory/alpha/tank/large@").len(), second_parts(&catalog));
+    write(listing([1])).unwrap();
+    assert!(pairs(&catalog, "inventory/alpha/tank/large@").is_empty(), "the parts went with their dataset");
+    assert_eq!(read(&catalog), listing([1]));
+    catalog.update(&host("alpha"), vec![(name.clone(), Change::Gone)]).unwrap();
+    assert!(pairs(&catalog, "inventory/alpha/").is_empty());
+}
+
+/// How many parts the pair speaks of.
+fn second_parts(catalog: &ConsulCatalog) -> usize {
+    let head = runtime::block_on(catalog.consul.get(&key(catalog, "inventory/alpha/tank/large"))).unwrap().0.unwrap();
+    match codec::decode(&head.value).unwrap() {
+        codec::Value::Parts(parts) => parts.count,
+        codec::Value::Whole(_) => 0,
+    }
+}
+
+#[test]
+fn many_datasets_are_written_in_transactions_that_consul_takes() {
+    let Some(catalog) = in_consul() else { return };
+    let datasets: BTreeMap<DatasetName, DatasetInventory> =
+        (0..300).map(|n| (dataset(&format!("tank/d {n}:x")), listing(1..40))).collect();
+    catalog.replace_host(&host("alpha"), at(0), datasets.clone().into_iter().collect()).unwrap();
+    let found = catalog.host(&host("alpha")).unwrap().unwrap();
+    assert_eq!((found.observed, found.datasets), (Some(at(0)), datasets));
+    catalog.replace_host(&host("alpha"), at(1), listed([1])).unwrap();
+    assert_eq!(catalog.host(&host("alpha")).unwrap().unwrap().datasets.len(), 1);
+}
+
+/// The engine acts on nothing of a host that was not observed.
+fn observed(catalog: &ConsulCatalog) -> Option<DateTime<Utc>> {
+    catalog.inventory().unwrap().hosts.get(&host("alpha")).and_then(|host| host.observed)
+}
+
+#[test]
+fn what_strangers_did_puts_the_host_in_doubt_until_it_is_listed_again() {
+    type Damage = (&'static str, fn(&ConsulCatalog));
+    let damages: [Damage; 8] = [
+        ("a dataset's pair is deleted", |c| {
+            runtime::block_on(c.consul.delete_tree(&key(c, "inventory/alpha/tank/a"))).unwrap();
+        }),
+        ("all of the host's datasets are deleted", |c| {
+            runtime::block_on(c.consul.delete_tree(&key(c, "inventory/alpha"))).unwrap();
+        }),
+        ("the generation is deleted", |c| {
+            runtime::block_on(c.consul.delete_tree(&key(c, "generation/alpha"))).unwrap();
+        }),
+        ("everything is deleted", |c| runtime::block_on(c.consul.delete_tree(&c.root)).unwrap()),
+        ("a pair is overwritten", |c| {
+            by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value: b"hello".to_vec() });
+        }),
+        ("a pair is overwritten with a valid one", |c| {
+            let value = codec::encode(&Dataset::default());
+            by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value });
+        }),
+        ("a pair is added", |c| by_hand(c, Op::Set { key: key(c, "inventory/alpha/no@dataset%"), value: Vec::new() })),
+        ("the generation is overwritten", |c| {
+            by_hand(c, Op::Set { key: key(c, "generation/alpha"), value: b"{".to_vec() });
+        }),
+    ];
+    for (what, damage) in damages {
+        let Some(catalog) = in_consul() else { return };
+        let both = || vec![(dataset("tank/a"), listing(1..4)), (dataset("tank/b"), listing(1..4))];
+        catalog.replace_host(&host("alpha"), at(0), both()).unwrap();
+        assert_eq!(observed(&catalog), Some(at(0)), "{what}");
+        damage(&catalog);
+        // A stray part harms nobody: nothing refers to it.
+        if what != "a pair is added" {
+            assert_eq!(observed(&catalog), None, "{what}");
+            let (wanted, mut since) = (all(&["alpha"]), Generations::new());
+            assert!(catalog.published(&wanted, &mut since).unwrap().unwrap().whole.is_empty(), "{what}");
+            // An order's outcome does not make it whole.
+            catalog.update(&host("alpha"), vec![(dataset("tank/a"), Change::Taken(snapshot(9)))]).unwrap();
+            assert_eq!(observed(&catalog), None, "{what}, then an order");
+        }
+        catalog.replace_host(&host("alpha"), at(1), both()).unwrap();
+        let found = catalog.host(&host("alpha")).unwrap().unwrap();
+        assert_eq!((found.observed, found.datasets), (Some(at(1)), both().into_iter().collect()), "{what}");
+        assert_eq!(pairs(&catalog, "inventory/alpha/").len(), 2, "{what}");
+    }
+}
+
+#[test]
+fn two_who_write_at_once_lose_nothing_of_each_other() {
+    let Some(catalog) = in_consul() else { return };
+    catalog.replace_host(&host("alpha"), at(0), listed([])).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4_u64 {
+            let catalog = ConsulCatalog::new(catalog.consul.clone(), catalog.root());
+            scope.spawn(move || {
+                for n in 0..8 {
+                    let taken = Change::Taken(snapshot(writer * 100 + n));
+                    // Two of them write the same dataset.
+                    let name = dataset(&format!("tank/{}", writer % 2));
+                    while catalog.update(&host("alpha"), vec![(name.clone(), taken.clone())]).is_err() {}
+                }
+            });
+        }
+    });
+    let found = catalog.host(&host("alpha")).unwrap().unwrap();
+    assert_eq!(found.observed, Some(at(0)));
+    let counts: Vec<usize> = found.datasets.values().map(|dataset| dataset.snapshots.len()).collect();
+    assert_eq!(counts, [16, 16, 0]);
+}
+
+#[test]
+fn a_listing_from_before_somebody_elses_writing_is_not_written() {
+    let Some(catalog) = in_consul() else { return };
+    catalog.replace_host(&host("alpha"), at(0), listed([1])).unwrap();
+    let before = runtime::block_on(catalog.generation(&host("alpha"))).unwrap();
+    put(&catalog, "alpha", "tank/a", [1, 2]);
+    let old: BTreeMap<_, _> = listed([1]).into_iter().collect();
+    let tried = runtime::block_on(catalog.replace_if(&host("alpha"), before, at(1), &old));
+    assert!(!tried.unwrap());
+    let change = [(dataset("tank/a"), Change::Listed(listing([1])))];
+    assert!(!runtime::block_on(catalog.update_if(&host("alpha"), before, &change)).unwrap());
+    let now = runtime::block_on(catalog.generation(&host("alpha"))).unwrap();
+    assert!(runtime::block_on(catalog.update_if(&host("alpha"), now, &change)).unwrap());
+}
+
+#[test]
+fn the_history_is_bounded_and_read_by_no_pass() {
+    let Some(catalog) = in_consul() else { return };
+    catalog.replace_host(&host("alpha"), at(0), listed(1..1500)).unwrap();
+    let deleted = Marks { deleted: true, ..Marks::default() };
+    let gone = |n: u64| (dataset("tank/a"), Change::Mark { guid: Guid(n), marks: deleted, at: at(n as i64) });
+    catalog.update(&host("alpha"), (1..1400).map(gone).collect()).unwrap();
+    let history = catalog.destroyed(5000).unwrap();
+    assert_eq!(history.len(), 1000);
+    assert_eq!(history[0].record.name.as_str(), "BACKUP_1399");
+    let found = catalog.host(&host("alpha")).unwrap().unwrap();
+    assert_eq!(found.datasets[&dataset("tank/a")].snapshots.len(), 100);
+}
