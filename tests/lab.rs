@@ -87,6 +87,7 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
         .spawn()
         .unwrap_or_else(|error| panic!("cannot run {}: {error}", lab.display()));
     let (mut results, mut shown, mut survived) = (BTreeMap::new(), String::new(), Vec::new());
+    let mut failed = Vec::new();
     let show = |text: &mut String| {
         std::io::stderr().write_all(text.as_bytes()).ok();
         text.clear();
@@ -98,15 +99,18 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
         if let Some(case) = line.trim_start().strip_prefix("SURVIVED ") {
             survived.push(case.to_owned());
         }
+        if let Some(check) = line.trim_start().strip_prefix("FAILED ") {
+            failed.push(check.to_owned());
+        }
         if let Some(result) = line.strip_prefix("LAB-SCENARIO ") {
             let mut words = result.split(' ');
             if let (Some(name), Some(ended)) = (words.next(), words.next()) {
                 let ended = match missing(name, &std::mem::take(&mut survived)) {
-                    case if ended != "ok" || case.is_none() => ended.to_owned(),
-                    case => {
-                        format!("it did not show {:?}, which the README says is survived", case.unwrap_or_default())
-                    }
+                    _ if ended != "ok" => format!("{ended}: {:?}", failed),
+                    None => ended.to_owned(),
+                    Some(case) => format!("it did not show {case:?}, which the README says is survived"),
                 };
+                failed.clear();
                 results.insert(name.to_owned(), ended);
             }
             show(&mut shown);
@@ -186,6 +190,7 @@ scenarios!(
     divergence,
     divergence_consul,
     extras,
+    few,
     glance,
     least_privilege,
     lineage,
