@@ -17,7 +17,7 @@ use zsync::config::{parse_local, parse_policy};
 use zsync::model::{Action, DatasetName, HostName};
 use zsync::policy::Policy;
 use zsync::runtime;
-use zsync::zfs::ErrorKind;
+use zsync::zfs::{ErrorKind, Zfs};
 use zsync::zfs::fake::Fake;
 
 /// A fleet: alpha directs and is its own agent, the others are reached over loopback.
@@ -249,4 +249,40 @@ fn every_outcome_is_in_the_catalog() {
     assert!(recorded.iter().any(|o| o.action == Action::SendSnapshot && o.bytes > 0));
     let known = fleet.world.catalog().inventory().unwrap();
     assert_eq!(known.hosts.len(), 3);
+}
+
+#[test]
+fn datasets_that_are_far_behind_take_one_stream_each() {
+    const DATASETS: usize = 20;
+    const BEHIND: usize = 300;
+    let mut fleet = Fleet::new();
+    let names: Vec<DatasetName> = (0..DATASETS).map(|n| ds(&format!("tank/data/{n}"))).collect();
+    names.iter().for_each(|name| fleet.pools["alpha"].create(name));
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/data", "recursive": true,
+             "sync": { "prefix": "S", "creation": "@hourly", "sync_on": ["beta"], "sync_dataset": "pool/copy" } }"#,
+    );
+    assert!(fleet.pass(&policy).is_success());
+    for _ in 0..BEHIND {
+        fleet.now += TimeDelta::hours(1);
+        let alpha = &fleet.pools["alpha"];
+        alpha.set_now(fleet.now);
+        names.iter().for_each(|name| alpha.write(name, 1000));
+        let snapshot = fleet.now.format("S_%F_%T").to_string().parse().unwrap();
+        runtime::block_on(alpha.snapshot(&names, &snapshot)).unwrap();
+    }
+    let before = fleet.pools["beta"].calls().len();
+    let report = fleet.pass(&policy);
+    assert!(report.is_success(), "{report:?}");
+    let received = |call: &&String| call.starts_with("receive") && call.contains("pool/copy/");
+    assert_eq!(fleet.pools["beta"].calls()[before..].iter().filter(received).count(), DATASETS);
+    for name in &names {
+        let copy = ds(&format!("pool/copy/{}", name.as_str().rsplit('/').next().unwrap()));
+        let guids = |host, of| {
+            let found = fleet.pools[host].dataset(of).unwrap();
+            found.snapshots.iter().map(|s| s.guid).collect::<Vec<_>>()
+        };
+        assert_eq!(guids("beta", &copy), guids("alpha", name));
+        assert_eq!(guids("beta", &copy).len(), BEHIND + 1);
+    }
 }
