@@ -196,7 +196,7 @@ impl<Z: Zfs> Receiving<Z> {
             // What is created inherits encryption from the nearest one above it.
             None => {
                 let above: Vec<DatasetName> = std::iter::successors(dataset.parent(), DatasetName::parent).collect();
-                let listed = self.zfs.list(&above, Depth::Only).await?;
+                let listed = self.zfs.list(&above, Depth::Bare).await?;
                 let nearest = listed.iter().max_by_key(|(name, _)| name.as_str().len());
                 nearest.is_some_and(|(_, inventory)| inventory.encrypted)
             }
@@ -249,14 +249,24 @@ impl<Z: Zfs> Receiving<Z> {
     }
 
     /// Verifies what came by listing it: neither a zero exit status alone is a success nor another one alone a
-    /// failure (a mount may fail after everything arrived).
+    /// failure (a mount may fail after everything arrived). `before` is the dataset as it was then.
     pub async fn verify(
         &self,
         dataset: &DatasetName,
         incoming: &Incoming,
+        before: Option<&DatasetInventory>,
         ended: Result<(), StepError>,
     ) -> Result<Option<DatasetInventory>, StepError> {
-        let mut found = self.look(dataset).await?;
+        let mut found = match before {
+            // An increment that came in one piece adds snapshots and leaves the rest as it was.
+            Some(before) if ended.is_ok() && incoming.create.is_none() && before.resume_token.is_none() => {
+                let now = self.zfs.snapshots(dataset).await?;
+                now.map(|(snapshots, bookmarks)| {
+                    DatasetInventory { snapshots, bookmarks, written: Some(0), ..before.clone() }
+                })
+            }
+            _ => self.look(dataset).await?,
+        };
         let newest = found.as_ref().and_then(DatasetInventory::newest);
         let arrived = match incoming.guid {
             Some(guid) => newest.is_some_and(|s| s.guid == guid),
@@ -342,7 +352,7 @@ impl<Z: Zfs> Receiving<Z> {
         if newer.is_empty() {
             log::warn!("{dataset} was written to and is rolled back to @{}, as the policy allows", common.name);
         } else {
-            self.destroy_newer(order, common, newer).await?;
+            self.destroy_newer(order, &found, common, newer).await?;
         }
         // Cursors of what is gone: ZFS rolls back over no bookmark, and no others may go.
         for cursor in found.bookmarks.iter().filter(|b| b.createtxg > common.createtxg && marks::is_cursor(&b.name)) {
@@ -355,13 +365,14 @@ impl<Z: Zfs> Receiving<Z> {
     async fn destroy_newer(
         &self,
         order: &OrderToSlave,
+        found: &DatasetInventory,
         common: &Snapshot,
         newer: &[Snapshot],
     ) -> Result<(), StepError> {
         let dataset = &order.dest_dataset;
         let names = newer.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
         // The newest of them may have our own hold: it goes over to the common one, which is never without.
-        self.settle(dataset, &sender(order), common.guid).await?;
+        self.settle(dataset, found, &sender(order), common.guid).await?;
         log::warn!("{dataset} is rolled back to @{}, which destroys {names}, as the policy allows", common.name);
         let named = |s: &Snapshot| Named { name: s.name.clone(), guid: s.guid };
         let victims: Vec<Named> = newer.iter().map(named).collect();
@@ -469,12 +480,26 @@ impl<Z: Zfs> Receiving<Z> {
 
     /// Holds the newest common snapshot for its source, then releases what was held of it before: there is always one
     /// hold. What other sources held, or this one under another name, is left over from before: it has one source.
-    pub async fn settle(&self, dataset: &DatasetName, from: &Target, guid: Guid) -> Result<(), ZfsError> {
-        let Some(inventory) = self.look(dataset).await? else { return Ok(()) };
+    ///
+    /// `inventory` is the dataset as it is now.
+    pub async fn settle(
+        &self,
+        dataset: &DatasetName,
+        inventory: &DatasetInventory,
+        from: &Target,
+        guid: Guid,
+    ) -> Result<(), ZfsError> {
         let Some(common) = inventory.by_guid(guid) else { return Ok(()) };
-        let tag = marks::received(from);
-        let holds = self.received_holds(dataset, &inventory).await?;
-        let ours = (common.name.clone(), tag);
+        let ours = (common.name.clone(), marks::received(from));
+        let mut held = inventory.snapshots.iter().filter(|s| s.userrefs > 0);
+        let holds = match (held.next(), held.next()) {
+            // As every transfer leaves it: the one before is held, once, and this very hold is to go. If it is another
+            // one after all, it stays, and is seen beside ours at the next transfer.
+            (Some(before), None) if before.userrefs == 1 && before.guid != guid => {
+                vec![(before.name.clone(), ours.1.clone())]
+            }
+            _ => self.received_holds(dataset, inventory).await?,
+        };
         if !holds.contains(&ours) {
             self.zfs.hold(&ours.1, dataset, std::slice::from_ref(&ours.0)).await?;
         }

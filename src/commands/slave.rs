@@ -116,6 +116,8 @@ impl<Z: Zfs> Slave<Z> {
             }
         };
         let found = alive_while(conn, &none, self.look(&order)).await?;
+        // The dataset as it was last seen.
+        let mut last = found.as_ref().ok().and_then(|(found, _)| found.clone());
         if !tell(conn, found).await? {
             return Ok(());
         }
@@ -131,7 +133,7 @@ impl<Z: Zfs> Slave<Z> {
                     let overwrite = overwrite && order.rollback_if_needed;
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties };
                     let (_underway, received) = (self.tally.begin(), Counter::default());
-                    let result = self.receive(conn, &order, &incoming, &received).await;
+                    let result = self.receive(conn, &order, &incoming, last.as_ref(), &received).await;
                     self.tally.ended("receive", matches!(result, Ok(Ok(_))), received.get());
                     let result = result?;
                     came |= result.is_ok();
@@ -153,11 +155,14 @@ impl<Z: Zfs> Slave<Z> {
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
-                    let settled = match guid {
-                        Some(guid) => {
-                            alive_while(conn, &none, self.receiving.settle(dataset, &sender(&order), guid)).await?
+                    // Nothing more is received: the next one's stream may begin.
+                    drop(slot);
+                    let settled = match (guid, &last) {
+                        (Some(guid), Some(last)) => {
+                            let from = sender(&order);
+                            alive_while(conn, &none, self.receiving.settle(dataset, last, &from, guid)).await?
                         }
-                        None => Ok(()),
+                        _ => Ok(()),
                     };
                     let settled = match settled {
                         Ok(()) if came => alive_while(conn, &none, self.receiving.arrived(&order)).await?,
@@ -167,7 +172,7 @@ impl<Z: Zfs> Slave<Z> {
                     for dataset in std::mem::take(changed) {
                         alive_while(conn, &none, self.publish(&dataset)).await?;
                     }
-                    drop((claim, slot));
+                    drop(claim);
                     return conn.say(&finished(&order, status, settled)).await;
                 }
             };
@@ -184,6 +189,7 @@ impl<Z: Zfs> Slave<Z> {
                 Some(found) => Ok((found, None)),
                 None => alive_while(conn, &none, self.look(&order)).await?,
             };
+            last = found.as_ref().ok().and_then(|(found, _)| found.clone());
             if !tell(conn, found).await? {
                 return Ok(());
             }
@@ -203,6 +209,7 @@ impl<Z: Zfs> Slave<Z> {
         conn: &mut Conn,
         order: &OrderToSlave,
         incoming: &Incoming,
+        before: Option<&DatasetInventory>,
         counter: &Counter,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
@@ -254,7 +261,7 @@ impl<Z: Zfs> Slave<Z> {
                 self.give_up(conn, order, early).await?.map(drop)
             }
         };
-        Ok(alive_while(conn, counter, self.receiving.verify(dataset, incoming, ended)).await?.map(Some))
+        Ok(alive_while(conn, counter, self.receiving.verify(dataset, incoming, before, ended)).await?.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.

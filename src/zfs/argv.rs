@@ -34,7 +34,7 @@ pub fn version() -> Vec<String> {
 pub fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     let mut argv = words(&["list", "-Hp", "-t", "filesystem,volume", "-o", DATASET_COLUMNS]);
     argv.extend(words(match depth {
-        Depth::Only => &["-d", "0"],
+        Depth::Only | Depth::Bare => &["-d", "0"],
         Depth::Recursive => &["-r"],
     }));
     argv.extend(roots.iter().map(ToString::to_string));
@@ -46,7 +46,7 @@ pub fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> {
 pub fn list_snapshots(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     let mut argv = words(&["list", "-Hp", "-t", "snapshot,bookmark", "-o", SNAPSHOT_COLUMNS]);
     argv.extend(words(match depth {
-        Depth::Only => &["-d", "1"],
+        Depth::Only | Depth::Bare => &["-d", "1"],
         Depth::Recursive => &["-r"],
     }));
     argv.extend(roots.iter().map(ToString::to_string));
@@ -142,6 +142,19 @@ pub fn holds(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
 pub fn bookmark(dataset: &DatasetName, snapshot: &SnapName, bookmark: &SnapName) -> Vec<String> {
     vec!["bookmark".to_owned(), dataset.at(snapshot), format!("{dataset}#{bookmark}")]
 }
+
+/// Makes bookmarks of snapshots of one pool: the script is [`BOOKMARKS`], on standard input.
+#[must_use]
+pub fn bookmarks(pool: &str, wanted: &[(DatasetName, Named, SnapName)]) -> Vec<String> {
+    let mut argv = words(&["program", "-j", pool, "-"]);
+    argv.extend(wanted.iter().flat_map(|(dataset, of, bookmark)| {
+        [dataset.at(&of.name), format!("={}", of.guid.0.cast_signed()), format!("{dataset}#{bookmark}")]
+    }));
+    argv
+}
+
+/// What [`bookmarks`] runs; see zfs-program(8).
+pub const BOOKMARKS: &str = include_str!("bookmark.lua");
 
 /// Lists one bookmark.
 #[must_use]

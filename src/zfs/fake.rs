@@ -172,9 +172,18 @@ impl ZfsRead for Fake {
                 let held = state.holds.iter().filter(|(d, n, _)| d == name && *n == snapshot.name).count();
                 snapshot.userrefs = u32::try_from(held).unwrap_or(u32::MAX);
             }
+            if depth == Depth::Bare {
+                inventory.snapshots.clear();
+                inventory.bookmarks.clear();
+            }
             listed.push((name.clone(), inventory));
         }
         Ok(listed)
+    }
+
+    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<(Vec<Snapshot>, Vec<Bookmark>)>, ZfsError> {
+        let listed = self.list(std::slice::from_ref(dataset), Depth::Only).await?;
+        Ok(listed.into_iter().next().map(|(_, found)| (found.snapshots, found.bookmarks)))
     }
 
     async fn cloned(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<SnapName>, ZfsError> {

@@ -18,7 +18,7 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 
 use std::collections::BTreeMap;
 
-use crate::model::{Counter, DatasetInventory, DatasetName, Guid, SendFlags, SnapName, Snapshot};
+use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, Guid, SendFlags, SnapName, Snapshot};
 pub use error::{ErrorKind, ZfsError};
 
 /// How far below the named datasets a listing goes.
@@ -28,6 +28,8 @@ pub enum Depth {
     Only,
     /// They and everything below.
     Recursive,
+    /// The datasets themselves, without their snapshots and bookmarks.
+    Bare,
 }
 
 /// Where a send starts from.
@@ -142,6 +144,13 @@ pub type Listed = (DatasetName, DatasetInventory);
 pub trait ZfsRead: Send + Sync + 'static {
     /// Lists datasets with their snapshots and bookmarks. Roots that do not exist are left out.
     fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
+
+    /// Lists the snapshots and bookmarks of one dataset, oldest first: half of what [`list`](Self::list) costs. `None`
+    /// where the dataset does not exist.
+    fn snapshots(
+        &self,
+        dataset: &DatasetName,
+    ) -> impl Future<Output = Result<Option<(Vec<Snapshot>, Vec<Bookmark>)>, ZfsError>> + Send;
 
     /// Which of these snapshots of one dataset have clones.
     fn cloned(

@@ -200,19 +200,37 @@ pub fn properties(output: &[u8]) -> Result<BTreeMap<String, String>, Bad> {
     Ok(all.into_iter().collect())
 }
 
-/// Reads what the script that destroys says: one word for each snapshot, or none at all where it did not begin.
-pub fn fates(output: &[u8], count: usize) -> Result<Vec<Fate>, Bad> {
+/// Reads what a script says: one word for each of so many things, or none at all where it did not begin.
+fn words_of_script(output: &[u8], count: usize) -> Result<Vec<String>, Bad> {
     #[derive(serde::Deserialize)]
     struct Said {
         #[serde(rename = "return")]
-        fates: BTreeMap<String, String>,
+        words: BTreeMap<String, String>,
     }
-    let said: Said = serde_json::from_slice(output).map_err(|e| e.to_string())?;
-    if said.fates.is_empty() {
+    let mut said: Said = serde_json::from_slice(output).map_err(|e| e.to_string())?;
+    if said.words.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut word = |number: usize| said.words.remove(&number.to_string()).ok_or(number);
+    (1..=count).map(&mut word).collect::<Result<_, _>>().map_err(|number| format!("it says nothing of number {number}"))
+}
+
+/// Reads what the script that makes bookmarks says: whether each was made.
+pub fn bookmarked(output: &[u8], count: usize) -> Result<Vec<bool>, Bad> {
+    let words = words_of_script(output, count)?;
+    if words.len() != count {
+        return Err("it says nothing".into());
+    }
+    Ok(words.iter().map(|word| word == "made").collect())
+}
+
+/// Reads what the script that destroys says.
+pub fn fates(output: &[u8], count: usize) -> Result<Vec<Fate>, Bad> {
+    let words = words_of_script(output, count)?;
+    if words.is_empty() {
         return Ok(vec![Fate::Spared; count]);
     }
-    let fate = |number: usize| {
-        let word = said.fates.get(&number.to_string()).ok_or_else(|| format!("it says nothing of number {number}"))?;
+    let fate = |word: String| {
         Ok(match word.as_str() {
             "destroyed" => Fate::Destroyed,
             "gone" => Fate::Gone,
@@ -226,7 +244,7 @@ pub fn fates(output: &[u8], count: usize) -> Result<Vec<Fate>, Bad> {
             },
         })
     };
-    (1..=count).map(fate).collect()
+    words.into_iter().map(fate).collect()
 }
 
 /// Reads the output of `zfs holds -H`: name, tag, time (a tag may hold anything but a tab).

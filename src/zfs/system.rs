@@ -1,6 +1,9 @@
 //! The real ZFS: runs the `zfs` command.
 
 mod by_name;
+mod copy;
+mod grouped;
+mod together;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,14 +15,15 @@ use std::time::Duration;
 
 use async_process::Command;
 use futures_lite::{AsyncWriteExt, future};
-use rustix::pipe::PipeFlags;
 
-use super::pipe::{pump, widen};
+use self::grouped::{NewBookmark, NoScripts};
+use self::together::Together;
+use super::pipe::widen;
 use super::{
     Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs, ZfsError,
     ZfsRead, argv, parse,
 };
-use crate::model::{Counter, DatasetName, SnapName, Snapshot};
+use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
 use crate::process::{self, Process, Running};
 use crate::runtime;
 
@@ -34,13 +38,23 @@ pub struct System {
     program: PathBuf,
     deadline: Duration,
     running: Running,
+    lists: Together<Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
+    bookmarks: Together<NewBookmark, bool>,
+    no_scripts: NoScripts,
 }
 
 impl System {
     /// Uses this program; `zfs` alone is looked up in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
-        Self { program: program.to_owned(), deadline: Duration::from_secs(600), running: Running::default() }
+        Self {
+            program: program.to_owned(),
+            deadline: Duration::from_secs(600),
+            running: Running::default(),
+            lists: Together::default(),
+            bookmarks: Together::default(),
+            no_scripts: NoScripts::default(),
+        }
     }
 
     fn command(&self, argv: &[String]) -> Command {
@@ -188,6 +202,15 @@ impl System {
         Ok(output.stdout)
     }
 
+    /// Lists by two processes side by side; `roots` are not empty.
+    async fn list_now(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
+        let (of_datasets, of_snapshots) = (argv::list_datasets(roots, depth), argv::list_snapshots(roots, depth));
+        let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_snapshots)).await;
+        let datasets = parse::datasets(&datasets?).map_err(|bad| self.unreadable(&of_datasets, bad))?;
+        let rows = parse::snapshots(&snapshots?).map_err(|bad| self.unreadable(&of_snapshots, bad))?;
+        Ok(parse::join(datasets, rows))
+    }
+
     fn child_end(&self, argv: Vec<String>, child: Process) -> super::End {
         let this = self.clone();
         Box::pin(async move {
@@ -222,11 +245,25 @@ impl ZfsRead for System {
             // Without a name `zfs list` would show every pool of the machine.
             return Ok(Vec::new());
         }
-        let (of_datasets, of_snapshots) = (argv::list_datasets(roots, depth), argv::list_snapshots(roots, depth));
-        let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_snapshots)).await;
-        let datasets = parse::datasets(&datasets?).map_err(|bad| self.unreadable(&of_datasets, bad))?;
-        let rows = parse::snapshots(&snapshots?).map_err(|bad| self.unreadable(&of_snapshots, bad))?;
-        Ok(parse::join(datasets, rows))
+        match depth {
+            Depth::Only => self.list_grouped(roots).await,
+            Depth::Recursive => self.list_now(roots, depth).await,
+            Depth::Bare => {
+                let argv = argv::list_datasets(roots, depth);
+                parse::datasets(&self.listing(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
+            }
+        }
+    }
+
+    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<(Vec<Snapshot>, Vec<Bookmark>)>, ZfsError> {
+        let argv = argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only);
+        let output = match self.run(&argv).await {
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
+            output => output?,
+        };
+        let rows = parse::snapshots(&output).map_err(|bad| self.unreadable(&argv, bad))?;
+        let alone = vec![(dataset.clone(), DatasetInventory::default())];
+        Ok(parse::join(alone, rows).into_iter().next().map(|(_, found)| (found.snapshots, found.bookmarks)))
     }
 
     async fn cloned(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<SnapName>, ZfsError> {
@@ -375,6 +412,9 @@ impl Zfs for System {
     }
 
     async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
+        if self.bookmark_grouped((dataset.clone(), snapshot.clone(), bookmark.clone())).await {
+            return Ok(());
+        }
         let argv = argv::bookmark(dataset, &snapshot.name, bookmark);
         let Err(exists) = self.run(&argv).await else { return Ok(()) };
         if exists.kind != ErrorKind::Exists {
@@ -475,39 +515,7 @@ impl Zfs for System {
         counter: &Counter,
         stall: Duration,
     ) -> Result<(), ZfsError> {
-        let (send_argv, receive_argv) = (argv::send(send), argv::receive(receive));
-        let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|e| self.not_run(&send_argv, &e.into()));
-        let ((out_read, out_write), (in_read, in_write)) = (pipe()?, pipe()?);
-        widen(&out_read);
-        widen(&in_write);
-        let receiver = self.spawn(&receive_argv, self.command(&receive_argv).stdin(Stdio::from(in_read)))?;
-        let sender = self.spawn(&send_argv, self.command(&send_argv).stdout(Stdio::from(out_write)))?;
-        let stuck = || ZfsError {
-            kind: ErrorKind::Pool,
-            command: format!("{} | {}", self.shown(&send_argv), self.shown(&receive_argv)),
-            status: format!("no byte for {} (stall_timeout)", humantime::format_duration(stall)),
-            stderr: "is a pool suspended? see zpool status".into(),
-        };
-        let stuck = stuck();
-        let counted = counter.clone();
-        // Ends when either child ends; both pipes are closed with it, so that the other child ends too.
-        let pumped = runtime::blocking(move || pump(&out_read, &in_write, &counted));
-        let ends = future::zip(self.child_end(send_argv, sender), self.child_end(receive_argv, receiver));
-        let copied = async { Some(future::zip(pumped, ends).await.1) };
-        let stalled = async {
-            runtime::stalled(stall, || counter.get()).await;
-            None
-        };
-        // Stalled, both are dropped and so killed.
-        let Some((sent, received)) = future::or(copied, stalled).await else { return Err(stuck) };
-        match (sent, received) {
-            (Ok(()), Ok(())) => Ok(()),
-            // The receiver breaks off when the sender fails, and the other way round: the one that did not merely
-            // see its stream end tells more.
-            (Err(sent), Err(received)) if received.kind == ErrorKind::Stream => Err(sent),
-            (_, Err(received)) => Err(received),
-            (Err(sent), Ok(())) => Err(sent),
-        }
+        self.copy_here(send, receive, counter, stall).await
     }
 }
 

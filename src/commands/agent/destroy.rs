@@ -73,7 +73,8 @@ pub(super) struct Judged {
     pub(super) stayed: Vec<String>,
 }
 
-/// Judges what an order names of one dataset. What is gone already is neither going nor staying.
+/// Judges what an order names of one dataset. What is gone already is neither going nor staying; what has clones, ZFS
+/// itself leaves out.
 pub(super) async fn judge(
     zfs: &impl ZfsRead,
     dataset: &DatasetName,
@@ -99,20 +100,7 @@ pub(super) async fn judge(
             None => judged.going.push(Named { name: snapshot.name.clone(), guid: snapshot.guid }),
         }
     }
-    let names = judged.names();
-    if !names.is_empty() {
-        // ZFS refuses to destroy what has clones, and the whole list with it.
-        let cloned = zfs.cloned(dataset, &names).await?;
-        judged.stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
-        judged.going.retain(|s| !cloned.contains(&s.name));
-    }
     Ok(judged)
-}
-
-impl Judged {
-    pub(super) fn names(&self) -> Vec<SnapName> {
-        self.going.iter().map(|s| s.name.clone()).collect()
-    }
 }
 
 impl<Z: Zfs> Agent<Z> {

@@ -6,7 +6,7 @@ use super::destroy::{Judged, judge, wanted};
 use super::send::{errand, named};
 use super::{Agent, Failure, Success};
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
-use crate::model::{DatasetInventory, DatasetName, Guid, Marks, ResponseStatus, SendFlags, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, Marks, ResponseStatus, SendFlags, SnapName, Snapshot};
 use crate::wire::DirectorsOrder;
 use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs, ZfsError, ZfsRead};
 
@@ -32,10 +32,15 @@ impl<Z: Zfs> Agent<Z> {
         let (mut estimate, mut all_stayed) = (Some(0u64), Vec::new());
         for (dataset, wanted) in wanted(order)? {
             self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-            let judged = judge(&*self.zfs, &dataset, &wanted, order).await?;
-            let names = judged.names();
-            let Judged { going: _, guards: _, stayed } = judged;
+            let Judged { going, guards: _, stayed } = judge(&*self.zfs, &dataset, &wanted, order).await?;
             all_stayed.extend(stayed);
+            let mut names: Vec<SnapName> = going.into_iter().map(|s| s.name).collect();
+            if !names.is_empty() {
+                // ZFS gives no size for a list of which one cannot go.
+                let cloned = self.zfs.cloned(&dataset, &names).await?;
+                all_stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
+                names.retain(|name| !cloned.contains(name));
+            }
             if !names.is_empty() {
                 let size = self.zfs.size_of_destroy(&dataset, &names).await?;
                 estimate = estimate.zip(size).map(|(all, size)| all.saturating_add(size));

@@ -1,15 +1,25 @@
 //! What a transfer leaves in ZFS on the source: holds while it runs, a cursor when it has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use super::send::Job;
+use super::send::{Course, Job};
 use super::{Agent, Failure};
 use crate::commands::marks;
 use crate::model::{DatasetInventory, Guid, SnapName};
+use crate::runtime;
 use crate::zfs::{Named, Zfs};
 
 fn held(ours: &DatasetInventory) -> Vec<SnapName> {
     ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect()
+}
+
+/// Waits until what is being held is. What cannot be is told: the transfer goes on without.
+async fn held_now(job: &Job, course: &mut Course) {
+    let Some(holding) = course.holding.take() else { return };
+    if let Err(error) = holding.await {
+        log::warn!("{}: should the transfer break off, it may have to begin anew: {error}", job.dataset);
+    }
 }
 
 impl<Z: Zfs> Agent<Z> {
@@ -35,13 +45,39 @@ impl<Z: Zfs> Agent<Z> {
         Ok(())
     }
 
+    /// Begins to hold what the stream under way needs, unless that is so already.
+    pub(super) fn begin_to_hold(&self, job: &Job, course: &mut Course) {
+        let names = std::mem::take(&mut course.needed);
+        if names.is_empty() {
+            return;
+        }
+        // Noted first: of several, some may be held when that fails.
+        course.held.extend(names.iter().cloned());
+        let (zfs, tag, dataset) = (Arc::clone(&self.zfs), marks::sending(&job.to), job.dataset.clone());
+        let before = course.holding.take();
+        course.holding = Some(runtime::spawn(async move {
+            if let Some(before) = before {
+                before.await?;
+            }
+            zfs.hold(&tag, &dataset, &names).await
+        }));
+    }
+
+    /// Has what a stream needs held from now on: it may be gone on with, or nobody knows.
+    pub(super) async fn keep(&self, job: &Job, course: &mut Course) {
+        self.begin_to_hold(job, course);
+        held_now(job, course).await;
+    }
+
     /// Releases what this order held, and what earlier ones that broke off left held.
     pub(super) async fn release(
         &self,
         job: &Job,
         ours: &DatasetInventory,
-        mut of_order: BTreeSet<SnapName>,
+        course: &mut Course,
     ) -> Result<(), Failure> {
+        held_now(job, course).await;
+        let mut of_order = std::mem::take(&mut course.held);
         let tag = marks::sending(&job.to);
         let left = self.zfs.holds(&job.dataset, &held(ours)).await?.into_iter().filter(|(_, t)| *t == tag);
         of_order.extend(left.map(|(name, _)| name));

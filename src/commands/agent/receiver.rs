@@ -42,6 +42,8 @@ pub(super) struct Local<Z> {
     receiving: Receiving<Z>,
     order: OrderToSlave,
     place: Place,
+    /// The dataset as it was last seen.
+    last: Found,
     claim: Claim,
     slot: Slot,
 }
@@ -73,6 +75,29 @@ pub(super) type Found = Option<DatasetInventory>;
 
 /// How a step ended, and what is there now.
 pub(super) type Ended<T = ()> = (Result<T, StepError>, Found);
+
+/// A dataset of this host that nobody else receives into, and a place among the receives.
+pub(super) struct Berth {
+    claim: Claim,
+    slot: Slot,
+}
+
+impl Berth {
+    /// Claims a dataset of this host, before it is looked at.
+    pub(super) async fn claim<Z: Zfs>(
+        receiving: &Receiving<Z>,
+        host: &HostName,
+        dataset: &DatasetName,
+        since: DateTime<Utc>,
+    ) -> Result<Self, Failure> {
+        let claim = receiving.open(host, None, dataset).map_err(|not_open| {
+            let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
+            Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
+        })?;
+        let slot = receiving.slots.take(since).await.map_err(|limit| Failure::no_slot("max_receives", limit))?;
+        Ok(Self { claim, slot })
+    }
+}
 
 impl<Z: Zfs> Receiver<Z> {
     /// What is to be known of the place, besides what is there.
@@ -107,19 +132,16 @@ impl<Z: Zfs> Receiver<Z> {
         Ok((Self::Remote(Box::new(remote)), found))
     }
 
-    /// Receives on this host, and gives what it has.
+    /// Receives on this host, into what was claimed and looked at.
     pub(super) async fn local(
         receiving: &Receiving<Z>,
         order: OrderToSlave,
-        since: DateTime<Utc>,
+        berth: Berth,
+        found: Found,
     ) -> Result<(Self, Found), Failure> {
-        let claim = receiving.open(&order.source, None, &order.dest_dataset).map_err(|not_open| {
-            let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
-            Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
-        })?;
-        let slot = receiving.slots.take(since).await.map_err(|limit| Failure::no_slot("max_receives", limit))?;
-        let mut local = Local { receiving: receiving.clone(), order, place: Place::default(), claim, slot };
-        let found = local.look().await?;
+        let place = receiving.place(&order, found.as_ref()).await?;
+        let Berth { claim, slot } = berth;
+        let local = Local { receiving: receiving.clone(), order, place, last: found.clone(), claim, slot };
         Ok((Self::Local(Box::new(local)), found))
     }
 
@@ -144,10 +166,12 @@ impl<Z: Zfs> Receiver<Z> {
                         .map_err(StepError::from),
                     Err(error) => Err(error),
                 };
-                match local.receiving.verify(&dataset, incoming, ended).await {
-                    Ok(found) => Ok((Ok(()), found)),
-                    Err(error) => Ok((Err(error), local.receiving.look(&dataset).await?)),
-                }
+                let (result, found) = match local.receiving.verify(&dataset, incoming, local.last.as_ref(), ended).await {
+                    Ok(found) => (Ok(()), found),
+                    Err(error) => (Err(error), local.receiving.look(&dataset).await?),
+                };
+                local.last.clone_from(&found);
+                Ok((result, found))
             }
         }
     }
@@ -219,13 +243,15 @@ impl<Z: Zfs> Receiver<Z> {
                 Err(Failure { status: response.status, reason: response.error, temporary: response.temporary })
             }
             Self::Local(local) => {
-                if let Some(guid) = guid {
-                    local.receiving.settle(&local.order.dest_dataset, &sender(&local.order), guid).await?;
+                // Nothing more is received: the next one's stream may begin.
+                drop(local.slot);
+                if let (Some(guid), Some(last)) = (guid, &local.last) {
+                    local.receiving.settle(&local.order.dest_dataset, last, &sender(&local.order), guid).await?;
                 }
                 if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
                     local.receiving.arrived(&local.order).await?;
                 }
-                drop((local.claim, local.slot));
+                drop(local.claim);
                 Ok(())
             }
         }
@@ -237,6 +263,7 @@ impl<Z: Zfs> Local<Z> {
     async fn look(&mut self) -> Result<Found, Failure> {
         let found = self.receiving.look(&self.order.dest_dataset).await?;
         self.place = self.receiving.place(&self.order, found.as_ref()).await?;
+        self.last.clone_from(&found);
         Ok(found)
     }
 }

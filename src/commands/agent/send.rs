@@ -10,14 +10,13 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::receiver::{Ended, Found, Receiver};
+use super::receiver::{Berth, Ended, Found, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::divergence::{Allowed, Trouble};
 use crate::actions::lineage;
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
 use crate::clock;
 use crate::commands::busy::Claim;
-use crate::commands::marks;
 use crate::commands::receiving::Incoming;
 use crate::commands::slots::Slot;
 use crate::model::{
@@ -27,13 +26,15 @@ use crate::policy::Target;
 use crate::runtime;
 use crate::transport::tcp::Dial;
 use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
-use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
+use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs, ZfsError};
 
 /// The port of slaves.
 pub const SLAVE_PORT: u16 = 7722;
 
-/// For how long a stream goes before it is found out how long it will be.
-const MEASURED_AFTER: Duration = Duration::from_secs(1);
+/// From when on a stream is one that takes time: what it needs is held, and it is found out how long it will be. ZFS itself
+/// keeps what it sends for as long as it does; a hold is for going on later with what broke off. Of a stream that is over
+/// in a moment nothing is left to go on with.
+const TAKES_TIME: Duration = Duration::from_secs(2);
 /// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
 /// that have to be planned again.
 const MOST_STREAMS: usize = 8;
@@ -66,8 +67,12 @@ pub(super) struct Course {
     pub(super) rolled_back: bool,
     pub(super) set_aside: bool,
     resumed: bool,
-    /// What this order holds on the source.
-    held: BTreeSet<SnapName>,
+    /// What the stream that is under way needs on the source.
+    pub(super) needed: Vec<SnapName>,
+    /// What this order holds on the source, or is about to.
+    pub(super) held: BTreeSet<SnapName>,
+    /// The hold that is being made: never left in the midst, for then it would come after it was released.
+    pub(super) holding: Option<runtime::JoinHandle<Result<(), ZfsError>>>,
     /// What the director should be told of an order that ended well.
     pub(super) remarks: Vec<String>,
 }
@@ -80,7 +85,9 @@ impl Course {
             rolled_back: false,
             set_aside: false,
             resumed: false,
+            needed: Vec::new(),
             held: BTreeSet::new(),
+            holding: None,
             remarks: Vec::new(),
         }
     }
@@ -123,14 +130,19 @@ impl<Z: Zfs> Agent<Z> {
             let slot = self.sends.take(since).await;
             kept.slot = Some(slot.map_err(|limit| Failure::no_slot("max_sends", limit))?);
         }
-        let ours = self.ours(&source).await?;
-        let target = named(&source, &ours, id)?.clone();
-        if to.host == self.host && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
+        let is_here = to.host == self.host;
+        if is_here && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             return Err(Failure::refused(format!(
                 "{source} cannot be sent into {}: one contains the other",
                 to.dataset
             )));
         }
+        let berth = match is_here {
+            true => Some(Berth::claim(&self.receiving, &self.host, &to.dataset, since).await?),
+            false => None,
+        };
+        let (ours, found) = self.sides(&source, is_here.then_some(&to.dataset)).await?;
+        let target = named(&source, &ours, id)?.clone();
         let allowed = Allowed {
             rollback: order.rollback_if_needed,
             may_destroy: order.rollback_may_destroy,
@@ -156,8 +168,8 @@ impl<Z: Zfs> Agent<Z> {
             renamed_from: order.renamed_from.clone(),
             oldest_unsent: order.oldest_unsent,
         };
-        let (mut receiver, mut theirs) = if to.host == self.host {
-            Receiver::local(&self.receiving, to_slave, since).await?
+        let (mut receiver, mut theirs) = if let Some(berth) = berth {
+            Receiver::local(&self.receiving, to_slave, berth, found).await?
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
             let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
@@ -170,7 +182,7 @@ impl<Z: Zfs> Agent<Z> {
         if theirs.is_none() {
             theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
         }
-        self.transfer(&job, receiver, ours, theirs, course, desk).await
+        self.transfer(&job, receiver, ours, theirs, course, desk, kept).await
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
@@ -207,10 +219,20 @@ impl<Z: Zfs> Agent<Z> {
 
     /// A dataset as it is now.
     async fn ours(&self, dataset: &DatasetName) -> Result<DatasetInventory, Failure> {
+        Ok(self.sides(dataset, None).await?.0)
+    }
+
+    /// A dataset as it is now, and another one of this host beside it.
+    async fn sides(
+        &self,
+        dataset: &DatasetName,
+        other: Option<&DatasetName>,
+    ) -> Result<(DatasetInventory, Found), Failure> {
         self.local.permission_to_send(dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-        let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
-        let found = listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory);
-        found.ok_or_else(|| Failure::refused(format!("{dataset} does not exist")))
+        let names: Vec<DatasetName> = [Some(dataset), other].into_iter().flatten().cloned().collect();
+        let mut listed: BTreeMap<_, _> = self.zfs.list(&names, Depth::Only).await?.into_iter().collect();
+        let ours = listed.remove(dataset).ok_or_else(|| Failure::refused(format!("{dataset} does not exist")))?;
+        Ok((ours, other.and_then(|other| listed.remove(other))))
     }
 
     async fn transfer(
@@ -221,6 +243,7 @@ impl<Z: Zfs> Agent<Z> {
         mut theirs: Found,
         mut course: Course,
         desk: &Desk,
+        kept: &mut Kept,
     ) -> Result<Success, Failure> {
         self.release_leftovers(job, &ours).await?;
         let ended = loop {
@@ -242,28 +265,35 @@ impl<Z: Zfs> Agent<Z> {
             self.break_off(job, receiver, &ours, &theirs, course, &failure).await;
             return Err(failure);
         }
+        // No stream comes after these: the next order's may begin.
+        kept.slot = None;
         let status = course.status;
         let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
-        let settled = receiver.finish(status, common).await;
         // A full pool has no room for a bookmark. The holds are released all the same: what they keep is what pruning
         // would free, and the common snapshot stays without a cursor.
-        let moved = match common {
-            Some(guid) => self.move_cursor(job, &ours, guid).await,
-            None => Ok(()),
+        let moving = async {
+            match common {
+                Some(guid) => self.move_cursor(job, &ours, guid).await,
+                None => Ok(()),
+            }
         };
-        let mut remarks = course.remarks;
+        // Side by side: each waits for a transaction group of its own pool.
+        let (settled, moved) = future::zip(receiver.finish(status, common), moving).await;
+        let mut remarks = std::mem::take(&mut course.remarks);
         match settled {
             Ok(()) => {
-                self.release(job, &ours, course.held).await?;
+                self.release(job, &ours, &mut course).await?;
                 moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
             }
             // It arrived, that was verified. The source keeps its holds until the next transfer puts things right.
             Err(failure) if failure.status == ResponseStatus::Unreachable => {
+                self.keep(job, &mut course).await;
                 let lost = format!("it arrived, but the end of the conversation was lost: {}", failure.reason);
                 log::warn!("{}: {lost}", job.dataset);
                 remarks.push(lost);
             }
             Err(failure) => {
+                self.keep(job, &mut course).await;
                 let reason = format!("it arrived, but not all is well there: {}", failure.reason);
                 return Err(Failure { reason, ..failure });
             }
@@ -279,15 +309,17 @@ impl<Z: Zfs> Agent<Z> {
         receiver: Receiver<Z>,
         ours: &DatasetInventory,
         theirs: &Found,
-        course: Course,
+        mut course: Course,
         failure: &Failure,
     ) {
         if failure.status == ResponseStatus::Unreachable {
+            self.keep(job, &mut course).await;
             return;
         }
         receiver.leave(failure.status).await;
-        let goes_on = theirs.as_ref().is_some_and(|theirs| theirs.resume_token.is_some());
-        if !goes_on && let Err(left) = self.release(job, ours, course.held).await {
+        if theirs.as_ref().is_some_and(|theirs| theirs.resume_token.is_some()) {
+            self.keep(job, &mut course).await;
+        } else if let Err(left) = self.release(job, ours, &mut course).await {
             log::warn!("{}: holds of the failed transfer are left: {}", job.dataset, left.reason);
         }
     }
@@ -356,10 +388,7 @@ impl<Z: Zfs> Agent<Z> {
             Ok(flags) => flags,
             Err(flip) => return self.resolve(job, receiver, theirs, &flip.into(), course).await.map(Some),
         };
-        let needed: Vec<SnapName> = base.into_iter().chain([to.name.clone()]).collect();
-        // Noted first: of several, some may be held when that fails.
-        course.held.extend(needed.iter().cloned());
-        self.zfs.hold(&marks::sending(&job.to), &job.dataset, &needed).await?;
+        course.needed = base.into_iter().chain([to.name.clone()]).collect();
         let properties =
             if receiver.place().wants_properties { self.zfs.properties(&job.dataset).await? } else { BTreeMap::new() };
         let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, flags };
@@ -375,7 +404,7 @@ impl<Z: Zfs> Agent<Z> {
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         course.sends(status);
         let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter);
-        let (result, now) = self.measured(&spec, desk, received).await?;
+        let (result, now) = self.beside(job, &spec, course, desk, received).await?;
         match (result, now.as_ref().and_then(Trouble::written)) {
             // Written to since its newest snapshot: only the policy may say that this does not matter.
             (Err(error), Some(written)) if error.status == ResponseStatus::WasWritten => {
@@ -386,12 +415,20 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Finds out beside the work how much there is to send, so that who looks on may tell how long it takes. What is
-    /// done in a moment is not measured: that would take as long again.
-    async fn measured<T>(&self, spec: &SendSpec, desk: &Desk, work: impl Future<Output = T>) -> T {
+    /// Has what a stream needs held once it takes time, and finds out how much there is to send, so that who looks on may
+    /// tell how long it takes.
+    async fn beside<T>(
+        &self,
+        job: &Job,
+        spec: &SendSpec,
+        course: &mut Course,
+        desk: &Desk,
+        work: impl Future<Output = T>,
+    ) -> T {
         let before = desk.counter.get();
-        let measuring = async {
-            runtime::sleep(MEASURED_AFTER).await;
+        let beside = async {
+            runtime::sleep(TAKES_TIME).await;
+            self.begin_to_hold(job, course);
             match self.zfs.size_of_send(spec).await {
                 Ok(Some(size)) => {
                     // What was sent before this stream counts, too.
@@ -403,7 +440,7 @@ impl<Z: Zfs> Agent<Z> {
             }
             future::pending().await
         };
-        future::or(work, measuring).await
+        future::or(work, beside).await
     }
 
     /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
@@ -449,7 +486,7 @@ impl<Z: Zfs> Agent<Z> {
         };
         let spec = SendSpec::Resume { token };
         let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter);
-        let (result, now) = self.measured(&spec, desk, received).await?;
+        let (result, now) = self.beside(job, &spec, course, desk, received).await?;
         match result {
             Ok(()) => {
                 // There may be another one later in this transfer.

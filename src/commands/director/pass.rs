@@ -31,7 +31,7 @@ use crate::zfs::Zfs;
 /// How many hosts are looked at, and entries worked on, at once.
 pub(super) const SIDE_BY_SIDE: usize = 64;
 /// How many datasets of one entry are sent or pruned at once.
-const DATASETS_AT_ONCE: usize = 4;
+const DATASETS_AT_ONCE: usize = 8;
 
 /// What a pass did.
 #[derive(Debug)]
