@@ -27,7 +27,7 @@ use zsync::config::{parse_local, parse_policy};
 use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SnapName};
 use zsync::runtime;
 use zsync::transport::tls::{certificate, certificates_in};
-use zsync::wire::codec::{Conn, StreamEnd};
+use zsync::wire::codec::{Conn, LARGEST_FRAME, StreamEnd};
 use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs::fake::Fake;
 use zsync::zfs::parse;
@@ -307,6 +307,10 @@ fn lines_and_frames() {
     let mut seeds = corpus("orders");
     seeds.push(b"\0\0\0\x03abc\xff\xff\xff\xff\0\0\0\x01x\0\0\0\0{\"IsSuccess\":true}\n".to_vec());
     seeds.push(b"a\nb\n\nc".to_vec());
+    // Compressed: what is read of it in the end is longer than what came.
+    let packed = zstd::bulk::compress(&b"zsync ".repeat(5000), 3).unwrap();
+    let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
+    seeds.push([&b"\0\0\0\x03abc"[..], &length, &packed, &length, &packed, b"\0\0\0\0{\"IsSuccess\":true}\n"].concat());
     fuzz("lines and frames", &seeds, |bytes| {
         let lines = bytes.split(|b| *b == b'\n').count();
         runtime::block_on(async {
@@ -317,11 +321,12 @@ fn lines_and_frames() {
                 heard += 1;
             }
             assert!(heard <= lines);
-            let (mut framed, mut frame, mut length) = (conn(bytes), Vec::new(), 0);
+            let (mut framed, mut frame, mut frames) = (conn(bytes), Vec::new(), 0);
             while let Ok(true) = framed.hear_frame(&mut frame).await {
-                length += 4 + frame.len();
+                assert!((1..=LARGEST_FRAME).contains(&frame.len()));
+                frames += 1;
             }
-            assert!(length <= bytes.len());
+            assert!(5 * frames <= bytes.len());
         });
     });
 }
@@ -447,6 +452,10 @@ fn conversations_with_a_slave() {
     let length = u32::try_from(stream.len()).unwrap().to_be_bytes();
     let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
     seeds.push([&seeds[1][..], &length, stream, end].concat());
+    // The same, compressed.
+    let packed = zstd::bulk::compress(stream, 3).unwrap();
+    let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
+    seeds.push([&seeds[1][..], &length, &packed, end].concat());
     let mut count = 0u32;
     fuzz("conversations with a slave", &seeds, |bytes| {
         converse(&slave, bytes);

@@ -18,8 +18,8 @@ use zsync::model::{
 };
 use zsync::runtime;
 use zsync::transport::tcp::{Dial, Listener};
-use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, WireError};
-use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Response, Step};
+use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
+use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
 use zsync::zfs::fake::Fake;
 use zsync::zfs::{self, Zfs};
 
@@ -64,13 +64,17 @@ struct Pair {
 
 impl Pair {
     fn new() -> Self {
+        Self::with(r#"{ "local_datasets": [ { "name": "tank" } ] }"#)
+    }
+
+    /// With this `local.json` of the source.
+    fn with(source: &str) -> Self {
         let (alpha, beta) = (Fake::new(1), Fake::new(2));
         alpha.create(&ds("tank"));
         alpha.create(&ds("tank/data"));
         beta.create(&ds("pool"));
         let local = |text: &str| Arc::new(parse_local("local.json", text).unwrap());
-        let source = local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#);
-        let source = Arc::new(Local { stall_timeout: PATIENCE, ..Local::clone(&source) });
+        let source = Arc::new(Local { stall_timeout: PATIENCE, ..Local::clone(&local(source)) });
         let destination = local(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#);
         let host: HostName = "alpha".parse().unwrap();
         let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
@@ -641,7 +645,7 @@ fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(1 << 30);
-        let sent = conn.send_stream(&mut source, &counter).await.unwrap();
+        let sent = conn.send_stream(&mut source, Way::default(), &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
         sent
     });
@@ -664,7 +668,7 @@ fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(32 << 20);
-        let sent = conn.send_stream(&mut source, &counter).await.unwrap();
+        let sent = conn.send_stream(&mut source, Way::default(), &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: true, error: String::new() }).await.unwrap();
         sent
     });
@@ -677,8 +681,122 @@ fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
     let (mut conn, peer) = streaming();
     let mut source = futures_lite::io::repeat(7).take(1 << 30);
     let began = Instant::now();
-    let error = runtime::block_on(conn.send_stream(&mut source, &Counter::default())).unwrap_err();
+    let error = runtime::block_on(conn.send_stream(&mut source, Way::default(), &Counter::default())).unwrap_err();
     assert!(matches!(error, WireError::Silent { .. }), "{error}");
     assert!(began.elapsed() < HANGS);
     drop(peer);
+}
+
+const COMPRESSING: &str = r#"{ "compression": { "beta": "zstd:1" }, "local_datasets": [ { "name": "tank" } ] }"#;
+
+/// The lengths of a stream's frames, and whether each is compressed; that the end is told comes after them.
+fn lengths(lines: &mut impl BufRead) -> Vec<(u32, bool)> {
+    let mut all = Vec::new();
+    loop {
+        let mut length = [0; 4];
+        lines.read_exact(&mut length).unwrap();
+        let said = u32::from_be_bytes(length);
+        if said == 0 {
+            let end: Option<StreamEnd> = hear(lines);
+            assert!(end.unwrap().is_success);
+            return all;
+        }
+        if said != u32::MAX {
+            let length = said & !(1 << 31);
+            std::io::copy(&mut lines.by_ref().take(length.into()), &mut std::io::sink()).unwrap();
+            all.push((length, said & 1 << 31 != 0));
+        }
+    }
+}
+
+#[test]
+fn a_compressed_stream_arrives() {
+    let pair = Pair::with(COMPRESSING);
+    assert_eq!(pair.offer().2.place.map(|place| place.takes_zstd), Some(true));
+    let taken: Vec<Guid> = (0..40).map(|n| pair.take(&format!("S_{n}")).guid).collect();
+    let response = pair.send_when_free(taken[39]);
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(pair.copy(), Some(taken));
+}
+
+#[test]
+fn an_older_slave_gets_a_stream_as_it_is_and_a_newer_one_compressed() {
+    for newer in [false, true] {
+        let pair = Pair::with(COMPRESSING);
+        let taken: Vec<Snapshot> = (0..40).map(|n| pair.take(&format!("S_{n}"))).collect();
+        let (told, lengths_of) = std::sync::mpsc::channel();
+        let slave = slave_by_hand(move |mut stream, mut lines| {
+            let place = newer.then(|| Place { takes_zstd: true, ..Place::default() });
+            say(&mut stream, &ListUuids { place, ..absent() });
+            let step: Option<Step> = hear(&mut lines);
+            assert!(matches!(step, Some(Step::Receive { .. })), "{step:?}");
+            told.send(lengths(&mut lines)).unwrap();
+        });
+        // It ends here, which is another test's affair.
+        assert!(!pair.send(taken[39].guid, slave).is_success);
+        let frames = lengths_of.recv_timeout(HANGS).unwrap();
+        assert!(!frames.is_empty() && frames.iter().all(|(_, packed)| *packed == newer), "{newer}: {frames:?}");
+    }
+}
+
+#[test]
+fn a_host_that_compresses_nothing_sends_to_a_newer_slave_as_ever() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let (told, lengths_of) = std::sync::mpsc::channel();
+    let slave = slave_by_hand(move |mut stream, mut lines| {
+        let place = Some(Place { takes_zstd: true, ..Place::default() });
+        say(&mut stream, &ListUuids { place, ..absent() });
+        let _step: Option<Step> = hear(&mut lines);
+        told.send(lengths(&mut lines)).unwrap();
+    });
+    assert!(!pair.send(first.guid, slave).is_success);
+    assert!(lengths_of.recv_timeout(HANGS).unwrap().iter().all(|(_, packed)| !packed));
+}
+
+#[test]
+fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    for frame in [&b"\x80\0\0\0"[..], b"\x80\0\0\x04what", b"\x80\x10\0\x01"] {
+        let (mut stream, mut lines) = pair.offer_when_free();
+        let line = r#"{"Step":"receive","Status":8,"Guid":"7","SnapshotName":"S_1","Create":"filesystem"}"#;
+        stream.write_all(format!("{line}\n").as_bytes()).unwrap();
+        stream.write_all(frame).unwrap();
+        let answer: Response = hear(&mut lines).unwrap();
+        assert!(!answer.is_success && answer.error.contains("is damaged"), "{answer:?}");
+        assert_eq!(pair.copy(), None);
+    }
+    assert!(pair.send_when_free(first.guid).is_success);
+}
+
+#[test]
+fn a_compressed_stream_can_be_refused_amidst_it() {
+    let (mut conn, mut peer) = streaming();
+    let by_hand = std::thread::spawn(move || {
+        let mut lines = BufReader::new(peer.try_clone().unwrap());
+        let mut length = [0; 4];
+        lines.read_exact(&mut length).unwrap();
+        let length = u32::from_be_bytes(length) & !(1 << 31);
+        std::io::copy(&mut lines.by_ref().take(length.into()), &mut std::io::sink()).unwrap();
+        say(&mut peer, &Alive { alive: 0, refused: true });
+        loop {
+            let mut length = [0; 4];
+            lines.read_exact(&mut length).unwrap();
+            match u32::from_be_bytes(length) & !(1 << 31) {
+                0 => return hear::<StreamEnd>(&mut lines).unwrap(),
+                some => std::io::copy(&mut lines.by_ref().take(some.into()), &mut std::io::sink()).unwrap(),
+            };
+        }
+    });
+    let counter = Counter::default();
+    let sent = runtime::block_on(async {
+        let mut source = futures_lite::io::repeat(7).take(1 << 40);
+        let way = Way { zstd: Some(1), ..Way::default() };
+        let sent = conn.send_stream(&mut source, way, &counter).await.unwrap();
+        conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
+        sent
+    });
+    assert_eq!(sent, Sent::Refused);
+    assert_eq!(by_hand.join().unwrap().error, "refused");
 }

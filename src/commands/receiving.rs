@@ -206,7 +206,7 @@ impl<Z: Zfs> Receiving<Z> {
             _ => false,
         };
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
-        Ok(Place { encrypts, wants_properties, has_origin })
+        Ok(Place { encrypts, wants_properties, has_origin, ..Place::default() })
     }
 
     /// The name here of the snapshot that a clone is to be made of, if it is there and the sender may know of it.

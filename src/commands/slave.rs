@@ -200,7 +200,7 @@ impl<Z: Zfs> Slave<Z> {
     async fn look(&self, order: &OrderToSlave) -> Result<(Found, Option<Place>), ZfsError> {
         let found = self.receiving.look(&order.dest_dataset).await?;
         let place = self.receiving.place(order, found.as_ref()).await?;
-        Ok((found, Some(place)))
+        Ok((found, Some(Place { takes_zstd: true, ..place })))
     }
 
     /// Receives one stream; the outer error ends the conversation, the inner one only the step.

@@ -1,28 +1,21 @@
 //! Keeps what is sent to other hosts within the limits that are in force, at every moment anew: a window that begins
 //! or ends, and a configuration that is read again, count amidst a transfer.
 
-use std::future::Future;
-use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
-
-use chrono::{DateTime, Utc};
-use futures_lite::io::AsyncRead;
 
 use crate::clock;
 use crate::model::HostName;
 use crate::policy::{Bandwidth, Rate};
 use crate::runtime;
+use crate::wire::codec::{Pace, Wait};
+use chrono::{DateTime, Utc};
 
 /// What was not used in a pause may be made up for at once, so far.
 const BURST: Duration = Duration::from_millis(100);
 /// How many pieces a second a limited stream has: each is waited for before the next, so that limits hold soon.
 const PIECES: u64 = 8;
 const LEAST_PIECE: u64 = 4 << 10;
-
-type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Time, as a throttle sees it.
 trait Time: Send + Sync {
@@ -101,16 +94,16 @@ impl Throttle {
         }
     }
 
-    /// A stream to a host, no faster than may be.
-    pub fn slow<R>(self: &Arc<Self>, stream: R, to: &HostName) -> Throttled<R> {
-        Throttled { stream, throttle: Arc::clone(self), to: to.clone(), wait: None }
+    /// How fast streams to a host may go out.
+    pub fn towards<'a>(&'a self, to: &'a HostName) -> impl Pace + 'a {
+        Towards { throttle: self, to }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How much may be read at once; `None` where there is no limit.
+    /// How much may go out at once; `None` where there is no limit.
     fn piece(&self, to: &HostName) -> Option<usize> {
         let state = self.state();
         let least = state.bandwidth.in_force(to, self.time.now()).map(|(_, rate)| rate).min()?;
@@ -130,37 +123,35 @@ impl Throttle {
     }
 }
 
-/// A stream that is read no faster than its throttle allows. Reading may be broken off at any point, nothing is lost.
-pub struct Throttled<R> {
-    stream: R,
-    throttle: Arc<Throttle>,
-    to: HostName,
-    wait: Option<Wait>,
+/// How fast streams to one host may go out: what is on the wire counts.
+struct Towards<'a> {
+    throttle: &'a Throttle,
+    to: &'a HostName,
 }
 
-impl<R: AsyncRead + Unpin> AsyncRead for Throttled<R> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-        let this = &mut *self;
-        if let Some(wait) = &mut this.wait {
-            ready!(wait.as_mut().poll(cx));
-            this.wait = None;
-        }
-        let piece = this.throttle.piece(&this.to).unwrap_or(into.len()).min(into.len());
-        let read = ready!(Pin::new(&mut this.stream).poll_read(cx, &mut into[..piece]))?;
-        let wait = this.throttle.charge(&this.to, read);
-        this.wait = (!wait.is_zero()).then(|| this.throttle.time.sleep(wait));
-        Poll::Ready(Ok(read))
+impl Pace for Towards<'_> {
+    fn at_once(&self) -> Option<usize> {
+        self.throttle.piece(self.to)
+    }
+
+    fn went_out(&self, bytes: usize) -> Option<Wait> {
+        let wait = self.throttle.charge(self.to, bytes);
+        (!wait.is_zero()).then(|| self.throttle.time.sleep(wait))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use futures_lite::io::{AsyncReadExt, Cursor};
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use futures_lite::io::{AsyncRead, Cursor};
 
     use super::*;
     use crate::model::Counter;
     use crate::policy::Limit;
-    use crate::wire::codec::{Conn, Sent};
+    use crate::wire::codec::{Conn, Sent, Way};
 
     /// Time that passes only by waiting.
     #[derive(Clone)]
@@ -206,13 +197,18 @@ mod tests {
     }
 
     /// Sends so many bytes over a connection in memory; gives how long that took.
-    fn send(throttle: &Arc<Throttle>, time: &Waited, to: &str, bytes: usize) -> f64 {
+    fn send(throttle: &Throttle, time: &Waited, to: &str, bytes: usize) -> f64 {
+        send_packed(throttle, time, to, bytes, None)
+    }
+
+    fn send_packed(throttle: &Throttle, time: &Waited, to: &str, bytes: usize, zstd: Option<i32>) -> f64 {
         let before = time.elapsed();
         let counter = Counter::default();
         runtime::block_on(async {
             let mut conn = Conn::new(Box::new(Silence), Box::new(Cursor::new(Vec::new())), "peer".into());
-            let mut stream = throttle.slow(Cursor::new(vec![7; bytes]), &host(to));
-            assert_eq!(conn.send_stream(&mut stream, &counter).await.unwrap(), Sent::All);
+            let (to, mut stream) = (host(to), Cursor::new(vec![7; bytes]));
+            let way = Way { pace: Some(&throttle.towards(&to)), zstd };
+            assert_eq!(conn.send_stream(&mut stream, way, &counter).await.unwrap(), Sent::All);
         });
         assert_eq!(counter.get(), bytes as u64);
         (time.elapsed() - before).as_secs_f64()
@@ -264,27 +260,37 @@ mod tests {
     fn limits_that_are_read_again_count_amidst_a_transfer() {
         let time = Waited::from("2026-11-23T12:00:00Z");
         let throttle = Throttle::with_time(limits([limit("100kB/s", None, None)]), Box::new(time.clone()));
-        let mut stream = throttle.slow(Cursor::new(vec![7; 1_100_000]), &host("beta"));
-        runtime::block_on(async {
-            stream.read_exact(&mut vec![0; 100_000]).await.unwrap();
-            throttle.set(limits([limit("1MB/s", None, None)]));
-            stream.read_exact(&mut vec![0; 1_000_000]).await.unwrap();
-        });
+        let to = host("beta");
+        let pace = throttle.towards(&to);
+        let pass = |bytes: usize| {
+            let piece = pace.at_once().unwrap();
+            for _ in 0..bytes / piece {
+                drop(pace.went_out(piece));
+            }
+        };
+        pass(100_000);
+        throttle.set(limits([limit("1MB/s", None, None)]));
+        pass(1_000_000);
         assert!(about(time.elapsed().as_secs_f64(), 2.0), "{:?}", time.elapsed());
+    }
+
+    #[test]
+    fn of_a_compressed_stream_the_limit_counts_what_is_on_the_wire() {
+        let time = Waited::from("2026-11-23T12:00:00Z");
+        let throttle = Throttle::with_time(limits([limit("1MB/s", None, None)]), Box::new(time.clone()));
+        let took = send_packed(&throttle, &time, "beta", 100_000_000, Some(1));
+        assert!(took < 2.0, "{took}");
     }
 
     #[test]
     fn transfers_share_a_limit() {
         let time = Waited::from("2026-11-23T12:00:00Z");
         let throttle = Throttle::with_time(limits([limit("1MB/s", None, None)]), Box::new(time.clone()));
-        let mut streams = ["beta", "gamma"].map(|to| throttle.slow(Cursor::new(vec![7; 500_000]), &host(to)));
-        runtime::block_on(async {
-            for _ in 0..5 {
-                for stream in &mut streams {
-                    stream.read_exact(&mut vec![0; 100_000]).await.unwrap();
-                }
+        for _ in 0..50 {
+            for to in ["beta", "gamma"] {
+                drop(throttle.towards(&host(to)).went_out(10_000));
             }
-        });
+        }
         assert!(about(time.elapsed().as_secs_f64(), 1.0), "{:?}", time.elapsed());
     }
 }

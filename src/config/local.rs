@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::address::Address;
 use super::bandwidth::bandwidth;
+use super::compression::compression;
 use super::hooks::{Hooks, hooks};
 use super::json::{Document, Node, Object};
 use super::problem::ConfigError;
@@ -15,8 +16,7 @@ use super::quantity::{count, duration};
 use super::server::skip_schema;
 use super::tls::tls;
 use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
-use crate::policy::Bandwidth;
-use crate::policy::ConsulConfig;
+use crate::policy::{Bandwidth, Compression, ConsulConfig};
 
 /// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
 /// busy while one of them waits for its pool.
@@ -52,6 +52,8 @@ pub struct Local {
     pub stall_timeout: Duration,
     /// How much is sent to other hosts, and when.
     pub bandwidth: Bandwidth,
+    /// How streams to other hosts are compressed.
+    pub compression: Compression,
     /// The entries, each covering its dataset and what is below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -355,6 +357,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
         .map_or(Some(DEFAULT_STALL_TIMEOUT), |node| duration(&node, "a duration as in \"10m\"", STALL_TIMEOUT_BOUNDS));
     let consul = object.get("consul").map(|node| super::consul::consul(&node, true));
     let bandwidth = bandwidth(&mut object);
+    let compression = object.get("compression").map_or(Some(Compression::Off), |node| compression(&node));
     let tls_node = object.get("tls");
     let tls = tls_node.as_ref().map_or(Some(None), |node| tls(node).map(Some));
     let directors = object.get("directors").and_then(|node| directors(&node, tls_node.is_some())).unwrap_or_default();
@@ -385,6 +388,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
         stall_timeout: stall_timeout?,
         consul: consul.flatten(),
         bandwidth: bandwidth?,
+        compression: compression?,
         datasets,
     })
 }

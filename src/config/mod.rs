@@ -6,6 +6,7 @@
 mod address;
 mod bandwidth;
 mod check;
+mod compression;
 mod consul;
 mod hooks;
 mod json;

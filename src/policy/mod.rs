@@ -4,6 +4,7 @@
 //! Nothing here performs I/O or reads a clock.
 
 pub mod bandwidth;
+pub mod compression;
 pub mod consul;
 mod exclude;
 pub mod retention;
@@ -18,6 +19,7 @@ use chrono_tz::Tz;
 
 use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
 pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
+pub use compression::{Compression, CompressionError, Zstd};
 pub use consul::{ConsulConfig, Secret};
 pub use exclude::Exclude;
 pub use retention::{Retention, RetentionError};

@@ -156,6 +156,9 @@ pub struct Place {
     /// Whether the order's `CloneOf` is there, and may be cloned.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub has_origin: bool,
+    /// Whether frames may be compressed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub takes_zstd: bool,
 }
 
 /// The newest snapshot that a dataset has in common with another one.

@@ -13,10 +13,10 @@ use crate::commands::slots::Slot;
 use crate::commands::throttle::Throttle;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus};
-use crate::policy::Target;
+use crate::policy::{Target, Zstd};
 use crate::runtime;
 use crate::transport::tcp::{Dial, TransportError};
-use crate::wire::codec::{Conn, Sent, StreamEnd, WireError};
+use crate::wire::codec::{Conn, Sent, StreamEnd, Way, WireError};
 use crate::wire::{Alive, ListUuids, OrderToSlave, Place, Response, Step};
 use crate::zfs::{SendSpec, Zfs};
 
@@ -33,8 +33,16 @@ pub(super) struct Remote {
     conn: Conn,
     host: HostName,
     dataset: DatasetName,
-    throttle: Arc<Throttle>,
+    out: Outgoing,
     place: Place,
+}
+
+/// How streams to a slave go out, as this host's configuration says.
+pub(super) struct Outgoing {
+    /// How fast.
+    pub throttle: Arc<Throttle>,
+    /// How compressed, if at all.
+    pub compression: Option<Zstd>,
 }
 
 /// This host as a receiver.
@@ -114,7 +122,7 @@ impl<Z: Zfs> Receiver<Z> {
         dial: Dial<'_>,
         order: &OrderToSlave,
         stall: Duration,
-        throttle: &Arc<Throttle>,
+        out: Outgoing,
     ) -> Result<(Self, Found), Failure> {
         let mut conn = dial.connect().await.map_err(|error| {
             let silent = !matches!(error, TransportError::Tls { .. });
@@ -126,9 +134,13 @@ impl<Z: Zfs> Receiver<Z> {
         })?;
         conn.bear(stall);
         let Target { host, dataset } = to.clone();
-        let mut remote = Remote { conn, host, dataset, throttle: Arc::clone(throttle), place: Place::default() };
+        let mut remote = Remote { conn, host, dataset, out, place: Place::default() };
         remote.conn.say(order).await?;
         let found = remote.hear_listing().await?;
+        if let Some(compression) = remote.out.compression.filter(|_| !remote.place.takes_zstd) {
+            log::info!("{} does not take {compression} yet: streams go as they are", remote.conn.peer);
+            remote.out.compression = None;
+        }
         Ok((Self::Remote(Box::new(remote)), found))
     }
 
@@ -340,11 +352,15 @@ impl Remote {
         counter: &Counter,
     ) -> Result<Ended, Failure> {
         let stream = zfs.send(send).await?;
-        let mut data = self.throttle.slow(stream.data, &self.host);
+        let mut data = stream.data;
         let Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties } = incoming.clone();
         let step = Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties };
         self.conn.say(&step).await?;
-        let sent = self.conn.send_stream(&mut data, counter).await?;
+        let sent = {
+            let pace = self.out.throttle.towards(&self.host);
+            let way = Way { pace: Some(&pace), zstd: self.out.compression.map(Zstd::level) };
+            self.conn.send_stream(&mut *data, way, counter).await?
+        };
         // The read end goes first: a process that is blocked on a full pipe ends when the pipe does.
         drop(data);
         let ended: Result<(), StepError> = match sent {

@@ -6,11 +6,12 @@
 //! right by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future;
 
-use super::receiver::{Berth, Ended, Found, Receiver};
+use super::receiver::{Berth, Ended, Found, Outgoing, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::divergence::{Allowed, Trouble};
 use crate::actions::lineage;
@@ -173,7 +174,9 @@ impl<Z: Zfs> Agent<Z> {
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
             let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
-            Receiver::remote(&to, dial, &to_slave, self.local.stall_timeout, &self.throttle).await?
+            let out =
+                Outgoing { throttle: Arc::clone(&self.throttle), compression: self.local.compression.to(&to.host) };
+            Receiver::remote(&to, dial, &to_slave, self.local.stall_timeout, out).await?
         };
         let destinations =
             order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });

@@ -1,24 +1,22 @@
 //! Lines and frames on a connection, with a limit for every length and a deadline for every wait.
-//!
-//! A frame is a length (four bytes, big endian) and that many bytes. Length 0 ends the stream and is followed by
-//! one line, [`StreamEnd`]; length 0xFFFFFFFF says only that the sender is alive.
+
+mod pack;
+mod stream;
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use futures_lite::future;
 use futures_lite::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Alive, LONGEST_LINE, Response};
-use crate::model::{Counter, Identity};
+use self::pack::Unpacker;
+pub use self::stream::{LARGEST_FRAME, Pace, Sent, StreamEnd, Wait, Way};
+use super::{LONGEST_LINE, Response};
+use crate::model::Identity;
 use crate::runtime;
 
-/// What a frame carries at the most, in bytes: what a widened pipe gives in one read.
-pub const LARGEST_FRAME: usize = 1 << 20;
-const ALIVE: u32 = u32::MAX;
 /// What is read at once; longer frames are read straight into their place.
 const READ_AHEAD: usize = 16 * 1024;
 /// How many bytes of lines one conversation has at the most: the listing of some three million snapshots.
@@ -112,17 +110,6 @@ impl WireError {
     }
 }
 
-/// How a sender's process ended; the line after the last frame.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct StreamEnd {
-    /// Whether the stream is whole.
-    pub is_success: bool,
-    /// Why not.
-    #[serde(default)]
-    pub error: String,
-}
-
 /// What comes in, with the part of a line that was heard so far: hearing may be broken off at any point and taken up
 /// again, nothing is lost.
 struct Ear {
@@ -171,6 +158,8 @@ impl Ear {
 pub struct Conn {
     ear: Ear,
     writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// For frames that come compressed, from the first one on.
+    unpacker: Option<Box<Unpacker>>,
     /// Whom we talk to, for messages.
     pub peer: String,
     /// Who that has proven to be; `None` in plaintext.
@@ -179,31 +168,6 @@ pub struct Conn {
     pub patience: Duration,
     /// How long a stream may not move although the peer is alive.
     pub stall: Duration,
-}
-
-/// How sending a stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sent {
-    /// The source came to its end.
-    All,
-    /// The peer does not want the rest.
-    Refused,
-    /// The source gave nothing for too long.
-    Stalled,
-}
-
-/// What happens while a stream is sent.
-enum Event {
-    /// The source gave so much.
-    Read(io::Result<usize>),
-    /// The source gives nothing for now.
-    Idle,
-    /// The connection took so much.
-    Written(io::Result<usize>),
-    /// The peer spoke.
-    Heard(io::Result<Heard>),
-    /// The peer neither spoke nor took anything.
-    Silence,
 }
 
 impl Conn {
@@ -215,7 +179,7 @@ impl Conn {
         peer: String,
     ) -> Self {
         let ear = Ear { reader: BufReader::with_capacity(READ_AHEAD, reader), line: Vec::new(), heard: 0 };
-        Self { ear, writer, peer, identity: None, patience: SILENCE, stall: STALL }
+        Self { ear, writer, unpacker: None, peer, identity: None, patience: SILENCE, stall: STALL }
     }
 
     /// The same, with a peer that has proven who it is.
@@ -324,154 +288,6 @@ impl Conn {
         })
     }
 
-    /// Sends what `source` gives, frame by frame, until its end or until the peer does not want more.
-    /// The caller then says how it ended with [`Conn::end_stream`].
-    ///
-    /// A frame that was begun is finished whatever the peer says: what follows must stand where a frame may begin.
-    pub async fn send_stream(
-        &mut self,
-        source: &mut (dyn AsyncRead + Send + Unpin),
-        counter: &Counter,
-    ) -> Result<Sent, WireError> {
-        let mut frame = vec![0; 4 + LARGEST_FRAME];
-        let mut moved = Instant::now();
-        loop {
-            let ear = &mut self.ear;
-            let hearing = async { Event::Heard(ear.line().await) };
-            let reading = async {
-                let read = runtime::timeout(ALIVE_EVERY, source.read(&mut frame[4..])).await;
-                read.map_or(Event::Idle, Event::Read)
-            };
-            let length = match future::or(hearing, reading).await {
-                Event::Read(read) => read.map_err(|e| self.io(e))?,
-                Event::Heard(heard) => {
-                    if self.is_refusal(heard)? {
-                        return Ok(Sent::Refused);
-                    }
-                    continue;
-                }
-                Event::Idle | Event::Written(_) | Event::Silence => {
-                    if moved.elapsed() >= self.stall {
-                        return Ok(Sent::Stalled);
-                    }
-                    self.write_all(&ALIVE.to_be_bytes()).await?;
-                    continue;
-                }
-            };
-            if length == 0 {
-                return Ok(Sent::All);
-            }
-            frame[..4].copy_from_slice(&u32::try_from(length).unwrap_or(0).to_be_bytes());
-            let refused = self.write_heard(&frame[..4 + length]).await?;
-            counter.add(length as u64);
-            moved = Instant::now();
-            if refused {
-                return Ok(Sent::Refused);
-            }
-        }
-    }
-
-    /// Writes a frame while hearing what the peer says, which may be that it works although it takes nothing.
-    async fn write_heard(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
-        let mut refused = false;
-        let mut rest = bytes;
-        let mut moved = Instant::now();
-        while !rest.is_empty() {
-            if moved.elapsed() >= self.stall {
-                return Err(WireError::Stalled { peer: self.peer.clone(), gives: false, limit: self.stall });
-            }
-            let (ear, writer, patience) = (&mut self.ear, &mut self.writer, self.patience);
-            let writing = async { Event::Written(writer.write(rest).await) };
-            let hearing = async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
-            match future::or(writing, hearing).await {
-                Event::Written(Ok(0)) => return Err(self.closed()),
-                Event::Written(Ok(taken)) => {
-                    rest = &rest[taken..];
-                    moved = Instant::now();
-                }
-                Event::Written(Err(error)) => return Err(self.io(error)),
-                Event::Heard(heard) => refused |= self.is_refusal(heard)?,
-                Event::Silence | Event::Idle | Event::Read(_) => return Err(self.silent(patience)),
-            }
-        }
-        Ok(refused)
-    }
-
-    /// Whether the peer wants no more of the stream: it may also only have said that it is alive.
-    fn is_refusal(&self, heard: io::Result<Heard>) -> Result<bool, WireError> {
-        match heard.map_err(|e| self.io(e))? {
-            Heard::Line(line) => match self.understand::<Alive>(&line) {
-                Ok(alive) => Ok(alive.refused),
-                Err(error) => Err(self.last_words(&line, error)),
-            },
-            Heard::End => Err(self.closed()),
-            Heard::TooLong => Err(self.too_long()),
-            Heard::TooMuch => Err(self.too_much()),
-        }
-    }
-
-    /// Ends a stream.
-    pub async fn end_stream(&mut self, end: &StreamEnd) -> Result<(), WireError> {
-        self.write_all(&0u32.to_be_bytes()).await?;
-        self.say(end).await
-    }
-
-    /// Hears how the stream ended, after its last frame.
-    pub async fn hear_stream_end(&mut self) -> Result<StreamEnd, WireError> {
-        let line = self.hear_line(self.patience).await?.ok_or_else(|| self.closed())?;
-        self.understand(&line).map_err(|_| self.damaged("the line at its end is none"))
-    }
-
-    fn damaged(&self, reason: impl Into<String>) -> WireError {
-        WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
-    }
-
-    /// Hears the next frame into `buffer`: `false` at the end of the stream. After an error the buffer has what arrived
-    /// of the frame: data that need not travel again.
-    pub async fn hear_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
-        let length = match self.hear_length().await {
-            Ok(length) => length,
-            Err(error) => {
-                buffer.clear();
-                return Err(error);
-            }
-        };
-        // Not cleared: old bytes are overwritten.
-        buffer.resize(length, 0);
-        let mut filled = 0;
-        while filled < length {
-            match self.read_some(&mut buffer[filled..]).await {
-                Ok(read) => filled += read,
-                Err(error) => {
-                    buffer.truncate(filled);
-                    return Err(error);
-                }
-            }
-        }
-        Ok(length > 0)
-    }
-
-    /// Hears how long the next frame is that is more than a sign of life; 0 at the end of the stream.
-    async fn hear_length(&mut self) -> Result<usize, WireError> {
-        let began = Instant::now();
-        loop {
-            let mut length = [0; 4];
-            let mut filled = 0;
-            while filled < length.len() {
-                filled += self.read_some(&mut length[filled..]).await?;
-            }
-            match u32::from_be_bytes(length) {
-                // The peer notices first that its source gives nothing, and says so.
-                ALIVE if began.elapsed() < self.stall + self.patience => {}
-                ALIVE => return Err(WireError::Stalled { peer: self.peer.clone(), gives: true, limit: self.stall }),
-                length if length as usize > LARGEST_FRAME => {
-                    return Err(self.damaged(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
-                }
-                length => return Ok(length as usize),
-            }
-        }
-    }
-
     /// Reads what there is, with patience for each piece: a slow link is not a dead one.
     async fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, WireError> {
         match runtime::timeout(self.patience, self.ear.reader.read(buffer)).await {
@@ -552,24 +368,5 @@ mod tests {
         let endless = vec![b'x'; LONGEST_LINE + 5];
         let refused = format!("test sent what is not understood: a line of more than {LONGEST_LINE} bytes");
         assert_eq!(lines(&endless), [Err(refused)]);
-    }
-
-    #[test]
-    fn an_oversized_frame_is_refused_before_it_is_read() {
-        let mut conn = hearing(&0x7fff_ffffu32.to_be_bytes());
-        let error = runtime::block_on(conn.hear_frame(&mut Vec::new())).unwrap_err();
-        assert!(error.to_string().contains("a frame of 2147483647 bytes"), "{error}");
-    }
-
-    #[test]
-    fn of_a_truncated_frame_what_arrived_is_kept() {
-        let mut bytes = 10u32.to_be_bytes().to_vec();
-        bytes.extend(b"abc");
-        let mut frame = b"an older one".to_vec();
-        let error = runtime::block_on(hearing(&bytes).hear_frame(&mut frame)).unwrap_err();
-        assert!(matches!(error, WireError::Closed { .. }), "{error}");
-        assert_eq!(frame, b"abc");
-        runtime::block_on(hearing(b"xy").hear_frame(&mut frame)).unwrap_err();
-        assert!(frame.is_empty());
     }
 }
