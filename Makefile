@@ -50,9 +50,9 @@ fuzz:
 audit:
 	$(CARGO) deny check
 
-# The README's table of what is survived, from the scenarios that show it.
+# The README's tables: of what is survived, from the scenarios that show it, and of speed, from the last measurement.
 readme:
-	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs survived
+	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs the_table_of -- --test-threads 1
 
 # The main job on real ZFS, for a person to read.
 demo: build
@@ -65,8 +65,11 @@ lab-consul: build
 lab-shell: build
 	tests/lab/shell
 
-bench:
-	$(CARGO) bench --locked
+# Everything that is measured, on a machine that does nothing else: first what needs no ZFS, then, on real ZFS, zsync
+# beside other tools. The README shows the table of that after make readme.
+bench: release
+	$(CARGO) bench --locked --no-fail-fast
+	tests/lab/bench
 
 install: release
 	install -d $(DESTDIR)$(BINDIR) $(DESTDIR)$(DOCDIR)

@@ -1,8 +1,9 @@
 //! How long a director takes over a fleet of a thousand hosts, and how much memory: real TCP on loopback, agents and
 //! slaves on the in-memory stand-in for ZFS, all in this process. Run it with `cargo bench --bench fleet`.
 //!
-//! Half of the hosts send to the others. The first pass takes a snapshot of each dataset and sends everything, the second
-//! prunes, the third finds nothing to do; the last one meets a hundred hosts that are dead.
+//! Half of the hosts send to the others. The first pass takes a snapshot of each dataset and sends everything, which
+//! leaves snapshots to prune, the second finds nothing to do. The last ones meet hosts that refuse, that answer late and
+//! that never answer: each kind costs its own deadline, once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -11,9 +12,12 @@ mod loopback;
 mod watched;
 
 use std::fs;
+use std::io;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
@@ -55,17 +59,46 @@ fn source(seed: u64) -> Fake {
     fake
 }
 
-/// One pass; how long it took, and the most memory that it was seen to have, in MB.
-fn pass(folder: &Path, policy: &Path) -> (Duration, u64) {
+/// How late those are that answer late.
+const LATE: Duration = Duration::from_secs(3);
+
+/// Somebody who passes on what he is told, and what is answered, but begins late.
+fn late(to: &str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, to) = (listener.local_addr().unwrap().to_string(), to.to_owned());
+    thread::spawn(move || {
+        for here in listener.incoming() {
+            let to = to.clone();
+            thread::spawn(move || {
+                thread::sleep(LATE);
+                let (here, there) = (here.unwrap(), TcpStream::connect(to).unwrap());
+                let pass = |mut from: TcpStream, mut to: TcpStream| {
+                    // Either may leave when it likes.
+                    let _: io::Result<u64> = io::copy(&mut from, &mut to);
+                    let _: io::Result<()> = to.shutdown(Shutdown::Write);
+                };
+                let (back, forth) = (there.try_clone().unwrap(), here.try_clone().unwrap());
+                thread::spawn(move || pass(back, forth));
+                pass(here, there);
+            });
+        }
+    });
+    address
+}
+
+/// One pass, which ends as it should; how long it took, and the most memory that it was seen to have, in MB.
+fn pass(folder: &Path, policy: &Path, status: i32) -> (Duration, u64) {
     let mut director = Command::new(env!("CARGO_BIN_EXE_zsync"));
     let director = director
-        .args(["director", "--once", "--config"])
+        .args(["director", "--once", "--format", "ndjson", "--config"])
         .arg(policy)
         .env("ZSYNC_HOSTNAME", "ruler")
         .env("ZSYNC_STATE", folder.join("state"))
-        .stdout(Stdio::null())
+        .stdout(fs::File::create(folder.join("said")).unwrap())
         .stderr(fs::File::create(folder.join("errors")).unwrap());
-    let (_, took, peak) = watched::run(director);
+    let (ended, took, peak) = watched::run(director);
+    let errors = fs::read_to_string(folder.join("errors")).unwrap();
+    assert_eq!(ended.code(), Some(status), "{}", errors.lines().take(20).collect::<Vec<_>>().join("\n"));
     (took, peak)
 }
 
@@ -84,9 +117,9 @@ fn main() {
         let slave = listen(Slave::new(vault, local), None);
         hosts.insert(from.clone(), json!({ "address": agent }));
         hosts.insert(to.clone(), json!({ "address": other, "receive_address": slave }));
-        datasets.push(json!({ "hostname": from, "dataset": "tank", "recursive": true, "daily": {
+        datasets.push(json!({ "hostname": from, "dataset": "tank", "recursive": true, "policies": { "daily": {
             "prefix": "S", "creation": "@daily", "sync_on": to, "sync_dataset": "pool/copy",
-            "retention": ["10 in last month"], "sync_retention": ["10 in last month"] } }));
+            "retention": ["10 in last month"], "sync_retention": ["10 in last month"] } } }));
     }
     let write = |name: &str, hosts: &serde_json::Map<_, _>| {
         let policy = json!({ "catalog": { "embedded": { "path": folder.path().join("catalog") } }, "hosts": hosts,
@@ -95,24 +128,30 @@ fn main() {
         folder.path().join(name)
     };
     let policy = write("server.json", &hosts);
-    for n in 0..100 {
-        // Nobody listens there.
-        hosts.insert(format!("source{n:03}"), json!({ "address": "127.0.0.1:1" }));
-    }
-    let with_dead = write("dead.json", &hosts);
+    let name = |n: usize| format!("source{n:03}");
+    let with = |file: &str, count: usize, address: &dyn Fn(usize) -> String| {
+        let mut hosts = hosts.clone();
+        hosts.extend((0..count).map(|n| (name(n), json!({ "address": address(n) }))));
+        write(file, &hosts)
+    };
+    let refusing = with("refusing.json", 50, &|_| "127.0.0.1:1".to_owned());
+    let later = with("late.json", 50, &|n| late(hosts[&name(n)]["address"].as_str().unwrap()));
+    // Its backlog takes connections, nobody reads them.
+    let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = with("silent.json", 50, &|_| deaf.local_addr().unwrap().to_string());
     println!("{} hosts, {} datasets, {} snapshots", PAIRS * 2, PAIRS * DATASETS, PAIRS * DATASETS * SNAPSHOTS);
-    println!("{:<44} {:>8} {:>8}", "pass", "seconds", "peak MB");
-    for (name, policy) in [
-        ("everything is taken and sent", &policy),
-        ("sources and destinations are pruned", &policy),
-        ("nothing to do", &policy),
-        ("nothing to do, 100 hosts are dead", &with_dead),
+    println!("{:<44} {:>8} {:>8} {:>8}  target: < 5 s, < 200 MB", "pass", "seconds", "peak MB", "lines");
+    for (name, policy, status) in [
+        ("everything is taken, sent and pruned", &policy, 0),
+        ("nothing to do", &policy, 0),
+        ("nothing to do", &policy, 0),
+        ("nothing to do", &policy, 0),
+        ("50 hosts refuse, tried for 1 s", &refusing, 1),
+        ("50 hosts answer 3 s late", &later, 0),
+        ("50 hosts say nothing, given up after 60 s", &silent, 1),
     ] {
-        let (took, peak) = pass(folder.path(), policy);
-        println!("{name:<44} {:>8.2} {peak:>8}", took.as_secs_f64());
-        let errors = fs::read_to_string(folder.path().join("errors")).unwrap();
-        if let Some(first) = errors.lines().next() {
-            println!("  {} lines on stderr, such as: {first}", errors.lines().count());
-        }
+        let (took, peak) = pass(folder.path(), policy, status);
+        let said = fs::read_to_string(folder.path().join("said")).unwrap();
+        println!("{name:<44} {:>8.2} {peak:>8} {:>8}", took.as_secs_f64(), said.lines().count());
     }
 }

@@ -617,19 +617,29 @@ fn survived() -> String {
     table
 }
 
-/// With `ZSYNC_BLESS` set, the table is written anew.
+/// What the README shows between two marks is this. With `ZSYNC_BLESS` set, it is written anew.
+fn shows(name: &str, made_from: &str, wanted: &str) {
+    let (begin, end) =
+        (format!("<!-- {name}: made from {made_from} by make readme -->\n"), format!("<!-- end of {name} -->"));
+    let readme = read("README.md");
+    let (before, rest) = readme.split_once(&begin).expect("README.md has the table's beginning");
+    let (shown, after) = rest.split_once(&end).expect("README.md has the table's end");
+    if shown != wanted && std::env::var_os("ZSYNC_BLESS").is_some() {
+        return fs::write(project("README.md"), format!("{before}{begin}{wanted}{end}{after}")).unwrap();
+    }
+    assert_eq!(shown, wanted, "the table is not up to date: make readme");
+}
+
 #[test]
 fn the_table_of_what_is_survived_is_that_of_the_scenarios() {
-    let (begin, end) =
-        ("<!-- survived: made from tests/lab/scenarios by make readme -->\n", "<!-- end of survived -->");
-    let readme = read("README.md");
-    let (before, rest) = readme.split_once(begin).expect("README.md has the table's beginning");
-    let (shown, after) = rest.split_once(end).expect("README.md has the table's end");
-    let table = survived();
-    if shown != table && std::env::var_os("ZSYNC_BLESS").is_some() {
-        return fs::write(project("README.md"), format!("{before}{begin}{table}{end}{after}")).unwrap();
-    }
-    assert_eq!(shown, table, "the table is not up to date: make readme");
+    shows("survived", "tests/lab/scenarios", &survived());
+}
+
+/// Nothing is shown where nothing was measured.
+#[test]
+fn the_table_of_speed_is_that_of_the_last_measurement() {
+    let measured = fs::read_to_string(project("benches/results/lab.md")).unwrap_or_default();
+    shows("speed", "benches/results/lab.md", &measured);
 }
 
 #[test]
