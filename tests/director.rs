@@ -17,8 +17,8 @@ use zsync::config::{parse_local, parse_policy};
 use zsync::model::{Action, DatasetName, HostName};
 use zsync::policy::Policy;
 use zsync::runtime;
-use zsync::zfs::{ErrorKind, Zfs};
 use zsync::zfs::fake::Fake;
+use zsync::zfs::{ErrorKind, Zfs};
 
 /// A fleet: alpha directs and is its own agent, the others are reached over loopback.
 struct Fleet {

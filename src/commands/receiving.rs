@@ -261,8 +261,11 @@ impl<Z: Zfs> Receiving<Z> {
             // An increment that came in one piece adds snapshots and leaves the rest as it was.
             Some(before) if ended.is_ok() && incoming.create.is_none() && before.resume_token.is_none() => {
                 let now = self.zfs.snapshots(dataset).await?;
-                now.map(|(snapshots, bookmarks)| {
-                    DatasetInventory { snapshots, bookmarks, written: Some(0), ..before.clone() }
+                now.map(|(snapshots, bookmarks)| DatasetInventory {
+                    snapshots,
+                    bookmarks,
+                    written: Some(0),
+                    ..before.clone()
                 })
             }
             _ => self.look(dataset).await?,

@@ -13,8 +13,8 @@ use futures_lite::{AsyncReadExt, AsyncWriteExt};
 use stream::Gathered;
 
 use super::{
-    Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec, SendStream, Zfs,
-    ZfsError, ZfsRead,
+    Depth, ErrorKind, Fate, History, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec,
+    SendStream, Zfs, ZfsError, ZfsRead,
 };
 use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, Guid, Marks, Origin, SnapName, Snapshot};
 
@@ -181,7 +181,7 @@ impl ZfsRead for Fake {
         Ok(listed)
     }
 
-    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<(Vec<Snapshot>, Vec<Bookmark>)>, ZfsError> {
+    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
         let listed = self.list(std::slice::from_ref(dataset), Depth::Only).await?;
         Ok(listed.into_iter().next().map(|(_, found)| (found.snapshots, found.bookmarks)))
     }

@@ -140,17 +140,17 @@ pub struct ReceiveStream {
 /// A dataset with everything that a listing tells of it.
 pub type Listed = (DatasetName, DatasetInventory);
 
+/// The snapshots and bookmarks of one dataset, oldest first.
+pub type History = (Vec<Snapshot>, Vec<Bookmark>);
+
 /// Reading.
 pub trait ZfsRead: Send + Sync + 'static {
     /// Lists datasets with their snapshots and bookmarks. Roots that do not exist are left out.
     fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
 
-    /// Lists the snapshots and bookmarks of one dataset, oldest first: half of what [`list`](Self::list) costs. `None`
+    /// Lists the snapshots and bookmarks of one dataset: half of what [`list`](Self::list) costs. `None`
     /// where the dataset does not exist.
-    fn snapshots(
-        &self,
-        dataset: &DatasetName,
-    ) -> impl Future<Output = Result<Option<(Vec<Snapshot>, Vec<Bookmark>)>, ZfsError>> + Send;
+    fn snapshots(&self, dataset: &DatasetName) -> impl Future<Output = Result<Option<History>, ZfsError>> + Send;
 
     /// Which of these snapshots of one dataset have clones.
     fn cloned(

@@ -20,10 +20,10 @@ use self::grouped::{NewBookmark, NoScripts};
 use self::together::Together;
 use super::pipe::widen;
 use super::{
-    Depth, ErrorKind, Fate, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs, ZfsError,
-    ZfsRead, argv, parse,
+    Depth, ErrorKind, Fate, History, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs,
+    ZfsError, ZfsRead, argv, parse,
 };
-use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
 use crate::process::{self, Process, Running};
 use crate::runtime;
 
@@ -255,7 +255,7 @@ impl ZfsRead for System {
         }
     }
 
-    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<(Vec<Snapshot>, Vec<Bookmark>)>, ZfsError> {
+    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
         let argv = argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only);
         let output = match self.run(&argv).await {
             Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),

@@ -70,12 +70,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Releases what this order held, and what earlier ones that broke off left held.
-    pub(super) async fn release(
-        &self,
-        job: &Job,
-        ours: &DatasetInventory,
-        course: &mut Course,
-    ) -> Result<(), Failure> {
+    pub(super) async fn release(&self, job: &Job, ours: &DatasetInventory, course: &mut Course) -> Result<(), Failure> {
         held_now(job, course).await;
         let mut of_order = std::mem::take(&mut course.held);
         let tag = marks::sending(&job.to);

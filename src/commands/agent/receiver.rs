@@ -178,7 +178,8 @@ impl<Z: Zfs> Receiver<Z> {
                         .map_err(StepError::from),
                     Err(error) => Err(error),
                 };
-                let (result, found) = match local.receiving.verify(&dataset, incoming, local.last.as_ref(), ended).await {
+                let (result, found) = match local.receiving.verify(&dataset, incoming, local.last.as_ref(), ended).await
+                {
                     Ok(found) => (Ok(()), found),
                     Err(error) => (Err(error), local.receiving.look(&dataset).await?),
                 };

@@ -185,7 +185,7 @@ impl<Z: Zfs> Agent<Z> {
         if theirs.is_none() {
             theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
         }
-        self.transfer(&job, receiver, ours, theirs, course, desk, kept).await
+        self.transfer(&job, receiver, (ours, theirs), course, desk, kept).await
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
@@ -242,8 +242,7 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         job: &Job,
         mut receiver: Receiver<Z>,
-        ours: DatasetInventory,
-        mut theirs: Found,
+        (ours, mut theirs): (DatasetInventory, Found),
         mut course: Course,
         desk: &Desk,
         kept: &mut Kept,

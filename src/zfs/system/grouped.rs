@@ -44,7 +44,8 @@ impl System {
         if questions.len() == 1 {
             return vec![Ok(listed)];
         }
-        let of = |roots: Vec<DatasetName>| Ok(listed.iter().filter(|(name, _)| roots.contains(name)).cloned().collect());
+        let of =
+            |roots: Vec<DatasetName>| Ok(listed.iter().filter(|(name, _)| roots.contains(name)).cloned().collect());
         questions.into_iter().map(of).collect()
     }
 

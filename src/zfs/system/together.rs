@@ -17,7 +17,10 @@ const MOST: usize = 100;
 /// Questions and who waits for their answers, by what must not wait for one another: a pool that is suspended answers
 /// nothing.
 #[derive(Debug)]
-pub(super) struct Together<Q, A>(Arc<Mutex<BTreeMap<String, Vec<Waiting<Q, A>>>>>);
+pub(super) struct Together<Q, A>(Arc<Mutex<Groups<Q, A>>>);
+
+/// While a group's questions are answered it has an entry, of those that came since.
+type Groups<Q, A> = BTreeMap<String, Vec<Waiting<Q, A>>>;
 
 #[derive(Debug)]
 struct Waiting<Q, A> {
@@ -38,8 +41,7 @@ impl<Q, A> Default for Together<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
-    /// While a group's questions are answered it has an entry, of those that came since.
-    fn groups(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Waiting<Q, A>>>> {
+    fn groups(&self) -> MutexGuard<'_, Groups<Q, A>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
