@@ -106,7 +106,7 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
             let mut words = result.split(' ');
             if let (Some(name), Some(ended)) = (words.next(), words.next()) {
                 let ended = match missing(name, &std::mem::take(&mut survived)) {
-                    _ if ended != "ok" => format!("{ended}: {:?}", failed),
+                    _ if ended != "ok" => format!("{ended}: {failed:?}"),
                     None => ended.to_owned(),
                     Some(case) => format!("it did not show {case:?}, which the README says is survived"),
                 };
