@@ -689,24 +689,30 @@ fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
 
 const COMPRESSING: &str = r#"{ "compression": { "beta": "zstd:1" }, "local_datasets": [ { "name": "tank" } ] }"#;
 
-/// The lengths of a stream's frames, and whether each is compressed; that the end is told comes after them.
-fn lengths(lines: &mut impl BufRead) -> Vec<(u32, bool)> {
-    let mut all = Vec::new();
+/// The length of a stream's next frame, which is passed over, and whether it is compressed; `None` at the end.
+fn pass_frame(lines: &mut impl BufRead) -> Option<(u32, bool)> {
     loop {
         let mut length = [0; 4];
         lines.read_exact(&mut length).unwrap();
-        let said = u32::from_be_bytes(length);
-        if said == 0 {
-            let end: Option<StreamEnd> = hear(lines);
-            assert!(end.unwrap().is_success);
-            return all;
-        }
-        if said != u32::MAX {
-            let length = said & !(1 << 31);
-            std::io::copy(&mut lines.by_ref().take(length.into()), &mut std::io::sink()).unwrap();
-            all.push((length, said & 1 << 31 != 0));
+        match u32::from_be_bytes(length) {
+            0 => return None,
+            // It only says that it is alive.
+            u32::MAX => {}
+            said => {
+                let length = said & !(1 << 31);
+                std::io::copy(&mut lines.by_ref().take(length.into()), &mut std::io::sink()).unwrap();
+                return Some((length, said & 1 << 31 != 0));
+            }
         }
     }
+}
+
+/// The lengths of a stream's frames, and whether each is compressed; that the end is told comes after them.
+fn lengths(lines: &mut impl BufRead) -> Vec<(u32, bool)> {
+    let all = std::iter::from_fn(|| pass_frame(lines)).collect();
+    let end: Option<StreamEnd> = hear(lines);
+    assert!(end.unwrap().is_success);
+    all
 }
 
 #[test]
@@ -775,19 +781,10 @@ fn a_compressed_stream_can_be_refused_amidst_it() {
     let (mut conn, mut peer) = streaming();
     let by_hand = std::thread::spawn(move || {
         let mut lines = BufReader::new(peer.try_clone().unwrap());
-        let mut length = [0; 4];
-        lines.read_exact(&mut length).unwrap();
-        let length = u32::from_be_bytes(length) & !(1 << 31);
-        std::io::copy(&mut lines.by_ref().take(length.into()), &mut std::io::sink()).unwrap();
+        assert!(pass_frame(&mut lines).is_some());
         say(&mut peer, &Alive { alive: 0, refused: true });
-        loop {
-            let mut length = [0; 4];
-            lines.read_exact(&mut length).unwrap();
-            match u32::from_be_bytes(length) & !(1 << 31) {
-                0 => return hear::<StreamEnd>(&mut lines).unwrap(),
-                some => std::io::copy(&mut lines.by_ref().take(some.into()), &mut std::io::sink()).unwrap(),
-            };
-        }
+        while pass_frame(&mut lines).is_some() {}
+        hear::<StreamEnd>(&mut lines).unwrap()
     });
     let counter = Counter::default();
     let sent = runtime::block_on(async {

@@ -155,8 +155,6 @@ impl<Z: Zfs> Slave<Z> {
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
-                    // Nothing more is received: the next one's stream may begin.
-                    drop(slot);
                     let settled = match (guid, &last) {
                         (Some(guid), Some(last)) => {
                             let from = sender(&order);
@@ -172,7 +170,7 @@ impl<Z: Zfs> Slave<Z> {
                     for dataset in std::mem::take(changed) {
                         alive_while(conn, &none, self.publish(&dataset)).await?;
                     }
-                    drop(claim);
+                    drop((claim, slot));
                     return conn.say(&finished(&order, status, settled)).await;
                 }
             };

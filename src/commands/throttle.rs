@@ -4,12 +4,13 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+
 use crate::clock;
 use crate::model::HostName;
 use crate::policy::{Bandwidth, Rate};
 use crate::runtime;
 use crate::wire::codec::{Pace, Wait};
-use chrono::{DateTime, Utc};
 
 /// What was not used in a pause may be made up for at once, so far.
 const BURST: Duration = Duration::from_millis(100);

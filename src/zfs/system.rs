@@ -11,12 +11,14 @@ use std::io;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_process::Command;
 use futures_lite::{AsyncWriteExt, future};
 
-use self::grouped::{NewBookmark, NoScripts};
+use self::grouped::NewBookmark;
 use self::together::Together;
 use super::pipe::widen;
 use super::{
@@ -40,7 +42,8 @@ pub struct System {
     running: Running,
     lists: Together<Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
     bookmarks: Together<NewBookmark, bool>,
-    no_scripts: NoScripts,
+    /// Whether this user may run no scripts, once that was found out; shared by clones.
+    no_scripts: Arc<AtomicBool>,
 }
 
 impl System {
@@ -53,7 +56,7 @@ impl System {
             running: Running::default(),
             lists: Together::default(),
             bookmarks: Together::default(),
-            no_scripts: NoScripts::default(),
+            no_scripts: Arc::default(),
         }
     }
 
@@ -120,8 +123,25 @@ impl System {
         }
     }
 
-    /// Runs a script that is given on standard input, and gives its output.
+    /// Runs a script that is given on standard input, and gives its output. A user who may not run any is refused by
+    /// ZFS once, and here from then on.
     async fn run_script(&self, argv: &[String], script: &str) -> Result<Vec<u8>, ZfsError> {
+        if self.no_scripts.load(Ordering::Relaxed) {
+            return Err(ZfsError {
+                kind: ErrorKind::Permission,
+                command: self.shown(argv),
+                status: "did not run".into(),
+                stderr: "this user may not run scripts".into(),
+            });
+        }
+        let ran = self.run_with_input(argv, script).await;
+        if ran.as_ref().is_err_and(|error| error.kind == ErrorKind::Permission) {
+            self.no_scripts.store(true, Ordering::Relaxed);
+        }
+        ran
+    }
+
+    async fn run_with_input(&self, argv: &[String], script: &str) -> Result<Vec<u8>, ZfsError> {
         let mut child = self.spawn(argv, self.command(argv).stdin(Stdio::piped()).stdout(Stdio::piped()))?;
         let Some(mut input) = child.stdin() else { return Err(self.unreadable(argv, "it has no input".into())) };
         let run = async {
@@ -442,7 +462,7 @@ impl Zfs for System {
         let mut missing = Vec::new();
         let mut ancestor = dataset.parent();
         while let Some(name) = ancestor {
-            if self.exists(&name).await? {
+            if !self.list(std::slice::from_ref(&name), Depth::Bare).await?.is_empty() {
                 break;
             }
             ancestor = name.parent();
@@ -516,12 +536,5 @@ impl Zfs for System {
         stall: Duration,
     ) -> Result<(), ZfsError> {
         self.copy_here(send, receive, counter, stall).await
-    }
-}
-
-impl System {
-    async fn exists(&self, dataset: &DatasetName) -> Result<bool, ZfsError> {
-        let argv = argv::list_datasets(std::slice::from_ref(dataset), Depth::Only);
-        Ok(!self.listing(&argv).await?.is_empty())
     }
 }

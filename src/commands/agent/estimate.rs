@@ -35,12 +35,10 @@ impl<Z: Zfs> Agent<Z> {
             let Judged { going, guards: _, stayed } = judge(&*self.zfs, &dataset, &wanted, order).await?;
             all_stayed.extend(stayed);
             let mut names: Vec<SnapName> = going.into_iter().map(|s| s.name).collect();
-            if !names.is_empty() {
-                // ZFS gives no size for a list of which one cannot go.
-                let cloned = self.zfs.cloned(&dataset, &names).await?;
-                all_stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
-                names.retain(|name| !cloned.contains(name));
-            }
+            // ZFS gives no size for a list of which one cannot go.
+            let cloned = self.zfs.cloned(&dataset, &names).await?;
+            all_stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
+            names.retain(|name| !cloned.contains(name));
             if !names.is_empty() {
                 let size = self.zfs.size_of_destroy(&dataset, &names).await?;
                 estimate = estimate.zip(size).map(|(all, size)| all.saturating_add(size));

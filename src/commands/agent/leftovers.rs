@@ -16,9 +16,10 @@ fn held(ours: &DatasetInventory) -> Vec<SnapName> {
 
 /// Waits until what is being held is. What cannot be is told: the transfer goes on without.
 async fn held_now(job: &Job, course: &mut Course) {
-    let Some(holding) = course.holding.take() else { return };
-    if let Err(error) = holding.await {
-        log::warn!("{}: should the transfer break off, it may have to begin anew: {error}", job.dataset);
+    for holding in std::mem::take(&mut course.holding) {
+        if let Err(error) = holding.await {
+            log::warn!("{}: should the transfer break off, it may have to begin anew: {error}", job.dataset);
+        }
     }
 }
 
@@ -54,13 +55,7 @@ impl<Z: Zfs> Agent<Z> {
         // Noted first: of several, some may be held when that fails.
         course.held.extend(names.iter().cloned());
         let (zfs, tag, dataset) = (Arc::clone(&self.zfs), marks::sending(&job.to), job.dataset.clone());
-        let before = course.holding.take();
-        course.holding = Some(runtime::spawn(async move {
-            if let Some(before) = before {
-                before.await?;
-            }
-            zfs.hold(&tag, &dataset, &names).await
-        }));
+        course.holding.push(runtime::spawn(async move { zfs.hold(&tag, &dataset, &names).await }));
     }
 
     /// Has what a stream needs held from now on: it may be gone on with, or nobody knows.

@@ -256,15 +256,13 @@ impl<Z: Zfs> Receiver<Z> {
                 Err(Failure { status: response.status, reason: response.error, temporary: response.temporary })
             }
             Self::Local(local) => {
-                // Nothing more is received: the next one's stream may begin.
-                drop(local.slot);
                 if let (Some(guid), Some(last)) = (guid, &local.last) {
                     local.receiving.settle(&local.order.dest_dataset, last, &sender(&local.order), guid).await?;
                 }
                 if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
                     local.receiving.arrived(&local.order).await?;
                 }
-                drop(local.claim);
+                drop((local.claim, local.slot));
                 Ok(())
             }
         }

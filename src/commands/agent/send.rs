@@ -1,9 +1,9 @@
 //! send_snapshot: brings a destination up to a snapshot, by guid, step by step.
 //!
-//! Around each transfer (the order matters, so that a crash at any point loses nothing): hold base and target on
-//! the source; send; verify; hold the received snapshot on the destination, then release the older hold there; move
-//! the cursor; release the source. Leftovers of an attempt that broke off are the same names again, and are put
-//! right by the next one.
+//! Around each transfer (the order matters, so that a crash at any point loses nothing): send; once that takes time, or
+//! where it breaks off and can be gone on with, hold base and target on the source; verify; hold the received snapshot
+//! on the destination, then release the older hold there, and meanwhile move the cursor; release the source. Leftovers
+//! of an attempt that broke off are the same names again, and are put right by the next one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,8 +72,8 @@ pub(super) struct Course {
     pub(super) needed: Vec<SnapName>,
     /// What this order holds on the source, or is about to.
     pub(super) held: BTreeSet<SnapName>,
-    /// The hold that is being made: never left in the midst, for then it would come after it was released.
-    pub(super) holding: Option<runtime::JoinHandle<Result<(), ZfsError>>>,
+    /// Holds that are being made: never left in the midst, for then they would come after they were released.
+    pub(super) holding: Vec<runtime::JoinHandle<Result<(), ZfsError>>>,
     /// What the director should be told of an order that ended well.
     pub(super) remarks: Vec<String>,
 }
@@ -88,7 +88,7 @@ impl Course {
             resumed: false,
             needed: Vec::new(),
             held: BTreeSet::new(),
-            holding: None,
+            holding: Vec::new(),
             remarks: Vec::new(),
         }
     }
@@ -138,10 +138,8 @@ impl<Z: Zfs> Agent<Z> {
                 to.dataset
             )));
         }
-        let berth = match is_here {
-            true => Some(Berth::claim(&self.receiving, &self.host, &to.dataset, since).await?),
-            false => None,
-        };
+        let berth =
+            if is_here { Some(Berth::claim(&self.receiving, &self.host, &to.dataset, since).await?) } else { None };
         let (ours, found) = self.sides(&source, is_here.then_some(&to.dataset)).await?;
         let target = named(&source, &ours, id)?.clone();
         let allowed = Allowed {
@@ -185,7 +183,7 @@ impl<Z: Zfs> Agent<Z> {
         if theirs.is_none() {
             theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
         }
-        self.transfer(&job, receiver, (ours, theirs), course, desk, kept).await
+        self.transfer(&job, receiver, ours, theirs, course, desk).await
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
@@ -242,10 +240,10 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         job: &Job,
         mut receiver: Receiver<Z>,
-        (ours, mut theirs): (DatasetInventory, Found),
+        ours: DatasetInventory,
+        mut theirs: Found,
         mut course: Course,
         desk: &Desk,
-        kept: &mut Kept,
     ) -> Result<Success, Failure> {
         self.release_leftovers(job, &ours).await?;
         let ended = loop {
@@ -267,8 +265,6 @@ impl<Z: Zfs> Agent<Z> {
             self.break_off(job, receiver, &ours, &theirs, course, &failure).await;
             return Err(failure);
         }
-        // No stream comes after these: the next order's may begin.
-        kept.slot = None;
         let status = course.status;
         let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
         // A full pool has no room for a bookmark. The holds are released all the same: what they keep is what pruning

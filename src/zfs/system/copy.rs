@@ -28,13 +28,12 @@ impl System {
         widen(&in_write);
         let receiver = self.spawn(&receive_argv, self.command(&receive_argv).stdin(Stdio::from(in_read)))?;
         let sender = self.spawn(&send_argv, self.command(&send_argv).stdout(Stdio::from(out_write)))?;
-        let stuck = || ZfsError {
+        let stuck = ZfsError {
             kind: ErrorKind::Pool,
             command: format!("{} | {}", self.shown(&send_argv), self.shown(&receive_argv)),
             status: format!("no byte for {} (stall_timeout)", humantime::format_duration(stall)),
             stderr: "is a pool suspended? see zpool status".into(),
         };
-        let stuck = stuck();
         let counted = counter.clone();
         // Ends when either child ends; both pipes are closed with it, so that the other child ends too.
         let pumped = runtime::blocking(move || pump(&out_read, &in_write, &counted));

@@ -1,7 +1,5 @@
 //! What is asked of many datasets at a time, by one process: listings, and new bookmarks.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use super::System;
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::{Depth, ErrorKind, Listed, Named, ZfsError, argv, parse};
@@ -52,9 +50,6 @@ impl System {
     /// Makes a bookmark, by one script for all that are asked for at the same time; `false` where that did not do it:
     /// the command itself will tell why.
     pub(super) async fn bookmark_grouped(&self, wanted: NewBookmark) -> bool {
-        if self.no_scripts.load(Ordering::Relaxed) {
-            return false;
-        }
         let (this, pool) = (self.clone(), wanted.0.pool().to_owned());
         let answer = move |wanted: Vec<NewBookmark>| {
             let this = this.clone();
@@ -72,9 +67,6 @@ impl System {
         };
         said.unwrap_or_else(|error| {
             log::debug!("{error}");
-            if error.kind == ErrorKind::Permission {
-                self.no_scripts.store(true, Ordering::Relaxed);
-            }
             vec![false; wanted.len()]
         })
     }
@@ -88,6 +80,3 @@ impl System {
         }
     }
 }
-
-/// Whether this user may run no scripts, once that was found out; shared by clones.
-pub(super) type NoScripts = std::sync::Arc<AtomicBool>;
