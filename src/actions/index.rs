@@ -28,14 +28,22 @@ pub(super) struct Outgoing {
     pub to: Target,
 }
 
-type ByRoot<'a, T> = HashMap<&'a str, HashMap<&'a str, Vec<T>>>;
+type ByRoot<T> = HashMap<String, HashMap<String, Vec<T>>>;
 
-pub(super) struct Index<'a> {
-    policy: &'a Policy,
+/// What a policy says of which dataset: made once for a policy, and only good for that one.
+#[derive(Debug)]
+pub struct Index {
     /// By host and by the entry's dataset.
-    entries: ByRoot<'a, usize>,
+    entries: ByRoot<usize>,
     /// By host and by the target's dataset.
-    targets: ByRoot<'a, Claim>,
+    targets: ByRoot<Claim>,
+}
+
+/// A policy with its index.
+#[derive(Clone, Copy)]
+pub(super) struct Indexed<'a> {
+    policy: &'a Policy,
+    index: &'a Index,
 }
 
 /// A dataset's name, its parent's, and so on up to the pool's.
@@ -43,19 +51,30 @@ fn upwards(dataset: &DatasetName) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(dataset.as_str()), |name| name.rsplit_once('/').map(|(parent, _)| parent))
 }
 
-impl<'a> Index<'a> {
-    pub fn new(policy: &'a Policy) -> Self {
+impl Index {
+    /// Turns a policy around, in time in proportion to its size.
+    #[must_use]
+    pub fn new(policy: &Policy) -> Self {
         let (mut entries, mut targets): (ByRoot<usize>, ByRoot<Claim>) = (HashMap::new(), HashMap::new());
         for (entry, e) in policy.datasets.iter().enumerate() {
-            entries.entry(e.hostname.as_str()).or_default().entry(e.dataset.as_str()).or_default().push(entry);
+            of(&mut entries, &e.hostname, &e.dataset).push(entry);
             for (policy, p) in e.policies.iter().enumerate() {
                 for target in &p.sync_on {
-                    let claims = targets.entry(target.host.as_str()).or_default().entry(target.dataset.as_str());
-                    claims.or_default().push(Claim { entry, policy });
+                    of(&mut targets, &target.host, &target.dataset).push(Claim { entry, policy });
                 }
             }
         }
-        Self { policy, entries, targets }
+        Self { entries, targets }
+    }
+}
+
+fn of<'i, T>(index: &'i mut ByRoot<T>, host: &HostName, dataset: &DatasetName) -> &'i mut Vec<T> {
+    index.entry(host.to_string()).or_default().entry(dataset.to_string()).or_default()
+}
+
+impl<'a> Indexed<'a> {
+    pub fn new(policy: &'a Policy, index: &'a Index) -> Self {
+        Self { policy, index }
     }
 
     pub fn snapshot_policy(&self, claim: Claim) -> &'a SnapshotPolicy {
@@ -64,7 +83,7 @@ impl<'a> Index<'a> {
 
     /// Every policy of every entry that covers a dataset, the nearest entry first.
     fn covering<'s>(&'s self, host: &HostName, dataset: &'s DatasetName) -> impl Iterator<Item = Claim> + 's {
-        let roots = self.entries.get(host.as_str());
+        let roots = self.index.entries.get(host.as_str());
         let near = upwards(dataset).filter_map(move |root| roots?.get(root)).flatten().copied();
         near.filter(|entry| self.covers(*entry, dataset)).flat_map(|entry| {
             let policies = 0..self.policy.datasets[entry].policies.len();
@@ -98,7 +117,7 @@ impl<'a> Index<'a> {
 
     /// What would come to this dataset, were everything there that the entries name.
     fn origins(&self, host: &HostName, dataset: &DatasetName) -> Vec<(&'a HostName, DatasetName)> {
-        let Some(roots) = self.targets.get(host.as_str()) else { return Vec::new() };
+        let Some(roots) = self.index.targets.get(host.as_str()) else { return Vec::new() };
         let near = upwards(dataset).filter_map(|root| Some((root, roots.get(root)?)));
         let origins = near.flat_map(|(root, claims)| claims.iter().map(move |claim| (root, claim.entry)));
         origins
@@ -149,7 +168,7 @@ impl<'a> Index<'a> {
 
     /// Every dataset that this one receives from by the policy's word, in the order of the policy.
     pub fn incoming(&self, host: &HostName, dataset: &DatasetName) -> Vec<Incoming> {
-        let Some(roots) = self.targets.get(host.as_str()) else { return Vec::new() };
+        let Some(roots) = self.index.targets.get(host.as_str()) else { return Vec::new() };
         let mut all = Vec::new();
         for root in upwards(dataset) {
             for claim in roots.get(root).into_iter().flatten().copied() {

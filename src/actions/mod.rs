@@ -19,16 +19,19 @@ pub mod send;
 pub mod steps;
 pub mod verdict;
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 
 use crate::model::Inventory;
 use crate::policy::Policy;
-use index::Index;
+use index::Indexed;
 use pass::Pass;
 
 pub use common::Known;
 pub use delete::{DeleteTerms, Peer, Role, delete};
 pub use health::{Health, health};
+pub use index::Index;
 pub use new_snapshot::{TakeDecision, new_snapshot};
 pub use order::Order;
 pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
@@ -41,23 +44,30 @@ pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};
 
 /// A policy made ready to decide by: it knows which entry governs which dataset, and what is sent where.
 ///
-/// Making one costs time in proportion to the policy's size: where entries are decided one by one, make it once.
+/// Making one costs time in proportion to the policy's size: where entries are decided one by one, make it once, or at
+/// least the [`Index`].
 pub struct Engine<'a> {
     policy: &'a Policy,
-    index: Index<'a>,
+    index: Arc<Index>,
 }
 
 impl<'a> Engine<'a> {
     /// Makes a policy ready.
     #[must_use]
     pub fn new(policy: &'a Policy) -> Self {
-        Self { policy, index: Index::new(policy) }
+        Self::with(policy, Arc::new(Index::new(policy)))
+    }
+
+    /// The same for a policy that has been made ready before.
+    #[must_use]
+    pub fn with(policy: &'a Policy, index: Arc<Index>) -> Self {
+        Self { policy, index }
     }
 
     /// Decides the whole policy as of `now`.
     #[must_use]
     pub fn decide(&self, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let mut pass = Pass::new(self.policy, &self.index, inventory, now);
+        let mut pass = Pass::new(self.policy, Indexed::new(self.policy, &self.index), inventory, now);
         (0..self.policy.datasets.len()).for_each(|entry| pass.entry(entry));
         pass.finish()
     }
@@ -65,7 +75,7 @@ impl<'a> Engine<'a> {
     /// Decides one entry of `policy.datasets`. Together, the plans of all entries are the plan of the whole.
     #[must_use]
     pub fn decide_entry(&self, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let mut pass = Pass::new(self.policy, &self.index, inventory, now);
+        let mut pass = Pass::new(self.policy, Indexed::new(self.policy, &self.index), inventory, now);
         pass.entry(entry);
         pass.finish()
     }

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use super::common::{ByGuid, Known, Own, own_snapshots};
 use super::delete::{self, DeleteTerms, Peer, Role};
 use super::divergence::Allowed;
-use super::index::{Claim, Incoming, Index};
+use super::index::{Claim, Incoming, Indexed};
 use super::new_snapshot::{self, PLAUSIBLE_FUTURE, Slots};
 use super::plan::{Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
 use super::reason::{NoticeKind, SendReason, TakeReason};
@@ -23,7 +23,7 @@ const UNREMARKABLE_FUTURE: chrono::TimeDelta = chrono::TimeDelta::minutes(5);
 
 pub(super) struct Pass<'a> {
     policy: &'a Policy,
-    index: &'a Index<'a>,
+    index: Indexed<'a>,
     inventory: &'a Inventory,
     now: DateTime<Utc>,
     plan: Plan,
@@ -65,7 +65,7 @@ impl Case<'_> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(policy: &'a Policy, index: &'a Index<'a>, inventory: &'a Inventory, now: DateTime<Utc>) -> Self {
+    pub fn new(policy: &'a Policy, index: Indexed<'a>, inventory: &'a Inventory, now: DateTime<Utc>) -> Self {
         let plan = Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] };
         let tally = Tally::new(policy.timezone, now);
         Self { policy, index, inventory, now, plan, tally, slots: HashMap::new(), own: Vec::new() }

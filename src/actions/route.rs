@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use super::common::{ByGuid, Common};
-use super::index::{Claim, Index};
+use super::index::{Claim, Indexed};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory};
 use crate::policy::{Policy, Target};
 
@@ -45,7 +45,7 @@ pub(super) struct From<'a> {
 /// Finds what a transfer to a destination that is `there` or absent needs to know.
 pub(super) fn route(
     policy: &Policy,
-    index: &Index<'_>,
+    index: Indexed<'_>,
     inventory: &Inventory,
     from: &From<'_>,
     target: &Target,

@@ -92,7 +92,7 @@ pub trait CatalogWrite: CatalogRead {
     /// Remembers how an order ended.
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError>;
 
-    /// Writes what was only noted down so far. A catalog may collect outcomes until then.
+    /// Writes what was only noted down so far, durably. A catalog may collect outcomes until then.
     fn flush(&self) -> Result<(), CatalogError> {
         Ok(())
     }
