@@ -188,7 +188,6 @@ scenarios!(
     consul,
     demo,
     divergence,
-    divergence_consul,
     extras,
     few,
     glance,

@@ -279,6 +279,7 @@ lab_zfs() {
 lab_consul() {
   lab_consul_at=$2
   lab_daemon "$1" consul consul agent -dev -log-level warn -hcl "addresses { http = \"$2\" }" \
+    -hcl 'unix_sockets { mode = "666" }' \
     -hcl 'disable_update_check = true' -hcl 'ports { grpc = -1, dns = -1 }'
   lab_consul_leads() { [[ $(lab_consul_ask "$1" status/leader 2>/dev/null) == *:* ]]; }
   lab_until 60 lab_consul_leads "$1"
