@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use async_std::task;
 use futures_lite::future;
 
+mod together;
+
+pub use together::Together;
+
 /// Channels between tasks.
 pub use async_std::channel;
 /// A task's handle; awaiting it gives the task's result, dropping it lets the task run on.

@@ -1,13 +1,14 @@
 //! A host's records in the shared catalog, kept in step with its ZFS.
 //!
-//! What an order touched is listed again and published before the order is answered. While Consul is away the host
+//! What an order touched is listed again and published before the order is answered; what several orders touched
+//! meanwhile is published together. While Consul is away the host
 //! is behind: what it cannot tell from ZFS later (marks) is kept in a file, and once Consul is back the host is listed
 //! and published as a whole. The generation is read before ZFS is listed, so of two processes of one host the one
 //! that looked earlier never writes over what the other found later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -17,11 +18,11 @@ use crate::catalog::{CatalogError, Change, ConsulCatalog};
 use crate::clock;
 use crate::config::Local;
 use crate::model::{DatasetInventory, DatasetName, HostName};
-use crate::runtime;
-use crate::zfs::{Depth, ZfsError, ZfsRead};
+use crate::runtime::{self, Together};
+use crate::zfs::{Depth, Zfs, ZfsError, ZfsRead};
 
 /// How long an order's answer waits for its publication.
-const WITHIN: Duration = Duration::from_secs(10);
+const WITHIN: Duration = Duration::from_secs(30);
 /// How often somebody else of this host may come between.
 const TRIES: u32 = 12;
 /// How many marks are kept while Consul is away; the oldest go first.
@@ -36,8 +37,12 @@ pub struct Publisher {
     catalog: ConsulCatalog,
     file: PathBuf,
     behind: Mutex<Behind>,
+    together: Together<Changed, bool>,
     wake: (runtime::channel::Sender<()>, runtime::channel::Receiver<()>),
 }
+
+/// The datasets that something touched, and marks.
+type Changed = (BTreeSet<DatasetName>, Vec<(DatasetName, Change)>);
 
 /// What is not published yet.
 #[derive(Default, Serialize, Deserialize)]
@@ -69,6 +74,8 @@ enum Fail {
     Zfs(#[from] ZfsError),
     #[error("other processes of this host publish all the time")]
     Contended,
+    #[error("it was not done within {}", humantime::format_duration(WITHIN))]
+    Late,
 }
 
 impl Publisher {
@@ -82,7 +89,14 @@ impl Publisher {
             Behind::default()
         });
         behind.reason = Some("it has just started".to_owned());
-        Self { host, catalog, file, behind: Mutex::new(behind), wake: runtime::channel::bounded(1) }
+        Self {
+            host,
+            catalog,
+            file,
+            behind: Mutex::new(behind),
+            together: Together::default(),
+            wake: runtime::channel::bounded(1),
+        }
     }
 
     /// The shared catalog.
@@ -113,17 +127,28 @@ impl Publisher {
     }
 
     /// Publishes datasets as they are now, and marks. `false`: the host's records are behind.
-    pub async fn publish<Z: ZfsRead>(
-        &self,
-        zfs: &Z,
-        touched: &BTreeSet<DatasetName>,
+    pub async fn publish<Z: Zfs>(
+        self: &Arc<Self>,
+        zfs: &Arc<Z>,
+        touched: BTreeSet<DatasetName>,
         marks: Vec<(DatasetName, Change)>,
     ) -> bool {
         if touched.is_empty() && marks.is_empty() {
             return self.behind().is_none();
         }
-        let trying = runtime::timeout(WITHIN, self.try_publish(zfs, touched, &marks)).await;
-        match trying.unwrap_or(Err(Fail::Contended)) {
+        let (this, zfs) = (Arc::clone(self), Arc::clone(zfs));
+        let answer = move |changed: Vec<Changed>| {
+            let (this, zfs) = (Arc::clone(&this), Arc::clone(&zfs));
+            async move { vec![this.publish_all(&*zfs, &changed).await; changed.len()] }
+        };
+        self.together.ask("", (touched, marks), answer).await.unwrap_or_default()
+    }
+
+    async fn publish_all<Z: ZfsRead>(&self, zfs: &Z, changed: &[Changed]) -> bool {
+        let touched: BTreeSet<DatasetName> = changed.iter().flat_map(|(touched, _)| touched).cloned().collect();
+        let marks: Vec<_> = changed.iter().flat_map(|(_, marks)| marks).cloned().collect();
+        let trying = runtime::timeout(WITHIN, self.try_publish(zfs, &touched, &marks)).await;
+        match trying.unwrap_or(Err(Fail::Late)) {
             Ok(()) => self.behind().is_none(),
             Err(error) => {
                 self.fall_behind(marks, &error).await;

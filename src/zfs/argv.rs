@@ -143,18 +143,40 @@ pub fn bookmark(dataset: &DatasetName, snapshot: &SnapName, bookmark: &SnapName)
     vec!["bookmark".to_owned(), dataset.at(snapshot), format!("{dataset}#{bookmark}")]
 }
 
-/// Makes bookmarks of snapshots of one pool: the script is [`BOOKMARKS`], on standard input.
+/// What one script writes of many datasets.
+#[derive(Clone, Debug)]
+pub enum Write {
+    /// A bookmark: of whose snapshot, under which name.
+    Bookmark(DatasetName, Named, SnapName),
+    /// A user's property and its value.
+    Property(DatasetName, String, String),
+}
+
+impl Write {
+    /// The pool that is written to.
+    #[must_use]
+    pub fn pool(&self) -> &str {
+        match self {
+            Self::Bookmark(dataset, ..) | Self::Property(dataset, ..) => dataset.pool(),
+        }
+    }
+}
+
+/// Makes bookmarks and sets users' properties of datasets of one pool: the script is [`WRITE`], on standard input.
 #[must_use]
-pub fn bookmarks(pool: &str, wanted: &[(DatasetName, Named, SnapName)]) -> Vec<String> {
+pub fn write(pool: &str, wanted: &[Write]) -> Vec<String> {
     let mut argv = words(&["program", "-j", pool, "-"]);
-    argv.extend(wanted.iter().flat_map(|(dataset, of, bookmark)| {
-        [dataset.at(&of.name), format!("={}", of.guid.0.cast_signed()), format!("{dataset}#{bookmark}")]
+    argv.extend(wanted.iter().flat_map(|write| match write {
+        Write::Bookmark(dataset, of, bookmark) => {
+            [dataset.at(&of.name), format!("={}", of.guid.0.cast_signed()), format!("{dataset}#{bookmark}")]
+        }
+        Write::Property(dataset, property, value) => [dataset.to_string(), property.clone(), format!("={value}")],
     }));
     argv
 }
 
-/// What [`bookmarks`] runs; see zfs-program(8).
-pub const BOOKMARKS: &str = include_str!("bookmark.lua");
+/// What [`write`] runs; see zfs-program(8).
+pub const WRITE: &str = include_str!("write.lua");
 
 /// Lists one bookmark.
 #[must_use]

@@ -215,13 +215,13 @@ fn words_of_script(output: &[u8], count: usize) -> Result<Vec<String>, Bad> {
     (1..=count).map(&mut word).collect::<Result<_, _>>().map_err(|number| format!("it says nothing of number {number}"))
 }
 
-/// Reads what the script that makes bookmarks says: whether each was made.
-pub fn bookmarked(output: &[u8], count: usize) -> Result<Vec<bool>, Bad> {
+/// Reads what the script that writes says: whether each was written.
+pub fn written(output: &[u8], count: usize) -> Result<Vec<bool>, Bad> {
     let words = words_of_script(output, count)?;
     if words.len() != count {
         return Err("it says nothing".into());
     }
-    Ok(words.iter().map(|word| word == "made").collect())
+    Ok(words.iter().map(|word| word == "done").collect())
 }
 
 /// Reads what the script that destroys says.

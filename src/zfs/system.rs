@@ -3,7 +3,6 @@
 mod by_name;
 mod copy;
 mod grouped;
-mod together;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -16,18 +15,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_process::Command;
-use futures_lite::{AsyncWriteExt, future};
+use futures_lite::AsyncWriteExt;
 
-use self::grouped::NewBookmark;
-use self::together::Together;
+use super::argv::Write;
 use super::pipe::widen;
 use super::{
     Depth, ErrorKind, Fate, History, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs,
     ZfsError, ZfsRead, argv, parse,
 };
-use crate::model::{Counter, DatasetInventory, DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetName, SnapName, Snapshot};
 use crate::process::{self, Process, Running};
-use crate::runtime;
+use crate::runtime::{self, Together};
 
 /// Linux takes 128 KiB for one argument; longer comma lists are split.
 const LONGEST_ARGUMENT: usize = 100 * 1024;
@@ -41,7 +39,8 @@ pub struct System {
     deadline: Duration,
     running: Running,
     lists: Together<Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
-    bookmarks: Together<NewBookmark, bool>,
+    histories: Together<DatasetName, Result<Option<History>, ZfsError>>,
+    writes: Together<Write, bool>,
     /// Whether this user may run no scripts, once that was found out; shared by clones.
     no_scripts: Arc<AtomicBool>,
 }
@@ -55,7 +54,8 @@ impl System {
             deadline: Duration::from_secs(600),
             running: Running::default(),
             lists: Together::default(),
-            bookmarks: Together::default(),
+            histories: Together::default(),
+            writes: Together::default(),
             no_scripts: Arc::default(),
         }
     }
@@ -222,15 +222,6 @@ impl System {
         Ok(output.stdout)
     }
 
-    /// Lists by two processes side by side; `roots` are not empty.
-    async fn list_now(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
-        let (of_datasets, of_snapshots) = (argv::list_datasets(roots, depth), argv::list_snapshots(roots, depth));
-        let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_snapshots)).await;
-        let datasets = parse::datasets(&datasets?).map_err(|bad| self.unreadable(&of_datasets, bad))?;
-        let rows = parse::snapshots(&snapshots?).map_err(|bad| self.unreadable(&of_snapshots, bad))?;
-        Ok(parse::join(datasets, rows))
-    }
-
     fn child_end(&self, argv: Vec<String>, child: Process) -> super::End {
         let this = self.clone();
         Box::pin(async move {
@@ -266,24 +257,13 @@ impl ZfsRead for System {
             return Ok(Vec::new());
         }
         match depth {
-            Depth::Only => self.list_grouped(roots).await,
-            Depth::Recursive => self.list_now(roots, depth).await,
-            Depth::Bare => {
-                let argv = argv::list_datasets(roots, depth);
-                parse::datasets(&self.listing(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))
-            }
+            Depth::Only | Depth::Bare => self.list_grouped(roots, depth).await,
+            Depth::Recursive => self.list_by_pool(roots).await,
         }
     }
 
     async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
-        let argv = argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only);
-        let output = match self.run(&argv).await {
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
-            output => output?,
-        };
-        let rows = parse::snapshots(&output).map_err(|bad| self.unreadable(&argv, bad))?;
-        let alone = vec![(dataset.clone(), DatasetInventory::default())];
-        Ok(parse::join(alone, rows).into_iter().next().map(|(_, found)| (found.snapshots, found.bookmarks)))
+        self.snapshots_grouped(dataset).await
     }
 
     async fn cloned(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<SnapName>, ZfsError> {
@@ -432,7 +412,8 @@ impl Zfs for System {
     }
 
     async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
-        if self.bookmark_grouped((dataset.clone(), snapshot.clone(), bookmark.clone())).await {
+        let wanted = Write::Bookmark(dataset.clone(), snapshot.clone(), bookmark.clone());
+        if self.write_grouped(wanted).await {
             return Ok(());
         }
         let argv = argv::bookmark(dataset, &snapshot.name, bookmark);
@@ -509,6 +490,10 @@ impl Zfs for System {
     }
 
     async fn set(&self, dataset: &DatasetName, property: &str, value: &str) -> Result<(), ZfsError> {
+        let is_users = property.contains(':');
+        if is_users && self.write_grouped(Write::Property(dataset.clone(), property.into(), value.into())).await {
+            return Ok(());
+        }
         self.run(&argv::set(dataset, property, value)).await.map(drop)
     }
 

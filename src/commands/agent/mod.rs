@@ -5,6 +5,7 @@
 
 mod conflict;
 mod destroy;
+mod errand;
 mod estimate;
 mod journal;
 mod leftovers;
@@ -217,7 +218,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Publishes what an order did.
-    async fn publish(&self, publisher: &Publisher, order: &DirectorsOrder, desk: &Desk) -> bool {
+    async fn publish(&self, publisher: &Arc<Publisher>, order: &DirectorsOrder, desk: &Desk) -> bool {
         match order.action {
             // They published everything themselves, or did nothing.
             Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => return publisher.behind().is_none(),
@@ -227,7 +228,7 @@ impl<Z: Zfs> Agent<Z> {
         let Notes { mut touched, marks } =
             std::mem::take(&mut *desk.notes.lock().unwrap_or_else(PoisonError::into_inner));
         touched.retain(|dataset| self.local.permission_to_take(dataset).is_ok());
-        publisher.publish(&*self.zfs, &touched, marks).await
+        publisher.publish(&self.zfs, touched, marks).await
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets and its places, and

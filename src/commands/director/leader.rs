@@ -20,8 +20,9 @@ use crate::model::HostName;
 use crate::runtime;
 use crate::wire::Fence;
 
-/// How long a session lives without being renewed; the least that Consul allows. Consul may wait up to twice that.
-const TTL: Duration = Duration::from_secs(10);
+/// How long a session lives without being renewed; Consul may wait up to twice that. The least that it allows are 10 s,
+/// which a Consul on a machine with much else to do has been seen to need for an answer.
+const TTL: Duration = Duration::from_secs(15);
 /// How often it is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// How long a lock stays locked after its session died.

@@ -1,26 +1,42 @@
 //! Questions that come while another one of their kind is being answered are answered together, by one process.
 //!
-//! Nobody waits for others to ask: the first question is answered at once, alone. What comes meanwhile waits for its
-//! end, so that every answer is of a moment after its question. Under load many share a process, as in a database's
-//! group commit.
+//! The first question is answered at once, alone. What comes meanwhile waits for its end, so that every answer is of a
+//! moment after its question. Under load many share a process, as in a database's group commit; and where many did a
+//! moment ago, the first one waits for others, for some times what the last answer took: what each does between two
+//! questions takes about as long, and where many do that at once, waiting costs less than another process.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::runtime;
-use crate::runtime::channel::{self, Sender};
+use super::channel::{self, Sender};
 
 /// How many questions are answered at once at the most, so that one answer keeps to a reasonable size.
 const MOST: usize = 100;
+/// For how long after a shared answer others are waited for.
+const CROWDED: Duration = Duration::from_secs(2);
+/// The longest that others are waited for.
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 /// Questions and who waits for their answers, by what must not wait for one another: a pool that is suspended answers
 /// nothing.
 #[derive(Debug)]
-pub(super) struct Together<Q, A>(Arc<Mutex<Groups<Q, A>>>);
+pub struct Together<Q, A>(Arc<Mutex<BTreeMap<String, Group<Q, A>>>>);
 
-/// While a group's questions are answered it has an entry, of those that came since.
-type Groups<Q, A> = BTreeMap<String, Vec<Waiting<Q, A>>>;
+#[derive(Debug)]
+struct Group<Q, A> {
+    /// While questions are answered: those that came since.
+    waiting: Option<Vec<Waiting<Q, A>>>,
+    /// When the last answer that several shared was given, and how long it took.
+    shared: Option<(Instant, Duration)>,
+}
+
+impl<Q, A> Default for Group<Q, A> {
+    fn default() -> Self {
+        Self { waiting: None, shared: None }
+    }
+}
 
 #[derive(Debug)]
 struct Waiting<Q, A> {
@@ -41,69 +57,73 @@ impl<Q, A> Default for Together<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
-    fn groups(&self) -> MutexGuard<'_, Groups<Q, A>> {
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<String, Group<Q, A>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks. `answer` answers questions, each with one answer, in their order; `None` where it did not. It goes on where
-    /// the asker is dropped: others may wait for it.
-    pub(super) async fn ask<F>(
-        &self,
-        group: &str,
-        question: Q,
-        answer: impl Fn(Vec<Q>) -> F + Send + 'static,
-    ) -> Option<A>
+    /// Asks. `answer` answers questions, each with one answer, in their order; `None` where it did not. Every question is
+    /// answered, that of an asker who was dropped as well.
+    pub async fn ask<F>(&self, group: &str, question: Q, answer: impl Fn(Vec<Q>) -> F + Send + 'static) -> Option<A>
     where
         F: Future<Output = Vec<A>> + Send,
     {
         let (asker, answered) = channel::bounded(1);
-        let waiting = Waiting { question, asker };
-        let is_first = {
+        // Whoever finds nobody at work begins to work.
+        let wait = {
             let mut groups = self.groups();
-            match groups.get_mut(group) {
-                Some(others) => {
-                    others.push(waiting);
-                    None
-                }
-                None => {
-                    groups.insert(group.to_owned(), Vec::new());
-                    Some(waiting)
-                }
-            }
+            let group = groups.entry(group.to_owned()).or_default();
+            let is_first = group.waiting.is_none();
+            group.waiting.get_or_insert_default().push(Waiting { question, asker });
+            is_first.then(|| group.wait())
         };
-        if let Some(first) = is_first {
+        if let Some(wait) = wait {
             let (this, group) = (self.clone(), group.to_owned());
-            drop(runtime::spawn(async move {
-                let mut batch = vec![first];
-                while !batch.is_empty() {
-                    // Whoever does not wait any more need not be answered.
-                    batch.retain(|waiting| !waiting.asker.is_closed());
+            drop(super::spawn(async move {
+                if !wait.is_zero() {
+                    super::sleep(wait).await;
+                }
+                loop {
+                    let batch = this.next(&group);
+                    if batch.is_empty() {
+                        break;
+                    }
+                    let began = Instant::now();
                     let (questions, askers): (Vec<Q>, Vec<Sender<A>>) =
                         batch.into_iter().map(|waiting| (waiting.question, waiting.asker)).unzip();
-                    let answers = if questions.is_empty() { Vec::new() } else { answer(questions).await };
+                    let answers = answer(questions).await;
+                    if let (2.., Some(group)) = (askers.len(), this.groups().get_mut(&group)) {
+                        group.shared = Some((Instant::now(), began.elapsed()));
+                    }
                     for (asker, answer) in askers.into_iter().zip(answers) {
                         drop(asker.try_send(answer));
                     }
-                    batch = this.next(&group);
                 }
             }));
         }
         answered.recv().await.ok()
     }
 
-    /// The next questions of a group; with none left, its entry goes.
+    /// The next questions of a group; with none left, nobody works for it any more.
     fn next(&self, group: &str) -> Vec<Waiting<Q, A>> {
         let mut groups = self.groups();
-        let batch = groups.get_mut(group).map(|waiting| {
+        let Some(group) = groups.get_mut(group) else { return Vec::new() };
+        let batch: Vec<_> = group.waiting.as_mut().map_or_else(Vec::new, |waiting| {
             let count = waiting.len().min(MOST);
-            waiting.drain(..count).collect::<Vec<_>>()
+            waiting.drain(..count).collect()
         });
-        match batch {
-            Some(batch) if !batch.is_empty() => batch,
-            _ => {
-                groups.remove(group);
-                Vec::new()
-            }
+        if batch.is_empty() {
+            group.waiting = None;
+        }
+        batch
+    }
+}
+
+impl<Q, A> Group<Q, A> {
+    /// How long the first question waits for others.
+    fn wait(&self) -> Duration {
+        match self.shared {
+            Some((at, took)) if at.elapsed() < CROWDED + took => (took * 3).min(LONGEST_WAIT),
+            _ => Duration::ZERO,
         }
     }
 }
@@ -111,6 +131,7 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime;
 
     #[test]
     fn what_is_asked_meanwhile_is_answered_together_and_later() {
@@ -134,7 +155,7 @@ mod tests {
             let first = ask("tank", 1);
             assert_eq!(beginnings.recv().await, Ok(1));
             let others: Vec<_> = (2..5).map(|n| ask("tank", n)).collect();
-            while together.groups()["tank"].len() < 3 {
+            while together.groups()["tank"].waiting.as_ref().unwrap().len() < 3 {
                 runtime::sleep(std::time::Duration::from_millis(1)).await;
             }
             // Another pool waits for nobody.
@@ -148,9 +169,13 @@ mod tests {
             for (n, other) in (2..5).zip(others) {
                 assert_eq!(other.await, Some((n * 10, 3)));
             }
-            while !together.groups().is_empty() {
+            while together.groups().values().any(|group| group.waiting.is_some()) {
                 runtime::sleep(std::time::Duration::from_millis(1)).await;
             }
+            // Others come again soon; where nobody shared, nobody is waited for.
+            let wait = |group| together.groups()[group].wait();
+            assert!(!wait("tank").is_zero() && wait("tank") <= LONGEST_WAIT, "{:?}", wait("tank"));
+            assert!(wait("usb").is_zero());
         });
     }
 
