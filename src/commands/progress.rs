@@ -116,7 +116,8 @@ impl Bars<'_> {
             }
             goes_on
         });
-        for running in &sends {
+        // Many only wait for their turn.
+        for running in sends.iter().filter(|running| running.counter.get() > 0) {
             let (bytes, total) = (running.counter.get(), running.counter.expected());
             let bar = self.each.entry(running.outcome.order_id).or_insert_with(|| {
                 let bar = self.drawn.0.insert_before(&self.all, self::bar(MOVES_SOMEWHERE));
@@ -134,7 +135,8 @@ impl Bars<'_> {
         let bytes: u64 = sends.iter().map(|r| r.counter.get()).sum();
         let total: u64 = sends.iter().map(|r| r.counter.expected().unwrap_or_default().max(r.counter.get())).sum();
         self.all.set_prefix(format!("in all; under way: {}", running.len()));
-        self.all.set_length(moved + total);
+        // A bar of nothing would be a full one.
+        self.all.set_length((moved + total).max(1));
         self.all.set_position(moved + bytes);
     }
 }

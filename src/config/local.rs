@@ -20,7 +20,7 @@ use crate::policy::{Bandwidth, Compression, ConsulConfig};
 
 /// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
 /// busy while one of them waits for its pool.
-pub const DEFAULT_MAX_SENDS: usize = 4;
+pub const DEFAULT_MAX_SENDS: usize = 8;
 /// See [`DEFAULT_MAX_SENDS`]; a host that receives often does so from several.
 pub const DEFAULT_MAX_RECEIVES: usize = 8;
 const MOST_TRANSFERS: usize = 1000;

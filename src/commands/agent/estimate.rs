@@ -3,7 +3,7 @@
 //! They are checked as the real orders are, and nothing here is handed a ZFS that could change anything.
 
 use super::destroy::{Judged, judge, wanted};
-use super::send::{errand, named};
+use super::errand::{errand, named};
 use super::{Agent, Failure, Success};
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
 use crate::model::{DatasetInventory, DatasetName, Guid, Marks, ResponseStatus, SendFlags, SnapName, Snapshot};

@@ -52,8 +52,7 @@ pub(super) struct Local<Z> {
     place: Place,
     /// The dataset as it was last seen.
     last: Found,
-    claim: Claim,
-    slot: Slot,
+    berth: Berth,
 }
 
 impl From<TransportError> for Failure {
@@ -84,26 +83,31 @@ pub(super) type Found = Option<DatasetInventory>;
 /// How a step ended, and what is there now.
 pub(super) type Ended<T = ()> = (Result<T, StepError>, Found);
 
-/// A dataset of this host that nobody else receives into, and a place among the receives.
+/// A dataset of this host that nobody else receives into, and in time a place among the receives.
 pub(super) struct Berth {
-    claim: Claim,
-    slot: Slot,
+    _claim: Claim,
+    slot: Option<Slot>,
 }
 
 impl Berth {
     /// Claims a dataset of this host, before it is looked at.
-    pub(super) async fn claim<Z: Zfs>(
+    pub(super) fn claim<Z: Zfs>(
         receiving: &Receiving<Z>,
         host: &HostName,
         dataset: &DatasetName,
-        since: DateTime<Utc>,
     ) -> Result<Self, Failure> {
         let claim = receiving.open(host, None, dataset).map_err(|not_open| {
             let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
             Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
         })?;
+        Ok(Self { _claim: claim, slot: None })
+    }
+
+    /// Waits for a place.
+    pub(super) async fn wait<Z: Zfs>(&mut self, receiving: &Receiving<Z>, since: DateTime<Utc>) -> Result<(), Failure> {
         let slot = receiving.slots.take(since).await.map_err(|limit| Failure::no_slot("max_receives", limit))?;
-        Ok(Self { claim, slot })
+        self.slot = Some(slot);
+        Ok(())
     }
 }
 
@@ -152,8 +156,7 @@ impl<Z: Zfs> Receiver<Z> {
         found: Found,
     ) -> Result<(Self, Found), Failure> {
         let place = receiving.place(&order, found.as_ref()).await?;
-        let Berth { claim, slot } = berth;
-        let local = Local { receiving: receiving.clone(), order, place, last: found.clone(), claim, slot };
+        let local = Local { receiving: receiving.clone(), order, place, last: found.clone(), berth };
         Ok((Self::Local(Box::new(local)), found))
     }
 
@@ -262,7 +265,7 @@ impl<Z: Zfs> Receiver<Z> {
                 if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
                     local.receiving.arrived(&local.order).await?;
                 }
-                drop((local.claim, local.slot));
+                drop(local.berth);
                 Ok(())
             }
         }

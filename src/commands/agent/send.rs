@@ -7,10 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
+use super::errand::{errand, named, newest_common};
 use super::receiver::{Berth, Ended, Found, Outgoing, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::divergence::{Allowed, Trouble};
@@ -21,7 +22,7 @@ use crate::commands::busy::Claim;
 use crate::commands::receiving::Incoming;
 use crate::commands::slots::Slot;
 use crate::model::{
-    DatasetInventory, DatasetName, Guid, HostName, Origin, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
+    DatasetInventory, DatasetName, Guid, Origin, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
 };
 use crate::policy::Target;
 use crate::runtime;
@@ -35,7 +36,9 @@ pub const SLAVE_PORT: u16 = 7722;
 /// From when on a stream is one that takes time: what it needs is held, and it is found out how long it will be. ZFS itself
 /// keeps what it sends for as long as it does; a hold is for going on later with what broke off. Of a stream that is over
 /// in a moment nothing is left to go on with.
-const TAKES_TIME: Duration = Duration::from_secs(2);
+const TAKES_TIME: Duration = Duration::from_secs(5);
+/// For how long a listing is good to plan by, where whatever has changed since is noticed as the stream is made.
+const FRESH: Duration = Duration::from_secs(30);
 /// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
 /// that have to be planned again.
 const MOST_STREAMS: usize = 8;
@@ -126,11 +129,6 @@ impl<Z: Zfs> Agent<Z> {
                 source
             }
         };
-        let since = order.oldest_unsent.unwrap_or_else(clock::now);
-        if kept.slot.is_none() {
-            let slot = self.sends.take(since).await;
-            kept.slot = Some(slot.map_err(|limit| Failure::no_slot("max_sends", limit))?);
-        }
         let is_here = to.host == self.host;
         if is_here && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             return Err(Failure::refused(format!(
@@ -138,9 +136,22 @@ impl<Z: Zfs> Agent<Z> {
                 to.dataset
             )));
         }
-        let berth =
-            if is_here { Some(Berth::claim(&self.receiving, &self.host, &to.dataset, since).await?) } else { None };
-        let (ours, found) = self.sides(&source, is_here.then_some(&to.dataset)).await?;
+        let mut berth = if is_here { Some(Berth::claim(&self.receiving, &self.host, &to.dataset)?) } else { None };
+        // Looked at before there is a place: what waits together is listed together.
+        let (since, other) = (order.oldest_unsent.unwrap_or_else(clock::now), is_here.then_some(&to.dataset));
+        let looked_at = Instant::now();
+        let mut sides = self.sides(&source, other).await?;
+        if kept.slot.is_none() {
+            let slot = self.sends.take(since).await;
+            kept.slot = Some(slot.map_err(|limit| Failure::no_slot("max_sends", limit))?);
+        }
+        if let Some(berth) = &mut berth {
+            berth.wait(&self.receiving, since).await?;
+        }
+        if looked_at.elapsed() > FRESH {
+            sides = self.sides(&source, other).await?;
+        }
+        let (ours, found) = sides;
         let target = named(&source, &ours, id)?.clone();
         let allowed = Allowed {
             rollback: order.rollback_if_needed,
@@ -507,35 +518,4 @@ impl<Z: Zfs> Agent<Z> {
             desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;
         }
     }
-}
-
-/// Which snapshot an order sends, and where to.
-pub(super) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Target), Failure> {
-    let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
-    let dataset: DatasetName = order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
-    let id = match order.snapshot_uuid.as_slice() {
-        [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
-        _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
-    };
-    let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
-    Ok((id, Target { host, dataset }))
-}
-
-/// The snapshot that an order names, as it is now.
-pub(super) fn named<'a>(
-    source: &DatasetName,
-    ours: &'a DatasetInventory,
-    id: SnapshotId,
-) -> Result<&'a Snapshot, Failure> {
-    ours.snapshots.iter().find(|s| s.guid.uuid() == id).ok_or_else(|| {
-        Failure::refused(format!(
-            "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
-        ))
-    })
-}
-
-/// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.
-fn newest_common(ours: &DatasetInventory, theirs: &DatasetInventory) -> Option<Guid> {
-    let has = |guid: Guid| ours.by_guid(guid).is_some() || ours.bookmarks.iter().any(|b| b.guid == guid);
-    theirs.snapshots.iter().rev().map(|s| s.guid).find(|guid| has(*guid))
 }

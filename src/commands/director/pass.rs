@@ -18,7 +18,7 @@ use super::standing::Standing;
 use super::summary;
 use super::world::World;
 use crate::actions::route::ranks;
-use crate::actions::{Engine, Notice, Order};
+use crate::actions::{Engine, Index, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::clock;
 use crate::commands::serve::TO_BREAK_OFF;
@@ -30,8 +30,9 @@ use crate::zfs::Zfs;
 
 /// How many hosts are looked at, and entries worked on, at once.
 pub(super) const SIDE_BY_SIDE: usize = 64;
-/// How many datasets of one entry are sent or pruned at once.
-const DATASETS_AT_ONCE: usize = 8;
+/// For how many datasets of one entry orders are given at once. Hosts carry out as many transfers as they like; what
+/// waits there is looked at together.
+const DATASETS_AT_ONCE: usize = 32;
 
 /// What a pass did.
 #[derive(Debug)]
@@ -63,6 +64,7 @@ impl Report {
 /// Everything that a pass needs; cheap to clone into its tasks.
 pub struct Pass<Z, C: ?Sized> {
     policy: Arc<Policy>,
+    index: Arc<Index>,
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
     board: Board,
@@ -80,6 +82,7 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
     fn clone(&self) -> Self {
         Self {
             policy: Arc::clone(&self.policy),
+            index: Arc::clone(&self.index),
             dispatcher: Arc::clone(&self.dispatcher),
             world: self.world.clone(),
             board: self.board.clone(),
@@ -104,7 +107,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
         let (world, gone) = world.followed();
         let (board, standing) = (Board::default(), Standing::default());
-        Self { policy, dispatcher, world, board, gone, at, leadership: None, standing, resync: false }
+        // Every entry is decided several times.
+        let index = Arc::new(Index::new(&policy));
+        Self { policy, index, dispatcher, world, board, gone, at, leadership: None, standing, resync: false }
     }
 
     /// What the pass has in hand.
@@ -210,7 +215,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
         let inventory = self.world.inventory();
-        let engine = Engine::new(&self.policy);
+        let engine = Engine::with(&self.policy, Arc::clone(&self.index));
         match entry {
             Some(entry) => engine.decide_entry(entry, &inventory, self.at),
             None => engine.decide(&inventory, self.at),
