@@ -175,7 +175,7 @@ pub fn write(pool: &str, wanted: &[Write]) -> Vec<String> {
     argv
 }
 
-/// What [`write`] runs; see zfs-program(8).
+/// What [`write()`] runs; see zfs-program(8).
 pub const WRITE: &str = include_str!("write.lua");
 
 /// Lists one bookmark.
