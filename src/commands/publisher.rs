@@ -1,10 +1,10 @@
 //! A host's records in the shared catalog, kept in step with its ZFS.
 //!
 //! What an order touched is listed again and published before the order is answered; what several orders touched
-//! meanwhile is published together. While Consul is away the host
-//! is behind: what it cannot tell from ZFS later (marks) is kept in a file, and once Consul is back the host is listed
-//! and published as a whole. The generation is read before ZFS is listed, so of two processes of one host the one
-//! that looked earlier never writes over what the other found later.
+//! meanwhile is published together. While Consul is away the host is behind: what it cannot tell from ZFS later (marks)
+//! is kept in a file, and once Consul is back the host is listed and published as a whole. The generation is read
+//! before ZFS is listed, so of two processes of one host the one that looked earlier never writes over what the other
+//! found later.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

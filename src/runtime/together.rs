@@ -32,12 +32,6 @@ struct Group<Q, A> {
     shared: Option<(Instant, Duration)>,
 }
 
-impl<Q, A> Default for Group<Q, A> {
-    fn default() -> Self {
-        Self { waiting: None, shared: None }
-    }
-}
-
 #[derive(Debug)]
 struct Waiting<Q, A> {
     question: Q,
@@ -71,7 +65,7 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
         // Whoever finds nobody at work begins to work.
         let wait = {
             let mut groups = self.groups();
-            let group = groups.entry(group.to_owned()).or_default();
+            let group = groups.entry(group.to_owned()).or_insert(Group { waiting: None, shared: None });
             let is_first = group.waiting.is_none();
             group.waiting.get_or_insert_default().push(Waiting { question, asker });
             is_first.then(|| group.wait())

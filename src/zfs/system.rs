@@ -490,8 +490,8 @@ impl Zfs for System {
     }
 
     async fn set(&self, dataset: &DatasetName, property: &str, value: &str) -> Result<(), ZfsError> {
-        let is_users = property.contains(':');
-        if is_users && self.write_grouped(Write::Property(dataset.clone(), property.into(), value.into())).await {
+        // Scripts set users' properties only; ZFS' own are left to the command.
+        if self.write_grouped(Write::Property(dataset.clone(), property.into(), value.into())).await {
             return Ok(());
         }
         self.run(&argv::set(dataset, property, value)).await.map(drop)

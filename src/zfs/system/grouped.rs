@@ -91,8 +91,8 @@ impl System {
             async move { this.snapshots_all(datasets).await }
         };
         let answer = self.histories.ask(dataset.pool(), dataset.clone(), answer).await;
-        let argv = || argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only);
-        answer.unwrap_or_else(|| Err(self.unanswered(&argv())))
+        answer
+            .unwrap_or_else(|| Err(self.unanswered(&argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only))))
     }
 
     async fn snapshots_all(&self, datasets: Vec<DatasetName>) -> Vec<Result<Option<History>, ZfsError>> {
