@@ -167,6 +167,45 @@ fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
 }
 
 #[test]
+fn a_host_that_never_answers_holds_up_only_what_has_to_do_with_it() {
+    let mut fleet = Fleet::new();
+    // Whoever connects is answered nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = silent.local_addr().unwrap().to_string();
+    fleet.addresses.insert("gamma", (address.clone(), address));
+    let entry = |dataset: &str, to: &str| {
+        format!(
+            r#"{{ "hostname": "alpha", "dataset": "{dataset}", "sync": {{ "prefix": "S", "creation": "* * * * *",
+                 "sync_on": ["{to}"], "sync_dataset": "pool/copy", "retention": ["1 in last day"] }} }}"#
+        )
+    };
+    let policy = fleet.policy(&[entry("tank/data", "beta"), entry("tank/other", "gamma")].join(","));
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+    let report = runtime::block_on(async {
+        let pass = runtime::spawn(pass.run());
+        while fleet.names("beta", "pool/copy").is_empty() {
+            runtime::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        // Whoever was connected knows now that there will be no answer.
+        drop(silent);
+        pass.await.unwrap()
+    });
+    // Its slave might have been there all the same.
+    let unseen: Vec<String> = report.unseen.keys().map(ToString::to_string).collect();
+    assert_eq!(unseen, ["gamma"]);
+    assert_eq!(
+        told(&report),
+        [
+            "take_snapshot alpha:tank/data",
+            "send_snapshot alpha:tank/data to beta:pool/copy",
+            "take_snapshot alpha:tank/other",
+            "send_snapshot alpha:tank/other to gamma:pool/copy FAILED",
+        ]
+    );
+}
+
+#[test]
 fn a_dataset_that_fails_stops_no_other_one() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);

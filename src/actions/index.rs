@@ -1,6 +1,6 @@
 //! Who decides about which dataset: the policy, turned around so that it can be asked by dataset.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crate::model::{DatasetName, HostName, Prefix};
 use crate::policy::{Policy, SnapshotPolicy, Target};
@@ -66,6 +66,45 @@ impl Index {
         }
         Self { entries, targets }
     }
+}
+
+impl Index {
+    /// The hosts whose state decides about these entries: their own, all that their datasets come to, over however many
+    /// hosts, and whoever else sends there or to them. `policy` is the one that the index was made of.
+    #[must_use]
+    pub fn hosts_of(&self, policy: &Policy, entries: &[usize]) -> BTreeSet<HostName> {
+        let (mut hosts, mut seen) = (BTreeSet::new(), HashSet::new());
+        let place = |entry: &usize| policy.datasets.get(*entry).map(|e| (&e.hostname, &e.dataset));
+        let mut next: Vec<(&HostName, &DatasetName)> = entries.iter().filter_map(place).collect();
+        while let Some((host, dataset)) = next.pop() {
+            if !seen.insert((host, dataset)) {
+                continue;
+            }
+            hosts.insert(host.clone());
+            for claim in overlapping(&self.targets, host, dataset) {
+                hosts.extend(policy.datasets.get(claim.entry).map(|e| e.hostname.clone()));
+            }
+            for entry in overlapping(&self.entries, host, dataset) {
+                let policies = policy.datasets.get(*entry).into_iter().flat_map(|e| &e.policies);
+                next.extend(policies.flat_map(|p| &p.sync_on).map(|target| (&target.host, &target.dataset)));
+            }
+        }
+        hosts
+    }
+}
+
+/// What an index has of a dataset of a host, of one above it, or of one below.
+fn overlapping<'i, T>(
+    index: &'i ByRoot<T>,
+    host: &HostName,
+    dataset: &'i DatasetName,
+) -> impl Iterator<Item = &'i T> + 'i {
+    let contains = |outer: &str, inner: &str| {
+        inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let roots = index.get(host.as_str()).into_iter().flatten();
+    let near = roots.filter(move |(root, _)| contains(root, dataset.as_str()) || contains(dataset.as_str(), root));
+    near.flat_map(|(_, all)| all)
 }
 
 fn of<'i, T>(index: &'i mut ByRoot<T>, host: &HostName, dataset: &DatasetName) -> &'i mut Vec<T> {

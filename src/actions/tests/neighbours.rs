@@ -249,3 +249,25 @@ fn copies_of_copies_do_not_nest_ever_deeper() {
     let names: Vec<&str> = inventory.hosts.values().flat_map(|h| h.datasets.keys()).map(DatasetName::as_str).collect();
     assert_eq!(names, ["t", "t/x", "t/x/x", "t", "t/x", "t/x/x"]);
 }
+
+#[test]
+fn hosts_that_have_nothing_to_do_with_an_entry_are_not_waited_for() {
+    let policy = policy([
+        entry("alpha:tank/a", &["beta:pool/a"]),
+        // What comes there goes on from there, and what else comes there counts.
+        recursive(entry("beta:pool", &["gamma:pool/all"])),
+        entry("delta:tank/x", &["beta:pool/a/x"]),
+        entry("epsilon:tank/a", &["beta:other"]),
+        entry("alpha:tank/ab", &[]),
+    ]);
+    let index = crate::actions::Index::new(&policy);
+    let hosts = |entries: &[usize]| {
+        let hosts: Vec<String> = index.hosts_of(&policy, entries).iter().map(ToString::to_string).collect();
+        hosts.join(" ")
+    };
+    assert_eq!(hosts(&[0]), "alpha beta delta gamma");
+    assert_eq!(hosts(&[1]), "alpha beta delta gamma");
+    assert_eq!(hosts(&[3]), "beta epsilon");
+    assert_eq!(hosts(&[4]), "alpha");
+    assert_eq!(hosts(&[3, 4]), "alpha beta epsilon");
+}

@@ -1,7 +1,9 @@
 //! Finds out what every host holds: how a pass begins, and how `zsync plan` gets to know the world.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -16,6 +18,7 @@ use crate::commands::facts;
 use crate::model::{Action, Counter, HostInventory, HostName};
 use crate::policy::Policy;
 use crate::runtime;
+use crate::runtime::channel::{self, Receiver};
 use crate::wire::Fence;
 use crate::zfs::Zfs;
 
@@ -42,10 +45,123 @@ pub struct Looked {
     pub mended: Vec<(HostName, String)>,
 }
 
-/// Asks every host of the policy what it holds and writes it to the catalog, which the world then is. In a shared
-/// catalog hosts write that themselves, and only those are asked whose records are not whole.
+/// A look at hosts that is under way; clones are of the same one.
+#[derive(Clone)]
+pub struct Looking {
+    /// For each host that is asked a channel that closes when it has answered, or will not.
+    gates: Arc<BTreeMap<HostName, Receiver<()>>>,
+    looked: Arc<Mutex<Looked>>,
+}
+
+/// Asks one host.
+pub type Asking = Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send>>;
+
+impl Looking {
+    /// Waits until each of the hosts was seen, or is known not to be.
+    pub async fn seen(&self, hosts: &BTreeSet<HostName>) {
+        for gate in hosts.iter().filter_map(|host| self.gates.get(host)) {
+            // Nothing is ever sent.
+            gate.recv().await.unwrap_or_default();
+        }
+    }
+
+    /// What was found out so far.
+    pub fn looked(&self) -> MutexGuard<'_, Looked> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Begins to ask every host of the policy what it holds; what they answer is written to the catalog, and the world is
+/// that. In a shared catalog hosts write it themselves, and only those are asked whose records are not whole. What is
+/// known of a host that is asked counts for nothing until it has answered.
 ///
-/// What comes back is what was found out besides. `asked` counts the hosts that were asked.
+/// Nothing happens unless the [`Asking`]s run. `asked` counts the hosts that were asked.
+pub async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+    world: &World<C>,
+    wish: Wish,
+    asked: &Counter,
+) -> Result<(Looking, Vec<Asking>), CatalogError> {
+    let Wish { standing, resync_since, fence } = wish;
+    let hosts: BTreeSet<HostName> = hosts(policy);
+    let whole = world.catch_up(&hosts).await?;
+    let own_behind = dispatcher.own.as_ref().is_ok_and(|own| own.is_behind());
+    let is_due = |host: &HostName| {
+        resync_since.is_some_and(|since| world.observed(host).is_none_or(|observed| observed < since))
+    };
+    let asks = |host: &HostName| {
+        let behind = standing.ask.contains(host) || (own_behind && *host == dispatcher.here);
+        !whole.contains(host) || is_due(host) || behind
+    };
+    let present = hosts.iter().filter(|host| !standing.absent.contains_key(*host));
+    let to_ask: BTreeMap<HostName, bool> =
+        present.filter(|host| asks(host)).map(|host| (host.clone(), is_due(host))).collect();
+    let known = hosts.iter().filter(|host| !to_ask.contains_key(*host) && !standing.absent.contains_key(*host));
+    world.begin(&known.cloned().collect()).await?;
+    let looked = Arc::new(Mutex::new(Looked { unseen: standing.absent, ..Looked::default() }));
+    let (mut gates, mut asking) = (BTreeMap::new(), Vec::<Asking>::new());
+    asked.expect(to_ask.len() as u64);
+    for (host, due) in to_ask {
+        let (gate, seen) = channel::bounded::<()>(1);
+        gates.insert(host.clone(), seen);
+        let (policy, dispatcher, world) = (Arc::clone(policy), Arc::clone(dispatcher), world.clone());
+        let (asked, looked) = (asked.clone(), Arc::clone(&looked));
+        asking.push(Box::pin(async move {
+            let told = ask(&policy, &dispatcher, &world, &host, due, fence, &asked).await;
+            let mut looked = looked.lock().unwrap_or_else(PoisonError::into_inner);
+            let result = match told {
+                Ok(Ok(told)) => {
+                    looked.mended.extend(told.into_iter().map(|line| (host.clone(), line)));
+                    Ok(())
+                }
+                Ok(Err(reason)) => {
+                    looked.unseen.insert(host, reason);
+                    Ok(())
+                }
+                Err(error) => {
+                    looked.unseen.insert(host, "what it told could not be written down".into());
+                    Err(error)
+                }
+            };
+            drop((looked, gate));
+            result
+        }));
+    }
+    Ok((Looking { gates: Arc::new(gates), looked }, asking))
+}
+
+/// Asks one host what it holds; how that differs from what was known, or why it was not seen.
+async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+    policy: &Arc<Policy>,
+    dispatcher: &Dispatcher<Z>,
+    world: &World<C>,
+    host: &HostName,
+    due: bool,
+    fence: Option<Fence>,
+    asked: &Counter,
+) -> Result<Result<Vec<String>, String>, CatalogError> {
+    let mut order = blank(Action::KvResync);
+    order.fence = fence;
+    let asking = dispatcher.ask(policy, host, &order, Counter::default());
+    // One that is alive and never comes to an end must not keep the pass from the others.
+    let answered = runtime::timeout(LISTED_WITHIN, asking).await;
+    asked.add(1);
+    let Ok((response, facts)) = answered else {
+        let within = humantime::format_duration(LISTED_WITHIN);
+        return Ok(Err(format!("it did not tell all that it holds within {within}")));
+    };
+    if !response.is_success {
+        return Ok(Err(response.error));
+    }
+    let told = world.listed(host, clock::now(), facts, due).await?;
+    if response.unpublished {
+        world.doubt(host);
+    }
+    Ok(Ok(told))
+}
+
+/// Looks at every host, to the end: see [`begin`].
 pub async fn look<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
@@ -53,51 +169,11 @@ pub async fn look<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     wish: Wish,
     asked: &Counter,
 ) -> Result<Looked, CatalogError> {
-    let Wish { standing, resync_since, fence } = wish;
-    let hosts: BTreeSet<HostName> = hosts(policy);
-    let whole = world.catch_up(&hosts).await?;
-    let own_behind = dispatcher.own.as_ref().is_ok_and(|own| own.is_behind());
-    let looks = hosts.iter().filter(|host| !standing.absent.contains_key(*host)).filter_map(|host| {
-        let due = resync_since.is_some_and(|since| world.observed(host).is_none_or(|observed| observed < since));
-        let behind = standing.ask.contains(host) || (own_behind && *host == dispatcher.here);
-        if whole.contains(host) && !due && !behind {
-            return None;
-        }
-        let host = host.clone();
-        let (policy, dispatcher, world) = (Arc::clone(policy), Arc::clone(dispatcher), world.clone());
-        let asked = asked.clone();
-        Some(async move {
-            let mut order = blank(Action::KvResync);
-            order.fence = fence;
-            let asking = dispatcher.ask(&policy, &host, &order, Counter::default());
-            // One that is alive and never comes to an end must not keep the pass from the others.
-            let answered = runtime::timeout(LISTED_WITHIN, asking).await;
-            asked.add(1);
-            let Ok((response, facts)) = answered else {
-                let within = humantime::format_duration(LISTED_WITHIN);
-                return Ok((host, Err(format!("it did not tell all that it holds within {within}"))));
-            };
-            if !response.is_success {
-                return Ok((host, Err(response.error)));
-            }
-            let told = world.listed(&host, clock::now(), facts, due).await?;
-            if response.unpublished {
-                world.doubt(&host);
-            }
-            Ok((host, Ok(told)))
-        })
-    });
-    let looks: Vec<_> = looks.collect();
-    asked.expect(looks.len() as u64);
-    let mut looked = Looked { unseen: standing.absent, ..Looked::default() };
-    for result in runtime::side_by_side(SIDE_BY_SIDE, looks).await {
-        let result: Result<(HostName, Result<Vec<String>, String>), CatalogError> = result;
-        match result? {
-            (host, Ok(told)) => looked.mended.extend(told.into_iter().map(|line| (host.clone(), line))),
-            (host, Err(reason)) => drop(looked.unseen.insert(host, reason)),
-        }
+    let (looking, asking) = begin(policy, dispatcher, world, wish, asked).await?;
+    for result in runtime::side_by_side(SIDE_BY_SIDE, asking).await {
+        result?;
     }
-    world.reload(hosts.into_iter().filter(|host| !looked.unseen.contains_key(host)).collect()).await?;
+    let looked = std::mem::take(&mut *looking.looked());
     Ok(looked)
 }
 

@@ -1,4 +1,7 @@
-//! One pass: look at every host, then take, send and destroy, each decided from how things are by then.
+//! One pass: look at every host; take, send and destroy, each decided from how things are by then.
+//!
+//! A dataset's turn comes when the hosts are seen that have to do with it: one that is slow to answer, or never does,
+//! keeps nobody waiting but those that need to know of it.
 //!
 //! Hosts and datasets go side by side; what belongs to one dataset goes in sequence. A host that is down or a
 //! dataset that fails stops nothing else.
@@ -7,12 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_lock::Semaphore;
 use chrono::{DateTime, Utc};
+use futures_lite::future;
 
 use super::board::{Board, Running};
 use super::dispatch::{Dispatcher, fitting, wire_order};
 use super::leader::Leadership;
-use super::look::{Looked, Wish, look};
+use super::look::{Looked, Wish, begin};
 use super::saved;
 use super::standing::Standing;
 use super::summary;
@@ -156,19 +161,22 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let resync_since = if all { Some(self.at) } else { self.policy.resync_since(self.at) };
         let wish = Wish { standing: self.standing.clone(), resync_since, fence: self.fence()? };
         let asked = Counter::default();
-        let looking = look(&self.policy, &self.dispatcher, &self.world, wish, &asked);
-        let Looked { unseen, mended } = looking.await?;
-        self.board.unseen(&unseen);
+        let (looking, asking) = begin(&self.policy, &self.dispatcher, &self.world, wish, &asked).await?;
+        self.board.unseen(&looking.looked().unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
             groups.entry((of.hostname.clone(), of.dataset.clone())).or_default().push(entry);
         }
-        let reachable = groups.into_iter().filter(|((host, _), _)| !unseen.contains_key(host));
-        let chains = reachable.map(|(_, entries)| {
-            let (pass, saved) = (self.clone(), saved.clone());
+        let turns = Arc::new(Semaphore::new(SIDE_BY_SIDE));
+        let chains = groups.into_iter().map(|((host, _), entries)| {
+            let (pass, saved, looking, turns) = (self.clone(), saved.clone(), looking.clone(), Arc::clone(&turns));
             async move {
+                let needed = pass.index.hosts_of(&pass.policy, &entries);
+                looking.seen(&needed).await;
+                let _turn = turns.acquire_arc().await;
                 let mut outcomes = Vec::new();
-                for entry in entries {
+                let is_unseen = looking.looked().unseen.contains_key(&host);
+                for entry in entries.into_iter().filter(|_| !is_unseen) {
                     outcomes.extend(match &saved {
                         None => pass.entry(entry).await?,
                         Some(saved) => pass.saved(entry, saved.get(&entry).cloned().unwrap_or_default()).await?,
@@ -177,7 +185,20 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 Ok(outcomes)
             }
         });
-        let done: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(SIDE_BY_SIDE, chains).await;
+        let asking = asking.into_iter().map(|asking| {
+            let (board, looking) = (self.board.clone(), looking.clone());
+            async move {
+                let result = asking.await;
+                board.unseen(&looking.looked().unseen);
+                result
+            }
+        });
+        let (asking, chains): (Vec<_>, Vec<_>) = (asking.collect(), chains.collect());
+        let working = runtime::side_by_side(usize::MAX, chains);
+        let (asked, done) = future::zip(runtime::side_by_side(SIDE_BY_SIDE, asking), working).await;
+        let done: Vec<Result<Vec<Outcome>, CatalogError>> = done;
+        asked.into_iter().collect::<Result<(), CatalogError>>()?;
+        let Looked { unseen, mended } = std::mem::take(&mut *looking.looked());
         let mut outcomes = Vec::new();
         for result in done {
             outcomes.extend(result?);

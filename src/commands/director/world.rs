@@ -46,7 +46,7 @@ impl<C: ?Sized> Clone for World<C> {
 }
 
 impl<C: CatalogWrite + 'static> World<C> {
-    /// Begins with an empty inventory: see [`World::reload`].
+    /// Begins with an empty inventory: see [`World::begin`].
     #[must_use]
     pub fn new(catalog: C) -> Self {
         Self::over(Arc::new(catalog))
@@ -90,8 +90,8 @@ impl<C: CatalogWrite + ?Sized + 'static> World<C> {
         Ok(&published.whole - &shared.doubted)
     }
 
-    /// Ends the look at the hosts. What is known of a host that was not seen in this pass counts for nothing.
-    pub async fn reload(&self, seen: BTreeSet<HostName>) -> Result<(), CatalogError> {
+    /// Begins a look at the hosts. What is known of others than the `seen` ones counts for nothing until they are listed.
+    pub async fn begin(&self, seen: &BTreeSet<HostName>) -> Result<(), CatalogError> {
         let shared = self.shared().is;
         if !shared {
             let remembered = self.with_catalog(CatalogRead::inventory).await?;
@@ -170,14 +170,18 @@ impl<C: CatalogWrite + ?Sized + 'static> World<C> {
         let datasets: BTreeMap<_, _> = listings.into_iter().filter_map(of_host).collect();
         let host = host.clone();
         if !self.shared().is {
-            return self
+            let of = host.clone();
+            let (told, now) = self
                 .with_catalog(move |catalog| {
-                    let known = if compared { catalog.host(&host)? } else { None };
+                    let known = if compared { catalog.host(&of)? } else { None };
                     let told = if compared { differences(known.as_ref(), &datasets) } else { Vec::new() };
-                    catalog.replace_host(&host, at, datasets.into_iter().collect())?;
-                    Ok(told)
+                    catalog.replace_host(&of, at, datasets.into_iter().collect())?;
+                    // With what only the catalog knows: marks.
+                    Ok((told, catalog.host(&of)?))
                 })
-                .await;
+                .await?;
+            self.inventory().hosts.extend(now.map(|now| (host, now)));
+            return Ok(told);
         }
         let mut inventory = self.inventory();
         let told = if compared { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
