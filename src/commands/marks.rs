@@ -1,7 +1,8 @@
 //! The names of what zsync leaves in ZFS, so that replication survives a lost catalog: holds and cursors.
 //!
 //! - `zsync:to:HOST:DATASET` holds on a source what a running transfer to there needs;
-//! - `zsync:from:HOST:DATASET` holds on a destination the newest snapshot received from there;
+//! - `zsync:from:HOST` holds on a destination the newest snapshot received from there: without the source's dataset, for
+//!   many destinations are held at a time, and `zfs hold` takes one tag;
 //! - the bookmark `zsync:HOST:DATASET:GUID` (with `:` for `/`) on a source is the cursor: the newest snapshot that
 //!   is known to be there, from which an increment can start even after the snapshot itself was pruned.
 
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use crate::model::name::MAX_FULL_NAME;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{DatasetInventory, DatasetName, Guid, NameError, SnapName};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, NameError, SnapName};
 use crate::policy::Target;
 
 /// What all of zsync's tags and bookmarks begin with.
@@ -18,26 +19,30 @@ const OURS: &str = "zsync:";
 /// The longest tag that ZFS takes, in bytes.
 const LONGEST_TAG: usize = 255;
 
-fn tag(direction: &str, peer: &Target) -> String {
-    let tag = format!("{OURS}{direction}:{}:{}", peer.host, peer.dataset);
+fn tag(direction: &str, peer: &str) -> String {
+    let tag = format!("{OURS}{direction}:{peer}");
     if tag.len() <= LONGEST_TAG { tag } else { format!("{OURS}{direction}:{}", short(peer)) }
 }
 
 /// A peer whose name is too long, as a UUID.
-fn short(peer: &Target) -> Uuid {
-    Uuid::new_v5(&SNAPSHOT_NAMESPACE, format!("{}:{}", peer.host, peer.dataset).as_bytes())
+fn short(peer: &str) -> Uuid {
+    Uuid::new_v5(&SNAPSHOT_NAMESPACE, peer.as_bytes())
+}
+
+fn name(peer: &Target) -> String {
+    format!("{}:{}", peer.host, peer.dataset)
 }
 
 /// The tag on a source while it sends to `to`.
 #[must_use]
 pub fn sending(to: &Target) -> String {
-    tag("to", to)
+    tag("to", &name(to))
 }
 
 /// The tag on a destination of what was received from `from`.
 #[must_use]
-pub fn received(from: &Target) -> String {
-    tag("from", from)
+pub fn received(from: &HostName) -> String {
+    tag("from", from.as_str())
 }
 
 /// Whether a tag is that of something received, from wherever.
@@ -66,12 +71,24 @@ fn is_guid(text: &str) -> bool {
 fn cursor_family(dataset: &DatasetName, to: &Target) -> String {
     let family = format!("{OURS}{}:{}:", to.host, to.dataset.as_str().replace('/', ":"));
     let length = dataset.as_str().len() + 1 + family.len() + 16;
-    if length <= MAX_FULL_NAME { family } else { format!("{OURS}{}:", short(to)) }
+    if length <= MAX_FULL_NAME { family } else { short_family(to) }
+}
+
+fn short_family(to: &Target) -> String {
+    format!("{OURS}{}:", short(&name(to)))
 }
 
 /// The name of the cursor of `dataset` for `to` at `guid`.
 pub fn cursor(dataset: &DatasetName, to: &Target, guid: Guid) -> Result<SnapName, NameError> {
     format!("{}{:016x}", cursor_family(dataset, to), guid.0).parse()
+}
+
+/// Whether a dataset was sent to `to`, whatever it was called then: bookmarks are renamed with it, and keep their names.
+#[must_use]
+pub fn was_sent(inventory: &DatasetInventory, to: &Target) -> bool {
+    let families = [format!("{OURS}{}:{}:", to.host, to.dataset.as_str().replace('/', ":")), short_family(to)];
+    let of_either = |name: &str| families.iter().any(|family| name.strip_prefix(family).is_some_and(is_guid));
+    inventory.bookmarks.iter().any(|b| of_either(b.name.as_str()))
 }
 
 /// The cursors of `dataset` for `to` other than that at `guid`: those of earlier transfers.
@@ -96,7 +113,7 @@ mod tests {
     fn names_tell_by_eye_what_they_are_for() {
         let to = target("beta", "tank/copy/a");
         assert_eq!(sending(&to), "zsync:to:beta:tank/copy/a");
-        assert_eq!(received(&to), "zsync:from:beta:tank/copy/a");
+        assert_eq!(received(&to.host), "zsync:from:beta");
         let dataset = "tank/a".parse().unwrap();
         assert_eq!(cursor(&dataset, &to, Guid(255)).unwrap().as_str(), "zsync:beta:tank:copy:a:00000000000000ff");
     }
@@ -104,7 +121,7 @@ mod tests {
     #[test]
     fn names_never_grow_past_what_zfs_takes() {
         let to = target(&"h".repeat(250), &format!("tank/{}", "d".repeat(240)));
-        assert!(sending(&to).len() <= LONGEST_TAG);
+        assert!(sending(&to).len() <= LONGEST_TAG && received(&to.host).len() <= LONGEST_TAG);
         let dataset: DatasetName = format!("tank/{}", "s".repeat(190)).parse().unwrap();
         let cursor = cursor(&dataset, &to, Guid(u64::MAX)).unwrap();
         assert!(dataset.as_str().len() + 1 + cursor.as_str().len() <= MAX_FULL_NAME);
@@ -131,5 +148,11 @@ mod tests {
         };
         let old = old_cursors(&dataset, &inventory, &to, Guid(2));
         assert_eq!(old, ["zsync:beta:tank:copy:0000000000000001".parse().unwrap()]);
+        let was_sent = |to: &Target| super::was_sent(&inventory, to);
+        assert!(was_sent(&to) && was_sent(&target("beta", "tank/copy/sub")));
+        assert!(!was_sent(&target("beta", "tank")) && !was_sent(&target("delta", "tank/copy")));
+        let long = target("beta", &format!("tank/{}", "d".repeat(200)));
+        let bookmarks = vec![mark(cursor(&dataset, &long, Guid(7)).unwrap().as_str(), 7)];
+        assert!(super::was_sent(&DatasetInventory { bookmarks, ..DatasetInventory::default() }, &long));
     }
 }

@@ -141,7 +141,7 @@ impl Publisher {
             let (this, zfs) = (Arc::clone(&this), Arc::clone(&zfs));
             async move { vec![this.publish_all(&*zfs, &changed).await; changed.len()] }
         };
-        self.together.ask("", (touched, marks), answer).await.unwrap_or_default()
+        self.together.ask("", (touched, marks), || Duration::ZERO, answer).await.unwrap_or_default()
     }
 
     async fn publish_all<Z: ZfsRead>(&self, zfs: &Z, changed: &[Changed]) -> bool {

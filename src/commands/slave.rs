@@ -3,14 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use futures_lite::future;
 use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use super::metrics::{self, Tally};
 use super::publisher::Publisher;
-use super::receiving::{Incoming, NotOpen, Receiving, StepError, sender, stalled};
+use super::receiving::{Around, Incoming, NotOpen, Receiving, StepError, stalled};
 use super::serve;
-use super::slots::no_slot;
+use super::slots::{Slot, no_slot};
 use crate::clock;
 use crate::config::Local;
 use crate::model::Counter;
@@ -22,6 +23,14 @@ use crate::zfs::{ReceiveStream, Zfs, ZfsError};
 
 /// A dataset as a listing shows it; `None` where it does not exist.
 type Found = Option<DatasetInventory>;
+
+/// A dataset as it was last seen.
+struct Seen {
+    found: Found,
+    around: Around,
+    /// What an agent is to be told of the place, if anything is new.
+    place: Option<Place>,
+}
 
 /// A slave with its ZFS.
 pub struct Slave<Z> {
@@ -107,20 +116,15 @@ impl<Z: Zfs> Slave<Z> {
             }
         };
         let none = Counter::default();
-        let since = order.oldest_unsent.unwrap_or_else(clock::now);
-        let slot = match alive_while(conn, &none, self.receiving.slots.take(since)).await? {
-            Ok(slot) => slot,
+        let mut slot = match alive_while(conn, &none, self.receiving.slots.take(since(&order))).await? {
+            Ok(slot) => Some(slot),
             Err(limit) => {
                 let (status, error) = (Some(DatasetStatus::True), no_slot("max_receives", limit));
                 return conn.say(&ListUuids { status, error, ..ListUuids::default() }).await;
             }
         };
         let found = alive_while(conn, &none, self.look(&order)).await?;
-        // The dataset as it was last seen.
-        let mut last = found.as_ref().ok().and_then(|(found, _)| found.clone());
-        if !tell(conn, found).await? {
-            return Ok(());
-        }
+        let Some(mut seen) = tell(conn, found).await? else { return Ok(()) };
         let mut came = false;
         loop {
             // An agent between two steps may wait for its own ZFS.
@@ -133,7 +137,7 @@ impl<Z: Zfs> Slave<Z> {
                     let overwrite = overwrite && order.rollback_if_needed;
                     let incoming = Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties };
                     let (_underway, received) = (self.tally.begin(), Counter::default());
-                    let result = self.receive(conn, &order, &incoming, last.as_ref(), &received).await;
+                    let result = self.receive(conn, &order, &incoming, &seen, &received, slot.take()).await;
                     self.tally.ended("receive", matches!(result, Ok(Ok(_))), received.get());
                     let result = result?;
                     came |= result.is_ok();
@@ -155,10 +159,10 @@ impl<Z: Zfs> Slave<Z> {
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
-                    let settled = match (guid, &last) {
-                        (Some(guid), Some(last)) => {
-                            let from = sender(&order);
-                            alive_while(conn, &none, self.receiving.settle(dataset, last, &from, guid)).await?
+                    let settled = match (guid, &seen.found) {
+                        (Some(guid), Some(found)) => {
+                            let settling = self.receiving.settle(dataset, found, &order.source, guid);
+                            alive_while(conn, &none, settling).await?
                         }
                         _ => Ok(()),
                     };
@@ -170,7 +174,7 @@ impl<Z: Zfs> Slave<Z> {
                     for dataset in std::mem::take(changed) {
                         alive_while(conn, &none, self.publish(&dataset)).await?;
                     }
-                    drop((claim, slot));
+                    drop((claim, slot.take()));
                     return conn.say(&finished(&order, status, settled)).await;
                 }
             };
@@ -183,40 +187,58 @@ impl<Z: Zfs> Slave<Z> {
             };
             conn.say(&response).await?;
             // What the place is like was told at the beginning, and may be another one once the dataset is away.
-            let found = match found {
-                Some(found) => Ok((found, None)),
+            let now = match found {
+                Some(found) => Ok(Seen { found, place: None, around: seen.around }),
                 None => alive_while(conn, &none, self.look(&order)).await?,
             };
-            last = found.as_ref().ok().and_then(|(found, _)| found.clone());
-            if !tell(conn, found).await? {
-                return Ok(());
-            }
+            let Some(now) = tell(conn, now).await? else { return Ok(()) };
+            seen = now;
         }
     }
 
     /// The dataset as it is, and the place.
-    async fn look(&self, order: &OrderToSlave) -> Result<(Found, Option<Place>), ZfsError> {
-        let found = self.receiving.look(&order.dest_dataset).await?;
-        let place = self.receiving.place(order, found.as_ref()).await?;
-        Ok((found, Some(Place { takes_zstd: true, ..place })))
+    async fn look(&self, order: &OrderToSlave) -> Result<Seen, ZfsError> {
+        let (found, around) = self.receiving.look_around(&order.dest_dataset).await?;
+        let place = self.receiving.place(order, found.as_ref(), around).await?;
+        Ok(Seen { found, around, place: Some(Place { takes_zstd: true, ..place }) })
     }
 
-    /// Receives one stream; the outer error ends the conversation, the inner one only the step.
+    /// Begins to receive once there is a place for it, which the first stream of a conversation has already.
+    async fn begin(
+        &self,
+        order: &OrderToSlave,
+        incoming: &Incoming,
+        around: Around,
+        slot: Option<Slot>,
+    ) -> Result<(Slot, ReceiveStream), StepError> {
+        let slot = match slot {
+            Some(slot) => slot,
+            None => self
+                .receiving
+                .slots
+                .take(since(order))
+                .await
+                .map_err(|limit| StepError::temporary(ResponseStatus::Busy, no_slot("max_receives", limit)))?,
+        };
+        let spec = self.receiving.prepare(order, incoming, around).await?;
+        Ok((slot, self.receiving.zfs.receive(&spec).await?))
+    }
+
+    /// Receives one stream; the outer error ends the conversation, the inner one only the step. The place is free again
+    /// once the stream is there.
     async fn receive(
         &self,
         conn: &mut Conn,
         order: &OrderToSlave,
         incoming: &Incoming,
-        before: Option<&DatasetInventory>,
+        before: &Seen,
         counter: &Counter,
+        slot: Option<Slot>,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
-        let receive = match alive_while(conn, &Counter::default(), self.receiving.prepare(order, incoming)).await? {
-            Ok(spec) => self.receiving.zfs.receive(&spec).await.map_err(StepError::from),
-            Err(error) => Err(error),
-        };
-        let ReceiveStream { mut data, mut end } = match receive {
-            Ok(receive) => receive,
+        let begun = self.begin(order, incoming, before.around, slot);
+        let (slot, ReceiveStream { mut data, mut end }) = match alive_while(conn, &Counter::default(), begun).await? {
+            Ok(begun) => begun,
             Err(error) => return self.give_up(conn, order, error).await,
         };
         let stall = conn.stall;
@@ -242,6 +264,7 @@ impl<Z: Zfs> Slave<Z> {
                 return Err(error);
             }
         };
+        drop(slot);
         let ended = match ended {
             Ok(ended) => ended.map_err(StepError::from),
             Err(runtime::Elapsed) => Err(stalled("zfs receive does not end", stall)),
@@ -259,7 +282,8 @@ impl<Z: Zfs> Slave<Z> {
                 self.give_up(conn, order, early).await?.map(drop)
             }
         };
-        Ok(alive_while(conn, counter, self.receiving.verify(dataset, incoming, before, ended)).await?.map(Some))
+        let verifying = self.receiving.verify(dataset, incoming, before.found.as_ref(), ended);
+        Ok(alive_while(conn, counter, verifying).await?.map(Some))
     }
 
     /// Tells the agent at once that its stream is not wanted, then lets what is under way run out.
@@ -318,20 +342,25 @@ async fn feed(
     Ok(Fed::All(end))
 }
 
-/// Tells what the dataset holds; `false` where that cannot be found out, which ends the conversation.
-async fn tell(conn: &mut Conn, found: Result<(Found, Option<Place>), ZfsError>) -> Result<bool, WireError> {
-    match found {
-        Ok((found, place)) => {
-            for line in list_uuids(found, place) {
+/// Since when the oldest data of an order waits.
+fn since(order: &OrderToSlave) -> DateTime<Utc> {
+    order.oldest_unsent.unwrap_or_else(clock::now)
+}
+
+/// Tells what the dataset holds; `None` where that cannot be found out, which ends the conversation.
+async fn tell(conn: &mut Conn, seen: Result<Seen, ZfsError>) -> Result<Option<Seen>, WireError> {
+    match seen {
+        Ok(seen) => {
+            for line in list_uuids(seen.found.clone(), seen.place) {
                 conn.say(&line).await?;
             }
-            Ok(true)
+            Ok(Some(seen))
         }
         Err(error) => {
             log::warn!("{}: {error}", conn.peer);
             let status = Some(DatasetStatus::False);
             conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
-            Ok(false)
+            Ok(None)
         }
     }
 }

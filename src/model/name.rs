@@ -138,6 +138,11 @@ impl DatasetName {
         self.0.rsplit_once('/').map(|(parent, _)| Self(parent.into()))
     }
 
+    /// The datasets that contain this one, the nearest first.
+    pub fn ancestors(&self) -> impl Iterator<Item = Self> {
+        std::iter::successors(self.parent(), Self::parent)
+    }
+
     /// Whether `self` is `root` or lies below it (by whole components).
     #[must_use]
     pub fn is_within(&self, root: &Self) -> bool {

@@ -1,9 +1,8 @@
 //! Questions that come while another one of their kind is being answered are answered together, by one process.
 //!
 //! The first question is answered at once, alone. What comes meanwhile waits for its end, so that every answer is of a
-//! moment after its question. Under load many share a process, as in a database's group commit; and where many did a
-//! moment ago, the first one waits for others, for some times what the last answer took: what each does between two
-//! questions takes about as long, and where many do that at once, waiting costs less than another process.
+//! moment after its question. Under load many share a process, as in a database's group commit. Where it is known that
+//! others are about to ask, the first one waits for them a moment: that costs less than another process.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,10 +13,8 @@ use super::channel::{self, Sender};
 
 /// How many questions are answered at once at the most, so that one answer keeps to a reasonable size.
 const MOST: usize = 100;
-/// For how long after a shared answer others are waited for.
-const CROWDED: Duration = Duration::from_secs(2);
-/// The longest that others are waited for.
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// How often it is found out whether anybody is still to be waited for.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// Questions and who waits for their answers, by what must not wait for one another: a pool that is suspended answers
 /// nothing.
@@ -28,8 +25,6 @@ pub struct Together<Q, A>(Arc<Mutex<BTreeMap<String, Group<Q, A>>>>);
 struct Group<Q, A> {
     /// While questions are answered: those that came since.
     waiting: Option<Vec<Waiting<Q, A>>>,
-    /// When the last answer that several shared was given, and how long it took.
-    shared: Option<(Instant, Duration)>,
 }
 
 #[derive(Debug)]
@@ -56,38 +51,41 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
     }
 
     /// Asks. `answer` answers questions, each with one answer, in their order; `None` where it did not. Every question is
-    /// answered, that of an asker who was dropped as well.
-    pub async fn ask<F>(&self, group: &str, question: Q, answer: impl Fn(Vec<Q>) -> F + Send + 'static) -> Option<A>
+    /// answered, that of an asker who was dropped as well. `patience` tells how long others are worth waiting for.
+    pub async fn ask<F>(
+        &self,
+        group: &str,
+        question: Q,
+        patience: impl Fn() -> Duration + Send + 'static,
+        answer: impl Fn(Vec<Q>) -> F + Send + 'static,
+    ) -> Option<A>
     where
         F: Future<Output = Vec<A>> + Send,
     {
         let (asker, answered) = channel::bounded(1);
         // Whoever finds nobody at work begins to work.
-        let wait = {
+        let is_first = {
             let mut groups = self.groups();
-            let group = groups.entry(group.to_owned()).or_insert(Group { waiting: None, shared: None });
+            let group = groups.entry(group.to_owned()).or_insert(Group { waiting: None });
             let is_first = group.waiting.is_none();
             group.waiting.get_or_insert_default().push(Waiting { question, asker });
-            is_first.then(|| group.wait())
+            is_first
         };
-        if let Some(wait) = wait {
+        if is_first {
             let (this, group) = (self.clone(), group.to_owned());
             drop(super::spawn(async move {
-                if !wait.is_zero() {
-                    super::sleep(wait).await;
-                }
                 loop {
+                    let since = Instant::now();
+                    while this.is_asked(&group) && since.elapsed() < patience() {
+                        super::sleep(AGAIN).await;
+                    }
                     let batch = this.next(&group);
                     if batch.is_empty() {
                         break;
                     }
-                    let began = Instant::now();
                     let (questions, askers): (Vec<Q>, Vec<Sender<A>>) =
                         batch.into_iter().map(|waiting| (waiting.question, waiting.asker)).unzip();
                     let answers = answer(questions).await;
-                    if let (2.., Some(group)) = (askers.len(), this.groups().get_mut(&group)) {
-                        group.shared = Some((Instant::now(), began.elapsed()));
-                    }
                     for (asker, answer) in askers.into_iter().zip(answers) {
                         drop(asker.try_send(answer));
                     }
@@ -95,6 +93,13 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
             }));
         }
         answered.recv().await.ok()
+    }
+
+    /// Whether there is anything to answer, and still room in one answer.
+    fn is_asked(&self, group: &str) -> bool {
+        let groups = self.groups();
+        let waiting = groups.get(group).and_then(|group| group.waiting.as_ref());
+        waiting.is_some_and(|waiting| (1..MOST).contains(&waiting.len()))
     }
 
     /// The next questions of a group; with none left, nobody works for it any more.
@@ -109,16 +114,6 @@ impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
             group.waiting = None;
         }
         batch
-    }
-}
-
-impl<Q, A> Group<Q, A> {
-    /// How long the first question waits for others.
-    fn wait(&self) -> Duration {
-        match self.shared {
-            Some((at, took)) if at.elapsed() < CROWDED + took => (took * 3).min(LONGEST_WAIT),
-            _ => Duration::ZERO,
-        }
     }
 }
 
@@ -143,7 +138,7 @@ mod tests {
         };
         let ask = |group: &'static str, question| {
             let (together, answer) = (together.clone(), answer.clone());
-            runtime::spawn(async move { together.ask(group, question, answer).await })
+            runtime::spawn(async move { together.ask(group, question, || Duration::ZERO, answer).await })
         };
         runtime::block_on(async {
             let first = ask("tank", 1);
@@ -166,10 +161,31 @@ mod tests {
             while together.groups().values().any(|group| group.waiting.is_some()) {
                 runtime::sleep(std::time::Duration::from_millis(1)).await;
             }
-            // Others come again soon; where nobody shared, nobody is waited for.
-            let wait = |group| together.groups()[group].wait();
-            assert!(!wait("tank").is_zero() && wait("tank") <= LONGEST_WAIT, "{:?}", wait("tank"));
-            assert!(wait("usb").is_zero());
+        });
+    }
+
+    #[test]
+    fn who_is_about_to_ask_is_waited_for() {
+        let together: Together<u32, usize> = Together::default();
+        let coming = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let ask = |question| {
+            let (together, coming) = (together.clone(), Arc::clone(&coming));
+            let answer = |questions: Vec<u32>| async move { vec![questions.len(); questions.len()] };
+            let patience =
+                move || Duration::from_secs(u64::from(coming.load(std::sync::atomic::Ordering::SeqCst)) * 60);
+            runtime::spawn(async move { together.ask("tank", question, patience, answer).await })
+        };
+        runtime::block_on(async {
+            let first = ask(1);
+            while together.groups().is_empty() {
+                runtime::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            let second = ask(2);
+            while together.groups()["tank"].waiting.as_ref().unwrap().len() < 2 {
+                runtime::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            coming.store(false, std::sync::atomic::Ordering::SeqCst);
+            assert_eq!((first.await, second.await), (Some(2), Some(2)));
         });
     }
 
@@ -185,10 +201,10 @@ mod tests {
             }
         };
         runtime::block_on(async {
-            let gone = together.ask("tank", 1, answer.clone());
+            let gone = together.ask("tank", 1, || Duration::ZERO, answer.clone());
             let limit = std::time::Duration::from_millis(20);
             assert_eq!(runtime::timeout(limit, gone).await, Err(runtime::Elapsed));
-            let stays = together.ask("tank", 2, answer);
+            let stays = together.ask("tank", 2, || Duration::ZERO, answer);
             drop(go);
             assert_eq!(stays.await, Some(2));
         });

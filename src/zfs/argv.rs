@@ -34,7 +34,7 @@ pub fn version() -> Vec<String> {
 pub fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     let mut argv = words(&["list", "-Hp", "-t", "filesystem,volume", "-o", DATASET_COLUMNS]);
     argv.extend(words(match depth {
-        Depth::Only | Depth::Bare => &["-d", "0"],
+        Depth::Only | Depth::Bare | Depth::Around => &["-d", "0"],
         Depth::Recursive => &["-r"],
     }));
     argv.extend(roots.iter().map(ToString::to_string));
@@ -46,7 +46,7 @@ pub fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> {
 pub fn list_snapshots(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     let mut argv = words(&["list", "-Hp", "-t", "snapshot,bookmark", "-o", SNAPSHOT_COLUMNS]);
     argv.extend(words(match depth {
-        Depth::Only | Depth::Bare => &["-d", "1"],
+        Depth::Only | Depth::Bare | Depth::Around => &["-d", "1"],
         Depth::Recursive => &["-r"],
     }));
     argv.extend(roots.iter().map(ToString::to_string));
@@ -115,17 +115,17 @@ pub const DESTROY: &str = include_str!("destroy.lua");
 
 /// Holds snapshots.
 #[must_use]
-pub fn hold(tag: &str, dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
+pub fn hold(tag: &str, full_names: &[String]) -> Vec<String> {
     let mut argv = words(&["hold", tag]);
-    argv.extend(names(dataset, snapshots));
+    argv.extend_from_slice(full_names);
     argv
 }
 
 /// Releases a hold.
 #[must_use]
-pub fn release(tag: &str, dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
+pub fn release(tag: &str, full_names: &[String]) -> Vec<String> {
     let mut argv = words(&["release", tag]);
-    argv.extend(names(dataset, snapshots));
+    argv.extend_from_slice(full_names);
     argv
 }
 

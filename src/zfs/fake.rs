@@ -163,7 +163,11 @@ impl ZfsRead for Fake {
             return Err(state.failures.remove(index).1);
         }
         let wanted = |name: &DatasetName| {
-            roots.iter().any(|root| name == root || depth == Depth::Recursive && name.is_within(root))
+            roots.iter().any(|root| match depth {
+                Depth::Recursive => name.is_within(root),
+                Depth::Around => root.is_within(name),
+                Depth::Only | Depth::Bare => name == root,
+            })
         };
         let mut listed = Vec::new();
         for (name, inventory) in state.datasets.iter().filter(|(name, _)| wanted(name)) {
@@ -172,7 +176,7 @@ impl ZfsRead for Fake {
                 let held = state.holds.iter().filter(|(d, n, _)| d == name && *n == snapshot.name).count();
                 snapshot.userrefs = u32::try_from(held).unwrap_or(u32::MAX);
             }
-            if depth == Depth::Bare {
+            if depth == Depth::Bare || !roots.contains(name) && depth == Depth::Around {
                 inventory.snapshots.clear();
                 inventory.bookmarks.clear();
             }

@@ -30,6 +30,8 @@ pub enum Depth {
     Recursive,
     /// The datasets themselves, without their snapshots and bookmarks.
     Bare,
+    /// The datasets themselves, and bare those that contain them.
+    Around,
 }
 
 /// Where a send starts from.

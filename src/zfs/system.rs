@@ -3,6 +3,7 @@
 mod by_name;
 mod copy;
 mod grouped;
+mod streams;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -26,6 +27,8 @@ use super::{
 use crate::model::{Counter, DatasetName, SnapName, Snapshot};
 use crate::process::{self, Process, Running};
 use crate::runtime::{self, Together};
+use grouped::Tagging;
+use streams::Streams;
 
 /// Linux takes 128 KiB for one argument; longer comma lists are split.
 const LONGEST_ARGUMENT: usize = 100 * 1024;
@@ -41,6 +44,8 @@ pub struct System {
     lists: Together<Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
     histories: Together<DatasetName, Result<Option<History>, ZfsError>>,
     writes: Together<Write, bool>,
+    tags: Together<Vec<String>, Result<(), ZfsError>>,
+    streams: Streams,
     /// Whether this user may run no scripts, once that was found out; shared by clones.
     no_scripts: Arc<AtomicBool>,
 }
@@ -56,6 +61,8 @@ impl System {
             lists: Together::default(),
             histories: Together::default(),
             writes: Together::default(),
+            tags: Together::default(),
+            streams: Streams::default(),
             no_scripts: Arc::default(),
         }
     }
@@ -178,29 +185,6 @@ impl System {
         Ok(output.stdout)
     }
 
-    /// Holds or releases snapshots, where a failure of this kind means that one of them needs nothing. ZFS may
-    /// then have left out the others: they are done one by one.
-    async fn each_unless(
-        &self,
-        names: &[SnapName],
-        harmless: ErrorKind,
-        argv: impl Fn(&[SnapName]) -> Vec<String>,
-    ) -> Result<(), ZfsError> {
-        match names {
-            [] => Ok(()),
-            [_] => self.run_unless(&argv(names), harmless).await,
-            _ => match self.run(&argv(names)).await {
-                Err(error) if error.kind == harmless => {
-                    for name in names {
-                        self.run_unless(&argv(std::slice::from_ref(name)), harmless).await?;
-                    }
-                    Ok(())
-                }
-                result => result.map(drop),
-            },
-        }
-    }
-
     /// Runs a command whose failure of this kind means that there was nothing to do.
     async fn run_unless(&self, argv: &[String], harmless: ErrorKind) -> Result<(), ZfsError> {
         match self.run(argv).await {
@@ -223,8 +207,9 @@ impl System {
     }
 
     fn child_end(&self, argv: Vec<String>, child: Process) -> super::End {
-        let this = self.clone();
+        let (this, underway) = (self.clone(), self.streams.begin());
         Box::pin(async move {
+            let _underway = underway;
             let output = child.output().await.map_err(|error| this.not_run(&argv, &error))?;
             this.ended(&argv, &output)
         })
@@ -257,7 +242,7 @@ impl ZfsRead for System {
             return Ok(Vec::new());
         }
         match depth {
-            Depth::Only | Depth::Bare => self.list_grouped(roots, depth).await,
+            Depth::Only | Depth::Bare | Depth::Around => self.list_grouped(roots, depth).await,
             Depth::Recursive => self.list_by_pool(roots).await,
         }
     }
@@ -396,11 +381,11 @@ impl Zfs for System {
     }
 
     async fn hold(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
-        self.each_unless(names, ErrorKind::Exists, |names| argv::hold(tag, dataset, names)).await
+        self.tag_grouped(Tagging::Hold, tag, dataset, names).await
     }
 
     async fn release(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
-        self.each_unless(names, ErrorKind::NotFound, |names| argv::release(tag, dataset, names)).await
+        self.tag_grouped(Tagging::Release, tag, dataset, names).await
     }
 
     async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
@@ -440,15 +425,10 @@ impl Zfs for System {
     }
 
     async fn create_ancestors(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
-        let mut missing = Vec::new();
-        let mut ancestor = dataset.parent();
-        while let Some(name) = ancestor {
-            if !self.list(std::slice::from_ref(&name), Depth::Bare).await?.is_empty() {
-                break;
-            }
-            ancestor = name.parent();
-            missing.push(name);
-        }
+        let ancestors: Vec<DatasetName> = dataset.ancestors().collect();
+        let there = self.list(&ancestors, Depth::Bare).await?;
+        let is_there = |name: &DatasetName| there.iter().any(|(found, _)| found == name);
+        let missing: Vec<DatasetName> = ancestors.into_iter().filter(|name| !is_there(name)).collect();
         if let Some(pool) = missing.last().filter(|name| name.parent().is_none()) {
             return Err(ZfsError {
                 kind: ErrorKind::NotFound,

@@ -6,8 +6,10 @@ use super::send::{Course, Job};
 use super::{Agent, Failure};
 use crate::actions::divergence::{Remedy, Trouble, remedy};
 use crate::actions::steps::{Conflict, Point};
+use crate::commands::marks;
 use crate::commands::receiving::StepError;
 use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus};
+use crate::policy::Target;
 use crate::wire::DirectorsOrder;
 use crate::zfs::{Depth, Zfs};
 
@@ -88,6 +90,12 @@ impl<Z: Zfs> Agent<Z> {
         let listed = self.zfs.list(std::slice::from_ref(&from.source_dataset), Depth::Only).await?;
         if !known(ours) || listed.iter().any(|(_, inventory)| known(inventory)) {
             log::info!("{}: it was not renamed from {} after all", job.dataset, from.source_dataset);
+            return Ok(None);
+        }
+        let old = Target { host: job.to.host.clone(), dataset: from.dataset.clone() };
+        if !marks::was_sent(ours, &old) {
+            let why = format!("no bookmark here tells that it was sent to {}:{}", old.host, old.dataset);
+            course.remarks.push(format!("it is copied anew: {why}"));
             return Ok(None);
         }
         let (result, now) = receiver.follow().await?;

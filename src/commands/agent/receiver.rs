@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::Failure;
 use crate::commands::busy::Claim;
-use crate::commands::receiving::{Incoming, Receiving, StepError, sender, stalled};
+use crate::commands::receiving::{Around, Incoming, Receiving, StepError, stalled};
 use crate::commands::slots::Slot;
 use crate::commands::throttle::Throttle;
 use crate::model::Counter;
@@ -50,8 +50,9 @@ pub(super) struct Local<Z> {
     receiving: Receiving<Z>,
     order: OrderToSlave,
     place: Place,
-    /// The dataset as it was last seen.
+    /// The dataset and what surrounds it, as they were last seen.
     last: Found,
+    around: Around,
     berth: Berth,
 }
 
@@ -86,27 +87,31 @@ pub(super) type Ended<T = ()> = (Result<T, StepError>, Found);
 /// A dataset of this host that nobody else receives into, and in time a place among the receives.
 pub(super) struct Berth {
     _claim: Claim,
+    since: DateTime<Utc>,
     slot: Option<Slot>,
 }
 
 impl Berth {
-    /// Claims a dataset of this host, before it is looked at.
+    /// Claims a dataset of this host, before it is looked at, for data that waits `since` then.
     pub(super) fn claim<Z: Zfs>(
         receiving: &Receiving<Z>,
         host: &HostName,
         dataset: &DatasetName,
+        since: DateTime<Utc>,
     ) -> Result<Self, Failure> {
         let claim = receiving.open(host, None, dataset).map_err(|not_open| {
             let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
             Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
         })?;
-        Ok(Self { _claim: claim, slot: None })
+        Ok(Self { _claim: claim, since, slot: None })
     }
 
-    /// Waits for a place.
-    pub(super) async fn wait<Z: Zfs>(&mut self, receiving: &Receiving<Z>, since: DateTime<Utc>) -> Result<(), Failure> {
-        let slot = receiving.slots.take(since).await.map_err(|limit| Failure::no_slot("max_receives", limit))?;
-        self.slot = Some(slot);
+    /// Waits for a place, unless there is one.
+    pub(super) async fn wait<Z: Zfs>(&mut self, receiving: &Receiving<Z>) -> Result<(), Failure> {
+        if self.slot.is_none() {
+            let slot = receiving.slots.take(self.since).await;
+            self.slot = Some(slot.map_err(|limit| Failure::no_slot("max_receives", limit))?);
+        }
         Ok(())
     }
 }
@@ -153,15 +158,15 @@ impl<Z: Zfs> Receiver<Z> {
         receiving: &Receiving<Z>,
         order: OrderToSlave,
         berth: Berth,
-        found: Found,
+        (found, around): (Found, Around),
     ) -> Result<(Self, Found), Failure> {
-        let place = receiving.place(&order, found.as_ref()).await?;
-        let local = Local { receiving: receiving.clone(), order, place, last: found.clone(), berth };
+        let place = receiving.place(&order, found.as_ref(), around).await?;
+        let local = Local { receiving: receiving.clone(), order, place, last: found.clone(), around, berth };
         Ok((Self::Local(Box::new(local)), found))
     }
 
     /// Has one stream received and verified. The inner error is the step's: the conversation goes on, with the
-    /// dataset as it is now.
+    /// dataset as it is now. The place for the stream is free again once it is over.
     pub(super) async fn receive(
         &mut self,
         zfs: &Arc<Z>,
@@ -169,18 +174,21 @@ impl<Z: Zfs> Receiver<Z> {
         incoming: &Incoming,
         status: ResponseStatus,
         counter: &Counter,
+        slot: Slot,
     ) -> Result<Ended, Failure> {
         match self {
-            Self::Remote(remote) => remote.receive(zfs, send, incoming, status, counter).await,
+            Self::Remote(remote) => remote.receive(zfs, send, incoming, status, counter, slot).await,
             Self::Local(local) => {
                 let dataset = local.order.dest_dataset.clone();
-                let ended = match local.receiving.prepare(&local.order, incoming).await {
+                local.berth.wait(&local.receiving).await?;
+                let ended = match local.receiving.prepare(&local.order, incoming, local.around).await {
                     Ok(spec) => zfs
                         .copy(send, &spec, counter, local.receiving.local.stall_timeout)
                         .await
                         .map_err(StepError::from),
                     Err(error) => Err(error),
                 };
+                drop((slot, local.berth.slot.take()));
                 let (result, found) = match local.receiving.verify(&dataset, incoming, local.last.as_ref(), ended).await
                 {
                     Ok(found) => (Ok(()), found),
@@ -260,7 +268,7 @@ impl<Z: Zfs> Receiver<Z> {
             }
             Self::Local(local) => {
                 if let (Some(guid), Some(last)) = (guid, &local.last) {
-                    local.receiving.settle(&local.order.dest_dataset, last, &sender(&local.order), guid).await?;
+                    local.receiving.settle(&local.order.dest_dataset, last, &local.order.source, guid).await?;
                 }
                 if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
                     local.receiving.arrived(&local.order).await?;
@@ -275,8 +283,9 @@ impl<Z: Zfs> Receiver<Z> {
 impl<Z: Zfs> Local<Z> {
     /// The dataset as it is; the place is noted.
     async fn look(&mut self) -> Result<Found, Failure> {
-        let found = self.receiving.look(&self.order.dest_dataset).await?;
-        self.place = self.receiving.place(&self.order, found.as_ref()).await?;
+        let (found, around) = self.receiving.look_around(&self.order.dest_dataset).await?;
+        self.place = self.receiving.place(&self.order, found.as_ref(), around).await?;
+        self.around = around;
         self.last.clone_from(&found);
         Ok(found)
     }
@@ -352,6 +361,7 @@ impl Remote {
         incoming: &Incoming,
         status: ResponseStatus,
         counter: &Counter,
+        slot: Slot,
     ) -> Result<Ended, Failure> {
         let stream = zfs.send(send).await?;
         let mut data = stream.data;
@@ -385,6 +395,7 @@ impl Remote {
             error: ended.as_ref().err().map(|e| e.reason.clone()).unwrap_or_default(),
         };
         self.conn.end_stream(&end).await?;
+        drop(slot);
         match (wordless(self.step_ended().await?), ended) {
             // What went wrong here is known here best.
             ((Err(_), found), Err(error)) if sent != Sent::Refused => Ok((Err(error), found)),

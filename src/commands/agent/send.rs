@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use super::errand::{errand, named, newest_common};
@@ -19,7 +20,7 @@ use crate::actions::lineage;
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
 use crate::clock;
 use crate::commands::busy::Claim;
-use crate::commands::receiving::Incoming;
+use crate::commands::receiving::{Around, Incoming};
 use crate::commands::slots::Slot;
 use crate::model::{
     DatasetInventory, DatasetName, Guid, Origin, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
@@ -36,7 +37,7 @@ pub const SLAVE_PORT: u16 = 7722;
 /// From when on a stream is one that takes time: what it needs is held, and it is found out how long it will be. ZFS itself
 /// keeps what it sends for as long as it does; a hold is for going on later with what broke off. Of a stream that is over
 /// in a moment nothing is left to go on with.
-const TAKES_TIME: Duration = Duration::from_secs(5);
+const TAKES_TIME: Duration = Duration::from_secs(10);
 /// For how long a listing is good to plan by, where whatever has changed since is noticed as the stream is made.
 const FRESH: Duration = Duration::from_secs(30);
 /// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
@@ -57,10 +58,7 @@ pub(super) struct Job {
 
 /// What a send keeps over all its tries: nobody else gets at its dataset meanwhile.
 #[derive(Default)]
-pub(super) struct Kept {
-    claim: Option<(DatasetName, Claim)>,
-    slot: Option<Slot>,
-}
+pub(super) struct Kept(Option<(DatasetName, Claim)>);
 
 /// How far a transfer came.
 pub(super) struct Course {
@@ -73,6 +71,9 @@ pub(super) struct Course {
     resumed: bool,
     /// What the stream that is under way needs on the source.
     pub(super) needed: Vec<SnapName>,
+    /// Since when the oldest data waits, and the place for the next stream, where there is one already.
+    since: DateTime<Utc>,
+    slot: Option<Slot>,
     /// What this order holds on the source, or is about to.
     pub(super) held: BTreeSet<SnapName>,
     /// Holds that are being made: never left in the midst, for then they would come after they were released.
@@ -82,8 +83,10 @@ pub(super) struct Course {
 }
 
 impl Course {
-    fn new() -> Self {
+    fn new(since: DateTime<Utc>, slot: Slot) -> Self {
         Self {
+            since,
+            slot: Some(slot),
             status: ResponseStatus::NothingToDo,
             streams: 0,
             rolled_back: false,
@@ -121,11 +124,11 @@ impl<Z: Zfs> Agent<Z> {
         let (id, to) = errand(order)?;
         // Claimed before it is looked at: who comes second is told so at once, and whatever is planned is planned on
         // what the one before left.
-        let source = match &kept.claim {
+        let source = match &kept.0 {
             Some((source, _)) => source.clone(),
             None => {
                 let source = self.whose(order, id).await?;
-                kept.claim = Some((source.clone(), self.claim(&source)?));
+                kept.0 = Some((source.clone(), self.claim(&source)?));
                 source
             }
         };
@@ -136,22 +139,20 @@ impl<Z: Zfs> Agent<Z> {
                 to.dataset
             )));
         }
-        let mut berth = if is_here { Some(Berth::claim(&self.receiving, &self.host, &to.dataset)?) } else { None };
-        // Looked at before there is a place: what waits together is listed together.
         let (since, other) = (order.oldest_unsent.unwrap_or_else(clock::now), is_here.then_some(&to.dataset));
+        let claim = || Berth::claim(&self.receiving, &self.host, &to.dataset, since);
+        let mut berth = is_here.then(claim).transpose()?;
+        // Looked at before there is a place: what waits together is listed together.
         let looked_at = Instant::now();
         let mut sides = self.sides(&source, other).await?;
-        if kept.slot.is_none() {
-            let slot = self.sends.take(since).await;
-            kept.slot = Some(slot.map_err(|limit| Failure::no_slot("max_sends", limit))?);
-        }
+        let mut course = Course::new(since, self.slot(since).await?);
         if let Some(berth) = &mut berth {
-            berth.wait(&self.receiving, since).await?;
+            berth.wait(&self.receiving).await?;
         }
         if looked_at.elapsed() > FRESH {
             sides = self.sides(&source, other).await?;
         }
-        let (ours, found) = sides;
+        let (ours, there) = sides;
         let target = named(&source, &ours, id)?.clone();
         let allowed = Allowed {
             rollback: order.rollback_if_needed,
@@ -179,7 +180,7 @@ impl<Z: Zfs> Agent<Z> {
             oldest_unsent: order.oldest_unsent,
         };
         let (mut receiver, mut theirs) = if let Some(berth) = berth {
-            Receiver::local(&self.receiving, to_slave, berth, found).await?
+            Receiver::local(&self.receiving, to_slave, berth, there).await?
         } else {
             let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
             let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
@@ -190,11 +191,23 @@ impl<Z: Zfs> Agent<Z> {
         let destinations =
             order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });
         let job = Job { dataset: source, target, to, allowed, origin, destinations: destinations.collect() };
-        let mut course = Course::new();
         if theirs.is_none() {
             theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
         }
         self.transfer(&job, receiver, ours, theirs, course, desk).await
+    }
+
+    /// The place for the next stream of a transfer: what comes after one is written down while others send.
+    async fn next_slot(&self, course: &mut Course) -> Result<Slot, Failure> {
+        match course.slot.take() {
+            Some(slot) => Ok(slot),
+            None => self.slot(course.since).await,
+        }
+    }
+
+    /// A place for one stream.
+    async fn slot(&self, since: DateTime<Utc>) -> Result<Slot, Failure> {
+        self.sends.take(since).await.map_err(|limit| Failure::no_slot("max_sends", limit))
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
@@ -234,17 +247,20 @@ impl<Z: Zfs> Agent<Z> {
         Ok(self.sides(dataset, None).await?.0)
     }
 
-    /// A dataset as it is now, and another one of this host beside it.
+    /// A dataset as it is now, and another one of this host beside it, with what surrounds that.
     async fn sides(
         &self,
         dataset: &DatasetName,
         other: Option<&DatasetName>,
-    ) -> Result<(DatasetInventory, Found), Failure> {
+    ) -> Result<(DatasetInventory, (Found, Around)), Failure> {
         self.local.permission_to_send(dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
         let names: Vec<DatasetName> = [Some(dataset), other].into_iter().flatten().cloned().collect();
-        let mut listed: BTreeMap<_, _> = self.zfs.list(&names, Depth::Only).await?.into_iter().collect();
+        let depth = if other.is_some() { Depth::Around } else { Depth::Only };
+        let listed = self.zfs.list(&names, depth).await?;
+        let around = other.map(|other| Around::of(other, &listed)).unwrap_or_default();
+        let mut listed: BTreeMap<_, _> = listed.into_iter().collect();
         let ours = listed.remove(dataset).ok_or_else(|| Failure::refused(format!("{dataset} does not exist")))?;
-        Ok((ours, other.and_then(|other| listed.remove(other))))
+        Ok((ours, (other.and_then(|other| listed.remove(other)), around)))
     }
 
     async fn transfer(
@@ -412,7 +428,8 @@ impl<Z: Zfs> Agent<Z> {
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         course.sends(status);
-        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter);
+        let slot = self.next_slot(course).await?;
+        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter, slot);
         let (result, now) = self.beside(job, &spec, course, desk, received).await?;
         match (result, now.as_ref().and_then(Trouble::written)) {
             // Written to since its newest snapshot: only the policy may say that this does not matter.
@@ -494,7 +511,8 @@ impl<Z: Zfs> Agent<Z> {
             properties: BTreeMap::new(),
         };
         let spec = SendSpec::Resume { token };
-        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter);
+        let slot = self.next_slot(course).await?;
+        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter, slot);
         let (result, now) = self.beside(job, &spec, course, desk, received).await?;
         match result {
             Ok(()) => {

@@ -1,17 +1,50 @@
 //! What is asked of many datasets at a time, by one process: listings, new bookmarks, users' properties.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use futures_lite::future;
 
 use super::System;
-use crate::model::{DatasetInventory, DatasetName};
+use crate::model::{DatasetInventory, DatasetName, SnapName};
 use crate::runtime;
 use crate::zfs::argv::Write;
 use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 
 /// How many pools are listed at once.
 const POOLS_AT_ONCE: usize = 4;
+/// How long those are waited for whose streams end soon: nothing else waits for what comes after a stream.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long those are waited for who were answered together, and so ask the next question together.
+const GATHER: Duration = Duration::from_millis(100);
+/// How many snapshots one process holds or releases: it waits for a transaction group for each of them.
+const HOLDS_PER_PROCESS: usize = 8;
+/// How many such processes run at once for what is asked together.
+const HOLDING_AT_ONCE: usize = 4;
+
+/// What is done to holds.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tagging {
+    Hold,
+    Release,
+}
+
+impl Tagging {
+    fn argv(self, tag: &str, full_names: &[String]) -> Vec<String> {
+        match self {
+            Self::Hold => argv::hold(tag, full_names),
+            Self::Release => argv::release(tag, full_names),
+        }
+    }
+
+    /// The failure that means that nothing was to be done.
+    fn harmless(self) -> ErrorKind {
+        match self {
+            Self::Hold => ErrorKind::Exists,
+            Self::Release => ErrorKind::NotFound,
+        }
+    }
+}
 
 impl System {
     /// Lists each pool's datasets with all below them, the pools side by side.
@@ -38,7 +71,13 @@ impl System {
             let argv = argv::list_datasets(roots, depth);
             return parse::datasets(&self.listing(&argv).await?).map_err(|bad| self.unreadable(&argv, bad));
         }
-        let (of_datasets, of_snapshots) = (argv::list_datasets(roots, depth), argv::list_snapshots(roots, depth));
+        let around: BTreeSet<DatasetName> = match depth {
+            Depth::Around => roots.iter().flat_map(DatasetName::ancestors).chain(roots.iter().cloned()).collect(),
+            _ => BTreeSet::new(),
+        };
+        let around: Vec<DatasetName> = around.into_iter().collect();
+        let named = if around.is_empty() { roots } else { &around };
+        let (of_datasets, of_snapshots) = (argv::list_datasets(named, depth), argv::list_snapshots(roots, depth));
         let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_snapshots)).await;
         let datasets = parse::datasets(&datasets?).map_err(|bad| self.unreadable(&of_datasets, bad))?;
         let rows = parse::snapshots(&snapshots?).map_err(|bad| self.unreadable(&of_snapshots, bad))?;
@@ -55,8 +94,16 @@ impl System {
             let this = this.clone();
             async move { this.list_all(questions, depth).await }
         };
-        let answer = self.lists.ask(&group, roots.to_vec(), answer).await;
+        // What surrounds a dataset is asked before a stream, which has its place already.
+        let patience = self.patience(if depth == Depth::Around { GATHER } else { LINGER });
+        let answer = self.lists.ask(&group, roots.to_vec(), patience, answer).await;
         answer.unwrap_or_else(|| Err(self.unanswered(&argv::list_datasets(roots, depth))))
+    }
+
+    /// How long others are waited for: as long as that, while there are streams that end soon.
+    fn patience(&self, longest: Duration) -> impl Fn() -> Duration + Send + 'static {
+        let streams = self.streams.clone();
+        move || if streams.any_ends_soon() { longest } else { Duration::ZERO }
     }
 
     async fn list_all(&self, questions: Vec<Vec<DatasetName>>, depth: Depth) -> Vec<Result<Vec<Listed>, ZfsError>> {
@@ -78,8 +125,13 @@ impl System {
         if questions.len() == 1 {
             return vec![Ok(listed)];
         }
-        let of =
-            |roots: Vec<DatasetName>| Ok(listed.iter().filter(|(name, _)| roots.contains(name)).cloned().collect());
+        let wanted = |name: &DatasetName, roots: &[DatasetName]| match depth {
+            Depth::Around => roots.iter().any(|root| root.is_within(name)),
+            _ => roots.contains(name),
+        };
+        let of = |roots: Vec<DatasetName>| {
+            Ok(listed.iter().filter(|(name, _)| wanted(name, &roots)).cloned().collect::<Vec<_>>())
+        };
         questions.into_iter().map(of).collect()
     }
 
@@ -90,7 +142,7 @@ impl System {
             let this = this.clone();
             async move { this.snapshots_all(datasets).await }
         };
-        let answer = self.histories.ask(dataset.pool(), dataset.clone(), answer).await;
+        let answer = self.histories.ask(dataset.pool(), dataset.clone(), self.patience(LINGER), answer).await;
         answer
             .unwrap_or_else(|| Err(self.unanswered(&argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only))))
     }
@@ -140,7 +192,7 @@ impl System {
             let this = this.clone();
             async move { this.write_all(&wanted).await }
         };
-        self.writes.ask(&pool, wanted, answer).await.unwrap_or_default()
+        self.writes.ask(&pool, wanted, self.patience(GATHER), answer).await.unwrap_or_default()
     }
 
     async fn write_all(&self, wanted: &[Write]) -> Vec<bool> {
@@ -154,6 +206,61 @@ impl System {
             log::debug!("{error}");
             vec![false; wanted.len()]
         })
+    }
+
+    /// Holds or releases snapshots of one dataset, by few processes for all that are to get the same tag, or lose it, at
+    /// the same time.
+    pub(super) async fn tag_grouped(
+        &self,
+        how: Tagging,
+        tag: &str,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> Result<(), ZfsError> {
+        let full_names: Vec<String> = names.iter().map(|name| dataset.at(name)).collect();
+        if full_names.is_empty() {
+            return Ok(());
+        }
+        let (this, tag) = (self.clone(), tag.to_owned());
+        let group = format!("{how:?} {} {tag}", dataset.pool());
+        let argv = how.argv(&tag, &full_names);
+        let answer = move |questions: Vec<Vec<String>>| {
+            let (this, tag) = (this.clone(), tag.clone());
+            async move { this.tag_all(how, &tag, questions).await }
+        };
+        let answer = self.tags.ask(&group, full_names, self.patience(GATHER), answer).await;
+        answer.unwrap_or_else(|| Err(self.unanswered(&argv)))
+    }
+
+    async fn tag_all(&self, how: Tagging, tag: &str, questions: Vec<Vec<String>>) -> Vec<Result<(), ZfsError>> {
+        let chunks = questions.chunks(HOLDS_PER_PROCESS).map(|chunk| {
+            let (this, tag, chunk) = (self.clone(), tag.to_owned(), chunk.to_vec());
+            async move { this.tag_some(how, &tag, &chunk).await }
+        });
+        let chunks: Vec<_> = chunks.collect();
+        runtime::side_by_side(HOLDING_AT_ONCE, chunks).await.into_iter().flatten().collect()
+    }
+
+    async fn tag_some(&self, how: Tagging, tag: &str, questions: &[Vec<String>]) -> Vec<Result<(), ZfsError>> {
+        let all: Vec<String> = questions.iter().flatten().cloned().collect();
+        match self.run(&how.argv(tag, &all)).await {
+            Ok(_) => return questions.iter().map(|_| Ok(())).collect(),
+            Err(error) if all.len() == 1 => {
+                return vec![if error.kind == how.harmless() { Ok(()) } else { Err(error) }];
+            }
+            Err(_) => {}
+        }
+        // What failed for one may have been done for the others, or not; each is told its own.
+        let mut answers = Vec::with_capacity(questions.len());
+        for names in questions {
+            let mut answer = Ok(());
+            for name in names {
+                let done = self.run_unless(&how.argv(tag, std::slice::from_ref(name)), how.harmless()).await;
+                answer = answer.and(done);
+            }
+            answers.push(answer);
+        }
+        answers
     }
 
     fn unanswered(&self, argv: &[String]) -> ZfsError {

@@ -2,6 +2,9 @@
 //!
 //! Whatever could cost something there is proven here, at the moment that it is done, whatever the sender says.
 
+mod conflict;
+mod holds;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,18 +12,16 @@ use std::time::Duration;
 use super::busy::{Busy, Claim};
 use super::clones;
 use super::hooks;
-use super::marks;
 use super::publisher::Publisher;
 use super::slots::Slots;
-use crate::clock;
 use crate::config::{Denied, Local};
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, OnDivergence, ResponseStatus,
-    SendFlags, SnapName, Snapshot,
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, ResponseStatus, SendFlags,
+    SnapName,
 };
 use crate::policy::Target;
 use crate::wire::{CloneOf, OrderToSlave, Place};
-use crate::zfs::{Depth, ErrorKind, Fate, Named, ReceiveSpec, Zfs, ZfsError};
+use crate::zfs::{Depth, ErrorKind, Listed, ReceiveSpec, Zfs, ZfsError};
 
 /// The property on a copy that notes how it was sent.
 const FLAGS: &str = "zsync:flags";
@@ -48,6 +49,28 @@ pub struct NotOpen {
     pub status: Option<DatasetStatus>,
     /// In words.
     pub reason: String,
+}
+
+/// What surrounds a dataset, when it was last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Around {
+    /// Whether what is created there inherits encryption, as it does from the nearest one above it.
+    pub encrypts: bool,
+    /// Whether the dataset that contains it exists.
+    pub has_parent: bool,
+}
+
+impl Around {
+    /// From a listing with the datasets that contain it.
+    #[must_use]
+    pub fn of(dataset: &DatasetName, listed: &[Listed]) -> Self {
+        let above = listed.iter().filter(|(name, _)| name != dataset && dataset.is_within(name));
+        let nearest = above.max_by_key(|(name, _)| name.as_str().len());
+        Self {
+            encrypts: nearest.is_some_and(|(_, inventory)| inventory.encrypted),
+            has_parent: nearest.is_some_and(|(name, _)| dataset.parent().as_ref() == Some(name)),
+        }
+    }
 }
 
 /// How a step failed.
@@ -151,15 +174,6 @@ impl<Z: Zfs> Receiving<Z> {
         Self { publisher, ..self }
     }
 
-    /// Renames a dataset with all below it: what is published of this host is to be compared with ZFS.
-    async fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<(), ZfsError> {
-        let renamed = self.zfs.rename(from, to).await;
-        if let Some(publisher) = &self.publisher {
-            publisher.lapse(&format!("{from} was renamed to {to}, with all below it"));
-        }
-        renamed
-    }
-
     /// The same with another configuration; what is under way keeps its claims on datasets and its places.
     #[must_use]
     pub fn with_local(&self, local: Arc<Local>) -> Self {
@@ -188,19 +202,23 @@ impl<Z: Zfs> Receiving<Z> {
         Ok(listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory))
     }
 
+    /// The dataset as it is, and its surroundings.
+    pub async fn look_around(&self, dataset: &DatasetName) -> Result<(Option<DatasetInventory>, Around), ZfsError> {
+        let mut listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Around).await?;
+        let around = Around::of(dataset, &listed);
+        let at = listed.iter().position(|(name, _)| name == dataset);
+        Ok((at.map(|at| listed.swap_remove(at).1), around))
+    }
+
     /// What the sender has to know of the place, besides what is there.
-    pub async fn place(&self, order: &OrderToSlave, found: Option<&DatasetInventory>) -> Result<Place, ZfsError> {
+    pub async fn place(
+        &self,
+        order: &OrderToSlave,
+        found: Option<&DatasetInventory>,
+        around: Around,
+    ) -> Result<Place, ZfsError> {
         let dataset = &order.dest_dataset;
-        let encrypts = match found {
-            Some(found) => found.encrypted,
-            // What is created inherits encryption from the nearest one above it.
-            None => {
-                let above: Vec<DatasetName> = std::iter::successors(dataset.parent(), DatasetName::parent).collect();
-                let listed = self.zfs.list(&above, Depth::Bare).await?;
-                let nearest = listed.iter().max_by_key(|(name, _)| name.as_str().len());
-                nearest.is_some_and(|(_, inventory)| inventory.encrypted)
-            }
-        };
+        let encrypts = found.map_or(around.encrypts, |found| found.encrypted);
         let has_origin = match &order.clone_of {
             Some(of) if found.is_none_or(|found| found.snapshots.is_empty()) => self.origin(order, of).await?.is_some(),
             _ => false,
@@ -220,7 +238,12 @@ impl<Z: Zfs> Receiving<Z> {
     }
 
     /// Makes ready for a stream, and says how it is to be received.
-    pub async fn prepare(&self, order: &OrderToSlave, incoming: &Incoming) -> Result<ReceiveSpec, StepError> {
+    pub async fn prepare(
+        &self,
+        order: &OrderToSlave,
+        incoming: &Incoming,
+        around: Around,
+    ) -> Result<ReceiveSpec, StepError> {
         let dataset = &order.dest_dataset;
         let entry = self.local.permission_to_receive(dataset, &order.source)?;
         if incoming.overwrite {
@@ -241,7 +264,7 @@ impl<Z: Zfs> Receiving<Z> {
             None if entry.properties.is_empty() => DatasetKind::default(),
             None => self.look(dataset).await?.map(|found| found.kind).unwrap_or_default(),
         };
-        if incoming.create.is_some() {
+        if incoming.create.is_some() && !around.has_parent {
             self.zfs.create_ancestors(dataset).await?;
         }
         let properties = entry.properties.settings(kind, incoming.create.is_some(), &incoming.properties);
@@ -324,216 +347,5 @@ impl<Z: Zfs> Receiving<Z> {
             Err(left) => format!("what had arrived is still there: {left}"),
         };
         StepError { reason: format!("{}; {advice}", error.reason), ..error }
-    }
-
-    /// Rolls back to the newest common snapshot, `guid`. What is newer there must be exactly `destroys`, which an order
-    /// must allow to be destroyed; nothing that is held or has clones is.
-    pub async fn rollback(&self, order: &OrderToSlave, guid: Guid, destroys: &[Guid]) -> Result<(), StepError> {
-        let dataset = &order.dest_dataset;
-        let refused =
-            |reason: &str| StepError::new(ResponseStatus::Refused, format!("{dataset} is not rolled back: {reason}"));
-        if !order.rollback_if_needed {
-            return Err(refused("the order does not allow it"));
-        }
-        if !destroys.is_empty() && !order.rollback_may_destroy {
-            return Err(refused("the order does not allow snapshots to be destroyed for that"));
-        }
-        self.local.permission_to_destroy(dataset)?;
-        let found = self.look(dataset).await?;
-        let Some(at) = found.as_ref().and_then(|f| f.snapshots.iter().position(|s| s.guid == guid)) else {
-            return Err(refused("the common snapshot is not there any more"));
-        };
-        let found = found.unwrap_or_default();
-        let (common, newer) = (&found.snapshots[at], &found.snapshots[at + 1..]);
-        if !newer.iter().map(|s| s.guid).eq(destroys.iter().copied()) {
-            let reason = format!("{dataset} is not rolled back: it has other snapshots after @{} by now", common.name);
-            return Err(StepError::temporary(ResponseStatus::WasWritten, reason));
-        }
-        if found.resume_token.is_some() {
-            self.zfs.abort_receive(dataset).await?;
-        }
-        if newer.is_empty() {
-            log::warn!("{dataset} was written to and is rolled back to @{}, as the policy allows", common.name);
-        } else {
-            self.destroy_newer(order, &found, common, newer).await?;
-        }
-        // Cursors of what is gone: ZFS rolls back over no bookmark, and no others may go.
-        for cursor in found.bookmarks.iter().filter(|b| b.createtxg > common.createtxg && marks::is_cursor(&b.name)) {
-            self.zfs.destroy_bookmark(dataset, &cursor.name).await?;
-        }
-        Ok(self.zfs.rollback(dataset, &common.name).await?)
-    }
-
-    /// Destroys what a rollback loses: all of it or nothing.
-    async fn destroy_newer(
-        &self,
-        order: &OrderToSlave,
-        found: &DatasetInventory,
-        common: &Snapshot,
-        newer: &[Snapshot],
-    ) -> Result<(), StepError> {
-        let dataset = &order.dest_dataset;
-        let names = newer.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-        // The newest of them may have our own hold: it goes over to the common one, which is never without.
-        self.settle(dataset, found, &sender(order), common.guid).await?;
-        log::warn!("{dataset} is rolled back to @{}, which destroys {names}, as the policy allows", common.name);
-        let named = |s: &Snapshot| Named { name: s.name.clone(), guid: s.guid };
-        let victims: Vec<Named> = newer.iter().map(named).collect();
-        let fates = self.zfs.destroy(dataset, &victims, &[named(common)], true).await?;
-        let left = victims.iter().zip(&fates).find_map(|(victim, fate)| {
-            let why = match fate {
-                Fate::Destroyed | Fate::Gone | Fate::Spared => return None,
-                Fate::Held => "is held",
-                Fate::Cloned => "has clones",
-                Fate::Another => "is another one by now",
-                Fate::Failed(_) => "cannot be destroyed",
-            };
-            Some(format!("{} {why}", dataset.at(&victim.name)))
-        });
-        let all_gone = fates.iter().all(|fate| matches!(fate, Fate::Destroyed | Fate::Gone));
-        match left {
-            None if all_gone => Ok(()),
-            left => {
-                let why = left.unwrap_or_else(|| format!("{} is gone", dataset.at(&common.name)));
-                let reason = format!("{dataset} is not rolled back to @{}: {why}", common.name);
-                Err(StepError::new(ResponseStatus::WasWritten, reason))
-            }
-        }
-    }
-
-    /// Renames a dataset that cannot take increments, with all below it, and has zsync leave it alone from then on.
-    /// Gives the new name.
-    pub async fn set_aside(&self, order: &OrderToSlave, newest: Option<Guid>) -> Result<DatasetName, StepError> {
-        let dataset = &order.dest_dataset;
-        if order.on_divergence != OnDivergence::SetAside {
-            let reason = format!("{dataset} is not set aside: the order does not allow it");
-            return Err(StepError::new(ResponseStatus::Refused, reason));
-        }
-        let found = self.look(dataset).await?;
-        let Some(found) = found.filter(|found| found.newest().map(|s| s.guid) == newest) else {
-            let reason = format!("{dataset} is not set aside: it has changed meanwhile");
-            return Err(StepError::temporary(ResponseStatus::WasWritten, reason));
-        };
-        if dataset.parent().is_none() {
-            let reason = format!("{dataset} is a pool and cannot be set aside; name a dataset below it in the policy");
-            return Err(StepError::new(ResponseStatus::Refused, reason));
-        }
-        let aside = self.free_name(dataset).await?;
-        self.local.permission_to_rename(dataset, &aside)?;
-        if found.resume_token.is_some() {
-            self.zfs.abort_receive(dataset).await?;
-        }
-        self.rename(dataset, &aside).await?;
-        log::warn!("{dataset} cannot take what {} sends: it is {aside} now, and begins anew", order.source);
-        // From here on it is nobody's copy.
-        if let Err(error) = self.zfs.set(&aside, EXCLUDE, "on").await {
-            log::warn!("{aside}: {EXCLUDE}=on could not be set: {error}");
-        }
-        for (name, inventory) in self.zfs.list(std::slice::from_ref(&aside), Depth::Recursive).await? {
-            let holds = self.received_holds(&name, &inventory).await?;
-            self.release(&name, holds).await?;
-        }
-        Ok(aside)
-    }
-
-    /// A name beside the dataset's that tells what happened and when, and is nobody's yet.
-    async fn free_name(&self, dataset: &DatasetName) -> Result<DatasetName, StepError> {
-        let stamp = clock::now().format("%Y%m%dT%H%M%SZ");
-        for number in 1..100 {
-            let more = if number == 1 { String::new() } else { format!("_{number}") };
-            let name: DatasetName = format!("{dataset}_diverged_{stamp}{more}").parse().map_err(|error| {
-                StepError::new(ResponseStatus::Refused, format!("{dataset} cannot be set aside: {error}"))
-            })?;
-            if self.look(&name).await?.is_none() {
-                return Ok(name);
-            }
-        }
-        Err(StepError::new(ResponseStatus::Refused, format!("{dataset} cannot be set aside: all names are taken")))
-    }
-
-    /// Renames the copy as its source was renamed, if it is that source's: its hold says so.
-    pub async fn follow(&self, order: &OrderToSlave) -> Result<(), StepError> {
-        let dataset = &order.dest_dataset;
-        let Some(from) = &order.renamed_from else {
-            return Err(StepError::new(ResponseStatus::Refused, "the order names no former name"));
-        };
-        let old = &from.dataset;
-        let not = |reason: String| {
-            StepError::new(ResponseStatus::Refused, format!("{old} is not renamed to {dataset}: {reason}"))
-        };
-        self.local.permission_to_receive(old, &order.source)?;
-        self.local.permission_to_rename(old, dataset)?;
-        let Some(_claim) = self.busy.claim(old) else { return Err(not("it is being received into".into())) };
-        let Some(found) = self.look(old).await? else { return Err(not("it is not there".into())) };
-        if found.by_guid(from.guid).is_none() {
-            return Err(not(format!("it has no snapshot with the guid {}", from.guid)));
-        }
-        let tag = marks::received(&Target { host: order.source.clone(), dataset: from.source_dataset.clone() });
-        if !self.received_holds(old, &found).await?.iter().any(|(_, found)| *found == tag) {
-            return Err(not(format!("nothing in it is held by {tag}")));
-        }
-        if self.look(dataset).await?.is_some() {
-            return Err(not("that exists".into()));
-        }
-        self.zfs.create_ancestors(dataset).await?;
-        self.rename(old, dataset).await?;
-        log::warn!("{old} is {dataset} now, as {} was renamed on {}", from.source_dataset, order.source);
-        Ok(())
-    }
-
-    /// Holds the newest common snapshot for its source, then releases what was held of it before: there is always one
-    /// hold. What other sources held, or this one under another name, is left over from before: it has one source.
-    ///
-    /// `inventory` is the dataset as it is now.
-    pub async fn settle(
-        &self,
-        dataset: &DatasetName,
-        inventory: &DatasetInventory,
-        from: &Target,
-        guid: Guid,
-    ) -> Result<(), ZfsError> {
-        let Some(common) = inventory.by_guid(guid) else { return Ok(()) };
-        let ours = (common.name.clone(), marks::received(from));
-        let mut held = inventory.snapshots.iter().filter(|s| s.userrefs > 0);
-        let holds = match (held.next(), held.next()) {
-            // As every transfer leaves it: the one before is held, once, and this very hold is to go. If it is another
-            // one after all, it stays, and is seen beside ours at the next transfer.
-            (Some(before), None) if before.userrefs == 1 && before.guid != guid => {
-                vec![(before.name.clone(), ours.1.clone())]
-            }
-            _ => self.received_holds(dataset, inventory).await?,
-        };
-        if !holds.contains(&ours) {
-            self.zfs.hold(&ours.1, dataset, std::slice::from_ref(&ours.0)).await?;
-        }
-        self.release(dataset, holds.into_iter().filter(|hold| *hold != ours)).await
-    }
-
-    /// What is held of what was received, with the tags.
-    async fn received_holds(
-        &self,
-        dataset: &DatasetName,
-        inventory: &DatasetInventory,
-    ) -> Result<Vec<(SnapName, String)>, ZfsError> {
-        let held: Vec<SnapName> =
-            inventory.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let mut holds = self.zfs.holds(dataset, &held).await?;
-        holds.retain(|(_, tag)| marks::is_received(tag));
-        Ok(holds)
-    }
-
-    async fn release(
-        &self,
-        dataset: &DatasetName,
-        holds: impl IntoIterator<Item = (SnapName, String)>,
-    ) -> Result<(), ZfsError> {
-        let mut left: BTreeMap<String, Vec<SnapName>> = BTreeMap::new();
-        for (name, tag) in holds {
-            left.entry(tag).or_default().push(name);
-        }
-        for (tag, names) in left {
-            self.zfs.release(&tag, dataset, &names).await?;
-        }
-        Ok(())
     }
 }
