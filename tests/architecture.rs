@@ -45,7 +45,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("settings", &["cli", "clock", "commands", "config", "error", "logging", "model", "transport"]),
     ("transport", &["model", "runtime", "wire"]),
     ("wire", &["model", "runtime"]),
-    ("zfs", &["model", "process", "runtime"]),
+    ("zfs", &["clock", "model", "process", "runtime"]),
 ];
 
 /// Modules that perform no I/O and read no clock.

@@ -114,7 +114,7 @@ fn usable(found: Found, file: &Path) -> Result<Option<i64>, CatalogError> {
 impl CatalogRead for EmbeddedReader {
     fn inventory(&self) -> Result<Inventory, CatalogError> {
         // An older catalog is brought up to date, and filled from the hosts, by the next pass.
-        self.read_since(rows::WITH_ORIGINS, inventory)
+        self.read_since(rows::WITH_DATASETS, inventory)
     }
 
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {

@@ -130,7 +130,8 @@ fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) -> Result<(),
     };
     if known.as_ref() != Some(&told) {
         let update = "UPDATE dataset SET present = 1, volume = ?2, guid = ?3, written = ?4, encrypted = ?5,
-                      resume_token = ?6, origin_dataset = ?7, origin_name = ?8, excluded = ?9, flags = ?10
+                      resume_token = ?6, origin_dataset = ?7, origin_name = ?8, excluded = ?9, flags = ?10,
+                      unchanged_from = ?11, unchanged_to = ?12, listed = ?13
                       WHERE id = ?1";
         let origin = told.origin.as_ref();
         tx.prepare_cached(update)?.execute(params![
@@ -144,6 +145,9 @@ fn put(tx: &Transaction<'_>, id: i64, inventory: DatasetInventory) -> Result<(),
             origin.map(|origin| origin.name.as_str()),
             told.excluded,
             told.flags.map(|flags| flags.to_string()),
+            told.unchanged.map(|unchanged| unchanged.from),
+            told.unchanged.map(|unchanged| unchanged.to),
+            told.unchanged.map(|unchanged| unchanged.listed),
         ])?;
     }
     put_snapshots(tx, id, snapshots)?;

@@ -9,7 +9,7 @@ use super::error::Fault;
 use super::{Destination, Destroyed, Estimated, Outcome};
 use crate::model::{
     Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Record, ResponseStatus,
-    Snapshot,
+    Snapshot, Unchanged,
 };
 
 /// Marks a file as a catalog of zsync ("zsyn"), in SQLite's `application_id`.
@@ -107,12 +107,16 @@ pub(super) const MIGRATIONS: &[&str] = &[
     ALTER TABLE dataset ADD COLUMN origin_name TEXT;
     ALTER TABLE dataset ADD COLUMN excluded INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE dataset ADD COLUMN flags TEXT;",
+    // 4: by what it is told whether a dataset's snapshots have changed since they were listed; in seconds.
+    "ALTER TABLE dataset ADD COLUMN unchanged_from INTEGER;
+    ALTER TABLE dataset ADD COLUMN unchanged_to INTEGER;
+    ALTER TABLE dataset ADD COLUMN listed INTEGER;",
 ];
 
 /// The version from which on there are estimates.
 pub(super) const WITH_ESTIMATES: i64 = 2;
 /// The version from which on datasets have all of [`DATASET`].
-pub(super) const WITH_ORIGINS: i64 = 3;
+pub(super) const WITH_DATASETS: i64 = 4;
 
 /// The version of a catalog that this program writes.
 pub(super) fn version() -> i64 {
@@ -208,8 +212,8 @@ fn text(row: &Row<'_>, column: usize) -> Result<String, Fault> {
     row.get_ref(column)?.as_str().map(str::to_owned).map_err(|error| damaged(column, error))
 }
 
-pub(super) const DATASET: &str =
-    "volume, guid, written, encrypted, resume_token, origin_dataset, origin_name, excluded, flags";
+pub(super) const DATASET: &str = "volume, guid, written, encrypted, resume_token, origin_dataset, origin_name, excluded, \
+                                  flags, unchanged_from, unchanged_to, listed";
 
 /// A dataset without what it holds, from the columns [`DATASET`] beginning at `first`.
 pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, Fault> {
@@ -224,6 +228,14 @@ pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, F
             .map(|(dataset, name)| Origin { dataset, name }),
         excluded: boolean(row, first + 7)?,
         flags: maybe(row, first + 8, name)?,
+        unchanged: match (
+            maybe(row, first + 9, integer)?,
+            maybe(row, first + 10, integer)?,
+            maybe(row, first + 11, integer)?,
+        ) {
+            (Some(from), Some(to), Some(listed)) => Some(Unchanged { from, to, listed }),
+            _ => None,
+        },
         ..DatasetInventory::default()
     })
 }

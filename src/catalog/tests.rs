@@ -137,6 +137,7 @@ fn what_was_listed_is_in_the_inventory_to_the_last_field() {
             origin: Some(Origin { dataset: dataset("tank/with blank"), name: "a".parse().unwrap() }),
             excluded: true,
             flags: Some(SendFlags::Raw),
+            unchanged: None,
             snapshots: vec![
                 snapshot(7),
                 Snapshot { guid: Guid(1 << 63), userrefs: u32::MAX, used: u64::MAX, marks: SENT, ..snapshot(8) },
@@ -353,12 +354,25 @@ fn estimates_are_those_of_the_latest_plan() {
     });
 }
 
+/// Only the catalog of a director's own keeps it: hosts that write a shared one list what has changed.
+#[test]
+fn by_what_it_is_told_that_nothing_has_changed_is_in_the_directors_own_catalog() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
+    for unchanged in [Some(crate::model::Unchanged { from: i64::MIN, to: 1, listed: i64::MAX }), None] {
+        let listed = DatasetInventory { unchanged, snapshots: vec![snapshot(7)], ..DatasetInventory::default() };
+        let name = dataset("tank/a");
+        catalog.replace_host(&host("alpha"), at(1), vec![(name.clone(), listed.clone())]).unwrap();
+        assert_eq!(catalog.inventory().unwrap().dataset(&host("alpha"), &name), Some(&listed));
+    }
+}
+
 /// `plan --dry-run` may read a catalog before a director of this version has opened it.
 #[test]
 fn a_catalog_from_before_there_were_estimates_is_read_and_brought_up_to_date() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedCatalog::open(folder.path()).unwrap());
-    let added = ["origin_dataset", "origin_name", "excluded", "flags"];
+    let added = ["origin_dataset", "origin_name", "excluded", "flags", "unchanged_from", "unchanged_to", "listed"];
     let drop_columns = added.map(|column| format!("ALTER TABLE dataset DROP COLUMN {column};")).concat();
     database(folder.path(), &format!("DROP TABLE estimate; {drop_columns} PRAGMA user_version = 1"));
     let reader = EmbeddedReader::new(folder.path());

@@ -159,7 +159,7 @@ impl<Z: Zfs> Slave<Z> {
                     aborted.map(|()| None).map_err(StepError::from)
                 }
                 Step::Finish { status, guid } => {
-                    let settled = match (guid, &seen.found) {
+                    let settled = match (guid, &mut seen.found) {
                         (Some(guid), Some(found)) => {
                             let settling = self.receiving.settle(dataset, found, &order.source, guid);
                             alive_while(conn, &none, settling).await?

@@ -73,6 +73,9 @@ pub struct DatasetInventory {
     /// The token of an interrupted receive into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
+    /// By what is told whether its snapshots have changed since they were listed; `None` where nothing tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchanged: Option<Unchanged>,
     /// Its snapshots.
     pub snapshots: Vec<Snapshot>,
     /// Its bookmarks.
@@ -81,6 +84,18 @@ pub struct DatasetInventory {
     /// The catalog's `#NotWritten` marks: slots that made no snapshot because nothing was written.
     #[serde(default)]
     pub not_written: Vec<NotWritten>,
+}
+
+/// While a dataset's property `snapshots_changed` (zfsprops(7)) lies in this span, it has the snapshots that were listed.
+/// All are seconds since 1970, by its own host's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unchanged {
+    /// Its beginning.
+    pub from: i64,
+    /// Its end, which is part of it.
+    pub to: i64,
+    /// When the snapshots were listed: of bookmarks and holds, which may have changed since, the property tells nothing.
+    pub listed: i64,
 }
 
 /// The snapshot that a clone was made of: `pool/dataset@name`.

@@ -14,7 +14,7 @@ pub mod snapshot;
 pub use counter::Counter;
 pub use flags::SendFlags;
 pub use identity::{Identity, PeerRole, TlsFiles};
-pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten, Origin};
+pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten, Origin, Unchanged};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};

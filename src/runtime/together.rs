@@ -14,7 +14,7 @@ use super::channel::{self, Sender};
 /// How many questions are answered at once at the most, so that one answer keeps to a reasonable size.
 const MOST: usize = 100;
 /// How often it is found out whether anybody is still to be waited for.
-const AGAIN: Duration = Duration::from_millis(20);
+const AGAIN: Duration = Duration::from_millis(50);
 
 /// Questions and who waits for their answers, by what must not wait for one another: a pool that is suspended answers
 /// nothing.

@@ -109,6 +109,9 @@ pub struct DirectorsOrder {
     /// estimate_send: what the destination can go on with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
+    /// kv_resync: list all anew, also what has not changed by ZFS' word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anew: bool,
 }
 
 /// A director's place among those of the same catalog: who has the lock has the highest index.

@@ -12,6 +12,7 @@ pub mod system;
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
@@ -142,6 +143,9 @@ pub struct ReceiveStream {
 /// A dataset with everything that a listing tells of it.
 pub type Listed = (DatasetName, DatasetInventory);
 
+/// What datasets held when they were listed.
+pub type Known = Arc<BTreeMap<DatasetName, DatasetInventory>>;
+
 /// The snapshots and bookmarks of one dataset, oldest first.
 pub type History = (Vec<Snapshot>, Vec<Bookmark>);
 
@@ -149,6 +153,17 @@ pub type History = (Vec<Snapshot>, Vec<Bookmark>);
 pub trait ZfsRead: Send + Sync + 'static {
     /// Lists datasets with their snapshots and bookmarks. Roots that do not exist are left out.
     fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
+
+    /// Lists datasets with all below them. Where ZFS tells that a dataset's snapshots have not changed since `known` was
+    /// listed, and that was not long ago, they are not listed again: its bookmarks and holds are those of then.
+    fn list_changed(
+        &self,
+        roots: &[DatasetName],
+        known: &Known,
+    ) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send {
+        let _ = known;
+        self.list(roots, Depth::Recursive)
+    }
 
     /// Lists the snapshots and bookmarks of one dataset: half of what [`list`](Self::list) costs. `None`
     /// where the dataset does not exist.

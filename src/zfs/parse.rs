@@ -12,6 +12,8 @@ use crate::model::{
 /// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
 /// encrypted datasets.
 pub const OLDEST_VERSION: (u32, u32) = (2, 0);
+/// The first version that has `snapshots_changed` (zfsprops(7)).
+pub const TELLS_CHANGES: (u32, u32) = (2, 2);
 
 /// A line that is not what was asked for.
 pub type Bad = String;
@@ -38,35 +40,47 @@ fn is_strange(name: &str) -> Option<NameError> {
 
 /// Reads a listing of datasets (`argv::DATASET_COLUMNS`).
 pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, Bad> {
+    each_dataset(output, dataset)
+}
+
+/// Reads one of `argv::list_changes`; with each dataset comes when its snapshots were changed last, where ZFS knows.
+pub fn changes(output: &[u8]) -> Result<Vec<(Listed, Option<i64>)>, Bad> {
+    each_dataset(output, |line| {
+        let (rest, changed) = line.rsplit_once('\t').ok_or_else(|| format!("one column in {line:?}"))?;
+        let number = || changed.parse().map_err(|_| format!("snapshots_changed {changed:?} in {line:?}"));
+        Ok((dataset(rest)?, if changed == "-" { None } else { Some(number()?) }))
+    })
+}
+
+fn each_dataset<T>(output: &[u8], read: impl Fn(&str) -> Result<T, Bad>) -> Result<Vec<T>, Bad> {
     let strange = |line: &&str| {
         let name = line.split('\t').next().unwrap_or_default();
         is_strange(name).inspect(|error| log::warn!("{error}: the dataset is left out")).is_none()
     };
-    lines(output)?
-        .filter(strange)
-        .map(|line| {
-            let [name, kind, guid, written, encryption, token, origin, exclude, flags] = columns(line)?;
-            let name: DatasetName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
-            let own_guid = guid;
-            let kind = match kind {
-                "filesystem" => DatasetKind::Filesystem,
-                "volume" => DatasetKind::Volume,
-                _ => return Err(format!("type {kind:?} in {line:?}")),
-            };
-            let inventory = DatasetInventory {
-                kind,
-                guid: Some(Guid(number(line, "guid", guid)?)),
-                written: if written == "-" { None } else { Some(number(line, "written", written)?) },
-                encrypted: !matches!(encryption, "off" | "-"),
-                origin: self::origin(line, origin)?,
-                excluded: exclude == "on",
-                flags: self::flags(flags, own_guid),
-                resume_token: (token != "-").then(|| token.to_owned()),
-                ..DatasetInventory::default()
-            };
-            Ok((name, inventory))
-        })
-        .collect()
+    lines(output)?.filter(strange).map(read).collect()
+}
+
+fn dataset(line: &str) -> Result<Listed, Bad> {
+    let [name, kind, guid, written, encryption, token, origin, exclude, flags] = columns(line)?;
+    let name: DatasetName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+    let own_guid = guid;
+    let kind = match kind {
+        "filesystem" => DatasetKind::Filesystem,
+        "volume" => DatasetKind::Volume,
+        _ => return Err(format!("type {kind:?} in {line:?}")),
+    };
+    let inventory = DatasetInventory {
+        kind,
+        guid: Some(Guid(number(line, "guid", guid)?)),
+        written: if written == "-" { None } else { Some(number(line, "written", written)?) },
+        encrypted: !matches!(encryption, "off" | "-"),
+        origin: self::origin(line, origin)?,
+        excluded: exclude == "on",
+        flags: self::flags(flags, own_guid),
+        resume_token: (token != "-").then(|| token.to_owned()),
+        ..DatasetInventory::default()
+    };
+    Ok((name, inventory))
 }
 
 fn origin(line: &str, text: &str) -> Result<Option<Origin>, Bad> {
@@ -412,6 +426,19 @@ mod tests {
         let raw = full.replace("\tembedok = 1", "\tcompressok = 1\n\trawok = 1");
         assert!(resumable(raw.as_bytes()).unwrap().raw);
         assert!(resumable(b"size\t21144744\n").unwrap_err().contains("does not tell"));
+    }
+
+    #[test]
+    fn a_listing_of_changes_tells_when_snapshots_were_changed_last() {
+        // OpenZFS 2.3.9: zfs list -Hp -o ...,snapshots_changed
+        let listed = changes(
+            b"pool\tfilesystem\t11592893478120303936\t24576\toff\t-\t-\t-\t-\t-\n\
+              pool/data\tfilesystem\t5975252592676264749\t0\toff\t-\t-\t-\tLec 5975252592676264749\t1795676569\n",
+        );
+        let told: Vec<_> = listed.unwrap().into_iter().map(|((name, d), at)| (name.to_string(), d.flags, at)).collect();
+        let copy = ("pool/data".to_owned(), Some(SendFlags::PLAIN), Some(1_795_676_569));
+        assert_eq!(told, [("pool".to_owned(), None, None), copy]);
+        assert!(changes(b"pool\tfilesystem\t1\t0\toff\t-\t-\t-\t-\tx\n").unwrap_err().contains("snapshots_changed"));
     }
 
     #[test]

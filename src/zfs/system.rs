@@ -1,6 +1,7 @@
 //! The real ZFS: runs the `zfs` command.
 
 mod by_name;
+mod changed;
 mod copy;
 mod grouped;
 mod streams;
@@ -21,8 +22,8 @@ use futures_lite::AsyncWriteExt;
 use super::argv::Write;
 use super::pipe::widen;
 use super::{
-    Depth, ErrorKind, Fate, History, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream, Zfs,
-    ZfsError, ZfsRead, argv, parse,
+    Depth, ErrorKind, Fate, History, Known, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream,
+    Zfs, ZfsError, ZfsRead, argv, parse,
 };
 use crate::model::{Counter, DatasetName, SnapName, Snapshot};
 use crate::process::{self, Process, Running};
@@ -48,6 +49,8 @@ pub struct System {
     streams: Streams,
     /// Whether this user may run no scripts, once that was found out; shared by clones.
     no_scripts: Arc<AtomicBool>,
+    /// Whether this ZFS tells when a dataset's snapshots were changed; shared by clones.
+    tells_changes: Arc<AtomicBool>,
 }
 
 impl System {
@@ -64,6 +67,7 @@ impl System {
             tags: Together::default(),
             streams: Streams::default(),
             no_scripts: Arc::default(),
+            tells_changes: Arc::default(),
         }
     }
 
@@ -247,6 +251,13 @@ impl ZfsRead for System {
         }
     }
 
+    async fn list_changed(&self, roots: &[DatasetName], known: &Known) -> Result<Vec<Listed>, ZfsError> {
+        if roots.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.list_changed_by_pool(roots, known).await
+    }
+
     async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
         self.snapshots_grouped(dataset).await
     }
@@ -318,6 +329,7 @@ impl ZfsRead for System {
                 stderr: format!("it is {text}, zsync needs OpenZFS {major}.{minor} or newer"),
             });
         }
+        self.tells_changes.store(number >= parse::TELLS_CHANGES, Ordering::Relaxed);
         Ok(text)
     }
 }

@@ -171,7 +171,7 @@ pub(super) fn kept(
 ) -> Result<Kept, String> {
     let index = pair.modify_index;
     let head = match codec::decode(&pair.value)? {
-        Value::Whole(dataset) => return Ok(Kept { index, parts: Vec::new(), dataset: Some(dataset) }),
+        Value::Whole(dataset) => return Ok(Kept { index, parts: Vec::new(), dataset: Some(*dataset) }),
         Value::Parts(head) => head,
     };
     let mut value = Vec::new();
@@ -188,7 +188,7 @@ pub(super) fn kept(
     match codec::decode(&value)? {
         Value::Whole(dataset) => {
             found.iter().for_each(|(key, _)| drop(parts.remove(key)));
-            Ok(Kept { index, parts: found, dataset: Some(dataset) })
+            Ok(Kept { index, parts: found, dataset: Some(*dataset) })
         }
         Value::Parts(_) => Err("its parts lie in parts".to_owned()),
     }

@@ -191,6 +191,7 @@ prop_compose! {
             excluded: encrypted,
             flags: encrypted.then_some(crate::model::SendFlags::Raw),
             resume_token,
+            unchanged: None,
             snapshots: (0..).zip(snapshots).map(named).collect(),
             bookmarks: (0..).zip(bookmarks).map(named).map(bookmark).collect(),
             not_written: not_written.into_iter()

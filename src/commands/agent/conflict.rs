@@ -1,8 +1,8 @@
 //! A destination that cannot take the next stream: what the order allows is done, or an administrator is told both
 //! sides and the way out.
 
+use super::course::{Course, Job};
 use super::receiver::{Ended, Found, Receiver};
-use super::send::{Course, Job};
 use super::{Agent, Failure};
 use crate::actions::divergence::{Remedy, Trouble, remedy};
 use crate::actions::steps::{Conflict, Point};
@@ -28,6 +28,8 @@ impl<Z: Zfs> Agent<Z> {
         trouble: &Trouble,
         course: &mut Course,
     ) -> Result<Ended, Failure> {
+        // Renamed, or rolled back, more is another one than this dataset.
+        self.held.doubt();
         let (result, now) = match remedy(trouble, job.allowed) {
             Remedy::Rollback { to, destroys } if !course.rolled_back => {
                 course.rolled_back = true;
@@ -98,6 +100,7 @@ impl<Z: Zfs> Agent<Z> {
             course.remarks.push(format!("it is copied anew: {why}"));
             return Ok(None);
         }
+        self.held.doubt();
         let (result, now) = receiver.follow().await?;
         course.remarks.push(match result {
             Ok(()) => format!("{}:{} was renamed as its source was", job.to.host, from.dataset),

@@ -110,6 +110,7 @@ impl<Z: Zfs> Agent<Z> {
         let (mut stayed, mut failed) = (Vec::new(), Vec::new());
         for (dataset, wanted) in wanted(order)? {
             self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
+            self.held.changed(&dataset, None);
             let judged = judge(&*self.zfs, &dataset, &wanted, order).await?;
             stayed.extend(judged.stayed);
             if judged.going.is_empty() {

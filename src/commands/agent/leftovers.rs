@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::send::{Course, Job};
+use super::course::{Course, Job};
 use super::{Agent, Failure};
 use crate::commands::marks;
 use crate::model::{DatasetInventory, Guid, SnapName};

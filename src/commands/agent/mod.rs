@@ -4,9 +4,11 @@
 //! it was and says so.
 
 mod conflict;
+mod course;
 mod destroy;
 mod errand;
 mod estimate;
+mod held;
 mod journal;
 mod leftovers;
 mod once;
@@ -25,6 +27,8 @@ use std::time::{Duration, Instant};
 use futures_lite::future;
 
 use self::once::{Begin, Once, Running};
+use held::Held;
+
 use super::busy::Busy;
 use super::fences::Fences;
 use super::metrics::{self, Tally};
@@ -69,6 +73,7 @@ pub struct Agent<Z> {
     receiving: Receiving<Z>,
     once: Arc<Once>,
     tally: Tally,
+    held: Held,
     /// Where what this host holds is published, if anywhere.
     publisher: Option<Arc<Publisher>>,
     /// Whose word counts, where several directors share a catalog.
@@ -179,6 +184,7 @@ impl<Z: Zfs> Agent<Z> {
             receiving,
             once: Arc::default(),
             tally: Tally::new(metrics::AGENT),
+            held: Held::default(),
             publisher: None,
             fences: None,
         }
@@ -241,8 +247,8 @@ impl<Z: Zfs> Agent<Z> {
         self.throttle.set(local.bandwidth.clone());
         let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
         let (tls, throttle, tally) = (self.tls.clone(), Arc::clone(&self.throttle), self.tally.clone());
-        let (publisher, fences) = (self.publisher.clone(), self.fences.clone());
-        Self { host, zfs, local, busy, sends, throttle, tls, receiving, once, tally, publisher, fences }
+        let (held, publisher, fences) = (self.held.clone(), self.publisher.clone(), self.fences.clone());
+        Self { host, zfs, local, busy, sends, throttle, tls, receiving, once, tally, held, publisher, fences }
     }
 
     /// The same with a memory of the orders that it carried out.
@@ -299,7 +305,7 @@ impl<Z: Zfs> Agent<Z> {
     /// Carries out one order, and tries again what failed for a reason that may pass. Every try looks afresh.
     async fn persist(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
         let mut retry = Retry::within(order.retry_for.map_or(RETRY_FOR, Duration::from_secs));
-        let mut kept = send::Kept::default();
+        let mut kept = course::Kept::default();
         loop {
             let before = desk.counter.get();
             let ended = match order.action {

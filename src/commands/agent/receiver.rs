@@ -7,12 +7,13 @@ use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 
 use super::Failure;
+use crate::clock;
 use crate::commands::busy::Claim;
 use crate::commands::receiving::{Around, Incoming, Receiving, StepError, stalled};
 use crate::commands::slots::Slot;
 use crate::commands::throttle::Throttle;
 use crate::model::Counter;
-use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, Unchanged};
 use crate::policy::{Target, Zstd};
 use crate::runtime;
 use crate::transport::tcp::{Dial, TransportError};
@@ -181,6 +182,7 @@ impl<Z: Zfs> Receiver<Z> {
             Self::Local(local) => {
                 let dataset = local.order.dest_dataset.clone();
                 local.berth.wait(&local.receiving).await?;
+                let began = clock::now();
                 let ended = match local.receiving.prepare(&local.order, incoming, local.around).await {
                     Ok(spec) => zfs
                         .copy(send, &spec, counter, local.receiving.local.stall_timeout)
@@ -189,11 +191,17 @@ impl<Z: Zfs> Receiver<Z> {
                     Err(error) => Err(error),
                 };
                 drop((slot, local.berth.slot.take()));
-                let (result, found) = match local.receiving.verify(&dataset, incoming, local.last.as_ref(), ended).await
-                {
-                    Ok(found) => (Ok(()), found),
-                    Err(error) => (Err(error), local.receiving.look(&dataset).await?),
-                };
+                let ended_at = clock::now();
+                let (result, mut found) =
+                    match local.receiving.verify(&dataset, incoming, local.last.as_ref(), ended).await {
+                        Ok(found) => (Ok(()), found),
+                        Err(error) => (Err(error), local.receiving.look(&dataset).await?),
+                    };
+                if let (Ok(()), Some(found)) = (&result, &mut found) {
+                    // Listed after the stream, into what is claimed: what changed in that second came with it.
+                    let (from, to) = (began.timestamp(), ended_at.timestamp());
+                    found.unchanged = Some(Unchanged { from, to, listed: to });
+                }
                 local.last.clone_from(&found);
                 Ok((result, found))
             }
@@ -254,8 +262,14 @@ impl<Z: Zfs> Receiver<Z> {
         }
     }
 
-    /// Ends the conversation: the receiver holds the newest common snapshot.
-    pub(super) async fn finish(self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), Failure> {
+    /// Ends the conversation: the receiver holds the newest common snapshot. `found`, where given, is then as it is after
+    /// that, if that is known.
+    pub(super) async fn finish(
+        self,
+        status: ResponseStatus,
+        guid: Option<Guid>,
+        found: &mut Found,
+    ) -> Result<(), Failure> {
         match self {
             Self::Remote(mut remote) => {
                 remote.conn.say(&Step::Finish { status, guid }).await?;
@@ -267,7 +281,7 @@ impl<Z: Zfs> Receiver<Z> {
                 Err(Failure { status: response.status, reason: response.error, temporary: response.temporary })
             }
             Self::Local(local) => {
-                if let (Some(guid), Some(last)) = (guid, &local.last) {
+                if let (Some(guid), Some(last)) = (guid, found) {
                     local.receiving.settle(&local.order.dest_dataset, last, &local.order.source, guid).await?;
                 }
                 if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {

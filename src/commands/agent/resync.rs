@@ -1,11 +1,18 @@
 //! kv_resync: tells what this host holds.
 
+use std::collections::BTreeMap;
+
 use super::{Agent, Desk, Failure, Success};
-use crate::model::{DatasetName, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, ResponseStatus};
 use crate::wire::{DirectorsOrder, Facts, Listing};
-use crate::zfs::{Depth, Zfs};
+use crate::zfs::{Known, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
+    /// Takes it that this is what the host held, from whoever has written it down.
+    pub fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
+        self.held.remember(datasets);
+    }
+
     /// Lists everything that local.json lets zsync touch, or the order's dataset and what is below it. What is
     /// published of this host is compared with that, and mended.
     pub(super) async fn resync(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
@@ -13,7 +20,15 @@ impl<Z: Zfs> Agent<Z> {
             Some(publisher) if order.dest_dataset.is_empty() => {
                 publisher.whole(&*self.zfs, &self.local).await?.into_iter().collect()
             }
-            _ => self.zfs.list(&self.roots(order)?, Depth::Recursive).await?,
+            _ => {
+                let known = if order.anew { Known::default() } else { self.held.listed() };
+                let began = self.held.begin();
+                let listed = self.zfs.list_changed(&self.roots(order)?, &known).await?;
+                if order.dest_dataset.is_empty() {
+                    self.held.set(began, &listed);
+                }
+                listed
+            }
         };
         let mut datasets = 0;
         for (dataset, inventory) in listed {

@@ -5,14 +5,16 @@
 //! on the destination, then release the older hold there, and meanwhile move the cursor; release the source. Leftovers
 //! of an attempt that broke off are the same names again, and are put right by the next one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
+use super::course::{Course, Job, Kept};
 use super::errand::{errand, named, newest_common};
+use super::held::{FRESH, Sides};
 use super::receiver::{Berth, Ended, Found, Outgoing, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::divergence::{Allowed, Trouble};
@@ -22,14 +24,12 @@ use crate::clock;
 use crate::commands::busy::Claim;
 use crate::commands::receiving::{Around, Incoming};
 use crate::commands::slots::Slot;
-use crate::model::{
-    DatasetInventory, DatasetName, Guid, Origin, PeerRole, ResponseStatus, SnapName, Snapshot, SnapshotId,
-};
+use crate::model::{DatasetInventory, DatasetName, PeerRole, ResponseStatus, SnapshotId};
 use crate::policy::Target;
 use crate::runtime;
 use crate::transport::tcp::Dial;
 use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
-use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs, ZfsError};
+use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
 
 /// The port of slaves.
 pub const SLAVE_PORT: u16 = 7722;
@@ -38,97 +38,39 @@ pub const SLAVE_PORT: u16 = 7722;
 /// keeps what it sends for as long as it does; a hold is for going on later with what broke off. Of a stream that is over
 /// in a moment nothing is left to go on with.
 const TAKES_TIME: Duration = Duration::from_secs(10);
-/// For how long a listing is good to plan by, where whatever has changed since is noticed as the stream is made.
-const FRESH: Duration = Duration::from_secs(30);
 /// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
 /// that have to be planned again.
 const MOST_STREAMS: usize = 8;
 
-/// What one order sends.
-pub(super) struct Job {
-    pub(super) dataset: DatasetName,
-    target: Snapshot,
-    pub(super) to: Target,
-    pub(super) allowed: Allowed,
-    /// The snapshot that the dataset is a clone of, where the destination may have it too.
-    origin: Option<(Origin, Guid)>,
-    /// Every place that the dataset is sent to, where the order says so.
-    pub(super) destinations: Vec<Target>,
-}
-
-/// What a send keeps over all its tries: nobody else gets at its dataset meanwhile.
-#[derive(Default)]
-pub(super) struct Kept(Option<(DatasetName, Claim)>);
-
-/// How far a transfer came.
-pub(super) struct Course {
-    /// What it comes to; of a full copy and the increments after it: full.
-    status: ResponseStatus,
-    streams: usize,
-    /// What was done about a destination that could not take the next stream; each at the most once.
-    pub(super) rolled_back: bool,
-    pub(super) set_aside: bool,
-    resumed: bool,
-    /// What the stream that is under way needs on the source.
-    pub(super) needed: Vec<SnapName>,
-    /// Since when the oldest data waits, and the place for the next stream, where there is one already.
-    since: DateTime<Utc>,
-    slot: Option<Slot>,
-    /// What this order holds on the source, or is about to.
-    pub(super) held: BTreeSet<SnapName>,
-    /// Holds that are being made: never left in the midst, for then they would come after they were released.
-    pub(super) holding: Vec<runtime::JoinHandle<Result<(), ZfsError>>>,
-    /// What the director should be told of an order that ended well.
-    pub(super) remarks: Vec<String>,
-}
-
-impl Course {
-    fn new(since: DateTime<Utc>, slot: Slot) -> Self {
-        Self {
-            since,
-            slot: Some(slot),
-            status: ResponseStatus::NothingToDo,
-            streams: 0,
-            rolled_back: false,
-            set_aside: false,
-            resumed: false,
-            needed: Vec::new(),
-            held: BTreeSet::new(),
-            holding: Vec::new(),
-            remarks: Vec::new(),
-        }
-    }
-
-    fn sends(&mut self, status: ResponseStatus) {
-        self.streams += 1;
-        if self.status != ResponseStatus::Full {
-            self.status = status;
-        }
-    }
-
-    /// The destination has the snapshot, or a newer one: how that is called where nothing was sent.
-    fn arrived(&mut self, how: &Transfer) {
-        if self.streams == 0 {
-            self.status = match how {
-                Transfer::MostActual { .. } => ResponseStatus::MostActual,
-                Transfer::WasRenamed { .. } => ResponseStatus::WasRenamed,
-                Transfer::NothingToDo | Transfer::Steps { .. } => ResponseStatus::NothingToDo,
-            };
-        }
-    }
-}
-
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
     pub(super) async fn send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
+        let before = desk.counter.get();
+        let ended = match self.try_to_send(order, kept, desk).await {
+            // Nobody has looked, and nothing has gone: that may be why.
+            Err(failure) if std::mem::replace(&mut kept.failed, true) || !kept.unseen => Err(failure),
+            Err(failure) if desk.counter.get() == before => {
+                log::debug!("{}: is looked at now: {}", order.order_uuid, failure.reason);
+                self.try_to_send(order, kept, desk).await
+            }
+            ended => ended,
+        };
+        if let Some((source, _)) = &kept.claim {
+            self.held.changed(source, None);
+        }
+        ended
+    }
+
+    async fn try_to_send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
+        kept.unseen = false;
         let (id, to) = errand(order)?;
         // Claimed before it is looked at: who comes second is told so at once, and whatever is planned is planned on
         // what the one before left.
-        let source = match &kept.0 {
+        let source = match &kept.claim {
             Some((source, _)) => source.clone(),
             None => {
                 let source = self.whose(order, id).await?;
-                kept.0 = Some((source.clone(), self.claim(&source)?));
+                kept.claim = Some((source.clone(), self.claim(&source)?));
                 source
             }
         };
@@ -143,13 +85,24 @@ impl<Z: Zfs> Agent<Z> {
         let claim = || Berth::claim(&self.receiving, &self.host, &to.dataset, since);
         let mut berth = is_here.then(claim).transpose()?;
         // Looked at before there is a place: what waits together is listed together.
-        let looked_at = Instant::now();
-        let mut sides = self.sides(&source, other).await?;
+        let known = match other {
+            Some(other) if !kept.failed && order.renamed_from.is_none() && order.origin_dataset.is_none() => {
+                self.local.permission_to_send(&source).map_err(|denied| Failure::refused(denied.to_string()))?;
+                self.held.sides(&source, id, other)
+            }
+            _ => None,
+        };
+        kept.unseen = known.is_some();
+        let (looked_at, mut sides) = match known {
+            Some(Sides { at, ours, theirs, around }) => (at, (ours, (theirs, around))),
+            None => (Instant::now(), self.sides(&source, other).await?),
+        };
         let mut course = Course::new(since, self.slot(since).await?);
         if let Some(berth) = &mut berth {
             berth.wait(&self.receiving).await?;
         }
         if looked_at.elapsed() > FRESH {
+            kept.unseen = false;
             sides = self.sides(&source, other).await?;
         }
         let (ours, there) = sides;
@@ -287,8 +240,12 @@ impl<Z: Zfs> Agent<Z> {
                 Err(failure) => break Err(failure),
             }
         };
-        self.tell_theirs(job, &theirs, desk).await;
         if let Err(failure) = ended {
+            self.held.changed(&job.dataset, None);
+            if job.to.host == self.host {
+                self.held.changed(&job.to.dataset, None);
+            }
+            self.tell_theirs(job, &theirs, desk).await;
             self.break_off(job, receiver, &ours, &theirs, course, &failure).await;
             return Err(failure);
         }
@@ -303,7 +260,12 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         // Side by side: each waits for a transaction group of its own pool.
-        let (settled, moved) = future::zip(receiver.finish(status, common), moving).await;
+        let arrived_at = Instant::now();
+        let (settled, moved) = future::zip(receiver.finish(status, common, &mut theirs), moving).await;
+        if job.to.host == self.host {
+            self.held.changed(&job.to.dataset, theirs.as_ref().map(|theirs| (arrived_at, theirs)));
+        }
+        self.tell_theirs(job, &theirs, desk).await;
         let mut remarks = std::mem::take(&mut course.remarks);
         match settled {
             Ok(()) => {

@@ -128,10 +128,14 @@ impl<Z: Zfs> Agent<Z> {
 
     async fn take_now(&self, wanted: &[DatasetName], name: &SnapName) -> Result<Taken, Failure> {
         match self.zfs.snapshot(wanted, name).await {
-            Ok(snapshots) => Ok(Taken { new: snapshots.len(), snapshots }),
+            Ok(snapshots) => {
+                snapshots.iter().for_each(|(dataset, snapshot)| self.held.taken(dataset, snapshot));
+                Ok(Taken { new: snapshots.len(), snapshots })
+            }
             // An order that is repeated, or one that a child added meanwhile makes part of: what is missing is
             // taken one by one, what is there already is what was wanted.
             Err(error) if error.kind == ErrorKind::Exists => {
+                wanted.iter().for_each(|dataset| self.held.changed(dataset, None));
                 let mut snapshots = self.there(wanted, name).await?;
                 let mut new = 0;
                 for dataset in wanted {

@@ -76,7 +76,7 @@ impl Looking {
 /// known of a host that is asked counts for nothing until it has answered.
 ///
 /// Nothing happens unless the [`Asking`]s run. `asked` counts the hosts that were asked.
-pub async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+pub(super) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
     world: &World<C>,
@@ -99,6 +99,12 @@ pub async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         present.filter(|host| asks(host)).map(|host| (host.clone(), is_due(host))).collect();
     let known = hosts.iter().filter(|host| !to_ask.contains_key(*host) && !standing.absent.contains_key(*host));
     world.begin(&known.cloned().collect()).await?;
+    if let (Ok(own), false) = (&dispatcher.own, world.is_shared()) {
+        // What is written down of this host, it need not list again.
+        own.remember(
+            world.inventory().hosts.get(&dispatcher.here).map(|known| known.datasets.clone()).unwrap_or_default(),
+        );
+    }
     let looked = Arc::new(Mutex::new(Looked { unseen: standing.absent, ..Looked::default() }));
     let (mut gates, mut asking) = (BTreeMap::new(), Vec::<Asking>::new());
     asked.expect(to_ask.len() as u64);
@@ -142,7 +148,7 @@ async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     asked: &Counter,
 ) -> Result<Result<Vec<String>, String>, CatalogError> {
     let mut order = blank(Action::KvResync);
-    order.fence = fence;
+    (order.fence, order.anew) = (fence, due);
     let asking = dispatcher.ask(policy, host, &order, Counter::default());
     // One that is alive and never comes to an end must not keep the pass from the others.
     let answered = runtime::timeout(LISTED_WITHIN, asking).await;
@@ -161,7 +167,8 @@ async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     Ok(Ok(told))
 }
 
-/// Looks at every host, to the end: see [`begin`].
+/// Asks every host of the policy what it holds, and waits for all: what they answer is written to the catalog, and the
+/// world is that.
 pub async fn look<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,

@@ -139,6 +139,11 @@ impl<C: CatalogWrite + ?Sized + 'static> World<C> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether hosts write the catalog themselves.
+    pub fn is_shared(&self) -> bool {
+        self.shared().is
+    }
+
     async fn with_catalog<T: Send + 'static>(
         &self,
         work: impl FnOnce(&C) -> Result<T, CatalogError> + Send + 'static,

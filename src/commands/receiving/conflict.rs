@@ -58,7 +58,7 @@ impl<Z: Zfs> Receiving<Z> {
         let dataset = &order.dest_dataset;
         let names = newer.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
         // The newest of them may have our own hold: it goes over to the common one, which is never without.
-        self.settle(dataset, found, &order.source, common.guid).await?;
+        self.settle(dataset, &mut found.clone(), &order.source, common.guid).await?;
         log::warn!("{dataset} is rolled back to @{}, which destroys {names}, as the policy allows", common.name);
         let named = |s: &Snapshot| Named { name: s.name.clone(), guid: s.guid };
         let victims: Vec<Named> = newer.iter().map(named).collect();

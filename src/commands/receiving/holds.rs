@@ -11,15 +11,16 @@ impl<Z: Zfs> Receiving<Z> {
     /// Holds the newest common snapshot for its source, then releases what was held of it before: there is always one
     /// hold. What other hosts held is left over from before: it has one source.
     ///
-    /// `inventory` is the dataset as it is now.
+    /// `inventory` is the dataset as it is now, and then as it is after that.
     pub async fn settle(
         &self,
         dataset: &DatasetName,
-        inventory: &DatasetInventory,
+        inventory: &mut DatasetInventory,
         from: &HostName,
         guid: Guid,
     ) -> Result<(), ZfsError> {
-        let Some(common) = inventory.by_guid(guid) else { return Ok(()) };
+        let Some(at) = inventory.snapshots.iter().position(|s| s.guid == guid) else { return Ok(()) };
+        let common = &inventory.snapshots[at];
         let ours = (common.name.clone(), marks::received(from));
         let mut held = inventory.snapshots.iter().filter(|s| s.userrefs > 0);
         let holds = match (held.next(), held.next()) {
@@ -32,8 +33,15 @@ impl<Z: Zfs> Receiving<Z> {
         };
         if !holds.contains(&ours) {
             self.zfs.hold(&ours.1, dataset, std::slice::from_ref(&ours.0)).await?;
+            inventory.snapshots[at].userrefs += 1;
         }
-        self.release(dataset, holds.into_iter().filter(|hold| *hold != ours)).await
+        let others: Vec<(SnapName, String)> = holds.into_iter().filter(|hold| *hold != ours).collect();
+        self.release(dataset, others.iter().cloned()).await?;
+        for (name, _) in others {
+            let released = inventory.snapshots.iter_mut().find(|s| s.name == name);
+            released.into_iter().for_each(|s| s.userrefs = s.userrefs.saturating_sub(1));
+        }
+        Ok(())
     }
 
     /// What is held of what was received, with the tags.

@@ -49,15 +49,23 @@ impl Tagging {
 impl System {
     /// Lists each pool's datasets with all below them, the pools side by side.
     pub(super) async fn list_by_pool(&self, roots: &[DatasetName]) -> Result<Vec<Listed>, ZfsError> {
+        self.each_pool(roots, |this, roots| async move { this.list_now(&roots, Depth::Recursive).await }).await
+    }
+
+    /// Does something with the roots of each pool, the pools side by side.
+    pub(super) async fn each_pool<F>(
+        &self,
+        roots: &[DatasetName],
+        list: impl Fn(Self, Vec<DatasetName>) -> F,
+    ) -> Result<Vec<Listed>, ZfsError>
+    where
+        F: Future<Output = Result<Vec<Listed>, ZfsError>> + Send + 'static,
+    {
         let mut by_pool: BTreeMap<&str, Vec<DatasetName>> = BTreeMap::new();
         for root in roots {
             by_pool.entry(root.pool()).or_default().push(root.clone());
         }
-        let pools = by_pool.into_values().map(|roots| {
-            let this = self.clone();
-            async move { this.list_now(&roots, Depth::Recursive).await }
-        });
-        let pools: Vec<_> = pools.collect();
+        let pools: Vec<_> = by_pool.into_values().map(|roots| list(self.clone(), roots)).collect();
         let mut all = Vec::new();
         for listed in runtime::side_by_side(POOLS_AT_ONCE, pools).await {
             all.extend(listed?);

@@ -1,0 +1,95 @@
+//! What an order to send is about, and how far it came.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+
+use crate::actions::divergence::Allowed;
+use crate::actions::steps::Transfer;
+use crate::commands::busy::Claim;
+use crate::commands::slots::Slot;
+use crate::model::{DatasetName, Guid, Origin, ResponseStatus, SnapName, Snapshot};
+use crate::policy::Target;
+use crate::runtime;
+use crate::zfs::ZfsError;
+
+/// What one order sends.
+pub(super) struct Job {
+    pub(super) dataset: DatasetName,
+    pub(super) target: Snapshot,
+    pub(super) to: Target,
+    pub(super) allowed: Allowed,
+    /// The snapshot that the dataset is a clone of, where the destination may have it too.
+    pub(super) origin: Option<(Origin, Guid)>,
+    /// Every place that the dataset is sent to, where the order says so.
+    pub(super) destinations: Vec<Target>,
+}
+
+/// What a send keeps over all its tries.
+#[derive(Default)]
+pub(super) struct Kept {
+    /// Nobody else gets at its dataset meanwhile.
+    pub(super) claim: Option<(DatasetName, Claim)>,
+    /// Whether the last try was planned by what was known, without a look.
+    pub(super) unseen: bool,
+    /// Whether it failed: from then on all is looked at.
+    pub(super) failed: bool,
+}
+
+/// How far a transfer came.
+pub(super) struct Course {
+    /// What it comes to; of a full copy and the increments after it: full.
+    pub(super) status: ResponseStatus,
+    pub(super) streams: usize,
+    /// What was done about a destination that could not take the next stream; each at the most once.
+    pub(super) rolled_back: bool,
+    pub(super) set_aside: bool,
+    pub(super) resumed: bool,
+    /// What the stream that is under way needs on the source.
+    pub(super) needed: Vec<SnapName>,
+    /// Since when the oldest data waits, and the place for the next stream, where there is one already.
+    pub(super) since: DateTime<Utc>,
+    pub(super) slot: Option<Slot>,
+    /// What this order holds on the source, or is about to.
+    pub(super) held: BTreeSet<SnapName>,
+    /// Holds that are being made: never left in the midst, for then they would come after they were released.
+    pub(super) holding: Vec<runtime::JoinHandle<Result<(), ZfsError>>>,
+    /// What the director should be told of an order that ended well.
+    pub(super) remarks: Vec<String>,
+}
+
+impl Course {
+    pub(super) fn new(since: DateTime<Utc>, slot: Slot) -> Self {
+        Self {
+            since,
+            slot: Some(slot),
+            status: ResponseStatus::NothingToDo,
+            streams: 0,
+            rolled_back: false,
+            set_aside: false,
+            resumed: false,
+            needed: Vec::new(),
+            held: BTreeSet::new(),
+            holding: Vec::new(),
+            remarks: Vec::new(),
+        }
+    }
+
+    pub(super) fn sends(&mut self, status: ResponseStatus) {
+        self.streams += 1;
+        if self.status != ResponseStatus::Full {
+            self.status = status;
+        }
+    }
+
+    /// The destination has the snapshot, or a newer one: how that is called where nothing was sent.
+    pub(super) fn arrived(&mut self, how: &Transfer) {
+        if self.streams == 0 {
+            self.status = match how {
+                Transfer::MostActual { .. } => ResponseStatus::MostActual,
+                Transfer::WasRenamed { .. } => ResponseStatus::WasRenamed,
+                Transfer::NothingToDo | Transfer::Steps { .. } => ResponseStatus::NothingToDo,
+            };
+        }
+    }
+}
