@@ -39,10 +39,10 @@ pub const TWO_HOSTS: &str = r#"{
 
 pub const LOCAL: &str = r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#;
 
-/// A `zfs` that has one dataset with one snapshot.
+/// A `zfs` that has one dataset with one snapshot, and is too old to tell whether it has changed.
 pub const ZFS: &str = r#"#!/bin/sh
 case "$*" in
-  version) echo zfs-2.3.9-1; echo zfs-kmod-2.3.9-1 ;;
+  version) echo zfs-2.1.15-1; echo zfs-kmod-2.1.15-1 ;;
   *snapshot,bookmark*) printf 'tank/data@SYNC_2026-01-01_00:00:00\t1\t1\t%s\t0\n' "$(date +%s)" ;;
   *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\t-\t-\t-\n' ;;
   *) echo "unexpected: $*" >&2; exit 1 ;;
