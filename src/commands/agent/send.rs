@@ -208,8 +208,8 @@ impl<Z: Zfs> Agent<Z> {
     ) -> Result<(DatasetInventory, (Found, Around)), Failure> {
         self.local.permission_to_send(dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
         let names: Vec<DatasetName> = [Some(dataset), other].into_iter().flatten().cloned().collect();
-        let depth = if other.is_some() { Depth::Around } else { Depth::Only };
-        let listed = self.zfs.list(&names, depth).await?;
+        // Not as what is listed after a stream, for which others are waited for: who waits for a place is in the queue first.
+        let listed = self.zfs.list(&names, Depth::Around).await?;
         let around = other.map(|other| Around::of(other, &listed)).unwrap_or_default();
         let mut listed: BTreeMap<_, _> = listed.into_iter().collect();
         let ours = listed.remove(dataset).ok_or_else(|| Failure::refused(format!("{dataset} does not exist")))?;
