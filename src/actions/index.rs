@@ -66,9 +66,7 @@ impl Index {
         }
         Self { entries, targets }
     }
-}
 
-impl Index {
     /// The hosts whose state decides about these entries: their own, all that their datasets come to, over however many
     /// hosts, and whoever else sends there or to them. `policy` is the one that the index was made of.
     #[must_use]
