@@ -211,7 +211,7 @@ fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
     let order = DirectorsOrder {
         destination: "beta".into(),
         destination_address: Some(slave.to_owned()),
-        snapshot_uuid: vec![taken[0].1.guid.uuid().to_string()],
+        snapshot_uuid: vec![taken[0].1.0[0].guid.uuid().to_string()],
         dest_dataset: "pool/copy".into(),
         dataset: Some(ds("tank")),
         ..order

@@ -86,7 +86,7 @@ impl Pair {
     fn take(&self, name: &str) -> Snapshot {
         self.alpha.write(&ds("tank/data"), 1000);
         let taken = runtime::block_on(self.alpha.snapshot(&[ds("tank/data")], &snap(name))).unwrap();
-        taken[0].1.clone()
+        taken[0].1.0.last().unwrap().clone()
     }
 
     fn send(&self, guid: Guid, slave: SocketAddr) -> Response {

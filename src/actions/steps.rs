@@ -230,9 +230,10 @@ pub fn steps(
 
 /// The increment from one of the snapshots to the last of them, if that is another one.
 fn onward(source: &[Snapshot], from: usize) -> Option<Step> {
-    let (first, last) = (source.get(from)?, source.last()?);
+    let (first, rest) = source.get(from..)?.split_first()?;
+    let intermediates = rest.len() > 1;
     let from = Base::Snapshot(point(first));
-    (first.guid != last.guid).then(|| Step::Incremental { from, to: point(last), intermediates: true })
+    rest.last().map(|last| Step::Incremental { from, to: point(last), intermediates })
 }
 
 #[cfg(test)]

@@ -62,14 +62,6 @@ pub fn list_snapshots(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     argv
 }
 
-/// Lists these snapshots.
-#[must_use]
-pub fn list_named(full_names: &[String]) -> Vec<String> {
-    let mut argv = words(&["list", "-Hp", "-t", "snapshot", "-o", SNAPSHOT_COLUMNS]);
-    argv.extend_from_slice(full_names);
-    argv
-}
-
 /// Lists the clones of these snapshots.
 #[must_use]
 pub fn list_clones(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
@@ -280,6 +272,7 @@ pub fn send(spec: &SendSpec) -> Vec<String> {
             match from {
                 SendFrom::Nothing => {}
                 SendFrom::Snapshot(base) => argv.extend(["-I".to_owned(), format!("@{base}")]),
+                SendFrom::Before(base) => argv.extend(["-i".to_owned(), format!("@{base}")]),
                 SendFrom::Bookmark(base) => argv.extend(["-i".to_owned(), format!("#{base}")]),
                 SendFrom::Origin(of, base) => argv.extend(["-i".to_owned(), of.at(base)]),
             }
@@ -351,6 +344,7 @@ mod tests {
         assert_eq!(line(spec(SendFrom::Nothing, SendFlags::Raw)), "send -w tank/a@y");
         assert_eq!(line(spec(SendFrom::Nothing, "-".parse().unwrap())), "send tank/a@y");
         assert_eq!(line(spec(SendFrom::Snapshot(snap("x")), SendFlags::PLAIN)), "send -Lec -I @x tank/a@y");
+        assert_eq!(line(spec(SendFrom::Before(snap("x")), SendFlags::PLAIN)), "send -Lec -i @x tank/a@y");
         assert_eq!(line(spec(SendFrom::Bookmark(snap("x")), SendFlags::PLAIN)), "send -Lec -i #x tank/a@y");
         let origin = SendFrom::Origin(ds("tank/o"), snap("x"));
         assert_eq!(line(spec(origin, SendFlags::Raw)), "send -w -i tank/o@x tank/a@y");

@@ -228,7 +228,7 @@ impl ZfsRead for Fake {
         let last = place(to).ok_or_else(|| error(ErrorKind::NotFound, call, "snapshot does not exist"))?;
         let first = match from {
             SendFrom::Nothing => 0,
-            SendFrom::Snapshot(base) => place(base).map_or(0, |at| at + 1),
+            SendFrom::Snapshot(base) | SendFrom::Before(base) => place(base).map_or(0, |at| at + 1),
             SendFrom::Bookmark(_) | SendFrom::Origin(..) => return Ok(None),
         };
         let written = inventory.snapshots[first..=last].iter().filter_map(|s| state.written_before.get(&s.guid));
@@ -252,7 +252,7 @@ impl Zfs for Fake {
         &self,
         datasets: &[DatasetName],
         name: &SnapName,
-    ) -> Result<Vec<(DatasetName, Snapshot)>, ZfsError> {
+    ) -> Result<Vec<(DatasetName, History)>, ZfsError> {
         let full: Vec<String> = datasets.iter().map(|d| d.at(name)).collect();
         let call = format!("snapshot {}", full.join(" "));
         let mut state = self.call(&call)?;
@@ -262,7 +262,7 @@ impl Zfs for Fake {
             }
         }
         state.txg += 1;
-        let mut taken = Vec::new();
+        let mut histories = Vec::new();
         for dataset in datasets {
             state.guids += 1;
             let snapshot = Snapshot {
@@ -276,12 +276,13 @@ impl Zfs for Fake {
                 marks: Marks::default(),
             };
             let inventory = state.dataset_mut(&call, dataset)?;
-            inventory.snapshots.push(snapshot.clone());
+            let guid = snapshot.guid;
+            inventory.snapshots.push(snapshot);
+            histories.push((dataset.clone(), (inventory.snapshots.clone(), inventory.bookmarks.clone())));
             let written = inventory.written.replace(0).unwrap_or(0);
-            state.written_before.insert(snapshot.guid, written);
-            taken.push((dataset.clone(), snapshot));
+            state.written_before.insert(guid, written);
         }
-        Ok(taken)
+        Ok(histories)
     }
 
     async fn sync(&self, dataset: &DatasetName) -> Result<(), ZfsError> {

@@ -42,10 +42,20 @@ pub enum SendFrom {
     Nothing,
     /// From a snapshot, with every snapshot between (`-I`).
     Snapshot(SnapName),
+    /// From the very snapshot before it (`-i`): ZFS, at both ends, does with less than for one with those between.
+    Before(SnapName),
     /// From a bookmark to exactly one snapshot (`-i`).
     Bookmark(SnapName),
     /// A clone, from the snapshot of another dataset that it was made of, to exactly one snapshot (`-i`).
     Origin(DatasetName, SnapName),
+}
+
+impl SendFrom {
+    /// From a snapshot, with those between, as far as there are any.
+    #[must_use]
+    pub fn since(base: SnapName, intermediates: bool) -> Self {
+        if intermediates { Self::Snapshot(base) } else { Self::Before(base) }
+    }
 }
 
 /// One `zfs send`.
@@ -209,12 +219,12 @@ pub trait ZfsRead: Send + Sync + 'static {
 
 /// Changing. Every operation is idempotent or says that it was not needed.
 pub trait Zfs: ZfsRead {
-    /// Takes one snapshot of each dataset (all of one pool), atomically, and gives them as listed.
+    /// Takes one snapshot of each dataset (all of one pool), atomically, and lists then what each has.
     fn snapshot(
         &self,
         datasets: &[DatasetName],
         name: &SnapName,
-    ) -> impl Future<Output = Result<Vec<(DatasetName, Snapshot)>, ZfsError>> + Send;
+    ) -> impl Future<Output = Result<Vec<(DatasetName, History)>, ZfsError>> + Send;
 
     /// Has a pool write out what is still in memory: until then `written` does not count it. A user who may not do
     /// that waits for nothing.

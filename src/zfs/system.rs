@@ -25,7 +25,7 @@ use super::{
     Depth, ErrorKind, Fate, History, Known, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream,
     Zfs, ZfsError, ZfsRead, argv, parse,
 };
-use crate::model::{Counter, DatasetName, SnapName, Snapshot};
+use crate::model::{Counter, DatasetName, SnapName};
 use crate::process::{self, Process, Running};
 use crate::runtime::{self, Together};
 use grouped::Tagging;
@@ -339,19 +339,13 @@ impl Zfs for System {
         &self,
         datasets: &[DatasetName],
         name: &SnapName,
-    ) -> Result<Vec<(DatasetName, Snapshot)>, ZfsError> {
+    ) -> Result<Vec<(DatasetName, History)>, ZfsError> {
         self.run(&argv::snapshot(datasets, name)).await?;
-        let full_names: Vec<String> = datasets.iter().map(|d| d.at(name)).collect();
-        let mut taken = Vec::with_capacity(datasets.len());
-        for batch in full_names.chunks(1000) {
-            let argv = argv::list_named(batch);
-            let rows = parse::snapshots(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))?;
-            taken.extend(rows.into_iter().filter_map(|(dataset, row)| match row {
-                parse::Row::Snapshot(snapshot) => Some((dataset, snapshot)),
-                parse::Row::Bookmark(_) => None,
-            }));
+        let mut histories = Vec::with_capacity(datasets.len());
+        for batch in datasets.chunks(1000) {
+            histories.extend(self.histories(batch).await?);
         }
-        Ok(taken)
+        Ok(histories)
     }
 
     async fn sync(&self, dataset: &DatasetName) -> Result<(), ZfsError> {

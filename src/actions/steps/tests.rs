@@ -74,16 +74,16 @@ fn a_table_of_transfers() {
         (all, "a b", "", 3, "@a, -I @a @c"),
         // Increments.
         (all, "", "a1", 4, "-I @a @d"),
-        (all, "", "a1 b2 c3", 4, "-I @c @d"),
-        (all, "", "a1 c3", 4, "-I @c @d"),
-        (all, "", "a1", 2, "-I @a @b"),
+        (all, "", "a1 b2 c3", 4, "-i @c @d"),
+        (all, "", "a1 c3", 4, "-i @c @d"),
+        (all, "", "a1", 2, "-i @a @b"),
         (all, "", "z1", 4, "-I @a @d"),
         // From a bookmark: to the next snapshot, then on.
-        ("c d", "a", "a1", 4, "-i #a @c, -I @c @d"),
+        ("c d", "a", "a1", 4, "-i #a @c, -i @c @d"),
         ("d", "a", "a1", 4, "-i #a @d"),
-        ("a c d", "a b", "a1 b2", 4, "-i #b @c, -I @c @d"),
+        ("a c d", "a b", "a1 b2", 4, "-i #b @c, -i @c @d"),
         ("a b c d", "b", "a1 b2", 4, "-I @b @d"),
-        ("b d", "a c", "a1 b2", 4, "-I @b @d"),
+        ("b d", "a c", "a1 b2", 4, "-i @b @d"),
         // It is there already.
         (all, "", "a1 d4", 4, "nothing to do"),
         (all, "", "a1 d4 x9", 4, "nothing to do"),
@@ -120,8 +120,8 @@ fn an_interrupted_receive_goes_on_or_goes_away() {
     assert_eq!(go("", Some(1), 3), "-t T");
     assert_eq!(go("a1", None, 3), "-t T", "a token that cannot be read is tried");
     assert_eq!(go("a1", Some(9), 3), "abort T, -I @a @c", "the source has not got it any more");
-    assert_eq!(go("a1 b2", Some(2), 3), "abort T, -I @b @c", "it is there already");
-    assert_eq!(go("a1", Some(3), 2), "abort T, -I @a @b", "it is newer than what is wanted");
+    assert_eq!(go("a1 b2", Some(2), 3), "abort T, -i @b @c", "it is there already");
+    assert_eq!(go("a1", Some(3), 2), "abort T, -i @a @b", "it is newer than what is wanted");
     assert_eq!(go("", Some(9), 3), "abort T, @a, -I @a @c");
     assert_eq!(go("a1 c3", Some(2), 3), "nothing to do");
     assert_eq!(go("a1 x9", Some(2), 3), "diverged after a: ours b c, theirs x");
@@ -182,6 +182,7 @@ fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mu
                 destination.push(to.guid.0);
             }
             Step::Incremental { from, to, intermediates } => {
+                let known_snapshot = matches!(from, Base::Snapshot(_));
                 let (from, known) = match from {
                     Base::Snapshot(p) => (p.guid.0, source.contains(&p.guid.0)),
                     Base::Bookmark(p) => (p.guid.0, bookmarks.contains(&p.guid.0) && !intermediates),
@@ -191,8 +192,12 @@ fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mu
                 if !known || destination.last() != Some(&from) || !source.contains(&to) || to <= from {
                     return Err(format!("{step:?} into {destination:?}"));
                 }
-                let between = source.iter().filter(|s| **s > from && **s < to && *intermediates);
-                destination.extend(between);
+                let between: Vec<u64> = source.iter().copied().filter(|s| *s > from && *s < to).collect();
+                // All of them; only a bookmark cannot do that.
+                if *intermediates == between.is_empty() && known_snapshot {
+                    return Err(format!("{step:?} with {between:?} between"));
+                }
+                destination.extend(between.into_iter().filter(|_| *intermediates));
                 destination.push(to);
             }
         }

@@ -45,6 +45,8 @@ pub(super) struct Course {
     pub(super) rolled_back: bool,
     pub(super) set_aside: bool,
     pub(super) resumed: bool,
+    /// Whether every snapshot of the source that is older than the order's was seen.
+    pub(super) sees_all: bool,
     /// What the stream that is under way needs on the source.
     pub(super) needed: Vec<SnapName>,
     /// Since when the oldest data waits, and the place for the next stream, where there is one already.
@@ -68,6 +70,7 @@ impl Course {
             rolled_back: false,
             set_aside: false,
             resumed: false,
+            sees_all: true,
             needed: Vec::new(),
             held: BTreeSet::new(),
             holding: Vec::new(),

@@ -74,7 +74,9 @@ impl<Z: ZfsRead> Course<'_, Z> {
             let (from, to) = match step {
                 Step::Resume { .. } | Step::Discard { .. } => continue,
                 Step::Full { to } => (SendFrom::Nothing, to),
-                Step::Incremental { from: Base::Snapshot(base), to, .. } => (SendFrom::Snapshot(base.name), to),
+                Step::Incremental { from: Base::Snapshot(base), to, intermediates } => {
+                    (SendFrom::since(base.name, intermediates), to)
+                }
                 Step::Incremental { from: Base::Bookmark(base), to, .. } => (SendFrom::Bookmark(base.name), to),
                 Step::Incremental { from: Base::Origin(of, _), to, .. } => (SendFrom::Origin(of.dataset, of.name), to),
             };

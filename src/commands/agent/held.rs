@@ -5,9 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+
+use crate::clock;
 use crate::commands::receiving::Around;
-use crate::model::{DatasetInventory, DatasetName, Snapshot, SnapshotId};
-use crate::zfs::{Known, Listed};
+use crate::model::{DatasetInventory, DatasetName, SnapName, SnapshotId};
+use crate::zfs::{History, Known, Listed};
 
 /// For how long a listing is good to plan by.
 pub(super) const FRESH: Duration = Duration::from_secs(30);
@@ -20,15 +23,40 @@ pub(super) struct Held(Arc<Mutex<State>>);
 struct State {
     /// What was listed as a whole, and when that began.
     listed: Known,
-    at: Option<Instant>,
+    began: Option<Moment>,
     /// What was dealt with since, with how many were before; without an inventory it is not known any more.
-    later: BTreeMap<DatasetName, (u64, Option<(Instant, DatasetInventory)>)>,
+    later: BTreeMap<DatasetName, (u64, Option<Seen>)>,
     count: u64,
+}
+
+/// A moment, for how long ago it was and for what was taken before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    at: Instant,
+    time: DateTime<Utc>,
+}
+
+impl Moment {
+    pub(super) fn now() -> Self {
+        Self { at: Instant::now(), time: clock::now() }
+    }
+}
+
+/// A dataset as it was found since a moment.
+#[derive(Clone, Debug)]
+struct Seen {
+    since: Moment,
+    found: DatasetInventory,
+    /// The snapshot that was taken before it was listed.
+    taken: Option<SnapName>,
 }
 
 /// What a transfer within this host is planned by.
 pub(super) struct Sides {
     pub(super) at: Instant,
+    /// Whether there are all snapshots that are older than the one to be sent. A listing may lack one that was taken while
+    /// it was made, and have another that was taken right after that.
+    pub(super) sees_all: bool,
     pub(super) ours: DatasetInventory,
     pub(super) theirs: Option<DatasetInventory>,
     pub(super) around: Around,
@@ -45,48 +73,46 @@ impl Held {
     }
 
     /// All is about to be listed; what comes back is for [`set`](Self::set).
-    pub(super) fn begin(&self) -> (Instant, u64) {
-        (Instant::now(), self.state().count)
+    pub(super) fn begin(&self) -> (Moment, u64) {
+        (Moment::now(), self.state().count)
     }
 
     /// All was listed. What was dealt with meanwhile is later than that.
-    pub(super) fn set(&self, (at, count): (Instant, u64), listed: &[Listed]) {
+    pub(super) fn set(&self, (began, count): (Moment, u64), listed: &[Listed]) {
         let mut state = self.state();
         state.listed = Arc::new(listed.iter().cloned().collect());
-        state.at = Some(at);
+        state.began = Some(began);
         state.later.retain(|_, (number, _)| *number >= count);
     }
 
     /// Takes it that this is what the host held, at some time.
     pub(super) fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
         let mut state = self.state();
-        (state.listed, state.at) = (Arc::new(datasets), None);
+        (state.listed, state.began) = (Arc::new(datasets), None);
     }
 
-    /// A dataset was changed, and is as it was found since `at`; or nobody has looked.
-    pub(super) fn changed(&self, dataset: &DatasetName, found: Option<(Instant, &DatasetInventory)>) {
+    /// A dataset was changed, and is as it was found since a moment; or nobody has looked.
+    pub(super) fn changed(&self, dataset: &DatasetName, found: Option<(Moment, &DatasetInventory)>) {
+        let seen = found.map(|(since, found)| Seen { since, found: found.clone(), taken: None });
+        self.state().note(dataset, seen);
+    }
+
+    /// A snapshot of a dataset was taken, and then listed what it has.
+    pub(super) fn taken(&self, dataset: &DatasetName, name: &SnapName, (snapshots, bookmarks): &History) {
         let mut state = self.state();
-        let number = state.count;
-        state.count += 1;
-        state.later.insert(dataset.clone(), (number, found.map(|(at, found)| (at, found.clone()))));
-    }
-
-    /// A snapshot of a dataset was taken.
-    pub(super) fn taken(&self, dataset: &DatasetName, snapshot: &Snapshot) {
-        let known = self.state().find(dataset).and_then(|(at, found)| Some((at, found?.clone())));
-        let known = known.map(|(at, mut found)| {
-            if found.by_guid(snapshot.guid).is_none() {
-                found.snapshots.push(snapshot.clone());
-            }
-            (at, found)
+        let known = state.find(dataset).and_then(|(since, found, _)| Some((since, found?)));
+        let seen = known.map(|(since, found)| Seen {
+            since,
+            found: DatasetInventory { snapshots: snapshots.clone(), bookmarks: bookmarks.clone(), ..found.clone() },
+            taken: Some(name.clone()),
         });
-        self.changed(dataset, known.as_ref().map(|(at, found)| (*at, found)));
+        state.note(dataset, seen);
     }
 
     /// Nothing of it is to be planned by any more.
     pub(super) fn doubt(&self) {
         let mut state = self.state();
-        state.at = None;
+        state.began = None;
         state.later.clear();
     }
 
@@ -94,36 +120,46 @@ impl Held {
     /// the other one can take it, or is yet to be created in a place that is there.
     pub(super) fn sides(&self, source: &DatasetName, snapshot: SnapshotId, to: &DatasetName) -> Option<Sides> {
         let state = self.state();
-        let (since, ours) = state.find(source)?;
-        let ours = ours.filter(|ours| ours.snapshots.iter().any(|s| s.guid.uuid() == snapshot))?;
-        let (at, theirs) = state.find(to)?;
+        let (since, ours, taken) = state.find(source)?;
+        let (ours, sent) =
+            ours.and_then(|ours| Some((ours, ours.snapshots.iter().find(|s| s.guid.uuid() == snapshot)?)))?;
+        // ZFS counts whole seconds.
+        let sees_all = taken == Some(&sent.name) || sent.creation.timestamp() < since.time.timestamp();
+        let (begun, theirs, _) = state.find(to)?;
         let around = match theirs {
             Some(theirs) => {
                 let takes = theirs.newest().is_some_and(|newest| ours.by_guid(newest.guid).is_some());
                 (takes && theirs.resume_token.is_none()).then(Around::default)?
             }
             None => {
-                let (_, parent) = state.find(&to.parent()?)?;
+                let (_, parent, _) = state.find(&to.parent()?)?;
                 Around { encrypts: parent?.encrypted, has_parent: true }
             }
         };
-        Some(Sides { at: since.min(at), ours: ours.clone(), theirs: theirs.cloned(), around })
+        let at = since.at.min(begun.at);
+        Some(Sides { at, sees_all, ours: ours.clone(), theirs: theirs.cloned(), around })
     }
 }
 
 impl State {
-    /// A dataset as it was when it was seen; the inner `None` says that it was not there.
-    fn find(&self, dataset: &DatasetName) -> Option<(Instant, Option<&DatasetInventory>)> {
-        let (at, found) = match self.later.get(dataset) {
-            Some((_, later)) => later.as_ref().map(|(at, found)| (*at, Some(found)))?,
+    fn note(&mut self, dataset: &DatasetName, seen: Option<Seen>) {
+        self.later.insert(dataset.clone(), (self.count, seen));
+        self.count += 1;
+    }
+
+    /// A dataset as it was when it was seen, and the snapshot that was taken right before; the inner `None` says that it
+    /// was not there.
+    fn find(&self, dataset: &DatasetName) -> Option<(Moment, Option<&DatasetInventory>, Option<&SnapName>)> {
+        let (since, found, taken) = match self.later.get(dataset) {
+            Some((_, later)) => later.as_ref().map(|seen| (seen.since, Some(&seen.found), seen.taken.as_ref()))?,
             None => {
                 let found = self.listed.get(dataset);
                 // What was not listed may lie where nothing was.
                 let near = found.is_some() || dataset.parent().is_some_and(|parent| self.listed.contains_key(&parent));
-                (self.at.filter(|_| near || self.is_new_below(dataset))?, found)
+                (self.began.filter(|_| near || self.is_new_below(dataset))?, found, None)
             }
         };
-        (at.elapsed() < FRESH).then_some((at, found))
+        (since.at.elapsed() < FRESH).then_some((since, found, taken))
     }
 
     /// Whether a dataset lies in one that was created since all was listed.
@@ -136,7 +172,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Guid;
+    use crate::model::{Guid, Snapshot};
 
     fn ds(text: &str) -> DatasetName {
         text.parse().unwrap()
@@ -171,9 +207,9 @@ mod tests {
         assert!(sides(&a, 2, &ds("pool/other")).is_none(), "what surrounds it is not known");
         assert!(sides(&a, 2, &child).unwrap().around.has_parent);
         // A copy that has gone its own way is looked at first.
-        held.changed(&copy, Some((Instant::now(), &with(&[1, 7]))));
+        held.changed(&copy, Some((Moment::now(), &with(&[1, 7]))));
         assert!(sides(&a, 2, &copy).is_none());
-        held.changed(&copy, Some((Instant::now(), &with(&[1, 2]))));
+        held.changed(&copy, Some((Moment::now(), &with(&[1, 2]))));
         assert!(sides(&a, 2, &copy).is_some());
         held.changed(&copy, None);
         assert!(sides(&a, 2, &copy).is_none());
@@ -182,6 +218,20 @@ mod tests {
         // What is written down spares a listing, and is nothing to plan by.
         held.remember(BTreeMap::from(listing));
         assert!(held.listed().contains_key(&a) && sides(&a, 2, &copy).is_none());
+    }
+
+    #[test]
+    fn what_was_taken_while_all_was_listed_may_have_others_before_it() {
+        let held = Held::default();
+        let (a, copy) = (ds("tank/a"), ds("pool/copy"));
+        let mut ours = with(&[1, 2, 3]);
+        let began = held.begin();
+        ours.snapshots[2].creation = began.0.time;
+        held.set(began, &[(a.clone(), ours.clone()), (copy.clone(), with(&[1]))]);
+        let sees_all = |guid: u64| held.sides(&a, Guid(guid).uuid(), &copy).unwrap().sees_all;
+        assert!(sees_all(2) && !sees_all(3));
+        held.taken(&a, &"s3".parse().unwrap(), &(ours.snapshots, Vec::new()));
+        assert!(sees_all(3), "listed after it was there");
     }
 
     #[test]
@@ -194,9 +244,11 @@ mod tests {
         held.changed(&a, None);
         held.set(began, &listing);
         assert!(held.sides(&a, Guid(1).uuid(), &copy).is_none());
-        held.changed(&a, Some((Instant::now(), &with(&[1]))));
+        held.changed(&a, Some((Moment::now(), &with(&[1]))));
         assert!(held.sides(&a, Guid(1).uuid(), &copy).is_some(), "the copy was dealt with before");
-        held.taken(&a, &with(&[4]).snapshots[0]);
-        assert!(held.sides(&a, Guid(4).uuid(), &copy).is_some());
+        let history = (with(&[1, 3, 4]).snapshots, Vec::new());
+        held.taken(&a, &"s4".parse().unwrap(), &history);
+        let sides = held.sides(&a, Guid(4).uuid(), &copy).unwrap();
+        assert!(sides.sees_all && sides.ours.by_guid(Guid(3)).is_some());
     }
 }

@@ -14,7 +14,7 @@ use futures_lite::future;
 
 use super::course::{Course, Job, Kept};
 use super::errand::{errand, named, newest_common};
-use super::held::{FRESH, Sides};
+use super::held::{FRESH, Moment, Sides};
 use super::receiver::{Berth, Ended, Found, Outgoing, Receiver};
 use super::{Agent, Desk, Failure, Success};
 use crate::actions::divergence::{Allowed, Trouble};
@@ -93,18 +93,19 @@ impl<Z: Zfs> Agent<Z> {
             _ => None,
         };
         kept.unseen = known.is_some();
-        let (looked_at, mut sides) = match known {
-            Some(Sides { at, ours, theirs, around }) => (at, (ours, (theirs, around))),
-            None => (Instant::now(), self.sides(&source, other).await?),
+        let (looked_at, mut sees_all, mut sides) = match known {
+            Some(Sides { at, sees_all, ours, theirs, around }) => (at, sees_all, (ours, (theirs, around))),
+            None => (Instant::now(), true, self.sides(&source, other).await?),
         };
-        let mut course = Course::new(since, self.slot(since).await?);
+        let slot = self.slot(since).await?;
         if let Some(berth) = &mut berth {
             berth.wait(&self.receiving).await?;
         }
         if looked_at.elapsed() > FRESH {
-            kept.unseen = false;
+            (kept.unseen, sees_all) = (false, true);
             sides = self.sides(&source, other).await?;
         }
+        let mut course = Course { sees_all, ..Course::new(since, slot) };
         let (ours, there) = sides;
         let target = named(&source, &ours, id)?.clone();
         let allowed = Allowed {
@@ -226,6 +227,7 @@ impl<Z: Zfs> Agent<Z> {
         desk: &Desk,
     ) -> Result<Success, Failure> {
         self.release_leftovers(job, &ours).await?;
+        let began = Moment::now();
         let ended = loop {
             // Planned from how both sides are after the stream before it; our own snapshots may only become more
             // meanwhile, or fail to be held.
@@ -260,10 +262,9 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         // Side by side: each waits for a transaction group of its own pool.
-        let arrived_at = Instant::now();
         let (settled, moved) = future::zip(receiver.finish(status, common, &mut theirs), moving).await;
         if job.to.host == self.host {
-            self.held.changed(&job.to.dataset, theirs.as_ref().map(|theirs| (arrived_at, theirs)));
+            self.held.changed(&job.to.dataset, theirs.as_ref().map(|theirs| (began, theirs)));
         }
         self.tell_theirs(job, &theirs, desk).await;
         let mut remarks = std::mem::take(&mut course.remarks);
@@ -348,8 +349,10 @@ impl<Z: Zfs> Agent<Z> {
         };
         let (from, to, base) = match next {
             Some(Step::Full { to }) => (SendFrom::Nothing, to, None),
-            Some(Step::Incremental { from: Base::Snapshot(base), to, .. }) => {
-                (SendFrom::Snapshot(base.name.clone()), to, Some(base.name))
+            Some(Step::Incremental { from: Base::Snapshot(base), to, intermediates }) => {
+                // Where some may be between that were not seen, ZFS itself finds them.
+                let from = SendFrom::since(base.name.clone(), intermediates || !course.sees_all);
+                (from, to, Some(base.name))
             }
             Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
             Some(Step::Incremental { from: Base::Origin(of, _), to, .. }) => {

@@ -8,7 +8,7 @@ use crate::commands::clones;
 use crate::commands::hooks::{Around, HookError};
 use crate::model::{DatasetInventory, DatasetName, NotWritten, Prefix, ResponseStatus, SnapName, Snapshot};
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
-use crate::zfs::{Depth, ErrorKind, Zfs};
+use crate::zfs::{Depth, ErrorKind, History, Zfs};
 
 /// The wanted snapshots, and how many of them were taken just now.
 struct Taken {
@@ -128,8 +128,9 @@ impl<Z: Zfs> Agent<Z> {
 
     async fn take_now(&self, wanted: &[DatasetName], name: &SnapName) -> Result<Taken, Failure> {
         match self.zfs.snapshot(wanted, name).await {
-            Ok(snapshots) => {
-                snapshots.iter().for_each(|(dataset, snapshot)| self.held.taken(dataset, snapshot));
+            Ok(histories) => {
+                histories.iter().for_each(|(dataset, history)| self.held.taken(dataset, name, history));
+                let snapshots = of_name(name, histories);
                 Ok(Taken { new: snapshots.len(), snapshots })
             }
             // An order that is repeated, or one that a child added meanwhile makes part of: what is missing is
@@ -140,7 +141,8 @@ impl<Z: Zfs> Agent<Z> {
                 let mut new = 0;
                 for dataset in wanted {
                     if !snapshots.iter().any(|(there, _)| there == dataset) {
-                        snapshots.extend(self.zfs.snapshot(std::slice::from_ref(dataset), name).await?);
+                        let histories = self.zfs.snapshot(std::slice::from_ref(dataset), name).await?;
+                        snapshots.extend(of_name(name, histories));
                         new += 1;
                     }
                 }
@@ -153,9 +155,18 @@ impl<Z: Zfs> Agent<Z> {
     /// What there is of the wanted snapshots.
     async fn there(&self, wanted: &[DatasetName], name: &SnapName) -> Result<Vec<(DatasetName, Snapshot)>, Failure> {
         let listed = self.zfs.list(wanted, Depth::Only).await?;
-        let there = |(dataset, inventory): (DatasetName, DatasetInventory)| {
-            inventory.snapshots.into_iter().find(|s| s.name == *name).map(|snapshot| (dataset, snapshot))
-        };
-        Ok(listed.into_iter().filter_map(there).collect())
+        let history = |(dataset, found): (DatasetName, DatasetInventory)| (dataset, (found.snapshots, found.bookmarks));
+        Ok(of_name(name, listed.into_iter().map(history)))
     }
+}
+
+/// Of each dataset the snapshot of this name.
+fn of_name(
+    name: &SnapName,
+    histories: impl IntoIterator<Item = (DatasetName, History)>,
+) -> Vec<(DatasetName, Snapshot)> {
+    let find = |(dataset, (snapshots, _)): (DatasetName, History)| {
+        snapshots.into_iter().rfind(|s| s.name == *name).map(|snapshot| (dataset, snapshot))
+    };
+    histories.into_iter().filter_map(find).collect()
 }

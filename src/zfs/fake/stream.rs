@@ -59,9 +59,10 @@ impl Fake {
         let to = position(to).ok_or_else(missing)?;
         let (base, first) = match from {
             SendFrom::Nothing => (None, to),
-            SendFrom::Snapshot(name) => {
+            SendFrom::Snapshot(name) | SendFrom::Before(name) => {
                 let base = position(name).ok_or_else(missing)?;
-                (Some(inventory.snapshots[base].guid), base + 1)
+                let first = if matches!(from, SendFrom::Before(_)) { to } else { base + 1 };
+                (Some(inventory.snapshots[base].guid), first)
             }
             SendFrom::Bookmark(name) => {
                 let base = inventory.bookmarks.iter().find(|b| b.name == *name).ok_or_else(missing)?;

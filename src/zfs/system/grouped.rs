@@ -162,34 +162,32 @@ impl System {
         let mut names = datasets.clone();
         names.sort();
         names.dedup();
-        let argv = argv::list_snapshots(&names, Depth::Only);
         // One that is missing, or has anything else the matter with it, tells so alone.
-        let listed = match self.run(&argv).await {
-            Ok(output) => parse::snapshots(&output).ok(),
-            Err(_) => None,
-        };
-        let Some(rows) = listed else {
+        let Ok(listed) = self.histories(&names).await else {
             let mut answers = Vec::with_capacity(datasets.len());
             for dataset in &datasets {
                 answers.push(self.snapshots_of(dataset).await);
             }
             return answers;
         };
-        let alone = names.into_iter().map(|name| (name, DatasetInventory::default())).collect();
-        let found: BTreeMap<DatasetName, DatasetInventory> = parse::join(alone, rows).into_iter().collect();
-        let history = |found: &DatasetInventory| (found.snapshots.clone(), found.bookmarks.clone());
-        datasets.iter().map(|dataset| Ok(found.get(dataset).map(history))).collect()
+        let found: BTreeMap<DatasetName, History> = listed.into_iter().collect();
+        datasets.iter().map(|dataset| Ok(found.get(dataset).cloned())).collect()
     }
 
     async fn snapshots_of(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
-        let argv = argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only);
-        let output = match self.run(&argv).await {
-            Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
-            output => output?,
-        };
-        let rows = parse::snapshots(&output).map_err(|bad| self.unreadable(&argv, bad))?;
-        let alone = vec![(dataset.clone(), DatasetInventory::default())];
-        Ok(parse::join(alone, rows).into_iter().next().map(|(_, found)| (found.snapshots, found.bookmarks)))
+        match self.histories(std::slice::from_ref(dataset)).await {
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+            listed => Ok(listed?.into_iter().next().map(|(_, history)| history)),
+        }
+    }
+
+    /// The snapshots and bookmarks of datasets, all of which must be there, by one process.
+    pub(super) async fn histories(&self, datasets: &[DatasetName]) -> Result<Vec<(DatasetName, History)>, ZfsError> {
+        let argv = argv::list_snapshots(datasets, Depth::Only);
+        let rows = parse::snapshots(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))?;
+        let alone = datasets.iter().map(|name| (name.clone(), DatasetInventory::default())).collect();
+        let history = |(name, found): Listed| (name, (found.snapshots, found.bookmarks));
+        Ok(parse::join(alone, rows).into_iter().map(history).collect())
     }
 
     /// Writes something, by one script for all that is to be written at the same time; `false` where that did not do it:
