@@ -100,22 +100,20 @@ fn renamed(
         .map(|(_, renamed)| renamed)
 }
 
-/// In which order datasets are sent, from 0 on: each after all above it, and after those that it waits for, as far as
-/// those are sent as well. Those of one rank do not wait for each other.
+/// In which order datasets are sent, from 0 on: each after those that it waits for, as far as those are sent as well.
+/// Those of one rank do not wait for each other.
 #[must_use]
 pub fn ranks(datasets: &BTreeMap<DatasetName, Vec<DatasetName>>) -> BTreeMap<DatasetName, usize> {
     let mut ranks: BTreeMap<DatasetName, usize> = BTreeMap::new();
-    let after = |dataset: &DatasetName, waits_for: &[DatasetName], ranks: &BTreeMap<DatasetName, usize>| {
-        let above = std::iter::successors(dataset.parent(), DatasetName::parent);
-        let before = above.chain(waits_for.iter().cloned()).filter_map(|name| ranks.get(&name).map(|rank| rank + 1));
-        before.max().unwrap_or(0)
+    let after = |waits_for: &[DatasetName], ranks: &BTreeMap<DatasetName, usize>| {
+        waits_for.iter().filter_map(|name| ranks.get(name).map(|rank| rank + 1)).max().unwrap_or(0)
     };
-    // Parents come before their children in the order of names; what others wait for may come later, and is looked at
-    // again. Every round settles one more link of the longest chain. Names that go round in a circle end the rounds.
+    // What others wait for may come later in the order of names, and is looked at again. Every round settles one more
+    // link of the longest chain. Names that go round in a circle end the rounds.
     for _ in 0..=datasets.len() {
         let mut settled = true;
         for (dataset, waits_for) in datasets {
-            let rank = after(dataset, waits_for, &ranks);
+            let rank = after(waits_for, &ranks);
             settled &= ranks.insert(dataset.clone(), rank) == Some(rank);
         }
         if settled {
@@ -144,12 +142,13 @@ mod tests {
     }
 
     #[test]
-    fn parents_come_before_children_and_what_is_waited_for_before_what_waits() {
+    fn what_is_waited_for_comes_before_what_waits() {
         assert_eq!(order("a b c"), "0a 0b 0c");
-        assert_eq!(order("a a/b a/b/c d/e"), "0a 0d/e 1a/b 2a/b/c");
+        assert_eq!(order("a a/b<a a/b/c<a/b,a d/e<d"), "0a 0d/e 1a/b 2a/b/c");
+        assert_eq!(order("a a/b a/b/c<a"), "0a 0a/b 1a/b/c", "a child waits where it is said to");
         assert_eq!(order("a<z z"), "0z 1a", "a clone whose name comes first");
-        assert_eq!(order("a<b b<c c<d d a/x"), "0d 1c 2b 3a 4a/x");
-        assert_eq!(order("b/x<a/y a a/y b"), "0a 0b 1a/y 2b/x");
+        assert_eq!(order("a<b b<c c<d d a/x<a"), "0d 1c 2b 3a 4a/x");
+        assert_eq!(order("b/x<a/y,b a a/y<a b"), "0a 0b 1a/y 2b/x");
         assert_eq!(order("a<gone b"), "0a 0b", "an origin that is not sent is not waited for");
         assert_eq!(order("p/clone<p p"), "0p 1p/clone");
         assert_eq!(order("a<y,z y z<y"), "0y 1z 2a");

@@ -7,9 +7,9 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Connections that have not said yet what they want: of one peer, and of all.
-const WAITING: Most = Most { of_one: 32, of_all: 256 };
-/// Conversations under way: of one peer (a director has up to 256 with one agent), and of all.
+/// Connections that have not said yet what they want: of one peer (a director opens up to 64 to one agent), and of all.
+const WAITING: Most = Most { of_one: 64, of_all: 256 };
+/// Conversations under way: of one peer, and of all.
 const TALKING: Most = Most { of_one: 256, of_all: 512 };
 /// How many complaints about one peer are logged in [`WINDOW`]; the others are counted.
 const TOLD: u32 = 5;
@@ -180,8 +180,8 @@ mod tests {
     fn one_peer_leaves_the_others_theirs() {
         let gate = Gate::default();
         let mut all: Vec<Admitted> = (0..WAITING.of_one).map(|_| gate.enter(ip("10.0.0.1")).unwrap()).collect();
-        assert_eq!(gate.enter(ip("10.0.0.1")).err(), Some(Full { count: 32, of_one: true }));
-        assert_eq!(gate.enter(ip("::ffff:10.0.0.1")).err(), Some(Full { count: 32, of_one: true }));
+        assert_eq!(gate.enter(ip("10.0.0.1")).err(), Some(Full { count: WAITING.of_one, of_one: true }));
+        assert_eq!(gate.enter(ip("::ffff:10.0.0.1")).err(), Some(Full { count: WAITING.of_one, of_one: true }));
         assert!(gate.enter(ip("10.0.0.2")).is_ok());
         // One that has said what it wants makes room, one that goes away too.
         all[0].talks().unwrap();

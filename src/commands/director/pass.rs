@@ -35,9 +35,9 @@ use crate::zfs::Zfs;
 
 /// How many hosts are looked at, and entries worked on, at once.
 pub(super) const SIDE_BY_SIDE: usize = 64;
-/// For how many datasets of one entry orders are given at once. Hosts carry out as many transfers as they like; what
-/// waits there is looked at together.
-const DATASETS_AT_ONCE: usize = 32;
+/// How many orders one host has at once. It carries out as many transfers as it likes: what waits there is looked at
+/// together, and what comes after a stream is done together, while others send.
+const ORDERS_AT_ONCE: usize = 64;
 
 /// What a pass did.
 #[derive(Debug)]
@@ -73,6 +73,8 @@ pub struct Pass<Z, C: ?Sized> {
     dispatcher: Arc<Dispatcher<Z>>,
     world: World<C>,
     board: Board,
+    /// Each host's room for orders.
+    rooms: Arc<BTreeMap<HostName, Semaphore>>,
     /// Closes when nothing of the pass works on its world any more.
     gone: runtime::channel::Receiver<()>,
     at: DateTime<Utc>,
@@ -91,6 +93,7 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             dispatcher: Arc::clone(&self.dispatcher),
             world: self.world.clone(),
             board: self.board.clone(),
+            rooms: Arc::clone(&self.rooms),
             gone: self.gone.clone(),
             at: self.at,
             leadership: self.leadership.clone(),
@@ -114,7 +117,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let (board, standing) = (Board::default(), Standing::default());
         // Every entry is decided several times.
         let index = Arc::new(Index::new(&policy));
-        Self { policy, index, dispatcher, world, board, gone, at, leadership: None, standing, resync: false }
+        let rooms = hosts(&policy).into_iter().map(|host| (host, Semaphore::new(ORDERS_AT_ONCE))).collect();
+        let (rooms, leadership, resync) = (Arc::new(rooms), None, false);
+        Self { policy, index, dispatcher, world, board, rooms, gone, at, leadership, standing, resync }
     }
 
     /// What the pass has in hand.
@@ -326,9 +331,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 sends.entry(dataset.clone()).or_default().push(order);
             }
         }
-        // Parents before their children, and origins before their clones, level by level: a child cannot arrive where
-        // its parent is missing, a clone not as a clone where its origin is. Who takes over a name at a destination
-        // comes after who gives it up.
+        // Parents before their children where these are new, and origins before their clones, level by level: a child
+        // cannot arrive where its parent is missing, a clone not as a clone where its origin is. Who takes over a name at
+        // a destination comes after who gives it up. A parent that may be set aside takes along what is below it.
         let ranks = {
             let inventory = self.world.inventory();
             // All are of one entry, and so of one host.
@@ -342,10 +347,19 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 _ => None,
             };
             let given_up: BTreeMap<Target, DatasetName> = sends.values().flatten().filter_map(gives_up).collect();
+            let is_settled = |order: &Order| match order {
+                Order::Send { to, allowed, .. } => {
+                    allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
+                }
+                _ => false,
+            };
             let waits_for = |dataset: &DatasetName| {
+                let orders = &sends[dataset];
                 let origin = known.and_then(|known| known.datasets.get(dataset)?.origin.as_ref());
-                let givers = sends[dataset].iter().filter_map(|order| given_up.get(destination(order)?));
-                origin.map(|origin| &origin.dataset).into_iter().chain(givers).cloned().collect()
+                let givers = orders.iter().filter_map(|order| given_up.get(destination(order)?)).cloned();
+                let waits_for = origin.map(|origin| origin.dataset.clone()).into_iter().chain(givers);
+                let above = (!orders.iter().all(is_settled)).then(|| dataset.ancestors());
+                waits_for.chain(above.into_iter().flatten()).collect()
             };
             ranks(&sends.keys().map(|dataset| (dataset.clone(), waits_for(dataset))).collect())
         };
@@ -392,6 +406,10 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             async move {
                 let mut outcomes = Vec::new();
                 for order in orders {
+                    let _room = match pass.rooms.get(host(&order)) {
+                        Some(room) => Some(room.acquire().await),
+                        None => None,
+                    };
                     if !pass.board.is_stopped() {
                         outcomes.push(pass.carry_out(&order).await?);
                     }
@@ -400,7 +418,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             }
         });
         let chains: Vec<_> = chains.collect();
-        let done: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(DATASETS_AT_ONCE, chains).await;
+        let done: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(usize::MAX, chains).await;
         let mut outcomes = Vec::new();
         for result in done {
             outcomes.extend(result?);
