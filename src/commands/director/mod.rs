@@ -98,7 +98,11 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
         warn_of(tls, &settings);
     }
     let own = Own { here: &settings.host, local: &settings.local, state: Some(&settings.state) };
-    let dispatcher = Arc::new(dispatcher(own, &policy, tls, Arc::clone(&zfs)).await);
+    let holder = if settings.once { Holder::Pass } else { Holder::Director };
+    // Side by side: the one waits for a process, the other for a disk.
+    let setting_up = dispatcher(own, &policy, tls, Arc::clone(&zfs));
+    let (dispatcher, world) = future::zip(setting_up, open_catalog(&policy, holder)).await;
+    let dispatcher = Arc::new(dispatcher);
     if let Err(reason) = &dispatcher.own
         && is_own(&policy, &settings.host)
         && hosts(&policy).iter().all(|host| *host == settings.host)
@@ -113,8 +117,7 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), error::E
             Some(Office::new(catalog.consul().clone(), catalog.root(), settings.host.clone()))
         }
     };
-    let holder = if settings.once { Holder::Pass } else { Holder::Director };
-    let world = match open_catalog(&policy, holder).await {
+    let world = match world {
         Ok(world) => world,
         // As it should be where a pass takes longer than the time between two of cron's.
         Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once && saved.is_none() => {
