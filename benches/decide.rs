@@ -56,7 +56,7 @@ fn policy(pairs: usize) -> Policy {
     };
     Policy {
         datacenter: None,
-        timezone: chrono_tz::Europe::Berlin,
+        timezone: "Europe/Berlin".parse().unwrap(),
         catalog: CatalogConfig::Embedded { path: "catalog".into() },
         hosts: Default::default(),
         tls: None,

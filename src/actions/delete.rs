@@ -1,7 +1,7 @@
 //! Delete: a verdict and its reasons for every snapshot of a policy.
 
+use crate::policy::Zone;
 use chrono::{DateTime, Utc};
-use chrono_tz::Tz;
 
 use super::common::{ByGuid, Common, Known, Own, own_snapshots};
 use super::verdict::{Protection, SnapVerdict};
@@ -57,7 +57,7 @@ pub fn delete(
     dataset: &DatasetInventory,
     terms: &DeleteTerms<'_>,
     peers: &[Peer<'_>],
-    tz: Tz,
+    tz: Zone,
     now: DateTime<Utc>,
 ) -> Vec<SnapVerdict> {
     let mut own = Vec::new();

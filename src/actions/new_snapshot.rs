@@ -1,7 +1,7 @@
 //! NewSnapshot: is a snapshot due, and under which name?
 
+use crate::policy::Zone;
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
-use chrono_tz::Tz;
 
 use super::common::{Own, own_snapshots};
 use super::reason::TakeReason;
@@ -30,7 +30,7 @@ pub(super) struct Slots {
 
 /// Decides whether a snapshot of a dataset is due at `now`.
 #[must_use]
-pub fn new_snapshot(dataset: &DatasetInventory, policy: &SnapshotPolicy, tz: Tz, now: DateTime<Utc>) -> TakeDecision {
+pub fn new_snapshot(dataset: &DatasetInventory, policy: &SnapshotPolicy, tz: Zone, now: DateTime<Utc>) -> TakeDecision {
     let mut own = Vec::new();
     own_snapshots(dataset, &policy.prefix, &mut own);
     let schedule = policy.creation.as_ref();

@@ -1,7 +1,7 @@
 //! Send: is a transfer to a destination due?
 
+use crate::policy::Zone;
 use chrono::{DateTime, Utc};
-use chrono_tz::Tz;
 
 use super::common::{ByGuid, Common, Known, Own, own_snapshots};
 use super::new_snapshot::Slots;
@@ -34,7 +34,7 @@ pub fn send(
     source: &DatasetInventory,
     destination: Known<'_>,
     policy: &SnapshotPolicy,
-    tz: Tz,
+    tz: Zone,
     now: DateTime<Utc>,
 ) -> SendDecision {
     let mut own = Vec::new();

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::policy::Zone;
 use chrono::Weekday;
-use chrono_tz::Tz;
 
 use super::json::{Node, Object};
 use super::server::{hours, timezone};
@@ -19,7 +19,7 @@ pub(super) fn bandwidth(object: &mut Object<'_>) -> Option<Bandwidth> {
     if let (Some(zone), None) = (&zone, &limits) {
         zone.problem("it means nothing without \"bandwidth\": snapshots follow the \"timezone\" of server.json");
     }
-    let timezone = zone.map_or(Some(Tz::UTC), |node| timezone(&node));
+    let timezone = zone.map_or(Some(Zone::UTC), |node| timezone(&node));
     let Some(node) = limits else { return Some(Bandwidth::default()) };
     let items = node.list("a list of limits, as in [{ \"rate\": \"20MB/s\", \"hours\": [\"08:00\", \"18:00\"] }]")?;
     if items.is_empty() {

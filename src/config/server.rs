@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use crate::policy::Zone;
 use chrono::NaiveTime;
-use chrono_tz::{TZ_VARIANTS, Tz};
 use glob::Pattern;
 
 use super::address::{AGENT_PORT, Address, SLAVE_PORT};
@@ -45,7 +45,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
     let mut object = root.object(AN_OBJECT)?;
     skip_schema(&mut object);
     let datacenter = object.get("datacenter").and_then(|node| label(&node));
-    let timezone = object.get("timezone").map_or(Some(Tz::UTC), |node| timezone(&node));
+    let timezone = object.get("timezone").map_or(Some(Zone::UTC), |node| timezone(&node));
     let catalog = object.get("catalog").map_or_else(|| Some(default_catalog()), |node| catalog(&node));
     let tls = object.get("tls").map_or(Some(None), |node| tls(&node).map(Some));
     let hosts = object.get("hosts").map_or_else(|| Some(BTreeMap::new()), |node| hosts(&node));
@@ -98,9 +98,9 @@ fn label(node: &Node<'_>) -> Option<String> {
 }
 
 /// The name of a time zone.
-pub(super) fn timezone(node: &Node<'_>) -> Option<Tz> {
+pub(super) fn timezone(node: &Node<'_>) -> Option<Zone> {
     let text = node.text("the IANA name of a time zone, as in \"Europe/Paris\"")?;
-    if let Ok(zone) = Tz::from_str(&text) {
+    if let Ok(zone) = Zone::from_str(&text) {
         return Some(zone);
     }
     let near = near_zones(&text);
@@ -116,9 +116,7 @@ pub(super) fn timezone(node: &Node<'_>) -> Option<Tz> {
 /// Up to three zones whose name, or whose city, is a slip of the keyboard away.
 fn near_zones(text: &str) -> Vec<String> {
     let city = |name: &str| name.rsplit('/').next().unwrap_or_default().to_owned();
-    let mut near: Vec<(usize, &'static str)> = TZ_VARIANTS
-        .iter()
-        .map(|zone| zone.name())
+    let mut near: Vec<(usize, &'static str)> = Zone::names()
         .filter_map(|name| {
             // A wrong continent is a smaller slip than a wrong city.
             let by_city = slips(&city(text), &city(name)).map(|distance| 2 * distance + 1);

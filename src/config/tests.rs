@@ -140,7 +140,7 @@ fn a_policy_says_what_the_file_says() {
     }"#;
     let policy = parse_policy("server.json", text).unwrap();
     assert_eq!(policy.datacenter.as_deref(), Some("dc1"));
-    assert_eq!(policy.timezone, chrono_tz::Europe::Paris);
+    assert_eq!(policy.timezone, "Europe/Paris".parse().unwrap());
     assert_eq!(policy.catalog, CatalogConfig::Embedded { path: "/srv/catalog".into() });
     let times = policy.consul_resync.map(|(from, to)| (from.to_string(), to.to_string()));
     assert_eq!(times, Some(("23:50:00".to_owned(), "00:10:00".to_owned())));
@@ -181,7 +181,7 @@ fn what_is_left_out_has_the_documented_default() {
         { "hostname": "alpha", "dataset": "tank", "backup": { "prefix": "B", "creation": "@daily" } }
     ] }"#;
     let policy = parse_policy("server.json", text).unwrap();
-    assert_eq!(policy.timezone, chrono_tz::UTC);
+    assert_eq!(policy.timezone, crate::policy::Zone::UTC);
     assert_eq!(policy.catalog, CatalogConfig::Embedded { path: DEFAULT_CATALOG.into() });
     let entry = &policy.datasets[0];
     assert!(!entry.recursive && !entry.rollback_if_needed);

@@ -2,8 +2,8 @@
 
 use std::str::FromStr;
 
+use crate::policy::Zone;
 use chrono::{DateTime, Datelike, NaiveTime, Utc, Weekday};
-use chrono_tz::Tz;
 use thiserror::Error;
 
 use crate::model::HostName;
@@ -88,7 +88,7 @@ pub struct Limit {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bandwidth {
     /// The zone of `hours` and `days`.
-    pub timezone: Tz,
+    pub timezone: Zone,
     /// The limits.
     pub limits: Vec<Limit>,
 }
@@ -150,7 +150,7 @@ mod tests {
             limit("5MB/s", Some("beta"), None, &[]),
             limit("1MB/s", None, Some(("22:00", "06:00")), &[Sat]),
         ];
-        let bandwidth = Bandwidth { timezone: chrono_tz::Europe::Berlin, limits };
+        let bandwidth = Bandwidth { timezone: "Europe/Berlin".parse().unwrap(), limits };
         // November 2026: the 23rd is a Monday, the 28th a Saturday; Berlin is an hour ahead of UTC.
         for (now, to, wanted) in [
             ("2026-11-23T06:59:59Z", "gamma", &[][..]),

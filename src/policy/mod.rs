@@ -9,13 +9,13 @@ pub mod consul;
 mod exclude;
 pub mod retention;
 pub mod schedule;
+mod zone;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
 
 use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
 pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
@@ -24,6 +24,7 @@ pub use consul::{ConsulConfig, Secret};
 pub use exclude::Exclude;
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
+pub use zone::{NoSuchZone, Zone, ZoneOffset};
 
 /// How late a missed slot is still made up for, unless the policy says otherwise.
 pub const DEFAULT_CATCH_UP: Duration = Duration::from_secs(6 * 3600);
@@ -38,7 +39,7 @@ pub struct Policy {
     /// Consul's datacenter, unless `catalog.consul` names one; only a label with the embedded catalog.
     pub datacenter: Option<String>,
     /// The zone of cron slots and of calendar periods. UTC by default.
-    pub timezone: Tz,
+    pub timezone: Zone,
     /// Where the catalog is kept.
     pub catalog: CatalogConfig,
     /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.

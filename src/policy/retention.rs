@@ -16,8 +16,8 @@
 
 use std::fmt;
 
+use crate::policy::Zone;
 use chrono::{DateTime, Datelike, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
 use thiserror::Error;
 
 /// The rules of one `retention` list; at least one.
@@ -230,7 +230,7 @@ impl fmt::Display for Rule {
 /// into the past still counts as the newest of the period that it is dated into.
 #[derive(Debug)]
 pub struct Tally<'a> {
-    tz: Tz,
+    tz: Zone,
     now: DateTime<Utc>,
     rules: Vec<&'a Rule>,
     /// Per rule: how many snapshots of which period were seen. In the usual order only the last one grows.
@@ -242,7 +242,7 @@ pub struct Tally<'a> {
 impl<'a> Tally<'a> {
     /// Makes the rules ready for a first dataset.
     #[must_use]
-    pub fn new(tz: Tz, now: DateTime<Utc>) -> Self {
+    pub fn new(tz: Zone, now: DateTime<Utc>) -> Self {
         Self { tz, now, rules: Vec::new(), seen: Vec::new(), disorder: false }
     }
 
@@ -295,7 +295,7 @@ impl<'a> Tally<'a> {
     }
 }
 
-fn local_time(tz: Tz, at: DateTime<Utc>) -> (NaiveDateTime, i64) {
+fn local_time(tz: Zone, at: DateTime<Utc>) -> (NaiveDateTime, i64) {
     let utc = at.naive_utc();
     let offset = i64::from(tz.offset_from_utc_datetime(&utc).fix().local_minus_utc());
     // Only at the ends of time does the sum not exist.

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::policy::Zone;
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeDelta, TimeZone, Utc};
-use chrono_tz::Tz;
 use croner::parser::{CronParser, Seconds, Year};
 use thiserror::Error;
 
@@ -188,16 +188,16 @@ fn parse(text: &str) -> Result<Schedule, String> {
 }
 
 /// The offset from UTC at a moment given in UTC.
-fn offset_at(tz: Tz, utc: NaiveDateTime) -> TimeDelta {
+fn offset_at(tz: Zone, utc: NaiveDateTime) -> TimeDelta {
     TimeDelta::seconds(tz.offset_from_utc_datetime(&utc).fix().local_minus_utc().into())
 }
 
-fn local_at(tz: Tz, at: DateTime<Utc>) -> Option<NaiveDateTime> {
+fn local_at(tz: Zone, at: DateTime<Utc>) -> Option<NaiveDateTime> {
     at.naive_utc().checked_add_signed(offset_at(tz, at.naive_utc()))
 }
 
 /// The offset that holds all through a local day and well around it, `None` if it changes.
-fn offset_all_day(tz: Tz, date: NaiveDate) -> Option<TimeDelta> {
+fn offset_all_day(tz: Zone, date: NaiveDate) -> Option<TimeDelta> {
     let midnight = date.and_time(NaiveTime::MIN);
     // No zone is further from UTC than 15 hours; two changes that cancel each other out within these
     // hours have never been decreed.
@@ -207,7 +207,7 @@ fn offset_all_day(tz: Tz, date: NaiveDate) -> Option<TimeDelta> {
 }
 
 /// The first moment after the gap that `local` falls into.
-fn after_gap(tz: Tz, local: NaiveDateTime) -> Option<DateTime<Utc>> {
+fn after_gap(tz: Zone, local: NaiveDateTime) -> Option<DateTime<Utc>> {
     // Local time only jumps forward here, so the moment can be searched for by halving.
     let mut before = local.checked_sub_signed(TimeDelta::hours(27))?;
     let mut after = local.checked_add_signed(TimeDelta::hours(27))?;
@@ -231,7 +231,7 @@ impl Schedule {
     }
 
     /// The slots of a local day as moments, oldest first; only needed where the offset changes.
-    fn slots_of(&self, tz: Tz, date: NaiveDate) -> Vec<DateTime<Utc>> {
+    fn slots_of(&self, tz: Zone, date: NaiveDate) -> Vec<DateTime<Utc>> {
         let mut slots = Vec::new();
         let times = (0..24).filter(|h| self.hours >> h & 1 == 1).flat_map(|h| {
             (0..60).filter(|m| self.minutes >> m & 1 == 1).filter_map(move |m| NaiveTime::from_hms_opt(h, m, 0))
@@ -283,7 +283,7 @@ impl Schedule {
 
     /// The newest slot at or before a moment. `None` only at the beginning of time.
     #[must_use]
-    pub fn last_slot(&self, tz: Tz, at_or_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    pub fn last_slot(&self, tz: Zone, at_or_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = local_at(tz, at_or_before)?;
         let newest_on = |date: NaiveDate| match self.has_day(date).then(|| offset_all_day(tz, date)) {
             None => None,
@@ -319,7 +319,7 @@ impl Schedule {
 
     /// The oldest slot after a moment. `None` only at the end of time.
     #[must_use]
-    pub fn next_slot(&self, tz: Tz, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    pub fn next_slot(&self, tz: Zone, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = local_at(tz, after)?;
         let oldest_on = |date: NaiveDate| match self.has_day(date).then(|| offset_all_day(tz, date)) {
             None => None,

@@ -144,7 +144,7 @@ pub(super) fn but(entry: DatasetPolicy, change: impl FnOnce(&mut SnapshotPolicy)
 pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Policy {
     Policy {
         datacenter: None,
-        timezone: chrono_tz::Tz::UTC,
+        timezone: Zone::UTC,
         catalog: CatalogConfig::Embedded { path: "catalog".into() },
         hosts: Default::default(),
         tls: None,

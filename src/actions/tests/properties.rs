@@ -109,7 +109,7 @@ fn a_world() -> impl Strategy<Value = (Policy, Inventory)> {
     prop::collection::vec(any::<u16>(), 0..3000).prop_map(|numbers| {
         let mut choices = Choices(numbers.into_iter());
         let mut policy = policy((0..1 + choices.below(4)).map(|_| an_entry(&mut choices)).collect::<Vec<_>>());
-        policy.timezone = *choices.of(&[&chrono_tz::Tz::UTC, &chrono_tz::Europe::Berlin]);
+        policy.timezone = *choices.of(&[&Zone::UTC, &"Europe/Berlin".parse().unwrap()]);
         let mut inventory = Inventory::default();
         for host in HOSTS {
             let known = inventory.hosts.entry(host.parse().unwrap()).or_default();
@@ -204,7 +204,7 @@ fn destroys(orders: &[Order]) -> Vec<(Target, Vec<Guid>)> {
 }
 
 /// What one rule keeps of snapshots in the order in which they were taken, the slow way.
-fn kept_by(rule: &Rule, tz: chrono_tz::Tz, now: DateTime<Utc>, taken: &[&Snapshot]) -> Vec<Guid> {
+fn kept_by(rule: &Rule, tz: Zone, now: DateTime<Utc>, taken: &[&Snapshot]) -> Vec<Guid> {
     let text = rule.to_string();
     let (count, period) = match text.split_whitespace().next().unwrap().split_once('/') {
         Some((count, period)) => (count, Some(period)),
@@ -395,7 +395,7 @@ proptest! {
         let retention = rules(&[
             "3 in last week", "1/hour in last 2 days", "2/day in last month", "1/week in last 3 months", "1/month in last year", "1/year in last 3 years",
         ]).unwrap();
-        let tz = chrono_tz::Europe::Berlin;
+        let tz = "Europe/Berlin".parse().unwrap();
         let mut tally = Tally::new(tz, now);
         tally.restart(retention.rules());
         let masks: Vec<(Guid, u64)> = taken.iter().rev().map(|s| (s.guid, tally.keep(s.creation))).collect();

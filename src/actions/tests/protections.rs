@@ -282,6 +282,6 @@ fn the_question_can_be_asked_of_one_dataset() {
     };
     let peer =
         Peer { place: place("beta:tank/copy"), role: Role::Destination, known: Known::There(at("beta:tank/copy")) };
-    let verdicts = delete(at("alpha:tank/foo"), &terms, &[peer], chrono_tz::Tz::UTC, utc(NOW));
+    let verdicts = delete(at("alpha:tank/foo"), &terms, &[peer], Zone::UTC, utc(NOW));
     assert_eq!(verdicts.iter().map(SnapVerdict::keep).collect::<Vec<_>>(), [false, true, true]);
 }

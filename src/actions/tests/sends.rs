@@ -165,9 +165,7 @@ fn the_question_can_be_asked_of_one_dataset() {
     let policy = one();
     let inventory = world("alpha:tank/foo B@11-23T09:00\nbeta:tank/copy B@11-23T09:00");
     let at = |text: &str| inventory.dataset(&place(text).host, &place(text).dataset).unwrap();
-    let ask = |known| {
-        send(at("alpha:tank/foo"), known, &policy.datasets[0].policies[0], chrono_tz::Tz::UTC, utc("11-23T10:00"))
-    };
+    let ask = |known| send(at("alpha:tank/foo"), known, &policy.datasets[0].policies[0], Zone::UTC, utc("11-23T10:00"));
     assert!(ask(Known::There(at("beta:tank/copy"))).due.is_none());
     assert_eq!(ask(Known::Absent).due.map(|d| d.guid), Some(at("alpha:tank/foo").snapshots[0].guid));
     assert_eq!(ask(Known::Unlisted).reason, SendReason::DestinationUnknown);
