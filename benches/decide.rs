@@ -3,6 +3,8 @@
 //! Half of the hosts are sources with ten datasets of 100 snapshots each, the others receive from them:
 //! at a million snapshots, 1000 hosts with 10,000 datasets. Run it with `cargo bench --bench decide`.
 
+#![allow(clippy::unwrap_used, reason = "it may panic")]
+
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
