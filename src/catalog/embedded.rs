@@ -114,7 +114,12 @@ fn usable(found: Found, file: &Path) -> Result<Option<i64>, CatalogError> {
 impl CatalogRead for EmbeddedReader {
     fn inventory(&self) -> Result<Inventory, CatalogError> {
         // An older catalog is brought up to date, and filled from the hosts, by the next pass.
-        self.read_since(rows::WITH_DATASETS, inventory)
+        self.read_since(rows::WITH_DATASETS, |connection| inventory(connection, None))
+    }
+
+    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
+        let found = self.read_since(rows::WITH_DATASETS, |connection| inventory(connection, Some(host)));
+        Ok(found?.hosts.remove(host))
     }
 
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
@@ -179,7 +184,11 @@ impl EmbeddedCatalog {
 
 impl CatalogRead for EmbeddedCatalog {
     fn inventory(&self) -> Result<Inventory, CatalogError> {
-        self.read(inventory)
+        self.read(|connection| inventory(connection, None))
+    }
+
+    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
+        Ok(self.read(|connection| inventory(connection, Some(host)))?.hosts.remove(host))
     }
 
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
@@ -285,12 +294,21 @@ fn prepare(connection: &mut Connection, version: i64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Reads everything in one pass over each table, in the order of its key.
-fn inventory(connection: &Connection) -> Result<Inventory, Fault> {
+/// Reads everything, or everything of one host, in one pass over each table, in the order of its key.
+fn inventory(connection: &Connection, of: Option<&HostName>) -> Result<Inventory, Fault> {
+    let (of_host, of_dataset) = match of {
+        None => ("", ""),
+        Some(_) => (
+            "AND host = (SELECT id FROM host WHERE name = ?1)",
+            "WHERE dataset IN (SELECT dataset.id FROM host JOIN dataset ON dataset.host = host.id WHERE host.name = ?1)",
+        ),
+    };
+    let of = of.map(HostName::as_str);
     let transaction = connection.unchecked_transaction()?;
     let mut hosts: BTreeMap<HostName, HostInventory> = BTreeMap::new();
     let mut host_names: HashMap<i64, HostName> = HashMap::new();
-    each(&transaction, "SELECT id, name, observed FROM host", |row| {
+    let sql = if of.is_some() { "WHERE name = ?1" } else { "" };
+    each(&transaction, &format!("SELECT id, name, observed FROM host {sql}"), of, |row| {
         let (id, name) = (rows::integer(row, 0)?, rows::name::<HostName>(row, 1)?);
         if let Some(observed) = rows::maybe(row, 2, rows::moment)? {
             hosts.insert(name.clone(), HostInventory { observed: Some(observed), datasets: BTreeMap::new() });
@@ -300,33 +318,36 @@ fn inventory(connection: &Connection) -> Result<Inventory, Fault> {
     })?;
 
     let mut datasets: BTreeMap<i64, (i64, DatasetName, DatasetInventory)> = BTreeMap::new();
-    let sql = format!("SELECT id, host, name, {} FROM dataset WHERE present", rows::DATASET);
-    each(&transaction, &sql, |row| {
+    let sql = format!("SELECT id, host, name, {} FROM dataset WHERE present {of_host}", rows::DATASET);
+    each(&transaction, &sql, of, |row| {
         let entry = (rows::integer(row, 1)?, rows::name(row, 2)?, rows::dataset(row, 3)?);
         datasets.insert(rows::integer(row, 0)?, entry);
         Ok(())
     })?;
 
-    let sql = format!("SELECT dataset, {} FROM snapshot ORDER BY dataset, createtxg, guid", rows::SNAPSHOT);
-    grouped(&transaction, &sql, rows::snapshot, |id, snapshots| {
+    let columns = rows::SNAPSHOT;
+    let sql = format!("SELECT dataset, {columns} FROM snapshot {of_dataset} ORDER BY dataset, createtxg, guid");
+    grouped(&transaction, &sql, of, rows::snapshot, |id, snapshots| {
         if let Some((.., dataset)) = datasets.get_mut(&id) {
             dataset.snapshots = snapshots;
         }
     })?;
-    let sql = format!("SELECT dataset, {} FROM bookmark ORDER BY dataset, createtxg, guid, name", rows::BOOKMARK);
-    grouped(&transaction, &sql, rows::bookmark, |id, bookmarks| {
+    let columns = rows::BOOKMARK;
+    let sql = format!("SELECT dataset, {columns} FROM bookmark {of_dataset} ORDER BY dataset, createtxg, guid, name");
+    grouped(&transaction, &sql, of, rows::bookmark, |id, bookmarks| {
         if let Some((.., dataset)) = datasets.get_mut(&id) {
             dataset.bookmarks = bookmarks;
         }
     })?;
-    let sql = "SELECT dataset, name, at FROM not_written ORDER BY dataset, name";
-    grouped(&transaction, sql, rows::not_written, |id, marks| {
+    let sql = format!("SELECT dataset, name, at FROM not_written {of_dataset} ORDER BY dataset, name");
+    grouped(&transaction, &sql, of, rows::not_written, |id, marks| {
         if let Some((.., dataset)) = datasets.get_mut(&id) {
             dataset.not_written = marks;
         }
     })?;
     let pair = |row: &rusqlite::Row<'_>, first| Ok((rows::integer(row, first)?, rows::integer(row, first + 1)?));
-    grouped(&transaction, "SELECT dataset, guid, flags FROM mark ORDER BY dataset, guid", pair, |id, marks| {
+    let sql = format!("SELECT dataset, guid, flags FROM mark {of_dataset} ORDER BY dataset, guid");
+    grouped(&transaction, &sql, of, pair, |id, marks| {
         let Some((.., dataset)) = datasets.get_mut(&id) else { return };
         for snapshot in &mut dataset.snapshots {
             let guid = snapshot.guid.0.cast_signed();
@@ -350,13 +371,15 @@ fn inventory(connection: &Connection) -> Result<Inventory, Fault> {
     Ok(Inventory { hosts })
 }
 
+/// Reads each row of a statement; `of` is its parameter, if it has one.
 fn each(
     connection: &Connection,
     sql: &str,
+    of: Option<&str>,
     mut take: impl FnMut(&rusqlite::Row<'_>) -> Result<(), Fault>,
 ) -> Result<(), Fault> {
     let mut statement = connection.prepare_cached(sql)?;
-    let mut found = statement.query([])?;
+    let mut found = statement.query(rusqlite::params_from_iter(of))?;
     while let Some(row) = found.next()? {
         take(row)?;
     }
@@ -367,12 +390,13 @@ fn each(
 fn grouped<T>(
     connection: &Connection,
     sql: &str,
+    of: Option<&str>,
     read: impl Fn(&rusqlite::Row<'_>, usize) -> Result<T, Fault>,
     mut take: impl FnMut(i64, Vec<T>),
 ) -> Result<(), Fault> {
     let mut current = None;
     let mut group = Vec::new();
-    each(connection, sql, |row| {
+    each(connection, sql, of, |row| {
         let id = rows::integer(row, 0)?;
         if let Some(before) = current.replace(id).filter(|before| *before != id) {
             take(before, std::mem::take(&mut group));
@@ -412,7 +436,7 @@ fn destroyed(connection: &Connection, limit: usize) -> Result<Vec<Destroyed>, Fa
 
 fn estimates(connection: &Connection) -> Result<BTreeMap<Uuid, Estimated>, Fault> {
     let mut all = BTreeMap::new();
-    each(connection, "SELECT question, at, bytes, remark FROM estimate", |row| {
+    each(connection, "SELECT question, at, bytes, remark FROM estimate", None, |row| {
         let (question, estimate) = rows::estimate(row)?;
         all.insert(question, estimate);
         Ok(())

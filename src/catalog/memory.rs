@@ -79,6 +79,10 @@ impl CatalogRead for MemoryCatalog {
         Ok(Inventory { hosts: hosts.filter(|(_, host)| seen(host)).collect() })
     }
 
+    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
+        Ok(self.inventory()?.hosts.remove(host))
+    }
+
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
         Ok(self.state().outcomes.iter().take(limit).cloned().collect())
     }

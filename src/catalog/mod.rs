@@ -43,9 +43,7 @@ pub trait CatalogRead: Send + Sync {
     fn inventory(&self) -> Result<Inventory, CatalogError>;
 
     /// What is known of one host; `None` if it was never seen.
-    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
-        Ok(self.inventory()?.hosts.remove(host))
-    }
+    fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError>;
 
     /// What hosts have written themselves since `since`, which is brought up to date; `None`: hosts do not write to
     /// this catalog, and each has to be asked.

@@ -116,6 +116,7 @@ impl<C: CatalogWrite + ?Sized> OneByOne for C {
 /// `1 2#sent 5#sent#sync`: the snapshots of a dataset with their marks, `-` when it is not known.
 fn held(catalog: &dyn CatalogRead, of: &str, name: &str) -> String {
     let inventory = catalog.inventory().unwrap();
+    assert_eq!(catalog.host(&host(of)).unwrap().as_ref(), inventory.hosts.get(&host(of)), "the same, asked for alone");
     let Some(found) = inventory.dataset(&host(of), &dataset(name)) else { return "-".to_owned() };
     let mark = |set: bool, flag: &'static str| if set { flag } else { "" };
     let snapshots = found.snapshots.iter().map(|one| {
