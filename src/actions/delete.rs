@@ -1,13 +1,12 @@
 //! Delete: a verdict and its reasons for every snapshot of a policy.
 
-use crate::policy::Zone;
 use chrono::{DateTime, Utc};
 
 use super::common::{ByGuid, Common, Known, Own, own_snapshots};
 use super::verdict::{Protection, SnapVerdict};
 use crate::model::{DatasetInventory, Guid, Prefix};
-use crate::policy::Target;
 use crate::policy::retention::{Rule, Tally};
+use crate::policy::{Target, Zone};
 
 /// What decides about the snapshots of one prefix in one dataset.
 #[derive(Clone, Debug)]

@@ -1,12 +1,11 @@
 //! NewSnapshot: is a snapshot due, and under which name?
 
-use crate::policy::Zone;
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 
 use super::common::{Own, own_snapshots};
 use super::reason::TakeReason;
 use crate::model::{DatasetInventory, SnapName};
-use crate::policy::SnapshotPolicy;
+use crate::policy::{SnapshotPolicy, Zone};
 
 /// A creation time further ahead than this is not waited for: a clock that was wrong by years would stop snapshots
 /// for years. A host whose zone or hardware clock is set wrongly stays within it.

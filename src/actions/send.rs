@@ -1,6 +1,5 @@
 //! Send: is a transfer to a destination due?
 
-use crate::policy::Zone;
 use chrono::{DateTime, Utc};
 
 use super::common::{ByGuid, Common, Known, Own, own_snapshots};
@@ -8,7 +7,7 @@ use super::new_snapshot::Slots;
 use super::plan::DueSend;
 use super::reason::SendReason;
 use crate::model::DatasetInventory;
-use crate::policy::{SnapshotPolicy, SyncPolicy};
+use crate::policy::{SnapshotPolicy, SyncPolicy, Zone};
 
 /// Whether a transfer to a destination is due.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -296,9 +296,10 @@ fn prepare(connection: &mut Connection, version: i64) -> Result<(), Fault> {
 
 /// Reads everything, or everything of one host, in one pass over each table, in the order of its key.
 fn inventory(connection: &Connection, of: Option<&HostName>) -> Result<Inventory, Fault> {
-    let (of_host, of_dataset) = match of {
-        None => ("", ""),
+    let (named, of_host, of_dataset) = match of {
+        None => ("", "", ""),
         Some(_) => (
+            "WHERE name = ?1",
             "AND host = (SELECT id FROM host WHERE name = ?1)",
             "WHERE dataset IN (SELECT dataset.id FROM host JOIN dataset ON dataset.host = host.id WHERE host.name = ?1)",
         ),
@@ -307,8 +308,7 @@ fn inventory(connection: &Connection, of: Option<&HostName>) -> Result<Inventory
     let transaction = connection.unchecked_transaction()?;
     let mut hosts: BTreeMap<HostName, HostInventory> = BTreeMap::new();
     let mut host_names: HashMap<i64, HostName> = HashMap::new();
-    let sql = if of.is_some() { "WHERE name = ?1" } else { "" };
-    each(&transaction, &format!("SELECT id, name, observed FROM host {sql}"), of, |row| {
+    each(&transaction, &format!("SELECT id, name, observed FROM host {named}"), of, |row| {
         let (id, name) = (rows::integer(row, 0)?, rows::name::<HostName>(row, 1)?);
         if let Some(observed) = rows::maybe(row, 2, rows::moment)? {
             hosts.insert(name.clone(), HostInventory { observed: Some(observed), datasets: BTreeMap::new() });

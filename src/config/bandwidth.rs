@@ -2,13 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use crate::policy::Zone;
 use chrono::Weekday;
 
 use super::json::{Node, Object};
 use super::server::{hours, timezone};
 use crate::model::HostName;
-use crate::policy::{Bandwidth, Limit};
+use crate::policy::{Bandwidth, Limit, Zone};
 
 const DAYS: &str = "a list of days, as in [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\"]";
 

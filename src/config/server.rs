@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::policy::Zone;
 use chrono::NaiveTime;
 use glob::Pattern;
 
@@ -19,7 +18,7 @@ use super::tls::tls;
 use crate::model::{DatasetName, HostName, NameError, OnDivergence, Prefix};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Retention,
-    Schedule, SnapshotPolicy, SyncPolicy, Target, Thresholds,
+    Schedule, SnapshotPolicy, SyncPolicy, Target, Thresholds, Zone,
 };
 
 /// Where the embedded catalog is kept unless the policy says otherwise.

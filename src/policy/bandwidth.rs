@@ -2,10 +2,10 @@
 
 use std::str::FromStr;
 
-use crate::policy::Zone;
 use chrono::{DateTime, Datelike, NaiveTime, Utc, Weekday};
 use thiserror::Error;
 
+use super::Zone;
 use crate::model::HostName;
 
 /// Slower, a transfer could not be told from one that hangs.

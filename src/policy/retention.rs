@@ -16,9 +16,10 @@
 
 use std::fmt;
 
-use crate::policy::Zone;
 use chrono::{DateTime, Datelike, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
 use thiserror::Error;
+
+use super::Zone;
 
 /// The rules of one `retention` list; at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]

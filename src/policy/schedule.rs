@@ -6,10 +6,11 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::policy::Zone;
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeDelta, TimeZone, Utc};
 use croner::parser::{CronParser, Seconds, Year};
 use thiserror::Error;
+
+use super::Zone;
 
 /// A cron schedule as crontab(5) defines it: minute, hour, day of month, month, day of week; `@hourly`, `@daily`,
 /// `@midnight`, `@weekly`, `@monthly`, `@yearly` and `@annually`.

@@ -253,12 +253,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let mut outcomes = Vec::new();
         let (takes, due_before): (Vec<Order>, Vec<Order>) =
             self.orders(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
-        for order in takes {
-            if self.board.is_stopped() {
-                break;
-            }
-            outcomes.push(self.carry_out(&order).await?);
-        }
+        outcomes.extend(self.side_by_side([takes]).await?);
         // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
         // newest snapshot would otherwise always be too new to go. One that names a newer snapshot replaces it.
         let due_now = self.orders(entry, |o| matches!(o, Order::Send { .. }));
@@ -286,9 +281,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             }
         }
         let moved = |order: &Order, inventory: &Inventory| saved::moved(order, inventory, None);
-        for order in self.still_right(takes, moved, &mut outcomes).await? {
-            outcomes.push(self.carry_out(&order).await?);
-        }
+        let takes = self.still_right(takes, moved, &mut outcomes).await?;
+        outcomes.extend(self.side_by_side([takes]).await?);
         let sends = self.still_right(sends, moved, &mut outcomes).await?;
         outcomes.extend(self.send(sends).await?);
         let now = self.decide(Some(entry));
