@@ -103,18 +103,6 @@ impl Pair {
     }
 
     /// Sends once whoever was there before has let go of the dataset.
-    fn send_when_free(&self, guid: Guid) -> Response {
-        let end = Instant::now() + HANGS;
-        loop {
-            let response = self.send(guid, self.slave_address);
-            if response.status != ResponseStatus::Busy || Instant::now() > end {
-                return response;
-            }
-            assert!(response.temporary, "{response:?}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
     /// Opens a conversation with the slave, up to its listing.
     fn offer(&self) -> (TcpStream, BufReader<TcpStream>, ListUuids) {
         let order = OrderToSlave {
@@ -381,7 +369,7 @@ fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds(
         drop((stream, lines));
         assert_eq!(pair.copy(), None);
     }
-    assert!(pair.send_when_free(first.guid).is_success);
+    assert!(pair.send(first.guid, pair.slave_address).is_success);
     assert_eq!(pair.copy(), Some(vec![first.guid]));
 }
 
@@ -413,7 +401,7 @@ fn steps_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn who_comes_second_is_told_so_at_once() {
+fn who_comes_second_is_told_so_once_the_first_would_be_known_to_be_gone() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (stream, _lines, listing) = pair.offer();
@@ -421,13 +409,30 @@ fn who_comes_second_is_told_so_at_once() {
     let began = Instant::now();
     let (_, _, second) = pair.offer();
     assert!(second.error.contains("is being received into already"), "{second:?}");
+    assert!(began.elapsed() >= PATIENCE, "{:?}", began.elapsed());
     let busy = pair.send(first.guid, pair.slave_address);
     assert_eq!((busy.status, busy.temporary), (ResponseStatus::Busy, true), "{busy:?}");
     assert!(busy.error.contains("pool/copy"), "{busy:?}");
-    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     assert!(pair.holds().is_empty());
     drop((stream, _lines));
-    assert!(pair.send_when_free(first.guid).is_success, "a slave lets go of what a vanished agent had claimed");
+    assert!(
+        pair.send(first.guid, pair.slave_address).is_success,
+        "a slave lets go of what a vanished agent had claimed"
+    );
+}
+
+#[test]
+fn an_agent_that_comes_back_before_its_slave_knows_that_it_was_gone_is_not_turned_away() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let gone = pair.offer();
+    std::thread::scope(|scope| {
+        let back = scope.spawn(|| pair.send(first.guid, pair.slave_address));
+        // In any order: it comes while the slave is with the one before, or after.
+        drop(gone);
+        let back = back.join().unwrap();
+        assert!(back.is_success, "{back:?}");
+    });
 }
 
 /// A slave by hand: hears the order, then does as it is told here, each time somebody connects.
@@ -572,7 +577,7 @@ fn what_arrived_and_cannot_be_held_is_a_failure_that_says_so() {
     assert!(response.error.contains("it arrived, but not all is well there"), "{response:?}");
     assert!(response.error.contains("permission denied"), "{response:?}");
     assert_eq!(pair.copy(), Some(vec![first.guid]));
-    assert!(pair.send_when_free(first.guid).is_success, "the next order puts it right");
+    assert!(pair.send(first.guid, pair.slave_address).is_success, "the next order puts it right");
     assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")).len(), 1);
     assert!(pair.holds().is_empty());
 }
@@ -587,7 +592,7 @@ fn a_transfer_that_fails_leaves_no_holds_on_the_source() {
     assert!(response.error.contains(out_of_space) && response.error.contains("free space"), "{response:?}");
     assert!(pair.holds().is_empty(), "{:?}", pair.holds());
     pair.alpha.fail_next("send", zfs::ErrorKind::Permission, "cannot send: permission denied");
-    let response = pair.send_when_free(first.guid);
+    let response = pair.send(first.guid, pair.slave_address);
     assert!(!response.is_success && !response.temporary, "{response:?}");
     assert!(response.error.contains("permission denied"), "{response:?}");
     assert!(pair.holds().is_empty(), "{:?}", pair.holds());
@@ -720,7 +725,7 @@ fn a_compressed_stream_arrives() {
     let pair = Pair::with(COMPRESSING);
     assert_eq!(pair.offer().2.place.map(|place| place.takes_zstd), Some(true));
     let taken: Vec<Guid> = (0..40).map(|n| pair.take(&format!("S_{n}")).guid).collect();
-    let response = pair.send_when_free(taken[39]);
+    let response = pair.send(taken[39], pair.slave_address);
     assert!(response.is_success, "{response:?}");
     assert_eq!(pair.copy(), Some(taken));
 }
@@ -773,7 +778,7 @@ fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives(
         assert!(!answer.is_success && answer.error.contains("is damaged"), "{answer:?}");
         assert_eq!(pair.copy(), None);
     }
-    assert!(pair.send_when_free(first.guid).is_success);
+    assert!(pair.send(first.guid, pair.slave_address).is_success);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use super::metrics::{self, Tally};
 use super::publisher::Publisher;
-use super::receiving::{Around, Incoming, NotOpen, Receiving, StepError, stalled};
+use super::receiving::{Around, Incoming, Receiving, StepError, stalled};
 use super::serve;
 use super::slots::{Slot, no_slot};
 use crate::clock;
@@ -107,15 +107,21 @@ impl<Z: Zfs> Slave<Z> {
             return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
         }
         let dataset = &order.dest_dataset;
-        let claim = match self.receiving.open(&order.source, conn.identity.as_ref(), dataset) {
-            Ok(claim) => claim,
-            Err(NotOpen { status, reason }) => {
-                log::warn!("{}: {} may not send to {dataset}: {reason}", conn.peer, order.source);
-                let status = Some(status.unwrap_or(DatasetStatus::True));
-                return conn.say(&ListUuids { status, error: reason, ..ListUuids::default() }).await;
-            }
+        let peer = conn.peer.clone();
+        let not_open = |reason: String, status| {
+            log::warn!("{peer}: {} may not send to {dataset}: {reason}", order.source);
+            ListUuids { status: Some(status), error: reason, ..ListUuids::default() }
         };
+        if let Err(denied) = self.receiving.permit(&order.source, conn.identity.as_ref(), dataset) {
+            return conn.say(&not_open(denied.to_string(), denied.status())).await;
+        }
         let none = Counter::default();
+        // The one before may be an agent that is gone, of which the end is on its way, or what it sent still runs out: a
+        // silent peer is known to be gone after as long.
+        let claiming = self.receiving.busy.claim_within(conn.patience, dataset);
+        let Some(claim) = alive_while(conn, &none, claiming).await? else {
+            return conn.say(&not_open(Receiving::<Z>::occupied(dataset), DatasetStatus::True)).await;
+        };
         let mut slot = match alive_while(conn, &none, self.receiving.slots.take(since(&order))).await? {
             Ok(slot) => Some(slot),
             Err(limit) => {

@@ -320,9 +320,8 @@ impl<Z: Zfs> Agent<Z> {
                 Err(failure) if failure.temporary => failure,
                 ended => return ended,
             };
-            // Who comes second is told so at once; a slave that does not know yet that the try before this one is over
-            // is waited for.
-            if failure.status == ResponseStatus::Busy && retry.is_first() {
+            // What could be waited for was: the next order finds it done, or still under way.
+            if failure.status == ResponseStatus::Busy {
                 return Err(failure);
             }
             if desk.counter.get() > before {

@@ -100,9 +100,11 @@ impl Berth {
         dataset: &DatasetName,
         since: DateTime<Utc>,
     ) -> Result<Self, Failure> {
-        let claim = receiving.open(host, None, dataset).map_err(|not_open| {
-            let status = if not_open.status.is_some() { ResponseStatus::Refused } else { ResponseStatus::Busy };
-            Failure { status, reason: not_open.reason, temporary: not_open.status.is_none() }
+        receiving.permit(host, None, dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
+        let claim = receiving.busy.claim(dataset).ok_or_else(|| Failure {
+            status: ResponseStatus::Busy,
+            reason: Receiving::<Z>::occupied(dataset),
+            temporary: true,
         })?;
         Ok(Self { _claim: claim, since, slot: None })
     }

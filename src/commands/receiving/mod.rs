@@ -9,15 +9,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::busy::{Busy, Claim};
+use super::busy::Busy;
 use super::clones;
 use super::hooks;
 use super::publisher::Publisher;
 use super::slots::Slots;
 use crate::config::{Denied, Local};
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, Identity, ResponseStatus, SendFlags,
-    SnapName,
+    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, ResponseStatus, SendFlags, SnapName,
 };
 use crate::policy::Target;
 use crate::wire::{CloneOf, OrderToSlave, Place};
@@ -40,15 +39,6 @@ pub struct Receiving<Z> {
     pub slots: Slots,
     /// Where what this host holds is published, if anywhere.
     pub publisher: Option<Arc<Publisher>>,
-}
-
-/// Why a transfer does not begin.
-#[derive(Debug)]
-pub struct NotOpen {
-    /// As the ancestor numbered it, where the configuration says no.
-    pub status: Option<DatasetStatus>,
-    /// In words.
-    pub reason: String,
 }
 
 /// What surrounds a dataset, when it was last looked at.
@@ -185,15 +175,16 @@ impl<Z: Zfs> Receiving<Z> {
         Self { local, slots, ..self.clone() }
     }
 
-    /// Checks that `source` may send into `dataset`, and that a peer may speak for it, and claims the dataset.
-    pub fn open(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<Claim, NotOpen> {
-        let may_speak = self.local.permission_to_speak_for(peer, source, dataset);
-        if let Err(denied) = may_speak.and_then(|()| self.local.permission_to_receive(dataset, source).map(drop)) {
-            return Err(NotOpen { status: Some(denied.status()), reason: denied.to_string() });
-        }
-        self.busy
-            .claim(dataset)
-            .ok_or_else(|| NotOpen { status: None, reason: format!("{dataset} is being received into already") })
+    /// Checks that `source` may send into `dataset`, and that a peer may speak for it.
+    pub fn permit(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<(), Denied> {
+        self.local.permission_to_speak_for(peer, source, dataset)?;
+        self.local.permission_to_receive(dataset, source).map(drop)
+    }
+
+    /// What is said to who comes second.
+    #[must_use]
+    pub fn occupied(dataset: &DatasetName) -> String {
+        format!("{dataset} is being received into already")
     }
 
     /// The dataset as it is; `None` if it does not exist.
