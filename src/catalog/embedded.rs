@@ -54,8 +54,19 @@ impl Holder {
 pub struct EmbeddedCatalog {
     file: PathBuf,
     connection: Mutex<Connection>,
-    /// Locked as long as it is open; the system unlocks it however the process ends.
-    _lock: File,
+    /// Let go of once the connection is closed.
+    _lock: Lock,
+}
+
+/// The lock of the one writer; the system unlocks it however the process ends.
+#[derive(Debug)]
+struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing it is not enough: a child that is being started has it open as well, until it runs its program.
+        drop(self.0.unlock());
+    }
 }
 
 /// The catalog for reading, also while a director writes it. A catalog that does not exist yet is empty.
@@ -166,6 +177,12 @@ impl EmbeddedCatalog {
         self.connection().execute_batch(&format!("PRAGMA max_page_count = {pages}")).unwrap();
     }
 
+    /// What a child has that is being started.
+    #[cfg(test)]
+    pub(super) fn inherited(&self) -> File {
+        self._lock.0.try_clone().unwrap()
+    }
+
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, CatalogError> {
         read(&self.connection()).map_err(|fault| fault.of(&self.file))
     }
@@ -238,7 +255,7 @@ impl CatalogWrite for EmbeddedCatalog {
 }
 
 /// Creates the folder, open to its owner alone, and takes the lock that only one director can have.
-fn lock(folder: &Path, holder: Holder) -> Result<File, CatalogError> {
+fn lock(folder: &Path, holder: Holder) -> Result<Lock, CatalogError> {
     let cannot = |source| CatalogError::Folder { path: folder.to_owned(), source };
     if !folder.is_dir() {
         if let Some(parent) = folder.parent() {
@@ -268,7 +285,7 @@ fn lock(folder: &Path, holder: Holder) -> Result<File, CatalogError> {
     // Who has the lock is said for people only; a full disk is no reason to stop here.
     let (pid, word) = (std::process::id(), holder.word());
     let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{pid} {word}"));
-    Ok(file)
+    Ok(Lock(file))
 }
 
 fn prepare(connection: &mut Connection, version: i64) -> Result<(), Fault> {

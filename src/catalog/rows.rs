@@ -138,6 +138,8 @@ pub(super) enum Found {
 
 /// Looks at a file without changing it.
 pub(super) fn identify(connection: &Connection) -> Result<Found, Fault> {
+    // As of one moment: somebody may be creating it.
+    let _moment = connection.unchecked_transaction()?;
     let number = |pragma| connection.pragma_query_value::<i64, _>(None, pragma, |row| row.get(0));
     let (application, found) = (number("application_id")?, number("user_version")?);
     let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
