@@ -410,15 +410,23 @@ fn who_comes_second_is_told_so_once_the_first_would_be_known_to_be_gone() {
     let (_, _, second) = pair.offer();
     assert!(second.error.contains("is being received into already"), "{second:?}");
     assert!(began.elapsed() >= PATIENCE, "{:?}", began.elapsed());
-    let busy = pair.send(first.guid, pair.slave_address);
-    assert_eq!((busy.status, busy.temporary), (ResponseStatus::Busy, true), "{busy:?}");
-    assert!(busy.error.contains("pool/copy"), "{busy:?}");
-    assert!(pair.holds().is_empty());
     drop((stream, _lines));
     assert!(
         pair.send(first.guid, pair.slave_address).is_success,
         "a slave lets go of what a vanished agent had claimed"
     );
+}
+
+#[test]
+fn a_slave_that_is_busy_may_be_asked_again() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let occupied = r#"{"MapUUID":[],"Status":1,"Error":"pool/copy is being received into already"}"#;
+    let slave = slave_by_hand(move |mut stream, _| stream.write_all(format!("{occupied}\n").as_bytes()).unwrap());
+    let busy = pair.send(first.guid, slave);
+    assert_eq!((busy.status, busy.temporary), (ResponseStatus::Busy, true), "{busy:?}");
+    assert!(busy.error.contains("pool/copy"), "{busy:?}");
+    assert!(pair.holds().is_empty());
 }
 
 #[test]
