@@ -102,7 +102,6 @@ impl Pair {
         runtime::block_on(self.agent.carry_out(&order, facts, Counter::default()))
     }
 
-    /// Sends once whoever was there before has let go of the dataset.
     /// Opens a conversation with the slave, up to its listing.
     fn offer(&self) -> (TcpStream, BufReader<TcpStream>, ListUuids) {
         let order = OrderToSlave {

@@ -29,6 +29,12 @@ impl Retry {
         Self { limit, since: Instant::now(), tries: 1, fruitless: 1 }
     }
 
+    /// Whether nothing was tried again yet.
+    #[must_use]
+    pub fn is_first(&self) -> bool {
+        self.tries == 1
+    }
+
     /// The try that just failed moved something: the time begins anew.
     pub fn moved(&mut self) {
         (self.since, self.fruitless) = (Instant::now(), 1);

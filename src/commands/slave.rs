@@ -9,7 +9,7 @@ use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use super::metrics::{self, Tally};
 use super::publisher::Publisher;
-use super::receiving::{Around, Incoming, Receiving, StepError, stalled};
+use super::receiving::{Around, Incoming, Receiving, StepError, occupied, stalled};
 use super::serve;
 use super::slots::{Slot, no_slot};
 use crate::clock;
@@ -120,7 +120,7 @@ impl<Z: Zfs> Slave<Z> {
         // silent peer is known to be gone after as long.
         let claiming = self.receiving.busy.claim_within(conn.patience, dataset);
         let Some(claim) = alive_while(conn, &none, claiming).await? else {
-            return conn.say(&not_open(Receiving::<Z>::occupied(dataset), DatasetStatus::True)).await;
+            return conn.say(&not_open(occupied(dataset), DatasetStatus::True)).await;
         };
         let mut slot = match alive_while(conn, &none, self.receiving.slots.take(since(&order))).await? {
             Ok(slot) => Some(slot),

@@ -92,12 +92,15 @@ impl Failure {
     fn refused(reason: impl Into<String>) -> Self {
         Self { status: ResponseStatus::Refused, reason: reason.into(), temporary: false }
     }
-}
 
-impl Failure {
+    /// Something else is under way.
+    fn busy(reason: String) -> Self {
+        Self { status: ResponseStatus::Busy, reason, temporary: true }
+    }
+
     /// The order found no place among the transfers of this host.
     fn no_slot(key: &str, limit: usize) -> Self {
-        Self { status: ResponseStatus::Busy, reason: no_slot(key, limit), temporary: true }
+        Self::busy(no_slot(key, limit))
     }
 }
 
@@ -320,8 +323,9 @@ impl<Z: Zfs> Agent<Z> {
                 Err(failure) if failure.temporary => failure,
                 ended => return ended,
             };
-            // What could be waited for was: the next order finds it done, or still under way.
-            if failure.status == ResponseStatus::Busy {
+            // Who comes second is told so; a slave that does not know yet that the try before this one is over is waited
+            // for.
+            if failure.status == ResponseStatus::Busy && retry.is_first() {
                 return Err(failure);
             }
             if desk.counter.get() > before {

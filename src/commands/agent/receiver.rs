@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use super::Failure;
 use crate::clock;
 use crate::commands::busy::Claim;
-use crate::commands::receiving::{Around, Incoming, Receiving, StepError, stalled};
+use crate::commands::receiving::{Around, Incoming, Receiving, StepError, occupied, stalled};
 use crate::commands::slots::Slot;
 use crate::commands::throttle::Throttle;
 use crate::model::Counter;
@@ -101,11 +101,7 @@ impl Berth {
         since: DateTime<Utc>,
     ) -> Result<Self, Failure> {
         receiving.permit(host, None, dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-        let claim = receiving.busy.claim(dataset).ok_or_else(|| Failure {
-            status: ResponseStatus::Busy,
-            reason: Receiving::<Z>::occupied(dataset),
-            temporary: true,
-        })?;
+        let claim = receiving.busy.claim(dataset).ok_or_else(|| Failure::busy(occupied(dataset)))?;
         Ok(Self { _claim: claim, since, slot: None })
     }
 

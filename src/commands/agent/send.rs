@@ -165,11 +165,8 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
-        self.busy.claim(source).ok_or_else(|| Failure {
-            status: ResponseStatus::Busy,
-            reason: format!("{source} is being sent already; what it lacks then is sent by the next order"),
-            temporary: true,
-        })
+        let reason = || format!("{source} is being sent already; what it lacks then is sent by the next order");
+        self.busy.claim(source).ok_or_else(|| Failure::busy(reason()))
     }
 
     /// The dataset of the order's snapshot, as it is now.

@@ -90,6 +90,12 @@ impl StepError {
     }
 }
 
+/// What is said to who comes second.
+#[must_use]
+pub fn occupied(dataset: &DatasetName) -> String {
+    format!("{dataset} is being received into already")
+}
+
 /// What it means that a process at one end of a stream does nothing for too long.
 #[must_use]
 pub fn stalled(what: &str, limit: Duration) -> StepError {
@@ -179,12 +185,6 @@ impl<Z: Zfs> Receiving<Z> {
     pub fn permit(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<(), Denied> {
         self.local.permission_to_speak_for(peer, source, dataset)?;
         self.local.permission_to_receive(dataset, source).map(drop)
-    }
-
-    /// What is said to who comes second.
-    #[must_use]
-    pub fn occupied(dataset: &DatasetName) -> String {
-        format!("{dataset} is being received into already")
     }
 
     /// The dataset as it is; `None` if it does not exist.
