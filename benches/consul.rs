@@ -11,7 +11,7 @@ use zsync::catalog::{CatalogRead, CatalogWrite, Change, ConsulCatalog, Generatio
 use zsync::consul::{Consul, MOST_OPS, Op, Settings};
 use zsync::model::{DatasetInventory, DatasetName, Guid, HostName, Marks, Prefix, Snapshot};
 use zsync::policy::ConsulConfig;
-use zsync::runtime::block_on;
+use zsync::sys::runtime::block_on;
 
 #[path = "../tests/consul/agent.rs"]
 #[allow(dead_code, reason = "tests use more of it")]

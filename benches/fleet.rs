@@ -11,23 +11,21 @@
 mod loopback;
 mod watched;
 
-use std::fs;
-use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
+use std::{fs, io, thread};
 
 use chrono::{TimeDelta, Utc};
 use loopback::listen;
 use serde_json::json;
-use zsync::commands::agent::Agent;
-use zsync::commands::slave::Slave;
+use zsync::agent::Agent;
 use zsync::config::parse_local;
 use zsync::model::DatasetName;
-use zsync::runtime;
+use zsync::slave::Slave;
+use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 

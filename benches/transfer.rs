@@ -17,11 +17,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use zsync::commands::agent::Agent;
+use zsync::agent::Agent;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::parse_local;
 use zsync::model::{Action, Counter, Guid, PeerRole};
-use zsync::runtime;
+use zsync::sys::runtime;
 use zsync::transport::tls::Tls;
 use zsync::wire::DirectorsOrder;
 use zsync::zfs::system::System;

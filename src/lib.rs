@@ -8,34 +8,38 @@
 //! `tests/architecture.rs`.
 
 pub mod actions;
+pub mod agent;
 pub mod catalog;
 pub mod cli;
-pub mod clock;
 pub mod commands;
 pub mod config;
 pub mod consul;
-pub mod error;
-pub mod logging;
+pub mod director;
+pub mod fleet;
+pub mod host;
 pub mod model;
+pub mod plan;
 pub mod policy;
-mod process;
-pub mod report;
-pub mod runtime;
-pub mod service;
-pub mod settings;
+pub mod server;
+pub mod slave;
+pub mod sys;
 pub mod transport;
 pub mod wire;
 pub mod zfs;
 
 use std::sync::Arc;
 
-use cli::{Cli, Command, TlsInit, TlsIssue, TlsShow};
-use commands::agent::{Agent, Journal};
-use commands::fences::Fences;
-use commands::presence::{self, Post};
-use commands::{check, clean, director, migrate, plan, serve, slave::Slave, status};
-use error::{Error, Exit};
+use agent::{Agent, Journal};
+use cli::args::{self, Cli, Command, TlsInit, TlsIssue, TlsShow};
+use cli::exit::{Error, Exit};
+use cli::{report, settings};
+use commands::{check, clean, migrate, status};
+use host::publish::fences::Fences;
+use host::publish::presence::{self, Post};
 use model::PeerRole;
+use server::acceptor as serve;
+use slave::Slave;
+use sys::{runtime, service};
 use zfs::ZfsRead;
 use zfs::system::System;
 
@@ -75,8 +79,8 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         }
         Command::Schema(args) => {
             report::print(match args.file {
-                cli::ConfigFile::Server => config::SERVER_SCHEMA,
-                cli::ConfigFile::Local => config::LOCAL_SCHEMA,
+                args::ConfigFile::Server => config::SERVER_SCHEMA,
+                args::ConfigFile::Local => config::LOCAL_SCHEMA,
             });
             Ok(())
         }
@@ -105,9 +109,9 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 
 /// Runs an agent or a slave: made once, and made again from itself when its configuration is read again.
 fn listen<R: serve::Role>(
-    common: &cli::Common,
-    listen: &cli::Listen,
-    state: &cli::State,
+    common: &args::Common,
+    listen: &args::Listen,
+    state: &args::State,
     role: PeerRole,
     new: impl FnOnce(settings::Serving, Arc<System>, Option<&Arc<Post>>) -> anyhow::Result<R>,
     again: impl Fn(&R, settings::Serving) -> R,
@@ -151,14 +155,14 @@ async fn ending<T>(zfs: Arc<System>, work: impl Future<Output = T>) -> T {
     result
 }
 
-fn tls(command: cli::Tls) -> Result<(), Error> {
+fn tls(command: args::Tls) -> Result<(), Error> {
     match command {
-        cli::Tls::Init(TlsInit { ca, name, days }) => commands::tls::init(&ca, &name, days).map_err(Error::unable),
-        cli::Tls::Issue(TlsIssue { host, role, also, days, ca, out, renew }) => {
+        args::Tls::Init(TlsInit { ca, name, days }) => commands::tls::init(&ca, &name, days).map_err(Error::unable),
+        args::Tls::Issue(TlsIssue { host, role, also, days, ca, out, renew }) => {
             let wanted = commands::tls::Wanted { host, also, roles: role.into_iter().collect(), days };
             commands::tls::issue(&ca, &wanted, out, renew).map_err(Error::unable)
         }
-        cli::Tls::Show(TlsShow { files, format }) => {
+        args::Tls::Show(TlsShow { files, format }) => {
             let right = commands::tls::show(&files, format).map_err(Error::unable)?;
             if right { Ok(()) } else { Err(Error::exit(Exit::Failed)) }
         }

@@ -3,15 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use zsync::cli::Cli;
-use zsync::error::Exit;
+use zsync::cli::args::Cli;
+use zsync::cli::exit::Exit;
 
 fn main() -> ExitCode {
     match zsync::run(Cli::parse()) {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
             if let Some(cause) = &error.cause {
-                zsync::report::complain(&format_args!("{cause:#}"));
+                zsync::cli::report::complain(&format_args!("{cause:#}"));
             }
             error.exit.into()
         }

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use zsync::consul::{Committed, Consul, ConsulError, Health, Op, Registration, Settings};
 use zsync::policy::{ConsulConfig, Secret};
-use zsync::runtime::{self, block_on};
+use zsync::sys::runtime;
+use zsync::sys::runtime::block_on;
 
 #[allow(dead_code, reason = "others use more of it")]
 #[path = "consul/agent.rs"]

@@ -6,11 +6,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
-use zsync::commands::director::{Leadership, Office, Sought};
 use zsync::consul::{Consul, Settings};
+use zsync::director::{Leadership, Office, Sought};
 use zsync::model::HostName;
 use zsync::policy::ConsulConfig;
-use zsync::runtime::block_on;
+use zsync::sys::runtime::block_on;
 
 #[allow(dead_code, reason = "other tests use more of it")]
 #[path = "consul/agent.rs"]

@@ -9,14 +9,15 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use loopback::listen;
+use zsync::agent::Agent;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
-use zsync::commands::agent::Agent;
-use zsync::commands::director::{Dispatcher, Pass, Report, World};
-use zsync::commands::slave::Slave;
 use zsync::config::{parse_local, parse_policy};
+use zsync::director::{Pass, Report};
+use zsync::fleet::{Dispatcher, World};
 use zsync::model::{Action, DatasetName, HostName};
 use zsync::policy::Policy;
-use zsync::runtime;
+use zsync::slave::Slave;
+use zsync::sys::runtime;
 use zsync::zfs::fake::Fake;
 use zsync::zfs::{ErrorKind, Zfs};
 

@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-use zsync::commands::director::Dispatcher;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::parse_policy;
+use zsync::fleet::Dispatcher;
 use zsync::model::{Counter, HostName, PeerRole, TlsFiles};
-use zsync::runtime;
+use zsync::sys::runtime;
 use zsync::transport::tls::Tls;
 use zsync::zfs::fake::Fake;
 

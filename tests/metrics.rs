@@ -15,8 +15,11 @@ use std::sync::Arc;
 use chrono::Utc;
 use fleet::Fleet;
 use program::{Place, Running, bare};
-use zsync::commands::metrics::{self, AGENT, Passed, SLAVE, Tally, Watch, http};
-use zsync::runtime;
+use zsync::director::Passed;
+use zsync::director::Watch;
+use zsync::server::tally::{AGENT, SLAVE};
+use zsync::server::{Tally, http};
+use zsync::sys::runtime;
 
 fn project(path: &str) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -132,20 +135,6 @@ fn examples_name_what_exists() {
         assert!(label == "instance" || everything.contains(&format!("{label}=\"")), "{label}");
     }
     assert!(rules.contains("rules:") && project("examples/prometheus/prometheus.yml").contains("zsync.rules.yml"));
-}
-
-#[test]
-fn a_file_is_replaced_as_a_whole() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("zsync.prom");
-    metrics::write(&file, "one\n").unwrap();
-    metrics::write(&file, "two\n").unwrap();
-    assert_eq!(fs::read_to_string(&file).unwrap(), "two\n");
-    // Where it cannot be, the one before stays, and nothing else is left.
-    let occupied = folder.path().join("folder.prom");
-    fs::create_dir(&occupied).unwrap();
-    metrics::write(&occupied, "three\n").unwrap_err();
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
 // --- HTTP.

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use zsync::commands::agent::Agent;
-use zsync::commands::serve::Door;
-use zsync::commands::slave::Slave;
-use zsync::config::{Local, parse_local};
+use zsync::agent::Agent;
+use zsync::config::parse_local;
 use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
-use zsync::runtime;
+use zsync::policy::Local;
+use zsync::server::acceptor::Door;
+use zsync::slave::Slave;
+use zsync::sys::runtime;
 use zsync::transport::tcp::Listener;
 use zsync::wire::{CommonBase, DirectorsOrder, Facts, Response};
 use zsync::zfs::fake::Fake;

@@ -266,7 +266,7 @@ fn every_line_of_a_json_log_is_json() {
     let mut running = Running::start(&mut place.command("agent --listen 127.0.0.1:0 --log debug --log-format json"));
     running.wait_for("listens on 127.0.0.1", 1);
     let line: Value = serde_json::from_str(running.seen.last().unwrap()).unwrap();
-    assert_eq!((line["level"].as_str(), line["target"].as_str()), (Some("info"), Some("zsync::commands::serve")));
+    assert_eq!((line["level"].as_str(), line["target"].as_str()), (Some("info"), Some("zsync::server::acceptor")));
     assert!(line["time"].as_str().unwrap().ends_with('Z') && line["message"].as_str().unwrap().contains("listens"));
     for line in &running.seen {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error} in {line}"));

@@ -15,8 +15,8 @@ use fleet::{Fleet, ago, ds};
 use program::{PATIENCE, Place, TWO_HOSTS, ended};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
-use zsync::commands::director::{Live, Transfer};
 use zsync::commands::status::{Settings, Status, as_lines, as_text};
+use zsync::director::{Live, Transfer};
 use zsync::model::Action;
 
 /// Of a fleet, held against the schema.

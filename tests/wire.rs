@@ -9,19 +9,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::AsyncReadExt;
-use zsync::commands::agent::Agent;
-use zsync::commands::serve::{Door, Role};
-use zsync::commands::slave::Slave;
-use zsync::config::{Local, parse_local};
+use zsync::agent::Agent;
+use zsync::config::parse_local;
 use zsync::model::{
     Action, Counter, DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot,
 };
-use zsync::runtime;
+use zsync::policy::Local;
+use zsync::server::acceptor::{Door, Role};
+use zsync::slave::Slave;
+use zsync::sys::runtime;
 use zsync::transport::tcp::{Dial, Listener};
 use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
+use zsync::zfs;
+use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
-use zsync::zfs::{self, Zfs};
 
 /// How long a peer may be silent in these tests.
 const PATIENCE: Duration = Duration::from_millis(400);

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, Utc};
 
-use super::common::{ByGuid, Common, Known, Own, own_snapshots};
-use super::verdict::{Protection, SnapVerdict};
+use crate::actions::common::{ByGuid, Common, Known, Own, own_snapshots};
+use crate::actions::verdict::{Protection, SnapVerdict};
 use crate::model::{DatasetInventory, Guid, Prefix};
 use crate::policy::retention::{Rule, Tally};
 use crate::policy::{Target, Zone};

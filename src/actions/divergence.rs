@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::lineage::Flip;
-use super::steps::{Conflict, Point};
+use crate::actions::lineage::Flip;
+use crate::actions::steps::{Conflict, Point};
 use crate::model::{DatasetInventory, Guid, OnDivergence};
 
 /// Why a destination cannot take the next stream.

@@ -23,10 +23,10 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
+use crate::actions::index::Indexed;
+use crate::actions::pass::Pass;
 use crate::model::Inventory;
 use crate::policy::Policy;
-use index::Indexed;
-use pass::Pass;
 
 pub use common::Known;
 pub use delete::{DeleteTerms, Peer, Role, delete};

@@ -2,8 +2,8 @@
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 
-use super::common::{Own, own_snapshots};
-use super::reason::TakeReason;
+use crate::actions::common::{Own, own_snapshots};
+use crate::actions::reason::TakeReason;
 use crate::model::{DatasetInventory, SnapName};
 use crate::policy::{SnapshotPolicy, Zone};
 

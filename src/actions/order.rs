@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::divergence::Allowed;
-use super::plan::{Plan, PruneVerdict, Side};
-use super::route::Route;
+use crate::actions::divergence::Allowed;
+use crate::actions::plan::{Plan, PruneVerdict, Side};
+use crate::actions::route::Route;
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
 

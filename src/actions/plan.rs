@@ -7,11 +7,12 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::divergence::Allowed;
-use super::order::{self, Order};
-use super::reason::{NoticeKind, SendReason, TakeReason, time};
-use super::route::Route;
-use super::verdict::{Doomed, SnapVerdict};
+use crate::actions::divergence::Allowed;
+use crate::actions::order;
+use crate::actions::order::Order;
+use crate::actions::reason::{NoticeKind, SendReason, TakeReason, time};
+use crate::actions::route::Route;
+use crate::actions::verdict::{Doomed, SnapVerdict};
 use crate::model::{DatasetName, Guid, HostName, SnapName};
 use crate::policy::{Policy, Target};
 

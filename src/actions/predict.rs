@@ -5,9 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::{DateTime, Utc};
 
-use super::divergence::{Allowed, Remedy, remedy};
-use super::order::Order;
-use super::steps::{Base, Step, Transfer, steps};
+use crate::actions::divergence::{Allowed, Remedy, remedy};
+use crate::actions::order::Order;
+use crate::actions::steps::{Base, Step, Transfer, steps};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, SnapName, Snapshot};
 use crate::policy::Target;
 

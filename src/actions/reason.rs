@@ -257,7 +257,7 @@ impl fmt::Display for NoticeKind {
     }
 }
 
-impl fmt::Display for super::plan::Notice {
+impl fmt::Display for crate::actions::plan::Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.dataset {
             Some(dataset) => write!(f, "{}:{dataset} {}", self.host, self.kind),

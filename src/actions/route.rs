@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::common::{ByGuid, Common};
-use super::index::{Claim, Indexed};
+use crate::actions::common::{ByGuid, Common};
+use crate::actions::index::{Claim, Indexed};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory};
 use crate::policy::{Policy, Target};
 

@@ -2,10 +2,10 @@
 
 use chrono::{DateTime, Utc};
 
-use super::common::{ByGuid, Common, Known, Own, own_snapshots};
-use super::new_snapshot::Slots;
-use super::plan::DueSend;
-use super::reason::SendReason;
+use crate::actions::common::{ByGuid, Common, Known, Own, own_snapshots};
+use crate::actions::new_snapshot::Slots;
+use crate::actions::plan::DueSend;
+use crate::actions::reason::SendReason;
 use crate::model::DatasetInventory;
 use crate::policy::{SnapshotPolicy, SyncPolicy, Zone};
 

@@ -8,8 +8,8 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::plan::PruneVerdict;
-use super::reason::place;
+use crate::actions::plan::PruneVerdict;
+use crate::actions::reason::place;
 use crate::model::{DatasetInventory, Guid, SnapName};
 use crate::policy::Target;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
-use super::Change;
+use crate::catalog::Change;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, Marks, NotWritten, SnapName, Snapshot};
 
 /// One dataset.

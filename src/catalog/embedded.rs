@@ -17,9 +17,10 @@ use chrono::{DateTime, Utc};
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
-use super::error::{CatalogError, Fault};
-use super::rows::{self, Found};
-use super::{CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome, merge};
+use crate::catalog::error::{CatalogError, Fault};
+use crate::catalog::rows;
+use crate::catalog::rows::Found;
+use crate::catalog::{CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome, merge};
 use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
 
 const FILE: &str = "catalog.sqlite";

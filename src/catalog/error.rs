@@ -23,7 +23,7 @@ pub enum CatalogError {
         /// The process that has it, where it said so.
         pid: Option<u32>,
         /// What that process is, where it said so.
-        holder: Option<super::Holder>,
+        holder: Option<crate::catalog::Holder>,
     },
     /// The folder cannot be created, entered, or written to.
     #[error(

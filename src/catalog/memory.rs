@@ -7,8 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::dataset::{Dataset, Gone};
-use super::{
+use crate::catalog::dataset::{Dataset, Gone};
+use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome,
 };
 use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory, Record};

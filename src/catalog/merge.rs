@@ -8,9 +8,10 @@ use chrono::{DateTime, Utc};
 use rusqlite::{OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
-use super::error::Fault;
-use super::rows::{self, micros};
-use super::{Change, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
+use crate::catalog::error::Fault;
+use crate::catalog::rows;
+use crate::catalog::rows::micros;
+use crate::catalog::{Change, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Marks, NotWritten, Snapshot};
 
 /// The number of a host, which is made known if it is not.

@@ -13,11 +13,12 @@ mod error;
 pub mod file;
 pub mod memory;
 mod merge;
+pub mod open;
 mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -32,6 +33,8 @@ pub use embedded::{EmbeddedCatalog, EmbeddedReader, Holder};
 pub use error::CatalogError;
 pub use memory::MemoryCatalog;
 
+/// How old a mark is when the director forgets it: older than any `catch_up`, and than most people look back for.
+pub const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
 /// How many outcomes a catalog keeps; the oldest go first.
 pub const MAX_OUTCOMES: usize = 10_000;
 /// How many records of destroyed snapshots a catalog keeps; the oldest go first.

@@ -5,8 +5,8 @@ use rusqlite::types::ValueRef;
 use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
-use super::error::Fault;
-use super::{Destination, Destroyed, Estimated, Outcome};
+use crate::catalog::error::Fault;
+use crate::catalog::{Destination, Destroyed, Estimated, Outcome};
 use crate::model::{
     Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Record, ResponseStatus,
     Snapshot, Unchanged,

@@ -8,14 +8,16 @@ use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
 
-use super::plan::observe::{self, Glance};
 use crate::actions::health::{Finding, Health, HostState, Row, Severity, health, span};
-use crate::config::Local;
-use crate::error::{Error, Exit};
+use crate::cli::exit::{Error, Exit};
+use crate::cli::report;
+use crate::config;
+use crate::fleet::known;
+use crate::fleet::known::Glance;
 use crate::model::{DatasetName, HostName};
-use crate::report;
+use crate::policy::Local;
+use crate::sys::clock;
 use crate::zfs::ZfsRead;
-use crate::{clock, config};
 
 /// What `zsync check` is told.
 #[derive(Clone, Debug)]
@@ -75,7 +77,7 @@ pub async fn run(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
 async fn judge(settings: &Settings, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = settings.here.clone().map_err(anyhow::Error::msg)?;
     let policy = config::load_policy(&settings.config)?;
-    let Glance { inventory, unseen, live: _ } = observe::glance(&policy, &here, settings.opened.as_ref(), zfs).await?;
+    let Glance { inventory, unseen, live: _ } = known::glance(&policy, &here, settings.opened.as_ref(), zfs).await?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
     Ok(health)
@@ -132,7 +134,7 @@ impl fmt::Display for About<'_> {
 }
 
 /// Everything that is wrong, the worst first.
-pub(super) fn findings(health: &Health) -> Vec<(Severity, String)> {
+pub(crate) fn findings(health: &Health) -> Vec<(Severity, String)> {
     let hosts = health.hosts.iter().flat_map(|h| h.findings.iter().map(move |f| (About::Host(h), f)));
     let rows = health.rows.iter().flat_map(|r| r.findings.iter().map(move |f| (About::Row(r), f)));
     let told = |(about, finding): (About<'_>, &Finding)| (finding.severity(), format!("{about}: {finding}"));

@@ -4,13 +4,11 @@ use std::path::PathBuf;
 
 use chrono::TimeDelta;
 
-use super::catalogs;
-use crate::catalog::Holder;
-use crate::error::Error;
-use crate::{clock, config, report, runtime};
-
-/// What is forgotten by itself: longer than any catch_up, and than most people look back for.
-pub const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
+use crate::catalog::{Holder, open};
+use crate::cli::exit::Error;
+use crate::cli::report;
+use crate::config;
+use crate::sys::{clock, runtime};
 
 /// What `zsync clean` is told.
 #[derive(Clone, Debug)]
@@ -25,8 +23,7 @@ pub struct Settings {
 pub async fn run(settings: Settings) -> Result<(), Error> {
     let policy = config::load_policy(&settings.config).map_err(Error::unable)?;
     let before = clock::now() - settings.older_than;
-    let forgotten =
-        runtime::blocking(move || catalogs::writer(&policy.catalog, Holder::Pass)?.forget_marks(before)).await;
+    let forgotten = runtime::blocking(move || open::writer(&policy.catalog, Holder::Pass)?.forget_marks(before)).await;
     let marks = forgotten.map_err(Error::unable)?;
     report::print(&format!("forgot {marks} marks older than {}\n", before.format("%Y-%m-%dT%H:%M:%SZ")));
     Ok(())

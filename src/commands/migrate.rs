@@ -9,13 +9,15 @@ use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
 
-use super::catalogs;
+use crate::catalog::open;
 use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change};
+use crate::cli::exit::Error;
+use crate::cli::report;
+use crate::config;
 use crate::consul::Pair;
-use crate::error::Error;
 use crate::model::{DatasetName, HostInventory, HostName, Marks, NotWritten, SnapName};
 use crate::policy::CatalogConfig;
-use crate::{clock, config, report, runtime};
+use crate::sys::{clock, runtime};
 
 /// Where the ancestor's pairs are.
 const ROOT: &str = "zeplic/";
@@ -94,7 +96,7 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
             settings.config.display()
         )));
     };
-    let catalog = catalogs::shared(consul).map_err(Error::unable)?;
+    let catalog = open::shared(consul).map_err(Error::unable)?;
     let pairs = catalog.consul().list(ROOT).await.map_err(Error::unable)?;
     let mut by_host: BTreeMap<HostName, Vec<Ancestral>> = BTreeMap::new();
     let mut strange = 0;

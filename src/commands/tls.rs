@@ -3,9 +3,9 @@
 //! A convenience for fleets without a CA of their own: nothing else in zsync asks who issued a certificate.
 
 use std::collections::BTreeSet;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::DirBuilder;
+use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -16,10 +16,11 @@ use rcgen::{
 };
 use serde::Serialize;
 
-use crate::clock;
+use crate::cli::report;
+use crate::cli::report::Format;
 use crate::model::identity::ROLE_MARK;
 use crate::model::{HostName, PeerRole, TlsFiles};
-use crate::report::{self, Format};
+use crate::sys::{clock, files};
 use crate::transport::tls;
 
 /// The CA's files in its folder.
@@ -122,27 +123,11 @@ fn private_folder(folder: &Path) -> anyhow::Result<()> {
     made.with_context(|| format!("cannot make the folder {}", folder.display()))
 }
 
-/// Writes a new file, or replaces one: never is there half of one, nor a key that others can read.
-fn write(file: &Path, text: &str, mode: u32, replace: bool) -> anyhow::Result<()> {
-    let cannot = || format!("cannot write {}", file.display());
-    let mut new = file.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(cannot),
-        _ => {}
-    }
-    let mut opened = OpenOptions::new().write(true).create_new(true).mode(mode).open(&new).with_context(cannot)?;
-    // Whatever the umask is.
-    opened.set_permissions(fs::Permissions::from_mode(mode)).with_context(cannot)?;
-    opened.write_all(text.as_bytes()).and_then(|()| opened.sync_all()).with_context(cannot)?;
-    if replace {
-        return fs::rename(&new, file).with_context(cannot);
-    }
-    // A link does not replace what is there.
-    let linked = fs::hard_link(&new, file).with_context(cannot);
-    fs::remove_file(&new).with_context(cannot)?;
-    linked
+/// Writes a new file, or replaces one. Nobody else can read a key at any moment.
+fn write(file: &Path, text: &str, permissions: u32, replace: bool) -> anyhow::Result<()> {
+    let mode = if replace { files::Mode::Replace } else { files::Mode::Create };
+    files::write(file, permissions, mode, |new| new.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// `zsync tls init`.

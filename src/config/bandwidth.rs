@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use chrono::Weekday;
 
-use super::json::{Node, Object};
-use super::server::{hours, timezone};
+use crate::config::json::{Node, Object};
+use crate::config::server::{hours, timezone};
 use crate::model::HostName;
 use crate::policy::{Bandwidth, Limit, Zone};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::json::Node;
+use crate::config::json::Node;
 use crate::model::{DatasetName, HostName, Prefix};
 use crate::policy::Target;
 

@@ -1,6 +1,6 @@
 //! `compression` of `local.json`: how streams to other hosts are compressed.
 
-use super::json::Node;
+use crate::config::json::Node;
 use crate::model::HostName;
 use crate::policy::{Compression, Zstd};
 

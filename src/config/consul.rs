@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::address::Address;
-use super::json::Node;
+use crate::config::json::Node;
+use crate::policy::Address;
 use crate::policy::{ConsulConfig, Secret};
 
 const ADDRESS: &str = "\"host:port\", \"http(s)://host:port\" or \"unix:///path\"";

@@ -1,36 +1,12 @@
-//! `hooks` of an entry of `local.json`: commands of this host's administrator. Nothing else ever names a command.
+//! Reads `hooks` of an entry of `local.json`.
 
-use std::time::Duration;
+use crate::config::json::Node;
+use crate::config::quantity::duration;
+use crate::policy::hooks::DEFAULT_HOOK_TIMEOUT;
+use crate::policy::{Hook, Hooks};
 
-use super::json::Node;
-use super::quantity::duration;
-
-/// How long a hook may take, unless local.json says otherwise.
-pub const DEFAULT_HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 /// An order, and whoever waits for it, waits for its hooks.
 const TIMEOUT_BOUNDS: [&str; 2] = ["1s", "1h"];
-
-/// The commands of an entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Hooks {
-    /// Before a snapshot is taken.
-    pub before_snapshot: Option<Hook>,
-    /// After that, whether or not it was taken.
-    pub after_snapshot: Option<Hook>,
-    /// After something was received.
-    pub after_receive: Option<Hook>,
-}
-
-/// One command.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hook {
-    /// The program, from the root, and its arguments; no shell looks at them.
-    pub command: Vec<String>,
-    /// How long it may take.
-    pub timeout: Duration,
-    /// Whether its failure is one of the order, too.
-    pub aborts: bool,
-}
 
 /// Reads the object; what is wrong is reported.
 pub(super) fn hooks(node: &Node<'_>, slave: bool) -> Hooks {

@@ -13,8 +13,8 @@ use serde::de::{Deserializer as _, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 
-use super::nearest::nearest;
-use super::problem::{ConfigError, Problem};
+use crate::config::nearest::nearest;
+use crate::config::problem::{ConfigError, Problem};
 
 /// The largest file that is read, in bytes. A fleet of ten thousand datasets needs a tenth of it.
 pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;

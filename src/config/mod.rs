@@ -3,7 +3,6 @@
 //! The files are read here; what they say is understood by pure functions. What comes out is valid:
 //! nobody checks it again.
 
-mod address;
 mod bandwidth;
 mod check;
 mod compression;
@@ -23,17 +22,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
-pub use hooks::{Hook, Hooks};
-pub use local::{CloneConfig, Denied, Local, LocalDataset, parse_local};
+pub use local::parse_local;
 pub use problem::{ConfigError, Problem};
-pub use properties::Properties;
 pub use server::{DEFAULT_CATALOG, parse_policy};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::policy::Policy;
+use crate::policy::{Local, Policy};
 
 /// The JSON schema of `server.json`: its keys are those that [`parse_policy`] knows.
 pub const SERVER_SCHEMA: &str = include_str!("../../examples/schema/server.schema.json");

@@ -1,220 +1,13 @@
-//! `properties` of a receiving entry: what is set on what it receives.
-//!
-//! Nothing of the source's properties travels unless `include` asks for it, and what could make a receiver mount, run,
-//! share, limit or write to something only if `include` or `override` spells its name out.
+//! Reads `properties` of a receiving entry of `local.json`.
 
 use std::collections::BTreeMap;
 
 use glob::Pattern;
 
-use super::json::{Node, Object};
-use super::nearest::nearest;
-use crate::model::DatasetKind;
-
-/// What is set on what an entry receives.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Properties {
-    /// Those of the source that are taken over, by name or pattern.
-    include: Vec<Pattern>,
-    /// Those that are not taken over although `include` says so.
-    exclude: Vec<Pattern>,
-    /// Those that get a value of the receiver's.
-    overrides: BTreeMap<String, String>,
-}
-
-/// ZFS' own properties that can be set while something is received (zfsprops(7), OpenZFS 2.3).
-const SETTABLE: &[&str] = &[
-    "aclinherit",
-    "aclmode",
-    "acltype",
-    "atime",
-    "canmount",
-    "checksum",
-    "compression",
-    "context",
-    "copies",
-    "dedup",
-    "defcontext",
-    "devices",
-    "direct",
-    "dnodesize",
-    "exec",
-    "filesystem_limit",
-    "fscontext",
-    "jailed",
-    "logbias",
-    "longname",
-    "mlslabel",
-    "mountpoint",
-    "nbmand",
-    "overlay",
-    "prefetch",
-    "primarycache",
-    "quota",
-    "readonly",
-    "recordsize",
-    "redundant_metadata",
-    "refquota",
-    "refreservation",
-    "relatime",
-    "reservation",
-    "rootcontext",
-    "secondarycache",
-    "setuid",
-    "sharenfs",
-    "sharesmb",
-    "snapdev",
-    "snapdir",
-    "snapshot_limit",
-    "special_small_blocks",
-    "sync",
-    "volmode",
-    "volthreading",
-    "vscan",
-    "xattr",
-    "zoned",
-];
-
-/// Those that no pattern brings in: they have a host mount, run, share, write to or run out of something.
-const DANGEROUS: &[&str] = &[
-    "canmount",
-    "context",
-    "dedup",
-    "defcontext",
-    "devices",
-    "exec",
-    "filesystem_limit",
-    "fscontext",
-    "jailed",
-    "mlslabel",
-    "mountpoint",
-    "nbmand",
-    "overlay",
-    "quota",
-    "readonly",
-    "refquota",
-    "refreservation",
-    "reservation",
-    "rootcontext",
-    "setuid",
-    "sharenfs",
-    "sharesmb",
-    "snapdev",
-    "snapdir",
-    "snapshot_limit",
-    "volmode",
-    "zoned",
-];
-
-/// Those that volumes do not have: setting one makes a receive fail.
-const OF_FILESYSTEMS: &[&str] = &[
-    "aclinherit",
-    "aclmode",
-    "acltype",
-    "atime",
-    "canmount",
-    "context",
-    "defcontext",
-    "devices",
-    "direct",
-    "dnodesize",
-    "exec",
-    "filesystem_limit",
-    "fscontext",
-    "jailed",
-    "longname",
-    "mlslabel",
-    "mountpoint",
-    "nbmand",
-    "overlay",
-    "quota",
-    "recordsize",
-    "refquota",
-    "relatime",
-    "rootcontext",
-    "setuid",
-    "sharenfs",
-    "sharesmb",
-    "snapdir",
-    "special_small_blocks",
-    "vscan",
-    "xattr",
-    "zoned",
-];
-
-/// Those that only volumes use.
-const OF_VOLUMES: &[&str] = &["volmode", "volthreading"];
-
-/// Those that the stream itself decides.
-const IN_THE_STREAM: &[&str] = &[
-    "casesensitivity",
-    "encryption",
-    "keyformat",
-    "keylocation",
-    "normalization",
-    "origin",
-    "pbkdf2iters",
-    "utf8only",
-    "volblocksize",
-    "volsize",
-];
-
-/// What zsync's own properties begin with: they are about one dataset on one host.
-const OURS: &str = "zsync:";
-
-fn is_user_property(name: &str) -> bool {
-    let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b":+._-".contains(&b);
-    name.contains(':') && name.len() <= 255 && !name.starts_with('-') && name.bytes().all(is_allowed)
-}
-
-impl Properties {
-    /// Whether there is nothing to set but the defaults of a new dataset.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.include.is_empty() && self.overrides.is_empty()
-    }
-
-    /// Whether anything of the source's properties is wanted.
-    #[must_use]
-    pub fn asks(&self) -> bool {
-        !self.include.is_empty()
-    }
-
-    /// What to set on a dataset that receives. `offered` are the source's properties; `creates` says that the dataset
-    /// is new, and gets the defaults that its administrator may change later.
-    #[must_use]
-    pub fn settings(
-        &self,
-        kind: DatasetKind,
-        creates: bool,
-        offered: &BTreeMap<String, String>,
-    ) -> BTreeMap<String, String> {
-        let mut all = BTreeMap::new();
-        if creates {
-            all.insert("canmount".to_owned(), "noauto".to_owned());
-            all.insert("readonly".to_owned(), "on".to_owned());
-        }
-        all.extend(
-            offered.iter().filter(|(name, _)| self.wants(name)).map(|(name, value)| (name.clone(), value.clone())),
-        );
-        all.extend(self.overrides.clone());
-        let strange = match kind {
-            DatasetKind::Filesystem => OF_VOLUMES,
-            DatasetKind::Volume => OF_FILESYSTEMS,
-        };
-        all.retain(|name, _| !strange.contains(&name.as_str()));
-        all
-    }
-
-    fn wants(&self, name: &str) -> bool {
-        let known = SETTABLE.contains(&name) || is_user_property(name);
-        let asked = |pattern: &Pattern| pattern.as_str() == name || pattern.matches(name) && !DANGEROUS.contains(&name);
-        known
-            && !name.starts_with(OURS)
-            && self.include.iter().any(asked)
-            && !self.exclude.iter().any(|pattern| pattern.matches(name))
-    }
-}
+use crate::config::json::{Node, Object};
+use crate::config::nearest::nearest;
+use crate::policy::Properties;
+use crate::policy::properties::{IN_THE_STREAM, OURS, SETTABLE, is_known};
 
 /// Reads the object.
 pub(super) fn properties(node: &Node<'_>, slave: bool) -> Option<Properties> {
@@ -230,7 +23,7 @@ pub(super) fn properties(node: &Node<'_>, slave: bool) -> Option<Properties> {
         node.problem("\"exclude\" means nothing without \"include\": nothing of the source's properties travels unless asked for");
     }
     object.finish();
-    Some(Properties { include, exclude, overrides })
+    Some(Properties::new(include, exclude, overrides))
 }
 
 /// Names or patterns of properties.
@@ -244,10 +37,6 @@ fn patterns(node: &Node<'_>, asks: bool) -> Vec<Pattern> {
         Pattern::new(&text).map_err(|error| item.problem(format!("{text:?} is not a pattern: {error}"))).ok()
     };
     items.iter().filter_map(read).collect()
-}
-
-fn is_known(name: &str) -> bool {
-    SETTABLE.contains(&name) || is_user_property(name)
 }
 
 fn overrides(node: &Node<'_>) -> BTreeMap<String, String> {
@@ -280,69 +69,4 @@ fn name(node: &Node<'_>, name: &str) -> Option<()> {
     };
     node.problem(problem);
     None
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn map(text: &str) -> BTreeMap<String, String> {
-        let pair = |word: &str| word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
-        text.split_whitespace().filter_map(pair).collect()
-    }
-
-    fn with(include: &[&str], exclude: &[&str], overrides: &str) -> Properties {
-        let patterns = |texts: &[&str]| texts.iter().map(|t| Pattern::new(t).unwrap()).collect();
-        Properties { include: patterns(include), exclude: patterns(exclude), overrides: map(overrides) }
-    }
-
-    const SOURCE: &str = "compression=zstd recordsize=1M mountpoint=/ canmount=on sharenfs=on setuid=on readonly=off \
-                          com.example:owner=ann com.example:secret=x zsync:exclude=on volsize=8M quota=1G";
-
-    #[test]
-    fn nothing_of_the_source_is_taken_over_unasked() {
-        let set = with(&[], &[], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
-        assert_eq!(set, map("canmount=noauto readonly=on"));
-        assert_eq!(with(&[], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE)), map(""));
-        assert_eq!(with(&[], &[], "").settings(DatasetKind::Volume, true, &map(SOURCE)), map("readonly=on"));
-    }
-
-    #[test]
-    fn a_pattern_brings_in_nothing_dangerous() {
-        let set = with(&["*"], &["com.example:secret"], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
-        assert_eq!(
-            set,
-            map("canmount=noauto readonly=on compression=zstd recordsize=1M com.example:owner=ann"),
-            "by a pattern, nothing that mounts, shares, runs or limits"
-        );
-    }
-
-    #[test]
-    fn what_is_spelt_out_is_taken_over() {
-        let set = with(&["mountpoint", "quota"], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE));
-        assert_eq!(set, map("mountpoint=/ quota=1G"));
-    }
-
-    #[test]
-    fn the_receivers_own_values_come_last() {
-        let own = with(&["compression"], &[], "compression=lz4 canmount=on atime=off volmode=none");
-        assert_eq!(
-            own.settings(DatasetKind::Filesystem, true, &map(SOURCE)),
-            map("compression=lz4 canmount=on atime=off readonly=on")
-        );
-        assert_eq!(
-            own.settings(DatasetKind::Volume, true, &map(SOURCE)),
-            map("compression=lz4 volmode=none readonly=on")
-        );
-    }
-
-    #[test]
-    fn the_lists_are_sorted_and_agree() {
-        for list in [SETTABLE, DANGEROUS, OF_FILESYSTEMS, OF_VOLUMES, IN_THE_STREAM] {
-            assert!(list.is_sorted(), "{list:?}");
-        }
-        for name in DANGEROUS.iter().chain(OF_FILESYSTEMS).chain(OF_VOLUMES) {
-            assert!(SETTABLE.contains(name), "{name}");
-        }
-    }
 }

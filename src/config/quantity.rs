@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::json::Node;
+use crate::config::json::Node;
 
 /// A duration within bounds, which are written as people write them; `allowed` shows how that is.
 pub fn duration(node: &Node<'_>, allowed: &str, [from, to]: [&str; 2]) -> Option<Duration> {

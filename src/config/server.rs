@@ -7,15 +7,16 @@ use std::str::FromStr;
 use chrono::NaiveTime;
 use glob::Pattern;
 
-use super::address::{AGENT_PORT, Address, SLAVE_PORT};
-use super::check::{self, Entry, Prefixed};
-use super::json::{Document, Node, Object};
-use super::nearest::slips;
-use super::problem::ConfigError;
-use super::quantity::duration;
-use super::thresholds;
-use super::tls::tls;
+use crate::config::check;
+use crate::config::check::{Entry, Prefixed};
+use crate::config::json::{Document, Node, Object};
+use crate::config::nearest::slips;
+use crate::config::problem::ConfigError;
+use crate::config::quantity::duration;
+use crate::config::thresholds;
+use crate::config::tls::tls;
 use crate::model::{DatasetName, HostName, NameError, OnDivergence, Prefix};
+use crate::policy::{AGENT_PORT, Address, SLAVE_PORT};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Retention,
     Schedule, SnapshotPolicy, SyncPolicy, Target, Thresholds, Zone,
@@ -145,7 +146,7 @@ fn catalog(node: &Node<'_>) -> Option<CatalogConfig> {
         if embedded.is_some() {
             consul.problem("there is \"embedded\", too; a catalog is in one place");
         }
-        return super::consul::consul(&consul, false).map(|consul| CatalogConfig::Consul(Box::new(consul)));
+        return crate::config::consul::consul(&consul, false).map(|consul| CatalogConfig::Consul(Box::new(consul)));
     }
     let Some(embedded) = embedded else { return Some(default_catalog()) };
     let mut object = embedded.object(AN_OBJECT)?;
@@ -358,7 +359,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let sync_dataset = sync_dataset.and_then(|node| Some((node.parse::<DatasetName>("a dataset name")?, node)));
     let sync_policy = object.get("sync_policy").map_or(Some(SyncPolicy::Asap), |node| sync_policy(&node));
     let retention = object.get("retention").map(|node| retention(&node));
-    let sync_retention = object.get("sync_retention").map(|node| self::retention(&node));
+    let sync_retention = object.get("sync_retention").map(|node| crate::config::server::retention(&node));
     let prune_unsent = object.boolean("prune_unsent", false);
     let check = object.get("check").map_or_else(Thresholds::default, |node| thresholds::read(&node));
     check_sense(&object);

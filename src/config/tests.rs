@@ -1,5 +1,6 @@
 //! Both files as their users meet them: what is understood, what is refused, and in which words.
 
+use crate::policy::{Denied, LocalDataset, SLAVE_PORT};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::json::{Node, Object};
-use super::quantity::{count, duration};
+use crate::config::json::{Node, Object};
+use crate::config::quantity::{count, duration};
 use crate::policy::Thresholds;
 
 const AGE: &str = "an age, as in \"2h\" or \"1day 12h\"";

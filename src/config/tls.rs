@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::json::Node;
-use super::server::absolute_path;
+use crate::config::json::Node;
+use crate::config::server::absolute_path;
 use crate::model::TlsFiles;
 
 /// Reads it; what is left out is where `zsync tls issue` has it put.

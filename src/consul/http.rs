@@ -15,10 +15,11 @@ use surf::http::{Error, Request, Response, headers};
 use surf::utils::async_trait;
 use thiserror::Error;
 
-use super::settings::{Settings, Target};
-use super::tls;
-use crate::runtime;
-use crate::transport::dial::{self, BoxStream};
+use crate::consul::settings::{Settings, Target};
+use crate::consul::tls;
+use crate::sys::runtime;
+use crate::transport::dial;
+use crate::transport::dial::BoxStream;
 use crate::transport::tcp::TransportError;
 
 /// How long a connection may take to come about, its TLS included.
@@ -87,7 +88,7 @@ impl std::fmt::Debug for Http {
 
 impl Http {
     /// For an address; certificates are read here.
-    pub fn new(settings: &Settings) -> Result<Self, super::ConsulError> {
+    pub fn new(settings: &Settings) -> Result<Self, crate::consul::ConsulError> {
         Ok(Self { target: settings.target.clone(), tls: tls::connector(settings)?, kept: Arc::default() })
     }
 

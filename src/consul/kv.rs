@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::{Ask, Consul, ConsulError};
+use crate::consul::{Ask, Consul, ConsulError};
 
 /// How many operations a transaction may have; Consul's limit.
 pub const MOST_OPS: usize = 64;
@@ -172,8 +172,8 @@ impl Consul {
         let mut ask = Ask { also: &[404], ..Ask::get(&path).consistent() };
         if index > 0 {
             // Consul adds up to a sixteenth of it.
-            ask.within = wait + wait / 16 + super::http::ANSWER_WITHIN;
-            ask = ask.with("index", index.to_string()).with("wait", super::seconds(wait));
+            ask.within = wait + wait / 16 + crate::consul::http::ANSWER_WITHIN;
+            ask = ask.with("index", index.to_string()).with("wait", crate::consul::seconds(wait));
         }
         let answer = self.ask(ask).await?;
         if answer.status == 404 {

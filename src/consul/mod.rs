@@ -25,8 +25,8 @@ pub use kv::{Committed, MOST_BYTES, MOST_OPS, Op, Pair};
 pub use services::{Health, Instance, Registration};
 pub use settings::Settings;
 
+use crate::consul::http::{ANSWER_WITHIN, Fail, Http, Within};
 use crate::policy::Secret;
-use http::{ANSWER_WITHIN, Fail, Http, Within};
 
 /// A Consul; cheap to clone, clones share connections.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Ask, Consul, ConsulError, seconds};
+use crate::consul::{Ask, Consul, ConsulError, seconds};
 
 /// A service of this host, to be registered with the Consul agent that is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use serde::Deserialize;
 use surf::http::Method;
 
-use super::kv::kv_path;
-use super::{Ask, Consul, ConsulError, seconds};
+use crate::consul::kv::kv_path;
+use crate::consul::{Ask, Consul, ConsulError, seconds};
 
 impl Consul {
     /// A session that ends when it is not renewed within `ttl` (Consul may wait up to twice that); what it has locked

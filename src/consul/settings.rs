@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use surf::Url;
 
-use super::error::ConsulError;
+use crate::consul::error::ConsulError;
 use crate::policy::{ConsulConfig, Secret};
 
 /// Where Consul listens, by its own default.

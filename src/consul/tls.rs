@@ -9,8 +9,8 @@ use futures_rustls::rustls::pki_types::pem::PemObject;
 use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::{self, ClientConfig, RootCertStore};
 
-use super::error::ConsulError;
-use super::settings::Settings;
+use crate::consul::error::ConsulError;
+use crate::consul::settings::Settings;
 
 /// The name that a certificate is checked for.
 pub(super) type ServerName = Name<'static>;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::name::NameError;
+use crate::model::name::NameError;
 
 /// The flags of `zfs send` that decide what a stream's blocks look like (zfs-send(8)). Once a copy was made with some,
 /// its increments need the same: ZFS refuses raw and other streams in one history, and large blocks after small ones.

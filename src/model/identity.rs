@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use super::HostName;
+use crate::model::HostName;
 
 /// What a mark in a certificate begins with, as the URI of a subject alternative name: `zsync:role:agent`. Any CA can
 /// issue it.

@@ -6,9 +6,9 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::flags::SendFlags;
-use super::name::{DatasetName, HostName, NameError, SnapName};
-use super::snapshot::{Bookmark, Guid, Snapshot};
+use crate::model::flags::SendFlags;
+use crate::model::name::{DatasetName, HostName, NameError, SnapName};
+use crate::model::snapshot::{Bookmark, Guid, Snapshot};
 
 /// Everything known of every host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,6 +10,7 @@ pub mod inventory;
 pub mod name;
 pub mod order;
 pub mod snapshot;
+pub mod tags;
 
 pub use counter::Counter;
 pub use flags::SendFlags;

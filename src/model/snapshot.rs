@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use uuid::Uuid;
 
-use super::name::{DatasetName, NameError, SnapName};
+use crate::model::name::{DatasetName, NameError, SnapName};
 
 /// The namespace in which a snapshot's UUID is derived from its guid (RFC 9562, version 5).
 /// Part of the wire format: it never changes.

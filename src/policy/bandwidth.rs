@@ -5,8 +5,8 @@ use std::str::FromStr;
 use chrono::{DateTime, Datelike, NaiveTime, Utc, Weekday};
 use thiserror::Error;
 
-use super::Zone;
 use crate::model::HostName;
+use crate::policy::Zone;
 
 /// Slower, a transfer could not be told from one that hangs.
 const LEAST: f64 = 16_000.0;

@@ -3,10 +3,14 @@
 //! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
 //! Nothing here performs I/O or reads a clock.
 
+mod address;
 pub mod bandwidth;
 pub mod compression;
 pub mod consul;
 mod exclude;
+pub mod hooks;
+pub mod local;
+pub mod properties;
 pub mod retention;
 pub mod schedule;
 mod zone;
@@ -18,10 +22,14 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 
 use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
+pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
 pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
 pub use compression::{Compression, CompressionError, Zstd};
 pub use consul::{ConsulConfig, Secret};
 pub use exclude::Exclude;
+pub use hooks::{Hook, Hooks};
+pub use local::{CloneConfig, Denied, Local, LocalDataset};
+pub use properties::Properties;
 pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
 pub use zone::{NoSuchZone, Zone, ZoneOffset};

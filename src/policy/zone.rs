@@ -11,9 +11,8 @@ use std::sync::{Mutex, PoisonError};
 use chrono::{
     Datelike, FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone, Timelike, Utc,
 };
-use jiff::Timestamp;
-use jiff::civil;
 use jiff::tz::{self, AmbiguousOffset};
+use jiff::{Timestamp, civil};
 
 /// The zones that were asked for, by name: each is read once and then kept.
 static KNOWN: Mutex<BTreeMap<&'static str, &'static tz::TimeZone>> = Mutex::new(BTreeMap::new());

@@ -8,8 +8,8 @@ use async_std::net::TcpStream;
 use async_std::os::unix::net::UnixStream;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use super::tcp::{TransportError, resolve};
-use crate::runtime;
+use crate::sys::runtime;
+use crate::transport::tcp::{TransportError, resolve};
 
 /// Bytes in both directions.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

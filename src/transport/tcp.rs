@@ -10,9 +10,9 @@ use async_std::net::{TcpListener, TcpStream};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use thiserror::Error;
 
-use super::tls::{Secured, Tls};
 use crate::model::{HostName, PeerRole};
-use crate::runtime;
+use crate::sys::runtime;
+use crate::transport::tls::{Secured, Tls};
 use crate::wire::codec::Conn;
 
 /// How long a connection may take to come about.

@@ -29,7 +29,7 @@ use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 
 use crate::model::{HostName, Identity, PeerRole, TlsFiles};
-use crate::runtime;
+use crate::sys::runtime;
 
 /// The largest file of certificates or keys that is read, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;

@@ -3,8 +3,8 @@
 //! Names are checked types, so none can be taken for an option; see zfs(8) and its subcommands' pages for what
 //! the flags mean.
 
-use super::{Depth, Named, ReceiveSpec, SendFrom, SendSpec};
 use crate::model::{DatasetName, SendFlags, SnapName};
+use crate::zfs::{Depth, Named, ReceiveSpec, SendFrom, SendSpec};
 
 /// The columns of a listing of datasets, in the order in which `parse::datasets` reads them.
 ///

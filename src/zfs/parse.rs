@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 
-use super::{ErrorKind, Fate, Listed, Resumable};
 use crate::model::{
     Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, Marks, NameError, Origin, SendFlags, SnapName, Snapshot,
 };
+use crate::zfs::{ErrorKind, Fate, Listed, Resumable};
 
 /// The oldest OpenZFS that zsync works with: the first with `zfs version`, resumable raw sends and bookmarks of
 /// encrypted datasets.
@@ -74,9 +74,9 @@ fn dataset(line: &str) -> Result<Listed, Bad> {
         guid: Some(Guid(number(line, "guid", guid)?)),
         written: if written == "-" { None } else { Some(number(line, "written", written)?) },
         encrypted: !matches!(encryption, "off" | "-"),
-        origin: self::origin(line, origin)?,
+        origin: crate::zfs::parse::origin(line, origin)?,
         excluded: exclude == "on",
-        flags: self::flags(flags, own_guid),
+        flags: crate::zfs::parse::flags(flags, own_guid),
         resume_token: (token != "-").then(|| token.to_owned()),
         ..DatasetInventory::default()
     };

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use zsync::commands::serve::{Door, Role};
-use zsync::runtime;
+use zsync::server::acceptor::{Door, Role};
+use zsync::sys::runtime;
 use zsync::transport::tcp::Listener;
 use zsync::transport::tls::Tls;
 

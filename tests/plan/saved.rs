@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use zsync::actions::{Order, decide};
 use zsync::catalog::{CatalogRead, EmbeddedCatalog, EmbeddedReader};
-use zsync::commands::plan::estimate::Questions;
-use zsync::commands::plan::foresee::{After, Foreseen, foresee};
-use zsync::commands::plan::{Filter, Question, Settings, Source};
-use zsync::commands::{director, plan};
+use zsync::cli::exit::{Error, Exit};
+use zsync::cli::report::Format;
 use zsync::config;
-use zsync::error::{Error, Exit};
+use zsync::fleet::estimate::Questions;
 use zsync::model::{Counter, DatasetName, HostName, SnapName};
-use zsync::report::Format;
-use zsync::runtime;
+use zsync::plan::foresee::{After, Foreseen, foresee};
+use zsync::plan::{Filter, Question, Settings, Source};
+use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
+use zsync::{director, plan};
 
 use super::{assert_valid, schema};
 
@@ -173,7 +173,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         let dispatcher = Arc::new(director::dispatcher(own, &policy, None, zfs).await);
         let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
         let asked = Counter::default();
-        let looking = director::look(&policy, &dispatcher, &catalog, director::Wish::default(), &asked);
+        let looking = zsync::fleet::poll::look(&policy, &dispatcher, &catalog, zsync::fleet::poll::Wish::default(), &asked);
         assert!(looking.await.unwrap().unseen.is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);

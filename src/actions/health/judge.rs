@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::{Finding, Row, Severity};
+use crate::actions::health::{Finding, Row, Severity};
 use crate::model::Snapshot;
 use crate::policy::{Policy, Schedule, SnapshotPolicy, SyncPolicy, Target};
 

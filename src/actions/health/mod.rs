@@ -9,14 +9,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
-use super::common::{ByGuid, Common, Own, own_snapshots};
-use super::plan::{SendVerdict, TakeVerdict};
-use super::reason::{SendReason, TakeReason};
-use super::{Notice, decide};
+use crate::actions::common::{ByGuid, Common, Own, own_snapshots};
+use crate::actions::health::judge::Judge;
+use crate::actions::plan::{SendVerdict, TakeVerdict};
+use crate::actions::reason::{SendReason, TakeReason};
+use crate::actions::{Notice, decide};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, SnapName};
 use crate::policy::{Policy, SnapshotPolicy, Target};
 pub use finding::{Finding, Severity, span};
-use judge::Judge;
 
 /// A snapshot, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -16,7 +16,7 @@ fn names_from_elsewhere_are_nobodys() {
         beta:tank/copy  zfs-auto-snap_daily-2026-11-01-0000 B@11-23T11:00
     ";
     assert!(orders(&one(), world, NOW).is_empty());
-    let plan = decide(&one(), &super::world(world), utc(NOW));
+    let plan = decide(&one(), &crate::actions::tests::world(world), utc(NOW));
     assert_eq!(plan.prunes[0].others, 7);
 }
 
@@ -42,11 +42,18 @@ fn equal_creation_times_are_told_apart_by_createtxg() {
         alpha:tank/foo  B@11-23T11:00=1 B@11-23T11:00=2 B@11-23T11:00=3
         beta:tank/copy  B@11-23T11:00=1 B@11-23T11:00=2 B@11-23T11:00=3
     ";
-    let inventory = super::world(world);
+    let inventory = crate::actions::tests::world(world);
     let plan = decide(&one(), &inventory, utc(NOW));
-    let newest =
-        super::world("x:x B@11-23T11:00=3").hosts.values().next().unwrap().datasets.values().next().unwrap().snapshots
-            [0]
+    let newest = crate::actions::tests::world("x:x B@11-23T11:00=3")
+        .hosts
+        .values()
+        .next()
+        .unwrap()
+        .datasets
+        .values()
+        .next()
+        .unwrap()
+        .snapshots[0]
         .guid;
     for prune in &plan.prunes {
         assert_eq!(prune.destroy.len(), 2);
@@ -112,7 +119,7 @@ fn two_entries_for_one_dataset_and_prefix_are_not_both_followed() {
     );
     // So are two policies of one entry.
     let twice = policy([with(entry("alpha:tank/foo", &[]), |e| e.policies.push(e.policies[0].clone()))]);
-    assert_eq!(decide(&twice, &super::world(world), utc(NOW)).takes.len(), 1);
+    assert_eq!(decide(&twice, &crate::actions::tests::world(world), utc(NOW)).takes.len(), 1);
     // A destination named twice is one destination.
     let twice = policy([entry("alpha:tank/foo", &["beta:tank/copy", "beta:tank/copy"])]);
     assert_eq!(only("send", &twice, "alpha:tank/foo B@11-23T12:00\nbeta", NOW).len(), 1);

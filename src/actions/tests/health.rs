@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::health::{Health, Severity, health};
 use super::*;
+use crate::actions::health::{Health, Severity, health};
 
 fn judged(policy: &Policy, world_text: &str, now: &str) -> Health {
     health(policy, &world(world_text), &Default::default(), utc(now))

@@ -85,7 +85,7 @@ fn a_chain_keeps_what_either_side_needs() {
         ],
         "the rules of both entries, and the bases with both neighbours"
     );
-    let verdicts = decide(&chain(), &super::world(world), utc(NOW)).prunes;
+    let verdicts = decide(&chain(), &crate::actions::tests::world(world), utc(NOW)).prunes;
     assert_eq!(verdicts.len(), 3, "each place is decided about once");
 }
 
@@ -152,9 +152,9 @@ fn in_a_loop_the_first_entry_leads() {
     assert_eq!(orders(&ring(), back, "11-23T11:30"), ["send beta:tank/x to alpha:tank/x: B@11-23T11:10"]);
     // Nobody is rolled back in a loop, even if the policy says so.
     let rolling = policy(ring().datasets.into_iter().map(|e| with(e, |e| e.rollback_if_needed = true)));
-    let plan = decide(&rolling, &super::world(world), utc(NOW));
+    let plan = decide(&rolling, &crate::actions::tests::world(world), utc(NOW));
     assert!(plan.sends.iter().all(|s| s.allowed == Allowed::default()));
-    let plan = decide(&policy([rolling.datasets[0].clone()]), &super::world(world), utc(NOW));
+    let plan = decide(&policy([rolling.datasets[0].clone()]), &crate::actions::tests::world(world), utc(NOW));
     assert!(plan.sends[0].allowed.rollback);
     // The same over three hosts.
     let three = policy([

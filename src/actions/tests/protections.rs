@@ -29,7 +29,7 @@ fn every_snapshot_has_all_its_reasons() {
              it is not yet on beta:tank/copy; it is the newest of its policy",
         ]
     );
-    let plan = decide(&both, &super::world(world), utc(NOW));
+    let plan = decide(&both, &crate::actions::tests::world(world), utc(NOW));
     assert_eq!((plan.prunes[0].kept, plan.prunes[0].destroy.len(), plan.prunes[0].others), (4, 2, 1));
     let orders = plan.orders(&both);
     let Some(Order::Destroy { keep_common_with, reason, bytes, skip_if_renamed, skip_if_cloned, side, .. }) =
@@ -220,7 +220,7 @@ fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
              it is the newest of its policy",
         ]
     );
-    let plan = decide(&all, &super::world(world), utc(NOW));
+    let plan = decide(&all, &crate::actions::tests::world(world), utc(NOW));
     assert_eq!((plan.prunes[1].side, plan.prunes[1].others), (Side::Destination, 2));
 }
 

@@ -89,7 +89,7 @@ fn a_sync_policy_waits_for_its_slot() {
         );
     }
     // Which slot, and since when, is said.
-    let plan = decide(&nightly, &super::world(world), utc("11-23T09:00"));
+    let plan = decide(&nightly, &crate::actions::tests::world(world), utc("11-23T09:00"));
     assert_eq!(
         plan.sends[0].why(plan.at),
         "the newest snapshot is not on the destination; B_2026-11-22_23:00:00 is the newest common one; \

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::super::dataset::Dataset;
+use crate::catalog::dataset::Dataset;
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, Guid, Marks, Origin, SendFlags, SnapName, Snapshot};
 
 /// The version of the format; a newer one is not read, and written over by the host that it belongs to.

@@ -3,10 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::super::dataset::Gone;
-use super::super::{CatalogError, Destroyed, Outcome};
-use super::codec;
-use super::record::Keys;
+use crate::catalog::consul::codec;
+use crate::catalog::consul::record::Keys;
+use crate::catalog::dataset::Gone;
+use crate::catalog::{CatalogError, Destroyed, Outcome};
 use crate::consul::{Consul, Op};
 use crate::model::{DatasetName, Guid, HostName, Marks, Record, SnapName};
 

@@ -18,11 +18,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome};
+use crate::catalog::consul::record::{Generation, HostRecord, Keys};
+use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Outcome};
 use crate::consul::{Committed, Consul, MOST_BYTES, Op, Settings};
 use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
-use crate::runtime;
-use record::{Generation, HostRecord, Keys};
+use crate::sys::runtime;
 
 /// The largest value of one pair; in a transaction's JSON it grows by a third, and Consul takes 512 KiB of that.
 const PART: usize = 256 << 10;

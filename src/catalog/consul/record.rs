@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::super::dataset::Dataset;
-use super::codec::{self, Parts, Value};
+use crate::catalog::consul::codec;
+use crate::catalog::consul::codec::{Parts, Value};
+use crate::catalog::dataset::Dataset;
 use crate::consul::Pair;
 use crate::model::{DatasetName, HostInventory, HostName};
 
@@ -176,7 +177,7 @@ pub(super) fn kept(
     };
     let mut value = Vec::new();
     let mut found = Vec::new();
-    for number in 0..head.count.min(super::MOST_PARTS) {
+    for number in 0..head.count.min(crate::catalog::consul::MOST_PARTS) {
         let key = keys.part(name, &head, number);
         let part = parts.get(&key).ok_or_else(|| format!("its part {number} is missing"))?;
         value.extend_from_slice(&part.value);

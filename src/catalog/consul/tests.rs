@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
-use super::super::dataset::Dataset;
-use super::super::tests::{at, dataset, host, in_consul, listing, snapshot};
 use super::*;
+use crate::catalog::dataset::Dataset;
+use crate::catalog::tests::{at, dataset, host, in_consul, listing, snapshot};
 use crate::model::{Guid, Marks};
 
 fn all(names: &[&str]) -> BTreeSet<HostName> {

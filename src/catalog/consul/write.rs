@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::super::dataset::{Dataset, Gone};
-use super::super::{CatalogError, Change};
-use super::codec::{self, Parts};
-use super::history::History;
-use super::record::{self, Generation, Kept, Keys};
-use super::{ConsulCatalog, MOST_PARTS, PART, Stop};
+use crate::catalog::consul::codec::Parts;
+use crate::catalog::consul::history::History;
+use crate::catalog::consul::record::{Generation, Kept, Keys};
+use crate::catalog::consul::{ConsulCatalog, MOST_PARTS, PART, Stop};
+use crate::catalog::consul::{codec, record};
+use crate::catalog::dataset::{Dataset, Gone};
+use crate::catalog::{CatalogError, Change};
 use crate::consul::{Committed, MOST_BYTES, MOST_OPS, Op};
 use crate::model::{DatasetInventory, DatasetName, HostName};
-use crate::runtime;
+use crate::sys::runtime;
 
 /// Steps that belong together, and by how much they change the number of datasets.
 #[derive(Debug, Default)]

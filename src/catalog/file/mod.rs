@@ -16,8 +16,7 @@ mod line;
 mod read;
 mod write;
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use thiserror::Error;
 

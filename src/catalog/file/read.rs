@@ -5,8 +5,8 @@ use std::io::{BufRead, Read};
 
 use chrono::{DateTime, Utc};
 
-use super::line::{Clones, Flags, Line, Moment, Number};
-use super::{Broken, FileError, MAX_LINE};
+use crate::catalog::file::line::{Clones, Flags, Line, Moment, Number};
+use crate::catalog::file::{Broken, FileError, MAX_LINE};
 use crate::model::name::MAX_FULL_NAME;
 use crate::model::{
     Bookmark, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, SnapName,

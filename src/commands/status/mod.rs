@@ -17,19 +17,22 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::catalogs;
-use super::director::{Dispatcher, Live, Own, ask_all, dispatcher, load_tls, with_services};
-use super::plan::observe::{self, Glance};
 use crate::actions::health::{Health, health};
+use crate::catalog::open;
 use crate::catalog::{CatalogError, Destination, Outcome};
-use crate::config::Local;
-use crate::error::Error;
+use crate::cli::exit::Error;
+use crate::cli::report;
+use crate::cli::report::Format;
+use crate::config;
+use crate::director::{Live, Own, dispatcher, load_tls, with_services};
+use crate::fleet::known;
+use crate::fleet::known::Glance;
+use crate::fleet::{Dispatcher, ask_all};
 use crate::model::{DatasetName, HostName};
+use crate::policy::Local;
 use crate::policy::Policy;
-use crate::report::{self, Format};
-use crate::runtime;
+use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
-use crate::{clock, config};
 
 /// How many outcomes are looked through for the last failure of each dataset.
 const OUTCOMES: usize = 2000;
@@ -121,13 +124,13 @@ pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<St
     let policy = Arc::new(Policy { retry_for: Duration::ZERO, ..config::load_policy(&settings.config)? });
     let config = policy.catalog.clone();
     let remembered = runtime::blocking(move || {
-        let reader = catalogs::reader(&config)?;
+        let reader = open::reader(&config)?;
         Ok::<_, CatalogError>((reader.outcomes(OUTCOMES)?, reader.estimates()?))
     });
     let (outcomes, estimates) = remembered.await?;
     let errors = last_errors(outcomes);
     let Glance { mut inventory, mut unseen, live } =
-        observe::glance(&policy, &settings.here, settings.opened.as_ref(), &*zfs).await?;
+        known::glance(&policy, &settings.here, settings.opened.as_ref(), &*zfs).await?;
     let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
         (None, policy)
     } else {
@@ -142,7 +145,7 @@ pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<St
             match answer {
                 Ok(now) => {
                     unseen.remove(&host);
-                    observe::renew(&mut inventory, &host, now);
+                    known::renew(&mut inventory, &host, now);
                 }
                 Err(reason) => {
                     unseen.insert(host, reason);

@@ -7,12 +7,12 @@ use std::time::Duration;
 use crate::actions::health::{Health, Row};
 use crate::actions::plan::{DueSend, SendVerdict};
 use crate::actions::{Order, decide};
-use crate::commands::director::Dispatcher;
-use crate::commands::plan::estimate::{Answers, Questions};
-use crate::commands::plan::foresee::Foreseen;
+use crate::fleet::Dispatcher;
+use crate::fleet::estimate::{Answers, Questions};
 use crate::model::{Counter, DatasetName, HostName, Inventory};
+use crate::plan::foresee::Foreseen;
 use crate::policy::{Policy, Target};
-use crate::runtime;
+use crate::sys::runtime;
 use crate::zfs::Zfs;
 
 /// How long all of that may take; what is not told by then is not known.

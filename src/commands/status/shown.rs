@@ -3,12 +3,12 @@
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
-use super::{LastError, Status};
 use crate::actions::health::{Finding, Health, HostState, Point, Row, Severity, span};
+use crate::cli::report;
 use crate::commands::check::findings;
-use crate::commands::director::{Live, Transfer};
+use crate::commands::status::{LastError, Status};
+use crate::director::{Live, Transfer};
 use crate::model::{Action, DatasetName, HostName};
-use crate::report;
 
 /// A line of `--format ndjson`.
 #[derive(Serialize)]

@@ -11,11 +11,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use self::pack::Unpacker;
-pub use self::stream::{LARGEST_FRAME, Pace, Sent, StreamEnd, Wait, Way};
-use super::{LONGEST_LINE, Response};
 use crate::model::Identity;
-use crate::runtime;
+use crate::sys::runtime;
+use crate::wire::codec::pack::Unpacker;
+use crate::wire::{LONGEST_LINE, Response};
+pub use stream::{LARGEST_FRAME, Pace, Sent, StreamEnd, Wait, Way};
 
 /// What is read at once; longer frames are read straight into their place.
 const READ_AHEAD: usize = 16 * 1024;

@@ -5,7 +5,7 @@ use std::io;
 use zstd::bulk::Compressor;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation, OutBuffer};
 
-use super::stream::{LARGEST_FRAME, PACKED};
+use crate::wire::codec::stream::{LARGEST_FRAME, PACKED};
 
 /// Of [`LARGEST_FRAME`]: no frame looks back further, so none takes more memory.
 const WINDOW_LOG: u32 = LARGEST_FRAME.ilog2();

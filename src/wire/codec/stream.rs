@@ -11,11 +11,11 @@ use futures_lite::future;
 use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use serde::{Deserialize, Serialize};
 
-use super::pack::{Packer, Unpacker};
-use super::{ALIVE_EVERY, Conn, Heard, WireError};
 use crate::model::Counter;
-use crate::runtime;
+use crate::sys::runtime;
 use crate::wire::Alive;
+use crate::wire::codec::pack::{Packer, Unpacker};
+use crate::wire::codec::{ALIVE_EVERY, Conn, Heard, WireError};
 
 /// What a frame carries at the most, in bytes: what a widened pipe gives in one read.
 pub const LARGEST_FRAME: usize = 1 << 20;

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use futures_lite::io::AsyncWrite;
 use serde::{Deserialize, Serialize};
 
-use super::{Fake, error};
 use crate::model::{DatasetKind, Guid, Marks, Origin, SnapName, Snapshot};
+use crate::zfs::fake::{Fake, error};
 use crate::zfs::{ErrorKind, ReceiveSpec, SendFrom, SendSpec, ZfsError};
 
 /// What a fake stream says: the snapshots that it brings and what they build on.

@@ -1,7 +1,7 @@
 //! Destroying where no script may be run.
 
-use super::{System, batches};
 use crate::model::{DatasetName, SnapName};
+use crate::zfs::system::{System, batches};
 use crate::zfs::{Depth, Fate, Named, ZfsError, ZfsRead, argv};
 
 impl System {

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 
 use futures_lite::future;
 
-use super::System;
-use crate::clock;
 use crate::model::{DatasetInventory, DatasetName, Marks, Unchanged};
+use crate::sys::clock;
+use crate::zfs::system::System;
 use crate::zfs::{Depth, Known, Listed, ZfsError, argv, parse};
 
 /// Seconds after which snapshots are listed again all the same: `snapshots_changed` tells nothing of bookmarks and holds,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use futures_lite::future;
 use rustix::pipe::PipeFlags;
 
-use super::System;
 use crate::model::Counter;
-use crate::runtime;
+use crate::sys::runtime;
 use crate::zfs::pipe::{pump, widen};
+use crate::zfs::system::System;
 use crate::zfs::{ErrorKind, ReceiveSpec, SendSpec, ZfsError, argv};
 
 impl System {

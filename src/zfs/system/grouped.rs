@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::System;
 use crate::model::{DatasetInventory, DatasetName, SnapName};
-use crate::runtime;
+use crate::sys::runtime;
 use crate::zfs::argv::Write;
+use crate::zfs::system::System;
 use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 
 /// How many pools are listed at once.

@@ -1,0 +1,339 @@
+//! Has an order carried out: in this process, or by an agent over TCP.
+
+use std::sync::Arc;
+
+use futures_lite::future;
+
+use crate::actions::Order;
+use crate::agent::{Agent, FactSink};
+use crate::model::Counter;
+use crate::model::{
+    Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
+    SnapName,
+};
+use crate::policy::{Policy, Target};
+use crate::sys::retry::Retry;
+use crate::sys::runtime;
+use crate::transport::tcp::{Dial, TransportError};
+use crate::transport::tls::Tls;
+use crate::wire::codec::WireError;
+use crate::wire::{
+    AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom, Response,
+};
+use crate::zfs::Zfs;
+
+/// The port of agents.
+pub const AGENT_PORT: u16 = 7711;
+
+/// Knows where each host is.
+pub struct Dispatcher<Z> {
+    /// The director's own host.
+    pub here: HostName,
+    /// The agent within this process, or why there is none.
+    pub own: Result<Arc<Agent<Z>>, String>,
+    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    pub tls: Option<Arc<Tls>>,
+}
+
+/// An order without particulars.
+#[must_use]
+pub fn blank(action: Action) -> DirectorsOrder {
+    DirectorsOrder {
+        order_uuid: OrderId(uuid::Uuid::now_v7()),
+        action,
+        destination: String::new(),
+        snapshot_uuid: Vec::new(),
+        snapshot_name: String::new(),
+        dest_dataset: String::new(),
+        rollback_if_needed: false,
+        skip_if_renamed: false,
+        skip_if_not_written: false,
+        skip_if_cloned: false,
+        protocol: PROTOCOL,
+        datasets: Vec::new(),
+        dataset: None,
+        destination_address: None,
+        rollback_may_destroy: false,
+        on_divergence: OnDivergence::Stop,
+        origin_dataset: None,
+        renamed_from: None,
+        destinations: Vec::new(),
+        fence: None,
+        keep_common_with: Vec::new(),
+        retry_for: None,
+        oldest_unsent: None,
+        resume_token: None,
+        anew: false,
+    }
+}
+
+/// How many bytes of names one order carries at the most, to stay well below the longest line.
+const NAMES_PER_ORDER: usize = LONGEST_LINE * 3 / 4;
+/// What a record has besides its names: a UUID, signs, quotes.
+const BESIDES_NAMES: usize = 48;
+
+/// A decided order as orders that each fit on a line.
+#[must_use]
+pub fn fitting(order: Order) -> Vec<Order> {
+    match order {
+        Order::Destroy { ref dataset, ref snapshots, .. } => {
+            let length = |(_, name): &(Guid, SnapName)| dataset.as_str().len() + name.as_str().len();
+            let with = |part: &[_]| {
+                let mut order = order.clone();
+                if let Order::Destroy { snapshots, .. } = &mut order {
+                    *snapshots = part.to_vec();
+                }
+                order
+            };
+            pieces(snapshots, length).into_iter().map(with).collect()
+        }
+        Order::Take { ref datasets, .. } => {
+            let with = |part: &[_]| {
+                let mut order = order.clone();
+                if let Order::Take { datasets, .. } = &mut order {
+                    *datasets = part.to_vec();
+                }
+                order
+            };
+            pieces(datasets, |name| name.as_str().len()).into_iter().map(with).collect()
+        }
+        Order::Send { .. } => vec![order],
+    }
+}
+
+/// Cuts a list so that each piece fits.
+fn pieces<T>(mut rest: &[T], length: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let mut pieces = Vec::new();
+    while !rest.is_empty() {
+        let mut total = 0;
+        let fits = |item: &&T| {
+            total += length(item) + BESIDES_NAMES;
+            total <= NAMES_PER_ORDER
+        };
+        let (piece, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        pieces.push(piece);
+        rest = later;
+    }
+    pieces
+}
+
+/// A decided order as it goes over the wire. `inventory` is what it was decided on.
+#[must_use]
+pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> DirectorsOrder {
+    let wire = match order {
+        Order::Take { name, datasets, skip_if_not_written, .. } => DirectorsOrder {
+            snapshot_name: name.to_string(),
+            dest_dataset: datasets.first().map(ToString::to_string).unwrap_or_default(),
+            datasets: datasets.iter().skip(1).cloned().collect(),
+            skip_if_not_written: *skip_if_not_written,
+            ..blank(Action::TakeSnapshot)
+        },
+        Order::Send { dataset, snapshot, guid, to, allowed, route, oldest_unsent, .. } => DirectorsOrder {
+            oldest_unsent: Some(*oldest_unsent),
+            destination: to.host.to_string(),
+            snapshot_uuid: vec![guid.uuid().to_string()],
+            snapshot_name: snapshot.to_string(),
+            dest_dataset: to.dataset.to_string(),
+            rollback_if_needed: allowed.rollback,
+            rollback_may_destroy: allowed.may_destroy,
+            on_divergence: allowed.on_divergence,
+            origin_dataset: route.origin.clone(),
+            renamed_from: route.renamed.as_ref().map(|renamed| RenamedFrom {
+                dataset: renamed.dataset.clone(),
+                source_dataset: renamed.source.clone(),
+                guid: renamed.guid,
+            }),
+            destinations: route.destinations.iter().map(|to| (to.host.clone(), to.dataset.clone())).collect(),
+            dataset: Some(dataset.clone()),
+            destination_address: policy.hosts.get(&to.host).and_then(|h| h.receive_address.clone()),
+            ..blank(Action::SendSnapshot)
+        },
+        Order::Destroy {
+            host,
+            dataset,
+            snapshots,
+            keep_common_with,
+            skip_if_renamed,
+            skip_if_cloned,
+            entry,
+            policy: name,
+            ..
+        } => {
+            let record = |(guid, name): &(_, _)| {
+                let guid: &Guid = guid;
+                let record = Record {
+                    uuid: guid.uuid(),
+                    dataset: dataset.clone(),
+                    name: Clone::clone(name),
+                    marks: crate::model::Marks::default(),
+                };
+                record.to_string()
+            };
+            let of = Target { host: host.clone(), dataset: dataset.clone() };
+            let awaiting = awaiting(policy, *entry, name, &of);
+            DirectorsOrder {
+                snapshot_uuid: snapshots.iter().map(record).collect(),
+                dest_dataset: dataset.to_string(),
+                skip_if_renamed: *skip_if_renamed,
+                skip_if_cloned: *skip_if_cloned,
+                keep_common_with: bases(&of, keep_common_with, &awaiting, inventory),
+                ..blank(Action::DestroySnapshot)
+            }
+        }
+    };
+    DirectorsOrder { retry_for: Some(policy.retry_for.as_secs()), ..wire }
+}
+
+/// Where everything of a policy is to come before it may go.
+fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Target) -> Vec<Target> {
+    let Some(entry) = policy.datasets.get(entry).filter(|e| e.hostname == of.host) else { return Vec::new() };
+    let Some(below) = of.dataset.below(&entry.dataset) else { return Vec::new() };
+    let policies = entry.policies.iter().filter(|p| p.name == name && !p.prune_unsent);
+    let place = |t: &Target| Some(Target { host: t.host.clone(), dataset: t.dataset.join(below).ok()? });
+    policies.flat_map(|p| &p.sync_on).filter_map(place).collect()
+}
+
+/// What a dataset has in common with each of its peers.
+fn bases(of: &Target, peers: &[Target], awaiting: &[Target], inventory: &Inventory) -> Vec<CommonBase> {
+    let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
+    let base = |peer: &Target| {
+        let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
+        // Snapshots of both, or a cursor here of one that is only there now, or the other way round.
+        let has =
+            |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
+        let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
+        let guid = newest(ours, theirs).or_else(|| newest(theirs, ours))?;
+        Some(CommonBase {
+            host: peer.host.clone(),
+            dataset: peer.dataset.clone(),
+            guid,
+            awaits: awaiting.contains(peer),
+        })
+    };
+    peers.iter().filter_map(base).collect()
+}
+
+impl<Z: Zfs> Dispatcher<Z> {
+    /// Has one order carried out on a host. Facts go to `facts`, bytes are counted in `counter`.
+    pub async fn dispatch(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        facts: FactSink,
+        counter: Counter,
+    ) -> Response {
+        let address = policy.hosts.get(host).and_then(|h| h.address.clone());
+        match address {
+            None if *host == self.here => match &self.own {
+                Ok(agent) => agent.carry_out(order, facts, counter).await,
+                Err(reason) => Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason.clone()),
+            },
+            address => {
+                let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
+                let mut retry = Retry::within(policy.retry_for);
+                loop {
+                    // The same order again: the agent knows it by its OrderUUID, and carries it out once.
+                    let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
+                    let error = match over_tcp(dial, order, &facts, &counter).await {
+                        Ok(response) => return response,
+                        Err(error) => error,
+                    };
+                    let temporary = error.downcast_ref().is_none_or(TransportError::is_temporary)
+                        && error.downcast_ref().is_none_or(WireError::is_temporary);
+                    let error = format!("{error:#}");
+                    let Some(pause) = retry.pause().filter(|_| temporary) else {
+                        let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
+                        return Response { temporary: true, ..Response::failure(id, status, error) };
+                    };
+                    log::debug!("{host}: tried again in {pause:.1?}: {error}");
+                    runtime::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    /// Has one order carried out, and collects its facts.
+    pub async fn ask(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        counter: Counter,
+    ) -> (Response, Vec<Facts>) {
+        let (sender, told) = runtime::channel::bounded(16);
+        let collecting = async {
+            let mut all = Vec::new();
+            while let Ok(facts) = told.recv().await {
+                all.push(facts);
+            }
+            all
+        };
+        future::zip(self.dispatch(policy, host, order, sender, counter), collecting).await
+    }
+}
+
+async fn over_tcp(
+    dial: Dial<'_>,
+    order: &DirectorsOrder,
+    facts: &FactSink,
+    counter: &Counter,
+) -> anyhow::Result<Response> {
+    let host = dial.host;
+    let mut conn = dial.connect().await.map_err(|error| match error {
+        TransportError::Tls { .. } => anyhow::Error::new(error),
+        error => anyhow::Error::new(error).context(format!("{host} is out of reach (is zsync agent running there?)")),
+    })?;
+    conn.say(order).await?;
+    loop {
+        match conn.hear(conn.patience).await? {
+            AgentLine::Response(response) => {
+                conn.close().await;
+                return Ok(response);
+            }
+            AgentLine::Progress { progress: Progress { bytes, expected } } => {
+                counter.add(bytes.saturating_sub(counter.get()));
+                counter.expect(expected.unwrap_or_default().saturating_sub(counter.expected().unwrap_or_default()));
+            }
+            // Nobody collects them only when the pass is being given up.
+            AgentLine::Facts { facts: told } => drop(facts.send(*told).await),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::Side;
+
+    #[test]
+    fn an_order_about_any_number_of_snapshots_goes_in_lines_that_fit() {
+        let dataset: crate::model::DatasetName = format!("tank/{}", "d".repeat(100)).parse().unwrap();
+        let snapshots: Vec<(Guid, SnapName)> =
+            (0..20_000).map(|n| (Guid(n), format!("{}{n:05}", "s".repeat(140)).parse().unwrap())).collect();
+        let order = Order::Destroy {
+            entry: 0,
+            host: "alpha".parse().unwrap(),
+            dataset,
+            side: Side::Source,
+            snapshots: snapshots.clone(),
+            keep_common_with: Vec::new(),
+            skip_if_renamed: true,
+            skip_if_cloned: true,
+            policy: "sync".into(),
+            reason: String::new(),
+            bytes: 0,
+        };
+        let policy = r#"{ "datasets": [ { "hostname": "alpha", "dataset": "tank/d",
+            "sync": { "prefix": "S", "creation": "@daily", "retention": ["1 in last day"] } } ] }"#;
+        let policy = crate::config::parse_policy("server.json", policy).unwrap();
+        let mut all = Vec::new();
+        for part in fitting(order) {
+            let line = serde_json::to_vec(&wire_order(&part, &policy, &Inventory::default())).unwrap();
+            assert!(line.len() < LONGEST_LINE, "{}", line.len());
+            let Order::Destroy { snapshots, .. } = part else { panic!() };
+            all.extend(snapshots);
+        }
+        assert_eq!(all, snapshots);
+    }
+}

@@ -1,0 +1,43 @@
+//! Metrics in the text format of Prometheus (OpenMetrics 1.0): what every role's metrics share.
+//!
+//! Every name begins with `zsync_`. Units are seconds and bytes. Moments are Unix times, so that a scrape or a file
+//! that is a while old still shows how old its facts are.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Label names with their values.
+pub(crate) type Labels = Vec<(&'static str, String)>;
+/// A gauge for each set of labels.
+pub(crate) type Gauges = Family<Labels, Gauge>;
+
+/// A registry that tells which zsync this is.
+#[must_use]
+pub(crate) fn registry() -> Registry {
+    let mut registry = Registry::default();
+    let build = Gauges::default();
+    build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
+    registry.register("zsync_build_info", "Always 1, with the version of zsync", build);
+    registry
+}
+
+/// Everything in a registry, as text.
+#[must_use]
+pub(crate) fn text(registry: &Registry) -> String {
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = encode(&mut text, registry);
+    text
+}
+
+/// A count as a gauge holds it.
+pub(crate) fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The value of the label `result`.
+pub(crate) fn result(success: bool) -> &'static str {
+    if success { "ok" } else { "failed" }
+}

@@ -1,0 +1,159 @@
+//! Files that are written whole or not at all: a reader, a crash or a power failure finds the old text or the new one.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+/// The mode of files that only their owner may read.
+pub const PRIVATE: u32 = 0o600;
+/// The mode of files that everybody may read.
+pub const PUBLIC: u32 = 0o644;
+
+/// What happens to a file of that name that exists already, and how much a new one has to survive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// An existing file is an error.
+    Create,
+    /// An existing file is replaced. When this returns, the new one survives a power failure.
+    Replace,
+    /// An existing file is replaced, without waiting for the disk: for what is written again soon.
+    ReplaceUnsynced,
+}
+
+/// Reads a JSON file; a missing one reads as the default value.
+pub fn load<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
+    match fs::read(file) {
+        Ok(text) => Ok(serde_json::from_slice(&text)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Writes a private file of durable state. Its folder is created if it is missing.
+pub fn save(file: &Path, text: &[u8]) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder(file))?;
+    write(file, PRIVATE, Mode::Replace, |new| new.write_all(text))
+}
+
+/// Writes a file as a whole; `permissions` are set whatever the umask is. A failed write leaves nothing behind.
+pub fn write(
+    file: &Path,
+    permissions: u32,
+    mode: Mode,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
+    // The suffix comes last: node_exporter collects *.prom only, so it never reads an unfinished file.
+    let mut name = file.as_os_str().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    let new = Path::new(&name);
+    // An earlier process of this number may have left one; a link in its place is not followed.
+    remove(new)?;
+    let written = (|| {
+        let mut opened = OpenOptions::new().write(true).create_new(true).mode(permissions).open(new)?;
+        opened.set_permissions(Permissions::from_mode(permissions))?;
+        fill(&mut opened)?;
+        if mode != Mode::ReplaceUnsynced {
+            opened.sync_all()?;
+        }
+        match mode {
+            // A link, unlike a rename, does not replace an existing file.
+            Mode::Create => fs::hard_link(new, file).and_then(|()| remove(new)),
+            Mode::Replace | Mode::ReplaceUnsynced => fs::rename(new, file),
+        }
+    })();
+    match written {
+        Err(error) => {
+            // The unfinished file may not exist, and cannot be used anyway.
+            drop(fs::remove_file(new));
+            Err(error)
+        }
+        Ok(()) if mode == Mode::ReplaceUnsynced => Ok(()),
+        // The new name has to be on the disk as well.
+        Ok(()) => File::open(folder(file))?.sync_all(),
+    }
+}
+
+/// Removes a file, if it exists.
+pub fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn folder(file: &Path) -> &Path {
+    match file.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests may panic")]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn replace_keeps_the_old_file_if_writing_fails() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state");
+        save(&file, b"old").unwrap();
+        let failed = write(&file, PRIVATE, Mode::Replace, |new| {
+            new.write_all(b"half")?;
+            Err(io::Error::from(io::ErrorKind::StorageFull))
+        });
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(fs::read(&file).unwrap(), b"old");
+        assert_eq!(names(folder.path()), ["state"]);
+    }
+
+    #[test]
+    fn write_to_a_folder_fails_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let occupied = folder.path().join("zsync.prom");
+        fs::create_dir(&occupied).unwrap();
+        write(&occupied, PUBLIC, Mode::ReplaceUnsynced, |new| new.write_all(b"x")).unwrap_err();
+        assert_eq!(names(folder.path()), ["zsync.prom"]);
+    }
+
+    #[test]
+    fn create_refuses_to_replace_and_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.key");
+        write(&file, PRIVATE, Mode::Create, |new| new.write_all(b"first")).unwrap();
+        let second = write(&file, PRIVATE, Mode::Create, |new| new.write_all(b"second"));
+        assert_eq!(second.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&file).unwrap(), b"first");
+        assert_eq!(names(folder.path()), ["ca.key"]);
+    }
+
+    #[test]
+    fn write_sets_the_permissions_whatever_the_umask_is() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, permissions) in [("private", PRIVATE), ("public", PUBLIC)] {
+            let file = folder.path().join(name);
+            write(&file, permissions, Mode::ReplaceUnsynced, |new| new.write_all(b"x")).unwrap();
+            assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, permissions);
+        }
+    }
+
+    #[test]
+    fn a_leftover_of_a_killed_process_is_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("state");
+        fs::write(folder.path().join(format!("state.{}.new", std::process::id())), b"half").unwrap();
+        save(&file, b"whole").unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"whole");
+        assert_eq!(names(folder.path()), ["state"]);
+    }
+}

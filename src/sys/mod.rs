@@ -1,0 +1,9 @@
+//! What the operating system and the runtime provide: time, tasks, processes, files, signals. Nothing here knows ZFS.
+
+pub mod batcher;
+pub mod clock;
+pub mod files;
+pub mod process;
+pub mod retry;
+pub mod runtime;
+pub mod service;
