@@ -1,21 +1,22 @@
-# Everything that is built comes from cargo; this file only names what people do.
+# Cargo does all building. The targets here name the tasks that people run.
 PREFIX ?= /usr/local
 BINDIR ?= $(PREFIX)/bin
 MANDIR ?= $(PREFIX)/share/man
 DOCDIR ?= $(PREFIX)/share/doc/zsync
-# Where the shells look for completions of what is installed.
+# Directories where the shells look for the completions of installed programs.
 BASHDIR ?= $(PREFIX)/share/bash-completion/completions
 ZSHDIR ?= $(PREFIX)/share/zsh/site-functions
 FISHDIR ?= $(PREFIX)/share/fish/vendor_completions.d
 CARGO ?= cargo
-# What is installed as the program.
+# The program that `make install` installs.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit fuzz audit readme demo lab-consul lab-shell bench install uninstall deb clean
+.PHONY: all setup build release check fmt test test-unit fuzz audit tables demo lab-consul lab-shell bench install uninstall deb clean
 
 all: build
 
-# Debian packages for building and for the lab, the lab's image (minutes, once per machine), and a real Consul.
+# Installs the Debian packages for building and for the lab, builds the lab's image (minutes, once per machine) and
+# downloads a real Consul.
 setup:
 	tests/setup
 	tests/lab/build
@@ -27,46 +28,47 @@ build:
 release:
 	$(CARGO) build --locked --release
 
-# What must be clean before a commit, besides the tests.
+# The checks that must pass before a commit, besides the tests: formatting, lints, rustdoc.
 check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
-# Every test, those on real ZFS included.
+# All tests, including those on real ZFS.
 test:
 	$(CARGO) test --locked --no-fail-fast
 
-# The tests that need no ZFS: seconds.
+# The tests that need no ZFS. They take seconds.
 test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
 	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
 
-# Ten million inputs for everything that reads what a peer or zfs says: minutes. `make test` has a few thousand.
+# Feeds ten million mutated inputs to every parser of data from peers and from zfs, which takes minutes. `make test` uses
+# a few thousand.
 fuzz:
 	ZSYNC_FUZZ_INPUTS=$${ZSYNC_FUZZ_INPUTS:-10000000} $(CARGO) test --locked --release --test fuzz -- --nocapture --test-threads 1
 
-# Known weaknesses of what comes from elsewhere, where cargo-deny is installed and can get its data.
+# Checks the dependencies for known vulnerabilities. Needs cargo-deny and access to its advisory database.
 audit:
 	$(CARGO) deny check
 
-# The README's tables: of what is survived, from the scenarios that show it, and of speed, from the last measurement.
-readme:
+# Writes the generated tables: tests/lab/SURVIVED.md from the scenarios, benches/README.md from the last measurement.
+tables:
 	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs the_table_of -- --test-threads 1
 
-# The main job on real ZFS, for a person to read.
+# Shows the main job on real ZFS, with output for people to read.
 demo: build
 	tests/lab/run --timeout 1500 scenarios/demo
 
-# The scenarios that have a catalog, with it in a real Consul.
+# Runs the scenarios that use a catalog with that catalog in a real Consul.
 lab-consul: build
 	tests/lab/run --timeout 7200 guest-suite --catalog consul
 
 lab-shell: build
 	tests/lab/shell
 
-# Everything that is measured, on a machine that does nothing else: first what needs no ZFS, then, on real ZFS, zsync
-# beside other tools. The README shows the table of that after make readme.
+# Runs all measurements, first those that need no ZFS, then zsync beside other tools on real ZFS. The machine should do
+# nothing else meanwhile. `make tables` then copies the results into benches/README.md.
 bench: release
 	$(CARGO) bench --locked --no-fail-fast
 	tests/lab/bench
@@ -91,11 +93,12 @@ uninstall:
 	rm -f $(DESTDIR)$(BASHDIR)/zsync $(DESTDIR)$(ZSHDIR)/_zsync $(DESTDIR)$(FISHDIR)/zsync.fish
 	rm -rf $(DESTDIR)$(DOCDIR)
 
-# A Debian package of what is installed, and of the units; named unlike Debian's own zsync, which is something else.
+# Builds a Debian package with everything that `make install` installs, and the systemd units. Its name is zsync-zfs,
+# because Debian's own package zsync is an unrelated program.
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 DEBARCH = $(shell dpkg --print-architecture)
 DEB ?= target/zsync-zfs_$(VERSION)_$(DEBARCH).deb
-# More options of dpkg-deb.
+# Additional options for dpkg-deb.
 DEBFLAGS ?=
 
 deb: release

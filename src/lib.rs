@@ -35,7 +35,7 @@ use cli::exit::{Error, Exit};
 use cli::{report, settings};
 use commands::{check, clean, migrate, status};
 use host::publish::fences::Fences;
-use host::publish::presence::{self, Post};
+use host::publish::presence::{self, ServiceRegistration};
 use model::PeerRole;
 use server::acceptor as serve;
 use slave::Slave;
@@ -85,7 +85,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             Ok(())
         }
         Command::Agent(args) => {
-            let new = |now: settings::Serving, zfs, post: Option<&Arc<Post>>| {
+            let new = |now: settings::Serving, zfs, post: Option<&Arc<ServiceRegistration>>| {
                 let journal = Journal::open(&args.state.state)?;
                 let agent = Agent::new(now.host, zfs, Arc::new(now.local)).with_tls(now.listening.security.tls());
                 let agent = agent.publishing(post.map(|post| post.publisher()));
@@ -97,7 +97,7 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             listen(&args.common, &args.listen, &args.state, PeerRole::Agent, new, again)
         }
         Command::Slave(args) => {
-            let new = |now: settings::Serving, zfs, post: Option<&Arc<Post>>| {
+            let new = |now: settings::Serving, zfs, post: Option<&Arc<ServiceRegistration>>| {
                 let slave = Slave::new(zfs, Arc::new(now.local));
                 Ok(slave.publishing(post.map(|post| post.publisher())))
             };
@@ -113,7 +113,7 @@ fn listen<R: serve::Role>(
     listen: &args::Listen,
     state: &args::State,
     role: PeerRole,
-    new: impl FnOnce(settings::Serving, Arc<System>, Option<&Arc<Post>>) -> anyhow::Result<R>,
+    new: impl FnOnce(settings::Serving, Arc<System>, Option<&Arc<ServiceRegistration>>) -> anyhow::Result<R>,
     again: impl Fn(&R, settings::Serving) -> R,
 ) -> Result<(), Error> {
     let read = || settings::serving(common, listen, role);
@@ -126,7 +126,7 @@ fn listen<R: serve::Role>(
         let bound = inherited.as_ref().and_then(|socket| socket.local_addr().ok());
         let address = bound.map_or_else(|| listening.address.clone(), |bound| bound.to_string());
         let consul = settings.local.consul.clone();
-        let post = Post::of(role, &settings.host, &settings.local, &address, &state.state);
+        let post = ServiceRegistration::of(role, &settings.host, &settings.local, &address, &state.state);
         let post = post.map_err(Error::unable)?.map(Arc::new);
         let reload = |old: &R| {
             let now = read()?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::consul::{Consul, Settings};
-use zsync::director::{Leadership, Office, Sought};
+use zsync::director::{Election, Leadership, Sought};
 use zsync::model::HostName;
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
@@ -135,7 +135,7 @@ fn until<T>(what: &str, within: u64, mut found: impl FnMut() -> Option<T>) -> T 
 }
 
 fn seek(server: usize, name: &str) -> Option<Leadership> {
-    let office = Office::new(client(server), "zsync", name.parse().unwrap());
+    let office = Election::new(client(server), "zsync", name.parse().unwrap());
     match block_on(office.seek()) {
         Ok(Sought::Ours(leadership)) => Some(leadership),
         _ => None,

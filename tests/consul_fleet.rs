@@ -10,12 +10,12 @@ use zsync::agent::Agent;
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::config::{parse_local, parse_policy};
 use zsync::consul::{Consul, Health, Settings};
-use zsync::director::{Leadership, Office, Pass, Report, Sought};
-use zsync::fleet::health::Standing;
-use zsync::fleet::{Dispatcher, World};
+use zsync::director::{Election, Leadership, Pass, Report, Sought};
+use zsync::fleet::health::ServiceHealth;
+use zsync::fleet::{Dispatcher, FleetState};
 use zsync::host::publish::fences::Fences;
 use zsync::host::publish::presence;
-use zsync::host::publish::presence::Post;
+use zsync::host::publish::presence::ServiceRegistration;
 use zsync::host::publish::publisher::Publisher;
 use zsync::model::{Action, Counter, DatasetName, HostName, ResponseStatus};
 use zsync::policy::Local;
@@ -98,7 +98,8 @@ impl Host {
             let mut service = presence::registration(service, &host(name), address, Some(address));
             // Other tests have a host of this name, too.
             service.id = format!("{}-{root}", service.id).replace('/', "-");
-            let (post, zfs) = (Post::new(service, Arc::clone(publisher), Arc::clone(&local)), Arc::clone(&zfs));
+            let (post, zfs) =
+                (ServiceRegistration::new(service, Arc::clone(publisher), Arc::clone(&local)), Arc::clone(&zfs));
             runtime::spawn(async move { presence::keep(&post, &*zfs).await });
         }
         Self { fake, address, receive_address, publisher, _state: state }
@@ -149,33 +150,33 @@ impl Fleet {
         Arc::new(parse_policy("server.json", &text).unwrap())
     }
 
-    fn world(&self) -> World<ConsulCatalog> {
-        World::new(ConsulCatalog::new(self.consul.clone(), &self.root))
+    fn world(&self) -> FleetState<ConsulCatalog> {
+        FleetState::new(ConsulCatalog::new(self.consul.clone(), &self.root))
     }
 
     fn pass(
         &self,
-        world: &World<ConsulCatalog>,
-        standing: Standing,
+        world: &FleetState<ConsulCatalog>,
+        standing: ServiceHealth,
         leadership: &Leadership,
     ) -> Result<Report, CatalogError> {
         [&self.alpha, &self.beta].into_iter().for_each(|host| host.fake.set_now(self.now));
         block_on(self.made(world, self.now).led(leadership.clone(), standing).run())
     }
 
-    fn made(&self, world: &World<ConsulCatalog>, at: DateTime<Utc>) -> Pass<Fake, ConsulCatalog> {
+    fn made(&self, world: &FleetState<ConsulCatalog>, at: DateTime<Utc>) -> Pass<Fake, ConsulCatalog> {
         let own: Result<Arc<Agent<Fake>>, String> = Err("none here".to_owned());
         let dispatcher = Arc::new(Dispatcher { here: host("director"), own, tls: None });
         Pass::new(self.policy(), dispatcher, world.clone(), at)
     }
 
     /// With a director that has made so many passes.
-    fn after(passes: usize, consul: Consul) -> (Self, Leadership, World<ConsulCatalog>) {
+    fn after(passes: usize, consul: Consul) -> (Self, Leadership, FleetState<ConsulCatalog>) {
         let mut fleet = Self::new(consul);
         let (leadership, world) = (fleet.lead("one"), fleet.world());
         for _ in 0..passes {
             fleet.later(1);
-            let report = fleet.pass(&world, Standing::default(), &leadership).unwrap();
+            let report = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
             assert!(report.is_success(), "{report:?}");
         }
         (fleet, leadership, world)
@@ -188,8 +189,8 @@ impl Fleet {
         }
     }
 
-    fn office(&self, name: &str) -> Office {
-        Office::new(self.consul.clone(), &self.root, host(name))
+    fn office(&self, name: &str) -> Election {
+        Election::new(self.consul.clone(), &self.root, host(name))
     }
 
     fn lead(&self, name: &str) -> Leadership {
@@ -220,7 +221,7 @@ fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
     assert_eq!(fleet.beta.names("pool/copy").last(), fleet.alpha.names("tank/data").last());
     let listings = |host: &Host| host.fake.calls().iter().filter(|call| call.contains("list")).count();
     let before = (listings(&fleet.alpha), listings(&fleet.beta));
-    let report = fleet.pass(&fleet.world(), Standing::default(), &leadership).unwrap();
+    let report = fleet.pass(&fleet.world(), ServiceHealth::default(), &leadership).unwrap();
     assert!(report.is_success() && report.outcomes.is_empty(), "{:?}", told(&report));
     assert_eq!((listings(&fleet.alpha), listings(&fleet.beta)), before, "nobody was asked");
     let catalog = fleet.catalog();
@@ -246,7 +247,7 @@ fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
     for below in ["inventory", "generation", "inventory/beta", "inventory/alpha/tank/data"] {
         block_on(fleet.consul.delete_tree(&format!("{}/{below}", fleet.root))).unwrap();
         for world in [fleet.world(), world.clone()] {
-            let report = fleet.pass(&world, Standing::default(), &leadership).unwrap();
+            let report = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
             assert!(report.is_success() && report.outcomes.is_empty(), "{below}: {:?}", told(&report));
         }
         assert_eq!((fleet.alpha.names("tank/data"), fleet.beta.names("pool/copy")), (ours.clone(), theirs.clone()));
@@ -255,7 +256,10 @@ fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
         assert_eq!(known.hosts.len(), 2);
     }
     fleet.later(1);
-    assert_eq!(fleet.pass(&fleet.world(), Standing::default(), &leadership).unwrap().outcomes.len(), 2 + 2 + 4 - 1);
+    assert_eq!(
+        fleet.pass(&fleet.world(), ServiceHealth::default(), &leadership).unwrap().outcomes.len(),
+        2 + 2 + 4 - 1
+    );
     block_on(leadership.resign());
 }
 
@@ -265,10 +269,10 @@ fn a_resync_tells_every_difference_and_mends_it() {
     let (fleet, leadership, world) = Fleet::after(1, consul);
     // Behind zsync's back: no pass sees it before the resync.
     fleet.alpha.fake.create(&ds("tank/new"));
-    let quiet = fleet.pass(&world, Standing::default(), &leadership).unwrap();
+    let quiet = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
     assert!(quiet.mended.is_empty());
     let pass = fleet.made(&fleet.world(), fleet.now + TimeDelta::days(3650));
-    let pass = pass.led(leadership.clone(), Standing::default()).resyncing(true);
+    let pass = pass.led(leadership.clone(), ServiceHealth::default()).resyncing(true);
     // Far in the future everything is due; only what it mends matters here.
     let report = block_on(pass.run()).unwrap();
     let lines: Vec<String> = report.mended.iter().map(|(host, line)| format!("{host}: {line}")).collect();
@@ -298,7 +302,7 @@ fn only_one_directs_and_the_next_takes_over() {
     assert!(new.catalog == old.catalog && new.index > old.index, "{old:?} {new:?}");
     // The dead one's order comes late.
     let world = fleet.world();
-    assert!(fleet.pass(&world, Standing::default(), &second).unwrap().is_success());
+    assert!(fleet.pass(&world, ServiceHealth::default(), &second).unwrap().is_success());
     let name = fleet.alpha.names("tank/data").pop().unwrap();
     let guid = fleet.alpha.fake.dataset(&ds("tank/data")).unwrap().snapshots[0].guid;
     let order = |fence| DirectorsOrder {
@@ -338,7 +342,7 @@ fn a_broken_lock_is_noticed_at_once_and_no_more_orders_are_given() {
     let reason = block_on(leadership.lost());
     assert!(begun.elapsed() < Duration::from_secs(8), "sooner than by its time");
     assert!(reason.contains("not there any more"), "{reason}");
-    let error = fleet.pass(&fleet.world(), Standing::default(), &leadership).unwrap_err();
+    let error = fleet.pass(&fleet.world(), ServiceHealth::default(), &leadership).unwrap_err();
     assert!(matches!(error, CatalogError::LockLost(_)), "{error}");
     assert!(fleet.alpha.names("tank/data").is_empty());
     // A catalog that lost its lock's pair has its id still: the next one's fence is higher all the same.
@@ -354,11 +358,11 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
     let leadership = fleet.lead("one");
     let world = fleet.world();
     fleet.later(1);
-    assert!(fleet.pass(&world, Standing::default(), &leadership).unwrap().is_success());
+    assert!(fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap().is_success());
     server.kill();
     fleet.later(1);
     [&fleet.alpha, &fleet.beta].into_iter().for_each(|host| host.fake.set_now(fleet.now));
-    let error = fleet.pass(&world, Standing::default(), &leadership).unwrap_err();
+    let error = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap_err();
     assert!(error.to_string().contains("Consul"), "{error}");
     assert_eq!(fleet.alpha.names("tank/data").len(), 1, "no order is made");
     // An order that was on its way is carried out.
@@ -379,7 +383,7 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
         known.dataset(&host("alpha"), &ds("tank/data")).unwrap().snapshots.iter().map(|s| s.name.to_string()).collect();
     assert_eq!(names, fleet.alpha.names("tank/data"));
     let leadership = fleet.lead("two");
-    let report = fleet.pass(&fleet.world(), Standing::default(), &leadership).unwrap();
+    let report = fleet.pass(&fleet.world(), ServiceHealth::default(), &leadership).unwrap();
     assert!(report.is_success(), "{report:?}");
     assert_eq!(fleet.beta.names("pool/copy").last(), fleet.alpha.names("tank/data").last());
 }

@@ -13,7 +13,7 @@ use zsync::agent::Agent;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
 use zsync::config::{parse_local, parse_policy};
 use zsync::director::{Pass, Report};
-use zsync::fleet::{Dispatcher, World};
+use zsync::fleet::{Dispatcher, FleetState};
 use zsync::model::{Action, DatasetName, HostName};
 use zsync::policy::Policy;
 use zsync::slave::Slave;
@@ -26,7 +26,7 @@ struct Fleet {
     pools: BTreeMap<&'static str, Fake>,
     addresses: BTreeMap<&'static str, (String, String)>,
     dispatcher: Arc<Dispatcher<Fake>>,
-    world: World<MemoryCatalog>,
+    world: FleetState<MemoryCatalog>,
     now: DateTime<Utc>,
 }
 
@@ -60,7 +60,7 @@ impl Fleet {
         let own = Agent::new(here.clone(), Arc::new(alpha.clone()), local(source));
         let dispatcher = Arc::new(Dispatcher { here, own: Ok(Arc::new(own)), tls: None });
         let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
-        Self { pools, addresses, dispatcher, world: World::new(MemoryCatalog::new()), now }
+        Self { pools, addresses, dispatcher, world: FleetState::new(MemoryCatalog::new()), now }
     }
 
     fn policy(&self, datasets: &str) -> Arc<Policy> {

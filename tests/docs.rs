@@ -1,4 +1,4 @@
-//! What users read is true of the code: manual pages, README, examples, `make install`.
+//! Documentation agrees with the code: manual pages, README, generated tables, examples, `make install`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -461,10 +461,15 @@ fn fenced(text: &str) -> Vec<(String, String)> {
 
 #[test]
 fn every_command_that_is_shown_is_one() {
-    let readme = fenced(&read("README.md"));
-    let shown: Vec<&String> =
-        readme.iter().filter(|(mark, _)| mark.starts_with("sh")).map(|(_, block)| block).collect();
-    assert!(shown.iter().map(|block| try_commands("README.md", block)).sum::<usize>() >= 7);
+    let in_file = |file: &str| {
+        let blocks = fenced(&read(file)).into_iter().filter(|(mark, _)| mark.starts_with("sh"));
+        blocks.map(|(_, block)| try_commands(file, &block)).sum::<usize>()
+    };
+    let in_readme = in_file("README.md");
+    assert!(in_readme >= 7, "only {in_readme} commands in README.md");
+    for &file in MARKDOWN {
+        in_file(file);
+    }
     let mut in_pages = 0;
     for page in pages() {
         in_pages += page.literals().iter().map(|block| try_commands(&page.name, block)).sum::<usize>();
@@ -544,6 +549,11 @@ fn try_json(place: &str, block: &str) -> bool {
 fn every_configuration_that_is_shown_is_valid() {
     for (mark, block) in fenced(&read("README.md")) {
         assert!(!mark.starts_with("json") || try_json("README.md", &block));
+        // The quick start copies the example, so that is what the README has to show.
+        if mark == "json one-host" {
+            let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+            assert_eq!(parsed(&block), parsed(&read("examples/one-host/server.json")), "README.md: {mark}");
+        }
     }
     let mut found = 0;
     for page in pages() {
@@ -600,10 +610,21 @@ fn every_message_that_is_shown_is_understood() {
     }
 }
 
-// --- README.
+// --- README and the other Markdown files.
 
-/// The README's table of what is survived, from the scenarios that show it (`survived WHAT OUTCOME`). That each case is
-/// shown whenever they run is seen to by `tests/lab.rs`.
+/// Every Markdown file whose links and commands are checked.
+const MARKDOWN: &[&str] = &[
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benches/README.md",
+    "examples/moving/README.md",
+    "tests/lab/README.md",
+    "tests/lab/SURVIVED.md",
+];
+
+/// The table of survived failures, made from the lines `survived WHAT OUTCOME` of the scenarios. `tests/lab.rs` checks
+/// that each scenario shows all its cases whenever it runs.
 fn survived() -> String {
     let mut table = String::from("| what happens | what comes of it | shown by |\n|---|---|---|\n");
     for scenario in names_in("tests/lab/scenarios") {
@@ -617,29 +638,29 @@ fn survived() -> String {
     table
 }
 
-/// What the README shows between two marks is this. With `ZSYNC_BLESS` set, it is written anew.
-fn shows(name: &str, made_from: &str, wanted: &str) {
+/// Checks that `file` contains `wanted` between the two marks of `name`. With `ZSYNC_BLESS` set, writes it there.
+fn shows(file: &str, name: &str, made_from: &str, wanted: &str) {
     let (begin, end) =
-        (format!("<!-- {name}: made from {made_from} by make readme -->\n"), format!("<!-- end of {name} -->"));
-    let readme = read("README.md");
-    let (before, rest) = readme.split_once(&begin).expect("README.md has the table's beginning");
-    let (shown, after) = rest.split_once(&end).expect("README.md has the table's end");
+        (format!("<!-- {name}: made from {made_from} by make tables -->\n"), format!("<!-- end of {name} -->"));
+    let text = read(file);
+    let (before, rest) = text.split_once(&begin).unwrap_or_else(|| panic!("{file} has no beginning of {name}"));
+    let (shown, after) = rest.split_once(&end).unwrap_or_else(|| panic!("{file} has no end of {name}"));
     if shown != wanted && std::env::var_os("ZSYNC_BLESS").is_some() {
-        return fs::write(project("README.md"), format!("{before}{begin}{wanted}{end}{after}")).unwrap();
+        return fs::write(project(file), format!("{before}{begin}{wanted}{end}{after}")).unwrap();
     }
-    assert_eq!(shown, wanted, "the table is not up to date: make readme");
+    assert_eq!(shown, wanted, "the table in {file} is not up to date: make tables");
 }
 
 #[test]
 fn the_table_of_what_is_survived_is_that_of_the_scenarios() {
-    shows("survived", "tests/lab/scenarios", &survived());
+    shows("tests/lab/SURVIVED.md", "survived", "tests/lab/scenarios", &survived());
 }
 
-/// Nothing is shown where nothing was measured.
+/// Without a measurement, the table is empty.
 #[test]
 fn the_table_of_speed_is_that_of_the_last_measurement() {
     let measured = fs::read_to_string(project("benches/results/lab.md")).unwrap_or_default();
-    shows("speed", "benches/results/lab.md", &measured);
+    shows("benches/README.md", "speed", "benches/results/lab.md", &measured);
 }
 
 #[test]
@@ -656,7 +677,7 @@ fn the_map_of_src_is_whole() {
 
 #[test]
 fn links_lead_somewhere() {
-    for file in ["README.md", "CHANGELOG.md", "tests/lab/README.md"] {
+    for &file in MARKDOWN {
         let text = read(file);
         let folder = Path::new(file).parent().unwrap();
         let slug = |line: &str| {
@@ -676,11 +697,14 @@ fn links_lead_somewhere() {
 }
 
 #[test]
-fn targets_of_make_that_the_readme_names_exist() {
+fn targets_of_make_that_are_named_exist() {
     let makefile = read("Makefile");
-    let readme = read("README.md");
-    for target in readme.split("`make ").skip(1).map(|rest| rest.split('`').next().unwrap()) {
-        assert!(makefile.contains(&format!("\n{target}:")), "make {target}");
+    // Targets of the past may stand in the changelog.
+    for &file in MARKDOWN.iter().filter(|file| **file != "CHANGELOG.md") {
+        let text = read(file);
+        for target in text.split("`make ").skip(1).map(|rest| rest.split(['`', ' ']).next().unwrap()) {
+            assert!(makefile.contains(&format!("\n{target}:")), "{file}: make {target}");
+        }
     }
 }
 

@@ -316,13 +316,13 @@ fn lines_and_frames() {
         runtime::block_on(async {
             let mut lined = conn(bytes);
             let mut heard = 0;
-            while let Ok(Some(line)) = lined.hear_line(lined.patience).await {
+            while let Ok(Some(line)) = lined.recv_line(lined.patience).await {
                 assert!(!line.contains(&b'\n'));
                 heard += 1;
             }
             assert!(heard <= lines);
             let (mut framed, mut frame, mut frames) = (conn(bytes), Vec::new(), 0);
-            while let Ok(true) = framed.hear_frame(&mut frame).await {
+            while let Ok(true) = framed.recv_frame(&mut frame).await {
                 assert!((1..=LARGEST_FRAME).contains(&frame.len()));
                 frames += 1;
             }
@@ -426,7 +426,7 @@ fn configurations() {
 fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     runtime::block_on(async {
         let mut conn = conn(bytes);
-        if let Ok(Some(line)) = conn.hear_line(conn.patience).await {
+        if let Ok(Some(line)) = conn.recv_line(conn.patience).await {
             drop(Arc::clone(role).converse(&mut conn, line).await);
         }
     });

@@ -108,7 +108,7 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
                 let ended = match missing(name, &std::mem::take(&mut survived)) {
                     _ if ended != "ok" => format!("{ended}: {failed:?}"),
                     None => ended.to_owned(),
-                    Some(case) => format!("it did not show {case:?}, which the README says is survived"),
+                    Some(case) => format!("it did not show {case:?}, which tests/lab/SURVIVED.md lists"),
                 };
                 failed.clear();
                 results.insert(name.to_owned(), ended);
@@ -122,7 +122,7 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
     results
 }
 
-/// A case that a scenario's file names and its run did not show: the README's table is made from the files.
+/// A case that a scenario's file names and its run did not show. tests/lab/SURVIVED.md is made from the files.
 fn missing(name: &str, survived: &[String]) -> Option<String> {
     let text = std::fs::read_to_string(lab().join("scenarios").join(name)).unwrap_or_default();
     let named = text.lines().filter_map(|line| line.trim_start().strip_prefix("survived \"")?.strip_suffix('"'));

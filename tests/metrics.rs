@@ -15,10 +15,10 @@ use std::sync::Arc;
 use chrono::Utc;
 use fleet::Fleet;
 use program::{Place, Running, bare};
-use zsync::director::Passed;
-use zsync::director::Watch;
-use zsync::server::tally::{AGENT, SLAVE};
-use zsync::server::{Tally, http};
+use zsync::director::DirectorMetrics;
+use zsync::director::PassMetrics;
+use zsync::server::counters::{AGENT, SLAVE};
+use zsync::server::{Counters, http};
 use zsync::sys::runtime;
 
 fn project(path: &str) -> String {
@@ -40,7 +40,7 @@ fn names(text: &str) -> BTreeSet<String> {
 }
 
 /// After a pass in which one of two destinations got everything, and the other one diverged.
-fn passed() -> Passed {
+fn passed() -> PassMetrics {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     fleet.take("tank/two", 300);
@@ -49,7 +49,7 @@ fn passed() -> Passed {
     fleet.take("tank/one", 125);
     let began = Utc::now();
     let report = fleet.pass();
-    Passed::of(&report, fleet.status_of(&fleet.settings()).health, began)
+    PassMetrics::of(&report, fleet.status_of(&fleet.settings()).health, began)
 }
 
 #[test]
@@ -83,11 +83,11 @@ fn a_pass_is_told_with_what_it_left() {
 /// Everything that zsync tells.
 fn everything() -> String {
     let tally = |names| {
-        let tally = Tally::new(names);
+        let tally = Counters::new(names);
         tally.ended("send_snapshot", true, 10);
         tally.text()
     };
-    let watch = Watch::default();
+    let watch = DirectorMetrics::default();
     watch.ended(Some(passed()));
     let text = tally(AGENT) + &tally(SLAVE) + &watch.text();
     text.lines().filter(|line| !line.starts_with('#')).map(|line| format!("{line}\n")).collect()

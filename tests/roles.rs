@@ -9,7 +9,7 @@ use zsync::agent::Agent;
 use zsync::config::parse_local;
 use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
 use zsync::policy::Local;
-use zsync::server::acceptor::Door;
+use zsync::server::acceptor::Acceptor;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tcp::Listener;
@@ -57,7 +57,7 @@ impl Pair {
         let address = runtime::block_on(async {
             let listener = Listener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.address().unwrap().to_string();
-            let door = Arc::new(Door::new(slave, None));
+            let door = Arc::new(Acceptor::new(slave, None));
             runtime::spawn(async move {
                 let tasks = runtime::Tasks::default();
                 while let Ok(incoming) = listener.accept().await {

@@ -16,7 +16,7 @@ use program::{PATIENCE, Place, TWO_HOSTS, ended};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
 use zsync::commands::status::{Settings, Status, as_lines, as_text};
-use zsync::director::{Live, Transfer};
+use zsync::director::{LiveStatus, Transfer};
 use zsync::model::Action;
 
 /// Of a fleet, held against the schema.
@@ -171,7 +171,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
         bytes: 1 << 20,
         total: Some(4 << 20),
     };
-    let live = Live { at: now, began: now, ended: None, unseen: Default::default(), running: vec![transfer] };
+    let live = LiveStatus { at: now, began: now, ended: None, unseen: Default::default(), running: vec![transfer] };
     let file = fleet.path("catalog/live.json");
     fs::write(&file, serde_json::to_vec(&live).unwrap()).unwrap();
     let status = self::status(&fleet);
@@ -182,7 +182,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
     assert!(text.contains("sending 25%") && text.contains("; a pass is under way, for "), "{text}");
     // It was killed meanwhile.
     let then = ago(125);
-    fs::write(&file, serde_json::to_vec(&Live { at: then, ..live }).unwrap()).unwrap();
+    fs::write(&file, serde_json::to_vec(&LiveStatus { at: then, ..live }).unwrap()).unwrap();
     let status = self::status(&fleet);
     assert!(status.pass.as_ref().unwrap().running.is_empty());
     assert!(as_text(&status, None).contains("; the last pass did not come to its end, 2h 5m ago"));

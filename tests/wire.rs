@@ -15,7 +15,7 @@ use zsync::model::{
     Action, Counter, DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot,
 };
 use zsync::policy::Local;
-use zsync::server::acceptor::{Door, Role};
+use zsync::server::acceptor::{Acceptor, Role};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tcp::{Dial, Listener};
@@ -39,7 +39,7 @@ fn snap(text: &str) -> SnapName {
 }
 
 fn serve<R: Role>(role: &Arc<R>) -> SocketAddr {
-    let mut door = Door::new(Arc::clone(role), None);
+    let mut door = Acceptor::new(Arc::clone(role), None);
     door.patience = PATIENCE;
     let door = Arc::new(door);
     runtime::block_on(async move {

@@ -18,7 +18,7 @@ use crate::wire::{DirectorsOrder, Response};
 
 /// The orders of an agent.
 #[derive(Debug, Default)]
-pub(crate) struct Once {
+pub(crate) struct Dedup {
     journal: Option<Journal>,
     running: Arc<Mutex<HashMap<OrderId, Run>>>,
 }
@@ -62,7 +62,7 @@ fn lock(running: &Mutex<HashMap<OrderId, Run>>) -> MutexGuard<'_, HashMap<OrderI
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Once {
+impl Dedup {
     pub(crate) fn remembering(journal: Journal) -> Self {
         Self { journal: Some(journal), ..Self::default() }
     }
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn an_order_is_carried_out_once_whenever_it_comes_again() {
         let folder = tempfile::tempdir().unwrap();
-        let open = || Once::remembering(Journal::open(folder.path()).unwrap());
+        let open = || Dedup::remembering(Journal::open(folder.path()).unwrap());
         runtime::block_on(async {
             let once = open();
             let Begin::New(running) = once.begin(&order(1, "a")).await else { panic!() };
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn what_failed_for_now_or_was_broken_off_is_carried_out_afresh() {
         let folder = tempfile::tempdir().unwrap();
-        let once = Once::remembering(Journal::open(folder.path()).unwrap());
+        let once = Dedup::remembering(Journal::open(folder.path()).unwrap());
         runtime::block_on(async {
             let Begin::New(running) = once.begin(&order(1, "a")).await else { panic!() };
             let busy = Response::failure(Some(OrderId(Uuid::from_u128(1))), ResponseStatus::Busy, "busy");

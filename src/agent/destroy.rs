@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::agent::{Agent, Desk, Failure, Success};
+use crate::agent::{Agent, Failure, OrderContext, Success};
 use crate::model::{DatasetInventory, DatasetName, Guid, Record, ResponseStatus, SnapName, Snapshot, SnapshotId};
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsRead};
@@ -105,7 +105,7 @@ pub(crate) async fn judge(
 
 impl<Z: Zfs> Agent<Z> {
     /// Destroys the snapshots of the order that may go, and says why the others stay.
-    pub(crate) async fn destroy(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+    pub(crate) async fn destroy(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
         let mut destroyed = 0;
         let (mut stayed, mut failed) = (Vec::new(), Vec::new());
         for (dataset, wanted) in wanted(order)? {

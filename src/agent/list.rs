@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::agent::{Agent, Desk, Failure, Success};
+use crate::agent::{Agent, Failure, OrderContext, Success};
 use crate::model::{DatasetInventory, DatasetName, ResponseStatus};
 use crate::wire::{DirectorsOrder, Facts, Listing};
 use crate::zfs::{Known, Zfs};
@@ -15,7 +15,7 @@ impl<Z: Zfs> Agent<Z> {
 
     /// Lists everything that local.json lets zsync touch, or the order's dataset and what is below it. What is
     /// published of this host is compared with that, and mended.
-    pub(crate) async fn resync(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+    pub(crate) async fn resync(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
         let listed: Vec<_> = match &self.publisher {
             Some(publisher) if order.dest_dataset.is_empty() => {
                 publisher.whole(&*self.zfs, &self.local).await?.into_iter().collect()

@@ -20,20 +20,20 @@ use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use crate::agent::dedup::{Begin, Once, Running};
-use crate::agent::transfer::cache::Held;
+use crate::agent::dedup::{Begin, Dedup, Running};
+use crate::agent::transfer::cache::ListingCache;
 
 use crate::catalog::Change;
-use crate::host::locks::Busy;
+use crate::host::locks::DatasetLocks;
 use crate::host::publish::fences::Fences;
 use crate::host::publish::publisher::Publisher;
-use crate::host::queue::{Slots, no_slot};
+use crate::host::queue::{TransferQueue, queue_timeout};
 use crate::host::throttle::Throttle;
 use crate::model::Counter;
 use crate::model::{Action, DatasetName, HostName, Marks, OnDivergence, ResponseStatus};
 use crate::policy::DEFAULT_RETRY_FOR as RETRY_FOR;
 use crate::policy::Local;
-use crate::server::{Tally, acceptor, tally};
+use crate::server::{Counters, acceptor, counters};
 use crate::slave::receive::Receiving;
 use crate::sys::retry::Retry;
 use crate::sys::{clock, runtime};
@@ -56,17 +56,17 @@ pub struct Agent<Z> {
     zfs: Arc<Z>,
     local: Arc<Local>,
     /// Datasets being sent from.
-    busy: Busy,
+    busy: DatasetLocks,
     /// Places for sends.
-    sends: Slots,
+    sends: TransferQueue,
     /// How much goes to other hosts.
     throttle: Arc<Throttle>,
     /// What this host proves itself with to slaves.
     tls: Option<Arc<Tls>>,
     receiving: Receiving<Z>,
-    once: Arc<Once>,
-    tally: Tally,
-    held: Held,
+    once: Arc<Dedup>,
+    tally: Counters,
+    held: ListingCache,
     /// Where what this host holds is published, if anywhere.
     publisher: Option<Arc<Publisher>>,
     /// Whose word counts, where several directors share a catalog.
@@ -92,8 +92,8 @@ impl Failure {
     }
 
     /// The order found no place among the transfers of this host.
-    fn no_slot(key: &str, limit: usize) -> Self {
-        Self::busy(no_slot(key, limit))
+    fn queue_timeout(key: &str, limit: usize) -> Self {
+        Self::busy(queue_timeout(key, limit))
     }
 }
 
@@ -118,7 +118,7 @@ impl Success {
 }
 
 /// What an order's work may use besides ZFS.
-pub(crate) struct Desk {
+pub(crate) struct OrderContext {
     facts: FactSink,
     counter: Counter,
     /// What is to be published, of datasets of this host.
@@ -133,7 +133,7 @@ struct Notes {
     marks: Vec<(DatasetName, Change)>,
 }
 
-impl Desk {
+impl OrderContext {
     async fn tell(&self, facts: Facts) {
         self.note(&facts);
         // Nobody listens any more: the catalog learns it at the next resync.
@@ -168,19 +168,19 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let receiving = Receiving::new(Arc::clone(&zfs), Arc::clone(&local));
-        let (sends, throttle) = (Slots::new(local.max_sends), Throttle::new(local.bandwidth.clone()));
+        let (sends, throttle) = (TransferQueue::new(local.max_sends), Throttle::new(local.bandwidth.clone()));
         Self {
             host,
             zfs,
             local,
-            busy: Busy::default(),
+            busy: DatasetLocks::default(),
             sends,
             throttle,
             tls: None,
             receiving,
             once: Arc::default(),
-            tally: Tally::new(tally::AGENT),
-            held: Held::default(),
+            tally: Counters::new(counters::AGENT),
+            held: ListingCache::default(),
             publisher: None,
             fences: None,
         }
@@ -220,7 +220,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Publishes what an order did.
-    async fn publish(&self, publisher: &Arc<Publisher>, order: &DirectorsOrder, desk: &Desk) -> bool {
+    async fn publish(&self, publisher: &Arc<Publisher>, order: &DirectorsOrder, desk: &OrderContext) -> bool {
         match order.action {
             // They published everything themselves, or did nothing.
             Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => return publisher.behind().is_none(),
@@ -237,8 +237,11 @@ impl<Z: Zfs> Agent<Z> {
     /// goes as fast as that one says.
     #[must_use]
     pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
-        let sends =
-            if local.max_sends == self.local.max_sends { self.sends.clone() } else { Slots::new(local.max_sends) };
+        let sends = if local.max_sends == self.local.max_sends {
+            self.sends.clone()
+        } else {
+            TransferQueue::new(local.max_sends)
+        };
         let receiving = self.receiving.with_local(Arc::clone(&local));
         self.throttle.set(local.bandwidth.clone());
         let (zfs, busy, once) = (Arc::clone(&self.zfs), self.busy.clone(), Arc::clone(&self.once));
@@ -250,7 +253,7 @@ impl<Z: Zfs> Agent<Z> {
     /// The same with a memory of the orders that it carried out.
     #[must_use]
     pub fn remembering(self, journal: Journal) -> Self {
-        Self { once: Arc::new(Once::remembering(journal)), ..self }
+        Self { once: Arc::new(Dedup::remembering(journal)), ..self }
     }
 
     /// The same, proving itself to slaves.
@@ -268,7 +271,7 @@ impl<Z: Zfs> Agent<Z> {
     pub async fn carry_out(&self, order: &DirectorsOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
         let _underway = self.tally.begin();
-        let desk = Desk { facts, counter, notes: Mutex::default(), host: self.host.clone() };
+        let desk = OrderContext { facts, counter, notes: Mutex::default(), host: self.host.clone() };
         let names = order.snapshot_uuid.len().max(order.datasets.len()).max(order.keep_common_with.len());
         let result = if order.protocol > PROTOCOL {
             Err(Failure::refused(format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol)))
@@ -299,9 +302,9 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Carries out one order, and tries again what failed for a reason that may pass. Every try looks afresh.
-    async fn persist(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+    async fn persist(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
         let mut retry = Retry::within(order.retry_for.map_or(RETRY_FOR, Duration::from_secs));
-        let mut kept = transfer::course::Kept::default();
+        let mut kept = transfer::course::RetryState::default();
         loop {
             let before = desk.counter.get();
             let ended = match order.action {
@@ -332,24 +335,24 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
-        let order: DirectorsOrder = conn.understand(line)?;
+        let order: DirectorsOrder = conn.parse(line)?;
         log::debug!("{}: {} from {}", order.order_uuid, order.action, conn.peer);
         if let Err(denied) = self.local.permission_to_order(conn.identity.as_ref()) {
             log::warn!("{}: {denied}", conn.peer);
             let refusal = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, denied.to_string());
-            return conn.say(&AgentLine::Response(refusal)).await;
+            return conn.send(&AgentLine::Response(refusal)).await;
         }
         match self.once.begin(&order).await {
             Begin::New(running) => self.answer(conn, &order, running).await,
             Begin::Again(response) => {
                 log::info!("{}: came again, and is answered as before", order.order_uuid);
-                conn.say(&AgentLine::Response(*response)).await
+                conn.send(&AgentLine::Response(*response)).await
             }
             Begin::Join(answer, counter) => {
                 log::info!("{}: came again while it is carried out", order.order_uuid);
                 loop {
                     match runtime::timeout(TELL_EVERY, answer.recv()).await {
-                        Ok(Ok(response)) => return conn.say(&AgentLine::Response(response)).await,
+                        Ok(Ok(response)) => return conn.send(&AgentLine::Response(response)).await,
                         Ok(Err(_)) => return Ok(()),
                         Err(runtime::Elapsed) => tell_progress(conn, &counter).await?,
                     }
@@ -358,7 +361,7 @@ impl<Z: Zfs> Agent<Z> {
             Begin::Other => {
                 let reason = "another order had this OrderUUID: give each its own, as from uuidgen(1)";
                 let refused = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason);
-                conn.say(&AgentLine::Response(refused)).await
+                conn.send(&AgentLine::Response(refused)).await
             }
         }
     }
@@ -371,7 +374,7 @@ impl<Z: Zfs> Agent<Z> {
         let telling = async move {
             loop {
                 match runtime::timeout(TELL_EVERY, told.recv()).await {
-                    Ok(Ok(facts)) => mouth.say(&AgentLine::Facts { facts: Box::new(facts) }).await?,
+                    Ok(Ok(facts)) => mouth.send(&AgentLine::Facts { facts: Box::new(facts) }).await?,
                     Ok(Err(_)) => return Ok::<_, WireError>(()),
                     Err(runtime::Elapsed) => tell_progress(mouth, &counted).await?,
                 }
@@ -388,13 +391,13 @@ impl<Z: Zfs> Agent<Z> {
         let (response, told) = future::zip(working, telling).await;
         log_end(order, &response);
         told?;
-        conn.say(&AgentLine::Response(response)).await
+        conn.send(&AgentLine::Response(response)).await
     }
 }
 
 async fn tell_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireError> {
     let progress = Progress { bytes: counter.get(), expected: counter.expected() };
-    conn.say(&AgentLine::Progress { progress }).await
+    conn.send(&AgentLine::Progress { progress }).await
 }
 
 /// Whether something may be gone after an order.
@@ -426,7 +429,7 @@ impl<Z: Zfs> acceptor::Role for Agent<Z> {
         Agent::converse(&self, conn, &first_line).await
     }
 
-    fn tally(&self) -> &Tally {
+    fn tally(&self) -> &Counters {
         &self.tally
     }
 }

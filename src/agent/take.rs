@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::agent::{Agent, Desk, Failure, Success};
+use crate::agent::{Agent, Failure, OrderContext, Success};
 use crate::host::clones;
 use crate::host::hooks::{Around, HookError};
 use crate::model::{DatasetInventory, DatasetName, NotWritten, Prefix, ResponseStatus, SnapName, Snapshot};
@@ -19,7 +19,7 @@ struct Taken {
 impl<Z: Zfs> Agent<Z> {
     /// Takes one snapshot of every dataset of the order, in one transaction group; those in which nothing was
     /// written are left out if the order says so.
-    pub(crate) async fn take(&self, order: &DirectorsOrder, desk: &Desk) -> Result<Success, Failure> {
+    pub(crate) async fn take(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
         let name: SnapName = order.snapshot_name.parse().map_err(|e| Failure::refused(format!("SnapshotName: {e}")))?;
         let first: DatasetName =
             order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;

@@ -13,7 +13,7 @@ use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
 use crate::config;
 use crate::fleet::known;
-use crate::fleet::known::Glance;
+use crate::fleet::known::Overview;
 use crate::model::{DatasetName, HostName};
 use crate::policy::Local;
 use crate::sys::clock;
@@ -77,7 +77,7 @@ pub async fn run(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
 async fn judge(settings: &Settings, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = settings.here.clone().map_err(anyhow::Error::msg)?;
     let policy = config::load_policy(&settings.config)?;
-    let Glance { inventory, unseen, live: _ } = known::glance(&policy, &here, settings.opened.as_ref(), zfs).await?;
+    let Overview { inventory, unseen, live: _ } = known::glance(&policy, &here, settings.opened.as_ref(), zfs).await?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
     Ok(health)

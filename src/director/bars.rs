@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_lite::future;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::director::{Board, Running};
+use crate::director::{PassProgress, RunningOrder};
 use crate::model::{Action, Counter, OrderId};
 use crate::sys::runtime;
 
@@ -68,7 +68,7 @@ pub async fn counted<T>(what: &str, counter: &Counter, work: impl Future<Output 
 }
 
 /// Does the work of a pass, with a bar for each transfer that is under way and one for all.
-pub async fn passing<T>(board: &Board, work: impl Future<Output = T>) -> T {
+pub async fn passing<T>(board: &PassProgress, work: impl Future<Output = T>) -> T {
     if !is_watched() {
         return work.await;
     }
@@ -107,8 +107,8 @@ struct Bars<'a> {
 
 impl Bars<'_> {
     /// `moved` is what orders moved that have ended.
-    fn draw(&mut self, running: &[Running], moved: u64) {
-        let sends: Vec<&Running> = running.iter().filter(|r| r.outcome.action == Action::SendSnapshot).collect();
+    fn draw(&mut self, running: &[RunningOrder], moved: u64) {
+        let sends: Vec<&RunningOrder> = running.iter().filter(|r| r.outcome.action == Action::SendSnapshot).collect();
         self.each.retain(|id, bar| {
             let goes_on = sends.iter().any(|running| running.outcome.order_id == *id);
             if !goes_on {
@@ -141,7 +141,7 @@ impl Bars<'_> {
     }
 }
 
-fn name(running: &Running) -> String {
+fn name(running: &RunningOrder) -> String {
     let outcome = &running.outcome;
     let dataset = outcome.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
     let to = outcome.to.as_ref().map(|to| to.host.to_string()).unwrap_or_default();

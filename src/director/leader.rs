@@ -51,7 +51,7 @@ impl std::fmt::Display for Holder {
 
 /// The lock of one fleet.
 #[derive(Clone, Debug)]
-pub struct Office {
+pub struct Election {
     consul: Consul,
     root: String,
     host: HostName,
@@ -70,7 +70,7 @@ pub enum Sought {
     },
 }
 
-impl Office {
+impl Election {
     /// The office of directors below `root`, which `host` would hold.
     #[must_use]
     pub fn new(consul: Consul, root: &str, host: HostName) -> Self {
@@ -163,7 +163,7 @@ fn held(pair: &Pair) -> Option<String> {
 /// The office, held. Clones are the same one.
 #[derive(Clone)]
 pub struct Leadership {
-    office: Office,
+    office: Election,
     session: String,
     fence: Fence,
     state: Arc<Mutex<State>>,

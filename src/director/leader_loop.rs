@@ -9,10 +9,10 @@ use crate::catalog::open;
 use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::cli::exit;
 use crate::consul::{Consul, ConsulError};
-use crate::director::{Leadership, Office, Pass, Said, Service, Sought, open_catalog};
+use crate::director::{Election, Leadership, Pass, Said, Service, Sought, open_catalog};
 use crate::fleet::health;
-use crate::fleet::health::Standing;
-use crate::fleet::{Dispatcher, World};
+use crate::fleet::health::ServiceHealth;
+use crate::fleet::{Dispatcher, FleetState};
 use crate::policy::{CatalogConfig, Policy};
 use crate::sys::{clock, runtime, service};
 use crate::zfs::Zfs;
@@ -27,7 +27,7 @@ impl<Z: Zfs> Service<'_, Z> {
     /// to end.
     pub(crate) async fn take_turns(
         &mut self,
-        office: &Office,
+        office: &Election,
         policy: Arc<Policy>,
         dispatcher: Arc<Dispatcher<Z>>,
     ) -> Result<(), exit::Error> {
@@ -60,7 +60,7 @@ pub(crate) async fn while_leading<T>(
 pub(crate) async fn pass<Z: Zfs>(
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
-    world: World<dyn CatalogWrite>,
+    world: FleetState<dyn CatalogWrite>,
     leadership: Option<&Leadership>,
 ) -> Result<Pass<Z, dyn CatalogWrite>, CatalogError> {
     let Some(leadership) = leadership else { return Ok(Pass::new(policy, dispatcher, world, clock::now())) };
@@ -73,7 +73,7 @@ async fn located<Z: Zfs>(
     consul: &Consul,
     policy: Arc<Policy>,
     dispatcher: &Dispatcher<Z>,
-) -> Result<(Arc<Policy>, Standing), CatalogError> {
+) -> Result<(Arc<Policy>, ServiceHealth), CatalogError> {
     let (agents, slaves) = health::services(consul).await?;
     let mut policy = Arc::unwrap_or_clone(policy);
     let own = dispatcher.own.is_ok().then_some(&dispatcher.here);
@@ -85,14 +85,14 @@ async fn located<Z: Zfs>(
 pub async fn with_services<Z: Zfs>(
     policy: Arc<Policy>,
     dispatcher: &Dispatcher<Z>,
-) -> Result<(Arc<Policy>, Standing), CatalogError> {
-    let CatalogConfig::Consul(config) = &policy.catalog else { return Ok((policy, Standing::default())) };
+) -> Result<(Arc<Policy>, ServiceHealth), CatalogError> {
+    let CatalogConfig::Consul(config) = &policy.catalog else { return Ok((policy, ServiceHealth::default())) };
     let consul = open::shared(config)?.consul().clone();
     located(&consul, policy, dispatcher).await
 }
 
 /// Takes the lock, or says who has it. One whose holder has just died is waited for.
-pub(crate) async fn seek(office: &Office) -> Result<Result<Leadership, String>, ConsulError> {
+pub(crate) async fn seek(office: &Election) -> Result<Result<Leadership, String>, ConsulError> {
     for _ in 0..FREE_WITHIN {
         match office.seek().await? {
             Sought::Ours(leadership) => return Ok(Ok(leadership)),
@@ -104,7 +104,7 @@ pub(crate) async fn seek(office: &Office) -> Result<Result<Leadership, String>, 
 }
 
 /// Waits until this director is the one.
-async fn stand_by(office: &Office, said: &mut Said) -> Leadership {
+async fn stand_by(office: &Election, said: &mut Said) -> Leadership {
     let mut told = None;
     loop {
         let waited = match office.seek().await {

@@ -9,13 +9,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::actions::health::{Finding, Health, Row, Severity};
-use crate::director::{Board, Report};
+use crate::director::{PassProgress, Report};
 use crate::server::metrics::{Gauges, Labels, registry, result, signed, text};
-use crate::server::{DIRECTOR, Tally};
+use crate::server::{Counters, DIRECTOR};
 
 /// What the last pass came to.
 #[derive(Clone, Debug)]
-pub struct Passed {
+pub struct PassMetrics {
     /// When it began.
     pub began: DateTime<Utc>,
     /// When it ended.
@@ -30,7 +30,7 @@ pub struct Passed {
     pub health: Health,
 }
 
-impl Passed {
+impl PassMetrics {
     /// Of a pass that has just ended.
     #[must_use]
     pub fn of(report: &Report, health: Health, began: DateTime<Utc>) -> Self {
@@ -146,34 +146,34 @@ fn of(row: &Row) -> Labels {
 
 /// Keeps what there is to tell between two passes; clones share it.
 #[derive(Clone)]
-pub struct Watch(Arc<Mutex<State>>);
+pub struct DirectorMetrics(Arc<Mutex<State>>);
 
 struct State {
-    tally: Tally,
+    tally: Counters,
     passes: Family<Labels, Counter>,
-    board: Option<Board>,
-    last: Option<Passed>,
+    board: Option<PassProgress>,
+    last: Option<PassMetrics>,
 }
 
-impl Default for Watch {
+impl Default for DirectorMetrics {
     fn default() -> Self {
-        let (tally, passes) = (Tally::new(DIRECTOR), Family::default());
+        let (tally, passes) = (Counters::new(DIRECTOR), Family::default());
         Self(Arc::new(Mutex::new(State { tally, passes, board: None, last: None })))
     }
 }
 
-impl Watch {
+impl DirectorMetrics {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A pass begins; its board tells what is under way.
-    pub fn begins(&self, board: Board) {
+    pub fn begins(&self, board: PassProgress) {
         self.state().board = Some(board);
     }
 
     /// It has ended; `None` where it could not even decide.
-    pub fn ended(&self, passed: Option<Passed>) {
+    pub fn ended(&self, passed: Option<PassMetrics>) {
         let mut state = self.state();
         state.board = None;
         let success = passed.as_ref().is_some_and(|passed| passed.is_success);

@@ -20,21 +20,21 @@ use anyhow::Context;
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
-pub use leader::{Leadership, Office, Sought};
+pub use leader::{Election, Leadership, Sought};
 pub use leader_loop::with_services;
 use leader_loop::{pass, while_leading};
-pub use metrics::{Passed, Watch};
+pub use metrics::{DirectorMetrics, PassMetrics};
 pub use pass::{Pass, Report};
-pub use progress::{Board, Running};
+pub use progress::{PassProgress, RunningOrder};
 pub use saved::SavedPlan;
-pub use status_file::{Live, Place, Transfer};
+pub use status_file::{LiveStatus, Place, Transfer};
 
 use crate::actions::health::health;
 use crate::agent::Agent;
 use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder, open};
 use crate::cli::{exit, report};
 use crate::config;
-use crate::fleet::{Dispatcher, World};
+use crate::fleet::{Dispatcher, FleetState};
 use crate::host::publish::publisher::Publisher;
 use crate::model::{HostName, PeerRole};
 use crate::policy::{CatalogConfig, Policy};
@@ -110,7 +110,7 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), exit::Er
         CatalogConfig::Embedded { .. } => None,
         CatalogConfig::Consul(config) => {
             let catalog = open::shared(config).map_err(exit::Error::unable)?;
-            Some(Office::new(catalog.consul().clone(), catalog.root(), settings.host.clone()))
+            Some(Election::new(catalog.consul().clone(), catalog.root(), settings.host.clone()))
         }
     };
     let world = match world {
@@ -154,7 +154,7 @@ pub async fn run<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), exit::Er
         }
         return if report.is_success() && written.is_ok() { Ok(()) } else { Err(exit::Error::told()) };
     }
-    let watch = Watch::default();
+    let watch = DirectorMetrics::default();
     if let Some(address) = &settings.metrics {
         let watch = watch.clone();
         let served = http::serve(address, Arc::new(move || watch.text())).await;
@@ -176,7 +176,7 @@ async fn once<Z: Zfs>(
     settings: &Settings,
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
-    world: World<dyn CatalogWrite>,
+    world: FleetState<dyn CatalogWrite>,
     saved: Option<SavedPlan>,
     leadership: Option<&Leadership>,
 ) -> Result<Report, exit::Error> {
@@ -217,18 +217,18 @@ async fn once<Z: Zfs>(
 /// A pass that has just ended, for metrics.
 async fn passed<C: CatalogWrite + ?Sized + 'static>(
     policy: &Policy,
-    world: &World<C>,
+    world: &FleetState<C>,
     report: &Report,
     began: DateTime<Utc>,
-) -> Result<Passed, CatalogError> {
+) -> Result<PassMetrics, CatalogError> {
     let inventory = world.remembered().await?;
-    Ok(Passed::of(report, health(policy, &inventory, &report.unseen, clock::now()), began))
+    Ok(PassMetrics::of(report, health(policy, &inventory, &report.unseen, clock::now()), began))
 }
 
 async fn write_metrics<C: CatalogWrite + ?Sized + 'static>(
     file: &Path,
     policy: &Policy,
-    world: &World<C>,
+    world: &FleetState<C>,
     report: &Report,
     began: DateTime<Utc>,
 ) -> anyhow::Result<()> {
@@ -238,9 +238,9 @@ async fn write_metrics<C: CatalogWrite + ?Sized + 'static>(
 }
 
 /// The policy's catalog, open for writing.
-pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<World<dyn CatalogWrite>, CatalogError> {
+pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<FleetState<dyn CatalogWrite>, CatalogError> {
     let config = policy.catalog.clone();
-    Ok(World::over(runtime::blocking(move || open::writer(&config, holder)).await?))
+    Ok(FleetState::over(runtime::blocking(move || open::writer(&config, holder)).await?))
 }
 
 /// How this host is directed within the process.
@@ -310,7 +310,7 @@ async fn own_agent<Z: Zfs>(own: Own<'_>, policy: &Policy, zfs: Arc<Z>) -> anyhow
 struct Service<'a, Z> {
     settings: &'a Settings,
     zfs: Arc<Z>,
-    watch: Watch,
+    watch: DirectorMetrics,
     said: Said,
     signals: &'a mut Signals,
 }
@@ -321,7 +321,7 @@ impl<Z: Zfs> Service<'_, Z> {
         &mut self,
         mut policy: Arc<Policy>,
         mut dispatcher: Arc<Dispatcher<Z>>,
-        world: World<dyn CatalogWrite>,
+        world: FleetState<dyn CatalogWrite>,
         leadership: Option<&Leadership>,
     ) {
         let Self { settings, zfs, watch, said, signals } = self;

@@ -18,15 +18,15 @@ use crate::actions::route::ranks;
 use crate::actions::{Engine, Index, Notice, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
 use crate::director::leader::Leadership;
-use crate::director::progress::{Board, Running};
+use crate::director::progress::{PassProgress, RunningOrder};
 use crate::director::{saved, summary};
 use crate::fleet::dispatch::{Dispatcher, fitting, wire_order};
-use crate::fleet::health::Standing;
-use crate::fleet::poll::{Looked, SIDE_BY_SIDE, Wish, begin};
-use crate::fleet::state::World;
+use crate::fleet::health::ServiceHealth;
+use crate::fleet::poll::{PollOptions, PollReport, SIDE_BY_SIDE, begin};
+use crate::fleet::state::FleetState;
 use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
 use crate::policy::{Policy, Target};
-use crate::server::acceptor::TO_BREAK_OFF;
+use crate::server::acceptor::ABORT_TIMEOUT;
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Facts, Fence, Listing, Response};
 use crate::zfs::Zfs;
@@ -67,8 +67,8 @@ pub struct Pass<Z, C: ?Sized> {
     policy: Arc<Policy>,
     index: Arc<Index>,
     dispatcher: Arc<Dispatcher<Z>>,
-    world: World<C>,
-    board: Board,
+    world: FleetState<C>,
+    board: PassProgress,
     /// Each host's room for orders.
     rooms: Arc<BTreeMap<HostName, Semaphore>>,
     /// Closes when nothing of the pass works on its world any more.
@@ -76,7 +76,7 @@ pub struct Pass<Z, C: ?Sized> {
     at: DateTime<Utc>,
     /// The office that allows orders, where several directors share a catalog.
     leadership: Option<Leadership>,
-    standing: Standing,
+    standing: ServiceHealth,
     /// Whether every host is asked, whatever is known.
     resync: bool,
 }
@@ -102,9 +102,9 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
 impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
-    pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: World<C>, at: DateTime<Utc>) -> Self {
+    pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: FleetState<C>, at: DateTime<Utc>) -> Self {
         let (world, gone) = world.followed();
-        let (board, standing) = (Board::default(), Standing::default());
+        let (board, standing) = (PassProgress::default(), ServiceHealth::default());
         // Every entry is decided several times.
         let index = Arc::new(Index::new(&policy));
         let rooms = policy.hosts_named().into_iter().map(|host| (host, Semaphore::new(ORDERS_AT_ONCE))).collect();
@@ -114,13 +114,13 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     /// What the pass has in hand.
     #[must_use]
-    pub fn board(&self) -> Board {
+    pub fn board(&self) -> PassProgress {
         self.board.clone()
     }
 
     /// The same for a director that has the lock: it gives no order without.
     #[must_use]
-    pub fn led(self, leadership: Leadership, standing: Standing) -> Self {
+    pub fn led(self, leadership: Leadership, standing: ServiceHealth) -> Self {
         Self { leadership: Some(leadership), standing, ..self }
     }
 
@@ -154,7 +154,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // What was decided earlier is held against what there is now, whatever happened behind the catalog's back.
         let all = self.resync || saved.is_some();
         let resync_since = if all { Some(self.at) } else { self.policy.resync_since(self.at) };
-        let wish = Wish { standing: self.standing.clone(), resync_since, fence: self.fence()? };
+        let wish = PollOptions { standing: self.standing.clone(), resync_since, fence: self.fence()? };
         let asked = Counter::default();
         let (looking, asking) = begin(&self.policy, &self.dispatcher, &self.world, wish, &asked).await?;
         self.board.unseen(&looking.looked().unseen);
@@ -193,7 +193,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let (asked, done) = future::zip(runtime::side_by_side(SIDE_BY_SIDE, asking), working).await;
         let done: Vec<Result<Vec<Outcome>, CatalogError>> = done;
         asked.into_iter().collect::<Result<(), CatalogError>>()?;
-        let Looked { unseen, mended } = std::mem::take(&mut *looking.looked());
+        let PollReport { unseen, mended } = std::mem::take(&mut *looking.looked());
         let mut outcomes = Vec::new();
         for result in done {
             outcomes.extend(result?);
@@ -218,7 +218,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // Its tasks end each at its own next step, and with them the processes that they run.
         let (at, gone, board) = (self.at, self.gone.clone(), self.board.clone());
         let pass = Self { world: self.world.aside(), ..self };
-        let _ = runtime::timeout(TO_BREAK_OFF, gone.recv()).await;
+        let _ = runtime::timeout(ABORT_TIMEOUT, gone.recv()).await;
         let told = format!("{reason}; the next pass goes on with what arrived");
         let (unseen, outcomes) = board.broken_off(&told);
         for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&told)) {
@@ -417,7 +417,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let host = host(order);
         let counter = Counter::default();
         let unfinished = Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "it has not ended");
-        self.board.begin(Running {
+        self.board.begin(RunningOrder {
             outcome: outcome(order, wire.order_uuid, &unfinished),
             since: std::time::Instant::now(),
             counter: counter.clone(),

@@ -10,7 +10,7 @@ use crate::model::{Counter, HostName, OrderId};
 
 /// An order that is being carried out.
 #[derive(Clone, Debug)]
-pub struct Running {
+pub struct RunningOrder {
     /// What it would come to if it were broken off now.
     pub outcome: Outcome,
     /// Since when it is under way.
@@ -22,18 +22,18 @@ pub struct Running {
 #[derive(Default)]
 struct State {
     unseen: BTreeMap<HostName, String>,
-    running: BTreeMap<OrderId, Running>,
+    running: BTreeMap<OrderId, RunningOrder>,
     done: Vec<Outcome>,
 }
 
 /// What a pass has in hand.
 #[derive(Clone, Default)]
-pub struct Board {
+pub struct PassProgress {
     stopped: Arc<AtomicBool>,
     state: Arc<Mutex<State>>,
 }
 
-impl Board {
+impl PassProgress {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -61,7 +61,7 @@ impl Board {
     }
 
     /// An order is given.
-    pub(crate) fn begin(&self, running: Running) {
+    pub(crate) fn begin(&self, running: RunningOrder) {
         self.state().running.insert(running.outcome.order_id, running);
     }
 
@@ -74,7 +74,7 @@ impl Board {
 
     /// The orders under way.
     #[must_use]
-    pub fn running(&self) -> Vec<Running> {
+    pub fn running(&self) -> Vec<RunningOrder> {
         self.state().running.values().cloned().collect()
     }
 
@@ -89,7 +89,7 @@ impl Board {
     pub(crate) fn broken_off(&self, reason: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
         let mut state = self.state();
         let State { unseen, running, done } = std::mem::take(&mut *state);
-        let cut = running.into_values().map(|Running { mut outcome, since, counter }| {
+        let cut = running.into_values().map(|RunningOrder { mut outcome, since, counter }| {
             outcome.bytes = counter.get();
             outcome.seconds = since.elapsed().as_secs_f64();
             outcome.error = Some(reason.to_owned());

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::{Destination, open};
 use crate::consul::{Consul, Op};
-use crate::director::progress::Board;
+use crate::director::progress::PassProgress;
 use crate::model::{Action, DatasetName, HostName, SnapName};
 use crate::policy::CatalogConfig;
 use crate::sys::files::Mode;
@@ -114,7 +114,7 @@ impl Transfer {
 
 /// What the director is doing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Live {
+pub struct LiveStatus {
     /// When this was written.
     pub at: DateTime<Utc>,
     /// When the last pass began.
@@ -127,7 +127,7 @@ pub struct Live {
     pub running: Vec<Transfer>,
 }
 
-impl Live {
+impl LiveStatus {
     /// Whether the director that wrote it is at work still.
     #[must_use]
     pub fn is_alive(&self, now: DateTime<Utc>) -> bool {
@@ -144,8 +144,8 @@ impl Live {
         Some(live)
     }
 
-    fn of(board: &Board, began: DateTime<Utc>) -> Self {
-        let transfer = |running: crate::director::Running| Transfer {
+    fn of(board: &PassProgress, began: DateTime<Utc>) -> Self {
+        let transfer = |running: crate::director::RunningOrder| Transfer {
             action: running.outcome.action,
             host: running.outcome.host,
             dataset: running.outcome.dataset,
@@ -166,20 +166,20 @@ impl Live {
 }
 
 /// Writes what a pass does, again and again until this is dropped.
-pub(crate) async fn publish<T>(place: &Place, board: &Board, began: DateTime<Utc>) -> T {
+pub(crate) async fn publish<T>(place: &Place, board: &PassProgress, began: DateTime<Utc>) -> T {
     loop {
-        put(place, Live::of(board, began)).await;
+        put(place, LiveStatus::of(board, began)).await;
         runtime::sleep(EVERY).await;
     }
 }
 
 /// Writes that a pass has ended.
-pub(crate) async fn publish_end(place: &Place, board: &Board, began: DateTime<Utc>) {
-    let live = Live::of(board, began);
-    put(place, Live { ended: Some(live.at), running: Vec::new(), ..live }).await;
+pub(crate) async fn publish_end(place: &Place, board: &PassProgress, began: DateTime<Utc>) {
+    let live = LiveStatus::of(board, began);
+    put(place, LiveStatus { ended: Some(live.at), running: Vec::new(), ..live }).await;
 }
 
-async fn put(place: &Place, live: Live) {
+async fn put(place: &Place, live: LiveStatus) {
     let written = match serde_json::to_vec(&live) {
         Ok(value) => place.write(value).await,
         Err(error) => Err(error.into()),

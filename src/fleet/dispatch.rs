@@ -284,9 +284,9 @@ async fn over_tcp(
         TransportError::Tls { .. } => anyhow::Error::new(error),
         error => anyhow::Error::new(error).context(format!("{host} is out of reach (is zsync agent running there?)")),
     })?;
-    conn.say(order).await?;
+    conn.send(order).await?;
     loop {
-        match conn.hear(conn.patience).await? {
+        match conn.recv(conn.patience).await? {
             AgentLine::Response(response) => {
                 conn.close().await;
                 return Ok(response);

@@ -13,7 +13,7 @@ use crate::actions::steps::{Base, Step, Transfer, steps};
 use crate::catalog::Estimated;
 use crate::fleet::{Dispatcher, fitting, wire_order};
 use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
-use crate::plan::foresee::{After, Foreseen};
+use crate::plan::foresee::{After, PlannedOrder};
 use crate::policy::Policy;
 use crate::sys::{clock, runtime};
 use crate::wire::{CommonBase, DirectorsOrder, Response};
@@ -88,9 +88,9 @@ impl Estimate {
 impl Totals {
     /// Adds up what is known of some orders.
     #[must_use]
-    pub fn of(orders: &[Foreseen]) -> Self {
+    pub fn of(orders: &[PlannedOrder]) -> Self {
         let mut totals = Self::default();
-        for Foreseen { order, estimate, .. } in orders {
+        for PlannedOrder { order, estimate, .. } in orders {
             match (order, estimate.as_ref().map(|e| e.bytes)) {
                 (_, None) => {}
                 (_, Some(None)) => totals.unknown += 1,
@@ -109,7 +109,7 @@ impl Questions {
     /// Puts to the orders what is known without asking, and gives the questions about the others. `inventory` is how the
     /// world is now.
     #[must_use]
-    pub fn about(orders: &mut [Foreseen], policy: &Policy, inventory: &Inventory) -> Self {
+    pub fn about(orders: &mut [PlannedOrder], policy: &Policy, inventory: &Inventory) -> Self {
         let mut questions = Vec::new();
         for (index, foreseen) in orders.iter_mut().enumerate() {
             foreseen.estimate = match wanted(foreseen, policy, inventory) {
@@ -155,7 +155,7 @@ impl Questions {
     }
 
     /// Puts the answers to the orders. One of which a part is not answered has no estimate.
-    pub fn put(self, orders: &mut [Foreseen], answers: &Answers) -> Totals {
+    pub fn put(self, orders: &mut [PlannedOrder], answers: &Answers) -> Totals {
         let mut at = None;
         for (index, question) in self.0 {
             let Some(foreseen) = orders.get_mut(index) else { continue };
@@ -190,7 +190,7 @@ fn answer(response: Response) -> Estimated {
     Estimated { at: clock::now(), bytes, remark }
 }
 
-fn wanted(foreseen: &Foreseen, policy: &Policy, inventory: &Inventory) -> Wanted {
+fn wanted(foreseen: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Wanted {
     match &foreseen.order {
         Order::Take { .. } => Wanted::Nothing,
         Order::Destroy { host, dataset, snapshots, .. } => {
@@ -228,7 +228,7 @@ fn wanted(foreseen: &Foreseen, policy: &Policy, inventory: &Inventory) -> Wanted
 
 /// What a transfer moves: what is there already, and what is yet to be snapshotted.
 fn transfer(
-    foreseen: &Foreseen,
+    foreseen: &PlannedOrder,
     source: &DatasetInventory,
     there: Option<&DatasetInventory>,
     allowed: Allowed,

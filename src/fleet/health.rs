@@ -9,7 +9,7 @@ use crate::policy::{HostAddress, Policy};
 
 /// How the hosts of a policy stand.
 #[derive(Clone, Debug, Default)]
-pub struct Standing {
+pub struct ServiceHealth {
     /// Hosts whose records are not current by their own word: they have to be asked.
     pub ask: BTreeSet<HostName>,
     /// Hosts that cannot be reached, with the reason.
@@ -28,8 +28,8 @@ fn of<'i>(instances: &'i [Instance], host: &HostName) -> Option<&'i Instance> {
 
 /// Adds to the policy's addresses what the services tell; what the policy says wins. `own`: the host whose orders
 /// are carried out in this process.
-pub fn stand(policy: &mut Policy, agents: &[Instance], slaves: &[Instance], own: Option<&HostName>) -> Standing {
-    let mut standing = Standing::default();
+pub fn stand(policy: &mut Policy, agents: &[Instance], slaves: &[Instance], own: Option<&HostName>) -> ServiceHealth {
+    let mut standing = ServiceHealth::default();
     for host in policy.hosts_named() {
         let (agent, slave) = (of(agents, &host), of(slaves, &host));
         let entry = policy.hosts.get(&host).cloned().unwrap_or_default();

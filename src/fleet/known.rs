@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use crate::catalog::file::FileError;
 use crate::catalog::{CatalogError, file, open};
 use crate::cli::exit::Error;
-use crate::director::{Live, Place};
+use crate::director::{LiveStatus, Place};
 use crate::fleet::estimate::Answers;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
 use crate::plan::Settings;
@@ -51,13 +51,13 @@ pub async fn from_catalog(
 }
 
 /// What is known to somebody who only looks on.
-pub struct Glance {
+pub struct Overview {
     /// What the catalog remembers, and for this host what its ZFS has now.
     pub inventory: Inventory,
     /// Hosts that the last pass could not look at, and this one where its ZFS cannot be asked; each with the reason.
     pub unseen: BTreeMap<HostName, String>,
     /// What the director is doing.
-    pub live: Option<Live>,
+    pub live: Option<LiveStatus>,
 }
 
 /// Looks on. Where this host's ZFS cannot be asked, the catalog's word counts.
@@ -66,9 +66,9 @@ pub async fn glance(
     here: &HostName,
     opened: Option<&Local>,
     zfs: &impl ZfsRead,
-) -> Result<Glance, CatalogError> {
+) -> Result<Overview, CatalogError> {
     let catalog = open::inventory(&policy.catalog).await?;
-    let live = Live::read(&Place::of(&policy.catalog), clock::now()).await;
+    let live = LiveStatus::read(&Place::of(&policy.catalog), clock::now()).await;
     let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
     let inventory = match with_own_zfs(policy, here, opened, catalog.clone(), zfs).await {
         Ok(inventory) => inventory,
@@ -77,7 +77,7 @@ pub async fn glance(
             catalog
         }
     };
-    Ok(Glance { inventory, unseen, live })
+    Ok(Overview { inventory, unseen, live })
 }
 
 /// What this host's ZFS has now in the place of what was known of it, where orders for it are carried out without an

@@ -10,4 +10,4 @@ pub mod state;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};
 pub use poll::{ask_all, look};
-pub use state::World;
+pub use state::FleetState;

@@ -11,8 +11,8 @@ use chrono::{DateTime, Utc};
 use crate::catalog::{CatalogError, CatalogWrite};
 use crate::fleet::dispatch::{Dispatcher, blank};
 use crate::fleet::facts;
-use crate::fleet::health::Standing;
-use crate::fleet::state::World;
+use crate::fleet::health::ServiceHealth;
+use crate::fleet::state::FleetState;
 use crate::model::{Action, Counter, HostInventory, HostName};
 use crate::policy::Policy;
 use crate::sys::runtime::channel;
@@ -29,9 +29,9 @@ pub(crate) const SIDE_BY_SIDE: usize = 64;
 
 /// What to look for beyond what has to be looked for.
 #[derive(Clone, Debug, Default)]
-pub struct Wish {
+pub struct PollOptions {
     /// What is known of the hosts before anything is read.
-    pub standing: Standing,
+    pub standing: ServiceHealth,
     /// Ask every host that was not listed since then, and tell what was wrong.
     pub resync_since: Option<DateTime<Utc>>,
     /// The fence of orders.
@@ -40,7 +40,7 @@ pub struct Wish {
 
 /// What was found out besides the inventory.
 #[derive(Debug, Default)]
-pub struct Looked {
+pub struct PollReport {
     /// Hosts that could not be listed, each with the reason.
     pub unseen: BTreeMap<HostName, String>,
     /// How what hosts hold differed from what was known.
@@ -49,16 +49,16 @@ pub struct Looked {
 
 /// A look at hosts that is under way; clones are of the same one.
 #[derive(Clone)]
-pub struct Looking {
+pub struct Poll {
     /// For each host that is asked a channel that closes when it has answered, or will not.
     gates: Arc<BTreeMap<HostName, Receiver<()>>>,
-    looked: Arc<Mutex<Looked>>,
+    looked: Arc<Mutex<PollReport>>,
 }
 
 /// Asks one host.
-pub type Asking = Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send>>;
+pub type PollTask = Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send>>;
 
-impl Looking {
+impl Poll {
     /// Waits until each of the hosts was seen, or is known not to be.
     pub async fn seen(&self, hosts: &BTreeSet<HostName>) {
         for gate in hosts.iter().filter_map(|host| self.gates.get(host)) {
@@ -68,7 +68,7 @@ impl Looking {
     }
 
     /// What was found out so far.
-    pub fn looked(&self) -> MutexGuard<'_, Looked> {
+    pub fn looked(&self) -> MutexGuard<'_, PollReport> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -77,15 +77,15 @@ impl Looking {
 /// that. In a shared catalog hosts write it themselves, and only those are asked whose records are not whole. What is
 /// known of a host that is asked counts for nothing until it has answered.
 ///
-/// Nothing happens unless the [`Asking`]s run. `asked` counts the hosts that were asked.
+/// Nothing happens unless the [`PollTask`]s run. `asked` counts the hosts that were asked.
 pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
-    world: &World<C>,
-    wish: Wish,
+    world: &FleetState<C>,
+    wish: PollOptions,
     asked: &Counter,
-) -> Result<(Looking, Vec<Asking>), CatalogError> {
-    let Wish { standing, resync_since, fence } = wish;
+) -> Result<(Poll, Vec<PollTask>), CatalogError> {
+    let PollOptions { standing, resync_since, fence } = wish;
     let hosts: BTreeSet<HostName> = policy.hosts_named();
     let whole = world.catch_up(&hosts).await?;
     let own_behind = dispatcher.own.as_ref().is_ok_and(|own| own.is_behind());
@@ -107,8 +107,8 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
             world.inventory().hosts.get(&dispatcher.here).map(|known| known.datasets.clone()).unwrap_or_default(),
         );
     }
-    let looked = Arc::new(Mutex::new(Looked { unseen: standing.absent, ..Looked::default() }));
-    let (mut gates, mut asking) = (BTreeMap::new(), Vec::<Asking>::new());
+    let looked = Arc::new(Mutex::new(PollReport { unseen: standing.absent, ..PollReport::default() }));
+    let (mut gates, mut asking) = (BTreeMap::new(), Vec::<PollTask>::new());
     asked.expect(to_ask.len() as u64);
     for (host, due) in to_ask {
         let (gate, seen) = channel::bounded::<()>(1);
@@ -136,14 +136,14 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
             result
         }));
     }
-    Ok((Looking { gates: Arc::new(gates), looked }, asking))
+    Ok((Poll { gates: Arc::new(gates), looked }, asking))
 }
 
 /// Asks one host what it holds; how that differs from what was known, or why it was not seen.
 async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Dispatcher<Z>,
-    world: &World<C>,
+    world: &FleetState<C>,
     host: &HostName,
     due: bool,
     fence: Option<Fence>,
@@ -174,10 +174,10 @@ async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
 pub async fn look<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
-    world: &World<C>,
-    wish: Wish,
+    world: &FleetState<C>,
+    wish: PollOptions,
     asked: &Counter,
-) -> Result<Looked, CatalogError> {
+) -> Result<PollReport, CatalogError> {
     let (looking, asking) = begin(policy, dispatcher, world, wish, asked).await?;
     for result in runtime::side_by_side(SIDE_BY_SIDE, asking).await {
         result?;

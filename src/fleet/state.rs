@@ -18,11 +18,11 @@ use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
 /// The inventory of a pass and the catalog that it is written to.
-pub struct World<C: ?Sized> {
+pub struct FleetState<C: ?Sized> {
     inventory: Arc<Mutex<Inventory>>,
     shared: Arc<Mutex<Shared>>,
     catalog: Arc<C>,
-    /// See [`World::followed`].
+    /// See [`FleetState::followed`].
     token: Option<runtime::channel::Sender<()>>,
 }
 
@@ -37,22 +37,22 @@ struct Shared {
     doubted: BTreeSet<HostName>,
 }
 
-impl<C: ?Sized> Clone for World<C> {
+impl<C: ?Sized> Clone for FleetState<C> {
     fn clone(&self) -> Self {
         let (inventory, shared) = (Arc::clone(&self.inventory), Arc::clone(&self.shared));
         Self { inventory, shared, catalog: Arc::clone(&self.catalog), token: self.token.clone() }
     }
 }
 
-impl<C: CatalogWrite + 'static> World<C> {
-    /// Begins with an empty inventory: see [`World::begin`].
+impl<C: CatalogWrite + 'static> FleetState<C> {
+    /// Begins with an empty inventory: see [`FleetState::begin`].
     #[must_use]
     pub fn new(catalog: C) -> Self {
         Self::over(Arc::new(catalog))
     }
 }
 
-impl<C: CatalogWrite + ?Sized + 'static> World<C> {
+impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     /// The same over a catalog of any kind.
     #[must_use]
     pub fn over(catalog: Arc<C>) -> Self {

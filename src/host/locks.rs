@@ -11,18 +11,18 @@ use crate::sys::runtime::channel::{Receiver, Sender};
 
 /// The datasets that something works on, and how to hear that it does not any more.
 #[derive(Clone, Debug, Default)]
-pub struct Busy(Arc<Mutex<BTreeMap<DatasetName, Receiver<()>>>>);
+pub struct DatasetLocks(Arc<Mutex<BTreeMap<DatasetName, Receiver<()>>>>);
 
 /// Keeps a dataset busy until it is dropped.
 #[derive(Debug)]
 pub struct Claim {
-    busy: Busy,
+    busy: DatasetLocks,
     dataset: DatasetName,
     /// Nothing is ever sent: that it is gone is the message.
     _end: Sender<()>,
 }
 
-impl Busy {
+impl DatasetLocks {
     /// Claims a dataset; `None` while somebody else has it.
     #[must_use]
     pub fn claim(&self, dataset: &DatasetName) -> Option<Claim> {
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn the_second_waits_for_the_first_to_end() {
-        let (busy, dataset) = (Busy::default(), "tank/a".parse().unwrap());
+        let (busy, dataset) = (DatasetLocks::default(), "tank/a".parse().unwrap());
         let first = busy.claim(&dataset);
         assert!(first.is_some());
         assert!(busy.claim(&dataset).is_none());
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn who_has_patience_comes_once_the_first_lets_go() {
-        let (busy, dataset) = (Busy::default(), "tank/a".parse().unwrap());
+        let (busy, dataset) = (DatasetLocks::default(), "tank/a".parse().unwrap());
         let first = busy.claim(&dataset);
         runtime::block_on(async {
             assert!(busy.claim_within(Duration::ZERO, &dataset).await.is_none());

@@ -16,14 +16,14 @@ pub const WAIT_FOR_SLOT: Duration = Duration::from_secs(3600);
 
 /// The places of a host for transfers in one direction; clones share them.
 #[derive(Clone, Debug)]
-pub struct Slots(Arc<Mutex<Places>>);
+pub struct TransferQueue(Arc<Mutex<Places>>);
 
 #[derive(Debug)]
 struct Places {
     limit: usize,
     free: usize,
     asked: u64,
-    waiting: BTreeMap<Turn, Sender<Slot>>,
+    waiting: BTreeMap<Turn, Sender<QueueSlot>>,
 }
 
 /// Since when the oldest data waits, then who asked first.
@@ -31,22 +31,22 @@ type Turn = (DateTime<Utc>, u64);
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
-pub struct Slot(Slots);
+pub struct QueueSlot(TransferQueue);
 
 /// A place in the queue, given up when it is dropped.
 struct Waiting<'a> {
-    slots: &'a Slots,
+    slots: &'a TransferQueue,
     turn: Turn,
 }
 
 /// What is said to an order that found no place.
 #[must_use]
-pub fn no_slot(key: &str, limit: usize) -> String {
+pub fn queue_timeout(key: &str, limit: usize) -> String {
     let waited = humantime::format_duration(WAIT_FOR_SLOT);
     format!("{limit} other transfers, as many as {key} in local.json allows, were under way for {waited}")
 }
 
-impl Slots {
+impl TransferQueue {
     /// So many places.
     #[must_use]
     pub fn new(limit: usize) -> Self {
@@ -58,18 +58,18 @@ impl Slots {
     }
 
     /// Waits for a place, not longer than [`WAIT_FOR_SLOT`]; the error tells how many there are.
-    pub async fn take(&self, since: DateTime<Utc>) -> Result<Slot, usize> {
+    pub async fn take(&self, since: DateTime<Utc>) -> Result<QueueSlot, usize> {
         let limit = self.places().limit;
         runtime::timeout(WAIT_FOR_SLOT, self.wait(since)).await.map_err(|runtime::Elapsed| limit)
     }
 
-    async fn wait(&self, since: DateTime<Utc>) -> Slot {
+    async fn wait(&self, since: DateTime<Utc>) -> QueueSlot {
         loop {
             let (turn, given) = {
                 let mut places = self.places();
                 if places.free > 0 {
                     places.free -= 1;
-                    return Slot(self.clone());
+                    return QueueSlot(self.clone());
                 }
                 let (sender, given) = channel::bounded(1);
                 let turn = (since, places.asked);
@@ -85,7 +85,7 @@ impl Slots {
     }
 }
 
-impl Drop for Slot {
+impl Drop for QueueSlot {
     fn drop(&mut self) {
         let next = {
             let mut places = self.0.places();
@@ -97,7 +97,7 @@ impl Drop for Slot {
         };
         if let Some((_, sender)) = next {
             // One who has just given up waiting hands it on: what cannot be sent, or is not received, is dropped.
-            drop(sender.try_send(Slot(self.0.clone())));
+            drop(sender.try_send(QueueSlot(self.0.clone())));
         }
     }
 }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn the_longest_waiting_data_goes_next_and_one_who_gives_up_holds_up_nobody() {
         block_on(async {
-            let slots = Slots::new(1);
+            let slots = TransferQueue::new(1);
             let first = slots.take(at(50)).await.unwrap();
             let mut young = pin!(slots.take(at(30)));
             let mut old = pin!(slots.take(at(10)));

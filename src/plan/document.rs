@@ -9,7 +9,7 @@ use crate::actions::{Explained, Notice, Plan, PruneReason, PruneVerdict, SendVer
 use crate::fleet::estimate::Totals;
 use crate::model::{HostName, Inventory};
 use crate::plan::Filter;
-use crate::plan::foresee::Foreseen;
+use crate::plan::foresee::PlannedOrder;
 
 /// A plan.
 #[derive(Serialize)]
@@ -20,7 +20,7 @@ pub struct Document {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unseen: BTreeMap<HostName, String>,
     /// What would be done.
-    pub orders: Vec<Foreseen>,
+    pub orders: Vec<PlannedOrder>,
     /// What the orders would send and free together, if the agents were asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub estimate: Option<Totals>,

@@ -27,7 +27,7 @@ pub enum After {
 
 /// An order as a pass would give it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreseen {
+pub struct PlannedOrder {
     /// What is given. Of a snapshot that is yet to be taken, nobody knows the guid: the one here is made up.
     pub order: Order,
     /// What it waits for; `None` if it can be given now.
@@ -36,13 +36,13 @@ pub struct Foreseen {
     pub estimate: Option<Estimate>,
 }
 
-impl Foreseen {
+impl PlannedOrder {
     fn new(order: Order, after: Option<After>) -> Self {
         Self { order, after, estimate: None }
     }
 }
 
-impl Serialize for Foreseen {
+impl Serialize for PlannedOrder {
     /// The order and `after`, without a made-up guid.
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
@@ -203,7 +203,7 @@ impl Now {
 /// Entries are played in the policy's order; the director works on those of different datasets side by side, so that
 /// what follows from another entry's orders may have to wait for its next pass.
 #[must_use]
-pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateTime<Utc>) -> Vec<Foreseen> {
+pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateTime<Utc>) -> Vec<PlannedOrder> {
     let due = Now::of(&now);
     let mut first: HashMap<usize, Vec<Order>> = HashMap::new();
     for order in now {
@@ -239,12 +239,12 @@ pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateT
             } else {
                 Some(After::Send)
             };
-            sends.push(Foreseen::new(order.clone(), after));
+            sends.push(PlannedOrder::new(order.clone(), after));
         }
         for order in played.destroys {
             destroys.extend(split(&order, &due, after));
         }
-        takes.extend(played.takes.into_iter().map(|order| Foreseen::new(order, None)));
+        takes.extend(played.takes.into_iter().map(|order| PlannedOrder::new(order, None)));
     }
     takes.into_iter().chain(sends).chain(destroys).collect()
 }
@@ -258,7 +258,7 @@ fn taken(order: &Order) -> impl Iterator<Item = (&DatasetName, &SnapName)> {
 }
 
 /// The part of a destroy that is due now, and the part that becomes possible later in the pass.
-fn split(order: &Order, due: &Now, after: After) -> Vec<Foreseen> {
+fn split(order: &Order, due: &Now, after: After) -> Vec<PlannedOrder> {
     let Order::Destroy { host, dataset, snapshots, .. } = order else { return Vec::new() };
     let now = due.destroyed.get(&(host.clone(), dataset.clone()));
     let is_due = |guid: &Guid| now.is_some_and(|now| now.contains(guid));
@@ -270,7 +270,7 @@ fn split(order: &Order, due: &Now, after: After) -> Vec<Foreseen> {
             *bytes = if snapshots.len() == part.len() { *bytes } else { 0 };
             *snapshots = part;
         }
-        Foreseen::new(order, after)
+        PlannedOrder::new(order, after)
     };
     let parts = [(first, None), (rest, Some(after))];
     parts.into_iter().filter(|(snapshots, _)| !snapshots.is_empty()).map(|(s, after)| part(s, after)).collect()

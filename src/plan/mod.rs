@@ -30,7 +30,7 @@ use crate::director::bars;
 use crate::fleet::estimate::{Answers, Questions};
 use crate::fleet::{known, poll};
 use crate::model::{Counter, DatasetName, HostName, Inventory};
-use crate::plan::foresee::Foreseen;
+use crate::plan::foresee::PlannedOrder;
 use crate::policy::Local;
 use crate::policy::Policy;
 use crate::sys::{clock, files};
@@ -145,9 +145,10 @@ impl Filter {
         orders.into_iter().filter_map(|order| self.narrow(order)).collect()
     }
 
-    fn narrow_foreseen(&self, orders: Vec<Foreseen>) -> Vec<Foreseen> {
-        let narrow =
-            |Foreseen { order, after, estimate }| self.narrow(order).map(|order| Foreseen { order, after, estimate });
+    fn narrow_foreseen(&self, orders: Vec<PlannedOrder>) -> Vec<PlannedOrder> {
+        let narrow = |PlannedOrder { order, after, estimate }| {
+            self.narrow(order).map(|order| PlannedOrder { order, after, estimate })
+        };
         orders.into_iter().filter_map(narrow).collect()
     }
 
@@ -204,7 +205,7 @@ pub async fn survey<Z: Zfs>(settings: Settings, zfs: Arc<Z>) -> Result<(), Error
     let (shared, standing) = director::with_services(shared, &dispatcher).await.map_err(Error::unable)?;
     let unseen = {
         let asked = Counter::default();
-        let wish = poll::Wish { standing, resync_since: Some(clock::now()), fence: None };
+        let wish = poll::PollOptions { standing, resync_since: Some(clock::now()), fence: None };
         let looking = poll::look(&shared, &dispatcher, &world, wish, &asked);
         bars::counted("hosts asked", &asked, looking).await.map_err(Error::unable)?.unseen
     };

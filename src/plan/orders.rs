@@ -14,7 +14,7 @@ use crate::fleet::estimate::{Answers, Questions, Totals};
 use crate::fleet::{fitting, wire_order};
 use crate::model::Inventory;
 use crate::plan::document::{Document, Explain, notices};
-use crate::plan::foresee::{Foreseen, foresee};
+use crate::plan::foresee::{PlannedOrder, foresee};
 use crate::plan::{Known, Settings, table, write_whole};
 use crate::policy::Policy;
 
@@ -57,7 +57,7 @@ pub(crate) fn document(
 }
 
 /// Puts to the orders what was estimated for an earlier plan; `None` if that was about other snapshots.
-fn remembered(orders: &mut [Foreseen], policy: &Policy, world: &Inventory, answers: &Answers) -> Option<Totals> {
+fn remembered(orders: &mut [PlannedOrder], policy: &Policy, world: &Inventory, answers: &Answers) -> Option<Totals> {
     let totals = Questions::about(orders, policy, world).put(orders, answers);
     if totals.at.is_none() {
         orders.iter_mut().for_each(|foreseen| foreseen.estimate = None);

@@ -11,7 +11,7 @@ use crate::fleet::estimate::{Estimate, Totals};
 use crate::model::{DatasetName, HostName};
 use crate::plan::compare::{Comparison, Difference, Snapshots};
 use crate::plan::document::{Document, Explain, Prune, Told};
-use crate::plan::foresee::{After, Foreseen};
+use crate::plan::foresee::{After, PlannedOrder};
 use crate::plan::simulate::{Ages, Place, Simulation};
 
 /// How many snapshots of one dataset a comparison names without `--explain`.
@@ -75,7 +75,7 @@ fn total(Totals { send, free, unknown, at }: &Totals) -> String {
     format!("about {} to send, {} freed{besides}{when}", report::bytes(*send), report::bytes(*free))
 }
 
-fn order(Foreseen { order, after, estimate }: &Foreseen) -> Vec<String> {
+fn order(PlannedOrder { order, after, estimate }: &PlannedOrder) -> Vec<String> {
     let waits = match (after, order) {
         (None, _) => "",
         (Some(After::Take), Order::Send { .. }) => "after it is taken: ",

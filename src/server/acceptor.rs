@@ -9,12 +9,12 @@ use anyhow::{Context, anyhow, bail};
 use futures_lite::future;
 
 use crate::model::ResponseStatus;
-use crate::server::limiter::{Admitted, Full, Gate};
-use crate::server::{Tally, http};
+use crate::server::limiter::{Admitted, ConnectionLimiter, Full};
+use crate::server::{Counters, http};
 use crate::sys::service::Signals;
 use crate::sys::{runtime, service};
 use crate::transport::tcp;
-use crate::transport::tcp::{Incoming, Listener, TransportError, Unwelcome};
+use crate::transport::tcp::{Incoming, Listener, Rejected, TransportError};
 use crate::transport::tls::Tls;
 use crate::wire::Response;
 use crate::wire::codec::{Conn, SILENCE, WireError};
@@ -25,7 +25,7 @@ pub const BETWEEN_STEPS: Duration = Duration::from_secs(900);
 const FIRST_WORDS: Duration = Duration::from_secs(10);
 
 /// How long it may take to break off: children are killed, nothing is waited for.
-pub const TO_BREAK_OFF: Duration = Duration::from_secs(5);
+pub const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Something that answers connections.
 pub trait Role: Send + Sync + 'static {
@@ -40,7 +40,7 @@ pub trait Role: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), WireError>> + Send;
 
     /// What it counts: the same after its configuration was read again.
-    fn tally(&self) -> &Tally;
+    fn tally(&self) -> &Counters;
 }
 
 /// How it is known who a peer is.
@@ -72,19 +72,19 @@ struct Inside<R> {
 }
 
 /// Where connections come in: lets in as many as there is room for, finds out who they are and what they want.
-pub struct Door<R> {
+pub struct Acceptor<R> {
     /// Who answers, and what it proves itself with: for connections from now on.
     inside: RwLock<Inside<R>>,
-    gate: Gate,
+    gate: ConnectionLimiter,
     /// How long a peer may be silent.
     pub patience: Duration,
 }
 
-impl<R: Role> Door<R> {
+impl<R: Role> Acceptor<R> {
     /// A door to this role.
     #[must_use]
     pub fn new(role: Arc<R>, tls: Option<Arc<Tls>>) -> Self {
-        Self { inside: RwLock::new(Inside { role, tls }), gate: Gate::default(), patience: SILENCE }
+        Self { inside: RwLock::new(Inside { role, tls }), gate: ConnectionLimiter::default(), patience: SILENCE }
     }
 
     /// Who answers connections now.
@@ -115,16 +115,16 @@ impl<R: Role> Door<R> {
         let (from, within) = (incoming.from(), FIRST_WORDS.min(self.patience));
         let mut conn = match incoming.welcome(self.tls().as_deref(), within).await {
             Ok(conn) => conn,
-            Err(Unwelcome { reason, answer }) => {
+            Err(Rejected { reason, answer }) => {
                 self.gate.complain(from.ip(), &reason);
                 if let Some((conn, answer)) = answer {
-                    conn.part(&Response::failure(None, ResponseStatus::Refused, answer)).await;
+                    conn.close_with(&Response::failure(None, ResponseStatus::Refused, answer)).await;
                 }
                 return;
             }
         };
         conn.patience = self.patience;
-        let result = match conn.hear_line(within).await {
+        let result = match conn.recv_line(within).await {
             Ok(None) => Ok(()),
             Ok(Some(line)) => match admitted.talks() {
                 Ok(()) => self.role().converse(&mut conn, line).await,
@@ -138,7 +138,7 @@ impl<R: Role> Door<R> {
     async fn turn_away(&self, conn: Conn, full: Full) {
         log::warn!("{} is turned away: {full}", conn.peer);
         let response = Response::failure(None, ResponseStatus::Busy, format!("{full}; try again later"));
-        conn.part(&Response { temporary: true, ..response }).await;
+        conn.close_with(&Response { temporary: true, ..response }).await;
     }
 
     /// Ends a conversation. A peer that talked nonsense, or nothing at all, is told so in one line; the log tells who it
@@ -156,7 +156,7 @@ impl<R: Role> Door<R> {
         let reason = format!("{:#}", anyhow::Error::from(error));
         self.gate.complain(from, &reason);
         if answer {
-            conn.part(&Response { temporary, ..Response::failure(None, ResponseStatus::Refused, reason) }).await;
+            conn.close_with(&Response { temporary, ..Response::failure(None, ResponseStatus::Refused, reason) }).await;
         } else {
             conn.close().await;
         }
@@ -236,7 +236,7 @@ pub async fn serve<R: Role>(
     log::info!("{} {state}", R::NAME);
     service::ready(&state);
     drop(runtime::spawn(service::watchdog()));
-    let door = Arc::new(Door::new(Arc::new(role), listening.security.tls()));
+    let door = Arc::new(Acceptor::new(Arc::new(role), listening.security.tls()));
     let mut conversations = runtime::Tasks::default();
     while signals.end().is_none() {
         let connection = async {
@@ -297,7 +297,7 @@ async fn end_conversations(conversations: &mut runtime::Tasks, signals: &mut Sig
         return;
     }
     log::warn!("breaks off the conversations that are left, {}", conversations.count());
-    if runtime::timeout(TO_BREAK_OFF, conversations.interrupt()).await.is_err() {
+    if runtime::timeout(ABORT_TIMEOUT, conversations.interrupt()).await.is_err() {
         log::warn!("conversations that could not be broken off: {}", conversations.count());
     }
 }

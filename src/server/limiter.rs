@@ -26,7 +26,7 @@ struct Most {
 
 /// The connections of all peers.
 #[derive(Clone, Default)]
-pub struct Gate(Arc<Mutex<State>>);
+pub struct ConnectionLimiter(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -46,7 +46,7 @@ struct Peer {
 
 /// A connection that was let in; it counts until this is dropped.
 pub struct Admitted {
-    gate: Gate,
+    gate: ConnectionLimiter,
     peer: IpAddr,
     talks: bool,
 }
@@ -82,7 +82,7 @@ fn room(of_one: usize, of_all: usize, most: Most) -> Result<(), Full> {
     if of_all >= most.of_all { Err(Full { count: of_all, of_one: false }) } else { Ok(()) }
 }
 
-impl Gate {
+impl ConnectionLimiter {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn one_peer_leaves_the_others_theirs() {
-        let gate = Gate::default();
+        let gate = ConnectionLimiter::default();
         let mut all: Vec<Admitted> = (0..WAITING.of_one).map(|_| gate.enter(ip("10.0.0.1")).unwrap()).collect();
         assert_eq!(gate.enter(ip("10.0.0.1")).err(), Some(Full { count: WAITING.of_one, of_one: true }));
         assert_eq!(gate.enter(ip("::ffff:10.0.0.1")).err(), Some(Full { count: WAITING.of_one, of_one: true }));
@@ -196,7 +196,7 @@ mod tests {
 
     #[test]
     fn a_network_of_addresses_is_one_peer() {
-        let gate = Gate::default();
+        let gate = ConnectionLimiter::default();
         let one = |n: usize| gate.enter(ip(&format!("2001:db8::{n:x}")));
         let all: Vec<_> = (1..=WAITING.of_one).map(|n| one(n).unwrap()).collect();
         assert!(one(999).is_err());
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn all_together_are_limited_too() {
-        let gate = Gate::default();
+        let gate = ConnectionLimiter::default();
         let mut all: Vec<Admitted> = Vec::new();
         let full = loop {
             match gate.enter(ip(&format!("10.0.{}.{}", all.len() / 200, all.len() % 200))) {
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn the_log_does_not_scroll() {
-        let (gate, now) = (Gate::default(), Instant::now());
+        let (gate, now) = (ConnectionLimiter::default(), Instant::now());
         let told = (0..1000).filter(|_| gate.may_tell(ip("10.0.0.1"), now).is_some()).count();
         assert_eq!(told, 5);
         assert_eq!(gate.may_tell(ip("10.0.0.2"), now), Some(0));

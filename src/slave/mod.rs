@@ -9,11 +9,11 @@ use futures_lite::future;
 use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::host::publish::publisher::Publisher;
-use crate::host::queue::{Slot, no_slot};
+use crate::host::queue::{QueueSlot, queue_timeout};
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, ResponseStatus};
 use crate::policy::Local;
-use crate::server::{Tally, acceptor, tally};
+use crate::server::{Counters, acceptor, counters};
 use crate::slave::receive::{Around, Incoming, Receiving, StepError, occupied, stalled};
 use crate::sys::{clock, runtime};
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
@@ -34,7 +34,7 @@ struct Seen {
 /// A slave with its ZFS.
 pub struct Slave<Z> {
     receiving: Receiving<Z>,
-    tally: Tally,
+    tally: Counters,
 }
 
 /// What a slave answers before any stream, and after each step.
@@ -63,7 +63,7 @@ impl<Z: Zfs> Slave<Z> {
     /// A slave for this host.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        Self { receiving: Receiving::new(zfs, local), tally: Tally::new(tally::SLAVE) }
+        Self { receiving: Receiving::new(zfs, local), tally: Counters::new(counters::SLAVE) }
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets.
@@ -88,7 +88,7 @@ impl<Z: Zfs> Slave<Z> {
 
     /// Has one conversation with an agent.
     pub async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
-        conn.bear(self.receiving.local.stall_timeout);
+        conn.set_stall_timeout(self.receiving.local.stall_timeout);
         let mut changed = BTreeSet::new();
         let result = self.talk(conn, line, &mut changed).await;
         for dataset in changed {
@@ -100,10 +100,10 @@ impl<Z: Zfs> Slave<Z> {
 
     /// `changed` is what was worked on and is not published yet.
     async fn talk(&self, conn: &mut Conn, line: &[u8], changed: &mut BTreeSet<DatasetName>) -> Result<(), WireError> {
-        let order: OrderToSlave = conn.understand(line)?;
+        let order: OrderToSlave = conn.parse(line)?;
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
-            return conn.say(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
+            return conn.send(&Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason)).await;
         }
         let dataset = &order.dest_dataset;
         let peer = conn.peer.clone();
@@ -112,20 +112,20 @@ impl<Z: Zfs> Slave<Z> {
             ListUuids { status: Some(status), error: reason, ..ListUuids::default() }
         };
         if let Err(denied) = self.receiving.permit(&order.source, conn.identity.as_ref(), dataset) {
-            return conn.say(&not_open(denied.to_string(), denied.status())).await;
+            return conn.send(&not_open(denied.to_string(), denied.status())).await;
         }
         let none = Counter::default();
         // The one before may be an agent that is gone, of which the end is on its way, or what it sent still runs out: a
         // silent peer is known to be gone after as long.
         let claiming = self.receiving.busy.claim_within(conn.patience, dataset);
         let Some(claim) = alive_while(conn, &none, claiming).await? else {
-            return conn.say(&not_open(occupied(dataset), DatasetStatus::True)).await;
+            return conn.send(&not_open(occupied(dataset), DatasetStatus::True)).await;
         };
         let mut slot = match alive_while(conn, &none, self.receiving.slots.take(since(&order))).await? {
             Ok(slot) => Some(slot),
             Err(limit) => {
-                let (status, error) = (Some(DatasetStatus::True), no_slot("max_receives", limit));
-                return conn.say(&ListUuids { status, error, ..ListUuids::default() }).await;
+                let (status, error) = (Some(DatasetStatus::True), queue_timeout("max_receives", limit));
+                return conn.send(&ListUuids { status, error, ..ListUuids::default() }).await;
             }
         };
         let found = alive_while(conn, &none, self.look(&order)).await?;
@@ -133,7 +133,7 @@ impl<Z: Zfs> Slave<Z> {
         let mut came = false;
         loop {
             // An agent between two steps may wait for its own ZFS.
-            let step: Step = conn.hear(acceptor::BETWEEN_STEPS).await?;
+            let step: Step = conn.recv(acceptor::BETWEEN_STEPS).await?;
             changed.insert(dataset.clone());
             let mut remark = String::new();
             // After a success its own listing is at hand; after a failure a fresh look tells what is left.
@@ -180,7 +180,7 @@ impl<Z: Zfs> Slave<Z> {
                         alive_while(conn, &none, self.publish(&dataset)).await?;
                     }
                     drop((claim, slot.take()));
-                    return conn.say(&finished(&order, status, settled)).await;
+                    return conn.send(&finished(&order, status, settled)).await;
                 }
             };
             let (response, found) = match result {
@@ -190,7 +190,7 @@ impl<Z: Zfs> Slave<Z> {
                     (Response { temporary, ..Response::failure(Some(order.order_uuid), status, reason) }, None)
                 }
             };
-            conn.say(&response).await?;
+            conn.send(&response).await?;
             // What the place is like was told at the beginning, and may be another one once the dataset is away.
             let now = match found {
                 Some(found) => Ok(Seen { found, place: None, around: seen.around }),
@@ -214,17 +214,15 @@ impl<Z: Zfs> Slave<Z> {
         order: &OrderToSlave,
         incoming: &Incoming,
         around: Around,
-        slot: Option<Slot>,
-    ) -> Result<(Slot, ReceiveStream), StepError> {
-        let slot = match slot {
-            Some(slot) => slot,
-            None => self
-                .receiving
-                .slots
-                .take(since(order))
-                .await
-                .map_err(|limit| StepError::temporary(ResponseStatus::Busy, no_slot("max_receives", limit)))?,
-        };
+        slot: Option<QueueSlot>,
+    ) -> Result<(QueueSlot, ReceiveStream), StepError> {
+        let slot =
+            match slot {
+                Some(slot) => slot,
+                None => self.receiving.slots.take(since(order)).await.map_err(|limit| {
+                    StepError::temporary(ResponseStatus::Busy, queue_timeout("max_receives", limit))
+                })?,
+            };
         let spec = self.receiving.prepare(order, incoming, around).await?;
         Ok((slot, self.receiving.zfs.receive(&spec).await?))
     }
@@ -238,7 +236,7 @@ impl<Z: Zfs> Slave<Z> {
         incoming: &Incoming,
         before: &Seen,
         counter: &Counter,
-        slot: Option<Slot>,
+        slot: Option<QueueSlot>,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
         let dataset = &order.dest_dataset;
         let begun = self.begin(order, incoming, before.around, slot);
@@ -298,10 +296,10 @@ impl<Z: Zfs> Slave<Z> {
         order: &OrderToSlave,
         error: StepError,
     ) -> Result<Result<Option<Found>, StepError>, WireError> {
-        conn.say(&Alive { alive: 0, refused: true }).await?;
+        conn.send(&Alive { alive: 0, refused: true }).await?;
         let mut frame = Vec::new();
-        while conn.hear_frame(&mut frame).await? {}
-        conn.hear_stream_end().await?;
+        while conn.recv_frame(&mut frame).await? {}
+        conn.recv_stream_end().await?;
         log::debug!("{}: the stream is not received", order.order_uuid);
         Ok(Err(error))
     }
@@ -325,7 +323,7 @@ async fn feed(
 ) -> Result<Fed, WireError> {
     let (mut frame, stall) = (Vec::new(), conn.stall);
     loop {
-        match conn.hear_frame(&mut frame).await {
+        match conn.recv_frame(&mut frame).await {
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
@@ -340,7 +338,7 @@ async fn feed(
             Err(runtime::Elapsed) => return Ok(Fed::Stalled),
         }
     }
-    let end = conn.hear_stream_end().await?;
+    let end = conn.recv_stream_end().await?;
     if let Err(error) = data.close().await {
         log::debug!("closing the input of zfs receive: {error}");
     }
@@ -357,14 +355,14 @@ async fn tell(conn: &mut Conn, seen: Result<Seen, ZfsError>) -> Result<Option<Se
     match seen {
         Ok(seen) => {
             for line in list_uuids(seen.found.clone(), seen.place) {
-                conn.say(&line).await?;
+                conn.send(&line).await?;
             }
             Ok(Some(seen))
         }
         Err(error) => {
             log::warn!("{}: {error}", conn.peer);
             let status = Some(DatasetStatus::False);
-            conn.say(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
+            conn.send(&ListUuids { status, error: error.to_string(), ..ListUuids::default() }).await?;
             Ok(None)
         }
     }
@@ -382,7 +380,7 @@ async fn alive_while<T>(conn: &mut Conn, counter: &Counter, work: impl Future<Ou
     let saying = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;
-            conn.say(&Alive { alive: counter.get(), refused: false }).await?;
+            conn.send(&Alive { alive: counter.get(), refused: false }).await?;
         }
     };
     future::or(async { Ok(work.await) }, saying).await
@@ -395,7 +393,7 @@ impl<Z: Zfs> acceptor::Role for Slave<Z> {
         Slave::converse(&self, conn, &first_line).await
     }
 
-    fn tally(&self) -> &Tally {
+    fn tally(&self) -> &Counters {
         &self.tally
     }
 }

@@ -20,7 +20,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Questions and who waits for their answers, by what must not wait for one another: a pool that is suspended answers
 /// nothing.
 #[derive(Debug)]
-pub struct Together<Q, A>(Arc<Mutex<BTreeMap<String, Group<Q, A>>>>);
+pub struct Batcher<Q, A>(Arc<Mutex<BTreeMap<String, Group<Q, A>>>>);
 
 #[derive(Debug)]
 struct Group<Q, A> {
@@ -34,19 +34,19 @@ struct Waiting<Q, A> {
     asker: Sender<A>,
 }
 
-impl<Q, A> Clone for Together<Q, A> {
+impl<Q, A> Clone for Batcher<Q, A> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<Q, A> Default for Together<Q, A> {
+impl<Q, A> Default for Batcher<Q, A> {
     fn default() -> Self {
         Self(Arc::default())
     }
 }
 
-impl<Q: Send + 'static, A: Send + 'static> Together<Q, A> {
+impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
     fn groups(&self) -> MutexGuard<'_, BTreeMap<String, Group<Q, A>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -125,7 +125,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_meanwhile_is_answered_together_and_later() {
-        let together: Together<u32, (u32, usize)> = Together::default();
+        let together: Batcher<u32, (u32, usize)> = Batcher::default();
         let (go, gate) = channel::unbounded::<()>();
         let (began, beginnings) = channel::unbounded();
         let answer = move |questions: Vec<u32>| {
@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn who_is_about_to_ask_is_waited_for() {
-        let together: Together<u32, usize> = Together::default();
+        let together: Batcher<u32, usize> = Batcher::default();
         let coming = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let ask = |question| {
             let (together, coming) = (together.clone(), Arc::clone(&coming));
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn an_asker_that_goes_away_takes_nobody_along() {
-        let together: Together<u32, u32> = Together::default();
+        let together: Batcher<u32, u32> = Batcher::default();
         let (go, gate) = channel::bounded::<()>(1);
         let answer = move |questions: Vec<u32>| {
             let gate = gate.clone();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_std::task;
 use futures_lite::future;
 
-pub use crate::sys::batcher::Together;
+pub use crate::sys::batcher::Batcher;
 
 /// Channels between tasks.
 pub use async_std::channel;

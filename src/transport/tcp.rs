@@ -102,7 +102,7 @@ fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
 }
 
 fn plain(stream: TcpStream, peer: String) -> Conn {
-    Conn::new(Box::new(stream.clone()), Box::new(Mouth(stream)), peer)
+    Conn::new(Box::new(stream.clone()), Box::new(WriteHalf(stream)), peer)
 }
 
 fn secured(secured: Secured, peer: String) -> Conn {
@@ -111,7 +111,7 @@ fn secured(secured: Secured, peer: String) -> Conn {
 
 /// A connection for TLS to read and write: it reads 16 KiB at a time, which is many system calls for a stream.
 struct Buffered {
-    stream: Mouth,
+    stream: WriteHalf,
     buffer: Vec<u8>,
     filled: std::ops::Range<usize>,
 }
@@ -122,7 +122,7 @@ impl Buffered {
     const MOST: usize = 256 * 1024;
 
     fn new(stream: TcpStream) -> Self {
-        Self { stream: Mouth(stream), buffer: vec![0; Self::LEAST], filled: 0..0 }
+        Self { stream: WriteHalf(stream), buffer: vec![0; Self::LEAST], filled: 0..0 }
     }
 }
 
@@ -167,9 +167,9 @@ impl AsyncWrite for Buffered {
 }
 
 /// The half of a connection that is written to. Closed, it lets the peer see the end: async-std's own closing does not.
-struct Mouth(TcpStream);
+struct WriteHalf(TcpStream);
 
-impl AsyncWrite for Mouth {
+impl AsyncWrite for WriteHalf {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, bytes)
     }
@@ -249,7 +249,7 @@ pub struct Incoming {
 }
 
 /// Why a connection that came in is not talked on.
-pub struct Unwelcome {
+pub struct Rejected {
     /// What it did, for the log.
     pub reason: String,
     /// Where a last word can be said, and what.
@@ -270,12 +270,12 @@ impl Incoming {
 
     /// Makes a conversation of it, as soon as the peer begins to speak: with `tls` only if it proves who it is. For each
     /// of both it may take so long.
-    pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Conn, Unwelcome> {
+    pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Conn, Rejected> {
         let Self { stream, from } = self;
         let peer = from.to_string();
         no_delay(&stream, &peer);
         let mut first = [0];
-        let unwelcome = |reason: String| Unwelcome { reason: format!("{peer}{reason}"), answer: None };
+        let unwelcome = |reason: String| Rejected { reason: format!("{peer}{reason}"), answer: None };
         let silent = || format!(" said nothing for {}", humantime::format_duration(within));
         let speaks_tls = match runtime::timeout(within, stream.peek(&mut first)).await {
             Ok(Ok(0)) => return Ok(plain(stream, peer)),
@@ -283,7 +283,7 @@ impl Incoming {
             Ok(Err(error)) => return Err(unwelcome(format!(": {error}"))),
             Err(runtime::Elapsed) => {
                 let answer = tls.is_none().then(|| (plain(stream, peer.clone()), format!("{peer}{}", silent())));
-                return Err(Unwelcome { answer, ..unwelcome(silent()) });
+                return Err(Rejected { answer, ..unwelcome(silent()) });
             }
         };
         let (reason, answer) = match (tls, speaks_tls) {
@@ -305,7 +305,7 @@ impl Incoming {
             ),
         };
         let answer = Some((plain(stream, peer.clone()), answer.to_owned()));
-        Err(Unwelcome { answer, ..unwelcome(reason.to_owned()) })
+        Err(Rejected { answer, ..unwelcome(reason.to_owned()) })
     }
 }
 

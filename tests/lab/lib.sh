@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Functions for scenarios on real ZFS; README.md lists them. What is made here
-# is noted in files below $LAB_TMP, so that lab_cleanup undoes just that, even
-# from another process (guest-suite, after a time-out).
+# Functions for scenarios on real ZFS; README.md lists them. Everything that they
+# make is recorded in files below $LAB_TMP, so that lab_cleanup can undo exactly
+# that, even from another process (guest-suite, after a time-out).
 
 : "${LAB_DIR:?run scenarios with tests/lab/run}" "${LAB_TMP:?}" "${LAB_OUT:?}"
 lab_state=$LAB_TMP/.state
@@ -30,7 +30,7 @@ link set lo up
 addr add 10.77.0.$n/24 dev eth0
 link set eth0 up
 END
-  # Written in place: processes in the other hosts see the new name as well.
+  # Written in place, so that processes already running in the other hosts see the new name, too.
   names=$(awk '{ print "10.77.0." NR, $1 }' "$lab_state/hosts")
   mapfile -t hosts <"$lab_state/hosts"
   for host in "${hosts[@]}"; do
@@ -46,8 +46,8 @@ lab_netns() {
   echo "$1" >>"$lab_state/netns"
 }
 
-# Sets lab_n, the host's number. (Emulated processes start slowly: functions
-# that are called often do without.)
+# Sets lab_n to the host's number. It sets a variable instead of printing because
+# processes start slowly in emulation, and this function is called often.
 lab_number() {
   local host
   lab_n=0
@@ -55,7 +55,7 @@ lab_number() {
     lab_n=$((lab_n + 1))
     [[ $host != "$1" ]] || return 0
   done <"$lab_state/hosts"
-  echo "lab: no host $1" >&2
+  echo "lab: there is no host $1" >&2
   return 1
 }
 
@@ -70,7 +70,7 @@ on() {
   ZSYNC_HOSTNAME=$host ip netns exec "$LAB_PREFIX$host" "$@"
 }
 
-# Both ends of the host's link alike, so both directions are as slow.
+# Applies to both ends of the host's link, so that both directions are equally slow.
 lab_link() {
   local host=$1 ns=$LAB_PREFIX$1 bridge=${LAB_PREFIX}lab-bridge port
   lab_number "$host" || return 1
@@ -91,8 +91,8 @@ lab_link() {
 
 # --- Background processes.
 
-# Sets lab_now to a process's state and start time: its id alone may be
-# another's by now.
+# Sets lab_now to a process's state and start time. The process id alone is not
+# enough, because another process may have it by now.
 lab_proc() {
   local stat
   lab_now=''
@@ -118,16 +118,16 @@ lab_daemon() {
   local host=$1 name=$2 log=$LAB_TMP/$2.log n=1
   shift 2
   if lab_running "$name"; then
-    echo "lab_daemon: $name is running already" >&2
+    echo "lab_daemon: $name is already running" >&2
     return 1
   fi
-  # A daemon started again has a fresh log; older ones are NAME.log.1, .2, ...
+  # A daemon that is started again gets a fresh log; older logs are NAME.log.1, .2, ...
   if [[ -e $log ]]; then
     while [[ -e $log.$n ]]; do n=$((n + 1)); done
     mv "$log" "$log.$n"
   fi
-  : >"$log" # it may be looked at before the process has begun
-  # A shell ignores INT and QUIT on behalf of its background processes.
+  : >"$log" # the log may be read before the process has started
+  # Without this, the shell starts background processes with INT and QUIT ignored.
   (exec env --default-signal=INT,QUIT ZSYNC_HOSTNAME="$host" ZSYNC_STATE="$LAB_TMP/state/$host" \
     ip netns exec "$LAB_PREFIX$host" "$@") >"$log" 2>&1 </dev/null &
   lab_proc $! || lab_now='X 0'
@@ -137,17 +137,17 @@ lab_daemon() {
 lab_signal() {
   lab_running "$1" || { echo "lab_signal: $1 is not running" >&2; return 1; }
   kill -s "$2" "$(lab_pid "$1")"
-  # The shell would tell that it was killed.
+  # Waits with stderr discarded, because the shell reports a killed background process.
   [[ $2 != KILL ]] || lab_until 10 lab_gone "$1" 2>/dev/null
 }
 
-# Sets $lab_status to the daemon's status; fails when it had to be killed.
+# Sets $lab_status to the daemon's exit status. Fails if the daemon had to be killed.
 lab_stop() {
   local name=$1 signal=${2:-TERM} limit=${3:-15} killed=0
   if lab_running "$name"; then
     lab_signal "$name" "$signal" || true
     if ! lab_until "$limit" lab_gone "$name" 2>/dev/null; then
-      echo "lab_stop: $name did not end within $limit s of SIG$signal" >&2
+      echo "lab_stop: $name did not exit within $limit s of SIG$signal" >&2
       lab_signal "$name" KILL || true
       killed=1
     fi
@@ -163,7 +163,7 @@ lab_gone() { ! lab_running "$1"; }
 
 # lab_until SECONDS COMMAND...: waits until the command succeeds.
 lab_until() {
-  # Microseconds; the locale chooses the decimal sign.
+  # In microseconds. The locale chooses the decimal separator.
   local end=$((${EPOCHREALTIME//[.,]/} + $1 * 1000000))
   shift
   until "$@"; do
@@ -179,8 +179,8 @@ lab_wait_log() {
   if lab_until "$seconds" lab_logged_or_gone && lab_logged; then
     return 0
   fi
-  lab_running "$name" || ended=' (it has ended)'
-  echo "lab_wait_log: no line like '$regex' from $name within $seconds s$ended; its log ends:"
+  lab_running "$name" || ended=' (the process has exited)'
+  echo "lab_wait_log: no line in the log of $name matches '$regex' after $seconds s$ended; the log ends with:"
   tail -n 15 "$LAB_TMP/$name.log" | sed 's/^/  | /'
   return 1
 } >&2
@@ -193,8 +193,8 @@ lab_wait_port() {
   return 1
 }
 
-# lab_later MINUTES: goes on five seconds into a later minute. The virtual machine's clock is set; elsewhere the
-# time is waited for.
+# lab_later MINUTES: continues five seconds into a later minute. In the virtual machine it sets the clock; elsewhere it
+# waits.
 lab_later() {
   local then=$(((EPOCHSECONDS / 60 + $1) * 60 + 5))
   if [[ $LAB_PREFIX ]]; then
@@ -213,7 +213,7 @@ lab_pool() {
   local name=$1 size=$2 real=$LAB_PREFIX$1 file=$LAB_TMP/pools/$1
   shift 2
   if zpool list "$real" >/dev/null 2>&1; then
-    echo "lab_pool: pool $real exists already" >&2
+    echo "lab_pool: pool $real already exists" >&2
     return 1
   fi
   mkdir -p "$LAB_TMP/pools" "$LAB_TMP/mnt"
@@ -229,7 +229,7 @@ lab_pools() {
   done
 }
 
-# The UUID of a snapshot, as orders name it: version 5 of its GUID.
+# Prints the UUID by which orders name a snapshot: version 5, derived from its GUID.
 lab_uuid() {
   python3 -c 'import hashlib, sys, uuid
 space = uuid.UUID("7a73796e-6300-5a46-8000-736e61707368").bytes
@@ -237,9 +237,9 @@ name = int(sys.argv[1]).to_bytes(8, "big")
 print(uuid.UUID(bytes=hashlib.sha1(space + name).digest()[:16], version=5))' "$(zfs list -Hpo guid "$1")"
 }
 
-# --- Orders by hand. The answer's lines go to $LAB_TMP/NAME.
+# --- Orders sent without a director. The lines of the answer go to $LAB_TMP/NAME.
 
-# lab_order NAME HOST PORT ACTION FIELDS: gives an order with a UUID of its own.
+# lab_order NAME HOST PORT ACTION FIELDS: sends an order with a new UUID, in the background.
 lab_order() {
   local id
   read -r id </proc/sys/kernel/random/uuid
@@ -249,7 +249,7 @@ lab_order() {
 
 lab_answered() { grep -q IsSuccess "$LAB_TMP/$1"; }
 
-# lab_answer NAME FIELD...
+# lab_answer NAME FIELD...: prints these fields of the answer's final line.
 lab_answer() {
   local name=$1
   shift
@@ -257,12 +257,12 @@ lab_answer() {
   echo $(jq -r "select(has(\"IsSuccess\")) | $(printf '.%s,' "$@")empty" "$LAB_TMP/$name")
 }
 
-# lab_moved NAME BYTES: so many bytes of a stream have been sent.
+# lab_moved NAME BYTES: succeeds if at least this many bytes of the stream have been sent.
 lab_moved() {
   jq -se --argjson wanted "$2" '[.[].Progress.Bytes // 0] | max >= $wanted' "$LAB_TMP/$1" >/dev/null 2>&1
 }
 
-# lab_zfs WORD...: whether such a zfs process runs, as in "lab_zfs receive tank/copy".
+# lab_zfs SUBCOMMAND [NAME]: succeeds if such a zfs process is running, as in "lab_zfs receive tank/copy".
 lab_zfs() {
   local proc line
   for proc in /proc/[0-9]*; do
@@ -272,10 +272,10 @@ lab_zfs() {
   return 1
 }
 
-# --- A real Consul, where the scenario's head has "# consul".
+# --- A real Consul, for scenarios that have the line "# consul" near the top.
 
-# lab_consul HOST ADDRESS: starts one there, in memory; what it held before is gone. ADDRESS is where it answers: an IP
-# address, at port 8500, or unix://PATH.
+# lab_consul HOST ADDRESS: starts Consul on a host. It keeps its data in memory, so a restart loses everything. ADDRESS is
+# where it listens: an IP address (at port 8500) or unix://PATH.
 lab_consul() {
   lab_consul_at=$2
   lab_daemon "$1" consul consul agent -dev -log-level warn -hcl "addresses { http = \"$2\" }" \
@@ -285,8 +285,8 @@ lab_consul() {
   lab_until 60 lab_consul_leads "$1"
 }
 
-# lab_consul_ask HOST PATH [METHOD [VALUE]]: prints what its API answers there to a request for /v1/PATH. (Consul's own
-# program takes seconds to start in emulation.)
+# lab_consul_ask HOST PATH [METHOD [VALUE]]: requests /v1/PATH from Consul's API on a host and prints the response. (The
+# consul program itself takes seconds to start in emulation.)
 lab_consul_ask() {
   local to=("$lab_consul_at" 8500)
   [[ $lab_consul_at != unix://* ]] || to=(-U "${lab_consul_at#unix://}")
@@ -294,8 +294,8 @@ lab_consul_ask() {
     on "$1" nc "${to[@]}" | sed '1,/^\r$/d'
 }
 
-# LAB_CATALOG=consul: the scenario's text as it is run, its policies and local configurations with a catalog in Consul.
-# It answers on a socket, which every host sees, whatever happens to links.
+# For LAB_CATALOG=consul: starts Consul, and prints the scenario's text with all of its policies and local configurations
+# changed to use it. Consul listens on a Unix socket, which every host can reach whatever happens to the links.
 lab_on_consul() {
   local at=unix://$LAB_TMP/consul.sock name=${LAB_PREFIX}lab-consul
   lab_netns "$name"
@@ -309,7 +309,7 @@ guids() { zfs list -Hp -t snapshot -d 1 -s createtxg -o guid "$1"; }
 
 sums() { (cd "$1" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 -r md5sum); }
 
-# Mounts a dataset or snapshot read-only and prints where.
+# Mounts a dataset or snapshot read-only and prints the mount point.
 lab_mount() {
   local dir mounted
   mkdir -p "$LAB_TMP/ro"
@@ -328,7 +328,7 @@ lab_mount() {
 
 lab_umount() { umount "$1" && rmdir "$1"; }
 
-# All of the lab's datasets, snapshots, bookmarks and holds, for comparing.
+# Prints all of the lab's datasets, snapshots, bookmarks and holds, for comparison.
 zfs_state() {
   local pools held
   mapfile -t pools < <(lab_pools)
@@ -338,7 +338,7 @@ zfs_state() {
   ((${#held[@]} == 0)) || zfs holds -H "${held[@]}" | cut -f 1,2 | LC_ALL=C sort | sed 's/^/hold\t/'
 }
 
-# --- Checks. The command runs in this shell; $status and $output remain.
+# --- Checks. The command runs in this shell and leaves its result in $status and $output.
 
 lab_try() {
   local file=$lab_state/output.$BASHPID
@@ -377,7 +377,7 @@ ok() {
   lab_verdict "$((status == 0))" "$1" 0 "${@:2}"
 }
 
-# fails DESCRIPTION STATUS COMMAND...; status "any" is any but 0
+# fails DESCRIPTION STATUS COMMAND...; the status "any" means any but 0
 fails() {
   lab_try "${@:3}"
   if [[ $2 == any ]]; then
@@ -415,8 +415,8 @@ lacks() {
   fi
 }
 
-# survived WHAT OUTCOME: a case is over. It is told if all its checks, those since the case before it, were good. The
-# README's table is made of these lines as they stand in the scenarios: a line of its own, both in quotes.
+# survived WHAT OUTCOME: ends a case, and reports it if all checks since the previous case succeeded. The table for users is
+# made from these lines as the scenarios contain them: each on a line of its own, both arguments in double quotes.
 survived() {
   if ((lab_failed == lab_cases_failed)); then
     echo "  SURVIVED $1: $2"
@@ -427,7 +427,7 @@ survived() {
 # The end of every scenario.
 lab_done() {
   if [[ $lab_catalog ]]; then
-    contains "the catalog was in Consul" zsync/generation/ "$(lab_consul_ask lab-consul 'kv/zsync/?keys')"
+    contains "the scenario's catalog is in Consul" zsync/generation/ "$(lab_consul_ask lab-consul 'kv/zsync/?keys')"
   fi
   local tenths=$(((${EPOCHREALTIME//[.,]/} - lab_start) / 100000))
   lab_finished=1
@@ -443,7 +443,7 @@ lab_cleanup() {
     for file in "$lab_state"/procs/*; do
       [[ ! -e $file ]] || ! lab_running "${file##*/}" || kill -KILL "$(lab_pid "${file##*/}")" || true
     done
-    # Their children: a namespace made here has no processes but the scenario's.
+    # Then their children: every process in a namespace made here belongs to the scenario.
     for ns in $(lab_namespaces); do
       for pid in $(ip netns pids "$ns"); do
         kill -KILL "$pid" || true
@@ -455,7 +455,7 @@ lab_cleanup() {
     umount "$where" 2>/dev/null || true
   done
   for real in $(lab_pools); do
-    # What was killed just now may take a moment to let go.
+    # A process that was just killed may keep the pool busy for a moment.
     lab_until 5 zpool destroy -f "$real" 2>/dev/null || {
       echo "lab: cannot destroy pool $real"
       problems=1
@@ -493,12 +493,12 @@ lab_exit() {
 
 # shellcheck disable=SC2317 # a trap calls it
 lab_error() {
-  # A subshell's failure is its caller's to judge.
-  ((BASH_SUBSHELL)) || echo "lab: line $2 ended with status $1: $3"
+  # A subshell reports nothing: its caller handles the failure.
+  ((BASH_SUBSHELL)) || echo "lab: line $2 failed with status $1: $3"
 }
 
 if [[ $- == *i* ]]; then
-  echo "lab_host, lab_pool, on, lab_daemon ... are defined; lab_cleanup undoes what they made"
+  echo "lab_host, lab_pool, on, lab_daemon and others are defined; lab_cleanup removes what they made"
   PS1='lab:\w# '
 else
   set -Eeuo pipefail

@@ -14,7 +14,7 @@ use zsync::cli::report::Format;
 use zsync::config;
 use zsync::fleet::estimate::Questions;
 use zsync::model::{Counter, DatasetName, HostName, SnapName};
-use zsync::plan::foresee::{After, Foreseen, foresee};
+use zsync::plan::foresee::{After, PlannedOrder, foresee};
 use zsync::plan::{Filter, Question, Settings, Source};
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
@@ -24,7 +24,7 @@ use zsync::{director, plan};
 use super::{assert_valid, schema};
 
 /// One host with snapshots that are due to be destroyed, sent and taken.
-struct World {
+struct FleetState {
     folder: TempDir,
     fake: Fake,
     hour: DateTime<Utc>,
@@ -34,7 +34,7 @@ fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()
 }
 
-impl World {
+impl FleetState {
     fn new() -> Self {
         let (folder, fake) = (tempfile::tempdir().unwrap(), Fake::new(1));
         let now = Utc::now();
@@ -147,7 +147,7 @@ fn refused(result: Result<(), Error>, words: &str) {
 
 #[test]
 fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
-    let world = World::new();
+    let world = FleetState::new();
     let before = (world.names("tank/data"), world.names("tank/sent"), world.fake.calls().len());
     world.survey().unwrap();
     assert_eq!((world.names("tank/data"), world.names("tank/sent")), (before.0, before.1));
@@ -163,7 +163,7 @@ fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
 
 #[test]
 fn the_agents_tell_how_much_would_be_sent_and_freed() {
-    let world = World::new();
+    let world = FleetState::new();
     let policy = Arc::new(config::load_policy(&world.path("server.json")).unwrap());
     let here: HostName = "alpha".parse().unwrap();
     let calls = world.fake.calls().len();
@@ -173,7 +173,13 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         let dispatcher = Arc::new(director::dispatcher(own, &policy, None, zfs).await);
         let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
         let asked = Counter::default();
-        let looking = zsync::fleet::poll::look(&policy, &dispatcher, &catalog, zsync::fleet::poll::Wish::default(), &asked);
+        let looking = zsync::fleet::poll::look(
+            &policy,
+            &dispatcher,
+            &catalog,
+            zsync::fleet::poll::PollOptions::default(),
+            &asked,
+        );
         assert!(looking.await.unwrap().unseen.is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);
@@ -192,7 +198,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
     let (orders, totals) = orders;
     let told: Vec<_> = orders
         .iter()
-        .map(|Foreseen { order, after, estimate }| {
+        .map(|PlannedOrder { order, after, estimate }| {
             let action = match order {
                 Order::Take { .. } => "take",
                 Order::Send { .. } => "send",
@@ -222,7 +228,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
 
 #[test]
 fn a_saved_plan_is_carried_out_and_nothing_beyond_it() {
-    let world = World::new();
+    let world = FleetState::new();
     world.survey().unwrap();
     // Due since, but not in the plan.
     world.fake.create(&ds("spare/copy"));
@@ -241,7 +247,7 @@ fn a_saved_plan_is_carried_out_and_nothing_beyond_it() {
 
 #[test]
 fn a_saved_plan_is_carried_out_twice_without_harm() {
-    let world = World::new();
+    let world = FleetState::new();
     world.survey().unwrap();
     world.carry_out().unwrap();
     assert_eq!(world.names("spare/copy").len(), 5);
@@ -252,7 +258,7 @@ fn a_saved_plan_is_carried_out_twice_without_harm() {
 
 #[test]
 fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
-    type Move = fn(&World);
+    type Move = fn(&FleetState);
     let moves: [(Move, &str); 3] = [
         (
             |world| {
@@ -276,7 +282,7 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
         ),
     ];
     for (move_it, words) in moves {
-        let world = World::new();
+        let world = FleetState::new();
         world.survey().unwrap();
         move_it(&world);
         let before: Vec<SnapName> = world.names("tank/data");
@@ -289,7 +295,7 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
 
 #[test]
 fn a_take_that_would_be_older_than_what_is_there_is_refused() {
-    let world = World::new();
+    let world = FleetState::new();
     world.survey().unwrap();
     // Another pass, an hour later by its name.
     runtime::block_on(world.fake.snapshot(&[ds("tank/data")], &world.name(-1))).unwrap();
@@ -301,7 +307,7 @@ fn a_take_that_would_be_older_than_what_is_there_is_refused() {
 
 #[test]
 fn a_transfer_whose_snapshot_is_gone_is_refused() {
-    let world = World::new();
+    let world = FleetState::new();
     world.survey().unwrap();
     world.fake.destroy_by_hand(&ds("tank/sent"), &[world.name(1)]);
     assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
@@ -311,7 +317,7 @@ fn a_transfer_whose_snapshot_is_gone_is_refused() {
 
 #[test]
 fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
-    let world = World::new();
+    let world = FleetState::new();
     world.survey().unwrap();
     let before = world.names("tank/data");
     let made = |shift: TimeDelta| json!((Utc::now() + shift).to_rfc3339());
@@ -339,7 +345,7 @@ fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
 
 #[test]
 fn a_host_that_does_not_answer_is_told_and_the_rest_is_planned() {
-    let world = World::new();
+    let world = FleetState::new();
     world.write_policy("2 in last day", r#""beta": { "address": "127.0.0.1:1" }"#);
     assert_eq!(world.survey().unwrap_err().exit, Exit::Failed);
     let saved = world.saved();
@@ -350,7 +356,7 @@ fn a_host_that_does_not_answer_is_told_and_the_rest_is_planned() {
 
 #[test]
 fn no_plan_is_made_beside_a_director() {
-    let world = World::new();
+    let world = FleetState::new();
     let _director = EmbeddedCatalog::open(&world.path("catalog")).unwrap();
     refused(world.survey(), "another director");
 }

@@ -17,7 +17,7 @@ pub(crate) const FRESH: Duration = Duration::from_secs(30);
 
 /// It; clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Held(Arc<Mutex<State>>);
+pub(crate) struct ListingCache(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -62,7 +62,7 @@ pub(crate) struct Sides {
     pub(crate) around: Around,
 }
 
-impl Held {
+impl ListingCache {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn only_what_leaves_nothing_open_is_planned_by() {
-        let held = Held::default();
+        let held = ListingCache::default();
         let (a, copy, child) = (ds("tank/a"), ds("pool/copy"), ds("pool/copy/new"));
         let listing = [(a.clone(), with(&[1, 2])), (copy.clone(), with(&[1])), (ds("tank/b"), with(&[1, 2]))];
         let sides = |source: &DatasetName, guid, to: &DatasetName| held.sides(source, Guid(guid).uuid(), to);
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn what_was_taken_while_all_was_listed_may_have_others_before_it() {
-        let held = Held::default();
+        let held = ListingCache::default();
         let (a, copy) = (ds("tank/a"), ds("pool/copy"));
         let mut ours = with(&[1, 2, 3]);
         let began = held.begin();
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn what_is_dealt_with_while_all_is_listed_is_later() {
-        let held = Held::default();
+        let held = ListingCache::default();
         let (a, copy) = (ds("tank/a"), ds("pool/copy"));
         let listing = [(a.clone(), with(&[1])), (copy.clone(), with(&[1]))];
         held.changed(&copy, None);

@@ -3,7 +3,7 @@
 
 use crate::actions::divergence::{Remedy, Trouble, remedy};
 use crate::actions::steps::{Conflict, Point};
-use crate::agent::transfer::course::{Course, Job};
+use crate::agent::transfer::course::{SendRequest, TransferState};
 use crate::agent::transfer::peer::{Ended, Found, Receiver};
 use crate::agent::{Agent, Failure};
 use crate::model::tags;
@@ -15,18 +15,18 @@ use crate::zfs::{Depth, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
     /// Whether a destination without snapshots is received over.
-    pub(crate) fn may_replace(&self, job: &Job) -> bool {
+    pub(crate) fn may_replace(&self, job: &SendRequest) -> bool {
         remedy(&Trouble::Bare, job.allowed) == Remedy::Replace
     }
 
     /// Does about it what the order allows, once; what is there then is planned from anew.
     pub(crate) async fn resolve(
         &self,
-        job: &Job,
+        job: &SendRequest,
         receiver: &mut Receiver<Z>,
         theirs: &Found,
         trouble: &Trouble,
-        course: &mut Course,
+        course: &mut TransferState,
     ) -> Result<Ended, Failure> {
         // Renamed, or rolled back, more is another one than this dataset.
         self.held.doubt();
@@ -81,10 +81,10 @@ impl<Z: Zfs> Agent<Z> {
     pub(crate) async fn follow(
         &self,
         order: &DirectorsOrder,
-        job: &Job,
+        job: &SendRequest,
         receiver: &mut Receiver<Z>,
         ours: &DatasetInventory,
-        course: &mut Course,
+        course: &mut TransferState,
     ) -> Result<Found, Failure> {
         let Some(from) = &order.renamed_from else { return Ok(None) };
         let known =
@@ -111,7 +111,7 @@ impl<Z: Zfs> Agent<Z> {
 }
 
 /// What is wrong, both sides, and the way out.
-fn stuck(job: &Job, trouble: &Trouble) -> Failure {
+fn stuck(job: &SendRequest, trouble: &Trouble) -> Failure {
     let (dataset, to) = (&job.dataset, &job.to);
     let anew = format!(
         "rename it there (zfs rename) and {dataset} will be copied anew, which on_divergence \"set_aside\" has done"

@@ -7,14 +7,14 @@ use chrono::{DateTime, Utc};
 use crate::actions::divergence::Allowed;
 use crate::actions::steps::Transfer;
 use crate::host::locks::Claim;
-use crate::host::queue::Slot;
+use crate::host::queue::QueueSlot;
 use crate::model::{DatasetName, Guid, Origin, ResponseStatus, SnapName, Snapshot};
 use crate::policy::Target;
 use crate::sys::runtime;
 use crate::zfs::ZfsError;
 
 /// What one order sends.
-pub(crate) struct Job {
+pub(crate) struct SendRequest {
     pub(crate) dataset: DatasetName,
     pub(crate) target: Snapshot,
     pub(crate) to: Target,
@@ -27,7 +27,7 @@ pub(crate) struct Job {
 
 /// What a send keeps over all its tries.
 #[derive(Default)]
-pub(crate) struct Kept {
+pub(crate) struct RetryState {
     /// Nobody else gets at its dataset meanwhile.
     pub(crate) claim: Option<(DatasetName, Claim)>,
     /// Whether the last try was planned by what was known, without a look.
@@ -37,7 +37,7 @@ pub(crate) struct Kept {
 }
 
 /// How far a transfer came.
-pub(crate) struct Course {
+pub(crate) struct TransferState {
     /// What it comes to; of a full copy and the increments after it: full.
     pub(crate) status: ResponseStatus,
     pub(crate) streams: usize,
@@ -51,7 +51,7 @@ pub(crate) struct Course {
     pub(crate) needed: Vec<SnapName>,
     /// Since when the oldest data waits, and the place for the next stream, where there is one already.
     pub(crate) since: DateTime<Utc>,
-    pub(crate) slot: Option<Slot>,
+    pub(crate) slot: Option<QueueSlot>,
     /// What this order holds on the source, or is about to.
     pub(crate) held: BTreeSet<SnapName>,
     /// Holds that are being made: never left in the midst, for then they would come after they were released.
@@ -60,8 +60,8 @@ pub(crate) struct Course {
     pub(crate) remarks: Vec<String>,
 }
 
-impl Course {
-    pub(crate) fn new(since: DateTime<Utc>, slot: Slot) -> Self {
+impl TransferState {
+    pub(crate) fn new(since: DateTime<Utc>, slot: QueueSlot) -> Self {
         Self {
             since,
             slot: Some(slot),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::agent::transfer::course::{Course, Job};
+use crate::agent::transfer::course::{SendRequest, TransferState};
 use crate::agent::{Agent, Failure};
 use crate::model::tags;
 use crate::model::{DatasetInventory, Guid, SnapName};
@@ -15,7 +15,7 @@ fn held(ours: &DatasetInventory) -> Vec<SnapName> {
 }
 
 /// Waits until what is being held is. What cannot be is told: the transfer goes on without.
-async fn held_now(job: &Job, course: &mut Course) {
+async fn held_now(job: &SendRequest, course: &mut TransferState) {
     for holding in std::mem::take(&mut course.holding) {
         if let Err(error) = holding.await {
             log::warn!("{}: should the transfer break off, it may have to begin anew: {error}", job.dataset);
@@ -26,7 +26,7 @@ async fn held_now(job: &Job, course: &mut Course) {
 impl<Z: Zfs> Agent<Z> {
     /// Releases what transfers to places that the dataset is not sent to any more left held: they would be held for
     /// ever. Nobody else sends this dataset meanwhile; it is claimed.
-    pub(crate) async fn release_leftovers(&self, job: &Job, ours: &DatasetInventory) -> Result<(), Failure> {
+    pub(crate) async fn release_leftovers(&self, job: &SendRequest, ours: &DatasetInventory) -> Result<(), Failure> {
         let held = held(ours);
         // Without a list of all places, nobody knows which are left over.
         if job.destinations.is_empty() || held.is_empty() {
@@ -47,7 +47,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Begins to hold what the stream under way needs, unless that is so already.
-    pub(crate) fn begin_to_hold(&self, job: &Job, course: &mut Course) {
+    pub(crate) fn begin_to_hold(&self, job: &SendRequest, course: &mut TransferState) {
         let names = std::mem::take(&mut course.needed);
         if names.is_empty() {
             return;
@@ -59,13 +59,18 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Has what a stream needs held from now on: it may be gone on with, or nobody knows.
-    pub(crate) async fn keep(&self, job: &Job, course: &mut Course) {
+    pub(crate) async fn keep(&self, job: &SendRequest, course: &mut TransferState) {
         self.begin_to_hold(job, course);
         held_now(job, course).await;
     }
 
     /// Releases what this order held, and what earlier ones that broke off left held.
-    pub(crate) async fn release(&self, job: &Job, ours: &DatasetInventory, course: &mut Course) -> Result<(), Failure> {
+    pub(crate) async fn release(
+        &self,
+        job: &SendRequest,
+        ours: &DatasetInventory,
+        course: &mut TransferState,
+    ) -> Result<(), Failure> {
         held_now(job, course).await;
         let mut of_order = std::mem::take(&mut course.held);
         let tag = tags::sending(&job.to);
@@ -76,7 +81,12 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Moves the cursor: the new bookmark first, then the older ones go.
-    pub(crate) async fn move_cursor(&self, job: &Job, ours: &DatasetInventory, guid: Guid) -> Result<(), Failure> {
+    pub(crate) async fn move_cursor(
+        &self,
+        job: &SendRequest,
+        ours: &DatasetInventory,
+        guid: Guid,
+    ) -> Result<(), Failure> {
         let cursor =
             tags::cursor(&job.dataset, &job.to, guid).map_err(|e| Failure::refused(format!("the cursor: {e}")))?;
         if let Some(common) = ours.by_guid(guid) {

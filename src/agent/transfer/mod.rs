@@ -22,12 +22,12 @@ use crate::actions::divergence::{Allowed, Trouble};
 use crate::actions::lineage;
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
 use crate::agent::transfer::cache::{FRESH, Moment, Sides};
-use crate::agent::transfer::course::{Course, Job, Kept};
-use crate::agent::transfer::peer::{Berth, Ended, Found, Outgoing, Receiver};
+use crate::agent::transfer::course::{RetryState, SendRequest, TransferState};
+use crate::agent::transfer::peer::{Ended, Found, LocalReservation, Outgoing, Receiver};
 use crate::agent::transfer::request::{errand, named, newest_common};
-use crate::agent::{Agent, Desk, Failure, Success};
+use crate::agent::{Agent, Failure, OrderContext, Success};
 use crate::host::locks::Claim;
-use crate::host::queue::Slot;
+use crate::host::queue::QueueSlot;
 use crate::model::{DatasetInventory, DatasetName, PeerRole, ResponseStatus, SnapshotId};
 use crate::policy::Target;
 use crate::slave::receive::{Around, Incoming};
@@ -49,7 +49,12 @@ const MOST_STREAMS: usize = 8;
 
 impl<Z: Zfs> Agent<Z> {
     /// Sends the order's snapshot, with what the destination lacks before it.
-    pub(crate) async fn send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
+    pub(crate) async fn send(
+        &self,
+        order: &DirectorsOrder,
+        kept: &mut RetryState,
+        desk: &OrderContext,
+    ) -> Result<Success, Failure> {
         let before = desk.counter.get();
         let ended = match self.try_to_send(order, kept, desk).await {
             // Nobody has looked, and nothing has gone: that may be why.
@@ -66,7 +71,12 @@ impl<Z: Zfs> Agent<Z> {
         ended
     }
 
-    async fn try_to_send(&self, order: &DirectorsOrder, kept: &mut Kept, desk: &Desk) -> Result<Success, Failure> {
+    async fn try_to_send(
+        &self,
+        order: &DirectorsOrder,
+        kept: &mut RetryState,
+        desk: &OrderContext,
+    ) -> Result<Success, Failure> {
         kept.unseen = false;
         let (id, to) = errand(order)?;
         // Claimed before it is looked at: who comes second is told so at once, and whatever is planned is planned on
@@ -87,7 +97,7 @@ impl<Z: Zfs> Agent<Z> {
             )));
         }
         let (since, other) = (order.oldest_unsent.unwrap_or_else(clock::now), is_here.then_some(&to.dataset));
-        let claim = || Berth::claim(&self.receiving, &self.host, &to.dataset, since);
+        let claim = || LocalReservation::claim(&self.receiving, &self.host, &to.dataset, since);
         let mut berth = is_here.then(claim).transpose()?;
         // Looked at before there is a place: what waits together is listed together.
         let known = match other {
@@ -110,7 +120,7 @@ impl<Z: Zfs> Agent<Z> {
             (kept.unseen, sees_all) = (false, true);
             sides = self.sides(&source, other).await?;
         }
-        let mut course = Course { sees_all, ..Course::new(since, slot) };
+        let mut course = TransferState { sees_all, ..TransferState::new(since, slot) };
         let (ours, there) = sides;
         let target = named(&source, &ours, id)?.clone();
         let allowed = Allowed {
@@ -149,7 +159,7 @@ impl<Z: Zfs> Agent<Z> {
         };
         let destinations =
             order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });
-        let job = Job { dataset: source, target, to, allowed, origin, destinations: destinations.collect() };
+        let job = SendRequest { dataset: source, target, to, allowed, origin, destinations: destinations.collect() };
         if theirs.is_none() {
             theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
         }
@@ -157,7 +167,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// The place for the next stream of a transfer: what comes after one is written down while others send.
-    async fn next_slot(&self, course: &mut Course) -> Result<Slot, Failure> {
+    async fn next_slot(&self, course: &mut TransferState) -> Result<QueueSlot, Failure> {
         match course.slot.take() {
             Some(slot) => Ok(slot),
             None => self.slot(course.since).await,
@@ -165,8 +175,8 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// A place for one stream.
-    async fn slot(&self, since: DateTime<Utc>) -> Result<Slot, Failure> {
-        self.sends.take(since).await.map_err(|limit| Failure::no_slot("max_sends", limit))
+    async fn slot(&self, since: DateTime<Utc>) -> Result<QueueSlot, Failure> {
+        self.sends.take(since).await.map_err(|limit| Failure::queue_timeout("max_sends", limit))
     }
 
     fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
@@ -221,12 +231,12 @@ impl<Z: Zfs> Agent<Z> {
 
     async fn transfer(
         &self,
-        job: &Job,
+        job: &SendRequest,
         mut receiver: Receiver<Z>,
         ours: DatasetInventory,
         mut theirs: Found,
-        mut course: Course,
-        desk: &Desk,
+        mut course: TransferState,
+        desk: &OrderContext,
     ) -> Result<Success, Failure> {
         self.release_leftovers(job, &ours).await?;
         let began = Moment::now();
@@ -295,11 +305,11 @@ impl<Z: Zfs> Agent<Z> {
     /// what it needs for that stays held. So it does where nobody knows what the destination has.
     async fn break_off(
         &self,
-        job: &Job,
+        job: &SendRequest,
         receiver: Receiver<Z>,
         ours: &DatasetInventory,
         theirs: &Found,
-        mut course: Course,
+        mut course: TransferState,
         failure: &Failure,
     ) {
         if failure.status == ResponseStatus::Unreachable {
@@ -317,12 +327,12 @@ impl<Z: Zfs> Agent<Z> {
     /// Plans one stream from how both sides are, and has it received; `None` when nothing is left to send.
     async fn stream(
         &self,
-        job: &Job,
+        job: &SendRequest,
         receiver: &mut Receiver<Z>,
         ours: &DatasetInventory,
         theirs: &Found,
-        course: &mut Course,
-        desk: &Desk,
+        course: &mut TransferState,
+        desk: &OrderContext,
     ) -> Result<Option<Ended>, Failure> {
         if course.streams >= MOST_STREAMS {
             return Err(Failure {
@@ -412,10 +422,10 @@ impl<Z: Zfs> Agent<Z> {
     /// tell how long it takes.
     async fn beside<T>(
         &self,
-        job: &Job,
+        job: &SendRequest,
         spec: &SendSpec,
-        course: &mut Course,
-        desk: &Desk,
+        course: &mut TransferState,
+        desk: &OrderContext,
         work: impl Future<Output = T>,
     ) -> T {
         let before = desk.counter.get();
@@ -437,7 +447,13 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
-    async fn resumable(&self, job: &Job, token: String, raw: bool, course: &Course) -> Result<Option<Resume>, Failure> {
+    async fn resumable(
+        &self,
+        job: &SendRequest,
+        token: String,
+        raw: bool,
+        course: &TransferState,
+    ) -> Result<Option<Resume>, Failure> {
         let useless = |why: &str| {
             log::info!("{}: what {} has of an earlier stream is thrown away: {why}", job.dataset, job.to.host);
             Ok(None)
@@ -458,12 +474,12 @@ impl<Z: Zfs> Agent<Z> {
     /// Goes on with a stream that broke off.
     async fn resume(
         &self,
-        job: &Job,
+        job: &SendRequest,
         receiver: &mut Receiver<Z>,
         token: String,
         status: ResponseStatus,
-        course: &mut Course,
-        desk: &Desk,
+        course: &mut TransferState,
+        desk: &OrderContext,
     ) -> Result<Ended, Failure> {
         log::info!("{}: goes on with the stream to {} that broke off", job.dataset, job.to.host);
         course.resumed = true;
@@ -497,7 +513,7 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Tells the director what the destination has now.
-    async fn tell_theirs(&self, job: &Job, theirs: &Found, desk: &Desk) {
+    async fn tell_theirs(&self, job: &SendRequest, theirs: &Found, desk: &OrderContext) {
         let Some(inventory) = theirs.clone() else { return };
         for listing in Listing::parts(&job.to.host, &job.to.dataset, inventory) {
             desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;

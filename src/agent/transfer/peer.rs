@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::Failure;
 use crate::host::locks::Claim;
-use crate::host::queue::Slot;
+use crate::host::queue::QueueSlot;
 use crate::host::throttle::Throttle;
 use crate::model::Counter;
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, Unchanged};
@@ -53,7 +53,7 @@ pub(crate) struct Local<Z> {
     /// The dataset and what surrounds it, as they were last seen.
     last: Found,
     around: Around,
-    berth: Berth,
+    berth: LocalReservation,
 }
 
 impl From<TransportError> for Failure {
@@ -85,13 +85,13 @@ pub(crate) type Found = Option<DatasetInventory>;
 pub(crate) type Ended<T = ()> = (Result<T, StepError>, Found);
 
 /// A dataset of this host that nobody else receives into, and in time a place among the receives.
-pub(crate) struct Berth {
+pub(crate) struct LocalReservation {
     _claim: Claim,
     since: DateTime<Utc>,
-    slot: Option<Slot>,
+    slot: Option<QueueSlot>,
 }
 
-impl Berth {
+impl LocalReservation {
     /// Claims a dataset of this host, before it is looked at, for data that waits `since` then.
     pub(crate) fn claim<Z: Zfs>(
         receiving: &Receiving<Z>,
@@ -108,7 +108,7 @@ impl Berth {
     pub(crate) async fn wait<Z: Zfs>(&mut self, receiving: &Receiving<Z>) -> Result<(), Failure> {
         if self.slot.is_none() {
             let slot = receiving.slots.take(self.since).await;
-            self.slot = Some(slot.map_err(|limit| Failure::no_slot("max_receives", limit))?);
+            self.slot = Some(slot.map_err(|limit| Failure::queue_timeout("max_receives", limit))?);
         }
         Ok(())
     }
@@ -139,10 +139,10 @@ impl<Z: Zfs> Receiver<Z> {
             }
             failure
         })?;
-        conn.bear(stall);
+        conn.set_stall_timeout(stall);
         let Target { host, dataset } = to.clone();
         let mut remote = Remote { conn, host, dataset, out, place: Place::default() };
-        remote.conn.say(order).await?;
+        remote.conn.send(order).await?;
         let found = remote.hear_listing().await?;
         if let Some(compression) = remote.out.compression.filter(|_| !remote.place.takes_zstd) {
             log::info!("{} does not take {compression} yet: streams go as they are", remote.conn.peer);
@@ -155,7 +155,7 @@ impl<Z: Zfs> Receiver<Z> {
     pub(crate) async fn local(
         receiving: &Receiving<Z>,
         order: OrderToSlave,
-        berth: Berth,
+        berth: LocalReservation,
         (found, around): (Found, Around),
     ) -> Result<(Self, Found), Failure> {
         let place = receiving.place(&order, found.as_ref(), around).await?;
@@ -172,7 +172,7 @@ impl<Z: Zfs> Receiver<Z> {
         incoming: &Incoming,
         status: ResponseStatus,
         counter: &Counter,
-        slot: Slot,
+        slot: QueueSlot,
     ) -> Result<Ended, Failure> {
         match self {
             Self::Remote(remote) => remote.receive(zfs, send, incoming, status, counter, slot).await,
@@ -252,7 +252,7 @@ impl<Z: Zfs> Receiver<Z> {
     /// Ends the conversation with nothing more to come. How the receiver takes it is its own affair.
     pub(crate) async fn leave(self, status: ResponseStatus) {
         if let Self::Remote(mut remote) = self {
-            if let Err(error) = remote.conn.say(&Step::Finish { status, guid: None }).await {
+            if let Err(error) = remote.conn.send(&Step::Finish { status, guid: None }).await {
                 log::debug!("{error}");
             }
             remote.conn.close().await;
@@ -269,7 +269,7 @@ impl<Z: Zfs> Receiver<Z> {
     ) -> Result<(), Failure> {
         match self {
             Self::Remote(mut remote) => {
-                remote.conn.say(&Step::Finish { status, guid }).await?;
+                remote.conn.send(&Step::Finish { status, guid }).await?;
                 let response: Response = remote.hear().await?;
                 remote.conn.close().await;
                 if response.is_success {
@@ -341,10 +341,10 @@ impl Remote {
     /// Hears what the slave has to say, past its words that it is alive.
     async fn hear<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
         loop {
-            let line = self.conn.hear_line(self.conn.patience).await?;
+            let line = self.conn.recv_line(self.conn.patience).await?;
             let line = line.ok_or_else(|| WireError::Closed { peer: self.conn.peer.clone() })?;
-            if self.conn.understand::<Alive>(&line).is_err() {
-                return Ok(self.conn.understand_or_break(&line)?);
+            if self.conn.parse::<Alive>(&line).is_err() {
+                return Ok(self.conn.parse_or_reason(&line)?);
             }
         }
     }
@@ -361,7 +361,7 @@ impl Remote {
     }
 
     async fn step(&mut self, step: &Step) -> Result<Ended<String>, Failure> {
-        self.conn.say(step).await?;
+        self.conn.send(step).await?;
         self.step_ended().await
     }
 
@@ -372,13 +372,13 @@ impl Remote {
         incoming: &Incoming,
         status: ResponseStatus,
         counter: &Counter,
-        slot: Slot,
+        slot: QueueSlot,
     ) -> Result<Ended, Failure> {
         let stream = zfs.send(send).await?;
         let mut data = stream.data;
         let Incoming { guid, name: snapshot_name, create, overwrite, cloned, flags, properties } = incoming.clone();
         let step = Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties };
-        self.conn.say(&step).await?;
+        self.conn.send(&step).await?;
         let sent = {
             let pace = self.out.throttle.towards(&self.host);
             let way = Way { pace: Some(&pace), zstd: self.out.compression.map(Zstd::level) };

@@ -24,9 +24,9 @@ use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::report::Format;
 use crate::config;
-use crate::director::{Live, Own, dispatcher, load_tls, with_services};
+use crate::director::{LiveStatus, Own, dispatcher, load_tls, with_services};
 use crate::fleet::known;
-use crate::fleet::known::Glance;
+use crate::fleet::known::Overview;
 use crate::fleet::{Dispatcher, ask_all};
 use crate::model::{DatasetName, HostName};
 use crate::policy::Local;
@@ -84,7 +84,7 @@ pub struct Status {
     pub health: Health,
     /// The last pass, and what is under way.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub pass: Option<Live>,
+    pub pass: Option<LiveStatus>,
     /// Orders that failed.
     pub errors: Vec<LastError>,
 }
@@ -129,7 +129,7 @@ pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<St
     });
     let (outcomes, estimates) = remembered.await?;
     let errors = last_errors(outcomes);
-    let Glance { mut inventory, mut unseen, live } =
+    let Overview { mut inventory, mut unseen, live } =
         known::glance(&policy, &settings.here, settings.opened.as_ref(), &*zfs).await?;
     let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
         (None, policy)

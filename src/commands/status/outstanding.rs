@@ -10,7 +10,7 @@ use crate::actions::{Order, decide};
 use crate::fleet::Dispatcher;
 use crate::fleet::estimate::{Answers, Questions};
 use crate::model::{Counter, DatasetName, HostName, Inventory};
-use crate::plan::foresee::Foreseen;
+use crate::plan::foresee::PlannedOrder;
 use crate::policy::{Policy, Target};
 use crate::sys::runtime;
 use crate::zfs::Zfs;
@@ -41,7 +41,7 @@ pub fn recall(health: &mut Health, policy: &Policy, inventory: &Inventory, answe
 }
 
 /// The transfers that would bring every destination up to date, whether they are due or not.
-fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Foreseen> {
+fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<PlannedOrder> {
     let mut plan = decide(policy, inventory, health.at);
     let rows: BTreeMap<_, &Row> = health.rows.iter().filter_map(|row| Some((Lane::of(row)?, row))).collect();
     plan.sends.retain_mut(|send| {
@@ -58,7 +58,7 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<For
         true
     });
     let sends = plan.orders(policy).into_iter().filter(|order| matches!(order, Order::Send { .. }));
-    sends.map(|order| Foreseen { order, after: None, estimate: None }).collect()
+    sends.map(|order| PlannedOrder { order, after: None, estimate: None }).collect()
 }
 
 /// What is sent from where to where, for which policy.
@@ -76,9 +76,9 @@ impl<'a> Lane<'a> {
 }
 
 /// Writes down what is known by now.
-fn note(health: &mut Health, transfers: &[Foreseen]) {
+fn note(health: &mut Health, transfers: &[PlannedOrder]) {
     let mut bytes = BTreeMap::new();
-    for Foreseen { order, estimate, .. } in transfers {
+    for PlannedOrder { order, estimate, .. } in transfers {
         if let (Order::Send { entry, policy, host, dataset, to, .. }, Some(estimate)) = (order, estimate) {
             bytes.entry(Lane(*entry, policy, host, dataset, to)).or_insert(estimate.bytes);
         }

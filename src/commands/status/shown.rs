@@ -7,7 +7,7 @@ use crate::actions::health::{Finding, Health, HostState, Point, Row, Severity, s
 use crate::cli::report;
 use crate::commands::check::findings;
 use crate::commands::status::{LastError, Status};
-use crate::director::{Live, Transfer};
+use crate::director::{LiveStatus, Transfer};
 use crate::model::{Action, DatasetName, HostName};
 
 /// A line of `--format ndjson`.
@@ -78,10 +78,10 @@ fn sentence(text: &str, width: Option<usize>) -> String {
     lines.strip_prefix("  ").unwrap_or(&lines).to_owned()
 }
 
-fn last_pass(now: DateTime<Utc>, pass: Option<&Live>) -> String {
+fn last_pass(now: DateTime<Utc>, pass: Option<&LiveStatus>) -> String {
     let told = match pass {
         None => "no pass was made yet".to_owned(),
-        Some(Live { ended: Some(ended), .. }) => format!("the last pass ended {} ago", span(now - *ended)),
+        Some(LiveStatus { ended: Some(ended), .. }) => format!("the last pass ended {} ago", span(now - *ended)),
         Some(live) if live.is_alive(now) => format!("a pass is under way, for {}", span(now - live.began)),
         Some(live) => format!("the last pass did not come to its end, {} ago", span(now - live.at)),
     };

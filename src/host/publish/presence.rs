@@ -56,14 +56,14 @@ pub fn registration(service: &str, host: &HostName, listen: &str, advertise: Opt
 }
 
 /// A role's place in Consul: its service, and the publisher of its host.
-pub struct Post {
+pub struct ServiceRegistration {
     service: Registration,
     publisher: Arc<Publisher>,
     /// What is published.
     local: Mutex<Arc<Local>>,
 }
 
-impl Post {
+impl ServiceRegistration {
     /// A place with these.
     #[must_use]
     pub fn new(service: Registration, publisher: Arc<Publisher>, local: Arc<Local>) -> Self {
@@ -105,7 +105,7 @@ impl Post {
 /// Serves, and is in Consul as long.
 pub async fn during<Z: ZfsRead>(
     serving: impl Future<Output = anyhow::Result<()>>,
-    post: Option<&Post>,
+    post: Option<&ServiceRegistration>,
     zfs: &Z,
 ) -> anyhow::Result<()> {
     let Some(post) = post else { return serving.await };
@@ -119,8 +119,8 @@ pub async fn during<Z: ZfsRead>(
 }
 
 /// Keeps a service registered and its host's records published, for ever.
-pub async fn keep<Z: ZfsRead>(post: &Post, zfs: &Z) {
-    let Post { service, publisher, .. } = post;
+pub async fn keep<Z: ZfsRead>(post: &ServiceRegistration, zfs: &Z) {
+    let ServiceRegistration { service, publisher, .. } = post;
     let consul = publisher.catalog().consul();
     let mut registered = false;
     let mut said: BTreeMap<&str, String> = BTreeMap::new();

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::{CatalogError, Change, ConsulCatalog};
 use crate::model::{DatasetInventory, DatasetName, HostName};
 use crate::policy::Local;
-use crate::sys::runtime::Together;
+use crate::sys::runtime::Batcher;
 use crate::sys::{clock, files, runtime};
 use crate::zfs::{Depth, Zfs, ZfsError, ZfsRead};
 
@@ -36,7 +36,7 @@ pub struct Publisher {
     catalog: ConsulCatalog,
     file: PathBuf,
     behind: Mutex<Behind>,
-    together: Together<Changed, bool>,
+    together: Batcher<Changed, bool>,
     wake: (runtime::channel::Sender<()>, runtime::channel::Receiver<()>),
 }
 
@@ -93,7 +93,7 @@ impl Publisher {
             catalog,
             file,
             behind: Mutex::new(behind),
-            together: Together::default(),
+            together: Batcher::default(),
             wake: runtime::channel::bounded(1),
         }
     }

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::host::locks::Busy;
+use crate::host::locks::DatasetLocks;
 use crate::host::publish::publisher::Publisher;
-use crate::host::queue::Slots;
+use crate::host::queue::TransferQueue;
 use crate::host::{clones, hooks};
 use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, ResponseStatus, SendFlags, SnapName,
@@ -33,9 +33,9 @@ pub struct Receiving<Z> {
     /// What it lets in.
     pub local: Arc<Local>,
     /// The datasets being received into.
-    pub busy: Busy,
+    pub busy: DatasetLocks,
     /// Places for receives.
-    pub slots: Slots,
+    pub slots: TransferQueue,
     /// Where what this host holds is published, if anywhere.
     pub publisher: Option<Arc<Publisher>>,
 }
@@ -159,8 +159,8 @@ impl<Z: Zfs> Receiving<Z> {
     /// Nothing is being received yet.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        let slots = Slots::new(local.max_receives);
-        Self { zfs, local, busy: Busy::default(), slots, publisher: None }
+        let slots = TransferQueue::new(local.max_receives);
+        Self { zfs, local, busy: DatasetLocks::default(), slots, publisher: None }
     }
 
     /// The same, of a host that publishes what it holds.
@@ -175,7 +175,7 @@ impl<Z: Zfs> Receiving<Z> {
         let slots = if local.max_receives == self.local.max_receives {
             self.slots.clone()
         } else {
-            Slots::new(local.max_receives)
+            TransferQueue::new(local.max_receives)
         };
         Self { local, slots, ..self.clone() }
     }

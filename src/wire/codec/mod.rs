@@ -112,7 +112,7 @@ impl WireError {
 
 /// What comes in, with the part of a line that was heard so far: hearing may be broken off at any point and taken up
 /// again, nothing is lost.
-struct Ear {
+struct LineReader {
     reader: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
     line: Vec<u8>,
     /// How many bytes of lines were heard so far.
@@ -120,35 +120,35 @@ struct Ear {
 }
 
 /// How hearing a line ended.
-enum Heard {
+enum Received {
     Line(Vec<u8>),
     End,
     TooLong,
     TooMuch,
 }
 
-impl Ear {
+impl LineReader {
     /// The next line. What comes before the end without a newline is a line too: that is how `nc` may send it.
-    async fn line(&mut self) -> io::Result<Heard> {
+    async fn line(&mut self) -> io::Result<Received> {
         loop {
             let available = self.reader.fill_buf().await?;
             let newline = available.iter().position(|&b| b == b'\n');
             let taken = newline.unwrap_or(available.len());
             if self.line.len() + taken > LONGEST_LINE {
-                return Ok(Heard::TooLong);
+                return Ok(Received::TooLong);
             }
             self.heard += taken;
             if self.heard > MOST_IN_LINES {
-                return Ok(Heard::TooMuch);
+                return Ok(Received::TooMuch);
             }
             self.line.extend_from_slice(&available[..taken]);
             let ended = available.is_empty();
             self.reader.consume(taken + usize::from(newline.is_some()));
             if ended && self.line.is_empty() {
-                return Ok(Heard::End);
+                return Ok(Received::End);
             }
             if ended || newline.is_some() {
-                return Ok(Heard::Line(std::mem::take(&mut self.line)));
+                return Ok(Received::Line(std::mem::take(&mut self.line)));
             }
         }
     }
@@ -156,7 +156,7 @@ impl Ear {
 
 /// A connection with a peer.
 pub struct Conn {
-    ear: Ear,
+    input: LineReader,
     writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// For frames that come compressed, from the first one on.
     unpacker: Option<Box<Unpacker>>,
@@ -178,8 +178,8 @@ impl Conn {
         writer: Box<dyn AsyncWrite + Send + Unpin>,
         peer: String,
     ) -> Self {
-        let ear = Ear { reader: BufReader::with_capacity(READ_AHEAD, reader), line: Vec::new(), heard: 0 };
-        Self { ear, writer, unpacker: None, peer, identity: None, patience: SILENCE, stall: STALL }
+        let input = LineReader { reader: BufReader::with_capacity(READ_AHEAD, reader), line: Vec::new(), heard: 0 };
+        Self { input, writer, unpacker: None, peer, identity: None, patience: SILENCE, stall: STALL }
     }
 
     /// The same, with a peer that has proven who it is.
@@ -189,7 +189,7 @@ impl Conn {
     }
 
     /// Sets how long a stream may not move. A peer may not be silent for longer than that either.
-    pub fn bear(&mut self, stall: Duration) {
+    pub fn set_stall_timeout(&mut self, stall: Duration) {
         (self.stall, self.patience) = (stall, self.patience.min(stall));
     }
 
@@ -217,7 +217,7 @@ impl Conn {
     }
 
     /// Says one line.
-    pub async fn say<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), WireError> {
+    pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), WireError> {
         let mut line = serde_json::to_vec(message).map_err(|e| self.nonsense(e.to_string()))?;
         line.push(b'\n');
         self.write_all(&line).await
@@ -241,14 +241,14 @@ impl Conn {
     }
 
     /// Hears one line, `None` at the end of the connection.
-    pub async fn hear_line(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, WireError> {
-        match runtime::timeout(limit, self.ear.line()).await {
+    pub async fn recv_line(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, WireError> {
+        match runtime::timeout(limit, self.input.line()).await {
             Err(runtime::Elapsed) => Err(self.silent(limit)),
             Ok(Err(error)) => Err(self.io(error)),
-            Ok(Ok(Heard::Line(line))) => Ok(Some(line)),
-            Ok(Ok(Heard::End)) => Ok(None),
-            Ok(Ok(Heard::TooLong)) => Err(self.too_long()),
-            Ok(Ok(Heard::TooMuch)) => Err(self.too_much()),
+            Ok(Ok(Received::Line(line))) => Ok(Some(line)),
+            Ok(Ok(Received::End)) => Ok(None),
+            Ok(Ok(Received::TooLong)) => Err(self.too_long()),
+            Ok(Ok(Received::TooMuch)) => Err(self.too_much()),
         }
     }
 
@@ -261,18 +261,18 @@ impl Conn {
     }
 
     /// Hears one message; the end of the connection is an error.
-    pub async fn hear<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, WireError> {
-        let line = self.hear_line(limit).await?.ok_or_else(|| self.closed())?;
-        self.understand_or_break(&line)
+    pub async fn recv<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, WireError> {
+        let line = self.recv_line(limit).await?.ok_or_else(|| self.closed())?;
+        self.parse_or_reason(&line)
     }
 
     /// A line as a message; one that is not may be the peer's reason to break off.
-    pub fn understand_or_break<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, WireError> {
-        self.understand(line).map_err(|error| self.last_words(line, error))
+    pub fn parse_or_reason<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, WireError> {
+        self.parse(line).map_err(|error| self.last_words(line, error))
     }
 
     fn last_words(&self, line: &[u8], not_understood: WireError) -> WireError {
-        match self.understand::<Response>(line) {
+        match self.parse::<Response>(line) {
             Ok(Response { is_success: false, error: reason, temporary, .. }) => {
                 WireError::BrokenOff { peer: self.peer.clone(), reason, temporary }
             }
@@ -281,7 +281,7 @@ impl Conn {
     }
 
     /// A line as a message.
-    pub fn understand<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, WireError> {
+    pub fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, WireError> {
         serde_json::from_slice(line).map_err(|error| {
             let shown: String = String::from_utf8_lossy(&line[..line.len().min(100)]).into_owned();
             self.nonsense(format!("{error} in {shown:?}"))
@@ -290,7 +290,7 @@ impl Conn {
 
     /// Reads what there is, with patience for each piece: a slow link is not a dead one.
     async fn read_some(&mut self, buffer: &mut [u8]) -> Result<usize, WireError> {
-        match runtime::timeout(self.patience, self.ear.reader.read(buffer)).await {
+        match runtime::timeout(self.patience, self.input.reader.read(buffer)).await {
             Ok(Ok(0)) => Err(self.closed()),
             Ok(Ok(read)) => Ok(read),
             Ok(Err(error)) => Err(self.io(error)),
@@ -311,8 +311,8 @@ impl Conn {
 
     /// Closes the connection on a peer that talks nonsense, after a last line. What it still says is let pass for a
     /// moment: a system that closes a connection with unread words in it takes back its own last ones.
-    pub async fn part<T: Serialize + Sync>(mut self, last: &T) {
-        if let Err(error) = self.say(last).await {
+    pub async fn close_with<T: Serialize + Sync>(mut self, last: &T) {
+        if let Err(error) = self.send(last).await {
             log::debug!("{error}");
             return;
         }
@@ -320,7 +320,7 @@ impl Conn {
         let passing = async {
             let mut words = vec![0; 64 * 1024];
             for _ in 0..MOST_LET_PASS {
-                if !self.ear.reader.read(&mut words).await.is_ok_and(|read| read > 0) {
+                if !self.input.reader.read(&mut words).await.is_ok_and(|read| read > 0) {
                     return;
                 }
             }
@@ -336,17 +336,17 @@ mod tests {
 
     use super::*;
 
-    fn hearing(bytes: &[u8]) -> Conn {
+    fn receiving(bytes: &[u8]) -> Conn {
         let reader = Box::new(Cursor::new(bytes.to_vec()));
         Conn::new(reader, Box::new(Cursor::new(Vec::new())), "test".into())
     }
 
     fn lines(bytes: &[u8]) -> Vec<Result<Option<Vec<u8>>, String>> {
-        let mut conn = hearing(bytes);
+        let mut conn = receiving(bytes);
         runtime::block_on(async {
             let mut all = Vec::new();
             loop {
-                let line = conn.hear_line(SILENCE).await.map_err(|e| e.to_string());
+                let line = conn.recv_line(SILENCE).await.map_err(|e| e.to_string());
                 let last = !matches!(line, Ok(Some(_)));
                 all.push(line);
                 if last {

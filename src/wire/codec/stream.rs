@@ -15,7 +15,7 @@ use crate::model::Counter;
 use crate::sys::runtime;
 use crate::wire::Alive;
 use crate::wire::codec::pack::{Packer, Unpacker};
-use crate::wire::codec::{ALIVE_EVERY, Conn, Heard, WireError};
+use crate::wire::codec::{ALIVE_EVERY, Conn, Received, WireError};
 
 /// What a frame carries at the most, in bytes: what a widened pipe gives in one read.
 pub const LARGEST_FRAME: usize = 1 << 20;
@@ -76,7 +76,7 @@ enum Event {
     /// The connection took so much.
     Written(io::Result<usize>),
     /// The peer spoke.
-    Heard(io::Result<Heard>),
+    Received(io::Result<Received>),
     /// The peer neither spoke nor took anything.
     Silence,
 }
@@ -97,8 +97,8 @@ impl Conn {
         let mut moved = Instant::now();
         let mut wait: Option<Wait> = None;
         loop {
-            let ear = &mut self.ear;
-            let hearing = async { Event::Heard(ear.line().await) };
+            let input = &mut self.input;
+            let receiving = async { Event::Received(input.line().await) };
             let reading = async {
                 if let Some(until) = &mut wait {
                     until.await;
@@ -109,9 +109,9 @@ impl Conn {
                 source.read(&mut frame[4..4 + most.min(LARGEST_FRAME)]).await
             };
             let reading = async { runtime::timeout(ALIVE_EVERY, reading).await.map_or(Event::Idle, Event::Read) };
-            let length = match future::or(hearing, reading).await {
+            let length = match future::or(receiving, reading).await {
                 Event::Read(read) => read.map_err(|e| self.io(e))?,
-                Event::Heard(heard) => {
+                Event::Received(heard) => {
                     if self.is_refusal(heard)? {
                         return Ok(Sent::Refused);
                     }
@@ -139,7 +139,7 @@ impl Conn {
             }
             let packed = packer.as_ref().and_then(|packer| packer.packed());
             let goes_out = packed.unwrap_or(&frame[..4 + length]);
-            let refused = self.write_heard(goes_out).await?;
+            let refused = self.write_and_listen(goes_out).await?;
             wait = way.pace.and_then(|pace| pace.went_out(goes_out.len()));
             counter.add(length as u64);
             moved = Instant::now();
@@ -150,7 +150,7 @@ impl Conn {
     }
 
     /// Writes a frame while hearing what the peer says, which may be that it works although it takes nothing.
-    async fn write_heard(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
+    async fn write_and_listen(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
         let mut refused = false;
         let mut rest = bytes;
         let mut moved = Instant::now();
@@ -158,17 +158,18 @@ impl Conn {
             if moved.elapsed() >= self.stall {
                 return Err(WireError::Stalled { peer: self.peer.clone(), gives: false, limit: self.stall });
             }
-            let (ear, writer, patience) = (&mut self.ear, &mut self.writer, self.patience);
+            let (input, writer, patience) = (&mut self.input, &mut self.writer, self.patience);
             let writing = async { Event::Written(writer.write(rest).await) };
-            let hearing = async { runtime::timeout(patience, ear.line()).await.map_or(Event::Silence, Event::Heard) };
-            match future::or(writing, hearing).await {
+            let receiving =
+                async { runtime::timeout(patience, input.line()).await.map_or(Event::Silence, Event::Received) };
+            match future::or(writing, receiving).await {
                 Event::Written(Ok(0)) => return Err(self.closed()),
                 Event::Written(Ok(taken)) => {
                     rest = &rest[taken..];
                     moved = Instant::now();
                 }
                 Event::Written(Err(error)) => return Err(self.io(error)),
-                Event::Heard(heard) => refused |= self.is_refusal(heard)?,
+                Event::Received(heard) => refused |= self.is_refusal(heard)?,
                 Event::Silence | Event::Idle | Event::Read(_) => return Err(self.silent(patience)),
             }
         }
@@ -176,28 +177,28 @@ impl Conn {
     }
 
     /// Whether the peer wants no more of the stream: it may also only have said that it is alive.
-    fn is_refusal(&self, heard: io::Result<Heard>) -> Result<bool, WireError> {
+    fn is_refusal(&self, heard: io::Result<Received>) -> Result<bool, WireError> {
         match heard.map_err(|e| self.io(e))? {
-            Heard::Line(line) => match self.understand::<Alive>(&line) {
+            Received::Line(line) => match self.parse::<Alive>(&line) {
                 Ok(alive) => Ok(alive.refused),
                 Err(error) => Err(self.last_words(&line, error)),
             },
-            Heard::End => Err(self.closed()),
-            Heard::TooLong => Err(self.too_long()),
-            Heard::TooMuch => Err(self.too_much()),
+            Received::End => Err(self.closed()),
+            Received::TooLong => Err(self.too_long()),
+            Received::TooMuch => Err(self.too_much()),
         }
     }
 
     /// Ends a stream.
     pub async fn end_stream(&mut self, end: &StreamEnd) -> Result<(), WireError> {
         self.write_all(&0u32.to_be_bytes()).await?;
-        self.say(end).await
+        self.send(end).await
     }
 
     /// Hears how the stream ended, after its last frame.
-    pub async fn hear_stream_end(&mut self) -> Result<StreamEnd, WireError> {
-        let line = self.hear_line(self.patience).await?.ok_or_else(|| self.closed())?;
-        self.understand(&line).map_err(|_| self.damaged("the line at its end is none"))
+    pub async fn recv_stream_end(&mut self) -> Result<StreamEnd, WireError> {
+        let line = self.recv_line(self.patience).await?.ok_or_else(|| self.closed())?;
+        self.parse(&line).map_err(|_| self.damaged("the line at its end is none"))
     }
 
     fn damaged(&self, reason: impl Into<String>) -> WireError {
@@ -206,8 +207,8 @@ impl Conn {
 
     /// Hears the next frame into `buffer`: `false` at the end of the stream. After an error the buffer has what arrived
     /// of the frame: data that need not travel again.
-    pub async fn hear_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
-        let (length, packed) = match self.hear_length().await {
+    pub async fn recv_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
+        let (length, packed) = match self.recv_length().await {
             Ok(length) => length,
             Err(error) => {
                 buffer.clear();
@@ -215,7 +216,7 @@ impl Conn {
             }
         };
         if packed {
-            return self.hear_packed(length, buffer).await.map(|()| true);
+            return self.recv_packed(length, buffer).await.map(|()| true);
         }
         self.fill(buffer, length).await.map(|()| length > 0)
     }
@@ -238,7 +239,7 @@ impl Conn {
     }
 
     /// Hears a frame that is compressed in so many bytes.
-    async fn hear_packed(&mut self, length: usize, buffer: &mut Vec<u8>) -> Result<(), WireError> {
+    async fn recv_packed(&mut self, length: usize, buffer: &mut Vec<u8>) -> Result<(), WireError> {
         let mut unpacker = match self.unpacker.take() {
             Some(unpacker) => unpacker,
             None => Box::new(Unpacker::new().map_err(|e| self.io(e))?),
@@ -261,7 +262,7 @@ impl Conn {
 
     /// Hears how long the next frame is that is more than a sign of life, and whether it is compressed; 0 at the end of
     /// the stream.
-    async fn hear_length(&mut self) -> Result<(usize, bool), WireError> {
+    async fn recv_length(&mut self) -> Result<(usize, bool), WireError> {
         let began = Instant::now();
         loop {
             let mut length = [0; 4];
@@ -292,15 +293,15 @@ mod tests {
 
     use super::*;
 
-    fn hearing(bytes: &[u8]) -> Conn {
+    fn receiving(bytes: &[u8]) -> Conn {
         let reader = Box::new(Cursor::new(bytes.to_vec()));
         Conn::new(reader, Box::new(Cursor::new(Vec::new())), "test".into())
     }
 
     #[test]
     fn an_oversized_frame_is_refused_before_it_is_read() {
-        let mut conn = hearing(&0x7fff_ffffu32.to_be_bytes());
-        let error = runtime::block_on(conn.hear_frame(&mut Vec::new())).unwrap_err();
+        let mut conn = receiving(&0x7fff_ffffu32.to_be_bytes());
+        let error = runtime::block_on(conn.recv_frame(&mut Vec::new())).unwrap_err();
         assert!(error.to_string().contains("a frame of 2147483647 bytes"), "{error}");
     }
 
@@ -309,10 +310,10 @@ mod tests {
         let mut bytes = 10u32.to_be_bytes().to_vec();
         bytes.extend(b"abc");
         let mut frame = b"an older one".to_vec();
-        let error = runtime::block_on(hearing(&bytes).hear_frame(&mut frame)).unwrap_err();
+        let error = runtime::block_on(receiving(&bytes).recv_frame(&mut frame)).unwrap_err();
         assert!(matches!(error, WireError::Closed { .. }), "{error}");
         assert_eq!(frame, b"abc");
-        runtime::block_on(hearing(b"xy").hear_frame(&mut frame)).unwrap_err();
+        runtime::block_on(receiving(b"xy").recv_frame(&mut frame)).unwrap_err();
         assert!(frame.is_empty());
     }
 
@@ -348,12 +349,12 @@ mod tests {
         bytes.extend(packed(&last));
         bytes.extend([0; 4]);
         runtime::block_on(async {
-            let (mut conn, mut frame) = (hearing(&bytes), Vec::new());
+            let (mut conn, mut frame) = (receiving(&bytes), Vec::new());
             for wanted in [&first[..], &[1, 2, 3], &last] {
-                assert!(conn.hear_frame(&mut frame).await.unwrap());
+                assert!(conn.recv_frame(&mut frame).await.unwrap());
                 assert!(frame == wanted, "{} bytes", frame.len());
             }
-            assert!(!conn.hear_frame(&mut frame).await.unwrap());
+            assert!(!conn.recv_frame(&mut frame).await.unwrap());
         });
     }
 
@@ -380,7 +381,7 @@ mod tests {
         ]);
         for bytes in cases {
             let mut frame = Vec::new();
-            let error = runtime::block_on(hearing(&bytes).hear_frame(&mut frame)).unwrap_err();
+            let error = runtime::block_on(receiving(&bytes).recv_frame(&mut frame)).unwrap_err();
             assert!(matches!(error, WireError::Damaged { .. }) && error.is_temporary(), "{error}");
             assert!(frame.is_empty());
         }
@@ -396,7 +397,7 @@ mod tests {
             assert!(bomb.len() < 10_000);
             let bytes = [&(PACKED | bomb.len() as u32).to_be_bytes()[..], &bomb].concat();
             let mut frame = Vec::new();
-            let error = runtime::block_on(hearing(&bytes).hear_frame(&mut frame)).unwrap_err();
+            let error = runtime::block_on(receiving(&bytes).recv_frame(&mut frame)).unwrap_err();
             assert!(matches!(error, WireError::Damaged { .. }), "{error}");
             assert!(frame.is_empty() && frame.capacity() <= 2 * LARGEST_FRAME, "{}", frame.capacity());
         }
@@ -407,7 +408,7 @@ mod tests {
         let stream = text(LARGEST_FRAME);
         let bytes = packed(&stream);
         let mut frame = Vec::new();
-        let error = runtime::block_on(hearing(&bytes[..bytes.len() / 2]).hear_frame(&mut frame)).unwrap_err();
+        let error = runtime::block_on(receiving(&bytes[..bytes.len() / 2]).recv_frame(&mut frame)).unwrap_err();
         assert!(matches!(error, WireError::Closed { .. }), "{error}");
         assert!(frame.len() >= LARGEST_FRAME / 4 && stream.starts_with(&frame), "{}", frame.len());
     }

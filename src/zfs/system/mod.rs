@@ -23,7 +23,7 @@ use crate::model::{Counter, DatasetName, SnapName};
 use crate::sys::process;
 use crate::sys::process::{Process, Running};
 use crate::sys::runtime;
-use crate::sys::runtime::Together;
+use crate::sys::runtime::Batcher;
 use crate::zfs::argv::Write;
 use crate::zfs::pipe::widen;
 use crate::zfs::system::grouped::Tagging;
@@ -44,10 +44,10 @@ pub struct System {
     program: PathBuf,
     deadline: Duration,
     running: Running,
-    lists: Together<Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
-    histories: Together<DatasetName, Result<Option<History>, ZfsError>>,
-    writes: Together<Write, bool>,
-    tags: Together<Vec<String>, Result<(), ZfsError>>,
+    lists: Batcher<Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
+    histories: Batcher<DatasetName, Result<Option<History>, ZfsError>>,
+    writes: Batcher<Write, bool>,
+    tags: Batcher<Vec<String>, Result<(), ZfsError>>,
     streams: Streams,
     /// Whether this user may run no scripts, once that was found out; shared by clones.
     no_scripts: Arc<AtomicBool>,
@@ -63,10 +63,10 @@ impl System {
             program: program.to_owned(),
             deadline: Duration::from_secs(600),
             running: Running::default(),
-            lists: Together::default(),
-            histories: Together::default(),
-            writes: Together::default(),
-            tags: Together::default(),
+            lists: Batcher::default(),
+            histories: Batcher::default(),
+            writes: Batcher::default(),
+            tags: Batcher::default(),
             streams: Streams::default(),
             no_scripts: Arc::default(),
             tells_changes: Arc::default(),

@@ -36,7 +36,7 @@ pub const DIRECTOR: &Names = &Names {
 
 /// Counts; clones count together.
 #[derive(Clone)]
-pub struct Tally {
+pub struct Counters {
     names: &'static Names,
     ended: Family<Labels, Counter>,
     bytes: Counter,
@@ -44,15 +44,15 @@ pub struct Tally {
 }
 
 /// Something that is under way until this is dropped.
-pub struct Underway(Gauge);
+pub struct InProgress(Gauge);
 
-impl Drop for Underway {
+impl Drop for InProgress {
     fn drop(&mut self) {
         self.0.dec();
     }
 }
 
-impl Tally {
+impl Counters {
     /// Nothing was done yet.
     #[must_use]
     pub fn new(names: &'static Names) -> Self {
@@ -61,9 +61,9 @@ impl Tally {
 
     /// Something begins.
     #[must_use]
-    pub fn begin(&self) -> Underway {
+    pub fn begin(&self) -> InProgress {
         self.running.inc();
-        Underway(self.running.clone())
+        InProgress(self.running.clone())
     }
 
     /// So many things are under way.
