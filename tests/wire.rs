@@ -19,6 +19,7 @@ use zsync::server::acceptor::{Acceptor, Role};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tcp::{Dial, Listener};
+use zsync::wire::codec::Conn;
 use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
 use zsync::zfs;
@@ -633,7 +634,7 @@ fn streaming() -> (zsync::wire::codec::Conn, TcpStream) {
     let mut conn = {
         let beta: HostName = "beta".parse().unwrap();
         let dial = Dial { host: &beta, role: PeerRole::Slave, address: &address, tls: None };
-        runtime::block_on(dial.connect()).unwrap()
+        Conn::from(runtime::block_on(dial.connect()).unwrap())
     };
     conn.patience = PATIENCE;
     let (peer, _) = listener.accept().unwrap();

@@ -4,8 +4,9 @@
 //! answer leaves it unknown: carried out afresh, it finds what it did by name and guid, and does the rest.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::agent::journal::{Journal, Remembered};
@@ -59,7 +60,7 @@ fn condensed(order: &DirectorsOrder) -> Uuid {
 }
 
 fn lock(running: &Mutex<HashMap<OrderId, Run>>) -> MutexGuard<'_, HashMap<OrderId, Run>> {
-    running.lock().unwrap_or_else(PoisonError::into_inner)
+    running.lock()
 }
 
 impl Dedup {

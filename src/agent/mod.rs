@@ -15,10 +15,11 @@ pub use journal::{Journal, JournalError};
 pub use transfer::SLAVE_PORT;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
+use parking_lot::Mutex;
 
 use crate::agent::dedup::{Begin, Dedup, Running};
 use crate::agent::transfer::cache::ListingCache;
@@ -31,8 +32,7 @@ use crate::host::queue::{TransferQueue, queue_timeout};
 use crate::host::throttle::Throttle;
 use crate::model::Counter;
 use crate::model::{Action, DatasetName, HostName, Marks, OnDivergence, ResponseStatus};
-use crate::policy::DEFAULT_RETRY_FOR as RETRY_FOR;
-use crate::policy::Local;
+use crate::policy::{DEFAULT_RETRY_FOR as RETRY_FOR, Local};
 use crate::server::{Counters, acceptor, counters};
 use crate::slave::receive::Receiving;
 use crate::sys::retry::Retry;
@@ -141,7 +141,7 @@ impl OrderContext {
     }
 
     fn note(&self, facts: &Facts) {
-        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.notes.lock();
         let deleted = Marks { deleted: true, ..Marks::default() };
         for (name, guid) in &facts.destroyed {
             let change = Change::Mark { guid: *guid, marks: deleted, at: clock::now() };
@@ -159,7 +159,7 @@ impl OrderContext {
 
     /// A dataset that changes without a fact about it.
     fn touch(&self, dataset: &DatasetName) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).touched.insert(dataset.clone());
+        self.notes.lock().touched.insert(dataset.clone());
     }
 }
 
@@ -227,8 +227,7 @@ impl<Z: Zfs> Agent<Z> {
             Action::SendSnapshot => order.dataset.iter().for_each(|dataset| desk.touch(dataset)),
             Action::TakeSnapshot | Action::DestroySnapshot => {}
         }
-        let Notes { mut touched, marks } =
-            std::mem::take(&mut *desk.notes.lock().unwrap_or_else(PoisonError::into_inner));
+        let Notes { mut touched, marks } = std::mem::take(&mut *desk.notes.lock());
         touched.retain(|dataset| self.local.permission_to_take(dataset).is_ok());
         publisher.publish(&self.zfs, touched, marks).await
     }

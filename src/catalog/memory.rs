@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::catalog::dataset::{Dataset, Gone};
@@ -47,7 +47,7 @@ impl MemoryCatalog {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn writable(&self) -> Result<MutexGuard<'_, State>, CatalogError> {

@@ -3,13 +3,14 @@
 //! surf's own clients are outdated, and answer a body that was cut short as if it were whole. Connections are kept
 //! and used again; a request is repeated on a new one only if it cannot have been carried out.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_rustls::TlsConnector;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
+use parking_lot::Mutex;
 use smol_hyper::rt::FuturesIo;
 use surf::http::{Error, Request, Response, headers};
 use surf::utils::async_trait;
@@ -93,13 +94,13 @@ impl Http {
     }
 
     fn kept(&self) -> Option<Line> {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         kept.retain(|(line, since)| line.sender.is_ready() && since.elapsed() < KEEP);
         kept.pop().map(|(line, _)| line)
     }
 
     fn keep(&self, line: Line) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept.lock();
         if kept.len() < MOST_KEPT {
             kept.push((line, Instant::now()));
         }

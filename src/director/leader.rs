@@ -5,11 +5,12 @@
 //! somebody else only after a delay on top. So there is no moment at which two of them give orders, as long as their
 //! clocks run equally fast; and if one's does not, its fence is older.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_lite::future;
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -179,7 +180,7 @@ struct State {
 
 impl Leadership {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The Consul that it is in.

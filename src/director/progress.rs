@@ -1,9 +1,11 @@
 //! What a pass has in hand: for those who look at it from outside, and for breaking it off.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::Outcome;
 use crate::model::{Counter, HostName, OrderId};
@@ -35,7 +37,7 @@ pub struct PassProgress {
 
 impl PassProgress {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Has the pass end with the orders that it has given.

@@ -16,7 +16,7 @@ use crate::sys::retry::Retry;
 use crate::sys::runtime;
 use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
-use crate::wire::codec::WireError;
+use crate::wire::codec::{Conn, WireError};
 use crate::wire::{
     AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom, Response,
 };
@@ -280,7 +280,7 @@ async fn over_tcp(
     counter: &Counter,
 ) -> anyhow::Result<Response> {
     let host = dial.host;
-    let mut conn = dial.connect().await.map_err(|error| match error {
+    let mut conn = dial.connect().await.map(Conn::from).map_err(|error| match error {
         TransportError::Tls { .. } => anyhow::Error::new(error),
         error => anyhow::Error::new(error).context(format!("{host} is out of reach (is zsync agent running there?)")),
     })?;

@@ -14,8 +14,7 @@ use crate::director::{LiveStatus, Place};
 use crate::fleet::estimate::Answers;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
 use crate::plan::Settings;
-use crate::policy::Local;
-use crate::policy::Policy;
+use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::{Depth, ZfsError, ZfsRead};
 

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::{CatalogError, CatalogWrite};
 use crate::fleet::dispatch::{Dispatcher, blank};
@@ -69,7 +70,7 @@ impl Poll {
 
     /// What was found out so far.
     pub fn looked(&self) -> MutexGuard<'_, PollReport> {
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+        self.looked.lock()
     }
 }
 
@@ -117,7 +118,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         let (asked, looked) = (asked.clone(), Arc::clone(&looked));
         asking.push(Box::pin(async move {
             let told = ask(&policy, &dispatcher, &world, &host, due, fence, &asked).await;
-            let mut looked = looked.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut looked = looked.lock();
             let result = match told {
                 Ok(Ok(told)) => {
                     looked.mended.extend(told.into_iter().map(|line| (host.clone(), line)));

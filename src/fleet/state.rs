@@ -4,9 +4,10 @@
 //! themselves: the inventory in memory follows what they publish, and what orders tell meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::catalog::{
@@ -131,11 +132,11 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
 
     /// The inventory, locked: for deciding, never across a wait.
     pub fn inventory(&self) -> MutexGuard<'_, Inventory> {
-        self.inventory.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inventory.lock()
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock()
     }
 
     /// Whether hosts write the catalog themselves.

@@ -1,8 +1,10 @@
 //! One transfer per dataset at a time: who comes second is told so, at once or after some patience.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::model::DatasetName;
 use crate::sys::runtime;
@@ -43,7 +45,7 @@ impl DatasetLocks {
     }
 
     fn try_claim(&self, dataset: &DatasetName) -> Result<Claim, Receiver<()>> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.0.lock();
         if let Some(end) = taken.get(dataset) {
             return Err(end.clone());
         }
@@ -55,7 +57,7 @@ impl DatasetLocks {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.busy.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.dataset);
+        self.busy.0.lock().remove(&self.dataset);
     }
 }
 

@@ -2,10 +2,11 @@
 //! when it asked.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::sys::runtime;
 use crate::sys::runtime::channel;
@@ -54,7 +55,7 @@ impl TransferQueue {
     }
 
     fn places(&self) -> MutexGuard<'_, Places> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Waits for a place, not longer than [`WAIT_FOR_SLOT`]; the error tells how many there are.

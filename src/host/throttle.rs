@@ -1,10 +1,11 @@
 //! Keeps what is sent to other hosts within the limits that are in force, at every moment anew: a window that begins
 //! or ends, and a configuration that is read again, count amidst a transfer.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::HostName;
 use crate::policy::{Bandwidth, Rate};
@@ -100,7 +101,7 @@ impl Throttle {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// How much may go out at once; `None` where there is no limit.
@@ -169,11 +170,11 @@ mod tests {
         }
 
         fn elapsed(&self) -> Duration {
-            *self.0.lock().unwrap()
+            *self.0.lock()
         }
 
         fn sleep(&self, duration: Duration) -> Wait {
-            *self.0.lock().unwrap() += duration;
+            *self.0.lock() += duration;
             Box::pin(async {})
         }
     }

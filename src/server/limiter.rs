@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Connections that have not said yet what they want: of one peer (a director opens up to 64 to one agent), and of all.
@@ -84,7 +86,7 @@ fn room(of_one: usize, of_all: usize, most: Most) -> Result<(), Full> {
 
 impl ConnectionLimiter {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Lets a connection in that has not said anything yet.

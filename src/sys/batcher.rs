@@ -6,8 +6,10 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::Sender;
@@ -48,7 +50,7 @@ impl<Q, A> Default for Batcher<Q, A> {
 
 impl<Q: Send + 'static, A: Send + 'static> Batcher<Q, A> {
     fn groups(&self) -> MutexGuard<'_, BTreeMap<String, Group<Q, A>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Asks. `answer` answers questions, each with one answer, in their order; `None` where it did not. Every question is

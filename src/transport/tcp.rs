@@ -10,10 +10,9 @@ use async_std::net::{TcpListener, TcpStream};
 use futures_lite::io::{AsyncRead, AsyncWrite};
 use thiserror::Error;
 
-use crate::model::{HostName, PeerRole};
+use crate::model::{HostName, Identity, PeerRole};
 use crate::sys::runtime;
 use crate::transport::tls::{Secured, Tls};
-use crate::wire::codec::Conn;
 
 /// How long a connection may take to come about.
 pub const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -101,12 +100,26 @@ fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
     sockopt::set_tcp_keepcnt(stream, 3)
 }
 
-fn plain(stream: TcpStream, peer: String) -> Conn {
-    Conn::new(Box::new(stream.clone()), Box::new(WriteHalf(stream)), peer)
+/// An established connection with a peer.
+pub struct Connection {
+    /// The bytes that the peer sends.
+    pub reader: Box<dyn AsyncRead + Send + Unpin>,
+    /// The bytes that are sent to the peer.
+    pub writer: Box<dyn AsyncWrite + Send + Unpin>,
+    /// The peer's name and address, for messages.
+    pub peer: String,
+    /// The identity that the peer has proven; `None` in plaintext.
+    pub identity: Option<Identity>,
 }
 
-fn secured(secured: Secured, peer: String) -> Conn {
-    Conn::new(secured.reader, secured.writer, peer).of(secured.identity)
+impl Connection {
+    fn plain(stream: TcpStream, peer: String) -> Self {
+        Self { reader: Box::new(stream.clone()), writer: Box::new(WriteHalf(stream)), peer, identity: None }
+    }
+
+    fn secured(secured: Secured, peer: String) -> Self {
+        Self { reader: secured.reader, writer: secured.writer, peer, identity: Some(secured.identity) }
+    }
 }
 
 /// A connection for TLS to read and write: it reads 16 KiB at a time, which is many system calls for a stream.
@@ -210,12 +223,12 @@ pub struct Dial<'a> {
 
 impl Dial<'_> {
     /// Connects. With TLS the peer has proven by then that it is that host, and may be what it has to be.
-    pub async fn connect(self) -> Result<Conn, TransportError> {
+    pub async fn connect(self) -> Result<Connection, TransportError> {
         let (host, address) = (self.host, self.address);
         let stream = self.reach().await?;
         let name = format!("{host} ({address})");
         no_delay(&stream, &name);
-        let Some(tls) = self.tls else { return Ok(plain(stream, name)) };
+        let Some(tls) = self.tls else { return Ok(Connection::plain(stream, name)) };
         let refused = |reason| TransportError::Tls { peer: name.clone(), reason };
         let handshake = runtime::timeout(CONNECT_WITHIN, tls.connect(host, Buffered::new(stream)));
         let peer = handshake
@@ -226,7 +239,7 @@ impl Dial<'_> {
             let roles = peer.identity.roles_in_words();
             return Err(refused(format!("its certificate is for {roles}, not for {}", self.role)));
         }
-        Ok(secured(peer, name))
+        Ok(Connection::secured(peer, name))
     }
 
     async fn reach(&self) -> Result<TcpStream, TransportError> {
@@ -253,7 +266,7 @@ pub struct Rejected {
     /// What it did, for the log.
     pub reason: String,
     /// Where a last word can be said, and what.
-    pub answer: Option<(Conn, String)>,
+    pub answer: Option<(Connection, String)>,
 }
 
 impl Incoming {
@@ -270,7 +283,7 @@ impl Incoming {
 
     /// Makes a conversation of it, as soon as the peer begins to speak: with `tls` only if it proves who it is. For each
     /// of both it may take so long.
-    pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Conn, Rejected> {
+    pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Connection, Rejected> {
         let Self { stream, from } = self;
         let peer = from.to_string();
         no_delay(&stream, &peer);
@@ -278,22 +291,23 @@ impl Incoming {
         let unwelcome = |reason: String| Rejected { reason: format!("{peer}{reason}"), answer: None };
         let silent = || format!(" said nothing for {}", humantime::format_duration(within));
         let speaks_tls = match runtime::timeout(within, stream.peek(&mut first)).await {
-            Ok(Ok(0)) => return Ok(plain(stream, peer)),
+            Ok(Ok(0)) => return Ok(Connection::plain(stream, peer)),
             Ok(Ok(_)) => first[0] == HANDSHAKE,
             Ok(Err(error)) => return Err(unwelcome(format!(": {error}"))),
             Err(runtime::Elapsed) => {
-                let answer = tls.is_none().then(|| (plain(stream, peer.clone()), format!("{peer}{}", silent())));
+                let answer =
+                    tls.is_none().then(|| (Connection::plain(stream, peer.clone()), format!("{peer}{}", silent())));
                 return Err(Rejected { answer, ..unwelcome(silent()) });
             }
         };
         let (reason, answer) = match (tls, speaks_tls) {
-            (None, false) => return Ok(plain(stream, peer)),
+            (None, false) => return Ok(Connection::plain(stream, peer)),
             (Some(tls), true) => {
                 let stranger = |reason| unwelcome(format!(": no TLS connection comes about: {reason}"));
                 let proven = runtime::timeout(within, tls.accept(Buffered::new(stream))).await;
                 let proven = proven.map_err(|runtime::Elapsed| unwelcome(silent()))?.map_err(stranger)?;
                 let name = format!("{peer} ({})", proven.identity);
-                return Ok(secured(proven, name));
+                return Ok(Connection::secured(proven, name));
             }
             (Some(_), false) => (
                 " speaks plaintext, and this port TLS only",
@@ -304,7 +318,7 @@ impl Incoming {
                 "this port speaks plaintext; set \"tls\" on this host, or not where you come from",
             ),
         };
-        let answer = Some((plain(stream, peer.clone()), answer.to_owned()));
+        let answer = Some((Connection::plain(stream, peer.clone()), answer.to_owned()));
         Err(Rejected { answer, ..unwelcome(reason.to_owned()) })
     }
 }

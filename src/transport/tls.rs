@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use futures_rustls::rustls::{
     version,
 };
 use futures_rustls::{TlsAcceptor, TlsConnector};
+use parking_lot::RwLock;
 use thiserror::Error;
 use x509_parser::extensions::GeneralName;
 
@@ -213,12 +214,12 @@ impl Tls {
     /// Reads the files again, for connections that come after; if they are not right, what was read before stays.
     pub fn reload(&self) -> Result<(), TlsError> {
         let material = Arc::new(load(&self.files)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = material;
+        *self.current.write() = material;
         Ok(())
     }
 
     fn current(&self) -> Arc<Material> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.current.read())
     }
 
     /// What the own certificate says.

@@ -2,10 +2,11 @@
 //! datasets once more. Whatever has changed meanwhile is noticed as the stream is made, and then all is looked at.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::model::{DatasetInventory, DatasetName, SnapName, SnapshotId};
 use crate::slave::receive::Around;
@@ -64,7 +65,7 @@ pub(crate) struct Sides {
 
 impl ListingCache {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// What was listed as a whole.

@@ -131,7 +131,7 @@ impl<Z: Zfs> Receiver<Z> {
         stall: Duration,
         out: Outgoing,
     ) -> Result<(Self, Found), Failure> {
-        let mut conn = dial.connect().await.map_err(|error| {
+        let mut conn: Conn = dial.connect().await.map(Conn::from).map_err(|error| {
             let silent = !matches!(error, TransportError::Tls { .. });
             let mut failure = Failure::from(error);
             if silent {

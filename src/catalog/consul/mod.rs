@@ -12,10 +12,10 @@ mod record;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::catalog::consul::record::{Generation, HostRecord, Keys};
@@ -229,8 +229,8 @@ impl ConsulCatalog {
         Err(CatalogError::Contended { key: self.keys(host).generation, tries: TRIES })
     }
 
-    fn collected(&self) -> std::sync::MutexGuard<'_, Vec<Outcome>> {
-        self.outcomes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn collected(&self) -> parking_lot::MutexGuard<'_, Vec<Outcome>> {
+        self.outcomes.lock()
     }
 
     async fn write_outcomes(&self) -> Result<(), CatalogError> {

@@ -29,8 +29,7 @@ use crate::fleet::known;
 use crate::fleet::known::Overview;
 use crate::fleet::{Dispatcher, ask_all};
 use crate::model::{DatasetName, HostName};
-use crate::policy::Local;
-use crate::policy::Policy;
+use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
 

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::{CatalogError, open};
 use crate::consul::{Consul, ConsulError, Health, Registration};
@@ -86,7 +87,7 @@ impl ServiceRegistration {
     }
 
     fn local(&self) -> MutexGuard<'_, Arc<Local>> {
-        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+        self.local.lock()
     }
 
     /// Another configuration is in force: what is published follows it.

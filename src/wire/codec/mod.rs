@@ -13,6 +13,7 @@ use thiserror::Error;
 
 use crate::model::Identity;
 use crate::sys::runtime;
+use crate::transport::tcp::Connection;
 use crate::wire::codec::pack::Unpacker;
 use crate::wire::{LONGEST_LINE, Response};
 pub use stream::{LARGEST_FRAME, Pace, Sent, StreamEnd, Wait, Way};
@@ -170,8 +171,14 @@ pub struct Conn {
     pub stall: Duration,
 }
 
+impl From<Connection> for Conn {
+    fn from(Connection { reader, writer, peer, identity }: Connection) -> Self {
+        Self { identity, ..Self::new(reader, writer, peer) }
+    }
+}
+
 impl Conn {
-    /// A connection over these two halves.
+    /// A conversation over the two halves of a connection, with a peer that has not proven its identity.
     #[must_use]
     pub fn new(
         reader: Box<dyn AsyncRead + Send + Unpin>,
@@ -180,12 +187,6 @@ impl Conn {
     ) -> Self {
         let input = LineReader { reader: BufReader::with_capacity(READ_AHEAD, reader), line: Vec::new(), heard: 0 };
         Self { input, writer, unpacker: None, peer, identity: None, patience: SILENCE, stall: STALL }
-    }
-
-    /// The same, with a peer that has proven who it is.
-    #[must_use]
-    pub fn of(self, identity: Identity) -> Self {
-        Self { identity: Some(identity), ..self }
     }
 
     /// Sets how long a stream may not move. A peer may not be silent for longer than that either.

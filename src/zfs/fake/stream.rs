@@ -2,10 +2,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures_lite::io::AsyncWrite;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DatasetKind, Guid, Marks, Origin, SnapName, Snapshot};
@@ -27,13 +28,13 @@ pub struct Gathered(Arc<Mutex<Vec<u8>>>);
 impl Gathered {
     /// What was written so far.
     pub fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.0.lock())
     }
 }
 
 impl AsyncWrite for Gathered {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 

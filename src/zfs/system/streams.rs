@@ -2,7 +2,9 @@
 //! process, so it is done together with the same of others that end soon.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// A stream that is no older will probably end soon, too. What is older is large, and nobody waits for it.
@@ -27,7 +29,7 @@ pub(super) struct Underway {
 
 impl Streams {
     fn began(&self) -> MutexGuard<'_, Began> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn begin(&self) -> Underway {
