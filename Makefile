@@ -43,8 +43,8 @@ test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
 	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
 
-# Feeds ten million mutated inputs to every parser of data from peers and from zfs, which takes minutes. `make test` uses
-# a few thousand.
+# Feeds ten million mutated inputs to every parser of data from peers and from zfs, which takes minutes. `make test`
+# uses a few thousand.
 fuzz:
 	ZSYNC_FUZZ_INPUTS=$${ZSYNC_FUZZ_INPUTS:-10000000} $(CARGO) test --locked --release --test fuzz -- --nocapture --test-threads 1
 
