@@ -91,7 +91,7 @@ fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --local {}/none.json");
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    ended.says(&["alpha cannot be looked at", "none.json", "beta cannot be looked at"]);
+    ended.says(&["cannot list the snapshots of alpha", "none.json", "cannot list the snapshots of beta"]);
     assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
 }
 
@@ -103,7 +103,7 @@ fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
     place.policy(&policy);
     place
         .run("director --once --local {}/none.json")
-        .fails(1, &["alpha cannot be looked at", "127.0.0.1:1", "refused"]);
+        .fails(1, &["cannot list the snapshots of alpha", "127.0.0.1:1", "refused"]);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn a_listing_that_is_nonsense_is_shown_and_changes_nothing() {
         "tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-",
         "tank/data\\tfilesystem\\tmany\\t0\\toff\\t-\\t-\\t-\\t-",
     ));
-    place.run("director --once").fails(1, &["alpha cannot be looked at", "guid \"many\" is not a number"]);
+    place.run("director --once").fails(1, &["cannot list the snapshots of alpha", "guid \"many\" is not a number"]);
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn a_failure_that_stays_the_same_is_logged_once() {
     place.policy(TWO_HOSTS);
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
     running.wait_for("the pass took", 3);
-    assert_eq!(running.count("beta cannot be looked at"), 1, "{:#?}", running.seen);
+    assert_eq!(running.count("cannot list the snapshots of beta"), 1, "{:#?}", running.seen);
     // The file that is in force is changed into nonsense: said once as well, and the policy before it goes on.
     place.write("server.json", "{");
     running.wait_for("stays in force", 1);
@@ -351,7 +351,7 @@ fn a_host_that_was_not_ready_is_taken_up_when_it_is() {
     let local: PathBuf = place.path("local.json").into();
     fs::remove_file(&local).unwrap();
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
-    running.wait_for("alpha cannot be looked at", 1);
+    running.wait_for("cannot list the snapshots of alpha", 1);
     fs::write(&local, LOCAL).unwrap();
     running.wait_for("alpha: all is well again", 1);
     assert_eq!(running.stop(), Some(0));

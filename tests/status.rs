@@ -15,8 +15,8 @@ use fleet::{Fleet, ago, ds};
 use program::{PATIENCE, Place, TWO_HOSTS, ended};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
-use zsync::commands::status::{Settings, Status, as_lines, as_text};
-use zsync::director::{LiveStatus, Transfer};
+use zsync::commands::status::{Status, StatusSettings, as_lines, as_text};
+use zsync::fleet::live_status::{LiveStatus, RunningTransfer};
 use zsync::model::Action;
 
 /// Of a fleet, held against the schema.
@@ -26,7 +26,7 @@ fn status(fleet: &Fleet) -> Status {
 }
 
 #[track_caller]
-fn status_of(fleet: &Fleet, settings: &Settings) -> Status {
+fn status_of(fleet: &Fleet, settings: &StatusSettings) -> Status {
     let status = fleet.status_of(settings);
     assert_valid(&status);
     status
@@ -84,7 +84,7 @@ fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
     assert_eq!(row(&status, "tank/two").behind, Some(0));
     let text = as_text(&status, None);
     for line in
-        ["alpha:tank/one ", " 2h 5m ", "  to beta:pool/one ", " 5h ", "2 (3h 5m)", "1.95K", "no pass was made yet"]
+        ["alpha:tank/one ", " 2h 5m ", "  to beta:pool/one ", " 5h ", "2 (3h 5m)", "1.95K", "no pass has run yet"]
     {
         assert!(text.contains(line), "{line}: {text}");
     }
@@ -120,7 +120,7 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
     assert!(as_text(&status, None).contains("\nWARNING: beta: out of reach, last seen "), "{}", as_text(&status, None));
     // Agents left alone, nothing is known of that, nor of bytes.
-    let offline = status_of(&fleet, &Settings { offline: true, ..fleet.settings() });
+    let offline = status_of(&fleet, &StatusSettings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
     assert_eq!((row(&offline, "tank/one").behind, row(&offline, "tank/one").unsent_bytes), (Some(1), None));
 }
@@ -146,7 +146,7 @@ fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
     assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
     assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
     // Only what is about what was asked for.
-    let other = status_of(&fleet, &Settings { dataset: Some(ds("tank/two")), ..fleet.settings() });
+    let other = status_of(&fleet, &StatusSettings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
     // What has gone well since is no error any more.
     let names = ["by-hand".parse().unwrap()];
@@ -161,7 +161,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
     fleet.take("tank/one", 300);
     fleet.pass();
     let now = Utc::now();
-    let transfer = Transfer {
+    let transfer = RunningTransfer {
         action: Action::SendSnapshot,
         host: "alpha".parse().unwrap(),
         dataset: Some(ds("tank/one")),
@@ -179,13 +179,13 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
     let text = as_text(&status, None);
     let line = text.lines().find(|line| line.starts_with("send alpha:tank/one to beta:pool/one")).unwrap();
     assert_eq!(line.split_whitespace().skip(4).collect::<Vec<_>>(), ["1.00M", "4.00M", "102K/s", "30s"], "{line}");
-    assert!(text.contains("sending 25%") && text.contains("; a pass is under way, for "), "{text}");
+    assert!(text.contains("sending 25%") && text.contains("; a pass has been running for "), "{text}");
     // It was killed meanwhile.
     let then = ago(125);
     fs::write(&file, serde_json::to_vec(&LiveStatus { at: then, ..live }).unwrap()).unwrap();
     let status = self::status(&fleet);
     assert!(status.pass.as_ref().unwrap().running.is_empty());
-    assert!(as_text(&status, None).contains("; the last pass did not come to its end, 2h 5m ago"));
+    assert!(as_text(&status, None).contains("; the last pass stopped before its end, 2h 5m ago"));
 }
 
 // --- The program.
@@ -196,7 +196,7 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
     place.policy(TWO_HOSTS);
     let before = place.run("status");
     assert_eq!((before.status, before.stderr.as_str()), (Some(0), ""), "{before:?}");
-    assert!(before.stdout.contains("no pass was made yet"), "{before:?}");
+    assert!(before.stdout.contains("no pass has run yet"), "{before:?}");
     assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
     place.run("director --once");
     let table = place.run("status");

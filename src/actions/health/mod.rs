@@ -3,6 +3,7 @@
 
 mod finding;
 mod judge;
+mod listed;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
