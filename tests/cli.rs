@@ -164,7 +164,7 @@ fn a_dataset_of_the_policy_that_is_missing_fails_the_pass() {
     place.policy(&POLICY.replace("tank/data", "tank/dada"));
     place.write("local.json", &LOCAL.replace("tank/data", "tank"));
     place.zfs(&ZFS.replace("tank/data\\tfilesystem", "tank\\tfilesystem"));
-    place.run("director --once").fails(1, &["alpha:tank/dada", "does not exist", "server.json"]);
+    place.run("director --once").fails(1, &["alpha:tank/dada", "does not exist", "local.json"]);
 }
 
 #[test]
