@@ -9,7 +9,7 @@
 //! in [`transport`]. [`model`] has the words that all speak: names, guids, snapshots, inventories. [`sys`] has clock, tasks,
 //! processes and files. [`commands`] holds the subcommands and [`cli`] what they share.
 //!
-//! `actions`, `policy` and `model` perform no I/O and read no clock. `tests/architecture.rs` holds who may use whom.
+//! `actions`, `policy` and `model` perform no I/O and read no clock. `tests/architecture` holds who may use whom.
 
 pub mod actions;
 pub mod agent;
