@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::cli::report::Format;
+use crate::config::{DEFAULT_LOCAL_FILE, DEFAULT_SERVER_FILE};
 use crate::model::{DatasetName, HostName, PeerRole};
 
 /// Keeps a fleet's ZFS snapshots taken, replicated and pruned by policy.
@@ -62,7 +63,7 @@ pub struct Common {
     #[arg(long, env = "ZSYNC_HOSTNAME", value_name = "NAME")]
     pub hostname: Option<HostName>,
     /// What this host lets zsync do with its datasets
-    #[arg(long, value_name = "FILE", default_value = "/etc/zsync/local.json")]
+    #[arg(long, value_name = "FILE", default_value = DEFAULT_LOCAL_FILE)]
     pub local: PathBuf,
     /// The zfs program
     #[arg(long, value_name = "PROGRAM", default_value = "zfs")]
@@ -120,7 +121,7 @@ pub struct Director {
     #[command(flatten)]
     pub common: Common,
     /// The policy
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_SERVER_FILE)]
     pub config: PathBuf,
     /// Options of those that remember something.
     #[command(flatten)]
@@ -225,7 +226,7 @@ pub struct Plan {
     #[command(flatten)]
     pub common: Common,
     /// The policy
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_SERVER_FILE)]
     pub config: PathBuf,
     /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS. Without it the agents are asked
     /// first what they hold, and how much would be sent and freed, which is written to the catalog; no order changes anything
@@ -277,7 +278,7 @@ pub struct Clean {
     #[command(flatten)]
     pub common: Common,
     /// The policy, which names the catalog
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_SERVER_FILE)]
     pub config: PathBuf,
     /// How old a mark has to be
     #[arg(long, value_name = "DURATION", default_value = "30days", value_parser = duration)]
@@ -293,7 +294,7 @@ pub struct Migrate {
     #[command(flatten)]
     pub common: Common,
     /// The policy, which names the catalog
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_SERVER_FILE)]
     pub config: PathBuf,
 }
 
@@ -375,7 +376,7 @@ pub struct Status {
     #[command(flatten)]
     pub common: Common,
     /// The policy
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_SERVER_FILE)]
     pub config: PathBuf,
     /// Only datasets of this host, and what is sent there
     #[arg(long, value_name = "NAME")]
@@ -402,7 +403,7 @@ pub struct Check {
     #[command(flatten)]
     pub common: Common,
     /// The policy
-    #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
+    #[arg(long, short, value_name = "FILE", default_value = DEFAULT_SERVER_FILE)]
     pub config: PathBuf,
     /// Look at the configuration files only: is everything in them valid?
     #[arg(long, conflicts_with_all = ["host", "dataset", "format"])]

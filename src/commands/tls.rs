@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::cli::report;
 use crate::cli::report::Format;
-use crate::model::identity::ROLE_MARK;
+use crate::model::tags::ROLE;
 use crate::model::{HostName, PeerRole, TlsFiles};
 use crate::sys::{clock, files};
 use crate::transport::tls;
@@ -28,9 +28,6 @@ const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
 /// How much a certificate is valid before it is made: clocks differ.
 const CLOCKS_DIFFER: TimeDelta = TimeDelta::days(1);
-/// What a private key may be used by, and what everybody may read.
-const PRIVATE: u32 = 0o600;
-const PUBLIC: u32 = 0o644;
 
 /// A certificate to be issued.
 #[derive(Clone, Debug)]
@@ -101,7 +98,7 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
         params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
     }
     for role in &wanted.roles {
-        params.subject_alt_names.push(SanType::URI(format!("{ROLE_MARK}{role}").as_str().try_into()?));
+        params.subject_alt_names.push(SanType::URI(format!("{ROLE}{role}").as_str().try_into()?));
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // An agent is called by directors and calls slaves.
@@ -144,8 +141,8 @@ pub fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
     }
     let minted = mint_ca(name, clock::now(), days)?;
     private_folder(folder)?;
-    write(&key, &minted.key, PRIVATE, false)?;
-    write(&certificate, &minted.certificate, PUBLIC, false)?;
+    write(&key, &minted.key, files::PRIVATE, false)?;
+    write(&certificate, &minted.certificate, files::PUBLIC, false)?;
     report::print(&format!(
         "made a CA in {}\nwhoever has {} can be any host: keep it here or on no machine of the fleet, and back it up\n",
         folder.display(),
@@ -175,9 +172,9 @@ pub fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) 
     let minted =
         mint(&ca, wanted, clock::now()).with_context(|| format!("cannot issue it by {}", ca_file.display()))?;
     private_folder(&out)?;
-    write(&key, &minted.key, PRIVATE, true)?;
-    write(&certificate, &minted.certificate, PUBLIC, true)?;
-    write(&ca_copy, &ca.certificate, PUBLIC, true)?;
+    write(&key, &minted.key, files::PRIVATE, true)?;
+    write(&certificate, &minted.certificate, files::PUBLIC, true)?;
+    write(&ca_copy, &ca.certificate, files::PUBLIC, true)?;
     let home = names.ca.parent().unwrap_or(Path::new("/")).display().to_string();
     report::print(&format!(
         "issued {} to {}; this folder, as it is, becomes {home} on {}\n",

@@ -12,10 +12,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{Destination, open};
+use crate::catalog::open;
 use crate::consul::{Consul, Op};
 use crate::director::progress::PassProgress;
-use crate::model::{Action, DatasetName, HostName, SnapName};
+use crate::model::{self, Action, DatasetName, HostName, SnapName};
 use crate::policy::CatalogConfig;
 use crate::sys::files::Mode;
 use crate::sys::{clock, files, runtime};
@@ -88,7 +88,7 @@ pub struct Transfer {
     /// The snapshot.
     pub snapshot: Option<SnapName>,
     /// Where it is sent to.
-    pub to: Option<Destination>,
+    pub to: Option<model::Place>,
     /// For how long it has been under way, in seconds.
     pub seconds: f64,
     /// The bytes that it has moved.

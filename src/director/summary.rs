@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::actions::{Notice, NoticeKind};
+use crate::actions::Notice;
 use crate::catalog::Outcome;
 use crate::cli::report;
 use crate::cli::report::Format;
@@ -46,18 +46,7 @@ impl fmt::Display for Failure<'_> {
             Self::Unseen(host, reason) => write!(f, "{host} cannot be looked at: {reason}"),
             Self::Policy(notice) => {
                 write!(f, "{notice}")?;
-                match &notice.kind {
-                    NoticeKind::DatasetMissing => write!(
-                        f,
-                        " there, or local.json on {} does not list it: put right its name in server.json or there, create \
-                         it, or import its pool",
-                        notice.host
-                    ),
-                    NoticeKind::FromTheFuture { .. } => {
-                        f.write_str("; none is taken until then: set the clock right, destroy or rename the snapshot")
-                    }
-                    _ => Ok(()),
-                }
+                notice.kind.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
             }
             Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
             Self::BrokenOff(reason) => write!(f, "the pass is not complete: {reason}"),

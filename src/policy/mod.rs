@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 
-use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
+use crate::model::{DatasetName, HostName, OnDivergence, Place, Prefix, TlsFiles};
 pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
 pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
 pub use compression::{Compression, CompressionError, Zstd};
@@ -154,7 +154,7 @@ pub struct SnapshotPolicy {
     /// How late a missed slot is still made up for.
     pub catch_up: Duration,
     /// Where the snapshots go; may be the same host.
-    pub sync_on: Vec<Target>,
+    pub sync_on: Vec<Place>,
     /// When they go there.
     pub sync_policy: SyncPolicy,
     /// What stays on the source; `None`: everything.
@@ -182,15 +182,6 @@ pub struct Thresholds {
     pub max_snapshots: Option<usize>,
     /// How old a snapshot that is held on the source may be.
     pub max_held: Option<Duration>,
-}
-
-/// A dataset on a host as the destination of a policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-pub struct Target {
-    /// The receiving host.
-    pub host: HostName,
-    /// What the entry's dataset becomes there; children keep their place below it.
-    pub dataset: DatasetName,
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use glob::Pattern;
 
 use crate::model::DatasetKind;
+use crate::model::tags::OURS;
 
 /// What is set on what an entry receives.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,9 +158,6 @@ pub(crate) const IN_THE_STREAM: &[&str] = &[
     "volsize",
 ];
 
-/// What zsync's own properties begin with: they are about one dataset on one host.
-pub(crate) const OURS: &str = "zsync:";
-
 fn is_user_property(name: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b":+._-".contains(&b);
     name.contains(':') && name.len() <= 255 && !name.starts_with('-') && name.bytes().all(is_allowed)
@@ -214,6 +212,7 @@ impl Properties {
         let known = SETTABLE.contains(&name) || is_user_property(name);
         let asked = |pattern: &Pattern| pattern.as_str() == name || pattern.matches(name) && !DANGEROUS.contains(&name);
         known
+            // zsync's own properties are about one dataset on one host.
             && !name.starts_with(OURS)
             && self.include.iter().any(asked)
             && !self.exclude.iter().any(|pattern| pattern.matches(name))

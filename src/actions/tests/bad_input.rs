@@ -115,7 +115,7 @@ fn two_entries_for_one_dataset_and_prefix_are_not_both_followed() {
     assert!(orders(&twice, world, "11-23T12:05").is_empty());
     assert_eq!(
         notices(&twice, world, NOW),
-        ["alpha:tank/foo is claimed with the prefix B by entry 0 of the policy already; that one decides"]
+        ["alpha:tank/foo is already covered with the prefix B by entry 0 of the policy, which decides"]
     );
     // So are two policies of one entry.
     let twice = policy([with(entry("alpha:tank/foo", &[]), |e| e.policies.push(e.policies[0].clone()))]);
@@ -135,9 +135,10 @@ fn hosts_and_datasets_that_are_not_there_are_named() {
     assert_eq!(
         notices(&several, "gamma:tank", NOW),
         [
-            "alpha has not been listed: nothing is taken or destroyed there",
-            "beta has not been listed: nothing is taken or destroyed there",
-            "gamma:tank/none does not exist",
+            "alpha has never answered, so nothing is taken or destroyed there",
+            "beta has never answered, so nothing is taken or destroyed there",
+            "gamma:tank/none cannot be used: either it does not exist (destroyed, misspelt, pool not imported), \
+             or local.json on gamma does not list it, or disables it",
         ]
     );
     assert!(orders(&several, "gamma:tank", NOW).is_empty());
@@ -154,7 +155,7 @@ fn a_name_too_long_for_a_destination_is_said() {
     assert_eq!(
         notices(&far, &world, NOW),
         [format!(
-            "alpha:{deep} is not sent below beta:tank/a/longer/name: its name there would be longer than ZFS takes"
+            "alpha:{deep} is not sent below beta:tank/a/longer/name: its name there would be longer than ZFS permits"
         )]
     );
 }

@@ -41,7 +41,7 @@ fn what_is_wrong_is_found_and_nothing_else() {
             "beta:tank/copy B@11-23T08:00",
             vec!["CRITICAL: the newest snapshot is 4h 30m old (limit 3h 30m)"],
         ),
-        (hourly(), "", "beta:tank/copy", vec!["WARNING: there is no snapshot of the policy"]),
+        (hourly(), "", "beta:tank/copy", vec!["WARNING: there is no snapshot of this policy"]),
         // Where nothing was written, nothing is missing.
         (hourly(), "B@11-23T08:00 -B@11-23T12:00", "beta:tank/copy B@11-23T08:00", vec![]),
         // What is unsent counts from when it was taken.
@@ -65,16 +65,16 @@ fn what_is_wrong_is_found_and_nothing_else() {
             hourly(),
             "B@11-23T11:00 B@11-23T12:00",
             "beta:tank/copy B@11-23T11:00 own",
-            vec!["CRITICAL: diverged: @own is only there, the newest in common is @B_2026-11-23_11:00:00"],
+            vec!["CRITICAL: diverged: @own is only there; the newest common snapshot is @B_2026-11-23_11:00:00"],
         ),
         (
             hourly(),
             "B@11-23T12:00",
             "beta:tank/copy own",
-            vec!["CRITICAL: diverged: @own is there, nothing is in common"],
+            vec!["CRITICAL: diverged: @own is there, and no snapshot is in common"],
         ),
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00 own", vec![]),
-        (hourly(), "B@11-23T12:00", "beta?", vec!["UNKNOWN: was never asked what it holds"]),
+        (hourly(), "B@11-23T12:00", "beta?", vec!["UNKNOWN: has never been listed"]),
         // By thresholds of the policy's own.
         (
             checked(ages),
@@ -105,7 +105,7 @@ fn what_is_wrong_is_found_and_nothing_else() {
             checked(held),
             "B@11-23T10:00! B@11-23T11:00! B@11-23T12:00",
             "beta:tank/copy B@11-23T10:00! B@11-23T12:00",
-            vec!["WARNING: @B_2026-11-23_10:00:00 is held and 2h 30m old (limit 1h)"],
+            vec!["WARNING: the held snapshot @B_2026-11-23_10:00:00 is 2h 30m old (limit 1h)"],
         ),
     ] {
         let text = format!("alpha:tank/foo {source}\n{destination}");
@@ -124,7 +124,7 @@ fn what_is_wrong_with_a_source_is_told_once() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy", "gamma:tank/copy"])]);
     let health = judged(&policy, "alpha:tank/foo\nbeta\ngamma", "11-23T12:30");
     assert_eq!(health.rows.len(), 2);
-    assert_eq!(found(&health), ["WARNING: there is no snapshot of the policy"]);
+    assert_eq!(found(&health), ["WARNING: there is no snapshot of this policy"]);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_host_out_of_reach_is_told_with_what_was_seen_last() {
     let world = world("alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00");
     let unseen = [("beta".parse().unwrap(), "refused".to_owned())].into();
     let health = health(&policy, &world, &unseen, utc("11-23T12:30"));
-    assert_eq!(found(&health), ["WARNING: out of reach, last seen 2026-11-23T00:00:00Z: refused"]);
+    assert_eq!(found(&health), ["WARNING: unreachable, last listed 2026-11-23T00:00:00Z: refused"]);
     assert_eq!(health.rows[0].observed, Some(utc("11-23T00:00")));
 }
 

@@ -88,9 +88,9 @@ pub(super) fn world(text: &str) -> Inventory {
 }
 
 /// `alpha:tank/foo` as a place.
-pub(super) fn place(text: &str) -> Target {
+pub(super) fn place(text: &str) -> Place {
     let (host, dataset) = text.split_once(':').unwrap();
-    Target { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
+    Place { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
 }
 
 pub(super) fn rules(rules: &[&str]) -> Option<Retention> {
@@ -99,7 +99,7 @@ pub(super) fn rules(rules: &[&str]) -> Option<Retention> {
 
 /// An entry with one policy with the prefix `B`: hourly, asap, `1 in last day` on both sides.
 pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
-    let Target { host: hostname, dataset } = place(source);
+    let Place { host: hostname, dataset } = place(source);
     DatasetPolicy {
         hostname,
         dataset,

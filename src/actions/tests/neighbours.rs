@@ -76,12 +76,12 @@ fn a_chain_keeps_what_either_side_needs() {
         [
             "B@11-19T09:00 goes: no rule keeps it",
             "B@11-19T10:00 stays: kept by \"1/day in last week\"",
-            "B@11-20T10:00 stays: it is the newest snapshot common with gamma:tank/far",
+            "B@11-20T10:00 stays: it is the newest snapshot in common with gamma:tank/far",
             "B@11-20T11:00 stays: kept by \"1/day in last week\"; it is not yet on gamma:tank/far",
             "B@11-23T11:00 stays: it is not yet on gamma:tank/far",
             "B@11-23T12:00 stays: kept by \"1 in last day\"; kept by \"1/day in last week\"; \
-             it is the newest snapshot common with alpha:tank/foo; it is not yet on gamma:tank/far; \
-             it is the newest of its policy",
+             it is the newest snapshot in common with alpha:tank/foo; it is not yet on gamma:tank/far; \
+             it is the newest snapshot of its policy",
         ],
         "the rules of both entries, and the bases with both neighbours"
     );
@@ -110,7 +110,7 @@ fn a_dataset_that_receives_takes_nothing_of_its_own() {
     assert_eq!(only("take", &takes, world, NOW), ["take B@11-23T12:00 on alpha: tank/foo"]);
     assert_eq!(
         notices(&takes, world, NOW),
-        ["beta:tank/copy receives from alpha:tank/foo, so its own schedule is not followed: \
+        ["beta:tank/copy receives from alpha:tank/foo, so its own schedule is ignored: \
           a snapshot of its own would make the two diverge"]
     );
     // Also where a whole pool is named, copies and all; they are still sent on and pruned.
@@ -260,7 +260,7 @@ fn hosts_that_have_nothing_to_do_with_an_entry_are_not_waited_for() {
         entry("epsilon:tank/a", &["beta:other"]),
         entry("alpha:tank/ab", &[]),
     ]);
-    let index = crate::actions::Index::new(&policy);
+    let index = PolicyIndex::new(&policy);
     let hosts = |entries: &[usize]| {
         let hosts: Vec<String> = index.hosts_of(&policy, entries).iter().map(ToString::to_string).collect();
         hosts.join(" ")

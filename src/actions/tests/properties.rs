@@ -125,13 +125,13 @@ fn a_world() -> impl Strategy<Value = (Policy, Inventory)> {
 }
 
 /// What a dataset may have come from, through at most so many transfers.
-fn origins(policy: &Policy, at: &Target, hops: usize) -> Vec<Target> {
+fn origins(policy: &Policy, at: &Place, hops: usize) -> Vec<Place> {
     let mut all = vec![];
     for entry in policy.datasets.iter().filter(|_| hops > 0) {
         for target in entry.policies.iter().flat_map(|p| &p.sync_on).filter(|t| t.host == at.host) {
             let Some(below) = at.dataset.below(&target.dataset) else { continue };
             if let (true, Ok(dataset)) = (entry.recursive || below.is_empty(), entry.dataset.join(below)) {
-                let origin = Target { host: entry.hostname.clone(), dataset };
+                let origin = Place { host: entry.hostname.clone(), dataset };
                 all.extend(origins(policy, &origin, hops - 1));
                 all.push(origin);
             }
@@ -142,7 +142,7 @@ fn origins(policy: &Policy, at: &Target, hops: usize) -> Vec<Target> {
 
 /// The policies that decide about a dataset, found the slow way: of the entries that mean it with one prefix, the one
 /// with the longest name, and of equal ones the first.
-fn governing<'a>(policy: &'a Policy, at: &Target) -> Vec<(&'a DatasetPolicy, &'a SnapshotPolicy)> {
+fn governing<'a>(policy: &'a Policy, at: &Place) -> Vec<(&'a DatasetPolicy, &'a SnapshotPolicy)> {
     let origins = origins(policy, at, 4);
     let means = |e: &&DatasetPolicy| {
         let copy_of_itself =
@@ -168,15 +168,15 @@ fn live(dataset: &DatasetInventory) -> Vec<&Snapshot> {
 }
 
 /// Every source and destination that the policy makes of what the inventory has, with the policy.
-fn pairs<'a>(policy: &'a Policy, inventory: &Inventory) -> Vec<(Target, Target, &'a SnapshotPolicy)> {
+fn pairs<'a>(policy: &'a Policy, inventory: &Inventory) -> Vec<(Place, Place, &'a SnapshotPolicy)> {
     let mut pairs = vec![];
     for (host, known) in &inventory.hosts {
         for name in known.datasets.keys() {
-            let at = Target { host: host.clone(), dataset: name.clone() };
+            let at = Place { host: host.clone(), dataset: name.clone() };
             for (entry, one) in governing(policy, &at) {
                 for target in &one.sync_on {
                     let to = target.dataset.join(name.below(&entry.dataset).unwrap()).unwrap();
-                    pairs.push((at.clone(), Target { host: target.host.clone(), dataset: to }, one));
+                    pairs.push((at.clone(), Place { host: target.host.clone(), dataset: to }, one));
                 }
             }
         }
@@ -185,17 +185,17 @@ fn pairs<'a>(policy: &'a Policy, inventory: &Inventory) -> Vec<(Target, Target, 
 }
 
 /// The newest snapshot on both, by the source's createtxg.
-fn base(inventory: &Inventory, from: &Target, to: &Target) -> Option<Guid> {
+fn base(inventory: &Inventory, from: &Place, to: &Place) -> Option<Guid> {
     let (source, destination) =
         (inventory.dataset(&from.host, &from.dataset)?, inventory.dataset(&to.host, &to.dataset)?);
     let there = live(destination);
     live(source).into_iter().rfind(|s| there.iter().any(|t| t.guid == s.guid)).map(|s| s.guid)
 }
 
-fn destroys(orders: &[Order]) -> Vec<(Target, Vec<Guid>)> {
+fn destroys(orders: &[Order]) -> Vec<(Place, Vec<Guid>)> {
     let all = orders.iter().filter_map(|o| match o {
         Order::Destroy { host, dataset, snapshots, .. } => {
-            let place = Target { host: host.clone(), dataset: dataset.clone() };
+            let place = Place { host: host.clone(), dataset: dataset.clone() };
             Some((place, snapshots.iter().map(|(guid, _)| *guid).collect()))
         }
         _ => None,
@@ -320,7 +320,7 @@ proptest! {
     fn every_rule_keeps_what_it_promises((policy, inventory) in a_world()) {
         let now = utc(NOW);
         let plan = decide(&policy, &inventory, now);
-        let gone: BTreeMap<Target, Vec<Guid>> = destroys(&plan.orders(&policy)).into_iter().fold(BTreeMap::new(), |mut all, (at, guids)| {
+        let gone: BTreeMap<Place, Vec<Guid>> = destroys(&plan.orders(&policy)).into_iter().fold(BTreeMap::new(), |mut all, (at, guids)| {
             all.entry(at).or_default().extend(guids);
             all
         });

@@ -23,10 +23,10 @@ fn every_snapshot_has_all_its_reasons() {
             "B@11-21T10:00 goes: no rule keeps it",
             "B@11-21T11:00 stays: kept by \"1/day in last week\"",
             "B@11-22T10:00 stays: kept by \"1/day in last week\"; \
-             it is the newest snapshot common with beta:tank/copy; it is held",
+             it is the newest snapshot in common with beta:tank/copy; it is held",
             "B@11-23T10:00 stays: kept by \"2 in last day\"; it is not yet on beta:tank/copy",
             "B@11-23T11:00 stays: kept by \"2 in last day\"; kept by \"1/day in last week\"; \
-             it is not yet on beta:tank/copy; it is the newest of its policy",
+             it is not yet on beta:tank/copy; it is the newest snapshot of its policy",
         ]
     );
     let plan = decide(&both, &crate::actions::tests::world(world), utc(NOW));
@@ -68,7 +68,7 @@ fn each_protection_keeps_a_snapshot_by_itself() {
             "B@11-20T10:00",
             "beta:tank/copy B@11-20T10:00 x".into(),
             &one(),
-            "it is the newest of its policy",
+            "it is the newest snapshot of its policy",
         ),
         (Protection::Held, "B@11-20T10:00! B@11-23T11:00", beta.clone(), &one(), "it is held"),
         (Protection::Cloned, "B@11-20T10:00^ B@11-23T11:00", beta.clone(), &one(), "it has clones"),
@@ -77,7 +77,7 @@ fn each_protection_keeps_a_snapshot_by_itself() {
             "B@11-20T10:00 B@11-23T11:00",
             "beta:tank/copy B@11-20T10:00>z B@11-23T11:00".into(),
             &one(),
-            "it has another name on the other side",
+            "it has a different name on the other side",
         ),
         (Protection::NoRules, sent, beta.clone(), &keep_all, "a policy without retention rules keeps everything here"),
         (
@@ -85,21 +85,21 @@ fn each_protection_keeps_a_snapshot_by_itself() {
             sent,
             beta.clone(),
             &unlisted_other,
-            "a destination has not been listed, and may still need it",
+            "a destination has never been listed and may still need it",
         ),
         (
             Protection::SourceUnknown,
             sent,
             beta.clone(),
             &follower,
-            "the source has not been listed, and may still need it",
+            "the source has never been listed and may still need it",
         ),
         (
             Protection::NothingInCommon,
             sent,
             format!("{beta}\ndelta:tank/origin B@11-01T00:00"),
             &follower,
-            "nothing here is common with the source",
+            "no snapshot here is in common with the source",
         ),
     ];
     for (protection, snapshots, others, policy, words) in cases {
@@ -129,11 +129,11 @@ fn base_and_unsent_are_kept_for_every_destination() {
         why(&two(false), world, NOW, "alpha:tank/foo"),
         [
             "B@11-20T10:00 goes: no rule keeps it",
-            "B@11-20T11:00 stays: it is the newest snapshot common with beta:tank/copy",
+            "B@11-20T11:00 stays: it is the newest snapshot in common with beta:tank/copy",
             "B@11-20T12:00 stays: it is not yet on beta:tank/copy",
             "B@11-20T13:00 stays: it is not yet on beta:tank/copy",
-            "B@11-23T11:00 stays: kept by \"1 in last day\"; it is the newest snapshot common with gamma:tank/copy; \
-             it is not yet on beta:tank/copy; it is the newest of its policy",
+            "B@11-23T11:00 stays: kept by \"1 in last day\"; it is the newest snapshot in common with gamma:tank/copy; \
+             it is not yet on beta:tank/copy; it is the newest snapshot of its policy",
         ]
     );
     // With prune_unsent only the bases stay.
@@ -181,7 +181,7 @@ fn a_base_of_another_prefix_is_a_base() {
     ";
     let reasons = why(&two, world, NOW, "alpha:tank/foo");
     assert_eq!(reasons[0], "B@11-20T10:00 goes: no rule keeps it");
-    assert_eq!(reasons[1], "B@11-20T11:00 stays: it is the newest snapshot common with gamma:tank/live");
+    assert_eq!(reasons[1], "B@11-20T11:00 stays: it is the newest snapshot in common with gamma:tank/live");
 }
 
 #[test]
@@ -216,8 +216,8 @@ fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
             "B@11-21T11:00 stays: kept by \"1/day in last week\"",
             "B@11-22T10:00 stays: it is held",
             "B@11-22T11:00 stays: kept by \"1/day in last week\"",
-            "B@11-23T11:30 stays: kept by \"1/day in last week\"; it is the newest snapshot common with alpha:tank/foo; \
-             it is the newest of its policy",
+            "B@11-23T11:30 stays: kept by \"1/day in last week\"; it is the newest snapshot in common with alpha:tank/foo; \
+             it is the newest snapshot of its policy",
         ]
     );
     let plan = decide(&all, &crate::actions::tests::world(world), utc(NOW));
@@ -252,18 +252,19 @@ fn a_destination_is_left_alone_while_its_source_is_unknown() {
         "heard of in parts"
     );
     assert!(only("destroy", &one(), &format!("{beta}\nalpha"), NOW).is_empty(), "the source is gone");
-    assert_eq!(notices(&one(), &format!("{beta}\nalpha"), NOW), ["alpha:tank/foo does not exist"]);
+    assert_eq!(notices(&one(), &format!("{beta}\nalpha"), NOW), ["alpha:tank/foo cannot be used: either it does not exist (destroyed, misspelt, pool not imported), \
+          or local.json on alpha does not list it, or disables it"]);
     let replaced = format!("{beta}\nalpha:tank/foo B@11-23T12:00");
     assert!(only("destroy beta", &one(), &replaced, NOW).is_empty(), "the source is another one");
     assert_eq!(
         notices(&one(), &replaced, NOW),
-        ["beta:tank/copy has no snapshot in common with alpha:tank/foo: nothing is destroyed there"]
+        ["beta:tank/copy has no snapshot in common with alpha:tank/foo, so nothing is destroyed there"]
     );
     // The other way round: the base on the destination is known through a bookmark of the source.
     let marked = format!("{beta} B@11-23T11:30\nalpha:tank/foo #B@11-23T11:00 B@11-23T12:00");
     assert_eq!(
         why(&one(), &marked, NOW, "beta:tank/copy")[1],
-        "B@11-23T11:00 stays: it is the newest snapshot common with alpha:tank/foo"
+        "B@11-23T11:00 stays: it is the newest snapshot in common with alpha:tank/foo"
     );
 }
 
@@ -281,7 +282,7 @@ fn the_question_can_be_asked_of_one_dataset() {
         skip_if_cloned: true,
     };
     let peer =
-        Peer { place: place("beta:tank/copy"), role: Role::Destination, known: Known::There(at("beta:tank/copy")) };
+        Peer { place: place("beta:tank/copy"), relation: Relation::Destination, known: KnownDataset::Present(at("beta:tank/copy")) };
     let verdicts = delete(at("alpha:tank/foo"), &terms, &[peer], Zone::UTC, utc(NOW));
     assert_eq!(verdicts.iter().map(SnapVerdict::keep).collect::<Vec<_>>(), [false, true, true]);
 }

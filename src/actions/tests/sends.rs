@@ -12,7 +12,7 @@ fn asap_sends_what_the_destination_lacks() {
             "B@11-23T09:00 B@11-23T10:00",
             "beta:tank/copy B@11-23T09:00",
             Some("B@11-23T10:00"),
-            "the newest snapshot is not on the destination; B_2026-11-23_09:00:00 is the newest common one",
+            "the destination lacks the newest snapshot; the newest common one is B_2026-11-23_09:00:00",
         ),
         (
             "B@11-23T09:00",
@@ -21,20 +21,20 @@ fn asap_sends_what_the_destination_lacks() {
             "the destination has the newest snapshot, B_2026-11-23_09:00:00",
         ),
         ("B@11-23T09:00", "beta:tank/copy B@11-23T09:00>renamed", None, "the destination has the newest snapshot"),
-        ("B@11-23T09:00", "beta", Some("B@11-23T09:00"), "the destination does not have the dataset yet"),
+        ("B@11-23T09:00", "beta", Some("B@11-23T09:00"), "the dataset does not exist on the destination yet"),
         (
             "B@11-23T09:00",
             "beta:tank/copy",
             Some("B@11-23T09:00"),
-            "the newest snapshot is not on the destination, and nothing else",
+            "the destination lacks the newest snapshot and has none in common",
         ),
         (
             "B@11-23T09:00",
             "beta?",
             Some("B@11-23T09:00"),
-            "the destination has not been listed; the agent will find out",
+            "the destination has never been listed; the agent will compare the two",
         ),
-        ("B@11-23T09:00", "", Some("B@11-23T09:00"), "the destination has not been listed; the agent will find out"),
+        ("B@11-23T09:00", "", Some("B@11-23T09:00"), "the destination has never been listed; the agent will compare the two"),
         ("other", "beta:tank/copy", None, "there is no snapshot of this policy yet"),
         ("", "beta", None, "there is no snapshot of this policy yet"),
         // The same name is not the same snapshot.
@@ -52,7 +52,7 @@ fn asap_sends_what_the_destination_lacks() {
             "#B@11-23T08:00 B@11-23T09:00",
             "beta:tank/copy B@11-23T08:00",
             Some("B@11-23T09:00"),
-            "the newest snapshot is not on the destination; B_2026-11-23_08:00:00 is the newest common one",
+            "the destination lacks the newest snapshot; the newest common one is B_2026-11-23_08:00:00",
         ),
         (
             "B@11-23T08:00 B@11-23T09:00",
@@ -78,7 +78,7 @@ fn a_sync_policy_waits_for_its_slot() {
     assert!(only("send", &nightly, world, "11-23T00:59").is_empty());
     assert_eq!(
         send_reasons(&nightly, world, "11-23T00:59"),
-        ["the newest snapshot waits for the sync policy; the next slot is 2026-11-23T01:00:00Z"]
+        ["no slot of sync_policy has passed since the newest snapshot; the next slot is 2026-11-23T01:00:00Z"]
     );
     // From the slot on, until it is there, however late.
     for now in ["11-23T01:00", "11-23T09:00", "11-25T00:00"] {
@@ -92,7 +92,7 @@ fn a_sync_policy_waits_for_its_slot() {
     let plan = decide(&nightly, &crate::actions::tests::world(world), utc("11-23T09:00"));
     assert_eq!(
         plan.sends[0].why(plan.at),
-        "the newest snapshot is not on the destination; B_2026-11-22_23:00:00 is the newest common one; \
+        "the destination lacks the newest snapshot; the newest common one is B_2026-11-22_23:00:00; \
          the slot 2026-11-23T01:00:00Z has passed; waiting since 2026-11-23T00:00:00Z"
     );
     // A snapshot taken since then waits for the next one.
@@ -166,7 +166,7 @@ fn the_question_can_be_asked_of_one_dataset() {
     let inventory = world("alpha:tank/foo B@11-23T09:00\nbeta:tank/copy B@11-23T09:00");
     let at = |text: &str| inventory.dataset(&place(text).host, &place(text).dataset).unwrap();
     let ask = |known| send(at("alpha:tank/foo"), known, &policy.datasets[0].policies[0], Zone::UTC, utc("11-23T10:00"));
-    assert!(ask(Known::There(at("beta:tank/copy"))).due.is_none());
-    assert_eq!(ask(Known::Absent).due.map(|d| d.guid), Some(at("alpha:tank/foo").snapshots[0].guid));
-    assert_eq!(ask(Known::Unlisted).reason, SendReason::DestinationUnknown);
+    assert!(ask(KnownDataset::Present(at("beta:tank/copy"))).due.is_none());
+    assert_eq!(ask(KnownDataset::Absent).due.map(|d| d.guid), Some(at("alpha:tank/foo").snapshots[0].guid));
+    assert_eq!(ask(KnownDataset::Unlisted).reason, SendReason::DestinationUnknown);
 }

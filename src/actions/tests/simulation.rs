@@ -161,7 +161,7 @@ fn play(scenario: &Scenario) -> (usize, usize, usize) {
                 promise.check(&there, latest, &|| format!("rule {i} of {}:{}", place.host, place.dataset));
             }
         }
-        let there = |p: &Target| inventory.dataset(&p.host, &p.dataset);
+        let there = |p: &Place| inventory.dataset(&p.host, &p.dataset);
         if let (Some(source), Some(copy)) = (there(&places[0]), there(&places[1])) {
             let newest = copy.newest().unwrap();
             assert!(source.by_guid(newest.guid).is_some(), "at {now}: the base is gone");

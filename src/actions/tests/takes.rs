@@ -59,7 +59,7 @@ fn a_slot_is_made_up_for_only_so_long() {
     assert!(only("take", &daily(6 * 3600), world, "11-23T07:01").is_empty());
     assert_eq!(
         take_reasons(&daily(6 * 3600), world, "11-23T07:01"),
-        ["the slot 2026-11-23T01:00:00Z is more than 6h ago; the next slot is 2026-11-24T01:00:00Z"]
+        ["the slot 2026-11-23T01:00:00Z passed more than 6h (catch_up) ago; the next slot is 2026-11-24T01:00:00Z"]
     );
     assert!(only("take", &daily(0), world, "11-23T01:01").is_empty());
     assert_eq!(only("take", &daily(0), world, "11-23T01:00").len(), 1);
@@ -80,7 +80,7 @@ fn a_clock_that_differs_a_little_makes_no_second_snapshot() {
     assert_eq!(plan.takes[0].due, None);
     assert_eq!(
         plan.takes[0].reason.to_string(),
-        "the snapshot of the slot 2026-11-23T10:00:00Z is there; the next slot is 2026-11-23T11:00:00Z"
+        "the snapshot for the slot 2026-11-23T10:00:00Z exists already; the next slot is 2026-11-23T11:00:00Z"
     );
     assert!(decide(&one(), &inventory, utc("11-23T11:00")).takes[0].due.is_some());
 }
@@ -91,12 +91,12 @@ fn a_snapshot_from_the_future_is_waited_for_a_day_at_most() {
     assert!(only("take", &one(), ahead, "11-23T11:00").is_empty());
     assert_eq!(
         take_reasons(&one(), ahead, "11-23T11:00"),
-        ["the last snapshot lies in the future (2026-11-23T15:00:00Z): a clock was or is wrong"]
+        ["the last snapshot is dated in the future (2026-11-23T15:00:00Z): a clock is or was wrong"]
     );
     assert_eq!(
         notices(&one(), ahead, "11-23T11:00"),
-        ["alpha:tank/foo has the snapshot B_2026-11-23_10:00:00 from the future (2026-11-23T15:00:00Z): \
-          a clock was or is wrong"]
+        ["alpha:tank/foo has the snapshot B_2026-11-23_10:00:00, dated in the future (2026-11-23T15:00:00Z): \
+          a clock is or was wrong"]
     );
     assert_eq!(only("take", &one(), ahead, "11-23T16:00"), ["take B@11-23T16:00 on alpha: tank/foo"]);
     // Ten years ahead: the time in the name says when it was.
@@ -166,7 +166,7 @@ fn without_a_schedule_others_take_the_snapshots() {
     assert!(only("take", &others, "alpha:tank/foo", "11-23T10:00").is_empty());
     assert_eq!(
         take_reasons(&others, "alpha:tank/foo", "11-23T10:00"),
-        ["the policy has no schedule; others take its snapshots"]
+        ["the policy has no schedule; its snapshots are taken by other means"]
     );
 }
 

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::actions::health::{Health, health};
 use crate::catalog::open;
-use crate::catalog::{CatalogError, Destination, Outcome};
+use crate::catalog::{CatalogError, Outcome};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::report::Format;
@@ -28,7 +28,7 @@ use crate::director::{LiveStatus, Own, dispatcher, load_tls, with_services};
 use crate::fleet::known;
 use crate::fleet::known::Overview;
 use crate::fleet::{Dispatcher, ask_all};
-use crate::model::{DatasetName, HostName};
+use crate::model::{DatasetName, HostName, Place};
 use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
@@ -70,7 +70,7 @@ pub struct LastError {
     pub dataset: Option<DatasetName>,
     /// Where it was to be sent to.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<Destination>,
+    pub to: Option<Place>,
     /// What went wrong.
     pub error: String,
 }
@@ -168,7 +168,7 @@ pub async fn look<Z: Zfs>(settings: &Settings, zfs: Arc<Z>) -> anyhow::Result<St
 }
 
 /// Whether something is about what was asked for.
-fn concerns(settings: &Settings, host: &HostName, dataset: Option<&DatasetName>, to: Option<&Destination>) -> bool {
+fn concerns(settings: &Settings, host: &HostName, dataset: Option<&DatasetName>, to: Option<&Place>) -> bool {
     let of_host = |name: &HostName| settings.host.as_ref().is_none_or(|wanted| wanted == name);
     let within = |name: &DatasetName| settings.dataset.as_ref().is_none_or(|root| name.is_within(root));
     (of_host(host) || to.is_some_and(|to| of_host(&to.host)))

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::actions::health::{Health, Row};
-use crate::actions::plan::{DueSend, SendVerdict};
-use crate::actions::{Order, decide};
+use crate::actions::{DueSend, Order, SendVerdict, decide};
 use crate::fleet::Dispatcher;
 use crate::fleet::estimate::{Answers, Questions};
-use crate::model::{Counter, DatasetName, HostName, Inventory};
+use crate::model::{Counter, DatasetName, HostName, Inventory, Place};
 use crate::plan::foresee::PlannedOrder;
-use crate::policy::{Policy, Target};
+use crate::policy::Policy;
 use crate::sys::runtime;
 use crate::zfs::Zfs;
 
@@ -63,7 +62,7 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Pla
 
 /// What is sent from where to where, for which policy.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Lane<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Target);
+struct Lane<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Place);
 
 impl<'a> Lane<'a> {
     fn of(row: &'a Row) -> Option<Self> {

@@ -3,7 +3,7 @@
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
-use crate::actions::health::{Finding, Health, HostState, Point, Row, Severity, span};
+use crate::actions::health::{DatedSnapshot, Finding, Health, HostState, Row, Severity, span};
 use crate::cli::report;
 use crate::commands::check::findings;
 use crate::commands::status::{LastError, Status};
@@ -129,7 +129,7 @@ fn rows(health: &Health, running: &[Transfer]) -> Vec<Vec<String>> {
     shown
 }
 
-fn age(point: Option<&Point>, now: DateTime<Utc>) -> String {
+fn age(point: Option<&DatedSnapshot>, now: DateTime<Utc>) -> String {
     point.map_or_else(|| "-".to_owned(), |point| span(now - point.creation))
 }
 
