@@ -118,7 +118,11 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
     let one = row(&status, "tank/one");
     assert_eq!((one.behind, one.unsent_bytes), (Some(1), Some(1000)), "{one:?}");
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
-    assert!(as_text(&status, None).contains("\nWARNING: beta: unreachable, last listed "), "{}", as_text(&status, None));
+    assert!(
+        as_text(&status, None).contains("\nWARNING: beta: unreachable, last listed "),
+        "{}",
+        as_text(&status, None)
+    );
     // Agents left alone, nothing is known of that, nor of bytes.
     let offline = status_of(&fleet, &Settings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
@@ -201,7 +205,7 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
     place.run("director --once");
     let table = place.run("status");
     assert_eq!(table.status, Some(0), "{table:?}");
-    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: out of reach", "the last pass ended "] {
+    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: unreachable", "the last pass ended "] {
         assert!(table.stdout.contains(words), "{words}: {table:?}");
     }
     let json: Value = serde_json::from_str(&place.run("status --format json").stdout).unwrap();

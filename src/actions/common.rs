@@ -29,8 +29,8 @@ pub(super) struct PolicySnapshot {
     pub stamp: DateTime<Utc>,
 }
 
-/// Collects the snapshots of a dataset that have a policy's prefix, oldest first, and counts all others. Snapshots that an
-/// order destroyed, and that are only remembered, are left out.
+/// Collects the snapshots of a dataset that have a policy's prefix, oldest first, and counts all others. Snapshots that
+/// an order destroyed, and that are only remembered, are left out.
 pub(super) fn policy_snapshots(dataset: &DatasetInventory, prefix: &Prefix, into: &mut Vec<PolicySnapshot>) -> usize {
     into.clear();
     let mut others = 0;

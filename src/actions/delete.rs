@@ -49,8 +49,8 @@ pub enum Relation {
 
 /// Decides about every snapshot with the prefix; the verdicts are sorted oldest first.
 ///
-/// A snapshot counts as unsent if it is newer than the newest common point. Everything up to that point was sent, and what a
-/// destination lacks of it, it has pruned itself.
+/// A snapshot counts as unsent if it is newer than the newest common point. Everything up to that point was sent, and
+/// what a destination lacks of it, it has pruned itself.
 #[must_use]
 pub fn delete(
     dataset: &DatasetInventory,

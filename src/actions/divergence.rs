@@ -51,7 +51,8 @@ impl Trouble {
 /// What a policy permits to do about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
-    /// To roll back to the newest common snapshot if that destroys no snapshot, and to replace a dataset without snapshots.
+    /// To roll back to the newest common snapshot if that destroys no snapshot, and to replace a dataset without
+    /// snapshots.
     #[serde(rename = "rollback_if_needed")]
     pub rollback: bool,
     /// To roll back even if that destroys snapshots that only the destination has.
@@ -82,8 +83,8 @@ pub enum Remedy {
 
 /// Decides what to do about a destination.
 ///
-/// A rollback keeps the history on both sides and costs least, so it is preferred where it is permitted. A dataset without
-/// snapshots is set aside rather than replaced if both are permitted: its data exists nowhere else.
+/// A rollback keeps the history on both sides and costs least, so it is preferred where it is permitted. A dataset
+/// without snapshots is set aside rather than replaced if both are permitted: its data exists nowhere else.
 #[must_use]
 pub fn remedy(trouble: &Trouble, allowed: Allowed) -> Remedy {
     let otherwise = match allowed.on_divergence {

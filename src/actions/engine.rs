@@ -12,8 +12,8 @@ use crate::policy::Policy;
 
 /// A policy with its [`PolicyIndex`], ready to decide by.
 ///
-/// Building the index takes time in proportion to the policy's size. To decide entries one by one, build the engine once,
-/// or at least share the index.
+/// Building the index takes time in proportion to the policy's size. To decide entries one by one, build the engine
+/// once, or at least share the index.
 pub struct Engine<'a> {
     policy: &'a Policy,
     index: Arc<PolicyIndex>,

@@ -67,9 +67,9 @@ impl PolicyIndex {
         Self { entries, targets }
     }
 
-    /// The hosts whose state matters to decisions about these entries: the entries' own hosts, all hosts that their datasets
-    /// reach directly or through others, and all hosts that send to any of these. `policy` is the one that the index was
-    /// built from.
+    /// The hosts whose state matters to decisions about these entries: the entries' own hosts, all hosts that their
+    /// datasets reach directly or through others, and all hosts that send to any of these. `policy` is the one that the
+    /// index was built from.
     #[must_use]
     pub fn hosts_of(&self, policy: &Policy, entries: &[usize]) -> BTreeSet<HostName> {
         let (mut hosts, mut seen) = (BTreeSet::new(), HashSet::new());
@@ -129,8 +129,8 @@ impl<'a> IndexedPolicy<'a> {
         })
     }
 
-    /// Whether an entry covers a dataset that is its own or below it. A dataset that came back to the entry under another
-    /// name, directly or through other hosts, does not become its source again: copies would nest ever deeper.
+    /// Whether an entry covers a dataset that is its own or below it. A dataset that came back to the entry under
+    /// another name, directly or through other hosts, does not become its source again: copies would nest ever deeper.
     fn covers(&self, entry: usize, dataset: &DatasetName) -> bool {
         let e = &self.policy.datasets[entry];
         *dataset == e.dataset || e.recursive && !self.is_copy_of(entry, dataset)
@@ -167,8 +167,9 @@ impl<'a> IndexedPolicy<'a> {
             .collect()
     }
 
-    /// The policy that governs a dataset's snapshots of one prefix: that of the nearest entry, or of the first one if two
-    /// entries name the same dataset. `None` if that entry excludes the dataset: then no other entry governs it either.
+    /// The policy that governs a dataset's snapshots of one prefix: that of the nearest entry, or of the first one if
+    /// two entries name the same dataset. `None` if that entry excludes the dataset: then no other entry governs it
+    /// either.
     pub fn governing(&self, host: &HostName, dataset: &DatasetName, prefix: &Prefix) -> Option<Claim> {
         let nearest = self.covering(host, dataset).find(|claim| self.snapshot_policy(*claim).prefix == *prefix);
         nearest.filter(|claim| !self.excludes(claim.entry, dataset))

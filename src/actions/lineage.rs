@@ -28,8 +28,8 @@ fn how(flags: SendFlags) -> &'static str {
 /// The flags for the next stream to a destination.
 ///
 /// The flags recorded on the copy are used again. Without a record, flags are chosen that fit the copy: a copy of an
-/// encrypted dataset must be encrypted itself. `encrypts` means that a new dataset there would be encrypted by the receiver,
-/// which rules out embedded blocks.
+/// encrypted dataset must be encrypted itself. `encrypts` means that a new dataset there would be encrypted by the
+/// receiver, which rules out embedded blocks.
 pub fn flags(
     source: &DatasetInventory,
     destination: Option<&DatasetInventory>,

@@ -7,8 +7,9 @@ use crate::actions::reason::TakeReason;
 use crate::model::{DatasetInventory, SnapName};
 use crate::policy::{SnapshotPolicy, Zone};
 
-/// How far in the future a creation time may be to count as the time of the last snapshot. No snapshot is taken until that
-/// time, so a clock that was wrong by years must not count; a host with a wrong zone or hardware clock stays within a day.
+/// How far in the future a creation time may be to count as the time of the last snapshot. No snapshot is taken until
+/// that time, so a clock that was wrong by years must not count; a host with a wrong zone or hardware clock stays
+/// within a day.
 pub(super) const PLAUSIBLE_FUTURE: TimeDelta = TimeDelta::days(1);
 
 /// Whether a snapshot of a dataset is due.
@@ -62,8 +63,8 @@ pub(super) fn decide(
 
 /// When the newest snapshot was taken, or was skipped because nothing had been written.
 ///
-/// The creation time counts. If it is implausible, the time in the name is used instead; if that lies in the future as well,
-/// the next older snapshot decides.
+/// The creation time counts. If it is implausible, the time in the name is used instead; if that lies in the future as
+/// well, the next older snapshot decides.
 fn last_taken(
     dataset: &DatasetInventory,
     snapshots: &[PolicySnapshot],

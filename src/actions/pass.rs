@@ -98,7 +98,8 @@ impl<'a> Pass<'a> {
         if !host.datasets.contains_key(&entry.dataset) {
             self.note(index, &entry.hostname, Some(&entry.dataset), NoticeKind::DatasetMissing);
         }
-        // In the order of names, the descendants of a dataset are adjacent, apart from a few others ("a-b" among "a/b").
+        // In the order of names, the descendants of a dataset are adjacent, apart from a few others ("a-b" among
+        // "a/b").
         let below = host.datasets.range(&entry.dataset..);
         let near = below.take_while(|(name, _)| name.as_str().starts_with(entry.dataset.as_str()));
         for (name, dataset) in near.filter(|(name, _)| name.is_within(&entry.dataset)) {
@@ -184,7 +185,8 @@ impl<'a> Pass<'a> {
         incoming.iter().find(|i| self.exists(i) && !leads(i)).map(|i| i.source.clone())
     }
 
-    /// Whether the source of a send exists. If its host was never listed, it is assumed to exist if the policy names it.
+    /// Whether the source of a send exists. If its host was never listed, it is assumed to exist if the policy names
+    /// it.
     fn exists(&self, incoming: &IncomingSend) -> bool {
         match self.known(&incoming.source) {
             KnownDataset::Present(_) => true,
@@ -240,8 +242,8 @@ impl<'a> Pass<'a> {
     }
 
     /// Prunes snapshots of the dataset's other policies on the destination. `zfs send -I` carries them along with this
-    /// policy's. If such a policy is not sent there itself, nothing else would ever prune its snapshots there; they stay as
-    /// long as on the source.
+    /// policy's. If such a policy is not sent there itself, nothing else would ever prune its snapshots there; they
+    /// stay as long as on the source.
     fn prune_carried_along(
         &mut self,
         governed: &GovernedDataset<'a>,
@@ -314,8 +316,8 @@ impl<'a> Pass<'a> {
         self.plan.prunes.push(verdict);
     }
 
-    /// Prunes one of a policy's destinations, unless another verdict covers it: that of a policy of which it is the source,
-    /// or of a policy named earlier that sends to it. That verdict applies the rules of all of them.
+    /// Prunes one of a policy's destinations, unless another verdict covers it: that of a policy of which it is the
+    /// source, or of a policy named earlier that sends to it. That verdict applies the rules of all of them.
     fn prune_destination(
         &mut self,
         governed: &GovernedDataset<'a>,
@@ -343,8 +345,8 @@ impl<'a> Pass<'a> {
         self.plan.prunes.push(verdict);
     }
 
-    /// The rules for one prefix in one dataset: those of the policy of which it is the source, and of all policies that send
-    /// to it. A snapshot stays if any of them keeps it.
+    /// The rules for one prefix in one dataset: those of the policy of which it is the source, and of all policies that
+    /// send to it. A snapshot stays if any of them keeps it.
     fn terms(&self, prefix: &'a Prefix, source: Option<Claim>, incoming: &[IncomingSend]) -> DeleteTerms<'a> {
         let mut terms = DeleteTerms {
             prefix,

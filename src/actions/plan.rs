@@ -9,8 +9,8 @@ use crate::actions::verdict::{SendVerdict, TakeVerdict};
 
 /// Everything that one pass decided. [`Plan::orders`] derives the orders that carry it out.
 ///
-/// All verdicts are `Serialize`, and the reasons in them are types whose `Display` is a plain clause. A plan takes a few
-/// bytes per snapshot; [`PruneVerdict::explain`] spells the reasons about single snapshots out on demand.
+/// All verdicts are `Serialize`, and the reasons in them are types whose `Display` is a plain clause. A plan takes a
+/// few bytes per snapshot; [`PruneVerdict::explain`] spells the reasons about single snapshots out on demand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The moment that it was decided for.

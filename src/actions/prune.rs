@@ -1,7 +1,7 @@
 //! Verdicts about pruning: which snapshots of a dataset stay and which go, with every reason.
 //!
-//! The verdict about one snapshot ([`SnapVerdict`]) takes 32 bytes, so that a plan over a million snapshots stays small. Its
-//! reasons are bits, which [`PruneVerdict::explain`] turns into typed reasons with sentences.
+//! The verdict about one snapshot ([`SnapVerdict`]) takes 32 bytes, so that a plan over a million snapshots stays
+//! small. Its reasons are bits, which [`PruneVerdict::explain`] turns into typed reasons with sentences.
 
 use std::fmt;
 

@@ -65,8 +65,8 @@ pub(super) fn route(
     Route { origin, renamed, destinations }
 }
 
-/// The copy of a dataset under its former name: a copy below the target whose own source is gone, and that has a snapshot
-/// in common with the dataset.
+/// The copy of a dataset under its former name: a copy below the target whose own source is gone, and that has a
+/// snapshot in common with the dataset.
 fn renamed(
     policy: &Policy,
     inventory: &Inventory,
@@ -100,8 +100,8 @@ fn renamed(
         .map(|(_, renamed)| renamed)
 }
 
-/// The order in which to send datasets, as ranks from 0: a dataset ranks above all that it waits for, if those are sent as
-/// well. Datasets of the same rank do not wait for each other.
+/// The order in which to send datasets, as ranks from 0: a dataset ranks above all that it waits for, if those are sent
+/// as well. Datasets of the same rank do not wait for each other.
 #[must_use]
 pub fn ranks(datasets: &BTreeMap<DatasetName, Vec<DatasetName>>) -> BTreeMap<DatasetName, usize> {
     let mut ranks: BTreeMap<DatasetName, usize> = BTreeMap::new();

@@ -46,8 +46,8 @@ pub struct SendVerdict {
     pub to: Place,
     /// What to send if a transfer is due, `None` if not.
     pub due: Option<DueSend>,
-    /// What may be done about a destination that cannot take the next stream. In a loop nothing may be done, whatever the
-    /// policy permits: snapshots that only the destination has will come back to the source.
+    /// What may be done about a destination that cannot take the next stream. In a loop nothing may be done, whatever
+    /// the policy permits: snapshots that only the destination has will come back to the source.
     #[serde(flatten)]
     pub allowed: Allowed,
     /// What the transfer needs to know about other datasets.
@@ -72,7 +72,8 @@ pub struct DueSend {
 }
 
 impl SendVerdict {
-    /// The reason in words as of a moment. For a due transfer this includes its slot, and since when it has been waiting.
+    /// The reason in words as of a moment. For a due transfer this includes its slot, and since when it has been
+    /// waiting.
     #[must_use]
     pub fn why(&self, at: DateTime<Utc>) -> String {
         let mut why = self.reason.to_string();

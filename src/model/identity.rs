@@ -54,8 +54,8 @@ impl FromStr for PeerRole {
 pub struct Identity {
     /// Its DNS names. Wildcards are left out: they identify no host.
     pub names: Vec<HostName>,
-    /// The roles that it permits. `None` if it names none, as the certificates of a CA that knows nothing of zsync: then
-    /// the configuration of the other side decides.
+    /// The roles that it permits. `None` if it names none, as the certificates of a CA that knows nothing of zsync:
+    /// then the configuration of the other side decides.
     pub roles: Option<BTreeSet<PeerRole>>,
 }
 

@@ -86,8 +86,8 @@ pub struct DatasetInventory {
     pub not_written: Vec<NotWritten>,
 }
 
-/// The range for which a listing is current: as long as the dataset's property `snapshots_changed` (zfsprops(7)) lies in
-/// it, the dataset has the snapshots that were listed. All times are seconds since 1970 by the dataset's host.
+/// The range for which a listing is current: as long as the dataset's property `snapshots_changed` (zfsprops(7)) lies
+/// in it, the dataset has the snapshots that were listed. All times are seconds since 1970 by the dataset's host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unchanged {
     /// Start of the range.

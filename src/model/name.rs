@@ -236,8 +236,8 @@ impl Prefix {
 
     /// The time in the name of a snapshot with this prefix; `None` for any other name.
     ///
-    /// Everything after the prefix must be a time, so that the prefixes `A` and `A_B` are never confused. zeplic's form,
-    /// `PREFIX_2017-July-01_10:30:00`, is accepted too.
+    /// Everything after the prefix must be a time, so that the prefixes `A` and `A_B` are never confused. zeplic's
+    /// form, `PREFIX_2017-July-01_10:30:00`, is accepted too.
     #[must_use]
     pub fn time_in(&self, name: &SnapName) -> Option<DateTime<Utc>> {
         parse_stamp(name.0.strip_prefix(&*self.0)?.strip_prefix('_')?)

@@ -47,8 +47,8 @@ pub enum Action {
     DestroySnapshot,
     /// List `DestDataset`, or all datasets.
     KvResync,
-    /// Report how large a `send_snapshot` would be. It is an action of its own, and not a flag on the real order, so that
-    /// an agent that does not know it refuses it.
+    /// Report how large a `send_snapshot` would be. It is an action of its own, and not a flag on the real order, so
+    /// that an agent that does not know it refuses it.
     EstimateSend,
     /// Report what a `destroy_snapshot` would free.
     EstimateDestroy,

@@ -14,8 +14,8 @@ use crate::model::name::{DatasetName, NameError, SnapName};
 /// It is part of the wire format and never changes.
 pub const SNAPSHOT_NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_736e_6170_7368);
 
-/// ZFS' `guid` property: the identity of a snapshot across pools and renames (zfsprops(7)). `zfs receive` preserves it; a
-/// bookmark has the guid of the snapshot that it was made from.
+/// ZFS' `guid` property: the identity of a snapshot across pools and renames (zfsprops(7)). `zfs receive` preserves it;
+/// a bookmark has the guid of the snapshot that it was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Guid(pub u64);
 

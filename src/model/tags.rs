@@ -3,8 +3,8 @@
 //! Holds and bookmarks let replication survive the loss of the catalog:
 //!
 //! - The hold `zsync:to:HOST:DATASET` on a source protects what a running transfer to that place needs.
-//! - The hold `zsync:from:HOST` on a destination protects the newest snapshot received from that host. It does not name the
-//!   source's dataset, because the snapshots of many destinations are held at once, and `zfs hold` accepts one tag.
+//! - The hold `zsync:from:HOST` on a destination protects the newest snapshot received from that host. It does not name
+//!   the source's dataset, because the snapshots of many destinations are held at once, and `zfs hold` accepts one tag.
 //! - The bookmark `zsync:HOST:DATASET:GUID` (with `:` for `/`) on a source is the cursor: the newest snapshot that the
 //!   destination is known to have. An increment can start from it even after the snapshot itself was pruned.
 
@@ -19,8 +19,8 @@ pub const OURS: &str = "zsync:";
 
 /// The property of a copy that records the flags it was sent with, and its guid, so that an inherited value is noticed.
 pub const FLAGS: &str = "zsync:flags";
-/// The property with which an administrator excludes a dataset, and all that inherit it, from being snapshotted, sent and
-/// pruned.
+/// The property with which an administrator excludes a dataset, and all that inherit it, from being snapshotted, sent
+/// and pruned.
 pub const EXCLUDE: &str = "zsync:exclude";
 /// The property of a clone that zsync made: the guid of the dataset whose newest snapshot it follows.
 pub const CLONE: &str = "zsync:clone";
@@ -103,8 +103,8 @@ pub fn cursor(dataset: &DatasetName, to: &Place, guid: Guid) -> Result<SnapName,
     format!("{}{:016x}", cursor_prefix(dataset, to), guid.0).parse()
 }
 
-/// Whether a dataset was ever sent to `to`, even under a former name: its bookmarks keep their names when the dataset is
-/// renamed.
+/// Whether a dataset was ever sent to `to`, even under a former name: its bookmarks keep their names when the dataset
+/// is renamed.
 #[must_use]
 pub fn was_sent(inventory: &DatasetInventory, to: &Place) -> bool {
     let prefixes = [readable_prefix(to), short_prefix(to)];

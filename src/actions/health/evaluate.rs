@@ -87,8 +87,8 @@ impl<'p> PolicyDataset<'p, '_> {
         Some(DatedSnapshot { name: snapshot.name.clone(), creation: own.creation })
     }
 
-    /// When the source was last in order: at its newest snapshot, or at the newest slot without one because nothing had been
-    /// written.
+    /// When the source was last in order: at its newest snapshot, or at the newest slot without one because nothing had
+    /// been written.
     fn last_good(&self) -> Option<DateTime<Utc>> {
         let marks = self.dataset.not_written.iter().filter(|m| self.policy.prefix.time_in(&m.name).is_some());
         marks.map(|m| m.at).chain(self.snapshots.last().map(|s| s.creation)).max()

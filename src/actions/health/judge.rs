@@ -87,8 +87,8 @@ impl<'a> Judge<'a> {
         limits.over(age).map(|(limit, severity)| Finding::SnapshotOld { age, limit, severity })
     }
 
-    /// Whether a destination lags too far behind. If it lacks nothing, it is as old as the source, which was last in order
-    /// at `fresh_until`.
+    /// Whether a destination lags too far behind. If it lacks nothing, it is as old as the source, which was last in
+    /// order at `fresh_until`.
     pub fn replica_age(
         &mut self,
         of: &'a SnapshotPolicy,

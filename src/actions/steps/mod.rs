@@ -1,8 +1,8 @@
-//! The plan of one transfer: the streams that bring a destination from what it has to a given snapshot, or the conflict that
-//! prevents it.
+//! The plan of one transfer: the streams that bring a destination from what it has to a given snapshot, or the conflict
+//! that prevents it.
 //!
-//! Snapshots are compared only by guid: names may differ on the two sides, and createtxg orders snapshots within one pool
-//! only.
+//! Snapshots are compared only by guid: names may differ on the two sides, and createtxg orders snapshots within one
+//! pool only.
 
 use std::collections::HashMap;
 
@@ -15,8 +15,8 @@ use crate::model::{Bookmark, Guid, Origin, SnapName, Snapshot};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Step {
-    /// Resume an interrupted receive (`send -t`). The rest is planned again afterwards from a fresh listing, because the
-    /// token may turn out to be stale.
+    /// Resume an interrupted receive (`send -t`). The rest is planned again afterwards from a fresh listing, because
+    /// the token may turn out to be stale.
     Resume {
         /// The resume token.
         token: String,
@@ -37,8 +37,8 @@ pub enum Step {
         from: Base,
         /// The snapshot.
         to: Point,
-        /// Whether to include all snapshots between the two (`-I`). It is false (`-i`) if there are none, and if the base is a
-        /// bookmark, from which ZFS cannot send them.
+        /// Whether to include all snapshots between the two (`-I`). It is false (`-i`) if there are none, and if the
+        /// base is a bookmark, from which ZFS cannot send them.
         intermediates: bool,
     },
 }
@@ -136,14 +136,15 @@ fn point(snapshot: &Snapshot) -> Point {
     Point { name: snapshot.name.clone(), guid: snapshot.guid }
 }
 
-/// Plans how to bring the snapshot `target` to a destination. All lists are sorted by createtxg, oldest first, and contain
-/// only snapshots and bookmarks that exist.
+/// Plans how to bring the snapshot `target` to a destination. All lists are sorted by createtxg, oldest first, and
+/// contain only snapshots and bookmarks that exist.
 ///
 /// - An increment runs from the newest common guid to the target and includes all snapshots between, so that the
 ///   destination's history is complete.
 /// - A destination without snapshots first receives the oldest snapshot of the source in full, then the rest as one
 ///   increment. So it receives the history as well, and each part can be verified and resumed by itself.
-/// - A clone whose origin the destination has (`origin`) starts from the origin instead, and becomes a clone there, too.
+/// - A clone whose origin the destination has (`origin`) starts from the origin instead, and becomes a clone there,
+///   too.
 /// - An increment from a bookmark cannot include the snapshots between. It runs only to the next snapshot; a second one
 ///   continues from there.
 /// - An interrupted receive is resumed first if the snapshot that it receives still exists on the source, is not on the

@@ -17,8 +17,8 @@ fn snapshots(line: &str) -> Vec<Snapshot> {
     line.split_whitespace().enumerate().map(parse).collect()
 }
 
-/// Plans a transfer from a source that has bookmarks of the snapshots named in `marked`, and of whose snapshots only those
-/// named in `keep` still exist.
+/// Plans a transfer from a source that has bookmarks of the snapshots named in `marked`, and of whose snapshots only
+/// those named in `keep` still exist.
 fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) -> Result<Transfer, Conflict> {
     let all = snapshots(source);
     let is_in = |s: &Snapshot, line: &str| line.split_whitespace().any(|w| w == s.name.as_str());

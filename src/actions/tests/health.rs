@@ -1,11 +1,11 @@
-//! How well a policy is kept, as the table of what is found wrong.
+//! Health: a table of states with the findings that they give rise to.
 
 use std::time::Duration;
 
 use super::*;
 use crate::actions::health::{Health, Severity, health};
 
-fn judged(policy: &Policy, world_text: &str, now: &str) -> Health {
+fn evaluated(policy: &Policy, world_text: &str, now: &str) -> Health {
     health(policy, &world(world_text), &Default::default(), utc(now))
 }
 
@@ -15,18 +15,19 @@ fn found(health: &Health) -> Vec<String> {
     findings.map(|finding| format!("{}: {finding}", finding.severity())).collect()
 }
 
-/// Hourly, `now` is 11-23T12:30 unless it says otherwise.
+/// It is 12:30 on 11-23.
 #[test]
-fn what_is_wrong_is_found_and_nothing_else() {
+fn findings_follow_schedules_and_thresholds() {
     let hours = |n: u64| Some(Duration::from_secs(n * 3600));
     let hourly = || policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
-    let checked = |check: Thresholds| policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.check = check)]);
+    let checked =
+        |check: Thresholds| policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.check = check)]);
     let ages = Thresholds { warn_age: hours(1), crit_age: hours(3), ..Thresholds::default() };
     let sync_ages = Thresholds { sync_warn_age: hours(1), sync_crit_age: hours(3), ..Thresholds::default() };
     let few = Thresholds { max_snapshots: Some(1), ..Thresholds::default() };
     let held = Thresholds { max_held: hours(1), ..Thresholds::default() };
     for (policy, source, destination, expected) in [
-        // By the schedule: the slot of 12:00 may still be missing, that of 11:00 not, that of 9:00 least of all.
+        // By the schedule: one slot (12:00) may be missing, two are a warning, four are critical.
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00", vec![]),
         (hourly(), "B@11-23T11:00", "beta:tank/copy B@11-23T11:00", vec![]),
         (
@@ -42,9 +43,9 @@ fn what_is_wrong_is_found_and_nothing_else() {
             vec!["CRITICAL: the newest snapshot is 4h 30m old (limit 3h 30m)"],
         ),
         (hourly(), "", "beta:tank/copy", vec!["WARNING: there is no snapshot of this policy"]),
-        // Where nothing was written, nothing is missing.
+        // A NotWritten mark counts as a snapshot.
         (hourly(), "B@11-23T08:00 -B@11-23T12:00", "beta:tank/copy B@11-23T08:00", vec![]),
-        // What is unsent counts from when it was taken.
+        // The lag is the age of the oldest unsent snapshot.
         (hourly(), "B@11-23T08:00 B@11-23T12:00", "beta:tank/copy B@11-23T08:00", vec![]),
         (
             hourly(),
@@ -58,9 +59,9 @@ fn what_is_wrong_is_found_and_nothing_else() {
             "beta",
             vec!["CRITICAL: the replica lags 5h 30m behind (limit 3h 30m, 3 unsent)"],
         ),
-        // What is older than the common point is not sent any more, and a bookmark is one.
+        // Snapshots older than the common point, here a bookmark, do not count as unsent.
         (hourly(), "B@11-23T05:00 #B@11-23T11:00 B@11-23T12:00", "beta:tank/copy B@11-23T11:00", vec![]),
-        // What only the destination has stands in the way of an increment, as soon as there is one to send.
+        // Snapshots that only the destination has matter as soon as there is something to send.
         (
             hourly(),
             "B@11-23T11:00 B@11-23T12:00",
@@ -75,7 +76,7 @@ fn what_is_wrong_is_found_and_nothing_else() {
         ),
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00 own", vec![]),
         (hourly(), "B@11-23T12:00", "beta?", vec!["UNKNOWN: has never been listed"]),
-        // By thresholds of the policy's own.
+        // By configured thresholds.
         (
             checked(ages),
             "B@11-23T11:00",
@@ -109,7 +110,7 @@ fn what_is_wrong_is_found_and_nothing_else() {
         ),
     ] {
         let text = format!("alpha:tank/foo {source}\n{destination}");
-        let health = judged(&policy, &text, "11-23T12:30");
+        let health = evaluated(&policy, &text, "11-23T12:30");
         assert_eq!(found(&health), expected, "{text}");
         let worst = expected
             .iter()
@@ -120,22 +121,22 @@ fn what_is_wrong_is_found_and_nothing_else() {
 }
 
 #[test]
-fn what_is_wrong_with_a_source_is_told_once() {
+fn source_finding_appears_once_for_several_destinations() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy", "gamma:tank/copy"])]);
-    let health = judged(&policy, "alpha:tank/foo\nbeta\ngamma", "11-23T12:30");
+    let health = evaluated(&policy, "alpha:tank/foo\nbeta\ngamma", "11-23T12:30");
     assert_eq!(health.rows.len(), 2);
     assert_eq!(found(&health), ["WARNING: there is no snapshot of this policy"]);
 }
 
 #[test]
-fn what_receives_need_not_take_snapshots() {
+fn receiving_dataset_needs_no_snapshots_of_its_own() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"]), entry("beta:tank/copy", &["gamma:tank/copy"])]);
     let world = "alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00\ngamma:tank/copy B@11-23T12:00";
-    assert_eq!(judged(&policy, world, "11-23T12:30").severity, Severity::Ok);
+    assert_eq!(evaluated(&policy, world, "11-23T12:30").severity, Severity::Ok);
 }
 
 #[test]
-fn a_host_out_of_reach_is_told_with_what_was_seen_last() {
+fn unreachable_host_is_a_warning_with_time_of_last_listing() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
     let world = world("alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00");
     let unseen = [("beta".parse().unwrap(), "refused".to_owned())].into();
@@ -145,18 +146,18 @@ fn a_host_out_of_reach_is_told_with_what_was_seen_last() {
 }
 
 #[test]
-fn what_cannot_be_is_critical() {
+fn missing_dataset_is_critical() {
     let policy = policy([entry("alpha:tank/missing", &[])]);
-    let health = judged(&policy, "alpha:tank/foo", "11-23T12:30");
+    let health = evaluated(&policy, "alpha:tank/foo", "11-23T12:30");
     assert_eq!(health.severity, Severity::Critical);
     assert!(health.notices[0].to_string().contains("does not exist"), "{:?}", health.notices);
 }
 
 #[test]
-fn a_view_narrowed_is_judged_by_itself() {
+fn narrowed_report_has_severity_of_its_rows() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"]), entry("gamma:tank/old", &[])]);
     let text = "alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00\ngamma:tank/old B@11-22T12:00";
-    let health = judged(&policy, text, "11-23T12:30");
+    let health = evaluated(&policy, text, "11-23T12:30");
     assert_eq!(health.severity, Severity::Critical);
     let narrowed = |host: Option<&str>, dataset: Option<&str>| {
         let mut health = health.clone();
