@@ -169,17 +169,9 @@ pub fn steps(
     let bookmark = bookmarks.iter().rfind(|b| there(b.guid).is_some());
     let bookmark = bookmark.filter(|b| newest_there.is_none_or(|i| b.createtxg > source[i].createtxg));
 
-    if let Some(ahead) = bookmark.filter(|b| b.createtxg > source[goal].createtxg) {
-        return Ok(Transfer::MostActual { newest: Point { name: ahead.name.clone(), guid: ahead.guid } });
-    }
-    if let Some(newest) = newest_there.filter(|newest| *newest >= goal) {
-        return Ok(match there(target) {
-            Some(at) if newest == goal && destination[at].name != source[goal].name => {
-                Transfer::WasRenamed { there: destination[at].name.clone() }
-            }
-            _ if newest == goal => Transfer::NothingToDo,
-            _ => Transfer::MostActual { newest: point(&source[newest]) },
-        });
+    let name_there = there(target).map(|at| &destination[at].name);
+    if let Some(done) = already_there(source, goal, name_there, newest_there, bookmark) {
+        return Ok(done);
     }
 
     let leads_on = |to: Guid| there(to).is_none() && source[..=goal].iter().any(|s| s.guid == to);
@@ -198,11 +190,7 @@ pub fn steps(
         (Some(i), None) => (point(&source[i]), i + 1, there(source[i].guid)),
         (None, None) if destination.is_empty() => {
             if !resumes {
-                let to = point(&source[0]);
-                steps.push(match origin.cloned() {
-                    Some((of, guid)) => Step::Incremental { from: Base::Origin(of, guid), to, intermediates: false },
-                    None => Step::Full { to },
-                });
+                steps.push(first_step(point(&source[0]), origin));
                 steps.extend(onward(&source[..=goal], 0));
             }
             return Ok(Transfer::Steps { steps });
@@ -223,15 +211,41 @@ pub fn steps(
         None => steps.extend(onward(&source[..=goal], after - 1)),
         Some(_) => {
             let next = after.min(goal);
-            steps.push(Step::Incremental {
-                from: Base::Bookmark(common),
-                to: point(&source[next]),
-                intermediates: false,
-            });
+            let (from, to) = (Base::Bookmark(common), point(&source[next]));
+            steps.push(Step::Incremental { from, to, intermediates: false });
             steps.extend(onward(&source[..=goal], next));
         }
     }
     Ok(Transfer::Steps { steps })
+}
+
+/// The outcome if the destination has the snapshot `source[goal]` (under the name `name_there`) or a newer one of the
+/// source: `newest_there` is the index of the newest one there, and `bookmark` a bookmark of a still newer one.
+fn already_there(
+    source: &[Snapshot],
+    goal: usize,
+    name_there: Option<&SnapName>,
+    newest_there: Option<usize>,
+    bookmark: Option<&Bookmark>,
+) -> Option<Transfer> {
+    let wanted = &source[goal];
+    if let Some(ahead) = bookmark.filter(|b| b.createtxg > wanted.createtxg) {
+        return Some(Transfer::MostActual { newest: Point { name: ahead.name.clone(), guid: ahead.guid } });
+    }
+    let newest = newest_there.filter(|newest| *newest >= goal)?;
+    Some(match name_there {
+        _ if newest != goal => Transfer::MostActual { newest: point(&source[newest]) },
+        Some(there) if *there != wanted.name => Transfer::WasRenamed { there: there.clone() },
+        _ => Transfer::NothingToDo,
+    })
+}
+
+/// The first stream into an empty destination.
+fn first_step(to: Point, origin: Option<&(Origin, Guid)>) -> Step {
+    match origin.cloned() {
+        Some((of, guid)) => Step::Incremental { from: Base::Origin(of, guid), to, intermediates: false },
+        None => Step::Full { to },
+    }
 }
 
 /// The increment from one of the snapshots to the last one, if they differ.
