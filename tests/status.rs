@@ -118,7 +118,11 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
     let one = row(&status, "tank/one");
     assert_eq!((one.behind, one.unsent_bytes), (Some(1), Some(1000)), "{one:?}");
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
-    assert!(as_text(&status, None).contains("\nWARNING: beta: out of reach, last seen "), "{}", as_text(&status, None));
+    assert!(
+        as_text(&status, None).contains("\nWARNING: beta: unreachable, last listed "),
+        "{}",
+        as_text(&status, None)
+    );
     // Agents left alone, nothing is known of that, nor of bytes.
     let offline = status_of(&fleet, &StatusSettings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
@@ -166,7 +170,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
         host: "alpha".parse().unwrap(),
         dataset: Some(ds("tank/one")),
         snapshot: None,
-        to: Some(zsync::catalog::Destination { host: "beta".parse().unwrap(), dataset: ds("pool/one") }),
+        to: Some(zsync::model::Place { host: "beta".parse().unwrap(), dataset: ds("pool/one") }),
         seconds: 10.0,
         bytes: 1 << 20,
         total: Some(4 << 20),
@@ -201,7 +205,7 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
     place.run("director --once");
     let table = place.run("status");
     assert_eq!(table.status, Some(0), "{table:?}");
-    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: out of reach", "the last pass ended "] {
+    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: unreachable", "the last pass ended "] {
         assert!(table.stdout.contains(words), "{words}: {table:?}");
     }
     let json: Value = serde_json::from_str(&place.run("status --format json").stdout).unwrap();

@@ -15,8 +15,8 @@ use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use crate::actions::route::ranks;
-use crate::actions::{Engine, Index, Order};
-use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
+use crate::actions::{Engine, Order, PolicyIndex};
+use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::leader::Leadership;
 use crate::director::progress::{PassProgress, RunningOrder};
 use crate::director::report::Report;
@@ -25,8 +25,8 @@ use crate::fleet::dispatch::{Dispatcher, fitting, wire_order};
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::poll::{PollOptions, PollReport, SIDE_BY_SIDE, begin};
 use crate::fleet::state::FleetState;
-use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
-use crate::policy::{Policy, Target};
+use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, Place, ResponseStatus};
+use crate::policy::Policy;
 use crate::server::acceptor::ABORT_TIMEOUT;
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Facts, Fence, Listing, Response};
@@ -39,7 +39,7 @@ const ORDERS_AT_ONCE: usize = 64;
 /// Everything that a pass needs; cheap to clone into its tasks.
 pub struct Pass<Z, C: ?Sized> {
     policy: Arc<Policy>,
-    index: Arc<Index>,
+    index: Arc<PolicyIndex>,
     dispatcher: Arc<Dispatcher<Z>>,
     state: FleetState<C>,
     progress: PassProgress,
@@ -80,7 +80,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let (state, gone) = state.tracked();
         let (progress, services) = (PassProgress::default(), ServiceHealth::default());
         // Every entry is decided several times.
-        let index = Arc::new(Index::new(&policy));
+        let index = Arc::new(PolicyIndex::new(&policy));
         let rooms = policy.hosts_named().into_iter().map(|host| (host, Semaphore::new(ORDERS_AT_ONCE))).collect();
         let (rooms, leadership, resync) = (Arc::new(rooms), None, false);
         Self { policy, index, dispatcher, state, progress, rooms, gone, at, leadership, services, resync }
@@ -221,7 +221,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
         // newest snapshot would otherwise always be too new to go. One that names a newer snapshot replaces it.
         let due_now = self.orders(entry, |o| matches!(o, Order::Send { .. }));
-        let mut due: BTreeMap<(DatasetName, Target), Order> = BTreeMap::new();
+        let mut due: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
         for order in due_before.into_iter().chain(due_now) {
             if let Order::Send { dataset, to, .. } = &order {
                 due.insert((dataset.clone(), to.clone()), order);
@@ -299,12 +299,12 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             let known = host.and_then(|host| inventory.hosts.get(host));
             let gives_up = |order: &Order| match order {
                 Order::Send { dataset, to, route, .. } => {
-                    let place = Target { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
+                    let place = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
                     Some((place, dataset.clone()))
                 }
                 _ => None,
             };
-            let given_up: BTreeMap<Target, DatasetName> = sends.values().flatten().filter_map(gives_up).collect();
+            let given_up: BTreeMap<Place, DatasetName> = sends.values().flatten().filter_map(gives_up).collect();
             let is_settled = |order: &Order| match order {
                 Order::Send { to, allowed, .. } => {
                     allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
@@ -325,7 +325,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         for (dataset, orders) in sends {
             levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(orders);
         }
-        let mut failed: BTreeSet<Target> = BTreeSet::new();
+        let mut failed: BTreeSet<Place> = BTreeSet::new();
         for (_, mut level) in levels {
             level.sort_by_key(|orders| orders.iter().map(waiting_since).min());
             for orders in &mut level {
@@ -333,7 +333,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             }
             for outcome in self.side_by_side(level).await? {
                 if let (false, Some(to)) = (outcome.success, &outcome.to) {
-                    failed.insert(Target { host: to.host.clone(), dataset: to.dataset.clone() });
+                    failed.insert(to.clone());
                 }
                 outcomes.push(outcome);
             }
@@ -342,9 +342,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 
     /// Whether a dataset would arrive below one that has just failed to arrive and is not there.
-    fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Target>) -> bool {
+    fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Place>) -> bool {
         let Order::Send { to, .. } = order else { return false };
-        let Some(parent) = to.dataset.parent().map(|dataset| Target { host: to.host.clone(), dataset }) else {
+        let Some(parent) = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset }) else {
             return false;
         };
         failed.contains(&parent) && self.state.inventory().dataset(&parent.host, &parent.dataset).is_none()
@@ -408,7 +408,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 }
 
-fn destination(order: &Order) -> Option<&Target> {
+fn destination(order: &Order) -> Option<&Place> {
     if let Order::Send { to, .. } = order { Some(to) } else { None }
 }
 
@@ -454,7 +454,7 @@ fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
         action,
         dataset: dataset.cloned(),
         snapshot: snapshot.cloned(),
-        to: to.map(|to| Destination { host: to.host.clone(), dataset: to.dataset.clone() }),
+        to: to.cloned(),
         success: response.is_success,
         status: Some(response.status),
         bytes: response.bytes,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use crate::actions::{Notice, NoticeKind};
+use crate::actions::Notice;
 use crate::catalog::Outcome;
 use crate::model::{Action, HostName};
 
@@ -71,18 +71,7 @@ impl fmt::Display for Failure<'_> {
             Self::Unseen(host, reason) => write!(f, "cannot list the snapshots of {host}: {reason}"),
             Self::Policy(notice) => {
                 write!(f, "{notice}")?;
-                match &notice.kind {
-                    NoticeKind::DatasetMissing => write!(
-                        f,
-                        " on {}, or local.json there does not list it or disables it; correct its name in either file, \
-                         create the dataset, or import its pool",
-                        notice.host
-                    ),
-                    NoticeKind::FromTheFuture { .. } => f.write_str(
-                        "; no snapshot is taken until then; correct the clock, or destroy or rename that snapshot",
-                    ),
-                    _ => Ok(()),
-                }
+                notice.kind.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
             }
             Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
             Self::Interrupted(reason) => write!(f, "the pass was interrupted: {reason}"),

@@ -10,6 +10,7 @@ use crate::actions::divergence::{Allowed, Remedy, remedy};
 use crate::actions::steps::{Base, Step, Transfer, steps};
 use crate::catalog::Estimated;
 use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
+use crate::fleet::poll::SIDE_BY_SIDE;
 use crate::fleet::{Dispatcher, fitting, wire_order};
 use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
 use crate::policy::Policy;
@@ -21,8 +22,6 @@ use crate::zfs::Zfs;
 const AT_ONCE: usize = 4;
 /// Of the UUIDs of questions.
 const NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_6573_7469_6d61);
-/// How many hosts are asked at once.
-const SIDE_BY_SIDE: usize = 64;
 
 /// A question to an agent about a part of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]

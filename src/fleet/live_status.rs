@@ -11,9 +11,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{Destination, open};
+use crate::catalog::open;
 use crate::consul::{Consul, Op};
-use crate::model::{Action, DatasetName, HostName, SnapName};
+use crate::model::{Action, DatasetName, HostName, Place, SnapName};
 use crate::policy::CatalogConfig;
 use crate::sys::files::Mode;
 use crate::sys::{files, runtime};
@@ -85,7 +85,7 @@ pub struct RunningTransfer {
     /// The snapshot.
     pub snapshot: Option<SnapName>,
     /// The destination of a transfer.
-    pub to: Option<Destination>,
+    pub to: Option<Place>,
     /// How long it has been running, in seconds.
     pub seconds: f64,
     /// Bytes moved so far.

@@ -8,8 +8,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::{Engine, Order, predict};
 use crate::fleet::planned::{After, PlannedOrder};
-use crate::model::{DatasetName, Guid, HostName, Inventory, SnapName};
-use crate::policy::{Policy, Target};
+use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
+use crate::policy::Policy;
 
 /// For how long a dataset in which nothing was written is taken to stay so.
 const STILL_UNWRITTEN: TimeDelta = TimeDelta::minutes(5);
@@ -110,7 +110,7 @@ impl<'a> Future<'a> {
 /// Of several transfers of a dataset to one destination the last one, which brings the others' snapshots along.
 /// Parents come before their children, as the director has them carried out.
 fn newest_of_each(due: Vec<Order>) -> Vec<Order> {
-    let mut by_level: BTreeMap<(usize, DatasetName, Target), Order> = BTreeMap::new();
+    let mut by_level: BTreeMap<(usize, DatasetName, Place), Order> = BTreeMap::new();
     for order in due {
         if let Order::Send { dataset, to, .. } = &order {
             by_level.insert((dataset.as_str().matches('/').count(), dataset.clone(), to.clone()), order);
@@ -122,7 +122,7 @@ fn newest_of_each(due: Vec<Order>) -> Vec<Order> {
 /// What was due before anything was carried out.
 #[derive(Default)]
 struct Now {
-    sends: HashSet<(HostName, DatasetName, Guid, Target)>,
+    sends: HashSet<(HostName, DatasetName, Guid, Place)>,
     destroyed: HashMap<(HostName, DatasetName), HashSet<Guid>>,
 }
 

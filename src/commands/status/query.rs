@@ -10,14 +10,14 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::actions::health::{Health, health};
-use crate::catalog::{CatalogError, Destination, Outcome, open};
+use crate::catalog::{CatalogError, Outcome, open};
 use crate::commands::status::unsent;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
 use crate::fleet::known::{self, Overview};
 use crate::fleet::live_status::LiveStatus;
 use crate::fleet::{Dispatcher, ask_all};
-use crate::model::{DatasetName, HostName};
+use crate::model::{DatasetName, HostName, Place};
 use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
@@ -55,7 +55,7 @@ pub struct FailedOrder {
     pub dataset: Option<DatasetName>,
     /// The destination of a transfer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<Destination>,
+    pub to: Option<Place>,
     /// The error.
     pub error: String,
 }
@@ -124,12 +124,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
 }
 
 /// Whether something concerns the hosts and datasets that were asked for.
-fn concerns(
-    settings: &StatusSettings,
-    host: &HostName,
-    dataset: Option<&DatasetName>,
-    to: Option<&Destination>,
-) -> bool {
+fn concerns(settings: &StatusSettings, host: &HostName, dataset: Option<&DatasetName>, to: Option<&Place>) -> bool {
     let of_host = |name: &HostName| settings.host.as_ref().is_none_or(|wanted| wanted == name);
     let within = |name: &DatasetName| settings.dataset.as_ref().is_none_or(|root| name.is_within(root));
     (of_host(host) || to.is_some_and(|to| of_host(&to.host)))

@@ -3,7 +3,7 @@
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
-use crate::actions::health::{Finding, Health, HostState, Point, Row, Severity, span};
+use crate::actions::health::{DatedSnapshot, Finding, Health, HostState, Row, Severity, span};
 use crate::cli::report;
 use crate::commands::status::query::{FailedOrder, Status};
 use crate::fleet::live_status::{LiveStatus, RunningTransfer};
@@ -128,7 +128,7 @@ fn rows(health: &Health, running: &[RunningTransfer]) -> Vec<Vec<String>> {
     table
 }
 
-fn age(point: Option<&Point>, now: DateTime<Utc>) -> String {
+fn age(point: Option<&DatedSnapshot>, now: DateTime<Utc>) -> String {
     point.map_or_else(|| "-".to_owned(), |point| span(now - point.creation))
 }
 

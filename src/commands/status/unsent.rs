@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::actions::health::{Health, Row};
-use crate::actions::plan::{DueSend, SendVerdict};
-use crate::actions::{Order, decide};
+use crate::actions::{DueSend, Order, SendVerdict, decide};
 use crate::fleet::Dispatcher;
 use crate::fleet::estimate::{Answers, Questions};
 use crate::fleet::planned::PlannedOrder;
-use crate::model::{Counter, DatasetName, HostName, Inventory};
-use crate::policy::{Policy, Target};
+use crate::model::{Counter, DatasetName, HostName, Inventory, Place};
+use crate::policy::Policy;
 use crate::sys::runtime;
 use crate::zfs::Zfs;
 
@@ -65,7 +64,7 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Pla
 
 /// A source and a destination of a policy.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Replication<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Target);
+struct Replication<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Place);
 
 impl<'a> Replication<'a> {
     fn of(row: &'a Row) -> Option<Self> {

@@ -9,7 +9,7 @@ use rcgen::{
     SanType, SerialNumber,
 };
 
-use crate::model::identity::ROLE_MARK;
+use crate::model::tags::ROLE;
 use crate::model::{HostName, PeerRole};
 use crate::transport::tls;
 
@@ -89,7 +89,7 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
         params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
     }
     for role in &wanted.roles {
-        params.subject_alt_names.push(SanType::URI(format!("{ROLE_MARK}{role}").as_str().try_into()?));
+        params.subject_alt_names.push(SanType::URI(format!("{ROLE}{role}").as_str().try_into()?));
     }
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     // An agent is a server to directors and a client of slaves.

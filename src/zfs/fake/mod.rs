@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use futures_lite::io::Cursor;
 use futures_lite::{AsyncReadExt, AsyncWriteExt};
 
+use crate::model::tags;
 use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, Guid, Marks, Origin, SnapName, Snapshot};
 use crate::zfs::{
     Depth, ErrorKind, Fate, History, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendFrom, SendSpec,
@@ -460,8 +461,8 @@ impl Zfs for Fake {
         let mut state = self.call(&call)?;
         let inventory = state.dataset_mut(&call, dataset)?;
         match property {
-            "zsync:flags" => inventory.flags = value.split(' ').next().and_then(|flags| flags.parse().ok()),
-            "zsync:exclude" => inventory.excluded = value == "on",
+            tags::FLAGS => inventory.flags = value.split(' ').next().and_then(|flags| flags.parse().ok()),
+            tags::EXCLUDE => inventory.excluded = value == "on",
             _ => {}
         }
         state.properties.entry(dataset.clone()).or_default().insert(property.to_owned(), value.to_owned());
