@@ -126,7 +126,7 @@ fn listen<R: serve::Role>(
         let bound = inherited.as_ref().and_then(|socket| socket.local_addr().ok());
         let address = bound.map_or_else(|| listening.address.clone(), |bound| bound.to_string());
         let consul = settings.local.consul.clone();
-        let post = ServiceRegistration::of(role, &settings.host, &settings.local, &address, &state.state);
+        let post = ServiceRegistration::of(role, &settings.host, &settings.local, &zfs, (&address, &state.state));
         let post = post.map_err(Error::unable)?.map(Arc::new);
         let reload = |old: &R| {
             let now = read()?;
@@ -137,14 +137,14 @@ fn listen<R: serve::Role>(
                 log::warn!("publishes as before, whatever \"consul\" says now, until it is restarted");
             }
             if let Some(post) = &post {
-                post.renew(Arc::new(now.local.clone()));
+                post.set_local(Arc::new(now.local.clone()));
             }
             let security = now.listening.security.clone();
             Ok((again(old, now), security))
         };
         let role = new(settings, Arc::clone(&zfs), post.as_ref()).map_err(Error::unable)?;
         let serving = serve::serve(role, inherited, &listening, reload);
-        presence::during(serving, post.as_deref(), &*zfs).await.map_err(Error::unable)
+        presence::registered_during(serving, post.as_deref()).await.map_err(Error::unable)
     }))
 }
 

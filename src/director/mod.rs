@@ -296,7 +296,7 @@ async fn own_agent<Z: Zfs>(own: Own<'_>, policy: &Policy, zfs: Arc<Z>) -> anyhow
     let publisher = match (&policy.catalog, state) {
         (CatalogConfig::Consul(config), Some(state)) => {
             let catalog = open::shared(config)?;
-            Some(Arc::new(Publisher::new(here.clone(), catalog, state, "director")))
+            Some(Arc::new(Publisher::new(here.clone(), catalog, &zfs, state, "director")))
         }
         _ => None,
     };
