@@ -428,7 +428,7 @@ impl<Z: Zfs> acceptor::Role for Agent<Z> {
         Agent::converse(&self, conn, &first_line).await
     }
 
-    fn tally(&self) -> &Counters {
+    fn counters(&self) -> &Counters {
         &self.tally
     }
 }

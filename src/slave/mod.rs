@@ -393,7 +393,7 @@ impl<Z: Zfs> acceptor::Role for Slave<Z> {
         Slave::converse(&self, conn, &first_line).await
     }
 
-    fn tally(&self) -> &Counters {
+    fn counters(&self) -> &Counters {
         &self.tally
     }
 }

@@ -89,7 +89,7 @@ impl Runner {
     }
 
     pub(super) fn spawn(&self, argv: &[String], command: &mut Command) -> Result<Process, ZfsError> {
-        log::debug!("running {}", self.render(argv));
+        log::debug!("runs {}", self.render(argv));
         self.running.spawn(command).map_err(|error| self.not_started(argv, &error))
     }
 
