@@ -1,9 +1,9 @@
 //! Maintains the clone of a dataset's newest snapshot, if `local.json` of this host asks for one.
 //!
-//! Clones are the only thing that zsync destroys besides snapshots and its own bookmarks. A clone is destroyed only if two
-//! conditions identify it: according to ZFS, its origin is a snapshot of this dataset, and the property that zsync sets when it
-//! makes a clone holds the guid of this dataset. It is destroyed without `-r`, so a clone that has snapshots or datasets below
-//! it is never destroyed.
+//! Clones are the only thing that zsync destroys besides snapshots and its own bookmarks. A clone is destroyed only if
+//! two conditions identify it: according to ZFS, its origin is a snapshot of this dataset, and the property that zsync
+//! sets when it makes a clone holds the guid of this dataset. It is destroyed without `-r`, so a clone that has
+//! snapshots or datasets below it is never destroyed.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,8 @@ const EXCLUDE: &str = "zsync:exclude";
 pub enum CloneError {
     /// Another dataset has its name.
     #[error(
-        "cannot update {clone}: it is not the clone of {dataset} that zsync made; rename it, or change \"clone\" of {dataset} in {file}"
+        "cannot update {clone}: it is not the clone of {dataset} that zsync made; rename it, or change \
+         \"clone\" of {dataset} in {file}"
     )]
     Foreign {
         /// The name of the clone.

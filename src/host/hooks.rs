@@ -1,7 +1,7 @@
 //! Runs hooks: the commands that `local.json` of this host configures before and after snapshots and after a receive.
 //!
-//! Only `local.json` determines what is run, and with which arguments. From an order, only checked names are passed, in the
-//! environment, where no shell interprets them unless the hook itself does.
+//! Only `local.json` determines what is run, and with which arguments. From an order, only checked names are passed, in
+//! the environment, where no shell interprets them unless the hook itself does.
 
 use std::fmt;
 use std::path::Path;
@@ -108,8 +108,8 @@ impl HookRun<'_> {
 
 /// The hooks before and after one snapshot, of every entry of local.json that covers one of its datasets.
 ///
-/// For every `before_snapshot` that was run, `after_snapshot` is run as well, whatever happens. If this is dropped in between,
-/// the remaining hooks are started, and run on without anybody waiting for them.
+/// For every `before_snapshot` that was run, `after_snapshot` is run as well, whatever happens. If this is dropped in
+/// between, the remaining hooks are started, and run on without anybody waiting for them.
 pub struct SnapshotHooks<'a> {
     order: OrderId,
     snapshot: &'a SnapName,
@@ -154,8 +154,8 @@ impl<'a> SnapshotHooks<'a> {
         Ok(())
     }
 
-    /// Runs the hooks `after_snapshot` of every entry whose `before_snapshot` was run, in reverse order. All are run, and the
-    /// first failure is returned.
+    /// Runs the hooks `after_snapshot` of every entry whose `before_snapshot` was run, in reverse order. All are run,
+    /// and the first failure is returned.
     pub async fn after(mut self, taken: bool) -> Result<(), HookError> {
         let mut result = Ok(());
         while self.begun > 0 {

@@ -1,5 +1,5 @@
-//! Limits the number of concurrent transfers. A free slot goes to the transfer whose data has been waiting longest, not to the
-//! one that asked first.
+//! Limits the number of concurrent transfers. A free slot goes to the transfer whose data has been waiting longest, not
+//! to the one that asked first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -46,7 +46,8 @@ struct Waiting<'a> {
 pub fn queue_timeout(key: &str, limit: usize) -> String {
     let waited = humantime::format_duration(WAIT_FOR_SLOT);
     format!(
-        "no transfer slot became free within {waited}: {limit} other transfers were running, as many as {key} in local.json allows"
+        "no transfer slot became free within {waited}: {limit} other transfers were running, as many as \
+         {key} in local.json allows"
     )
 }
 
@@ -61,8 +62,8 @@ impl TransferQueue {
         self.0.lock()
     }
 
-    /// Waits for a slot, for data that has been waiting since `since`. After [`WAIT_FOR_SLOT`] it fails with the number of
-    /// slots.
+    /// Waits for a slot, for data that has been waiting since `since`. After [`WAIT_FOR_SLOT`] it fails with the number
+    /// of slots.
     pub async fn take(&self, since: DateTime<Utc>) -> Result<QueueSlot, usize> {
         let limit = self.slots().limit;
         runtime::timeout(WAIT_FOR_SLOT, self.wait(since)).await.map_err(|runtime::Elapsed| limit)

@@ -1,5 +1,6 @@
-//! Keeps the streams that are sent to other hosts within the bandwidth limits. The limits in force are determined for each piece
-//! of a stream, so a time window that begins or ends, or a reloaded configuration, affects running transfers.
+//! Keeps the streams that are sent to other hosts within the bandwidth limits. The limits in force are determined for
+//! each piece of a stream, so a time window that begins or ends, or a reloaded configuration, affects running
+//! transfers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -141,7 +141,8 @@ impl<R: Role> Acceptor<R> {
         conn.close_with(&Response { temporary: true, ..response }).await;
     }
 
-    /// Ends a conversation. A peer that violated the protocol, or was silent for too long, gets an error; the log names it.
+    /// Ends a conversation. A peer that violated the protocol, or was silent for too long, gets an error; the log names
+    /// it.
     async fn end(&self, conn: Conn, from: IpAddr, result: Result<(), WireError>) {
         let Err(error) = result else { return conn.close().await };
         let answer = matches!(
@@ -171,8 +172,9 @@ async fn check_security<R: Role>(address: &str, security: &Security) -> anyhow::
         }
         Security::Plaintext { .. } if tcp::is_loopback(address).await.map_err(with_hint::<R>)? => {}
         Security::Plaintext { beyond_this_machine: false } => bail!(
-            "cannot listen on {address} without TLS: anyone who reaches it could have snapshots destroyed; set \"tls\" in \
-             local.json (see zsync-tls(8)), listen on 127.0.0.1, or pass --insecure-plaintext on a network that you trust"
+            "cannot listen on {address} without TLS: anyone who reaches it could have snapshots destroyed; set \"tls\" \
+             in local.json (see zsync-tls(8)), listen on 127.0.0.1, or pass --insecure-plaintext on a network that \
+             you trust"
         ),
         Security::Plaintext { beyond_this_machine: true } => {
             log::warn!("listens on {address} in plaintext, so it obeys anyone who reaches it");
@@ -217,8 +219,8 @@ async fn open<R: Role>(listening: &Listening, inherited: Option<TcpListener>) ->
     Ok((Listener::from(socket), bound))
 }
 
-/// Listens and serves until SIGTERM or SIGINT. On SIGHUP, `reload` makes a new role from the current one and reads the TLS
-/// files again. If it fails, the current role stays in force.
+/// Listens and serves until SIGTERM or SIGINT. On SIGHUP, `reload` makes a new role from the current one and reads the
+/// TLS files again. If it fails, the current role stays in force.
 pub async fn serve<R: Role>(
     role: R,
     inherited: Option<TcpListener>,

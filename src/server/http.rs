@@ -92,8 +92,8 @@ async fn converse(incoming: Incoming, text: Text) {
     }
 }
 
-/// Discards what has arrived already, but will not be read: a socket that is closed with unread bytes resets the connection,
-/// and the client may lose the answer.
+/// Discards what has arrived already, but will not be read: a socket that is closed with unread bytes resets the
+/// connection, and the client may lose the answer.
 async fn discard(stream: &mut (impl AsyncRead + Unpin)) {
     let mut piece = [0; 1024];
     for _ in 0..MAX_DISCARDED / piece.len() {

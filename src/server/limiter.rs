@@ -70,8 +70,8 @@ impl std::fmt::Display for Full {
     }
 }
 
-/// The peer that a connection is counted for. With IPv6, this is the network, because one host can use any number of addresses
-/// in it.
+/// The peer that a connection is counted for. With IPv6, this is the network, because one host can use any number of
+/// addresses in it.
 fn peer_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX))),

@@ -1,12 +1,12 @@
 //! Batches requests, so that many callers share the cost of one answer: a process, a round trip to Consul.
 //!
 //! A [`Batcher`] has one handler, which answers a list of requests at a time. Requests are grouped by key, and each key
-//! that has requests has one worker task, so a key that is stuck (a suspended pool) delays only its own requests. The first
-//! request of a key is handled at once. Requests that arrive while a batch runs form the next batch, so every answer
-//! describes a moment after its request was made, as in the group commit of a database.
+//! that has requests has one worker task, so a key that is stuck (a suspended pool) delays only its own requests. The
+//! first request of a key is handled at once. Requests that arrive while a batch runs form the next batch, so every
+//! answer describes a moment after its request was made, as in the group commit of a database.
 //!
-//! Where it is known that more requests are about to come ([`Announcements`]), a batch may wait for them for a moment. This
-//! costs less than a batch of their own.
+//! Where it is known that more requests are about to come ([`Announcements`]), a batch may wait for them for a moment.
+//! This costs less than a batch of their own.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -97,8 +97,8 @@ where
         }))
     }
 
-    /// Adds a request to the next batch of its key, and returns the answer. The request is handled even if the caller is
-    /// dropped before the answer arrives.
+    /// Adds a request to the next batch of its key, and returns the answer. The request is handled even if the caller
+    /// is dropped before the answer arrives.
     pub(crate) async fn ask(&self, key: K, request: Q) -> Result<A, Unanswered> {
         let (sender, answer) = channel::bounded(1);
         let pending = Pending { request, answer: sender };
@@ -124,8 +124,8 @@ where
     }
 }
 
-/// Handles the batches of one key until no request is left. If it is dropped before, because the handler panicked or the
-/// program is ending, the waiting requests of its key are dropped with it, and their callers get [`Unanswered`].
+/// Handles the batches of one key until no request is left. If it is dropped before, because the handler panicked or
+/// the program is ending, the waiting requests of its key are dropped with it, and their callers get [`Unanswered`].
 struct Worker<K: Ord, Q, A> {
     shared: Arc<Shared<K, Q, A>>,
     key: K,

@@ -1,5 +1,5 @@
-//! Replaces files atomically: after a crash or a power failure, and for every reader, a file holds either the old text or
-//! the new one.
+//! Replaces files atomically: after a crash or a power failure, and for every reader, a file holds either the old text
+//! or the new one.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};

@@ -1,4 +1,5 @@
-//! What the operating system and the async runtime provide: time, tasks, processes, files, signals. Nothing here knows ZFS.
+//! What the operating system and the async runtime provide: time, tasks, processes, files, signals. Nothing here knows
+//! ZFS.
 
 pub(crate) mod batcher;
 pub mod clock;

@@ -2,8 +2,8 @@
 //!
 //! Each command gets a process group of its own, which is killed with everything that it started if the [`Process`] is
 //! dropped before the command has ended. `zfs` commands are also killed when the program ends ([`Running::end`]). Hooks
-//! can outlive the program: the hook `after_snapshot` of an aborted order is started without anybody to wait for it, so that
-//! a database that was locked for a snapshot is unlocked in any case.
+//! can outlive the program: the hook `after_snapshot` of an aborted order is started without anybody to wait for it, so
+//! that a database that was locked for a snapshot is unlocked in any case.
 
 use std::collections::BTreeSet;
 use std::io;

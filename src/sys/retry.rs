@@ -9,9 +9,9 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// How many attempts an order gets, whatever happens.
 const MAX_ATTEMPTS: u32 = 20;
 
-/// The attempts of one order. Pauses double up to a limit, each with some jitter, so that many agents that lost the same
-/// peer do not all come back at once. The time limit counts from the order's arrival or, if later, from the last attempt
-/// that moved any bytes.
+/// The attempts of one order. Pauses double up to a limit, each with some jitter, so that many agents that lost the
+/// same peer do not all come back at once. The time limit counts from the order's arrival or, if later, from the last
+/// attempt that moved any bytes.
 #[derive(Debug)]
 pub struct Retry {
     limit: Duration,
@@ -34,7 +34,8 @@ impl Retry {
         self.attempts == 1
     }
 
-    /// Records that the attempt that just failed moved some bytes: the time limit and the pauses start from the beginning.
+    /// Records that the attempt that just failed moved some bytes: the time limit and the pauses start from the
+    /// beginning.
     pub fn moved(&mut self) {
         (self.since, self.fruitless) = (Instant::now(), 1);
     }

@@ -1,7 +1,7 @@
 //! The async runtime: spawning, waiting, deadlines.
 //!
-//! async-std is no longer developed. It is named only here and in `transport::tcp`, so that moving to its successor means
-//! editing these two files.
+//! async-std is no longer developed. It is named only here and in `transport::tcp`, so that moving to its successor
+//! means editing these two files.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ pub use async_std::task::JoinHandle;
 
 /// Runs a future to its end on this thread. Other tasks run on the thread pool.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    // The future of a whole program is large, and async-std moves it from frame to frame. On the heap it stays in place.
+    // The future of a whole program is large, and async-std moves it from frame to frame. On the heap it stays in
+    // place.
     task::block_on(Box::pin(future))
 }
 
@@ -43,7 +44,8 @@ pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Res
     async_std::future::timeout(limit, future).await.map_err(|_| Elapsed)
 }
 
-/// A group of tasks that can be counted, waited for and interrupted. Dropping it drops the tasks that are still running.
+/// A group of tasks that can be counted, waited for and interrupted. Dropping it drops the tasks that are still
+/// running.
 pub struct Tasks {
     /// Every running task holds a clone.
     running: Option<channel::Sender<()>>,
@@ -102,8 +104,8 @@ pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
     }
 }
 
-/// Runs futures concurrently on tasks of their own, at most `limit` at a time, and returns their results in the order of the
-/// futures. Dropping it drops them as well.
+/// Runs futures concurrently on tasks of their own, at most `limit` at a time, and returns their results in the order
+/// of the futures. Dropping it drops them as well.
 pub async fn side_by_side<T, F>(limit: usize, futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,

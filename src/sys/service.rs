@@ -1,5 +1,5 @@
-//! The interface to the service manager: receives signals, takes over a listening socket, and reports readiness, status and
-//! the watchdog. Without a service manager, reports go nowhere.
+//! The interface to the service manager: receives signals, takes over a listening socket, and reports readiness, status
+//! and the watchdog. Without a service manager, reports go nowhere.
 
 use std::net::TcpListener;
 use std::pin::pin;
@@ -81,8 +81,8 @@ impl Signals {
         while self.next().await == SignalRequest::Reload {}
     }
 
-    /// Runs work to its end. When the process is asked to end, it calls `wind_down`, then gives the work `grace` to finish, or
-    /// until a second signal. If that is too short, the work is dropped, and the result is `None`.
+    /// Runs work to its end. When the process is asked to end, it calls `wind_down`, then gives the work `grace` to
+    /// finish, or until a second signal. If that is too short, the work is dropped, and the result is `None`.
     pub async fn until_done<T>(
         &mut self,
         work: impl Future<Output = T>,
@@ -101,7 +101,8 @@ impl Signals {
         self.grace(grace, work).await
     }
 
-    /// Runs work for at most `grace`, or until the process is asked to end again. Then the work is dropped, and the result is
+    /// Runs work for at most `grace`, or until the process is asked to end again. Then the work is dropped, and the
+    /// result is
     /// `None`.
     pub async fn grace<T>(&mut self, grace: Duration, work: impl Future<Output = T>) -> Option<T> {
         let in_time = async { runtime::timeout(grace, work).await.ok() };
@@ -162,13 +163,14 @@ pub async fn watchdog() {
     }
 }
 
-/// The listening socket that the service manager passes to this process (`LISTEN_FDS`). Call this once, before any other
-/// thread runs, because it removes the variables from the environment.
+/// The listening socket that the service manager passes to this process (`LISTEN_FDS`). Call this once, before any
+/// other thread runs, because it removes the variables from the environment.
 pub fn inherited() -> anyhow::Result<Option<TcpListener>> {
     let mut passed = ListenFd::from_env();
     if passed.len() > 1 {
         bail!(
-            "cannot listen on {} sockets of the service manager (LISTEN_FDS): only one is supported; keep one ListenStream=",
+            "cannot listen on {} sockets of the service manager (LISTEN_FDS): only one is supported; keep one \
+             ListenStream=",
             passed.len()
         );
     }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// What a failure means for the caller. It is derived from the words of the command, so it helps with messages and retries, but
-/// proves nothing: before acting on it, callers list the pool again.
+/// What a failure means for the caller. It is derived from the words of the command, so it helps with messages and
+/// retries, but proves nothing: before acting on it, callers list the pool again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The dataset, snapshot or pool does not exist.

@@ -1,7 +1,8 @@
 //! The interface to ZFS, as two traits: [`ZfsRead`] reads, [`Zfs`] also changes.
 //!
-//! Code that must not change anything gets a `ZfsRead`. There are two implementations: `system` runs the `zfs` command, `fake`
-//! keeps pools in memory for tests. Only `argv` knows the flags of the command, and only `parse` knows its output.
+//! Code that must not change anything gets a `ZfsRead`. There are two implementations: `system` runs the `zfs` command,
+//! `fake` keeps pools in memory for tests. Only `argv` knows the flags of the command, and only `parse` knows its
+//! output.
 
 mod argv;
 mod error;
@@ -163,9 +164,10 @@ pub trait ZfsRead: Send + Sync + 'static {
     /// Lists datasets with their snapshots and bookmarks. Datasets that do not exist are left out.
     fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
 
-    /// Lists datasets with everything below them. If, according to ZFS, the snapshots of a dataset have not changed since
-    /// `known` was listed, and that was not long ago, they are taken from `known`. Its bookmarks and holds may be outdated
-    /// then.
+    /// Lists datasets with everything below them. If, according to ZFS, the snapshots of a dataset have not changed
+    /// since
+    /// `known` was listed, and that was not long ago, they are taken from `known`. Its bookmarks and holds may be
+    /// outdated then.
     fn list_changed(
         &self,
         roots: &[DatasetName],
@@ -175,8 +177,8 @@ pub trait ZfsRead: Send + Sync + 'static {
         self.list(roots, Depth::Recursive)
     }
 
-    /// Lists the snapshots and bookmarks of one dataset, for half the cost of [`list`](Self::list); `None` if the dataset does
-    /// not exist.
+    /// Lists the snapshots and bookmarks of one dataset, for half the cost of [`list`](Self::list); `None` if the
+    /// dataset does not exist.
     fn snapshots(&self, dataset: &DatasetName) -> impl Future<Output = Result<Option<History>, ZfsError>> + Send;
 
     /// Returns those of these snapshots of one dataset that have clones.
@@ -205,8 +207,8 @@ pub trait ZfsRead: Send + Sync + 'static {
     /// Estimates the size of a send in bytes; `None` if ZFS cannot. Nothing is sent.
     fn size_of_send(&self, spec: &SendSpec) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
 
-    /// Returns how many bytes destroying these snapshots of one dataset would free; `None` if ZFS does not know. Nothing is
-    /// destroyed.
+    /// Returns how many bytes destroying these snapshots of one dataset would free; `None` if ZFS does not know.
+    /// Nothing is destroyed.
     fn size_of_destroy(
         &self,
         dataset: &DatasetName,
@@ -219,21 +221,21 @@ pub trait ZfsRead: Send + Sync + 'static {
 
 /// Changes the state of ZFS. Operations are idempotent, or fail with an error that says that there was nothing to do.
 pub trait Zfs: ZfsRead {
-    /// Takes one snapshot of each dataset atomically, and returns the snapshots and bookmarks of each. The datasets must
-    /// belong to one pool.
+    /// Takes one snapshot of each dataset atomically, and returns the snapshots and bookmarks of each. The datasets
+    /// must belong to one pool.
     fn snapshot(
         &self,
         datasets: &[DatasetName],
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, History)>, ZfsError>> + Send;
 
-    /// Writes out the pool of a dataset, because `written` does not count what is still in memory. Does nothing if the user
-    /// has no permission.
+    /// Writes out the pool of a dataset, because `written` does not count what is still in memory. Does nothing if the
+    /// user has no permission.
     fn sync(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Destroys those of these snapshots of one dataset that have these guids and are neither held nor cloned, all checked at
-    /// the moment of the destroy. If one of the `guards` does not exist, nothing is destroyed. With `all`, either all
-    /// snapshots are destroyed or none. Returns one fate for each victim.
+    /// Destroys those of these snapshots of one dataset that have these guids and are neither held nor cloned, all
+    /// checked at the moment of the destroy. If one of the `guards` does not exist, nothing is destroyed. With `all`,
+    /// either all snapshots are destroyed or none. Returns one fate for each victim.
     fn destroy(
         &self,
         dataset: &DatasetName,

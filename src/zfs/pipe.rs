@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::model::Counter;
 
-/// The size that is requested for pipes that carry streams. With the kernel's default of 64 KiB, half of the time is spent on
-/// waking processes up.
+/// The size that is requested for pipes that carry streams. With the kernel's default of 64 KiB, half of the time is
+/// spent on waking processes up.
 const PIPE_SIZE: usize = 1 << 20;
 
 /// Enlarges a pipe. If an unprivileged user has used up what the kernel grants, it stays as it is.

@@ -1,9 +1,9 @@
-//! Rejects orders of a director that has lost its lock: every order carries a fence, and a host remembers the highest fence
-//! that it has seen.
+//! Rejects orders of a director that has lost its lock: every order carries a fence, and a host remembers the highest
+//! fence that it has seen.
 //!
-//! The director that holds the lock in Consul has the highest fence. A director that lost the lock without noticing, because it
-//! was suspended or disconnected, has a lower one. Every host that has heard from its successor refuses to destroy anything on
-//! its orders.
+//! The director that holds the lock in Consul has the highest fence. A director that lost the lock without noticing,
+//! because it was suspended or disconnected, has a lower one. Every host that has heard from its successor refuses to
+//! destroy anything on its orders.
 
 use std::path::{Path, PathBuf};
 
@@ -72,8 +72,9 @@ impl Fences {
         Self { file: folder.join("fence.json"), highest: async_lock::Mutex::new(None) }
     }
 
-    /// Checks the fence of an order, and remembers it if it is the highest. An error says why the order does not come from the
-    /// current director. Orders are checked one after the other, so that the fence remembered last is the highest.
+    /// Checks the fence of an order, and remembers it if it is the highest. An error says why the order does not come
+    /// from the current director. Orders are checked one after the other, so that the fence remembered last is the
+    /// highest.
     pub async fn check(&self, fence: Fence) -> Result<(), String> {
         let mut highest = self.highest.lock().await;
         let seen = match highest.take() {

@@ -71,8 +71,8 @@ impl ServiceRegistration {
         Self { service, publisher, local: Mutex::new(local) }
     }
 
-    /// The registration that local.json configures; `None` if it has no `consul`. The service listens on `listen`, and what is
-    /// not published yet is kept in the folder `state`.
+    /// The registration that local.json configures; `None` if it has no `consul`. The service listens on `listen`, and
+    /// what is not published yet is kept in the folder `state`.
     pub(crate) fn of<Z: ZfsRead>(
         role: PeerRole,
         host: &HostName,

@@ -1,11 +1,11 @@
 //! Publishes the records of a host in the shared catalog, and keeps them in step with its ZFS.
 //!
-//! The datasets that an order touched are listed again and published before the order is answered. Datasets that other orders
-//! touched in the meantime are published together. While Consul is unreachable, the host is behind: marks, which cannot be
-//! read from ZFS later, are kept in a file. Once Consul is back, the host is listed and published as a whole.
+//! The datasets that an order touched are listed again and published before the order is answered. Datasets that other
+//! orders touched in the meantime are published together. While Consul is unreachable, the host is behind: marks, which
+//! cannot be read from ZFS later, are kept in a file. Once Consul is back, the host is listed and published as a whole.
 //!
-//! The generation of the records is read before ZFS is listed. So of two processes of one host, the one with the older listing
-//! never overwrites what the other one has published.
+//! The generation of the records is read before ZFS is listed. So of two processes of one host, the one with the older
+//! listing never overwrites what the other one has published.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -93,8 +93,8 @@ enum PublishError {
 }
 
 impl Publisher {
-    /// Publishes `host`. Marks that are not published yet are kept in `folder`, in a file named after the `role`. The host is
-    /// behind until it has been published as a whole.
+    /// Publishes `host`. Marks that are not published yet are kept in `folder`, in a file named after the `role`. The
+    /// host is behind until it has been published as a whole.
     #[must_use]
     pub fn new<Z: ZfsRead>(host: HostName, catalog: ConsulCatalog, zfs: &Arc<Z>, folder: &Path, role: &str) -> Self {
         let file = folder.join(format!("unpublished-{role}.json"));
@@ -145,8 +145,8 @@ impl Publisher {
         self.batches.ask((), PublishRequest { touched, marks }).await.unwrap_or_default()
     }
 
-    /// Lists everything that local.json permits zsync to touch, and publishes it together with the kept marks. It fails only
-    /// if ZFS fails; [`Publisher::behind`] tells whether everything was published.
+    /// Lists everything that local.json permits zsync to touch, and publishes it together with the kept marks. It fails
+    /// only if ZFS fails; [`Publisher::behind`] tells whether everything was published.
     pub(crate) async fn publish_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
         self.records.publish_host(local).await
     }

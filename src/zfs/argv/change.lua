@@ -1,5 +1,5 @@
--- Makes bookmarks of snapshots by name and guid, and sets user properties, in one transaction group. Arguments, in groups
--- of three: a snapshot, =guid and the bookmark, with full names; or a dataset, the property and =value.
+-- Makes bookmarks of snapshots by name and guid, and sets user properties, in one transaction group. Arguments, in
+-- groups of three: a snapshot, =guid and the bookmark, with full names; or a dataset, the property and =value.
 local argv = (...)["argv"]
 local results = {}
 local number = 0

@@ -1,6 +1,7 @@
--- Destroys snapshots of one dataset by name and guid, in one transaction group, so that nobody can rename, hold, clone or
--- replace anything between the checks and the destroy. Arguments: the dataset; "all" (all snapshots or none) or "each";
--- the number of snapshots that must exist; these snapshots; then the snapshots to destroy; each as @name and =guid.
+-- Destroys snapshots of one dataset by name and guid, in one transaction group, so that nobody can rename, hold, clone
+-- or replace anything between the checks and the destroy. Arguments: the dataset; "all" (all snapshots or none) or
+-- "each"; the number of snapshots that must exist; these snapshots; then the snapshots to destroy; each as @name and
+-- =guid.
 local argv = (...)["argv"]
 local dataset, how, guards = argv[1], argv[2], tonumber(argv[3])
 

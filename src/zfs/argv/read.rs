@@ -8,8 +8,8 @@ use crate::zfs::argv::words::{full_names, words};
 ///
 /// The properties of zsync come last, because anybody who may set them can write anything into them.
 const DATASET_COLUMNS: &str = "name,type,guid,written,encryption,receive_resume_token,origin,zsync:exclude,zsync:flags";
-/// The columns of a listing of snapshots and bookmarks. With further columns, or with `-o clones`, ZFS leaves its fast path and
-/// is slower by one to three orders of magnitude.
+/// The columns of a listing of snapshots and bookmarks. With further columns, or with `-o clones`, ZFS leaves its fast
+/// path and is slower by one to three orders of magnitude.
 const SNAPSHOT_COLUMNS: &str = "name,guid,createtxg,creation,userrefs";
 
 pub(crate) fn version() -> Vec<String> {
@@ -27,8 +27,8 @@ pub(crate) fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> 
     argv
 }
 
-/// Lists datasets with everything below them, each with the time when its snapshots last changed. OpenZFS has that property
-/// from 2.2 on.
+/// Lists datasets with everything below them, each with the time when its snapshots last changed. OpenZFS has that
+/// property from 2.2 on.
 pub(crate) fn list_changes(roots: &[DatasetName]) -> Vec<String> {
     let columns = format!("{DATASET_COLUMNS},snapshots_changed");
     let mut argv = words(&["list", "-Hp", "-t", "filesystem,volume", "-o", &columns, "-r"]);

@@ -11,7 +11,8 @@ pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, ParseError> {
     each_dataset(output, dataset)
 }
 
-/// Parses a listing of `argv::list_changes`: each dataset with the time when its snapshots last changed, if ZFS knows it.
+/// Parses a listing of `argv::list_changes`: each dataset with the time when its snapshots last changed, if ZFS knows
+/// it.
 pub fn changes(output: &[u8]) -> Result<Vec<(Listed, Option<i64>)>, ParseError> {
     each_dataset(output, |line| {
         let (rest, changed) = line.rsplit_once('\t').ok_or_else(|| format!("one column in {line:?}"))?;
@@ -58,8 +59,8 @@ fn parse_origin(line: &str, text: &str) -> Result<Option<Origin>, ParseError> {
     text.parse().map(Some).map_err(|e| format!("origin: {e} in {line:?}"))
 }
 
-/// Parses `zsync:flags`: the flags, and the guid of the dataset that they belong to. A value that was inherited from a dataset
-/// above belongs to the history of that one, and does not count.
+/// Parses `zsync:flags`: the flags, and the guid of the dataset that they belong to. A value that was inherited from a
+/// dataset above belongs to the history of that one, and does not count.
 fn parse_flags(text: &str, own_guid: &str) -> Option<SendFlags> {
     let (flags, guid) = text.split_once(' ')?;
     (guid == own_guid).then(|| flags.parse().ok()).flatten()
@@ -75,8 +76,8 @@ pub fn values(output: &[u8]) -> Result<Vec<(DatasetName, u64)>, ParseError> {
         .collect()
 }
 
-/// Parses the output of `zfs get -o property,value`. A line without a tab continues the value before it, because the values of
-/// user properties may have several lines.
+/// Parses the output of `zfs get -o property,value`. A line without a tab continues the value before it, because the
+/// values of user properties may have several lines.
 pub fn properties(output: &[u8]) -> Result<BTreeMap<String, String>, ParseError> {
     let mut all: Vec<(String, String)> = Vec::new();
     for line in text(output)?.lines() {

@@ -23,8 +23,8 @@ pub(super) fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, ParseEr
     Ok(text(output)?.lines().filter(|line| !line.is_empty()))
 }
 
-/// The error for a dataset that ZFS allows and zsync does not: its name ends with a blank, which people do not see and which
-/// is lost in files. Such a dataset must not keep zsync from listing the others.
+/// The error for a dataset that ZFS allows and zsync does not: its name ends with a blank, which people do not see and
+/// which is lost in files. Such a dataset must not keep zsync from listing the others.
 pub(super) fn unsupported_name(name: &str) -> Option<NameError> {
     if name.ends_with(' ') { name.parse::<DatasetName>().err() } else { None }
 }

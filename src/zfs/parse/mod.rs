@@ -1,5 +1,5 @@
-//! Parses the output of the `zfs` command, strictly: a line with a column too many or too few is an error that shows the
-//! line.
+//! Parses the output of the `zfs` command, strictly: a line with a column too many or too few is an error that shows
+//! the line.
 
 mod datasets;
 mod errors;

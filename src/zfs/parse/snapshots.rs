@@ -64,8 +64,8 @@ pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, ParseError> {
     Ok(rows)
 }
 
-/// Adds snapshots and bookmarks to their datasets. A row whose dataset is not listed, because it was created or destroyed
-/// between the two commands, is left out. The next listing will have it.
+/// Adds snapshots and bookmarks to their datasets. A row whose dataset is not listed, because it was created or
+/// destroyed between the two commands, is left out. The next listing will have it.
 #[must_use]
 pub fn join(datasets: Vec<Listed>, rows: Vec<(DatasetName, Row)>) -> Vec<Listed> {
     let mut all: BTreeMap<DatasetName, DatasetInventory> = datasets.into_iter().collect();

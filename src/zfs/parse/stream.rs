@@ -4,7 +4,8 @@ use crate::model::Guid;
 use crate::zfs::Resumable;
 use crate::zfs::parse::lines::{ParseError, lines, number};
 
-/// Parses the output of `zfs send -nPt`: the contents of the token, then `full` or `incremental` with the current names.
+/// Parses the output of `zfs send -nPt`: the contents of the token, then `full` or `incremental` with the current
+/// names.
 pub fn resumable(output: &[u8]) -> Result<Resumable, ParseError> {
     let (mut guid, mut dataset, mut raw) = (None, None, false);
     for line in lines(output)? {
@@ -25,7 +26,8 @@ pub fn resumable(output: &[u8]) -> Result<Resumable, ParseError> {
 /// No pool is this large. Some versions of ZFS print such numbers by mistake for sends from bookmarks.
 const IMPLAUSIBLE_SIZE: u64 = 1 << 60;
 
-/// Parses the number after `size` (`zfs send -nP`) or `reclaim` (`zfs destroy -nvp`); `None` if it is missing or implausible.
+/// Parses the number after `size` (`zfs send -nP`) or `reclaim` (`zfs destroy -nvp`); `None` if it is missing or
+/// implausible.
 pub fn size(output: &[u8], word: &str) -> Result<Option<u64>, ParseError> {
     let mut size = None;
     for line in lines(output)? {

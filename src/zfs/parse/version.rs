@@ -8,8 +8,8 @@ pub const OLDEST_VERSION: (u32, u32) = (2, 0);
 /// The first version that has `snapshots_changed` (zfsprops(7)).
 pub const FIRST_WITH_SNAPSHOTS_CHANGED: (u32, u32) = (2, 2);
 
-/// Parses the output of `zfs version`: `zfs-2.3.9-1~bpo12+1`, then a line for the kernel module. Returns the first line and its
-/// number.
+/// Parses the output of `zfs version`: `zfs-2.3.9-1~bpo12+1`, then a line for the kernel module. Returns the first line
+/// and its number.
 pub fn version(output: &[u8]) -> Result<(String, (u32, u32)), ParseError> {
     let line = lines(output)?.next().ok_or("it is empty")?;
     let numbers = line.strip_prefix("zfs-").unwrap_or(line);

@@ -5,8 +5,8 @@ use crate::zfs::system::grouped::Grouped;
 use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, Fate, Named, ZfsError, argv};
 
-/// Lists the dataset, then at once destroys by name the snapshots that have the right guids. Unlike with a script, a snapshot
-/// could be replaced in between.
+/// Lists the dataset, then at once destroys by name the snapshots that have the right guids. Unlike with a script, a
+/// snapshot could be replaced in between.
 pub(super) async fn destroy(
     (runner, grouped): (&Runner, &Grouped),
     dataset: &DatasetName,

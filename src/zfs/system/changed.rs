@@ -1,5 +1,5 @@
-//! Lists only what has changed. Most of the cost of a listing is that of the snapshots, and of most datasets, nothing has
-//! changed since the listing before.
+//! Lists only what has changed. Most of the cost of a listing is that of the snapshots, and of most datasets, nothing
+//! has changed since the listing before.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,14 +10,14 @@ use crate::sys::clock;
 use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, Known, Listed, ZfsError, argv, parse};
 
-/// Seconds after which snapshots are listed again in any case: `snapshots_changed` does not reflect changes of bookmarks and
-/// holds, nor renamed snapshots.
+/// Seconds after which snapshots are listed again in any case: `snapshots_changed` does not reflect changes of
+/// bookmarks and holds, nor renamed snapshots.
 const MAX_AGE: i64 = 3600;
 /// How many datasets one command names at most. If more have changed, everything below the roots is listed.
 const MOST_NAMED: usize = 500;
 
-/// Whether the snapshots in `known` are still those of the dataset. `now` is the dataset as it was listed at the time `at`,
-/// without its snapshots; `changed` is its `snapshots_changed`.
+/// Whether the snapshots in `known` are still those of the dataset. `now` is the dataset as it was listed at the time
+/// `at`, without its snapshots; `changed` is its `snapshots_changed`.
 fn is_current(known: &DatasetInventory, now: &DatasetInventory, changed: Option<i64>, at: i64) -> bool {
     let (Some(unchanged), Some(changed)) = (known.unchanged, changed) else { return false };
     // Otherwise, it is another dataset of this name, or it was promoted and so took over snapshots.
@@ -25,14 +25,14 @@ fn is_current(known: &DatasetInventory, now: &DatasetInventory, changed: Option<
         && (known.guid, &known.origin) == (now.guid, &now.origin)
         && (unchanged.from..=unchanged.to).contains(&changed)
         && (unchanged.listed..unchanged.listed + MAX_AGE).contains(&at)
-        // A hold decides whether a snapshot can be pruned, and may have been released since. The newest snapshot is never
-        // pruned.
+        // A hold decides whether a snapshot can be pruned, and may have been released since. The newest snapshot is
+        // never pruned.
         && known.snapshots.iter().rev().skip(1).all(|snapshot| snapshot.userrefs == 0)
 }
 
 impl Runner {
-    /// Lists datasets with everything below them, several pools at a time. Snapshots that are current in `known` are not
-    /// listed again.
+    /// Lists datasets with everything below them, several pools at a time. Snapshots that are current in `known` are
+    /// not listed again.
     pub(super) async fn list_changed_by_pool(
         &self,
         roots: &[DatasetName],

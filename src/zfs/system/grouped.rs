@@ -1,8 +1,8 @@
 //! Operations on single datasets, batched so that one process serves many of them: listings, new bookmarks, user
 //! properties, holds.
 //!
-//! What follows a stream is little, and most of its cost is that of starting a process. So a batch waits for a moment while
-//! other streams are about to end.
+//! What follows a stream is little, and most of its cost is that of starting a process. So a batch waits for a moment
+//! while other streams are about to end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -231,8 +231,8 @@ impl Runner {
             }
             Err(_) => {}
         }
-        // If the command failed for one snapshot, the others may be done or not: repeated one by one, each request gets its
-        // own result.
+        // If the command failed for one snapshot, the others may be done or not: repeated one by one, each request gets
+        // its own result.
         let mut answers = Vec::with_capacity(requests.len());
         for names in requests {
             let mut answer = Ok(());

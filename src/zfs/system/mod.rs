@@ -1,8 +1,8 @@
 //! The real ZFS: runs the `zfs` command.
 //!
-//! `runner` runs single commands, `list` and `changed` list with them, and `grouped` batches operations on single datasets, so
-//! that one process serves many of them. `copy` moves a stream within this host, and `by_name` destroys snapshots where no
-//! script may be run.
+//! `runner` runs single commands, `list` and `changed` list with them, and `grouped` batches operations on single
+//! datasets, so that one process serves many of them. `copy` moves a stream within this host, and `by_name` destroys
+//! snapshots where no script may be run.
 
 mod by_name;
 mod changed;
