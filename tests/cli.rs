@@ -126,9 +126,9 @@ fn a_zfs_that_cannot_be_worked_with_is_told_with_the_way_out() {
     for (script, words) in [
         ("echo zfs-0.8.6-1; echo zfs-kmod-0.8.6-1", ["zfs-0.8.6-1", "2.0 or newer"]),
         ("echo 'The ZFS modules cannot be auto-loaded.' >&2; exit 1", ["exit status 1", "cannot be auto-loaded"]),
-        ("echo hello", ["cannot understand the output", "hello"]),
-        ("printf '\\377\\376'", ["cannot understand the output", "UTF-8"]),
-        ("exit 0", ["cannot understand the output", "empty"]),
+        ("echo hello", ["cannot parse the output", "hello"]),
+        ("printf '\\377\\376'", ["cannot parse the output", "UTF-8"]),
+        ("exit 0", ["cannot parse the output", "empty"]),
         ("kill -9 $$", ["version", "SIGKILL"]),
     ] {
         place.zfs(&format!("#!/bin/sh\n{script}\n"));

@@ -84,12 +84,12 @@ impl Host {
         let datasets: &[&str] = if name == "alpha" { &["tank", "tank/data", "tank/data/child"] } else { &["pool"] };
         datasets.iter().for_each(|dataset| fake.create(&ds(dataset)));
         let catalog = || ConsulCatalog::new(consul.clone(), root);
-        let publisher = Arc::new(Publisher::new(host(name), catalog(), state.path(), "agent"));
         let zfs = Arc::new(fake.clone());
+        let publisher = Arc::new(Publisher::new(host(name), catalog(), &zfs, state.path(), "agent"));
         let agent = Agent::new(host(name), Arc::clone(&zfs), Arc::clone(&local))
             .fenced(Fences::new(state.path()))
             .publishing(Some(Arc::clone(&publisher)));
-        let receives = Arc::new(Publisher::new(host(name), catalog(), state.path(), "slave"));
+        let receives = Arc::new(Publisher::new(host(name), catalog(), &zfs, state.path(), "slave"));
         let slave = Slave::new(Arc::clone(&zfs), Arc::clone(&local)).publishing(Some(Arc::clone(&receives)));
         let (address, receive_address) = (listen(agent, None), listen(slave, None));
         for (service, publisher, address) in
@@ -98,9 +98,8 @@ impl Host {
             let mut service = presence::registration(service, &host(name), address, Some(address));
             // Other tests have a host of this name, too.
             service.id = format!("{}-{root}", service.id).replace('/', "-");
-            let (post, zfs) =
-                (ServiceRegistration::new(service, Arc::clone(publisher), Arc::clone(&local)), Arc::clone(&zfs));
-            runtime::spawn(async move { presence::keep(&post, &*zfs).await });
+            let post = ServiceRegistration::new(service, Arc::clone(publisher), Arc::clone(&local));
+            runtime::spawn(async move { presence::keep_registered(&post).await });
         }
         Self { fake, address, receive_address, publisher, _state: state }
     }

@@ -141,7 +141,7 @@ fn a_good_configuration_is_taken_over_on_sighup_and_a_bad_one_refused() {
     assert!(refusal("tank/other").contains("is not listed"));
     place.write("local.json", "{ \"local_datasets\": [ { \"name\": \"tank/other\" } ] }");
     signal(&running, rustix::process::Signal::HUP);
-    running.wait_for("was read again", 1);
+    running.wait_for("reloaded the configuration", 1);
     assert!(refusal("tank/data").contains("is not listed"));
     assert!(!refusal("tank/other").contains("is not listed"));
     for (bad, words) in [("{ \"local_datasets\": [ ", "local.json:1:"), ("", "local.json"), ("[]", "local.json")] {
@@ -153,7 +153,7 @@ fn a_good_configuration_is_taken_over_on_sighup_and_a_bad_one_refused() {
     }
     place.write("local.json", "{ \"listen\": \"127.0.0.1:4\", \"local_datasets\": [ { \"name\": \"tank/other\" } ] }");
     signal(&running, rustix::process::Signal::HUP);
-    running.wait_for("was read again", 1);
+    running.wait_for("reloaded the configuration", 1);
     assert_eq!(running.count("until it is restarted"), 0, "--listen counts, whatever the file says");
     assert_eq!(running.stop(), Some(0));
 }
@@ -216,7 +216,7 @@ fn what_is_under_way_may_end_after_sigterm() {
     });
     running.wait_for("runs", 1);
     signal(&running, rustix::process::Signal::TERM);
-    running.wait_for("conversations under way, 1, have 30s to end", 1);
+    running.wait_for("running conversations (1) have 30s to end", 1);
     // A child that was forked just now has the socket, too, until it becomes zfs.
     let closed = |_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -233,7 +233,7 @@ fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
     let place = Place::new();
     slow_zfs(&place);
     for (subcommand, words) in [
-        ("agent --listen 127.0.0.1:0 --grace 300ms --log debug", "breaks off"),
+        ("agent --listen 127.0.0.1:0 --grace 300ms --log debug", "interrupting"),
         ("director --interval 1h --grace 300ms --log debug", "the director was ended"),
     ] {
         let mut running = Running::start(&mut place.command(subcommand));

@@ -18,7 +18,7 @@ impl<Z: Zfs> Agent<Z> {
     pub(crate) async fn resync(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
         let listed: Vec<_> = match &self.publisher {
             Some(publisher) if order.dest_dataset.is_empty() => {
-                publisher.whole(&*self.zfs, &self.local).await?.into_iter().collect()
+                publisher.publish_host(&self.local).await?.into_iter().collect()
             }
             _ => {
                 let known = if order.anew { Known::default() } else { self.held.listed() };

@@ -207,7 +207,7 @@ impl<Z: Zfs> Agent<Z> {
     /// Whether the order is of the director that counts.
     async fn heed(&self, order: &DirectorsOrder) -> Result<(), Failure> {
         let (Some(fence), Some(fences)) = (order.fence, &self.fences) else { return Ok(()) };
-        match fences.pass(fence).await {
+        match fences.check(fence).await {
             Err(reason) if may_lose(order) => Err(Failure::refused(reason)),
             Err(reason) => {
                 // Nothing is lost by it, whoever orders it.
@@ -228,7 +228,7 @@ impl<Z: Zfs> Agent<Z> {
         }
         let Notes { mut touched, marks } = std::mem::take(&mut *desk.notes.lock());
         touched.retain(|dataset| self.local.permission_to_take(dataset).is_ok());
-        publisher.publish(&self.zfs, touched, marks).await
+        publisher.publish(touched, marks).await
     }
 
     /// The same with another configuration; what is under way keeps its claims on datasets and its places, and
@@ -427,7 +427,7 @@ impl<Z: Zfs> acceptor::Role for Agent<Z> {
         Agent::converse(&self, conn, &first_line).await
     }
 
-    fn tally(&self) -> &Counters {
+    fn counters(&self) -> &Counters {
         &self.tally
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::agent::{Agent, Failure, OrderContext, Success};
 use crate::host::clones;
-use crate::host::hooks::{Around, HookError};
+use crate::host::hooks::{HookError, SnapshotHooks};
 use crate::model::{DatasetInventory, DatasetName, NotWritten, Prefix, ResponseStatus, SnapName, Snapshot};
 use crate::sys::clock;
 use crate::wire::{DirectorsOrder, Facts, PER_LINE};
@@ -108,7 +108,7 @@ impl<Z: Zfs> Agent<Z> {
         wanted: &[DatasetName],
         name: &SnapName,
     ) -> Result<(Taken, Result<(), HookError>), Failure> {
-        let mut hooks = Around::of(&self.local, wanted, order.order_uuid, name);
+        let mut hooks = SnapshotHooks::of(&self.local, wanted, order.order_uuid, name);
         if !hooks.is_empty() {
             // Nobody is disturbed for an order that is repeated.
             let there = self.there(wanted, name).await?;

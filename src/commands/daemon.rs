@@ -118,7 +118,8 @@ pub(crate) fn run<R: Role>(
         let bound = inherited.as_ref().and_then(|socket| socket.local_addr().ok());
         let address = bound.map_or_else(|| listening.address.clone(), |bound| bound.to_string());
         let consul = settings.local.consul.clone();
-        let registration = ServiceRegistration::of(role, &settings.host, &settings.local, &address, &state.state);
+        let registration =
+            ServiceRegistration::of(role, &settings.host, &settings.local, &zfs, (&address, &state.state));
         let registration = registration.map_err(Error::unable)?.map(Arc::new);
         let reload = |old: &R| {
             let new = load()?;
@@ -129,14 +130,14 @@ pub(crate) fn run<R: Role>(
                 log::warn!("still publishing as before: a changed \"consul\" takes effect after a restart");
             }
             if let Some(registration) = &registration {
-                registration.renew(Arc::new(new.local.clone()));
+                registration.set_local(Arc::new(new.local.clone()));
             }
             let security = new.listening.security.clone();
             Ok((renew(old, new), security))
         };
         let role = create(settings, Arc::clone(&zfs), registration.as_ref()).map_err(Error::unable)?;
         let serving = acceptor::serve(role, inherited, &listening, reload);
-        presence::during(serving, registration.as_deref(), &*zfs).await.map_err(Error::unable)
+        presence::registered_during(serving, registration.as_deref()).await.map_err(Error::unable)
     }))
 }
 

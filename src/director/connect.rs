@@ -76,7 +76,7 @@ async fn own_agent<Z: Zfs>(host: OwnHost<'_>, policy: &Policy, zfs: Arc<Z>) -> a
     let publisher = match (&policy.catalog, state) {
         (CatalogConfig::Consul(config), Some(state)) => {
             let catalog = open::shared(config)?;
-            Some(Arc::new(Publisher::new(name.clone(), catalog, state, "director")))
+            Some(Arc::new(Publisher::new(name.clone(), catalog, &zfs, state, "director")))
         }
         _ => None,
     };

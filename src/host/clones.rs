@@ -1,8 +1,9 @@
-//! The clone that follows a dataset's newest snapshot, as this host's `local.json` wants it.
+//! Maintains the clone of a dataset's newest snapshot, if `local.json` of this host asks for one.
 //!
-//! The one thing that zsync destroys besides snapshots and its own bookmarks. So a clone is destroyed only if it is
-//! known by two things at once: ZFS says that it was made of this dataset, and the property that only zsync sets when
-//! it makes one names that dataset's guid. Without `-r`, what has got snapshots or datasets below it stays.
+//! Clones are the only thing that zsync destroys besides snapshots and its own bookmarks. A clone is destroyed only if
+//! two conditions identify it: according to ZFS, its origin is a snapshot of this dataset, and the property that zsync
+//! sets when it makes a clone holds the guid of this dataset. It is destroyed without `-r`, so a clone that has
+//! snapshots or datasets below it is never destroyed.
 
 use std::collections::BTreeMap;
 
@@ -13,63 +14,64 @@ use crate::model::{DatasetInventory, DatasetName, SnapName};
 use crate::policy::Local;
 use crate::zfs::{Depth, Zfs, ZfsError};
 
-/// Why a clone does not follow.
+/// Why a clone cannot be updated.
 #[derive(Debug, Error)]
 pub enum CloneError {
-    /// There is something else of its name.
+    /// Another dataset has its name.
     #[error(
-        "{clone} is not the clone of {dataset} that zsync made, and is left alone: rename it, or change \"clone\" of {dataset} in {file}"
+        "cannot update {clone}: it is not the clone of {dataset} that zsync made; rename it, or change \
+         \"clone\" of {dataset} in {file}"
     )]
     Foreign {
-        /// The name.
+        /// The name of the clone.
         clone: DatasetName,
-        /// What it would be a clone of.
+        /// The dataset that it should be a clone of.
         dataset: DatasetName,
-        /// The configuration's file.
+        /// The path of local.json.
         file: String,
     },
-    /// Somebody took snapshots of it.
-    #[error("the clone {clone} has snapshots, as @{snapshot}, and is left alone: destroy them, and it will follow")]
+    /// The clone has snapshots.
+    #[error("cannot update the clone {clone}: it has snapshots, such as @{snapshot}; destroy them")]
     HasSnapshots {
         /// The clone.
         clone: DatasetName,
-        /// One of them.
+        /// One of its snapshots.
         snapshot: SnapName,
     },
-    /// ZFS says no.
-    #[error("the clone {clone}: {source}")]
+    /// A command of ZFS failed.
+    #[error("cannot update the clone {clone}: {source}")]
     Zfs {
         /// The clone.
         clone: DatasetName,
-        /// Why.
+        /// The error of ZFS.
         source: ZfsError,
     },
 }
 
-/// What is to be done about a clone.
+/// How to update a clone: the snapshot to make it of.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+enum CloneUpdate {
     Nothing,
     Make(SnapName),
     Replace(SnapName),
 }
 
-/// Decides; `properties` are those of what has the clone's name.
-fn step(
-    names: (&DatasetName, &DatasetName),
+/// Decides how to update the clone of a dataset; `existing` is the dataset that has the name of the clone, with its
+/// properties.
+fn decide(
+    (name, clone): (&DatasetName, &DatasetName),
     file: &str,
     dataset: &DatasetInventory,
-    there: Option<(&DatasetInventory, &BTreeMap<String, String>)>,
+    existing: Option<(&DatasetInventory, &BTreeMap<String, String>)>,
     delete: bool,
-) -> Result<Step, CloneError> {
-    let (Some(newest), Some(guid)) = (dataset.newest(), dataset.guid) else { return Ok(Step::Nothing) };
-    let Some((found, properties)) = there else { return Ok(Step::Make(newest.name.clone())) };
-    let (name, clone) = names;
+) -> Result<CloneUpdate, CloneError> {
+    let (Some(newest), Some(guid)) = (dataset.newest(), dataset.guid) else { return Ok(CloneUpdate::Nothing) };
+    let Some((found, properties)) = existing else { return Ok(CloneUpdate::Make(newest.name.clone())) };
     let origin = found.origin.as_ref().filter(|origin| origin.dataset == *name);
     let is_ours = properties.get(CLONE).is_some_and(|of| *of == guid.to_string());
     match (origin, found.snapshots.first()) {
-        (Some(origin), _) if is_ours && (origin.name == newest.name || !delete) => Ok(Step::Nothing),
-        (Some(_), None) if is_ours => Ok(Step::Replace(newest.name.clone())),
+        (Some(origin), _) if is_ours && (origin.name == newest.name || !delete) => Ok(CloneUpdate::Nothing),
+        (Some(_), None) if is_ours => Ok(CloneUpdate::Replace(newest.name.clone())),
         (Some(_), Some(snapshot)) if is_ours => {
             Err(CloneError::HasSnapshots { clone: clone.clone(), snapshot: snapshot.name.clone() })
         }
@@ -77,7 +79,7 @@ fn step(
     }
 }
 
-/// Has the clone of a dataset follow its newest snapshot, if this host's configuration wants one.
+/// Makes or replaces the clone of a dataset's newest snapshot, if local.json asks for one.
 pub async fn follow<Z: Zfs>(zfs: &Z, local: &Local, dataset: &DatasetName) -> Result<(), CloneError> {
     let wanted = local.datasets.get(dataset).and_then(|entry| entry.clone.as_ref()).filter(|clone| clone.enable);
     let Some((clone, delete)) = wanted.and_then(|wanted| Some((wanted.name.as_ref()?, wanted.delete))) else {
@@ -87,15 +89,15 @@ pub async fn follow<Z: Zfs>(zfs: &Z, local: &Local, dataset: &DatasetName) -> Re
     let listed: BTreeMap<DatasetName, DatasetInventory> =
         zfs.list(&[dataset.clone(), clone.clone()], Depth::Only).await.map_err(failed)?.into_iter().collect();
     let Some(inventory) = listed.get(dataset) else { return Ok(()) };
-    let there = match listed.get(clone) {
+    let existing = match listed.get(clone) {
         Some(found) => Some((found, zfs.properties(clone).await.map_err(failed)?)),
         None => None,
     };
-    let there = there.as_ref().map(|(found, properties)| (*found, properties));
-    let newest = match step((dataset, clone), &local.file, inventory, there, delete)? {
-        Step::Nothing => return Ok(()),
-        Step::Make(newest) => newest,
-        Step::Replace(newest) => {
+    let existing = existing.as_ref().map(|(found, properties)| (*found, properties));
+    let newest = match decide((dataset, clone), &local.file, inventory, existing, delete)? {
+        CloneUpdate::Nothing => return Ok(()),
+        CloneUpdate::Make(newest) => newest,
+        CloneUpdate::Replace(newest) => {
             zfs.destroy_clone(clone).await.map_err(failed)?;
             newest
         }
@@ -104,7 +106,7 @@ pub async fn follow<Z: Zfs>(zfs: &Z, local: &Local, dataset: &DatasetName) -> Re
     // A snapshot of the clone would keep it from being replaced.
     let properties = [(CLONE, guid.as_str()), (EXCLUDE, "on")];
     zfs.make_clone(dataset, &newest, clone, &properties).await.map_err(failed)?;
-    log::info!("{clone} is a clone of {dataset}@{newest} now");
+    log::info!("made {clone}, a clone of {dataset}@{newest}");
     Ok(())
 }
 
@@ -150,10 +152,10 @@ mod tests {
     }
 
     #[test]
-    fn the_clone_follows_the_newest_snapshot() {
+    fn follow_replaces_the_clone_after_each_snapshot() {
         let fake = fake();
         run(&fake, true).unwrap();
-        assert_eq!(origin(&fake), None, "there is nothing to clone");
+        assert_eq!(origin(&fake), None, "no snapshot to clone");
         for name in ["S_1", "S_2"] {
             take(&fake, "tank/db", name);
             run(&fake, true).unwrap();
@@ -161,14 +163,14 @@ mod tests {
         }
         let calls = fake.calls().len();
         run(&fake, true).unwrap();
-        assert_eq!(fake.calls().len(), calls, "it is the newest one's already");
+        assert_eq!(fake.calls().len(), calls, "it is up to date already");
         let cloned = runtime::block_on(fake.cloned(&ds("tank/db"), &["S_1".parse().unwrap()])).unwrap();
         assert!(cloned.is_empty(), "the older snapshot can be pruned");
         assert!(fake.dataset(&ds("tank/db_now")).unwrap().excluded);
     }
 
     #[test]
-    fn without_delete_it_stays_as_it_is() {
+    fn follow_keeps_the_clone_without_delete() {
         let fake = fake();
         take(&fake, "tank/db", "S_1");
         run(&fake, false).unwrap();
@@ -178,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_this_clone_is_never_destroyed() {
+    fn follow_never_destroys_anything_else() {
         let is_left_alone = |fake: &Fake, why: &str| {
             let before = fake.dataset(&ds("tank/db_now"));
             take(fake, "tank/db", "S_9");
@@ -187,26 +189,26 @@ mod tests {
             assert_eq!(fake.dataset(&ds("tank/db_now")), before);
             assert!(!fake.calls().iter().any(|call| call.starts_with("destroy")), "{:?}", fake.calls());
         };
-        // A dataset of somebody's.
+        // Another dataset.
         let other = fake();
         other.create(&ds("tank/db_now"));
         is_left_alone(&other, "is not the clone of tank/db");
-        // A clone of it that somebody else made.
+        // A clone of this dataset that zsync did not make.
         let by_hand = fake();
         take(&by_hand, "tank/db", "S_1");
         by_hand.clone_as(&ds("tank/db"), &"S_1".parse().unwrap(), &ds("tank/db_now"));
         is_left_alone(&by_hand, "is not the clone of tank/db");
-        // A dataset with the property, but no clone: promoted, or made to look like one.
+        // A dataset that has the property, but is not a clone, because it was promoted.
         let promoted = fake();
         promoted.create(&ds("tank/db_now"));
         let guid = promoted.dataset(&ds("tank/db")).unwrap().guid.unwrap().to_string();
         runtime::block_on(promoted.set(&ds("tank/db_now"), CLONE, &guid)).unwrap();
         is_left_alone(&promoted, "is not the clone of tank/db");
-        // Its own, of which somebody took a snapshot.
+        // The right clone, but with a snapshot.
         let used = fake();
         take(&used, "tank/db", "S_1");
         run(&used, true).unwrap();
         take(&used, "tank/db_now", "by-hand");
-        is_left_alone(&used, "has snapshots, as @by-hand");
+        is_left_alone(&used, "has snapshots, such as @by-hand");
     }
 }

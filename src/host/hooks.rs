@@ -1,7 +1,7 @@
-//! Runs the commands that this host's `local.json` names around snapshots and after a receive.
+//! Runs hooks: the commands that `local.json` of this host configures before and after snapshots and after a receive.
 //!
-//! What is run, and with which arguments, stands there alone. Of an order only names that were checked go into the
-//! environment, which no shell looks at unless the command itself is one.
+//! Only `local.json` determines what is run, and with which arguments. From an order, only checked names are passed, in
+//! the environment, where no shell interprets them unless the hook itself does.
 
 use std::fmt;
 use std::path::Path;
@@ -13,18 +13,18 @@ use crate::policy::{Hook, Hooks, Local};
 use crate::sys::process::Running;
 use crate::sys::{process, runtime};
 
-/// How much of what a hook complained is told, in characters: its end.
-const MOST_WORDS: usize = 500;
+/// How many characters of a hook's standard error are shown, counted from the end.
+const MAX_STDERR: usize = 500;
 
-/// When a hook is run.
+/// The occasion on which a hook runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
+enum HookKind {
     BeforeSnapshot,
     AfterSnapshot,
     AfterReceive,
 }
 
-impl fmt::Display for When {
+impl fmt::Display for HookKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::BeforeSnapshot => "before_snapshot",
@@ -36,32 +36,32 @@ impl fmt::Display for When {
 
 /// A hook that failed.
 #[derive(Debug, Error)]
-#[error("the hook {when} of {dataset} ({program}) {how}")]
+#[error("the hook {kind} of {dataset} ({program}) failed: {reason}")]
 pub struct HookError {
-    when: When,
+    kind: HookKind,
     dataset: DatasetName,
     program: String,
-    how: String,
+    reason: String,
 }
 
-/// What a hook is told.
-struct Told<'a> {
-    when: When,
+/// One run of a hook, with what it is told in its environment.
+struct HookRun<'a> {
+    kind: HookKind,
     order: OrderId,
     dataset: &'a DatasetName,
     snapshot: &'a SnapName,
-    /// Of a snapshot: whether it was taken.
+    /// After a snapshot, whether it was taken.
     taken: Option<bool>,
-    /// Of a receive: where it came from.
+    /// After a receive, the dataset that was sent.
     source: Option<&'a Place>,
 }
 
-impl Told<'_> {
+impl HookRun<'_> {
     fn command(&self, hook: &Hook) -> Option<async_process::Command> {
         let (program, arguments) = hook.command.split_first()?;
         let mut command = process::command(Path::new(program));
         command.args(arguments);
-        command.env("ZSYNC_HOOK", self.when.to_string()).env("ZSYNC_ORDER", self.order.to_string());
+        command.env("ZSYNC_HOOK", self.kind.to_string()).env("ZSYNC_ORDER", self.order.to_string());
         command.env("ZSYNC_DATASET", self.dataset.as_str()).env("ZSYNC_SNAPSHOT", self.snapshot.as_str());
         if let Some(taken) = self.taken {
             command.env("ZSYNC_RESULT", if taken { "taken" } else { "failed" });
@@ -72,53 +72,53 @@ impl Told<'_> {
         Some(command)
     }
 
-    /// Runs a hook to its end. A failure that is to count is given, another one only logged.
-    async fn run(&self, hook: &Hook) -> Result<(), HookError> {
+    /// Runs a hook to its end. Whether a failure is returned or only logged depends on the `on_failure` of the hook.
+    async fn execute(&self, hook: &Hook) -> Result<(), HookError> {
         let Some(mut command) = self.command(hook) else { return Ok(()) };
         let program = hook.command.first().cloned().unwrap_or_default();
-        log::debug!("{}: runs the hook {} of {}: {program}", self.order, self.when, self.dataset);
+        log::debug!("{}: running the hook {} of {}: {program}", self.order, self.kind, self.dataset);
         let ended = match Running::default().spawn(&mut command) {
-            // Past its time it is dropped, and so killed with all that it started.
+            // On timeout the process is dropped, and so killed with everything that it started.
             Ok(process) => runtime::timeout(hook.timeout, process.output()).await,
             Err(error) => Ok(Err(error)),
         };
-        let how = match ended {
+        let reason = match ended {
             Ok(Ok(output)) if output.status.success() => return Ok(()),
             Ok(Ok(output)) => {
-                let words = String::from_utf8_lossy(&output.stderr);
-                let words = words.trim();
-                let from = words.char_indices().rev().nth(MOST_WORDS - 1).map_or(0, |(at, _)| at);
-                format!("ended with {}: {}", output.status, words.get(from..).unwrap_or_default())
+                let stderr = String::from_utf8_lossy(&output.stderr);
+                let stderr = stderr.trim();
+                let start = stderr.char_indices().rev().nth(MAX_STDERR - 1).map_or(0, |(index, _)| index);
+                format!("{}: {}", output.status, stderr.get(start..).unwrap_or_default())
             }
-            Ok(Err(error)) => format!("cannot be run: {error}"),
+            Ok(Err(error)) => format!("cannot run it: {error}"),
             Err(runtime::Elapsed) => {
-                format!("was ended after {} (timeout)", humantime::format_duration(hook.timeout))
+                format!("killed after {} (timeout)", humantime::format_duration(hook.timeout))
             }
         };
-        let how = how.trim_end_matches([':', ' ']).to_owned();
-        let failed = HookError { when: self.when, dataset: self.dataset.clone(), program, how };
+        let reason = reason.trim_end_matches([':', ' ']).to_owned();
+        let error = HookError { kind: self.kind, dataset: self.dataset.clone(), program, reason };
         if hook.aborts {
-            return Err(failed);
+            return Err(error);
         }
-        log::warn!("{}: {failed}; goes on, as on_failure says", self.order);
+        log::warn!("{}: {error}; continuing, because its on_failure is \"continue\"", self.order);
         Ok(())
     }
 }
 
-/// The hooks around one snapshot, of every entry that has a part in it.
+/// The hooks before and after one snapshot, of every entry of local.json that covers one of its datasets.
 ///
-/// Whoever was told that a snapshot comes is told that it is over, whatever happens: dropped in between, this starts
-/// what is still to be run, and lets it run.
-pub struct Around<'a> {
+/// For every `before_snapshot` that was run, `after_snapshot` is run as well, whatever happens. If this is dropped in
+/// between, the remaining hooks are started, and run on without anybody waiting for them.
+pub struct SnapshotHooks<'a> {
     order: OrderId,
     snapshot: &'a SnapName,
     entries: Vec<(&'a DatasetName, &'a Hooks)>,
-    /// How many of them were told that it begins.
+    /// For how many entries `before_snapshot` was run.
     begun: usize,
 }
 
-impl<'a> Around<'a> {
-    /// Those of the entries that cover these datasets.
+impl<'a> SnapshotHooks<'a> {
+    /// The hooks of the entries that cover these datasets.
     #[must_use]
     pub fn of(local: &'a Local, datasets: &[DatasetName], order: OrderId, snapshot: &'a SnapName) -> Self {
         let mut entries: Vec<(&DatasetName, &Hooks)> = Vec::new();
@@ -131,35 +131,36 @@ impl<'a> Around<'a> {
         Self { order, snapshot, entries, begun: 0 }
     }
 
-    /// Whether there are none.
+    /// Whether there are no hooks to run.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    fn told(&self, when: When, dataset: &'a DatasetName, taken: Option<bool>) -> Told<'a> {
-        Told { when, order: self.order, dataset, snapshot: self.snapshot, taken, source: None }
+    fn hook_run(&self, kind: HookKind, dataset: &'a DatasetName, taken: Option<bool>) -> HookRun<'a> {
+        HookRun { kind, order: self.order, dataset, snapshot: self.snapshot, taken, source: None }
     }
 
-    /// Tells that it begins; after a failure nobody else.
+    /// Runs the hooks `before_snapshot`, up to the first failure.
     pub async fn before(&mut self) -> Result<(), HookError> {
         while let Some((dataset, hooks)) = self.entries.get(self.begun).copied() {
-            // Counted first: what failed may have been done in part.
+            // Counted first, because a hook that failed may have done part of its work.
             self.begun += 1;
             if let Some(hook) = &hooks.before_snapshot {
-                self.told(When::BeforeSnapshot, dataset, None).run(hook).await?;
+                self.hook_run(HookKind::BeforeSnapshot, dataset, None).execute(hook).await?;
             }
         }
         Ok(())
     }
 
-    /// Tells everybody who was told before that it is over, the last one first. All are told; the first failure is given.
+    /// Runs the hooks `after_snapshot` of every entry whose `before_snapshot` was run, in reverse order. All are run,
+    /// and the first failure is returned.
     pub async fn after(mut self, taken: bool) -> Result<(), HookError> {
         let mut result = Ok(());
         while self.begun > 0 {
             let (dataset, hooks) = self.entries[self.begun - 1];
             if let Some(hook) = &hooks.after_snapshot {
-                let ended = self.told(When::AfterSnapshot, dataset, Some(taken)).run(hook).await;
+                let ended = self.hook_run(HookKind::AfterSnapshot, dataset, Some(taken)).execute(hook).await;
                 if let (Err(error), Err(_)) = (&ended, &result) {
                     log::warn!("{}: {error}", self.order);
                 }
@@ -171,22 +172,22 @@ impl<'a> Around<'a> {
     }
 }
 
-impl Drop for Around<'_> {
+impl Drop for SnapshotHooks<'_> {
     fn drop(&mut self) {
         for (dataset, hooks) in self.entries.iter().take(self.begun).rev() {
             let Some(hook) = &hooks.after_snapshot else { continue };
-            let told = self.told(When::AfterSnapshot, dataset, Some(false));
-            let Some(mut command) = told.command(hook) else { continue };
-            log::warn!("{}: broken off; starts the hook {} of {dataset}", self.order, told.when);
-            // Nobody can wait for it any more.
+            let run = self.hook_run(HookKind::AfterSnapshot, dataset, Some(false));
+            let Some(mut command) = run.command(hook) else { continue };
+            log::warn!("{}: the order was aborted; starting the hook {} of {dataset}", self.order, run.kind);
+            // Nobody can wait for the hook any more, so it must not be killed when the command is dropped.
             if let Err(error) = command.kill_on_drop(false).stderr(std::process::Stdio::null()).spawn() {
-                log::error!("{}: the hook {} of {dataset} cannot be run: {error}", self.order, told.when);
+                log::error!("{}: cannot run the hook {} of {dataset}: {error}", self.order, run.kind);
             }
         }
     }
 }
 
-/// Tells that something was received.
+/// Runs the hook `after_receive` of the entry that covers this dataset, if it has one.
 pub async fn after_receive(
     local: &Local,
     order: OrderId,
@@ -197,8 +198,8 @@ pub async fn after_receive(
     let Some(hook) = local.entry_for(dataset).and_then(|entry| entry.hooks.after_receive.as_ref()) else {
         return Ok(());
     };
-    let told = Told { when: When::AfterReceive, order, dataset, snapshot, taken: None, source: Some(source) };
-    told.run(hook).await
+    let run = HookRun { kind: HookKind::AfterReceive, order, dataset, snapshot, taken: None, source: Some(source) };
+    run.execute(hook).await
 }
 
 #[cfg(test)]
@@ -211,13 +212,13 @@ mod tests {
     use super::*;
     use crate::config::parse_local;
 
-    /// What a hook of this shell script says to a file, and how the snapshot's hooks end.
-    struct Case {
+    /// A configuration whose hooks are shell scripts, which may write to a log.
+    struct Scripts {
         folder: tempfile::TempDir,
         local: Local,
     }
 
-    impl Case {
+    impl Scripts {
         fn new(before: &str, after: &str, more: &str) -> Self {
             let folder = tempfile::tempdir().unwrap();
             let log = folder.path().join("log");
@@ -240,69 +241,69 @@ mod tests {
             fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
         }
 
-        fn around<T>(&self, work: impl AsyncFnOnce(Around<'_>) -> T) -> T {
+        fn run<T>(&self, work: impl AsyncFnOnce(SnapshotHooks<'_>) -> T) -> T {
             let (datasets, name) = (["tank/db".parse().unwrap(), "tank/db/x".parse().unwrap()], "S_1".parse().unwrap());
-            let around = Around::of(&self.local, &datasets, OrderId(Uuid::nil()), &name);
-            runtime::block_on(work(around))
+            let hooks = SnapshotHooks::of(&self.local, &datasets, OrderId(Uuid::nil()), &name);
+            runtime::block_on(work(hooks))
         }
     }
 
-    const TELL: &str = "echo $ZSYNC_HOOK $ZSYNC_DATASET $ZSYNC_SNAPSHOT $ZSYNC_RESULT >> LOG";
+    const LOG: &str = "echo $ZSYNC_HOOK $ZSYNC_DATASET $ZSYNC_SNAPSHOT $ZSYNC_RESULT >> LOG";
 
     #[test]
-    fn hooks_are_told_what_happens_and_once_for_their_entry() {
-        let case = Case::new(TELL, TELL, "");
-        case.around(async |mut around| {
-            around.before().await.unwrap();
-            around.after(true).await.unwrap();
+    fn hooks_run_once_per_entry_with_their_environment() {
+        let scripts = Scripts::new(LOG, LOG, "");
+        scripts.run(async |mut hooks| {
+            hooks.before().await.unwrap();
+            hooks.after(true).await.unwrap();
         });
-        assert_eq!(case.log(), "before_snapshot tank/db S_1\nafter_snapshot tank/db S_1 taken\n");
+        assert_eq!(scripts.log(), "before_snapshot tank/db S_1\nafter_snapshot tank/db S_1 taken\n");
     }
 
     #[test]
-    fn a_failed_hook_aborts_and_what_was_begun_is_ended() {
-        let case = Case::new("echo it is locked >&2; exit 3", TELL, "");
-        let error = case.around(async |mut around| {
-            let error = around.before().await.unwrap_err();
-            around.after(false).await.unwrap();
+    fn failed_hook_aborts_but_after_snapshot_still_runs() {
+        let scripts = Scripts::new("echo it is locked >&2; exit 3", LOG, "");
+        let error = scripts.run(async |mut hooks| {
+            let error = hooks.before().await.unwrap_err();
+            hooks.after(false).await.unwrap();
             error.to_string()
         });
-        assert_eq!(error, "the hook before_snapshot of tank/db (/bin/sh) ended with exit status: 3: it is locked");
-        assert_eq!(case.log(), "after_snapshot tank/db S_1 failed\n");
-        let case = Case::new("exit 3", TELL, r#", "on_failure": "continue""#);
-        case.around(async |mut around| {
-            around.before().await.unwrap();
-            around.after(true).await.unwrap();
+        assert_eq!(error, "the hook before_snapshot of tank/db (/bin/sh) failed: exit status: 3: it is locked");
+        assert_eq!(scripts.log(), "after_snapshot tank/db S_1 failed\n");
+        let scripts = Scripts::new("exit 3", LOG, r#", "on_failure": "continue""#);
+        scripts.run(async |mut hooks| {
+            hooks.before().await.unwrap();
+            hooks.after(true).await.unwrap();
         });
-        assert_eq!(case.log(), "after_snapshot tank/db S_1 taken\n");
+        assert_eq!(scripts.log(), "after_snapshot tank/db S_1 taken\n");
     }
 
     #[test]
-    fn a_hook_past_its_time_is_ended_with_all_that_it_started() {
-        let case = Case::new("sleep 100 & echo $! > LOG; wait", "true", r#", "timeout": "1s""#);
+    fn hook_is_killed_with_its_children_on_timeout() {
+        let scripts = Scripts::new("sleep 100 & echo $! > LOG; wait", "true", r#", "timeout": "1s""#);
         let began = Instant::now();
-        let error = case.around(async |mut around| around.before().await.unwrap_err().to_string());
-        assert!(error.ends_with("was ended after 1s (timeout)"), "{error}");
+        let error = scripts.run(async |mut hooks| hooks.before().await.unwrap_err().to_string());
+        assert!(error.ends_with("failed: killed after 1s (timeout)"), "{error}");
         assert!(began.elapsed().as_secs() < 50);
-        let child = format!("/proc/{}/stat", case.log().trim());
-        // Killed, it may still wait to be collected.
+        let child = format!("/proc/{}/stat", scripts.log().trim());
+        // A killed process may still be a zombie.
         let is_gone =
             || fs::read_to_string(&child).is_ok_and(|stat| stat.contains(") Z ")) || !Path::new(&child).exists();
         let until = Instant::now();
         while !is_gone() && until.elapsed().as_secs() < 20 {
             std::thread::yield_now();
         }
-        assert!(is_gone(), "what the hook started runs on");
+        assert!(is_gone(), "a child of the hook is still running");
     }
 
     #[test]
-    fn what_was_begun_is_ended_also_when_the_order_is_broken_off() {
-        let case = Case::new("true", TELL, "");
-        case.around(async |mut around| around.before().await.unwrap());
+    fn dropped_hooks_start_after_snapshot() {
+        let scripts = Scripts::new("true", LOG, "");
+        scripts.run(async |mut hooks| hooks.before().await.unwrap());
         let until = Instant::now();
-        while case.log().is_empty() && until.elapsed().as_secs() < 20 {
+        while scripts.log().is_empty() && until.elapsed().as_secs() < 20 {
             std::thread::yield_now();
         }
-        assert_eq!(case.log(), "after_snapshot tank/db S_1 failed\n");
+        assert_eq!(scripts.log(), "after_snapshot tank/db S_1 failed\n");
     }
 }

@@ -1,4 +1,4 @@
-//! One transfer per dataset at a time: who comes second is told so, at once or after some patience.
+//! Locks on datasets: one operation per dataset at a time. A second one fails at once, or waits for some time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,28 +11,28 @@ use crate::sys::runtime;
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::{Receiver, Sender};
 
-/// The datasets that something works on, and how to hear that it does not any more.
+/// The claimed datasets, each with a channel that closes when its claim ends. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct DatasetLocks(Arc<Mutex<BTreeMap<DatasetName, Receiver<()>>>>);
 
-/// Keeps a dataset busy until it is dropped.
+/// The exclusive right to work on a dataset, until it is dropped.
 #[derive(Debug)]
 pub struct Claim {
-    busy: DatasetLocks,
+    locks: DatasetLocks,
     dataset: DatasetName,
-    /// Nothing is ever sent: that it is gone is the message.
+    /// Nothing is ever sent. The message is that the channel closes.
     _end: Sender<()>,
 }
 
 impl DatasetLocks {
-    /// Claims a dataset; `None` while somebody else has it.
+    /// Claims a dataset; `None` if it is claimed already.
     #[must_use]
     pub fn claim(&self, dataset: &DatasetName) -> Option<Claim> {
         self.try_claim(dataset).ok()
     }
 
-    /// Claims a dataset, once who has it lets go; `None` when that takes longer than `patience`.
-    pub async fn claim_within(&self, patience: Duration, dataset: &DatasetName) -> Option<Claim> {
+    /// Claims a dataset, and waits until it is free if necessary; `None` if that takes longer than `limit`.
+    pub async fn claim_within(&self, limit: Duration, dataset: &DatasetName) -> Option<Claim> {
         let claiming = async {
             loop {
                 match self.try_claim(dataset) {
@@ -41,23 +41,24 @@ impl DatasetLocks {
                 }
             }
         };
-        runtime::timeout(patience, claiming).await.ok()
+        runtime::timeout(limit, claiming).await.ok()
     }
 
+    /// Claims a dataset, or returns a channel that closes when it is free.
     fn try_claim(&self, dataset: &DatasetName) -> Result<Claim, Receiver<()>> {
-        let mut taken = self.0.lock();
-        if let Some(end) = taken.get(dataset) {
+        let mut claimed = self.0.lock();
+        if let Some(end) = claimed.get(dataset) {
             return Err(end.clone());
         }
         let (sender, end) = channel::bounded(1);
-        taken.insert(dataset.clone(), end);
-        Ok(Claim { busy: self.clone(), dataset: dataset.clone(), _end: sender })
+        claimed.insert(dataset.clone(), end);
+        Ok(Claim { locks: self.clone(), dataset: dataset.clone(), _end: sender })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.busy.0.lock().remove(&self.dataset);
+        self.locks.0.lock().remove(&self.dataset);
     }
 }
 
@@ -66,28 +67,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_waits_for_the_first_to_end() {
-        let (busy, dataset) = (DatasetLocks::default(), "tank/a".parse().unwrap());
-        let first = busy.claim(&dataset);
+    fn claim_fails_while_the_dataset_is_claimed() {
+        let (locks, dataset) = (DatasetLocks::default(), "tank/a".parse().unwrap());
+        let first = locks.claim(&dataset);
         assert!(first.is_some());
-        assert!(busy.claim(&dataset).is_none());
+        assert!(locks.claim(&dataset).is_none());
         drop(first);
-        assert!(busy.claim(&dataset).is_some());
+        assert!(locks.claim(&dataset).is_some());
     }
 
     #[test]
-    fn who_has_patience_comes_once_the_first_lets_go() {
-        let (busy, dataset) = (DatasetLocks::default(), "tank/a".parse().unwrap());
-        let first = busy.claim(&dataset);
+    fn claim_within_waits_until_the_claim_is_dropped() {
+        let (locks, dataset) = (DatasetLocks::default(), "tank/a".parse().unwrap());
+        let first = locks.claim(&dataset);
         runtime::block_on(async {
-            assert!(busy.claim_within(Duration::ZERO, &dataset).await.is_none());
+            assert!(locks.claim_within(Duration::ZERO, &dataset).await.is_none());
             let waiting = runtime::spawn({
-                let (busy, dataset) = (busy.clone(), dataset.clone());
-                async move { busy.claim_within(Duration::from_secs(60), &dataset).await.is_some() }
+                let (locks, dataset) = (locks.clone(), dataset.clone());
+                async move { locks.claim_within(Duration::from_secs(60), &dataset).await.is_some() }
             });
             drop(first);
             assert!(waiting.await);
-            assert!(busy.claim_within(Duration::ZERO, &dataset).await.is_some());
+            assert!(locks.claim_within(Duration::ZERO, &dataset).await.is_some());
         });
     }
 }

@@ -1,5 +1,5 @@
-//! So many transfers at once: who waits for a place gets the next one by how long its data has been waiting, not by
-//! when it asked.
+//! Limits the number of concurrent transfers. A free slot goes to the transfer whose data has been waiting longest, not
+//! to the one that asked first.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,74 +12,79 @@ use crate::sys::runtime;
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::Sender;
 
-/// How long an order waits for a place. Those before it may be the first copies of large datasets.
+/// How long an order waits for a slot. The transfers before it may be first copies of large datasets.
 pub const WAIT_FOR_SLOT: Duration = Duration::from_secs(3600);
 
-/// The places of a host for transfers in one direction; clones share them.
+/// The slots of a host for transfers in one direction. Clones share them.
 #[derive(Clone, Debug)]
-pub struct TransferQueue(Arc<Mutex<Places>>);
+pub struct TransferQueue(Arc<Mutex<Slots>>);
 
 #[derive(Debug)]
-struct Places {
+struct Slots {
     limit: usize,
     free: usize,
-    asked: u64,
-    waiting: BTreeMap<Turn, Sender<QueueSlot>>,
+    /// How many transfers had to wait so far.
+    waited: u64,
+    waiting: BTreeMap<Priority, Sender<QueueSlot>>,
 }
 
-/// Since when the oldest data waits, then who asked first.
-type Turn = (DateTime<Utc>, u64);
+/// Since when the oldest data has been waiting, then the order of arrival. The lowest value goes first.
+type Priority = (DateTime<Utc>, u64);
 
-/// A place, given back when it is dropped.
+/// The right to run a transfer. The slot becomes free when this is dropped.
 #[derive(Debug)]
 pub struct QueueSlot(TransferQueue);
 
-/// A place in the queue, given up when it is dropped.
+/// A transfer that waits for a slot. It leaves the queue when this is dropped.
 struct Waiting<'a> {
-    slots: &'a TransferQueue,
-    turn: Turn,
+    queue: &'a TransferQueue,
+    priority: Priority,
 }
 
-/// What is said to an order that found no place.
+/// The message for an order that got no slot in time.
 #[must_use]
 pub fn queue_timeout(key: &str, limit: usize) -> String {
     let waited = humantime::format_duration(WAIT_FOR_SLOT);
-    format!("{limit} other transfers, as many as {key} in local.json allows, were under way for {waited}")
+    format!(
+        "no transfer slot became free within {waited}: {limit} other transfers were running, as many as \
+         {key} in local.json allows"
+    )
 }
 
 impl TransferQueue {
-    /// So many places.
+    /// A queue for this number of slots.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Mutex::new(Places { limit, free: limit, asked: 0, waiting: BTreeMap::new() })))
+        Self(Arc::new(Mutex::new(Slots { limit, free: limit, waited: 0, waiting: BTreeMap::new() })))
     }
 
-    fn places(&self) -> MutexGuard<'_, Places> {
+    fn slots(&self) -> MutexGuard<'_, Slots> {
         self.0.lock()
     }
 
-    /// Waits for a place, not longer than [`WAIT_FOR_SLOT`]; the error tells how many there are.
+    /// Waits for a slot, for data that has been waiting since `since`. After [`WAIT_FOR_SLOT`] it fails with the number
+    /// of slots.
     pub async fn take(&self, since: DateTime<Utc>) -> Result<QueueSlot, usize> {
-        let limit = self.places().limit;
+        let limit = self.slots().limit;
         runtime::timeout(WAIT_FOR_SLOT, self.wait(since)).await.map_err(|runtime::Elapsed| limit)
     }
 
     async fn wait(&self, since: DateTime<Utc>) -> QueueSlot {
         loop {
-            let (turn, given) = {
-                let mut places = self.places();
-                if places.free > 0 {
-                    places.free -= 1;
+            let (priority, receiver) = {
+                let mut slots = self.slots();
+                if slots.free > 0 {
+                    slots.free -= 1;
                     return QueueSlot(self.clone());
                 }
-                let (sender, given) = channel::bounded(1);
-                let turn = (since, places.asked);
-                places.asked += 1;
-                places.waiting.insert(turn, sender);
-                (turn, given)
+                let (sender, receiver) = channel::bounded(1);
+                let priority = (since, slots.waited);
+                slots.waited += 1;
+                slots.waiting.insert(priority, sender);
+                (priority, receiver)
             };
-            let _waiting = Waiting { slots: self, turn };
-            if let Ok(slot) = given.recv().await {
+            let _waiting = Waiting { queue: self, priority };
+            if let Ok(slot) = receiver.recv().await {
                 return slot;
             }
         }
@@ -89,15 +94,15 @@ impl TransferQueue {
 impl Drop for QueueSlot {
     fn drop(&mut self) {
         let next = {
-            let mut places = self.0.places();
-            let next = places.waiting.pop_first();
+            let mut slots = self.0.slots();
+            let next = slots.waiting.pop_first();
             if next.is_none() {
-                places.free += 1;
+                slots.free += 1;
             }
             next
         };
         if let Some((_, sender)) = next {
-            // One who has just given up waiting hands it on: what cannot be sent, or is not received, is dropped.
+            // If the transfer has just stopped waiting, the slot is dropped, and so passed on to the next one.
             drop(sender.try_send(QueueSlot(self.0.clone())));
         }
     }
@@ -105,7 +110,7 @@ impl Drop for QueueSlot {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.slots.places().waiting.remove(&self.turn);
+        self.queue.slots().waiting.remove(&self.priority);
     }
 }
 
@@ -122,27 +127,27 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_waiting_data_goes_next_and_one_who_gives_up_holds_up_nobody() {
+    fn take_serves_the_longest_waiting_data_and_skips_dropped_callers() {
         block_on(async {
-            let slots = TransferQueue::new(1);
-            let first = slots.take(at(50)).await.unwrap();
-            let mut young = pin!(slots.take(at(30)));
-            let mut old = pin!(slots.take(at(10)));
-            let mut gone = Box::pin(slots.take(at(5)));
+            let queue = TransferQueue::new(1);
+            let first = queue.take(at(50)).await.unwrap();
+            let mut young = pin!(queue.take(at(30)));
+            let mut old = pin!(queue.take(at(10)));
+            let mut gone = Box::pin(queue.take(at(5)));
             assert!(poll_once(&mut young).await.is_none());
             assert!(poll_once(&mut old).await.is_none());
             assert!(poll_once(&mut gone).await.is_none());
             drop(first);
-            // It was given the place, and never took it.
+            // It was given the slot, but never took it.
             drop(gone);
             assert!(poll_once(&mut young).await.is_none());
             let second = poll_once(&mut old).await.unwrap().unwrap();
             drop(second);
             let third = poll_once(&mut young).await.unwrap().unwrap();
-            assert_eq!(slots.places().free, 0);
+            assert_eq!(queue.slots().free, 0);
             drop(third);
-            let places = slots.places();
-            assert_eq!((places.free, places.waiting.len()), (1, 0));
+            let slots = queue.slots();
+            assert_eq!((slots.free, slots.waiting.len()), (1, 0));
         });
     }
 }

@@ -1,5 +1,6 @@
-//! Keeps what is sent to other hosts within the limits that are in force, at every moment anew: a window that begins
-//! or ends, and a configuration that is read again, count amidst a transfer.
+//! Keeps the streams that are sent to other hosts within the bandwidth limits. The limits in force are determined for
+//! each piece of a stream, so a time window that begins or ends, or a reloaded configuration, affects running
+//! transfers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,17 +13,18 @@ use crate::policy::{Bandwidth, Rate};
 use crate::sys::{clock, runtime};
 use crate::wire::codec::{Pace, Wait};
 
-/// What was not used in a pause may be made up for at once, so far.
+/// How much unused bandwidth may be caught up on after a pause.
 const BURST: Duration = Duration::from_millis(100);
-/// How many pieces a second a limited stream has: each is waited for before the next, so that limits hold soon.
+/// How many pieces per second a limited stream is sent in. A change of the limits takes effect with the next piece.
 const PIECES: u64 = 8;
-const LEAST_PIECE: u64 = 4 << 10;
+/// The size of the smallest piece, in bytes.
+const MIN_PIECE: u64 = 4 << 10;
 
-/// Time, as a throttle sees it.
+/// The clocks of a throttle, so that tests need not wait.
 trait Time: Send + Sync {
-    /// The time of day.
+    /// The wall clock time, for time windows.
     fn now(&self) -> DateTime<Utc>;
-    /// Since some moment, and never backwards.
+    /// The time since some moment. It never goes backwards.
     fn elapsed(&self) -> Duration;
     fn sleep(&self, duration: Duration) -> Wait;
 }
@@ -43,15 +45,15 @@ impl Time for RealTime {
     }
 }
 
-/// What has gone by one limit.
+/// How far one limit is used up.
 #[derive(Clone, Copy, Default)]
 struct Bucket {
-    /// Up to when what was sent has used the rate up.
+    /// The moment until which the rate is used up by what was sent.
     used_up_to: Duration,
 }
 
 impl Bucket {
-    /// Counts what was sent, and says how long nothing more may be.
+    /// Counts sent bytes, and returns for how long nothing more may be sent.
     fn charge(&mut self, bytes: u64, rate: Rate, now: Duration) -> Duration {
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate.bytes().max(1));
         let took = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
@@ -61,70 +63,70 @@ impl Bucket {
 }
 
 #[derive(Default)]
-struct State {
+struct Usage {
     bandwidth: Bandwidth,
-    /// One for each limit.
+    /// One bucket per limit.
     buckets: Vec<Bucket>,
 }
 
-/// A host's limits, and how far they are used up; of all its transfers together.
+/// The bandwidth limits of a host, shared by all its transfers.
 pub struct Throttle {
-    state: Mutex<State>,
+    usage: Mutex<Usage>,
     time: Box<dyn Time>,
 }
 
 impl Throttle {
-    /// With these limits.
+    /// A throttle with these limits.
     #[must_use]
     pub fn new(bandwidth: Bandwidth) -> Arc<Self> {
         Self::with_time(bandwidth, Box::new(RealTime(Instant::now())))
     }
 
     fn with_time(bandwidth: Bandwidth, time: Box<dyn Time>) -> Arc<Self> {
-        let throttle = Self { state: Mutex::default(), time };
+        let throttle = Self { usage: Mutex::default(), time };
         throttle.set(bandwidth);
         Arc::new(throttle)
     }
 
-    /// Other limits, also for what is under way.
+    /// Changes the limits, also for running transfers.
     pub fn set(&self, bandwidth: Bandwidth) {
-        let mut state = self.state();
-        if state.bandwidth != bandwidth {
+        let mut usage = self.usage();
+        if usage.bandwidth != bandwidth {
             let buckets = vec![Bucket::default(); bandwidth.limits.len()];
-            *state = State { bandwidth, buckets };
+            *usage = Usage { bandwidth, buckets };
         }
     }
 
-    /// How fast streams to a host may go out.
+    /// The pace of streams to a host.
     pub fn towards<'a>(&'a self, to: &'a HostName) -> impl Pace + 'a {
         Towards { throttle: self, to }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock()
     }
 
-    /// How much may go out at once; `None` where there is no limit.
+    /// How many bytes may be sent at once; `None` if there is no limit.
     fn piece(&self, to: &HostName) -> Option<usize> {
-        let state = self.state();
-        let least = state.bandwidth.in_force(to, self.time.now()).map(|(_, rate)| rate).min()?;
-        usize::try_from((least.bytes() / PIECES).max(LEAST_PIECE)).ok()
+        let usage = self.usage();
+        let least = usage.bandwidth.in_force(to, self.time.now()).map(|(_, rate)| rate).min()?;
+        usize::try_from((least.bytes() / PIECES).max(MIN_PIECE)).ok()
     }
 
-    /// Counts what was sent, and says for how long nothing more may be.
+    /// Counts sent bytes, and returns for how long nothing more may be sent.
     fn charge(&self, to: &HostName, bytes: usize) -> Duration {
-        let mut state = self.state();
-        let State { bandwidth, buckets } = &mut *state;
+        let mut usage = self.usage();
+        let Usage { bandwidth, buckets } = &mut *usage;
         let (now, bytes) = (self.time.elapsed(), bytes as u64);
-        let waits = bandwidth.in_force(to, self.time.now()).filter_map(|(place, rate)| {
-            let bucket = buckets.get_mut(place)?;
+        let waits = bandwidth.in_force(to, self.time.now()).filter_map(|(index, rate)| {
+            let bucket = buckets.get_mut(index)?;
             Some(bucket.charge(bytes, rate, now))
         });
         waits.max().unwrap_or_default()
     }
 }
 
-/// How fast streams to one host may go out: what is on the wire counts.
+/// The pace of streams to one host. The bytes on the wire count, after compression.
 struct Towards<'a> {
     throttle: &'a Throttle,
     to: &'a HostName,
@@ -154,17 +156,17 @@ mod tests {
     use crate::policy::Limit;
     use crate::wire::codec::{Conn, Sent, Way};
 
-    /// Time that passes only by waiting.
+    /// Clocks that advance only by sleeping.
     #[derive(Clone)]
-    struct Waited(Arc<Mutex<Duration>>, DateTime<Utc>);
+    struct FakeTime(Arc<Mutex<Duration>>, DateTime<Utc>);
 
-    impl Waited {
+    impl FakeTime {
         fn from(start: &str) -> Self {
             Self(Arc::default(), start.parse().unwrap())
         }
     }
 
-    impl Time for Waited {
+    impl Time for FakeTime {
         fn now(&self) -> DateTime<Utc> {
             self.1 + self.elapsed()
         }
@@ -197,12 +199,12 @@ mod tests {
         name.parse().unwrap()
     }
 
-    /// Sends so many bytes over a connection in memory; gives how long that took.
-    fn send(throttle: &Throttle, time: &Waited, to: &str, bytes: usize) -> f64 {
-        send_packed(throttle, time, to, bytes, None)
+    /// Sends bytes over a connection in memory, and returns how many seconds that took.
+    fn send(throttle: &Throttle, time: &FakeTime, to: &str, bytes: usize) -> f64 {
+        send_compressed(throttle, time, to, bytes, None)
     }
 
-    fn send_packed(throttle: &Throttle, time: &Waited, to: &str, bytes: usize, zstd: Option<i32>) -> f64 {
+    fn send_compressed(throttle: &Throttle, time: &FakeTime, to: &str, bytes: usize, zstd: Option<i32>) -> f64 {
         let before = time.elapsed();
         let counter = Counter::default();
         runtime::block_on(async {
@@ -215,7 +217,7 @@ mod tests {
         (time.elapsed() - before).as_secs_f64()
     }
 
-    /// Nobody speaks at the other end.
+    /// The input of a peer that never sends anything.
     struct Silence;
 
     impl AsyncRead for Silence {
@@ -229,63 +231,64 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_as_fast_as_its_limit_says() {
-        let time = Waited::from("2026-11-23T12:00:00Z");
+    fn stream_is_limited_by_the_lowest_limit() {
+        let time = FakeTime::from("2026-11-23T12:00:00Z");
         let bandwidth = limits([limit("1MB/s", None, None), limit("250kB/s", Some("beta"), None)]);
         let throttle = Throttle::with_time(bandwidth, Box::new(time.clone()));
         assert!(about(send(&throttle, &time, "gamma", 2_000_000), 2.0));
-        assert!(about(send(&throttle, &time, "beta", 1_000_000), 4.0), "the lesser of two holds");
+        assert!(about(send(&throttle, &time, "beta", 1_000_000), 4.0), "the lower of two limits applies");
     }
 
     #[test]
-    fn without_a_limit_nothing_waits() {
-        let time = Waited::from("2026-11-23T12:00:00Z");
+    fn stream_without_a_limit_does_not_wait() {
+        let time = FakeTime::from("2026-11-23T12:00:00Z");
         let throttle = Throttle::with_time(limits([limit("1MB/s", Some("beta"), None)]), Box::new(time.clone()));
         assert_eq!(send(&throttle, &time, "gamma", 20_000_000), 0.0);
-        assert_eq!(throttle.piece(&host("gamma")), None, "it is read in pieces as large as ever");
+        assert_eq!(throttle.piece(&host("gamma")), None, "pieces are not limited either");
     }
 
     #[test]
-    fn a_window_that_begins_or_ends_counts_amidst_a_transfer() {
-        let work = || limits([limit("100kB/s", None, Some(("08:00:00", "18:00:00"))), limit("1MB/s", None, None)]);
-        let time = Waited::from("2026-11-23T07:59:58Z");
-        let throttle = Throttle::with_time(work(), Box::new(time.clone()));
+    fn time_window_affects_a_running_transfer() {
+        let office_hours =
+            || limits([limit("100kB/s", None, Some(("08:00:00", "18:00:00"))), limit("1MB/s", None, None)]);
+        let time = FakeTime::from("2026-11-23T07:59:58Z");
+        let throttle = Throttle::with_time(office_hours(), Box::new(time.clone()));
         // Two seconds at 1 MB, the last 500 kB at 100 kB.
         assert!(about(send(&throttle, &time, "beta", 2_500_000), 7.0));
-        let time = Waited::from("2026-11-23T17:59:55Z");
-        let throttle = Throttle::with_time(work(), Box::new(time.clone()));
+        let time = FakeTime::from("2026-11-23T17:59:55Z");
+        let throttle = Throttle::with_time(office_hours(), Box::new(time.clone()));
         assert!(about(send(&throttle, &time, "beta", 2_500_000), 7.0));
     }
 
     #[test]
-    fn limits_that_are_read_again_count_amidst_a_transfer() {
-        let time = Waited::from("2026-11-23T12:00:00Z");
+    fn set_affects_a_running_transfer() {
+        let time = FakeTime::from("2026-11-23T12:00:00Z");
         let throttle = Throttle::with_time(limits([limit("100kB/s", None, None)]), Box::new(time.clone()));
         let to = host("beta");
         let pace = throttle.towards(&to);
-        let pass = |bytes: usize| {
+        let send = |bytes: usize| {
             let piece = pace.at_once().unwrap();
             for _ in 0..bytes / piece {
                 drop(pace.went_out(piece));
             }
         };
-        pass(100_000);
+        send(100_000);
         throttle.set(limits([limit("1MB/s", None, None)]));
-        pass(1_000_000);
+        send(1_000_000);
         assert!(about(time.elapsed().as_secs_f64(), 2.0), "{:?}", time.elapsed());
     }
 
     #[test]
-    fn of_a_compressed_stream_the_limit_counts_what_is_on_the_wire() {
-        let time = Waited::from("2026-11-23T12:00:00Z");
+    fn limit_applies_to_the_compressed_stream() {
+        let time = FakeTime::from("2026-11-23T12:00:00Z");
         let throttle = Throttle::with_time(limits([limit("1MB/s", None, None)]), Box::new(time.clone()));
-        let took = send_packed(&throttle, &time, "beta", 100_000_000, Some(1));
-        assert!(took < 2.0, "{took}");
+        let seconds = send_compressed(&throttle, &time, "beta", 100_000_000, Some(1));
+        assert!(seconds < 2.0, "{seconds}");
     }
 
     #[test]
-    fn transfers_share_a_limit() {
-        let time = Waited::from("2026-11-23T12:00:00Z");
+    fn transfers_share_limits() {
+        let time = FakeTime::from("2026-11-23T12:00:00Z");
         let throttle = Throttle::with_time(limits([limit("1MB/s", None, None)]), Box::new(time.clone()));
         for _ in 0..50 {
             for to in ["beta", "gamma"] {

@@ -1,4 +1,4 @@
-//! What agent and slave have in common: listening, and a conversation for each connection.
+//! The server of agents and slaves: listens, and holds one conversation per connection, until it is asked to end.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
@@ -20,44 +20,44 @@ use crate::transport::tls::Tls;
 use crate::wire::Response;
 use crate::wire::codec::{Conn, SILENCE, WireError};
 
-/// How long a peer may take between two steps of a conversation: it may wait for its own ZFS.
+/// How long a peer may take between two steps of a conversation, because it may have to wait for its own ZFS.
 pub const BETWEEN_STEPS: Duration = Duration::from_secs(900);
-/// How long a peer may take to prove who it is, and again to say what it wants.
-const FIRST_WORDS: Duration = Duration::from_secs(10);
+/// How long a peer may take for the TLS handshake, and again to send its first line.
+const FIRST_LINE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it may take to break off: children are killed, nothing is waited for.
+/// How long it may take to interrupt conversations: their commands are killed, and nothing is waited for.
 pub const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Something that answers connections.
+/// A role that holds conversations: the agent or the slave.
 pub trait Role: Send + Sync + 'static {
-    /// What it is called in messages.
+    /// The name in messages.
     const NAME: &'static str;
 
-    /// Has one conversation, which the peer began with this line, to its end.
+    /// Holds one conversation, which the peer began with `first_line`, to its end.
     fn converse(
         self: Arc<Self>,
         conn: &mut Conn,
         first_line: Vec<u8>,
     ) -> impl Future<Output = Result<(), WireError>> + Send;
 
-    /// What it counts: the same after its configuration was read again.
-    fn tally(&self) -> &Counters;
+    /// The counters, which stay the same when the configuration is reloaded.
+    fn counters(&self) -> &Counters;
 }
 
-/// How it is known who a peer is.
+/// How peers are authenticated.
 #[derive(Clone)]
 pub enum Security {
-    /// By its certificate.
+    /// By their certificates.
     Tls(Arc<Tls>),
     /// Not at all.
     Plaintext {
-        /// Whether that is right for peers that are not on this machine.
+        /// Whether peers on other machines are allowed.
         beyond_this_machine: bool,
     },
 }
 
 impl Security {
-    /// What this host proves itself with.
+    /// The certificate of this host, if peers are authenticated.
     #[must_use]
     pub fn tls(&self) -> Option<Arc<Tls>> {
         match self {
@@ -67,57 +67,56 @@ impl Security {
     }
 }
 
-struct Inside<R> {
+/// Who answers new connections.
+struct Current<R> {
     role: Arc<R>,
     tls: Option<Arc<Tls>>,
 }
 
-/// Where connections come in: lets in as many as there is room for, finds out who they are and what they want.
+/// Admits connections within the limits, authenticates their peers, and hands them to the role.
 pub struct Acceptor<R> {
-    /// Who answers, and what it proves itself with: for connections from now on.
-    inside: RwLock<Inside<R>>,
-    gate: ConnectionLimiter,
-    /// How long a peer may be silent.
+    current: RwLock<Current<R>>,
+    limiter: ConnectionLimiter,
+    /// How long a peer may be silent within a conversation.
     pub patience: Duration,
 }
 
 impl<R: Role> Acceptor<R> {
-    /// A door to this role.
+    /// An acceptor for this role.
     #[must_use]
     pub fn new(role: Arc<R>, tls: Option<Arc<Tls>>) -> Self {
-        Self { inside: RwLock::new(Inside { role, tls }), gate: ConnectionLimiter::default(), patience: SILENCE }
+        Self { current: RwLock::new(Current { role, tls }), limiter: ConnectionLimiter::default(), patience: SILENCE }
     }
 
-    /// Who answers connections now.
     fn role(&self) -> Arc<R> {
-        Arc::clone(&self.inside.read().role)
+        Arc::clone(&self.current.read().role)
     }
 
     fn tls(&self) -> Option<Arc<Tls>> {
-        self.inside.read().tls.clone()
+        self.current.read().tls.clone()
     }
 
-    /// Has another role answer the connections that come from now on.
-    fn renew(&self, role: R, tls: Option<Arc<Tls>>) {
-        *self.inside.write() = Inside { role: Arc::new(role), tls };
+    /// Replaces the role for new connections.
+    fn replace(&self, role: R, tls: Option<Arc<Tls>>) {
+        *self.current.write() = Current { role: Arc::new(role), tls };
     }
 
-    /// Has a connection answered as one of these tasks, if there is room for it.
+    /// Answers a connection as one of `tasks`, if the limits permit.
     pub fn admit(self: &Arc<Self>, incoming: Incoming, tasks: &runtime::Tasks) {
         let from = incoming.from();
-        match self.gate.enter(from.ip()) {
+        match self.limiter.admit(from.ip()) {
             Ok(admitted) => tasks.start(Arc::clone(self).answer(incoming, admitted)),
-            // Turned away at once: an answer would cost what there is no room for.
-            Err(full) => self.gate.complain(from.ip(), &format!("{from} is turned away: {full}")),
+            // Closed without an answer, which would cost the resources that the limit protects.
+            Err(full) => self.limiter.complain(from.ip(), &format!("cannot accept a connection of {from}: {full}")),
         }
     }
 
     async fn answer(self: Arc<Self>, incoming: Incoming, mut admitted: Admitted) {
-        let (from, within) = (incoming.from(), FIRST_WORDS.min(self.patience));
+        let (from, within) = (incoming.from(), FIRST_LINE_TIMEOUT.min(self.patience));
         let mut conn = match incoming.welcome(self.tls().as_deref(), within).await {
             Ok(connection) => Conn::from(connection),
             Err(Rejected { reason, answer }) => {
-                self.gate.complain(from.ip(), &reason);
+                self.limiter.complain(from.ip(), &reason);
                 if let Some((connection, answer)) = answer {
                     Conn::from(connection).close_with(&Response::failure(None, ResponseStatus::Refused, answer)).await;
                 }
@@ -127,23 +126,23 @@ impl<R: Role> Acceptor<R> {
         conn.patience = self.patience;
         let result = match conn.recv_line(within).await {
             Ok(None) => Ok(()),
-            Ok(Some(line)) => match admitted.talks() {
+            Ok(Some(line)) => match admitted.begin_conversation() {
                 Ok(()) => self.role().converse(&mut conn, line).await,
-                Err(full) => return self.turn_away(conn, full).await,
+                Err(full) => return self.refuse(conn, full).await,
             },
             Err(error) => Err(error),
         };
         self.end(conn, from.ip(), result).await;
     }
 
-    async fn turn_away(&self, conn: Conn, full: Full) {
-        log::warn!("{} is turned away: {full}", conn.peer);
+    async fn refuse(&self, conn: Conn, full: Full) {
+        log::warn!("cannot begin a conversation with {}: {full}", conn.peer);
         let response = Response::failure(None, ResponseStatus::Busy, format!("{full}; try again later"));
         conn.close_with(&Response { temporary: true, ..response }).await;
     }
 
-    /// Ends a conversation. A peer that talked nonsense, or nothing at all, is told so in one line; the log tells who it
-    /// was.
+    /// Ends a conversation. A peer that violated the protocol, or was silent for too long, gets an error; the log names
+    /// it.
     async fn end(&self, conn: Conn, from: IpAddr, result: Result<(), WireError>) {
         let Err(error) = result else { return conn.close().await };
         let answer = matches!(
@@ -155,7 +154,7 @@ impl<R: Role> Acceptor<R> {
         );
         let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));
-        self.gate.complain(from, &reason);
+        self.limiter.complain(from, &reason);
         if answer {
             conn.close_with(&Response { temporary, ..Response::failure(None, ResponseStatus::Refused, reason) }).await;
         } else {
@@ -164,33 +163,34 @@ impl<R: Role> Acceptor<R> {
     }
 }
 
-/// Checks that nobody is let in who should not be, before anything is listened on.
-async fn secure<R: Role>(address: &str, security: &Security) -> anyhow::Result<()> {
+/// Refuses to listen in plaintext where other machines can connect, unless that is allowed explicitly.
+async fn check_security<R: Role>(address: &str, security: &Security) -> anyhow::Result<()> {
     match security {
         Security::Tls(tls) => {
             let own = tls.own();
-            log::info!("proves itself as {} ({})", own.identity, own.identity.roles_in_words());
+            log::info!("uses the certificate of {} ({})", own.identity, own.identity.roles_in_words());
         }
-        Security::Plaintext { .. } if tcp::is_loopback(address).await.map_err(way_out::<R>)? => {}
+        Security::Plaintext { .. } if tcp::is_loopback(address).await.map_err(with_hint::<R>)? => {}
         Security::Plaintext { beyond_this_machine: false } => bail!(
-            "will not listen on {address}: whoever reaches it could order snapshots destroyed; set \"tls\" in \
-             local.json (see zsync-tls(8)), listen on 127.0.0.1, or say --insecure-plaintext on a network that you trust"
+            "cannot listen on {address} without TLS: anyone who reaches it could have snapshots destroyed; set \"tls\" \
+             in local.json (see zsync-tls(8)), listen on 127.0.0.1, or pass --insecure-plaintext on a network that \
+             you trust"
         ),
         Security::Plaintext { beyond_this_machine: true } => {
-            log::warn!("listens on {address} in plaintext: whoever reaches it is obeyed");
+            log::warn!("listens on {address} in plaintext, so it obeys anyone who reaches it");
         }
     }
     Ok(())
 }
 
-fn way_out<R: Role>(error: TransportError) -> anyhow::Error {
-    let way_out = match &error {
+fn with_hint<R: Role>(error: TransportError) -> anyhow::Error {
+    let hint = match &error {
         TransportError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => {
-            format!("another {} or another program uses the port: stop it, or name another port with", R::NAME)
+            format!("another {} or another program uses the port; stop it, or choose another port with", R::NAME)
         }
-        _ => "name an address of this machine with".to_owned(),
+        _ => "choose an address of this machine with".to_owned(),
     };
-    anyhow!("{:#}; {way_out} --listen", anyhow::Error::from(error))
+    anyhow!("{:#}; {hint} --listen", anyhow::Error::from(error))
 }
 
 /// Where and how an agent or a slave listens.
@@ -198,29 +198,29 @@ fn way_out<R: Role>(error: TransportError) -> anyhow::Error {
 pub struct Listening {
     /// `host:port`.
     pub address: String,
-    /// How it is known who a peer is.
+    /// How peers are authenticated.
     pub security: Security,
-    /// Where metrics are told, as `host:port`.
+    /// Where metrics are served, as `host:port`.
     pub metrics: Option<String>,
-    /// How long conversations may go on once the process is asked to end.
+    /// How long conversations may continue after the process was asked to end.
     pub grace: Duration,
 }
 
-/// Opens the socket, or takes over the one that the service manager listens on; gives its address, too.
+/// Opens the socket, or takes over that of the service manager; also returns its address.
 async fn open<R: Role>(listening: &Listening, inherited: Option<TcpListener>) -> anyhow::Result<(Listener, String)> {
     let Some(socket) = inherited else {
-        secure::<R>(&listening.address, &listening.security).await?;
-        let listener = Listener::bind(&listening.address).await.map_err(way_out::<R>)?;
-        let shown = listener.address().map_or_else(|| listening.address.clone(), |a| a.to_string());
-        return Ok((listener, shown));
+        check_security::<R>(&listening.address, &listening.security).await?;
+        let listener = Listener::bind(&listening.address).await.map_err(with_hint::<R>)?;
+        let bound = listener.address().map_or_else(|| listening.address.clone(), |a| a.to_string());
+        return Ok((listener, bound));
     };
-    let shown = socket.local_addr().context("the socket that was handed over has no address")?.to_string();
-    secure::<R>(&shown, &listening.security).await?;
-    Ok((Listener::from(socket), shown))
+    let bound = socket.local_addr().context("cannot get the address of the socket of the service manager")?.to_string();
+    check_security::<R>(&bound, &listening.security).await?;
+    Ok((Listener::from(socket), bound))
 }
 
-/// Listens, and serves until SIGTERM or SIGINT. `reload` makes the role anew from the one before, and reads the TLS
-/// files, on SIGHUP; where it fails, what was read before stays in force.
+/// Listens and serves until SIGTERM or SIGINT. On SIGHUP, `reload` makes a new role from the current one and reads the
+/// TLS files again. If it fails, the current role stays in force.
 pub async fn serve<R: Role>(
     role: R,
     inherited: Option<TcpListener>,
@@ -228,23 +228,23 @@ pub async fn serve<R: Role>(
     reload: impl Fn(&R) -> anyhow::Result<(R, Security)>,
 ) -> anyhow::Result<()> {
     let mut signals = Signals::of_service()?;
-    let (listener, shown) = open::<R>(listening, inherited).await?;
-    if let Some(address) = &listening.metrics {
-        let tally = role.tally().clone();
-        http::serve(address, Arc::new(move || tally.text())).await?;
+    let (listener, address) = open::<R>(listening, inherited).await?;
+    if let Some(metrics) = &listening.metrics {
+        let counters = role.counters().clone();
+        http::serve(metrics, Arc::new(move || counters.text())).await?;
     }
-    let state = format!("listens on {shown}");
-    log::info!("{} {state}", R::NAME);
-    service::ready(&state);
+    let status = format!("listens on {address}");
+    log::info!("{} {status}", R::NAME);
+    service::ready(&status);
     drop(runtime::spawn(service::watchdog()));
-    let door = Arc::new(Acceptor::new(Arc::new(role), listening.security.tls()));
+    let acceptor = Arc::new(Acceptor::new(Arc::new(role), listening.security.tls()));
     let mut conversations = runtime::Tasks::default();
     while signals.end().is_none() {
         let connection = async {
             match listener.accept().await {
                 Ok(incoming) => Some(incoming),
                 Err(error) => {
-                    // Out of file descriptors, usually: a short rest instead of a busy loop.
+                    // Usually, file descriptors are exhausted. Waits a moment instead of busy looping.
                     log::warn!("cannot accept a connection: {error}");
                     runtime::sleep(Duration::from_secs(1)).await;
                     None
@@ -256,49 +256,61 @@ pub async fn serve<R: Role>(
             None
         };
         if let Some(incoming) = future::or(signal, connection).await {
-            door.admit(incoming, &conversations);
+            acceptor.admit(incoming, &conversations);
         }
         if signals.take_reload() {
             service::reloading();
-            let renewed = match reload(&door.role()) {
-                // What was listened on by TLS is not left to everybody because a key was forgotten.
-                Ok((role, security)) => secure::<R>(&shown, &security).await.map(|()| door.renew(role, security.tls())),
-                Err(error) => Err(error),
+            let problem = match reload_into(&acceptor, &address, &reload).await {
+                Ok(()) => String::new(),
+                Err(error) => format!("; cannot reload the configuration: {error:#}"),
             };
-            match renewed {
-                Ok(()) => {
-                    log::info!(
-                        "its configuration was read again; limits of bandwidth count at once, the rest for conversations to come"
-                    );
-                    service::ready(&state);
-                }
-                Err(error) => {
-                    log::error!("the configuration is wrong, the one before it stays in force: {error:#}");
-                    service::ready(&format!("{state}; the configuration that it was to reload is wrong: {error:#}"));
-                }
-            }
+            service::ready(&format!("{status}{problem}"));
         }
     }
-    // Nobody else gets in; with a socket of the service manager's they wait for the next process.
+    // New connections are refused. On a socket of the service manager, they wait for the next process.
     drop(listener);
     end_conversations(&mut conversations, &mut signals, listening.grace).await;
     Ok(())
 }
 
-/// Lets conversations end, and breaks off those that take too long: what they had received can be gone on with.
-async fn end_conversations(conversations: &mut runtime::Tasks, signals: &mut Signals, grace: Duration) {
-    let why = signals.end().unwrap_or("the end");
-    let shown = humantime::format_duration(grace);
-    match conversations.count() {
-        0 => log::info!("ends on {why}"),
-        n => log::info!("ends on {why}: conversations under way, {n}, have {shown} to end"),
+/// Replaces the role of an acceptor by a reloaded one.
+async fn reload_into<R: Role>(
+    acceptor: &Acceptor<R>,
+    address: &str,
+    reload: impl Fn(&R) -> anyhow::Result<(R, Security)>,
+) -> anyhow::Result<()> {
+    let reloaded = match reload(&acceptor.role()) {
+        // A port that required TLS must not become open to everybody because a key was forgotten.
+        Ok((role, security)) => {
+            check_security::<R>(address, &security).await.map(|()| acceptor.replace(role, security.tls()))
+        }
+        Err(error) => Err(error),
+    };
+    match &reloaded {
+        Ok(()) => {
+            log::info!("reloaded the configuration; bandwidth limits apply now, everything else to new connections");
+        }
+        Err(error) => {
+            log::error!("cannot reload the configuration, so the previous one stays in force: {error:#}");
+        }
     }
-    service::stopping("ends; lets what is under way end");
+    reloaded
+}
+
+/// Waits for the running conversations, and interrupts those that take too long. Interrupted transfers can be resumed.
+async fn end_conversations(conversations: &mut runtime::Tasks, signals: &mut Signals, grace: Duration) {
+    let signal = signals.end().unwrap_or("the end");
+    let limit = humantime::format_duration(grace);
+    match conversations.count() {
+        0 => log::info!("ends on {signal}"),
+        n => log::info!("ends on {signal}; running conversations ({n}) have {limit} to end"),
+    }
+    service::stopping("ends; waits for running conversations");
     if signals.grace(grace, conversations.ended()).await.is_some() {
         return;
     }
-    log::warn!("breaks off the conversations that are left, {}", conversations.count());
+    log::warn!("interrupting the remaining conversations ({})", conversations.count());
     if runtime::timeout(ABORT_TIMEOUT, conversations.interrupt()).await.is_err() {
-        log::warn!("conversations that could not be broken off: {}", conversations.count());
+        log::warn!("cannot interrupt {} conversations: they do not end", conversations.count());
     }
 }

@@ -1,4 +1,4 @@
-//! What a service has done since it was started, counted.
+//! Counts what a service has done since it was started.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -7,43 +7,43 @@ use prometheus_client::registry::Registry;
 
 use crate::server::metrics::{Labels, registry, result, text};
 
-/// What a tally is called.
+/// The names and descriptions of a role's metrics. The encoder adds `_total` to the names of counters.
 #[derive(Debug)]
-pub struct Names {
+pub struct CounterNames {
     ended: (&'static str, &'static str),
     bytes: (&'static str, &'static str),
     running: (&'static str, &'static str),
 }
 
-/// Of an agent. Counters get `_total` at the end.
-pub const AGENT: &Names = &Names {
-    ended: ("zsync_agent_orders", "Orders that this agent carried out, by how they ended"),
-    bytes: ("zsync_agent_sent_bytes", "Bytes that this agent sent"),
-    running: ("zsync_agent_orders_running", "Orders under way"),
+/// The metrics of an agent.
+pub const AGENT: &CounterNames = &CounterNames {
+    ended: ("zsync_agent_orders", "Orders that this agent has carried out, by result"),
+    bytes: ("zsync_agent_sent_bytes", "Bytes that this agent has sent"),
+    running: ("zsync_agent_orders_running", "Orders that are running"),
 };
-/// Of a slave.
-pub const SLAVE: &Names = &Names {
-    ended: ("zsync_slave_streams", "Streams that this slave received, by how they ended"),
-    bytes: ("zsync_slave_received_bytes", "Bytes that this slave received"),
-    running: ("zsync_slave_streams_running", "Streams under way"),
+/// The metrics of a slave.
+pub const SLAVE: &CounterNames = &CounterNames {
+    ended: ("zsync_slave_streams", "Streams that this slave has received, by result"),
+    bytes: ("zsync_slave_received_bytes", "Bytes that this slave has received"),
+    running: ("zsync_slave_streams_running", "Streams that are running"),
 };
-/// Of a director in its loop.
-pub const DIRECTOR: &Names = &Names {
-    ended: ("zsync_director_orders", "Orders that this director gave, by how they ended"),
-    bytes: ("zsync_director_sent_bytes", "Bytes that its orders sent"),
-    running: ("zsync_director_orders_running", "Orders under way"),
+/// The metrics of a director that runs as a service.
+pub const DIRECTOR: &CounterNames = &CounterNames {
+    ended: ("zsync_director_orders", "Orders that this director has given, by result"),
+    bytes: ("zsync_director_sent_bytes", "Bytes that the orders of this director have sent"),
+    running: ("zsync_director_orders_running", "Orders that are running"),
 };
 
-/// Counts; clones count together.
+/// The counters of a role. Clones share them.
 #[derive(Clone)]
 pub struct Counters {
-    names: &'static Names,
+    names: &'static CounterNames,
     ended: Family<Labels, Counter>,
     bytes: Counter,
     running: Gauge,
 }
 
-/// Something that is under way until this is dropped.
+/// Counts an order or a stream as running until it is dropped.
 pub struct InProgress(Gauge);
 
 impl Drop for InProgress {
@@ -53,45 +53,45 @@ impl Drop for InProgress {
 }
 
 impl Counters {
-    /// Nothing was done yet.
+    /// Counters that start from zero.
     #[must_use]
-    pub fn new(names: &'static Names) -> Self {
+    pub fn new(names: &'static CounterNames) -> Self {
         Self { names, ended: Family::default(), bytes: Counter::default(), running: Gauge::default() }
     }
 
-    /// Something begins.
+    /// Counts an order or a stream as running.
     #[must_use]
     pub fn begin(&self) -> InProgress {
         self.running.inc();
         InProgress(self.running.clone())
     }
 
-    /// So many things are under way.
+    /// Sets the number of running orders.
     pub fn set_running(&self, count: usize) {
         self.running.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    /// Something of this kind has ended.
+    /// Counts an order or a stream that has ended, with its bytes.
     pub fn ended(&self, action: &str, success: bool, bytes: u64) {
         let labels = vec![("action", action.to_owned()), ("result", result(success).to_owned())];
         self.ended.get_or_create(&labels).inc();
         self.moved(bytes);
     }
 
-    /// So many bytes more went over the wire.
+    /// Counts bytes that were sent or received.
     pub fn moved(&self, bytes: u64) {
         self.bytes.inc_by(bytes);
     }
 
-    /// Has a registry tell of it.
+    /// Adds the counters to a registry.
     pub fn register(&self, registry: &mut Registry) {
-        let Names { ended, bytes, running } = self.names;
+        let CounterNames { ended, bytes, running } = self.names;
         registry.register(ended.0, ended.1, self.ended.clone());
         registry.register(bytes.0, bytes.1, self.bytes.clone());
         registry.register(running.0, running.1, self.running.clone());
     }
 
-    /// As text.
+    /// The counters as text.
     #[must_use]
     pub fn text(&self) -> String {
         let mut registry = registry();

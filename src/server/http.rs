@@ -1,37 +1,54 @@
-//! `GET /metrics`, and nothing else of HTTP.
+//! Serves metrics over HTTP/1.1: `GET /metrics`, and nothing else.
+//!
+//! hyper parses the requests. Every connection is answered once and then closed, so that nobody can occupy the few
+//! connections that are served at a time.
 
+use std::convert::Infallible;
+use std::future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use anyhow::anyhow;
+use futures_lite::io::{AsyncRead, AsyncReadExt};
+use http_body_util::Full;
+use hyper::body::{Body, Bytes};
+use hyper::header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use smol_hyper::rt::FuturesIo;
 
 use crate::sys::runtime;
 use crate::transport::tcp::{Incoming, Listener};
 
-/// How long a request may take to come, and again an answer to go.
-const WITHIN: Duration = Duration::from_secs(5);
-/// How long the head of a request may be.
-const LONGEST_HEAD: usize = 8 * 1024;
-/// How many are answered at once: Prometheus comes alone.
-const AT_ONCE: usize = 16;
+/// How long a request may take to arrive, and again how long its answer may take to be sent.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the head of a request may be, in bytes.
+const MAX_HEAD: usize = 8 * 1024;
+/// How many connections are served at a time: usually, Prometheus is the only client.
+const MAX_CONNECTIONS: usize = 16;
+/// How many bytes that nobody will read are discarded before a connection is closed.
+const MAX_DISCARDED: usize = 64 * 1024;
 
-/// What is told, made anew for each request.
+/// Makes the text to serve, once per request.
 pub type Text = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Answers requests on `host:port` from now on; gives the address.
+/// Serves metrics on `host:port` until the program ends; returns the address in use.
 pub async fn serve(address: &str, text: Text) -> anyhow::Result<String> {
-    let listener = Listener::bind(address).await;
-    let listener = listener.with_context(|| format!("no metrics on {address}: name another address with --metrics"))?;
-    let shown = listener.address().map_or_else(|| address.to_owned(), |address| address.to_string());
-    log::info!("tells its metrics at http://{shown}/metrics");
+    let listener = Listener::bind(address).await.map_err(|error| {
+        let cause = anyhow::Error::from(error);
+        anyhow!("cannot serve metrics on {address}: {cause:#}; choose another address with --metrics")
+    })?;
+    let bound = listener.address().map_or_else(|| address.to_owned(), |address| address.to_string());
+    log::info!("serves metrics at http://{bound}/metrics");
     drop(runtime::spawn(async move {
         let tasks = runtime::Tasks::default();
         loop {
             match listener.accept().await {
-                // Who has to wait for longer than that is better off without an answer.
-                Ok(_) if tasks.count() >= AT_ONCE => {}
-                Ok(incoming) => tasks.start(answer(incoming, Arc::clone(&text))),
+                // Closed at once: a client would rather have no answer than wait for one.
+                Ok(_) if tasks.count() >= MAX_CONNECTIONS => {}
+                Ok(incoming) => tasks.start(converse(incoming, Arc::clone(&text))),
                 Err(error) => {
                     log::debug!("cannot accept a connection for metrics: {error}");
                     runtime::sleep(Duration::from_secs(1)).await;
@@ -39,73 +56,78 @@ pub async fn serve(address: &str, text: Text) -> anyhow::Result<String> {
             }
         }
     }));
-    Ok(shown)
+    Ok(bound)
 }
 
-async fn answer(incoming: Incoming, text: Text) {
+/// Answers the request of one connection.
+async fn converse(incoming: Incoming, text: Text) {
     let from = incoming.from();
-    let mut stream = incoming.bytes();
-    let reply = match runtime::timeout(WITHIN, head(&mut stream)).await {
-        Ok(Ok(Some(head))) => reply(&head, &text),
-        Ok(Ok(None)) => return,
-        Ok(Err(reason)) => refusal("400 Bad Request", &format!("{reason}\n"), ""),
-        Err(runtime::Elapsed) => return,
+    let has_request = AtomicBool::new(false);
+    let service = service_fn(|request| {
+        has_request.store(true, Ordering::Relaxed);
+        future::ready(Ok::<_, Infallible>(respond(&request, &text)))
+    });
+    let mut connection = http1::Builder::new()
+        .keep_alive(false)
+        // Some clients close their half as soon as they have sent the request.
+        .half_close(true)
+        .max_buf_size(MAX_HEAD)
+        .title_case_headers(true)
+        .auto_date_header(false)
+        .serve_connection(FuturesIo::new(incoming.bytes()), service);
+    let served = async {
+        let served = future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+        discard(&mut connection.into_parts().io.into_inner()).await;
+        served.map_err(anyhow::Error::from)
     };
-    match runtime::timeout(WITHIN, stream.write_all(reply.as_bytes())).await {
-        Ok(Ok(())) => drop(stream.close().await),
-        ended => log::debug!("{from} did not take the metrics: {ended:?}"),
+    let too_slow = async {
+        runtime::sleep(TIMEOUT).await;
+        if has_request.load(Ordering::Relaxed) {
+            runtime::sleep(TIMEOUT).await;
+        }
+        Err(anyhow!("the client is too slow"))
+    };
+    if let Err(error) = futures_lite::future::or(served, too_slow).await {
+        log::debug!("cannot serve metrics to {from}: {error}");
     }
 }
 
-/// Method and path.
-struct Head {
-    method: String,
-    path: String,
-}
-
-/// Reads the head of a request; `None` of one that says nothing.
-async fn head(stream: &mut (impl AsyncRead + Unpin)) -> anyhow::Result<Option<Head>> {
-    let mut read = Vec::new();
+/// Discards what has arrived already, but will not be read: a socket that is closed with unread bytes resets the
+/// connection, and the client may lose the answer.
+async fn discard(stream: &mut (impl AsyncRead + Unpin)) {
     let mut piece = [0; 1024];
-    loop {
-        let count = stream.read(&mut piece).await?;
-        if count == 0 && read.is_empty() {
-            return Ok(None);
-        }
-        if count == 0 {
-            return Err(anyhow!("the request ends in the middle"));
-        }
-        read.extend_from_slice(&piece[..count]);
-        if read.len() > LONGEST_HEAD {
-            return Err(anyhow!("the head of the request is longer than {LONGEST_HEAD} bytes"));
-        }
-        let mut headers = [httparse::EMPTY_HEADER; 64];
-        let mut request = httparse::Request::new(&mut headers);
-        if request.parse(&read).map_err(|error| anyhow!("this is no request of HTTP: {error}"))?.is_complete() {
-            let path = request.path.unwrap_or_default();
-            let path = path.split('?').next().unwrap_or_default().to_owned();
-            return Ok(Some(Head { method: request.method.unwrap_or_default().to_owned(), path }));
+    for _ in 0..MAX_DISCARDED / piece.len() {
+        let read = futures_lite::future::poll_once(stream.read(&mut piece)).await;
+        if !matches!(read, Some(Ok(1..))) {
+            break;
         }
     }
 }
 
-fn reply(Head { method, path }: &Head, text: &Text) -> String {
-    match (method.as_str(), path.as_str()) {
-        ("GET" | "HEAD", "/metrics") => {
-            let body = text();
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            let shown = if method == "HEAD" { "" } else { &body };
-            format!("HTTP/1.1 200 OK\r\n{}{shown}", headers(kind, body.len(), ""))
-        }
-        ("GET" | "HEAD", _) => refusal("404 Not Found", "the metrics are at /metrics\n", ""),
-        _ => refusal("405 Method Not Allowed", "only GET and HEAD\n", "Allow: GET, HEAD\r\n"),
+fn respond<B: Body>(request: &Request<B>, text: &Text) -> Response<Full<Bytes>> {
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
     }
+    if request.uri().path() != "/metrics" {
+        return refusal(StatusCode::NOT_FOUND, "the metrics are at /metrics\n");
+    }
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    response(StatusCode::OK, kind, Bytes::from(text()))
 }
 
-fn refusal(status: &str, body: &str, more: &str) -> String {
-    format!("HTTP/1.1 {status}\r\n{}{body}", headers("text/plain; charset=utf-8", body.len(), more))
+fn refusal(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
 }
 
-fn headers(kind: &str, length: usize, more: &str) -> String {
-    format!("Content-Type: {kind}\r\nContent-Length: {length}\r\n{more}Connection: close\r\n\r\n")
+/// A response. hyper leaves out the body where the request was HEAD, but keeps its length.
+fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
+    let length = body.len();
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CONTENT_LENGTH, length.into());
+    response
 }

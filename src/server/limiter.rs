@@ -1,37 +1,36 @@
-//! Who gets in: how many connections a peer may have, and how much the log tells of it.
+//! Limits the connections of each peer and of all peers, and how many complaints about a peer are logged.
 //!
-//! One peer, however many connections it opens, leaves the others theirs.
+//! A peer that opens many connections cannot take those of the others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-
-use parking_lot::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-/// Connections that have not said yet what they want: of one peer (a director opens up to 64 to one agent), and of all.
-const WAITING: Most = Most { of_one: 64, of_all: 256 };
-/// Conversations under way: of one peer, and of all.
-const TALKING: Most = Most { of_one: 256, of_all: 512 };
-/// How many complaints about one peer are logged in [`WINDOW`]; the others are counted.
-const TOLD: u32 = 5;
-const WINDOW: Duration = Duration::from_secs(60);
-/// How many peers are remembered that have no connection any more.
-const REMEMBERED: usize = 1024;
+use parking_lot::{Mutex, MutexGuard};
 
-/// A limit.
+/// Connections that have not sent their first line yet. A director opens up to 64 connections to one agent.
+const WAITING: Limits = Limits { per_peer: 64, total: 256 };
+/// Conversations.
+const TALKING: Limits = Limits { per_peer: 256, total: 512 };
+/// How many complaints about one peer are logged within [`WINDOW`]. Further ones are only counted.
+const MAX_COMPLAINTS: u32 = 5;
+const WINDOW: Duration = Duration::from_secs(60);
+/// How many peers may be remembered before those without connections are forgotten.
+const MAX_REMEMBERED: usize = 1024;
+
 #[derive(Clone, Copy)]
-struct Most {
-    of_one: usize,
-    of_all: usize,
+struct Limits {
+    per_peer: usize,
+    total: usize,
 }
 
-/// The connections of all peers.
+/// Counts the connections of all peers. Clones share the counts.
 #[derive(Clone, Default)]
-pub struct ConnectionLimiter(Arc<Mutex<State>>);
+pub struct ConnectionLimiter(Arc<Mutex<Connections>>);
 
 #[derive(Default)]
-struct State {
+struct Connections {
     peers: HashMap<IpAddr, Peer>,
     waiting: usize,
     talking: usize,
@@ -41,115 +40,117 @@ struct State {
 struct Peer {
     waiting: usize,
     talking: usize,
-    told: u32,
-    untold: u64,
-    since: Option<Instant>,
+    /// Complaints that were logged and suppressed in the current window.
+    logged: u32,
+    suppressed: u64,
+    /// When the current window began.
+    window: Option<Instant>,
 }
 
-/// A connection that was let in; it counts until this is dropped.
+/// A connection that was admitted. It counts until this is dropped.
 pub struct Admitted {
-    gate: ConnectionLimiter,
+    limiter: ConnectionLimiter,
     peer: IpAddr,
     talks: bool,
 }
 
-/// Why a connection is turned away.
+/// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full {
-    /// How many there are already.
+    /// How many connections are open.
     pub count: usize,
-    /// Whether they are all of the same peer.
-    pub of_one: bool,
+    /// Whether these are the connections of the same peer, or of all peers.
+    pub of_peer: bool,
 }
 
 impl std::fmt::Display for Full {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let whose = if self.of_one { "of the same host" } else { "in all" };
-        write!(f, "{} connections {whose} are open already", self.count)
+        let whose = if self.of_peer { "of the same host" } else { "in all" };
+        write!(f, "{} connections {whose} are already open", self.count)
     }
 }
 
-/// Whose connection it is: of IPv6 the network, for one host has as many addresses as it likes in it.
-fn owner(ip: IpAddr) -> IpAddr {
+/// The peer that a connection is counted for. With IPv6, this is the network, because one host can use any number of
+/// addresses in it.
+fn peer_of(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX))),
         v4 => v4,
     }
 }
 
-fn room(of_one: usize, of_all: usize, most: Most) -> Result<(), Full> {
-    if of_one >= most.of_one {
-        return Err(Full { count: of_one, of_one: true });
+fn check(of_peer: usize, of_all: usize, limits: Limits) -> Result<(), Full> {
+    if of_peer >= limits.per_peer {
+        return Err(Full { count: of_peer, of_peer: true });
     }
-    if of_all >= most.of_all { Err(Full { count: of_all, of_one: false }) } else { Ok(()) }
+    if of_all >= limits.total { Err(Full { count: of_all, of_peer: false }) } else { Ok(()) }
 }
 
 impl ConnectionLimiter {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
         self.0.lock()
     }
 
-    /// Lets a connection in that has not said anything yet.
-    pub fn enter(&self, from: IpAddr) -> Result<Admitted, Full> {
-        let from = owner(from);
-        let mut state = self.state();
-        let of_all = state.waiting;
-        let peer = state.peers.entry(from).or_default();
-        room(peer.waiting, of_all, WAITING)?;
+    /// Admits a connection that has not sent anything yet.
+    pub fn admit(&self, from: IpAddr) -> Result<Admitted, Full> {
+        let from = peer_of(from);
+        let mut connections = self.connections();
+        let of_all = connections.waiting;
+        let peer = connections.peers.entry(from).or_default();
+        check(peer.waiting, of_all, WAITING)?;
         peer.waiting += 1;
-        state.waiting += 1;
-        Ok(Admitted { gate: self.clone(), peer: from, talks: false })
+        connections.waiting += 1;
+        Ok(Admitted { limiter: self.clone(), peer: from, talks: false })
     }
 
-    /// Logs a complaint about a peer, unless there were many in the last minute.
+    /// Logs a complaint about a peer, unless there were many within the last minute.
     pub fn complain(&self, about: IpAddr, text: &str) {
-        if let Some(untold) = self.may_tell(about, Instant::now()) {
+        if let Some(suppressed) = self.may_log(about, Instant::now()) {
             log::warn!("{text}");
-            if untold > 0 {
-                log::warn!("{untold} more complaints about {about} were not logged");
+            if suppressed > 0 {
+                log::warn!("{suppressed} more complaints about {about} were not logged");
             }
         }
     }
 
-    /// Whether one more complaint is told; how many were not, before.
-    fn may_tell(&self, about: IpAddr, now: Instant) -> Option<u64> {
-        let mut state = self.state();
-        state.forget(now);
-        let peer = state.peers.entry(owner(about)).or_default();
-        if peer.since.is_none_or(|since| now.duration_since(since) >= WINDOW) {
-            (peer.since, peer.told) = (Some(now), 0);
+    /// Whether one more complaint may be logged; if so, returns how many were suppressed before.
+    fn may_log(&self, about: IpAddr, now: Instant) -> Option<u64> {
+        let mut connections = self.connections();
+        connections.forget(now);
+        let peer = connections.peers.entry(peer_of(about)).or_default();
+        if peer.window.is_none_or(|began| now.duration_since(began) >= WINDOW) {
+            (peer.window, peer.logged) = (Some(now), 0);
         }
-        if peer.told >= TOLD {
-            peer.untold += 1;
+        if peer.logged >= MAX_COMPLAINTS {
+            peer.suppressed += 1;
             return None;
         }
-        peer.told += 1;
-        Some(std::mem::take(&mut peer.untold))
+        peer.logged += 1;
+        Some(std::mem::take(&mut peer.suppressed))
     }
 }
 
-impl State {
-    /// Drops what is remembered of peers that went away, where it becomes much.
+impl Connections {
+    /// Forgets peers without connections and recent complaints, if many are remembered.
     fn forget(&mut self, now: Instant) {
-        if self.peers.len() > REMEMBERED {
-            let recent = |since: Option<Instant>| since.is_some_and(|since| now.duration_since(since) < WINDOW);
-            self.peers.retain(|_, peer| peer.waiting + peer.talking > 0 || recent(peer.since));
+        if self.peers.len() > MAX_REMEMBERED {
+            let is_recent = |window: Option<Instant>| window.is_some_and(|began| now.duration_since(began) < WINDOW);
+            self.peers.retain(|_, peer| peer.waiting + peer.talking > 0 || is_recent(peer.window));
         }
     }
 }
 
 impl Admitted {
-    /// The connection has said what it wants: from now on it counts among the conversations.
-    pub fn talks(&mut self) -> Result<(), Full> {
-        let mut state = self.gate.state();
-        let of_all = state.talking;
-        let peer = state.peers.entry(self.peer).or_default();
-        room(peer.talking, of_all, TALKING)?;
+    /// Counts the connection as a conversation, now that it has sent its first line.
+    pub fn begin_conversation(&mut self) -> Result<(), Full> {
+        let mut connections = self.limiter.connections();
+        let of_all = connections.talking;
+        let peer = connections.peers.entry(self.peer).or_default();
+        check(peer.talking, of_all, TALKING)?;
         peer.talking += 1;
         peer.waiting -= 1;
-        state.talking += 1;
-        state.waiting -= 1;
-        drop(state);
+        connections.talking += 1;
+        connections.waiting -= 1;
         self.talks = true;
         Ok(())
     }
@@ -157,15 +158,15 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut state = self.gate.state();
-        let peer = state.peers.entry(self.peer).or_default();
-        let (of_one, talks) = if self.talks { (&mut peer.talking, true) } else { (&mut peer.waiting, false) };
-        *of_one -= 1;
-        let gone = peer.waiting + peer.talking == 0 && peer.since.is_none();
-        let of_all = if talks { &mut state.talking } else { &mut state.waiting };
+        let mut connections = self.limiter.connections();
+        let peer = connections.peers.entry(self.peer).or_default();
+        let of_peer = if self.talks { &mut peer.talking } else { &mut peer.waiting };
+        *of_peer -= 1;
+        let is_gone = peer.waiting + peer.talking == 0 && peer.window.is_none();
+        let of_all = if self.talks { &mut connections.talking } else { &mut connections.waiting };
         *of_all -= 1;
-        if gone {
-            state.peers.remove(&self.peer);
+        if is_gone {
+            connections.peers.remove(&self.peer);
         }
     }
 }
@@ -179,59 +180,59 @@ mod tests {
     }
 
     #[test]
-    fn one_peer_leaves_the_others_theirs() {
-        let gate = ConnectionLimiter::default();
-        let mut all: Vec<Admitted> = (0..WAITING.of_one).map(|_| gate.enter(ip("10.0.0.1")).unwrap()).collect();
-        assert_eq!(gate.enter(ip("10.0.0.1")).err(), Some(Full { count: WAITING.of_one, of_one: true }));
-        assert_eq!(gate.enter(ip("::ffff:10.0.0.1")).err(), Some(Full { count: WAITING.of_one, of_one: true }));
-        assert!(gate.enter(ip("10.0.0.2")).is_ok());
-        // One that has said what it wants makes room, one that goes away too.
-        all[0].talks().unwrap();
-        let next = gate.enter(ip("10.0.0.1")).unwrap();
-        assert!(gate.enter(ip("10.0.0.1")).is_err());
+    fn admit_limits_the_waiting_connections_of_a_peer() {
+        let limiter = ConnectionLimiter::default();
+        let mut all: Vec<Admitted> = (0..WAITING.per_peer).map(|_| limiter.admit(ip("10.0.0.1")).unwrap()).collect();
+        assert_eq!(limiter.admit(ip("10.0.0.1")).err(), Some(Full { count: WAITING.per_peer, of_peer: true }));
+        assert_eq!(limiter.admit(ip("::ffff:10.0.0.1")).err(), Some(Full { count: WAITING.per_peer, of_peer: true }));
+        assert!(limiter.admit(ip("10.0.0.2")).is_ok());
+        // A connection that begins its conversation makes room, and so does one that is closed.
+        all[0].begin_conversation().unwrap();
+        let next = limiter.admit(ip("10.0.0.1")).unwrap();
+        assert!(limiter.admit(ip("10.0.0.1")).is_err());
         drop(next);
-        assert!(gate.enter(ip("10.0.0.1")).is_ok());
+        assert!(limiter.admit(ip("10.0.0.1")).is_ok());
         drop(all);
-        let state = gate.state();
-        assert_eq!((state.waiting, state.talking, state.peers.len()), (0, 0, 0));
+        let connections = limiter.connections();
+        assert_eq!((connections.waiting, connections.talking, connections.peers.len()), (0, 0, 0));
     }
 
     #[test]
-    fn a_network_of_addresses_is_one_peer() {
-        let gate = ConnectionLimiter::default();
-        let one = |n: usize| gate.enter(ip(&format!("2001:db8::{n:x}")));
-        let all: Vec<_> = (1..=WAITING.of_one).map(|n| one(n).unwrap()).collect();
+    fn admit_counts_an_ipv6_network_as_one_peer() {
+        let limiter = ConnectionLimiter::default();
+        let one = |n: usize| limiter.admit(ip(&format!("2001:db8::{n:x}")));
+        let all: Vec<_> = (1..=WAITING.per_peer).map(|n| one(n).unwrap()).collect();
         assert!(one(999).is_err());
-        assert!(gate.enter(ip("2001:db8:0:1::1")).is_ok());
+        assert!(limiter.admit(ip("2001:db8:0:1::1")).is_ok());
         drop(all);
     }
 
     #[test]
-    fn all_together_are_limited_too() {
-        let gate = ConnectionLimiter::default();
+    fn admit_limits_the_connections_of_all_peers() {
+        let limiter = ConnectionLimiter::default();
         let mut all: Vec<Admitted> = Vec::new();
         let full = loop {
-            match gate.enter(ip(&format!("10.0.{}.{}", all.len() / 200, all.len() % 200))) {
+            match limiter.admit(ip(&format!("10.0.{}.{}", all.len() / 200, all.len() % 200))) {
                 Ok(admitted) => all.push(admitted),
                 Err(full) => break full,
             }
         };
-        assert_eq!(full, Full { count: WAITING.of_all, of_one: false });
+        assert_eq!(full, Full { count: WAITING.total, of_peer: false });
     }
 
     #[test]
-    fn the_log_does_not_scroll() {
-        let (gate, now) = (ConnectionLimiter::default(), Instant::now());
-        let told = (0..1000).filter(|_| gate.may_tell(ip("10.0.0.1"), now).is_some()).count();
-        assert_eq!(told, 5);
-        assert_eq!(gate.may_tell(ip("10.0.0.2"), now), Some(0));
-        assert_eq!(gate.may_tell(ip("10.0.0.1"), now + WINDOW), Some(995));
-        assert_eq!(gate.may_tell(ip("10.0.0.1"), now + WINDOW), Some(0));
-        // Peers that are gone are not remembered for ever.
+    fn complaints_are_limited_per_peer() {
+        let (limiter, now) = (ConnectionLimiter::default(), Instant::now());
+        let logged = (0..1000).filter(|_| limiter.may_log(ip("10.0.0.1"), now).is_some()).count();
+        assert_eq!(logged, 5);
+        assert_eq!(limiter.may_log(ip("10.0.0.2"), now), Some(0));
+        assert_eq!(limiter.may_log(ip("10.0.0.1"), now + WINDOW), Some(995));
+        assert_eq!(limiter.may_log(ip("10.0.0.1"), now + WINDOW), Some(0));
+        // Peers without connections are forgotten after a while.
         for n in 0..5000u32 {
-            gate.may_tell(IpAddr::from(n.to_be_bytes()), now);
+            limiter.may_log(IpAddr::from(n.to_be_bytes()), now);
         }
-        gate.may_tell(ip("10.0.0.1"), now + 2 * WINDOW);
-        assert!(gate.state().peers.len() <= 2);
+        limiter.may_log(ip("10.0.0.1"), now + 2 * WINDOW);
+        assert!(limiter.connections().peers.len() <= 2);
     }
 }

@@ -1,19 +1,19 @@
-//! Metrics in the text format of Prometheus (OpenMetrics 1.0): what every role's metrics share.
+//! What the metrics of all roles have in common. They use the text format of Prometheus (OpenMetrics 1.0).
 //!
-//! Every name begins with `zsync_`. Units are seconds and bytes. Moments are Unix times, so that a scrape or a file
-//! that is a while old still shows how old its facts are.
+//! Every name begins with `zsync_`. Units are seconds and bytes. Points in time are Unix times, so that the age of a
+//! value is correct even if the scrape or the file is older.
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// Label names with their values.
+/// The labels of a metric: names with their values.
 pub(crate) type Labels = Vec<(&'static str, String)>;
-/// A gauge for each set of labels.
+/// A gauge per set of labels.
 pub(crate) type Gauges = Family<Labels, Gauge>;
 
-/// A registry that tells which zsync this is.
+/// A registry that already has the version of zsync.
 #[must_use]
 pub(crate) fn registry() -> Registry {
     let mut registry = Registry::default();
@@ -23,16 +23,16 @@ pub(crate) fn registry() -> Registry {
     registry
 }
 
-/// Everything in a registry, as text.
+/// The contents of a registry as text.
 #[must_use]
 pub(crate) fn text(registry: &Registry) -> String {
     let mut text = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = encode(&mut text, registry);
     text
 }
 
-/// A count as a gauge holds it.
+/// A count as the value of a gauge.
 pub(crate) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Accepting connections, for agents and slaves alike: limits, conversations, counters, and metrics over HTTP.
+//! Accepts connections for agents and slaves: connection limits, conversations, counters, and metrics over HTTP.
 
 pub mod acceptor;
 pub mod counters;

@@ -82,7 +82,7 @@ impl<Z: Zfs> Slave<Z> {
     async fn publish(&self, dataset: &DatasetName) {
         if let Some(publisher) = &self.receiving.publisher {
             // Whether it is behind, its check tells.
-            publisher.publish(&self.receiving.zfs, [dataset.clone()].into(), Vec::new()).await;
+            publisher.publish([dataset.clone()].into(), Vec::new()).await;
         }
     }
 
@@ -393,7 +393,7 @@ impl<Z: Zfs> acceptor::Role for Slave<Z> {
         Slave::converse(&self, conn, &first_line).await
     }
 
-    fn tally(&self) -> &Counters {
+    fn counters(&self) -> &Counters {
         &self.tally
     }
 }

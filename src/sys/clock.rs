@@ -1,8 +1,8 @@
-//! The only reader of the wall clock; everything that decides gets `now` as an argument.
+//! The only reader of the wall clock. All code that decides gets `now` as an argument.
 
 use chrono::{DateTime, Utc};
 
-/// The present, in whole seconds as ZFS counts creation times.
+/// The current time, in whole seconds, because ZFS counts creation times in seconds.
 #[must_use]
 pub fn now() -> DateTime<Utc> {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]

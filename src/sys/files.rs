@@ -1,4 +1,5 @@
-//! Files that are written whole or not at all: a reader, a crash or a power failure finds the old text or the new one.
+//! Replaces files atomically: after a crash or a power failure, and for every reader, a file holds either the old text
+//! or the new one.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,23 +8,23 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-/// The mode of files that only their owner may read.
+/// The permissions of files that only their owner may read.
 pub const PRIVATE: u32 = 0o600;
-/// The mode of files that everybody may read.
+/// The permissions of files that everybody may read.
 pub const PUBLIC: u32 = 0o644;
 
-/// What happens to a file of that name that exists already, and how much a new one has to survive.
+/// What to do with an existing file of the same name, and what the new file has to survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// An existing file is an error.
+    /// Fail if the file exists.
     Create,
-    /// An existing file is replaced. When this returns, the new one survives a power failure.
+    /// Replace an existing file. Once the write has returned, the new file survives a power failure.
     Replace,
-    /// An existing file is replaced, without waiting for the disk: for what is written again soon.
+    /// Replace an existing file without waiting for the disk, for files that are written again soon.
     ReplaceUnsynced,
 }
 
-/// Reads a JSON file; a missing one reads as the default value.
+/// Reads a JSON file. A missing file reads as the default value.
 pub fn load<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
     match fs::read(file) {
         Ok(text) => Ok(serde_json::from_slice(&text)?),
@@ -32,13 +33,14 @@ pub fn load<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
     }
 }
 
-/// Writes a private file of durable state. Its folder is created if it is missing.
+/// Replaces a private file of durable state. Its folder is created if it is missing.
 pub fn save(file: &Path, text: &[u8]) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder(file))?;
     write(file, PRIVATE, Mode::Replace, |new| new.write_all(text))
 }
 
-/// Writes a file as a whole; `permissions` are set whatever the umask is. A failed write leaves nothing behind.
+/// Writes a file with what `fill` writes. `permissions` are set regardless of the umask. A failed write leaves nothing
+/// behind.
 pub fn write(
     file: &Path,
     permissions: u32,
@@ -49,7 +51,7 @@ pub fn write(
     let mut name = file.as_os_str().to_owned();
     name.push(format!(".{}.new", std::process::id()));
     let new = Path::new(&name);
-    // An earlier process of this number may have left one; a link in its place is not followed.
+    // An earlier process with this number may have left one. Removing it also avoids following a link in its place.
     remove(new)?;
     let written = (|| {
         let mut opened = OpenOptions::new().write(true).create_new(true).mode(permissions).open(new)?;
@@ -59,19 +61,19 @@ pub fn write(
             opened.sync_all()?;
         }
         match mode {
-            // A link, unlike a rename, does not replace an existing file.
+            // Unlike a rename, a hard link does not replace an existing file.
             Mode::Create => fs::hard_link(new, file).and_then(|()| remove(new)),
             Mode::Replace | Mode::ReplaceUnsynced => fs::rename(new, file),
         }
     })();
     match written {
         Err(error) => {
-            // The unfinished file may not exist, and cannot be used anyway.
+            // It may not exist. If it cannot be removed, the next write to this file removes it.
             drop(fs::remove_file(new));
             Err(error)
         }
         Ok(()) if mode == Mode::ReplaceUnsynced => Ok(()),
-        // The new name has to be on the disk as well.
+        // The directory entry has to reach the disk as well.
         Ok(()) => File::open(folder(file))?.sync_all(),
     }
 }
@@ -138,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn write_sets_the_permissions_whatever_the_umask_is() {
+    fn write_sets_permissions_regardless_of_the_umask() {
         let folder = tempfile::tempdir().unwrap();
         for (name, permissions) in [("private", PRIVATE), ("public", PUBLIC)] {
             let file = folder.path().join(name);
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leftover_of_a_killed_process_is_overwritten() {
+    fn write_replaces_the_leftover_of_a_killed_process() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state");
         fs::write(folder.path().join(format!("state.{}.new", std::process::id())), b"half").unwrap();

@@ -1,6 +1,7 @@
-//! What the operating system and the runtime provide: time, tasks, processes, files, signals. Nothing here knows ZFS.
+//! What the operating system and the async runtime provide: time, tasks, processes, files, signals. Nothing here knows
+//! ZFS.
 
-pub mod batcher;
+pub(crate) mod batcher;
 pub mod clock;
 pub mod files;
 pub mod process;

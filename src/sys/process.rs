@@ -1,4 +1,9 @@
-//! Running commands; the only place that makes processes. Each is in a process group of its own: none outlives whoever waits for it, nor the program's end.
+//! Runs commands. This is the only place that spawns processes, except for hooks that outlive their order.
+//!
+//! Each command gets a process group of its own, which is killed with everything that it started if the [`Process`] is
+//! dropped before the command has ended. `zfs` commands are also killed when the program ends ([`Running::end`]). Hooks
+//! can outlive the program: the hook `after_snapshot` of an aborted order is started without anybody to wait for it, so
+//! that a database that was locked for a snapshot is unlocked in any case.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,21 +19,23 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::sys::runtime;
 
-/// How long the program's end waits for what it has killed: a process that ZFS keeps in the kernel ends when it may.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+/// How long the end of the program waits for commands that it has killed. A process that is stuck in the kernel, in an
+/// operation of ZFS, ends only after that operation.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The process groups that run.
+/// The process groups that are running. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Running(Arc<Mutex<Groups>>);
 
 #[derive(Debug, Default)]
 struct Groups {
     running: BTreeSet<i32>,
-    /// Nothing more is started.
+    /// Whether the program is ending, so that nothing more is started.
     closed: bool,
 }
 
-/// A process group. Dropped before its process was seen to end, it is killed with all that the process started.
+/// A process group. If it is dropped before its first process was seen to end, it is killed with everything that the
+/// process started.
 #[derive(Debug)]
 struct Group {
     pid: Option<Pid>,
@@ -36,19 +43,19 @@ struct Group {
     running: Running,
 }
 
-/// A running command. Dropping it ends it.
+/// A running command. Dropping it kills its process group.
 #[derive(Debug)]
 pub(crate) struct Process {
-    // Dropped before the child is: until that is waited for, its number is nobody else's.
+    // Dropped before the child: until the child is waited for, no other process can get its number.
     group: Group,
     child: Child,
 }
 
-/// A command without input whose output is thrown away; what it complains is kept.
+/// Prepares a command without input. Its standard output is discarded, its standard error kept.
 pub(crate) fn command(program: &Path) -> Command {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns processes")]
     let mut command = std::process::Command::new(program);
-    // With a group of its own, so that it can be ended with all that it may have started.
+    // A group of its own, so that it can be killed together with its descendants.
     command.process_group(0);
     let mut command = Command::from(command);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
@@ -60,7 +67,7 @@ impl Running {
         self.0.lock()
     }
 
-    /// Starts a command, which must have been given a process group of its own.
+    /// Starts a command made by [`command`].
     pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Process> {
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -72,7 +79,7 @@ impl Running {
         if closed { Err(io::Error::other("the program is ending")) } else { Ok(process) }
     }
 
-    /// Kills all that runs and waits for its end; from now on nothing is started.
+    /// Kills all running commands and waits until they have ended. From now on, no command is started.
     pub(crate) async fn end(&self) {
         let running = {
             let mut groups = self.groups();
@@ -80,20 +87,20 @@ impl Running {
             groups.running.clone()
         };
         running.into_iter().filter_map(Pid::from_raw).for_each(kill);
-        let gone = async {
+        let all_ended = async {
             while !self.groups().running.is_empty() {
                 runtime::sleep(Duration::from_millis(20)).await;
             }
         };
-        if runtime::timeout(LAST_WAIT, gone).await.is_err() {
-            log::warn!("some commands were killed and have not ended yet");
+        if runtime::timeout(KILL_TIMEOUT, all_ended).await.is_err() {
+            log::warn!("some commands were killed, but have not ended yet");
         }
     }
 }
 
 fn kill(group: Pid) {
     if let Err(error) = kill_process_group(group, Signal::KILL) {
-        log::debug!("process group {}: {error}", group.as_raw_pid());
+        log::debug!("cannot kill process group {}: {error}", group.as_raw_pid());
     }
 }
 
@@ -116,14 +123,14 @@ impl Process {
         self.child.stdout.take()
     }
 
-    /// Waits for its end, with all that it prints where that is asked for.
+    /// Waits until the command has ended, and returns its status with the output that it was asked to keep.
     pub(crate) async fn output(self) -> io::Result<Output> {
         let Self { group, child } = self;
         let mut output = Box::pin(child.output());
-        // Declared last, it is dropped first: see `Process`.
+        // Declared last, so that it is dropped first: see `Process`.
         let mut group = group;
-        let ended = output.as_mut().await;
+        let result = output.as_mut().await;
         group.ended = true;
-        ended
+        result
     }
 }

@@ -1,6 +1,7 @@
-//! The async runtime, named in one place: spawning, waiting, deadlines.
+//! The async runtime: spawning, waiting, deadlines.
 //!
-//! async-std is at the end of its life; moving to its successor means editing this file and `transport::tcp`.
+//! async-std is no longer developed. It is named only here and in `transport::tcp`, so that moving to its successor
+//! means editing these two files.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -8,91 +9,90 @@ use std::time::{Duration, Instant};
 use async_std::task;
 use futures_lite::future;
 
-pub use crate::sys::batcher::Batcher;
-
-/// Channels between tasks.
 pub use async_std::channel;
-/// A task's handle; awaiting it gives the task's result, dropping it lets the task run on.
+// Awaiting a handle returns the result of its task. Dropping it lets the task run on.
 pub use async_std::task::JoinHandle;
 
-/// Runs a future to its end on this thread, other tasks on the pool.
+/// Runs a future to its end on this thread. Other tasks run on the thread pool.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
-    // A whole program's future is large, and async-std hands it on from frame to frame: on the heap it stays in place.
+    // The future of a whole program is large, and async-std moves it from frame to frame. On the heap it stays in
+    // place.
     task::block_on(Box::pin(future))
 }
 
-/// Starts a task.
+/// Starts a task on the thread pool. It runs on if its handle is dropped.
 pub fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
     task::spawn(future)
 }
 
-/// Runs blocking code (SQLite, DNS, files) off the executor.
+/// Runs blocking code (SQLite, DNS, files) on a thread of its own, so that it delays no other task.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     task::spawn_blocking(work).await
 }
 
-/// Waits.
+/// Waits for `duration`.
 pub async fn sleep(duration: Duration) {
     task::sleep(duration).await;
 }
 
-/// The deadline passed.
+/// A deadline passed before the future was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Elapsed;
 
-/// Gives up on a future after `limit`; the future is dropped then.
+/// Runs a future for at most `limit`, then drops it.
 pub async fn timeout<T>(limit: Duration, future: impl Future<Output = T>) -> Result<T, Elapsed> {
     async_std::future::timeout(limit, future).await.map_err(|_| Elapsed)
 }
 
-/// Tasks that can be waited for. Those that still run when this is dropped are dropped where they wait.
+/// A group of tasks that can be counted, waited for and interrupted. Dropping it drops the tasks that are still
+/// running.
 pub struct Tasks {
-    /// Each running task has a clone.
+    /// Every running task holds a clone.
     running: Option<channel::Sender<()>>,
     ended: channel::Receiver<()>,
-    leash: Option<channel::Sender<()>>,
-    cut: channel::Receiver<()>,
+    keep: Option<channel::Sender<()>>,
+    interrupted: channel::Receiver<()>,
 }
 
 impl Default for Tasks {
     fn default() -> Self {
-        // Nothing is ever sent: a channel closes when its last sender is gone, and that is the message.
-        let ((running, ended), (leash, cut)) = (channel::bounded(1), channel::bounded(1));
-        Self { running: Some(running), ended, leash: Some(leash), cut }
+        // Nothing is ever sent. The message is that a channel closes when its last sender is dropped.
+        let ((running, ended), (keep, interrupted)) = (channel::bounded(1), channel::bounded(1));
+        Self { running: Some(running), ended, keep: Some(keep), interrupted }
     }
 }
 
 impl Tasks {
-    /// Starts one. Once the end was waited for, no more are started.
+    /// Starts a task, unless the end of the group was waited for already.
     pub fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
         let Some(running) = self.running.clone() else { return };
-        let cut = self.cut.clone();
+        let interrupted = self.interrupted.clone();
         drop(task::spawn(async move {
-            future::or(task, async { cut.recv().await.unwrap_or_default() }).await;
+            future::or(task, async { interrupted.recv().await.unwrap_or_default() }).await;
             drop(running);
         }));
     }
 
-    /// How many run.
+    /// How many tasks are running.
     #[must_use]
     pub fn count(&self) -> usize {
         self.ended.sender_count() - usize::from(self.running.is_some())
     }
 
-    /// Waits until the last one has ended.
+    /// Waits until the last task has ended.
     pub async fn ended(&mut self) {
         self.running = None;
         self.ended.recv().await.unwrap_or_default();
     }
 
-    /// Has those that still run dropped where they wait, and waits until they are.
+    /// Drops the tasks that are still running, and waits until they are dropped.
     pub async fn interrupt(&mut self) {
-        self.leash = None;
+        self.keep = None;
         self.ended().await;
     }
 }
 
-/// Waits until a number has not changed for `limit`.
+/// Waits until a number has not changed for `limit`; used to detect stalled streams.
 pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
     let (mut last, mut since) = (number(), Instant::now());
     while since.elapsed() < limit {
@@ -104,8 +104,8 @@ pub async fn stalled(limit: Duration, number: impl Fn() -> u64) {
     }
 }
 
-/// Runs the futures side by side on tasks of their own, at most `limit` at once, and gives their results
-/// in the order in which they were started. Dropped, it drops them as well.
+/// Runs futures concurrently on tasks of their own, at most `limit` at a time, and returns their results in the order
+/// of the futures. Dropping it drops them as well.
 pub async fn side_by_side<T, F>(limit: usize, futures: impl IntoIterator<Item = F>) -> Vec<T>
 where
     T: Send + 'static,
@@ -130,8 +130,8 @@ where
         }
         let Ok((index, result)) = finished.recv().await else { break };
         running -= 1;
-        if let Some(place) = results.get_mut(index) {
-            *place = Some(result);
+        if let Some(slot) = results.get_mut(index) {
+            *slot = Some(result);
         }
     }
     results.into_iter().flatten().collect()
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn results_keep_the_order_of_their_futures() {
+    fn side_by_side_keeps_the_order_of_its_futures() {
         let futures = (0..20u64).map(|n| async move {
             sleep(Duration::from_millis(20 - n)).await;
             n
@@ -151,15 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn tasks_are_waited_for_or_interrupted() {
-        let (sender, told) = channel::unbounded();
+    fn tasks_can_be_waited_for_and_interrupted() {
+        let (sender, received) = channel::unbounded();
         let mut tasks = Tasks::default();
         for n in [1, 2] {
             let sender = sender.clone();
             tasks.start(async move { sender.send(n).await.unwrap() });
         }
         block_on(tasks.ended());
-        assert_eq!((told.len(), tasks.count()), (2, 0));
+        assert_eq!((received.len(), tasks.count()), (2, 0));
         let mut tasks = Tasks::default();
         tasks.start(async move {
             future::pending::<()>().await;
@@ -168,12 +168,14 @@ mod tests {
         assert_eq!(tasks.count(), 1);
         block_on(tasks.interrupt());
         assert_eq!(tasks.count(), 0);
-        assert!(block_on(async { told.recv().await.and(told.recv().await).and(told.recv().await) }).is_err());
+        assert!(
+            block_on(async { received.recv().await.and(received.recv().await).and(received.recv().await) }).is_err()
+        );
     }
 
     #[test]
-    fn what_runs_side_by_side_is_dropped_with_its_caller() {
-        let (sender, told) = channel::bounded::<()>(1);
+    fn side_by_side_drops_its_futures_with_its_caller() {
+        let (sender, received) = channel::bounded::<()>(1);
         let caller = side_by_side(
             2,
             [async move {
@@ -182,6 +184,6 @@ mod tests {
             }],
         );
         assert_eq!(block_on(timeout(Duration::from_millis(20), caller)), Err(Elapsed));
-        assert!(block_on(told.recv()).is_err());
+        assert!(block_on(received.recv()).is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! What the process has to do with the one that started it: signals in; ready, status and watchdog out; sockets
-//! handed over. Without a service manager all of it is silent.
+//! The interface to the service manager: receives signals, takes over a listening socket, and reports readiness, status
+//! and the watchdog. Without a service manager, reports go nowhere.
 
 use std::net::TcpListener;
 use std::pin::pin;
@@ -14,74 +14,75 @@ use sd_notify::NotifyState;
 
 use crate::sys::runtime;
 
-/// What a signal asks for.
+/// What a signal asks the process to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
-    /// To end; with the signal's name.
+pub enum SignalRequest {
+    /// To end. Holds the name of the signal.
     End(&'static str),
-    /// To read the configuration again.
+    /// To reload the configuration.
     Reload,
 }
 
-/// Hears the signals that the process gets.
+/// Receives the signals of the process, and remembers what they asked for.
 pub struct Signals {
-    heard: async_signal::Signals,
-    reloads: bool,
+    received: async_signal::Signals,
+    /// Whether SIGHUP asks for a reload.
+    can_reload: bool,
     wants_reload: bool,
     end: Option<&'static str>,
 }
 
 impl Signals {
-    fn hear(reloads: bool) -> anyhow::Result<Self> {
-        let heard = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup]);
-        let heard = heard.context("cannot listen for signals")?;
-        Ok(Self { heard, reloads, wants_reload: false, end: None })
+    fn new(can_reload: bool) -> anyhow::Result<Self> {
+        let received = async_signal::Signals::new([Signal::Term, Signal::Int, Signal::Hup]);
+        let received = received.context("cannot receive signals")?;
+        Ok(Self { received, can_reload, wants_reload: false, end: None })
     }
 
-    /// For a service: SIGTERM and SIGINT end it, SIGHUP has it read its configuration again.
+    /// The signals of a service: SIGTERM and SIGINT end it, SIGHUP makes it reload its configuration.
     pub fn of_service() -> anyhow::Result<Self> {
-        Self::hear(true)
+        Self::new(true)
     }
 
-    /// For a command: SIGTERM, SIGINT and SIGHUP (a terminal that was closed) end it.
+    /// The signals of a command: SIGTERM, SIGINT and SIGHUP (its terminal was closed) end it.
     pub fn of_command() -> anyhow::Result<Self> {
-        Self::hear(false)
+        Self::new(false)
     }
 
-    /// The next one.
-    pub async fn next(&mut self) -> Asked {
-        let asked = match self.heard.next().await {
-            Some(Ok(Signal::Hup)) if self.reloads => Asked::Reload,
-            Some(Ok(Signal::Hup)) => Asked::End("SIGHUP"),
-            Some(Ok(Signal::Int)) => Asked::End("SIGINT"),
-            Some(Ok(_)) => Asked::End("SIGTERM"),
-            // The source of signals does not end by itself.
+    /// Waits for the next signal.
+    pub async fn next(&mut self) -> SignalRequest {
+        let request = match self.received.next().await {
+            Some(Ok(Signal::Hup)) if self.can_reload => SignalRequest::Reload,
+            Some(Ok(Signal::Hup)) => SignalRequest::End("SIGHUP"),
+            Some(Ok(Signal::Int)) => SignalRequest::End("SIGINT"),
+            Some(Ok(_)) => SignalRequest::End("SIGTERM"),
+            // The stream of signals does not end by itself.
             Some(Err(_)) | None => future::pending().await,
         };
-        match asked {
-            Asked::Reload => self.wants_reload = true,
-            Asked::End(name) => self.end = Some(name),
+        match request {
+            SignalRequest::Reload => self.wants_reload = true,
+            SignalRequest::End(name) => self.end = Some(name),
         }
-        asked
+        request
     }
 
-    /// The signal that asked to end, if one did.
+    /// The name of the signal that asked the process to end, if any did.
     #[must_use]
     pub fn end(&self) -> Option<&'static str> {
         self.end
     }
 
-    /// Whether a reload was asked for since this was asked last.
+    /// Whether a reload was requested since the last call.
     pub fn take_reload(&mut self) -> bool {
         std::mem::take(&mut self.wants_reload)
     }
 
-    async fn asked_to_end(&mut self) {
-        while self.next().await == Asked::Reload {}
+    async fn end_requested(&mut self) {
+        while self.next().await == SignalRequest::Reload {}
     }
 
-    /// Waits for work. Asked to end, it calls `wind_down` once, and gives the work `grace` from then on, or until it is
-    /// asked again; `None`, and the work is dropped, where it takes longer.
+    /// Runs work to its end. When the process is asked to end, it calls `wind_down`, then gives the work `grace` to
+    /// finish, or until a second signal. If that is too short, the work is dropped, and the result is `None`.
     pub async fn until_done<T>(
         &mut self,
         work: impl Future<Output = T>,
@@ -90,7 +91,7 @@ impl Signals {
     ) -> Option<T> {
         let mut work = pin!(work);
         let done = future::or(async { Some(work.as_mut().await) }, async {
-            self.asked_to_end().await;
+            self.end_requested().await;
             None
         });
         if let Some(done) = done.await {
@@ -100,75 +101,80 @@ impl Signals {
         self.grace(grace, work).await
     }
 
-    /// Gives work so long, or until the process is asked to end again; `None`, and the work is dropped, where it takes
-    /// longer.
+    /// Runs work for at most `grace`, or until the process is asked to end again. Then the work is dropped, and the
+    /// result is
+    /// `None`.
     pub async fn grace<T>(&mut self, grace: Duration, work: impl Future<Output = T>) -> Option<T> {
         let in_time = async { runtime::timeout(grace, work).await.ok() };
         let again = async {
-            self.asked_to_end().await;
+            self.end_requested().await;
             None
         };
         future::or(in_time, again).await
     }
 
-    /// Waits so long, or until there is something to do: a reload, or the end.
-    pub async fn idle(&mut self, most: Duration) {
+    /// Waits for `limit`, or until a signal asks for a reload or for the end.
+    pub async fn idle(&mut self, limit: Duration) {
         if !self.wants_reload && self.end.is_none() {
-            let _ = runtime::timeout(most, self.next()).await;
+            let _ = runtime::timeout(limit, self.next()).await;
         }
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        log::debug!("the service manager cannot be told: {error}");
+        log::debug!("cannot notify the service manager: {error}");
     }
 }
 
-/// A line of the protocol ends where the text does.
+/// Joins the lines of a text: in the protocol of sd_notify(3), a line break would end the field.
 fn one_line(text: &str) -> String {
     text.lines().map(str::trim).collect::<Vec<_>>().join("; ")
 }
 
-/// Tells that the service works, and what it does.
+/// Reports that the service is ready, and its status.
 pub fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
+    notify(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
 }
 
-/// Tells what the service does.
+/// Reports the status of the service.
 pub fn status(status: &str) {
-    tell(&[NotifyState::Status(&one_line(status))]);
+    notify(&[NotifyState::Status(&one_line(status))]);
 }
 
-/// Tells that the configuration is read again; [`ready`] tells the end of it.
+/// Reports that the configuration is being reloaded. [`ready`] reports the end of that.
 pub fn reloading() {
     let now = NotifyState::monotonic_usec_now();
-    tell(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
+    notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
 }
 
-/// Tells that the service ends.
+/// Reports that the service is stopping.
 pub fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
+    notify(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
 }
 
-/// Tells that the process is alive, as often as the service manager wants it; for ever.
+/// Reports for ever that the process is alive, as often as the service manager asks for it.
 pub async fn watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     loop {
-        tell(&[NotifyState::Watchdog]);
-        // Twice within the limit, as sd_watchdog_enabled(3) recommends.
+        notify(&[NotifyState::Watchdog]);
+        // Half the limit, as sd_watchdog_enabled(3) recommends.
         runtime::sleep(limit / 2).await;
     }
 }
 
-/// The socket that a service manager listens on for this process (`LISTEN_FDS`). To be asked once, before there are
-/// other threads: what tells of it is taken from the environment.
+/// The listening socket that the service manager passes to this process (`LISTEN_FDS`). Call this once, before any
+/// other thread runs, because it removes the variables from the environment.
 pub fn inherited() -> anyhow::Result<Option<TcpListener>> {
-    let mut handed = ListenFd::from_env();
-    if handed.len() > 1 {
-        bail!("{} sockets were handed over (LISTEN_FDS); one is wanted: write one ListenStream= only", handed.len());
+    let mut passed = ListenFd::from_env();
+    if passed.len() > 1 {
+        bail!(
+            "cannot listen on {} sockets of the service manager (LISTEN_FDS): only one is supported; keep one \
+             ListenStream=",
+            passed.len()
+        );
     }
-    handed.take_tcp_listener(0).context("what was handed over (LISTEN_FDS) is no socket to listen on by TCP")
+    passed.take_tcp_listener(0).context("cannot listen on the socket of the service manager (LISTEN_FDS)")
 }
 
 #[cfg(test)]
@@ -176,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn work_that_ends_in_time_is_not_dropped() {
+    fn until_done_returns_the_result_of_finished_work() {
         let mut signals = Signals::of_command().unwrap();
         let done = runtime::block_on(signals.until_done(async { 7 }, Duration::from_secs(1), || panic!("not asked")));
         assert_eq!((done, signals.end()), (Some(7), None));

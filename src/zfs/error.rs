@@ -1,83 +1,83 @@
-//! What can go wrong with a `zfs` command.
+//! Errors of the `zfs` command.
 
 use std::fmt;
 
 use thiserror::Error;
 
-/// What the failure means for whoever asked. Taken from the command's words, hence a help for messages and
-/// retries, never a proof: the state of the pool is looked at again.
+/// What a failure means for the caller. It is derived from the words of the command, so it helps with messages and
+/// retries, but proves nothing: before acting on it, callers list the pool again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// The dataset, snapshot or pool does not exist.
     NotFound,
     /// It exists already.
     Exists,
-    /// Something else uses it; it may work later.
+    /// Something else uses it. Retrying may help.
     Busy,
     /// No space is left, or a quota is reached.
     NoSpace,
     /// The destination was written to since its newest snapshot.
     Modified,
-    /// The user may not do that.
+    /// This user has no permission.
     Permission,
-    /// A resume token that no longer fits.
+    /// The resume token is invalid, or its snapshot no longer exists.
     StaleToken,
-    /// It has clones.
+    /// The snapshot has clones.
     HasClones,
     /// The stream ended early or is damaged.
     Stream,
-    /// Somebody killed it.
+    /// The command was killed.
     Killed,
     /// The pool is suspended or a disk failed.
     Pool,
-    /// `zfs` cannot be run at all.
+    /// `zfs` cannot be run.
     Missing,
-    /// `zfs` is older than what zsync works with.
+    /// `zfs` is older than zsync supports.
     TooOld,
-    /// It printed what zsync does not understand.
+    /// The output cannot be parsed.
     Output,
     /// Something else.
     Other,
 }
 
 impl ErrorKind {
-    /// Whether trying again later may help, without anybody doing anything.
+    /// Whether retrying later may help, without anybody doing anything.
     #[must_use]
     pub fn is_temporary(self) -> bool {
         matches!(self, Self::Busy | Self::Stream | Self::Killed)
     }
 }
 
-/// A failed `zfs` command: what was attempted, how it ended, what it said.
+/// A failed `zfs` command: the command line, how it ended, and its messages.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct ZfsError {
-    /// What it means.
+    /// What the failure means.
     pub kind: ErrorKind,
-    /// The command as it was run.
+    /// The command line.
     pub command: String,
     /// "exit status 1", "killed by signal 9", "did not start", ...
     pub status: String,
-    /// Its standard error output, or what was wrong with its output.
+    /// Its standard error, or what is wrong with its output.
     pub stderr: String,
 }
 
 impl fmt::Display for ZfsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, command, status, stderr } = self;
-        let said = stderr.trim().replace('\n', "; ");
+        let words = stderr.trim().replace('\n', "; ");
         match kind {
             ErrorKind::Missing => write!(
                 f,
-                "cannot run {:?}: {said}; install OpenZFS' command line tools, or name the program with --zfs",
+                "cannot run {:?}: {words}; install the command line tools of OpenZFS, or name the program with --zfs",
                 command.split(' ').next().unwrap_or(command)
             ),
             ErrorKind::TooOld => {
                 let program = command.split(' ').next().unwrap_or(command);
-                write!(f, "cannot work with {program:?}: {said}; update it, or name another one with --zfs")
+                write!(f, "cannot use {program:?}: {words}; update it, or name another program with --zfs")
             }
-            ErrorKind::Output => write!(f, "cannot understand the output of \"{command}\": {said}"),
-            _ if said.is_empty() => write!(f, "\"{command}\" failed: {status}"),
-            _ => write!(f, "\"{command}\" failed ({status}): {said}"),
+            ErrorKind::Output => write!(f, "cannot parse the output of \"{command}\": {words}"),
+            _ if words.is_empty() => write!(f, "\"{command}\" failed: {status}"),
+            _ => write!(f, "\"{command}\" failed ({status}): {words}"),
         }
     }
 }

@@ -1,15 +1,17 @@
-//! What zsync asks of ZFS, as two traits: reading ([`ZfsRead`]) and changing ([`Zfs`]).
+//! The interface to ZFS, as two traits: [`ZfsRead`] reads, [`Zfs`] also changes.
 //!
-//! Whoever must not change anything is handed a `ZfsRead` only. `system` runs the `zfs` command, `fake` keeps
-//! pools in memory; `argv` alone knows the command's flags, `parse` its output.
+//! Code that must not change anything gets a `ZfsRead`. There are two implementations: `system` runs the `zfs` command,
+//! `fake` keeps pools in memory for tests. Only `argv` knows the flags of the command, and only `parse` knows its
+//! output.
 
-pub mod argv;
+mod argv;
 mod error;
 pub mod fake;
 pub mod parse;
 mod pipe;
 pub mod system;
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,41 +19,39 @@ use std::time::Duration;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use std::collections::BTreeMap;
-
 use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, Guid, SendFlags, SnapName, Snapshot};
 pub use error::{ErrorKind, ZfsError};
 
-/// How far below the named datasets a listing goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a listing covers around the named datasets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Depth {
-    /// The datasets themselves.
+    /// The datasets.
     Only,
-    /// They and everything below.
+    /// The datasets and everything below them.
     Recursive,
-    /// The datasets themselves, without their snapshots and bookmarks.
+    /// The datasets, without their snapshots and bookmarks.
     Bare,
-    /// The datasets themselves, and bare those that contain them.
+    /// The datasets, and without their snapshots and bookmarks the datasets that contain them.
     Around,
 }
 
 /// Where a send starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendFrom {
-    /// From nothing: the whole snapshot.
+    /// From nothing: a full send.
     Nothing,
-    /// From a snapshot, with every snapshot between (`-I`).
+    /// From a snapshot, including every snapshot in between (`-I`).
     Snapshot(SnapName),
-    /// From the very snapshot before it (`-i`): ZFS, at both ends, does with less than for one with those between.
+    /// From the snapshot directly before it (`-i`). This costs ZFS less at both ends than `-I`.
     Before(SnapName),
     /// From a bookmark to exactly one snapshot (`-i`).
     Bookmark(SnapName),
-    /// A clone, from the snapshot of another dataset that it was made of, to exactly one snapshot (`-i`).
+    /// From the origin of a clone, a snapshot of another dataset, to exactly one snapshot (`-i`).
     Origin(DatasetName, SnapName),
 }
 
 impl SendFrom {
-    /// From a snapshot, with those between, as far as there are any.
+    /// From a snapshot, including the intermediate snapshots if there are any.
     #[must_use]
     pub fn since(base: SnapName, intermediates: bool) -> Self {
         if intermediates { Self::Snapshot(base) } else { Self::Before(base) }
@@ -61,30 +61,30 @@ impl SendFrom {
 /// One `zfs send`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SendSpec {
-    /// A snapshot, from somewhere.
+    /// A send of a snapshot.
     Snapshot {
-        /// Whose snapshot.
+        /// The dataset of the snapshot.
         dataset: DatasetName,
-        /// The snapshot to arrive at.
+        /// The snapshot to send.
         to: SnapName,
-        /// Where the receiver stands.
+        /// What the receiver already has.
         from: SendFrom,
-        /// What the blocks look like.
+        /// The representation of the blocks in the stream.
         flags: SendFlags,
     },
-    /// What an interrupted receive still lacks.
+    /// The rest of an interrupted receive.
     Resume {
         /// The receiver's `receive_resume_token`.
         token: String,
     },
 }
 
-/// What a `receive_resume_token` goes on with.
+/// The contents of a `receive_resume_token`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resumable {
-    /// The dataset, by its name now.
+    /// The dataset that is sent, by its current name.
     pub dataset: DatasetName,
-    /// The snapshot that will be complete then.
+    /// The snapshot that the resumed receive completes.
     pub guid: Guid,
     /// Whether the stream is raw (`-w`).
     pub raw: bool,
@@ -95,77 +95,79 @@ pub struct Resumable {
 pub struct ReceiveSpec {
     /// The dataset to receive into.
     pub dataset: DatasetName,
-    /// What is set on it (`-o`).
+    /// The properties to set on it (`-o`).
     pub properties: BTreeMap<String, String>,
-    /// The snapshot here of which it becomes a clone.
+    /// The local snapshot of which it becomes a clone.
     pub origin: Option<(DatasetName, SnapName)>,
-    /// Replace an existing dataset that has no snapshots (`-F`); only on the policy's word.
+    /// Whether to replace an existing dataset that has no snapshots (`-F`), which only the policy can allow.
     pub overwrite: bool,
 }
 
-/// A snapshot to be destroyed, or to be there while others are: by its name, but only if it has this guid.
+/// A snapshot identified by its name and its guid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     /// The name after `@`.
     pub name: SnapName,
-    /// The guid that it must have.
+    /// The guid. A snapshot of this name with another guid is another snapshot.
     pub guid: Guid,
 }
 
-/// What became of a snapshot that was to be destroyed.
+/// The result of destroying one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It is destroyed.
+    /// It was destroyed.
     Destroyed,
-    /// There is none of this name.
+    /// No snapshot has this name.
     Gone,
-    /// The name is that of another snapshot by now; that one stays.
+    /// The name belongs to another snapshot, which was not destroyed.
     Another,
     /// It is held.
     Held,
     /// It has clones.
     Cloned,
-    /// It would have gone, had nothing else been in the way.
+    /// Nothing prevented it, but it was not destroyed, because a guard was missing or all were to be destroyed or none.
     Spared,
-    /// ZFS refused, with this error number.
+    /// ZFS failed with this error number.
     Failed(String),
 }
 
-/// The end of a process at the other side of a stream: its success or its complaint.
+/// The end of the process that reads or writes a stream.
 pub type End = Pin<Box<dyn Future<Output = Result<(), ZfsError>> + Send>>;
 
-/// A running `zfs send`. Dropping it ends the process.
+/// A running `zfs send`. Dropping it kills the process.
 pub struct SendStream {
-    /// Its output.
+    /// The stream.
     pub data: Box<dyn AsyncRead + Send + Unpin>,
-    /// To be awaited once `data` has ended.
+    /// To be awaited after the end of `data`.
     pub end: End,
 }
 
-/// A running `zfs receive`. Dropping it ends the process; what arrived stays resumable.
+/// A running `zfs receive`. Dropping it kills the process; the receive can be resumed.
 pub struct ReceiveStream {
-    /// Its input.
+    /// The stream.
     pub data: Box<dyn AsyncWrite + Send + Unpin>,
-    /// To be awaited once `data` is closed.
+    /// To be awaited after `data` was closed.
     pub end: End,
 }
 
-/// A dataset with everything that a listing tells of it.
+/// A dataset with the contents of a listing.
 pub type Listed = (DatasetName, DatasetInventory);
 
-/// What datasets held when they were listed.
+/// The datasets of an earlier listing.
 pub type Known = Arc<BTreeMap<DatasetName, DatasetInventory>>;
 
 /// The snapshots and bookmarks of one dataset, oldest first.
 pub type History = (Vec<Snapshot>, Vec<Bookmark>);
 
-/// Reading.
+/// Reads the state of ZFS.
 pub trait ZfsRead: Send + Sync + 'static {
-    /// Lists datasets with their snapshots and bookmarks. Roots that do not exist are left out.
+    /// Lists datasets with their snapshots and bookmarks. Datasets that do not exist are left out.
     fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
 
-    /// Lists datasets with all below them. Where ZFS tells that a dataset's snapshots have not changed since `known` was
-    /// listed, and that was not long ago, they are not listed again: its bookmarks and holds are those of then.
+    /// Lists datasets with everything below them. If, according to ZFS, the snapshots of a dataset have not changed
+    /// since
+    /// `known` was listed, and that was not long ago, they are taken from `known`. Its bookmarks and holds may be
+    /// outdated then.
     fn list_changed(
         &self,
         roots: &[DatasetName],
@@ -175,64 +177,65 @@ pub trait ZfsRead: Send + Sync + 'static {
         self.list(roots, Depth::Recursive)
     }
 
-    /// Lists the snapshots and bookmarks of one dataset: half of what [`list`](Self::list) costs. `None`
-    /// where the dataset does not exist.
+    /// Lists the snapshots and bookmarks of one dataset, for half the cost of [`list`](Self::list); `None` if the
+    /// dataset does not exist.
     fn snapshots(&self, dataset: &DatasetName) -> impl Future<Output = Result<Option<History>, ZfsError>> + Send;
 
-    /// Which of these snapshots of one dataset have clones.
+    /// Returns those of these snapshots of one dataset that have clones.
     fn cloned(
         &self,
         dataset: &DatasetName,
         names: &[SnapName],
     ) -> impl Future<Output = Result<Vec<SnapName>, ZfsError>> + Send;
 
-    /// Bytes written to each of these datasets since its snapshot of this name (`written@`).
+    /// Returns how many bytes were written to each dataset since its snapshot of this name (`written@`).
     fn written_since(
         &self,
         datasets: &[DatasetName],
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, u64)>, ZfsError>> + Send;
 
-    /// What a `receive_resume_token` goes on with. A token that leads nowhere is a [`ErrorKind::StaleToken`].
+    /// Returns the contents of a `receive_resume_token`. An unusable token is an [`ErrorKind::StaleToken`].
     fn resumable(&self, token: &str) -> impl Future<Output = Result<Resumable, ZfsError>> + Send;
 
-    /// The properties that were set on this dataset itself, or were received with it, and their values.
+    /// Returns the properties that were set on this dataset itself, or received with it.
     fn properties(
         &self,
         dataset: &DatasetName,
     ) -> impl Future<Output = Result<BTreeMap<String, String>, ZfsError>> + Send;
 
-    /// About how many bytes a send would be; `None` where ZFS cannot tell. Nothing is sent.
+    /// Estimates the size of a send in bytes; `None` if ZFS cannot. Nothing is sent.
     fn size_of_send(&self, spec: &SendSpec) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
 
-    /// How many bytes destroying these snapshots of one dataset would free; `None` where ZFS cannot tell. Nothing is
-    /// destroyed.
+    /// Returns how many bytes destroying these snapshots of one dataset would free; `None` if ZFS does not know.
+    /// Nothing is destroyed.
     fn size_of_destroy(
         &self,
         dataset: &DatasetName,
         names: &[SnapName],
     ) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
 
-    /// The version of ZFS' command, checked to be new enough.
+    /// Returns the version of the `zfs` command, or an error if it is too old.
     fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;
 }
 
-/// Changing. Every operation is idempotent or says that it was not needed.
+/// Changes the state of ZFS. Operations are idempotent, or fail with an error that says that there was nothing to do.
 pub trait Zfs: ZfsRead {
-    /// Takes one snapshot of each dataset (all of one pool), atomically, and lists then what each has.
+    /// Takes one snapshot of each dataset atomically, and returns the snapshots and bookmarks of each. The datasets
+    /// must belong to one pool.
     fn snapshot(
         &self,
         datasets: &[DatasetName],
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, History)>, ZfsError>> + Send;
 
-    /// Has a pool write out what is still in memory: until then `written` does not count it. A user who may not do
-    /// that waits for nothing.
+    /// Writes out the pool of a dataset, because `written` does not count what is still in memory. Does nothing if the
+    /// user has no permission.
     fn sync(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Destroys those of these snapshots of one dataset that are neither held nor cloned, and have these guids at that
-    /// very moment; none of them if one of the `guards` is not there. With `all`, all of them go or none. One fate for
-    /// each comes back.
+    /// Destroys those of these snapshots of one dataset that have these guids and are neither held nor cloned, all
+    /// checked at the moment of the destroy. If one of the `guards` does not exist, nothing is destroyed. With `all`,
+    /// either all snapshots are destroyed or none. Returns one fate for each victim.
     fn destroy(
         &self,
         dataset: &DatasetName,
@@ -241,7 +244,7 @@ pub trait Zfs: ZfsRead {
         all: bool,
     ) -> impl Future<Output = Result<Vec<Fate>, ZfsError>> + Send;
 
-    /// Holds snapshots. One that has the tag already is fine.
+    /// Holds snapshots. Snapshots that already have the tag are no error.
     fn hold(
         &self,
         tag: &str,
@@ -249,7 +252,7 @@ pub trait Zfs: ZfsRead {
         names: &[SnapName],
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Releases a tag. A snapshot that has no such hold, or is gone, is fine.
+    /// Releases holds. Snapshots without this hold, or that do not exist, are no error.
     fn release(
         &self,
         tag: &str,
@@ -257,14 +260,14 @@ pub trait Zfs: ZfsRead {
         names: &[SnapName],
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// The tags on these snapshots of one dataset.
+    /// Returns the tags of the holds on these snapshots of one dataset.
     fn holds(
         &self,
         dataset: &DatasetName,
         names: &[SnapName],
     ) -> impl Future<Output = Result<Vec<(SnapName, String)>, ZfsError>> + Send;
 
-    /// Makes a bookmark of a snapshot. One of that name that is of this very snapshot is fine, of another one an error.
+    /// Makes a bookmark of a snapshot. An existing bookmark of this name is an error unless it is of the same snapshot.
     fn bookmark(
         &self,
         dataset: &DatasetName,
@@ -272,27 +275,27 @@ pub trait Zfs: ZfsRead {
         bookmark: &SnapName,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Destroys a bookmark. One that is gone is fine.
+    /// Destroys a bookmark. A missing bookmark is no error.
     fn destroy_bookmark(
         &self,
         dataset: &DatasetName,
         bookmark: &SnapName,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Rolls a dataset back to its newest snapshot; refuses where a newer snapshot or bookmark would go.
+    /// Rolls a dataset back to its newest snapshot. Fails if that would destroy a newer snapshot or bookmark.
     fn rollback(&self, dataset: &DatasetName, to: &SnapName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Throws away what an interrupted receive left.
+    /// Discards the partial state of an interrupted receive.
     fn abort_receive(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Creates the missing ancestors of a dataset, unmounted.
     fn create_ancestors(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Renames a dataset, with all below it. One that exists is never replaced.
+    /// Renames a dataset with everything below it. An existing dataset is never replaced.
     fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Makes a clone of a snapshot, with these properties from its first moment. One that cannot be mounted is made
-    /// all the same.
+    /// Makes a clone of a snapshot that has these properties from the beginning. A clone that cannot be mounted is no
+    /// error.
     fn make_clone(
         &self,
         dataset: &DatasetName,
@@ -301,7 +304,7 @@ pub trait Zfs: ZfsRead {
         properties: &[(&str, &str)],
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Destroys a clone that has no snapshots and nothing below it. Whoever asks for it has made sure what it is.
+    /// Destroys a dataset that has no snapshots and nothing below it. The caller makes sure that it is the right clone.
     fn destroy_clone(&self, clone: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Sets one property of a dataset.
@@ -318,8 +321,7 @@ pub trait Zfs: ZfsRead {
     /// Starts a receive.
     fn receive(&self, spec: &ReceiveSpec) -> impl Future<Output = Result<ReceiveStream, ZfsError>> + Send;
 
-    /// Sends and receives on this host: one process' pipe handed to the other. Where no byte moves for `stall`, both
-    /// are ended.
+    /// Sends and receives on this host. If no byte moves for `stall`, both processes are killed.
     fn copy(
         &self,
         send: &SendSpec,

@@ -5,24 +5,25 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use crate::model::Counter;
 
-/// The size asked for on pipes that carry streams: with the kernel's 64 KiB, half the time goes into waking up.
+/// The size that is requested for pipes that carry streams. With the kernel's default of 64 KiB, half of the time is
+/// spent on waking processes up.
 const PIPE_SIZE: usize = 1 << 20;
 
-/// Asks for a larger pipe. An unprivileged user may have used up what the kernel grants: then it stays small.
+/// Enlarges a pipe. If an unprivileged user has used up what the kernel grants, it stays as it is.
 pub(super) fn widen(pipe: impl AsFd) {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_SIZE) {
-        log::debug!("a pipe stays at its default size: {error}");
+        log::debug!("cannot enlarge a pipe: {error}");
     }
     #[cfg(not(target_os = "linux"))]
     drop(pipe);
 }
 
-/// Moves a stream from one pipe to another until its end, and counts it.
+/// Moves a stream from one pipe to another until its end, and counts its bytes.
 pub(super) fn pump(from: &OwnedFd, to: &OwnedFd, counter: &Counter) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     loop {
-        // Pages change their owner; no byte is copied.
+        // Moves pages between the pipes instead of copying bytes.
         match rustix::pipe::splice(from, None, to, None, PIPE_SIZE, rustix::pipe::SpliceFlags::MOVE) {
             Ok(0) => return Ok(()),
             Ok(moved) => counter.add(moved as u64),

@@ -1,7 +1,9 @@
-//! Which director's word counts: fences that orders carry, and the highest one that was seen.
+//! Rejects orders of a director that has lost its lock: every order carries a fence, and a host remembers the highest
+//! fence that it has seen.
 //!
-//! A director has the lock in Consul, and so the highest fence. One that lost the lock without noticing, frozen or cut
-//! off, carries an older one: what it orders destroyed is refused by every host that heard of its successor.
+//! The director that holds the lock in Consul has the highest fence. A director that lost the lock without noticing,
+//! because it was suspended or disconnected, has a lower one. Every host that has heard from its successor refuses to
+//! destroy anything on its orders.
 
 use std::path::{Path, PathBuf};
 
@@ -11,44 +13,48 @@ use uuid::Uuid;
 use crate::sys::{files, runtime};
 use crate::wire::Fence;
 
-/// How many catalogs are remembered: a new one is made only when Consul lost everything.
-const MOST_CATALOGS: usize = 16;
+/// How many catalogs are remembered. A new one is made only when Consul has lost everything.
+const MAX_CATALOGS: usize = 16;
 
-/// The fences that a host has seen.
+/// The highest fences that a host has seen, kept in a file.
 pub struct Fences {
     file: PathBuf,
-    seen: async_lock::Mutex<Option<Seen>>,
+    /// `None` until the file was read.
+    highest: async_lock::Mutex<Option<HighestFences>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Seen {
-    /// Catalogs in the order in which they were first heard of, each with its highest fence.
+struct HighestFences {
+    /// The catalogs in the order in which they were first seen, each with its highest fence.
     catalogs: Vec<(Uuid, u64)>,
 }
 
-/// What a fence means to a host that has seen others.
+/// How a fence compares with those that the host has seen.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
+    /// It is the highest one.
     Known,
-    New(Seen),
+    /// It is higher, and has to be remembered.
+    New(HighestFences),
+    /// It is outdated, for this reason.
     Old(String),
 }
 
-fn judge(seen: &Seen, fence: &Fence) -> Verdict {
+fn judge(seen: &HighestFences, fence: &Fence) -> Verdict {
     let mut now = seen.clone();
     match seen.catalogs.iter().position(|(catalog, _)| *catalog == fence.catalog) {
         None => {
             now.catalogs.push((fence.catalog, fence.index));
-            let surplus = now.catalogs.len().saturating_sub(MOST_CATALOGS);
+            let surplus = now.catalogs.len().saturating_sub(MAX_CATALOGS);
             now.catalogs.drain(..surplus);
             Verdict::New(now)
         }
-        Some(place) if place + 1 < seen.catalogs.len() => {
-            Verdict::Old("it is of a catalog that another one has replaced in Consul since".to_owned())
+        Some(index) if index + 1 < seen.catalogs.len() => {
+            Verdict::Old("its catalog was replaced in Consul by another one".to_owned())
         }
-        Some(place) => match now.catalogs.get_mut(place) {
+        Some(index) => match now.catalogs.get_mut(index) {
             Some((_, highest)) if fence.index < *highest => {
-                Verdict::Old(format!("its fence is {}, and one of {highest} was seen", fence.index))
+                Verdict::Old(format!("its fence is {}, but {highest} was seen already", fence.index))
             }
             Some((_, highest)) if fence.index > *highest => {
                 *highest = fence.index;
@@ -60,37 +66,36 @@ fn judge(seen: &Seen, fence: &Fence) -> Verdict {
 }
 
 impl Fences {
-    /// Those that a file in `folder` remembers.
+    /// The fences that are kept in a file in `folder`.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
-        Self { file: folder.join("fence.json"), seen: async_lock::Mutex::new(None) }
+        Self { file: folder.join("fence.json"), highest: async_lock::Mutex::new(None) }
     }
 
-    /// Takes note of an order's fence; an error says why the order is not of the director that counts. One order after
-    /// the other: what was remembered last is the highest.
-    pub async fn pass(&self, fence: Fence) -> Result<(), String> {
-        let mut known = self.seen.lock().await;
-        let seen = match known.take() {
+    /// Checks the fence of an order, and remembers it if it is the highest. An error says why the order does not come
+    /// from the current director. Orders are checked one after the other, so that the fence remembered last is the
+    /// highest.
+    pub async fn check(&self, fence: Fence) -> Result<(), String> {
+        let mut highest = self.highest.lock().await;
+        let seen = match highest.take() {
             Some(seen) => seen,
             None => {
                 let file = self.file.clone();
-                let loaded = runtime::blocking(move || files::load::<Seen>(&file)).await;
+                let loaded = runtime::blocking(move || files::load::<HighestFences>(&file)).await;
                 loaded
-                    .map_err(|error| format!("the highest fence in {} cannot be read: {error}", self.file.display()))?
+                    .map_err(|error| format!("cannot read the highest fence from {}: {error}", self.file.display()))?
             }
         };
         let verdict = judge(&seen, &fence);
-        *known = Some(seen);
+        *highest = Some(seen);
         match verdict {
             Verdict::Known => Ok(()),
             Verdict::Old(reason) => Err(format!("another director has taken over: {reason}")),
             Verdict::New(now) => {
                 let (file, text) = (self.file.clone(), serde_json::to_vec(&now));
                 let saving = runtime::blocking(move || files::save(&file, &text?));
-                saving
-                    .await
-                    .map_err(|error| format!("its fence cannot be remembered in {}: {error}", self.file.display()))?;
-                *known = Some(now);
+                saving.await.map_err(|error| format!("cannot save its fence in {}: {error}", self.file.display()))?;
+                *highest = Some(now);
                 Ok(())
             }
         }
@@ -106,28 +111,28 @@ mod tests {
     }
 
     #[test]
-    fn an_older_fence_is_refused_also_after_a_restart() {
+    fn check_refuses_an_older_fence_even_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         runtime::block_on(async {
             let fences = Fences::new(folder.path());
             for index in [5, 5, 9, 9] {
-                fences.pass(fence(1, index)).await.unwrap();
+                fences.check(fence(1, index)).await.unwrap();
             }
             for fences in [fences, Fences::new(folder.path())] {
-                let said = fences.pass(fence(1, 8)).await.unwrap_err();
-                assert!(said.contains("another director has taken over") && said.contains('9'), "{said}");
-                fences.pass(fence(1, 9)).await.unwrap();
+                let reason = fences.check(fence(1, 8)).await.unwrap_err();
+                assert!(reason.contains("another director has taken over") && reason.contains('9'), "{reason}");
+                fences.check(fence(1, 9)).await.unwrap();
             }
         });
     }
 
     #[test]
-    fn orders_at_once_bring_the_same_fence() {
+    fn check_accepts_concurrent_orders_of_one_director() {
         let folder = tempfile::tempdir().unwrap();
         let fences = std::sync::Arc::new(Fences::new(folder.path()));
         let orders = (0..64).map(|_| {
             let fences = std::sync::Arc::clone(&fences);
-            async move { fences.pass(fence(1, 7)).await }
+            async move { fences.check(fence(1, 7)).await }
         });
         let orders: Vec<_> = orders.collect();
         let ended = runtime::block_on(runtime::side_by_side(64, orders));
@@ -135,24 +140,24 @@ mod tests {
     }
 
     #[test]
-    fn after_a_new_catalog_the_old_ones_director_does_not_count() {
+    fn check_refuses_the_director_of_a_replaced_catalog() {
         let folder = tempfile::tempdir().unwrap();
         runtime::block_on(async {
             let fences = Fences::new(folder.path());
-            fences.pass(fence(1, 900)).await.unwrap();
-            fences.pass(fence(2, 3)).await.unwrap();
-            assert!(fences.pass(fence(1, 901)).await.is_err());
-            fences.pass(fence(2, 4)).await.unwrap();
+            fences.check(fence(1, 900)).await.unwrap();
+            fences.check(fence(2, 3)).await.unwrap();
+            assert!(fences.check(fence(1, 901)).await.is_err());
+            fences.check(fence(2, 4)).await.unwrap();
         });
     }
 
     #[test]
-    fn a_fence_that_cannot_be_remembered_does_not_count() {
+    fn check_refuses_a_fence_that_cannot_be_saved() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         let fences = Fences::new(&file.join("below"));
-        let said = runtime::block_on(fences.pass(fence(1, 1))).unwrap_err();
-        assert!(said.contains("cannot be"), "{said}");
+        let reason = runtime::block_on(fences.check(fence(1, 1))).unwrap_err();
+        assert!(reason.contains("cannot"), "{reason}");
     }
 }

@@ -1,4 +1,4 @@
-//! What a host publishes in Consul: its records, its services, and the fences of the directors that it has obeyed.
+//! What a host keeps in Consul: its records and its services. Also the fences of the directors that it has obeyed.
 
 pub mod fences;
 pub mod presence;

@@ -1,4 +1,4 @@
-//! A host's service in Consul: registered, well as long as it says so, gone when it ends.
+//! Registers the service of a host in Consul. The service is healthy while it reports so, and is removed when it ends.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_lite::future;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::catalog::{CatalogError, open};
 use crate::consul::{Consul, ConsulError, Health, Registration};
@@ -17,21 +17,21 @@ use crate::policy::{Address, Local};
 use crate::sys::runtime;
 use crate::zfs::ZfsRead;
 
-/// The agents' service.
+/// The service of the agents.
 pub const AGENTS: &str = "zsync-agent";
-/// The slaves' service.
+/// The service of the slaves.
 pub const SLAVES: &str = "zsync-slave";
 
-/// How long a service is well without a word.
+/// How long a service stays healthy without a report.
 const TTL: Duration = Duration::from_secs(30);
-/// How often it says so.
-const EVERY: Duration = Duration::from_secs(10);
-/// After how long a silent one is forgotten.
+/// How often a service reports.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How long after its last report a service is removed.
 const FORGET_AFTER: Duration = Duration::from_secs(72 * 3600);
 /// How long the end of the process waits for Consul.
-const PART_WITHIN: Duration = Duration::from_secs(3);
+const DEREGISTER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The service of a role that listens on `listen`; `advertise` is where others reach it.
+/// Describes the service of a role that listens on `listen`; `advertise` is the address where other hosts reach it.
 #[must_use]
 pub fn registration(service: &str, host: &HostName, listen: &str, advertise: Option<&str>) -> Registration {
     let (listens, port) = listen.rsplit_once(':').unwrap_or((listen, "0"));
@@ -39,7 +39,7 @@ pub fn registration(service: &str, host: &HostName, listen: &str, advertise: Opt
     let ip = bare(listens).parse::<IpAddr>();
     let (address, port) = match advertise.and_then(|text| text.parse::<Address>().ok()) {
         Some(address) => (bare(address.host()), address.port().map_or(port.to_owned(), |port| port.to_string())),
-        // An address that means nothing elsewhere: that of Consul's node is better.
+        // This address means nothing on other hosts. Without an address, Consul uses that of its node.
         None if ip.is_ok_and(|ip| ip.is_unspecified() || ip.is_loopback()) || listens == "localhost" => {
             (String::new(), port.to_owned())
         }
@@ -56,107 +56,107 @@ pub fn registration(service: &str, host: &HostName, listen: &str, advertise: Opt
     }
 }
 
-/// A role's place in Consul: its service, and the publisher of its host.
+/// The service of a role in Consul, and the publisher of its host.
 pub struct ServiceRegistration {
     service: Registration,
     publisher: Arc<Publisher>,
-    /// What is published.
+    /// The configuration, which says what is published.
     local: Mutex<Arc<Local>>,
 }
 
 impl ServiceRegistration {
-    /// A place with these.
+    /// A registration with these parts.
     #[must_use]
     pub fn new(service: Registration, publisher: Arc<Publisher>, local: Arc<Local>) -> Self {
         Self { service, publisher, local: Mutex::new(local) }
     }
 
-    /// As local.json says; `None` if it has no `consul`. What is not published yet is kept in `state`.
-    pub fn of(
+    /// The registration that local.json configures; `None` if it has no `consul`. The service listens on `listen`, and
+    /// what is not published yet is kept in the folder `state`.
+    pub(crate) fn of<Z: ZfsRead>(
         role: PeerRole,
         host: &HostName,
         local: &Local,
-        listen: &str,
-        state: &Path,
+        zfs: &Arc<Z>,
+        (listen, state): (&str, &Path),
     ) -> Result<Option<Self>, CatalogError> {
         let Some(config) = &local.consul else { return Ok(None) };
         let service = if role == PeerRole::Slave { SLAVES } else { AGENTS };
-        let publisher = Publisher::new(host.clone(), open::shared(config)?, state, service);
+        let publisher = Publisher::new(host.clone(), open::shared(config)?, zfs, state, service);
         let service = registration(service, host, listen, config.advertise.as_deref());
         Ok(Some(Self::new(service, Arc::new(publisher), Arc::new(local.clone()))))
     }
 
-    fn local(&self) -> MutexGuard<'_, Arc<Local>> {
-        self.local.lock()
+    fn local(&self) -> Arc<Local> {
+        Arc::clone(&self.local.lock())
     }
 
-    /// Another configuration is in force: what is published follows it.
-    pub fn renew(&self, local: Arc<Local>) {
-        *self.local() = local;
-        self.publisher.lapse("its configuration was read again");
+    /// Applies a reloaded configuration: the host is published as a whole.
+    pub(crate) fn set_local(&self, local: Arc<Local>) {
+        *self.local.lock() = local;
+        self.publisher.lapse("the configuration was reloaded");
     }
 
-    /// The publisher, for the role.
+    /// The publisher of the host, for the role.
     #[must_use]
     pub fn publisher(&self) -> Arc<Publisher> {
         Arc::clone(&self.publisher)
     }
 }
 
-/// Serves, and is in Consul as long.
-pub async fn during<Z: ZfsRead>(
+/// Serves, and keeps the service registered until the end.
+pub(crate) async fn registered_during(
     serving: impl Future<Output = anyhow::Result<()>>,
-    post: Option<&ServiceRegistration>,
-    zfs: &Z,
+    registration: Option<&ServiceRegistration>,
 ) -> anyhow::Result<()> {
-    let Some(post) = post else { return serving.await };
+    let Some(registration) = registration else { return serving.await };
     let keeping = async {
-        keep(post, zfs).await;
+        keep_registered(registration).await;
         Ok(())
     };
-    let ended = future::or(serving, keeping).await;
-    leave(post.publisher.catalog().consul(), &post.service).await;
-    ended
+    let result = future::or(serving, keeping).await;
+    deregister(registration.publisher.catalog().consul(), &registration.service).await;
+    result
 }
 
-/// Keeps a service registered and its host's records published, for ever.
-pub async fn keep<Z: ZfsRead>(post: &ServiceRegistration, zfs: &Z) {
-    let ServiceRegistration { service, publisher, .. } = post;
+/// Keeps a service registered and the records of its host published, for ever.
+pub async fn keep_registered(registration: &ServiceRegistration) {
+    let ServiceRegistration { service, publisher, .. } = registration;
     let consul = publisher.catalog().consul();
     let mut registered = false;
-    let mut said: BTreeMap<&str, String> = BTreeMap::new();
+    let mut problems = Problems::default();
     loop {
-        let local = Arc::clone(&post.local());
+        let local = registration.local();
         if publisher.behind().is_some()
-            && let Err(error) = publisher.whole(zfs, &local).await
+            && let Err(error) = publisher.publish_host(&local).await
         {
-            say(&mut said, "zfs", Some(&error.to_string()));
+            problems.set("ZFS", Some(error.to_string()));
         }
         if publisher.behind().is_none() {
-            say(&mut said, "zfs", None);
+            problems.set("ZFS", None);
         }
-        let result = report(consul, service, publisher, &mut registered).await;
-        say(&mut said, "consul", result.err().map(|error| error.gist()).as_deref());
-        publisher.woken(EVERY).await;
+        let result = report_health(consul, service, publisher, &mut registered).await;
+        problems.set("Consul", result.err().map(|error| error.gist()));
+        publisher.wait_until_behind(REPORT_EVERY).await;
     }
 }
 
-async fn report(
+async fn report_health(
     consul: &Consul,
     service: &Registration,
     publisher: &Publisher,
     registered: &mut bool,
 ) -> Result<(), ConsulError> {
     let (health, output) = match publisher.behind() {
-        None => (Health::Passing, "what this host holds is published".to_owned()),
-        Some(reason) => (Health::Warning, format!("what this host holds is not published: {reason}")),
+        None => (Health::Passing, "all records of this host are published".to_owned()),
+        Some(reason) => (Health::Warning, format!("the records of this host are not up to date: {reason}")),
     };
     for _ in 0..2 {
         if !*registered {
             consul.register(service).await?;
             *registered = true;
         }
-        // Consul's agent may have been started anew, and know nothing of it.
+        // Consul's agent may have been restarted without its state, and then does not know the service.
         *registered = consul.report(&service.id, health, &output).await?;
         if *registered {
             break;
@@ -165,27 +165,31 @@ async fn report(
     Ok(())
 }
 
-/// Says what is wrong once, and once that it is over.
-fn say<'s>(said: &mut BTreeMap<&'s str, String>, about: &'s str, now: Option<&str>) {
-    match now {
-        Some(text) if said.get(about).is_none_or(|before| before != text) => {
-            log::warn!("{text}; it goes on, and is told to Consul later");
-            said.insert(about, text.to_owned());
+/// The current problem with each of the systems that publishing needs. Each is logged once, and once when it is over.
+#[derive(Default)]
+struct Problems(BTreeMap<&'static str, String>);
+
+impl Problems {
+    fn set(&mut self, system: &'static str, problem: Option<String>) {
+        match problem {
+            Some(text) if self.0.get(system) != Some(&text) => {
+                log::warn!("cannot publish the records of this host: {text}; they will be published later");
+                self.0.insert(system, text);
+            }
+            None if self.0.remove(system).is_some() => log::info!("{system} works again"),
+            _ => {}
         }
-        None if said.remove(about).is_some() => log::info!("{about}: all is well again"),
-        _ => {}
     }
 }
 
-/// Ends the registration.
-pub async fn leave(consul: &Consul, service: &Registration) {
-    match runtime::timeout(PART_WITHIN, consul.deregister(&service.id)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => log::warn!("the service stays registered until its check fails: {error}"),
-        Err(runtime::Elapsed) => {
-            log::warn!("the service stays registered until its check fails: Consul does not answer");
-        }
-    }
+/// Removes the service from Consul.
+async fn deregister(consul: &Consul, service: &Registration) {
+    let reason = match runtime::timeout(DEREGISTER_TIMEOUT, consul.deregister(&service.id)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(runtime::Elapsed) => "Consul does not answer".to_owned(),
+    };
+    log::warn!("cannot deregister the service: {reason}; it stays registered until its check fails");
 }
 
 #[cfg(test)]
@@ -193,8 +197,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn others_are_told_an_address_that_they_can_reach() {
-        let told = |listen: &str, advertise: Option<&str>| {
+    fn registration_has_an_address_that_others_can_reach() {
+        let address = |listen: &str, advertise: Option<&str>| {
             let service = registration(AGENTS, &"alpha".parse().unwrap(), listen, advertise);
             assert_eq!(service.id, "zsync-agent-alpha");
             format!("{}:{}", service.address, service.port)
@@ -208,7 +212,7 @@ mod tests {
             ("0.0.0.0:7711", Some("backup.example:7"), "backup.example:7"),
             ("0.0.0.0:7711", Some("10.0.0.9"), "10.0.0.9:7711"),
         ] {
-            assert_eq!(told(listen, advertise), expected, "{listen}");
+            assert_eq!(address(listen, advertise), expected, "{listen}");
         }
     }
 }

@@ -1,13 +1,15 @@
-//! A host's records in the shared catalog, kept in step with its ZFS.
+//! Publishes the records of a host in the shared catalog, and keeps them in step with its ZFS.
 //!
-//! What an order touched is listed again and published before the order is answered; what several orders touched
-//! meanwhile is published together. While Consul is away the host is behind: what it cannot tell from ZFS later (marks)
-//! is kept in a file, and once Consul is back the host is listed and published as a whole. The generation is read
-//! before ZFS is listed, so of two processes of one host the one that looked earlier never writes over what the other
-//! found later.
+//! The datasets that an order touched are listed again and published before the order is answered. Datasets that other
+//! orders touched in the meantime are published together. While Consul is unreachable, the host is behind: marks, which
+//! cannot be read from ZFS later, are kept in a file. Once Consul is back, the host is listed and published as a whole.
+//!
+//! The generation of the records is read before ZFS is listed. So of two processes of one host, the one with the older
+//! listing never overwrites what the other one has published.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,48 +19,60 @@ use serde::{Deserialize, Serialize};
 use crate::catalog::{CatalogError, Change, ConsulCatalog};
 use crate::model::{DatasetInventory, DatasetName, HostName};
 use crate::policy::Local;
-use crate::sys::runtime::Batcher;
+use crate::sys::batcher::Batcher;
 use crate::sys::{clock, files, runtime};
-use crate::zfs::{Depth, Zfs, ZfsError, ZfsRead};
+use crate::zfs::{Depth, Listed, ZfsError, ZfsRead};
 
-/// How long an order's answer waits for its publication.
-const WITHIN: Duration = Duration::from_secs(30);
-/// How often somebody else of this host may come between.
-const TRIES: u32 = 12;
-/// How many marks are kept while Consul is away; the oldest go first.
-const MOST_KEPT: usize = 10_000;
+/// How long the answer to an order waits for its publication.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often other processes of this host may change the records while they are being published.
+const MAX_ATTEMPTS: u32 = 12;
+/// How many marks are kept while Consul is unreachable. The oldest are dropped first.
+const MAX_KEPT: usize = 10_000;
 
-/// What a host holds.
-pub type Whole = BTreeMap<DatasetName, DatasetInventory>;
+/// The datasets of a host.
+type HostDatasets = BTreeMap<DatasetName, DatasetInventory>;
 
 /// Publishes one host.
 pub struct Publisher {
-    host: HostName,
-    catalog: ConsulCatalog,
-    file: PathBuf,
-    behind: Mutex<Behind>,
-    together: Batcher<Changed, bool>,
-    wake: (runtime::channel::Sender<()>, runtime::channel::Receiver<()>),
+    records: Arc<Records>,
+    /// One key: all orders of a host share their publications.
+    batches: Batcher<(), PublishRequest, bool>,
 }
 
-/// The datasets that something touched, and marks.
-type Changed = (BTreeSet<DatasetName>, Vec<(DatasetName, Change)>);
+/// What an order changed: the datasets that it touched, and marks.
+struct PublishRequest {
+    touched: BTreeSet<DatasetName>,
+    marks: Vec<(DatasetName, Change)>,
+}
+
+type Listing = Pin<Box<dyn Future<Output = Result<Vec<Listed>, ZfsError>> + Send>>;
+
+/// The records of a host.
+struct Records {
+    host: HostName,
+    catalog: ConsulCatalog,
+    list: Box<dyn Fn(Vec<DatasetName>, Depth) -> Listing + Send + Sync>,
+    file: PathBuf,
+    backlog: Mutex<Backlog>,
+    wake: (runtime::channel::Sender<()>, runtime::channel::Receiver<()>),
+}
 
 /// What is not published yet.
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Behind {
-    /// Marks that ZFS does not know.
+struct Backlog {
+    /// Marks, which cannot be read from ZFS.
     marks: Vec<(DatasetName, Change)>,
-    /// Why; `None`: nothing is missing.
+    /// Why the host is behind; `None` if everything is published.
     #[serde(skip)]
     reason: Option<String>,
-    /// How often it fell behind: what was listed before the last time may lack something.
+    /// How often the host fell behind. A listing from before the last time may lack something.
     #[serde(skip)]
     lapses: u64,
 }
 
-impl Behind {
+impl Backlog {
     fn lapse(&mut self, reason: String) {
         self.reason = Some(reason);
         self.lapses += 1;
@@ -67,88 +81,102 @@ impl Behind {
 
 /// Why nothing was published.
 #[derive(Debug, thiserror::Error)]
-enum Fail {
+enum PublishError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Zfs(#[from] ZfsError),
-    #[error("other processes of this host publish all the time")]
+    #[error("other processes of this host change its records all the time")]
     Contended,
-    #[error("it was not done within {}", humantime::format_duration(WITHIN))]
+    #[error("publishing took longer than {}", humantime::format_duration(PUBLISH_TIMEOUT))]
     Late,
 }
 
 impl Publisher {
-    /// Publishes `host`; what is kept lies in `folder`, under a name of the `role`. Until the host was published as
-    /// a whole it is behind.
+    /// Publishes `host`. Marks that are not published yet are kept in `folder`, in a file named after the `role`. The
+    /// host is behind until it has been published as a whole.
     #[must_use]
-    pub fn new(host: HostName, catalog: ConsulCatalog, folder: &Path, role: &str) -> Self {
+    pub fn new<Z: ZfsRead>(host: HostName, catalog: ConsulCatalog, zfs: &Arc<Z>, folder: &Path, role: &str) -> Self {
         let file = folder.join(format!("unpublished-{role}.json"));
-        let mut behind: Behind = files::load(&file).unwrap_or_else(|error| {
-            log::warn!("{}: what was not published before is lost: {error}", file.display());
-            Behind::default()
+        let mut backlog: Backlog = files::load(&file).unwrap_or_else(|error| {
+            log::warn!("cannot read {}: {error}; what was not published before is lost", file.display());
+            Backlog::default()
         });
-        behind.reason = Some("it has just started".to_owned());
-        Self {
-            host,
-            catalog,
-            file,
-            behind: Mutex::new(behind),
-            together: Batcher::default(),
-            wake: runtime::channel::bounded(1),
-        }
+        backlog.reason = Some("the service has just started".to_owned());
+        let zfs = Arc::clone(zfs);
+        let list = move |roots: Vec<DatasetName>, depth: Depth| -> Listing {
+            let zfs = Arc::clone(&zfs);
+            Box::pin(async move { zfs.list(&roots, depth).await })
+        };
+        let (wake, backlog) = (runtime::channel::bounded(1), Mutex::new(backlog));
+        let records = Arc::new(Records { host, catalog, list: Box::new(list), file, backlog, wake });
+        let batches = {
+            let records = Arc::clone(&records);
+            Batcher::new(move |(), requests: Vec<PublishRequest>| {
+                let records = Arc::clone(&records);
+                async move { vec![records.publish(&requests).await; requests.len()] }
+            })
+        };
+        Self { records, batches }
     }
 
     /// The shared catalog.
     #[must_use]
     pub fn catalog(&self) -> &ConsulCatalog {
-        &self.catalog
+        &self.records.catalog
     }
 
-    /// Whose records these are.
-    #[must_use]
-    pub fn host(&self) -> &HostName {
-        &self.host
-    }
-
-    fn state(&self) -> MutexGuard<'_, Behind> {
-        self.behind.lock()
-    }
-
-    /// Why the records are not what the host holds; `None`: they are.
+    /// Why the records differ from what the host holds; `None` if they do not.
     #[must_use]
     pub fn behind(&self) -> Option<String> {
-        self.state().reason.clone()
+        self.records.behind()
     }
 
-    /// Waits until there is something to catch up with, at most so long.
-    pub async fn woken(&self, at_most: Duration) {
-        let _ = runtime::timeout(at_most, self.wake.1.recv()).await;
+    /// Waits until the host falls behind, for at most `limit`.
+    pub(crate) async fn wait_until_behind(&self, limit: Duration) {
+        let _ = runtime::timeout(limit, self.records.wake.1.recv()).await;
     }
 
-    /// Publishes datasets as they are now, and marks. `false`: the host's records are behind.
-    pub async fn publish<Z: Zfs>(
-        self: &Arc<Self>,
-        zfs: &Arc<Z>,
-        touched: BTreeSet<DatasetName>,
-        marks: Vec<(DatasetName, Change)>,
-    ) -> bool {
+    /// Publishes the current state of datasets, and marks. `false` means that the host is behind.
+    pub async fn publish(&self, touched: BTreeSet<DatasetName>, marks: Vec<(DatasetName, Change)>) -> bool {
         if touched.is_empty() && marks.is_empty() {
             return self.behind().is_none();
         }
-        let (this, zfs) = (Arc::clone(self), Arc::clone(zfs));
-        let answer = move |changed: Vec<Changed>| {
-            let (this, zfs) = (Arc::clone(&this), Arc::clone(&zfs));
-            async move { vec![this.publish_all(&*zfs, &changed).await; changed.len()] }
-        };
-        self.together.ask("", (touched, marks), || Duration::ZERO, answer).await.unwrap_or_default()
+        self.batches.ask((), PublishRequest { touched, marks }).await.unwrap_or_default()
     }
 
-    async fn publish_all<Z: ZfsRead>(&self, zfs: &Z, changed: &[Changed]) -> bool {
-        let touched: BTreeSet<DatasetName> = changed.iter().flat_map(|(touched, _)| touched).cloned().collect();
-        let marks: Vec<_> = changed.iter().flat_map(|(_, marks)| marks).cloned().collect();
-        let trying = runtime::timeout(WITHIN, self.try_publish(zfs, &touched, &marks)).await;
-        match trying.unwrap_or(Err(Fail::Late)) {
+    /// Lists everything that local.json permits zsync to touch, and publishes it together with the kept marks. It fails
+    /// only if ZFS fails; [`Publisher::behind`] tells whether everything was published.
+    pub(crate) async fn publish_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
+        self.records.publish_host(local).await
+    }
+
+    /// Makes the host behind: something has changed, and only listing and publishing the whole host will find it.
+    pub(crate) fn lapse(&self, reason: &str) {
+        self.records.backlog().lapse(reason.to_owned());
+        self.records.wake();
+    }
+}
+
+impl Records {
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock()
+    }
+
+    fn behind(&self) -> Option<String> {
+        self.backlog().reason.clone()
+    }
+
+    fn wake(&self) {
+        // If the channel is full, the waiting task will wake up anyway.
+        let _ = self.wake.0.try_send(());
+    }
+
+    async fn publish(&self, requests: &[PublishRequest]) -> bool {
+        let touched: BTreeSet<DatasetName> = requests.iter().flat_map(|request| &request.touched).cloned().collect();
+        let marks: Vec<_> = requests.iter().flat_map(|request| &request.marks).cloned().collect();
+        let publishing = runtime::timeout(PUBLISH_TIMEOUT, self.try_publish(&touched, &marks)).await;
+        match publishing.unwrap_or(Err(PublishError::Late)) {
             Ok(()) => self.behind().is_none(),
             Err(error) => {
                 self.fall_behind(marks, &error).await;
@@ -157,61 +185,54 @@ impl Publisher {
         }
     }
 
-    async fn try_publish<Z: ZfsRead>(
+    async fn try_publish(
         &self,
-        zfs: &Z,
         touched: &BTreeSet<DatasetName>,
         marks: &[(DatasetName, Change)],
-    ) -> Result<(), Fail> {
-        let names: Vec<DatasetName> = touched.iter().cloned().collect();
-        for tried in 1..=TRIES {
+    ) -> Result<(), PublishError> {
+        for attempt in 1..=MAX_ATTEMPTS {
             let generation = self.catalog.generation(&self.host).await?;
-            let mut listed: Whole = match names.as_slice() {
-                [] => Whole::new(),
-                names => zfs.list(names, Depth::Only).await?.into_iter().collect(),
-            };
-            let now = names.iter().map(|name| {
+            let mut listed = HostDatasets::new();
+            if !touched.is_empty() {
+                listed.extend((self.list)(touched.iter().cloned().collect(), Depth::Only).await?);
+            }
+            let datasets = touched.iter().map(|name| {
                 let change = listed.remove(name).map_or(Change::Gone, Change::Listed);
                 (name.clone(), change)
             });
-            let changes: Vec<_> = marks.iter().cloned().chain(now).collect();
+            let changes: Vec<_> = marks.iter().cloned().chain(datasets).collect();
             if self.catalog.update_if(&self.host, generation, &changes).await? {
                 return Ok(());
             }
-            runtime::sleep(Duration::from_millis(7) * tried).await;
+            runtime::sleep(Duration::from_millis(7) * attempt).await;
         }
-        Err(Fail::Contended)
+        Err(PublishError::Contended)
     }
 
-    /// Lists everything that local.json lets zsync touch, and publishes it and what was kept. The listing is an error
-    /// only if ZFS fails; whether it was published is [`Publisher::behind`].
-    pub async fn whole<Z: ZfsRead>(&self, zfs: &Z, local: &Local) -> Result<Whole, ZfsError> {
+    async fn publish_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
         let mut listed = None;
-        let failed = match self.try_whole(zfs, local, &mut listed).await {
-            Ok(()) => None,
-            Err(Fail::Zfs(error)) => return Err(error),
-            Err(error) => Some(error),
-        };
-        if let Some(error) = failed {
-            self.fall_behind(Vec::new(), &error).await;
+        match self.try_publish_host(local, &mut listed).await {
+            Ok(()) => {}
+            Err(PublishError::Zfs(error)) => return Err(error),
+            Err(error) => self.fall_behind(Vec::new(), &error).await,
         }
         match listed {
             Some(listed) => Ok(listed),
-            // Consul failed before ZFS was looked at.
-            None => everything(zfs, local).await,
+            // Consul failed before ZFS was listed.
+            None => self.list_host(local).await,
         }
     }
 
-    async fn try_whole<Z: ZfsRead>(&self, zfs: &Z, local: &Local, found: &mut Option<Whole>) -> Result<(), Fail> {
-        for tried in 1..=TRIES {
+    async fn try_publish_host(&self, local: &Local, found: &mut Option<HostDatasets>) -> Result<(), PublishError> {
+        for attempt in 1..=MAX_ATTEMPTS {
             let generation = self.catalog.generation(&self.host).await?;
-            let lapses = self.state().lapses;
-            let listed = everything(zfs, local).await?;
-            let marks = self.state().marks.clone();
+            let lapses = self.backlog().lapses;
+            let listed = self.list_host(local).await?;
+            let marks = self.backlog().marks.clone();
             let published = self.catalog.replace_if(&self.host, generation, clock::now(), &listed).await;
             *found = Some(listed);
             if !published? {
-                runtime::sleep(Duration::from_millis(11) * tried).await;
+                runtime::sleep(Duration::from_millis(11) * attempt).await;
                 continue;
             }
             if !marks.is_empty() {
@@ -220,74 +241,67 @@ impl Publisher {
                     continue;
                 }
             }
-            return self.caught_up(marks.len(), lapses).await;
+            self.catch_up(marks.len(), lapses).await;
+            return Ok(());
         }
-        Err(Fail::Contended)
+        Err(PublishError::Contended)
     }
 
-    async fn caught_up(&self, published: usize, lapses: u64) -> Result<(), Fail> {
+    /// Lists everything that local.json permits zsync to touch.
+    async fn list_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
+        let listed = (self.list)(local.roots(), Depth::Recursive).await?;
+        Ok(listed.into_iter().filter(|(name, _)| local.permission_to_take(name).is_ok()).collect())
+    }
+
+    /// Records that the whole host was published, with this number of marks, as it was after this number of lapses.
+    async fn catch_up(&self, published: usize, lapses: u64) {
         let (text, before) = {
-            let mut state = self.state();
-            let published = published.min(state.marks.len());
-            state.marks.drain(..published);
-            let is_all = state.marks.is_empty() && state.lapses == lapses;
-            let before = if is_all { state.reason.take() } else { None };
-            (serde_json::to_vec(&*state), before)
+            let mut backlog = self.backlog();
+            let published = published.min(backlog.marks.len());
+            backlog.marks.drain(..published);
+            let is_all = backlog.marks.is_empty() && backlog.lapses == lapses;
+            let before = if is_all { backlog.reason.take() } else { None };
+            (serde_json::to_vec(&*backlog), before)
         };
         if before.is_some() {
-            log::debug!("{} is published as a whole", self.host);
+            log::debug!("published all records of {}", self.host);
         }
         self.save(text).await;
-        Ok(())
     }
 
-    /// Something changed that has to be looked for: the host is listed and published as a whole.
-    pub fn lapse(&self, why: &str) {
-        self.state().lapse(why.to_owned());
-        // One word is enough.
-        let _ = self.wake.0.try_send(());
-    }
-
-    async fn fall_behind(&self, marks: Vec<(DatasetName, Change)>, error: &Fail) {
-        let (text, first, any) = {
-            let mut state = self.state();
-            let first = state.reason.is_none();
-            state.lapse(error.to_string());
-            let any = !marks.is_empty();
-            state.marks.extend(marks);
-            let surplus = state.marks.len().saturating_sub(MOST_KEPT);
-            state.marks.drain(..surplus);
-            (serde_json::to_vec(&*state), first, any)
+    async fn fall_behind(&self, marks: Vec<(DatasetName, Change)>, error: &PublishError) {
+        let (text, is_first, has_marks) = {
+            let mut backlog = self.backlog();
+            let is_first = backlog.reason.is_none();
+            backlog.lapse(error.to_string());
+            let has_marks = !marks.is_empty();
+            backlog.marks.extend(marks);
+            let surplus = backlog.marks.len().saturating_sub(MAX_KEPT);
+            backlog.marks.drain(..surplus);
+            (serde_json::to_vec(&*backlog), is_first, has_marks)
         };
-        if first {
-            log::warn!("what changed on this host will be published later: {error}");
+        if is_first {
+            log::warn!("cannot publish the changes on this host: {error}; they will be published later");
         }
-        if any {
+        if has_marks {
             self.save(text).await;
         }
-        // One word is enough.
-        let _ = self.wake.0.try_send(());
+        self.wake();
     }
 
     async fn save(&self, text: serde_json::Result<Vec<u8>>) {
         let file = self.file.clone();
-        let empty = self.state().marks.is_empty();
+        let is_empty = self.backlog().marks.is_empty();
         let saving = runtime::blocking(move || match text {
-            Ok(_) if empty => files::remove(&file),
+            Ok(_) if is_empty => files::remove(&file),
             Ok(text) => files::save(&file, &text),
             Err(error) => Err(error.into()),
         });
         if let Err(error) = saving.await {
             log::warn!(
-                "{}: marks that are not published yet would not survive a restart: {error}",
+                "cannot save unpublished records in {}: {error}; they would not survive a restart",
                 self.file.display()
             );
         }
     }
-}
-
-/// Everything that local.json lets zsync touch.
-pub async fn everything<Z: ZfsRead>(zfs: &Z, local: &Local) -> Result<Whole, ZfsError> {
-    let listed = zfs.list(&local.roots(), Depth::Recursive).await?;
-    Ok(listed.into_iter().filter(|(name, _)| local.permission_to_take(name).is_ok()).collect())
 }

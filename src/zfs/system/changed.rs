@@ -1,43 +1,44 @@
-//! Listing only what has changed. A dataset's snapshots are most of what a listing costs, and of most datasets nothing has
-//! changed since the one before.
+//! Lists only what has changed. Most of the cost of a listing is that of the snapshots, and of most datasets, nothing
+//! has changed since the listing before.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 
 use futures_lite::future;
 
 use crate::model::{DatasetInventory, DatasetName, Marks, Unchanged};
 use crate::sys::clock;
-use crate::zfs::system::System;
+use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, Known, Listed, ZfsError, argv, parse};
 
-/// Seconds after which snapshots are listed again all the same: `snapshots_changed` tells nothing of bookmarks and holds,
-/// nor of snapshots that were renamed.
-const GOOD_FOR: i64 = 3600;
-/// How many datasets one command names; of more, all below the roots are listed.
+/// Seconds after which snapshots are listed again in any case: `snapshots_changed` does not reflect changes of
+/// bookmarks and holds, nor renamed snapshots.
+const MAX_AGE: i64 = 3600;
+/// How many datasets one command names at most. If more have changed, everything below the roots is listed.
 const MOST_NAMED: usize = 500;
 
-/// Whether `known` still has the dataset's snapshots. `now` is how it is listed at a moment, without them, and `changed` its
-/// `snapshots_changed`.
+/// Whether the snapshots in `known` are still those of the dataset. `now` is the dataset as it was listed at the time
+/// `at`, without its snapshots; `changed` is its `snapshots_changed`.
 fn is_current(known: &DatasetInventory, now: &DatasetInventory, changed: Option<i64>, at: i64) -> bool {
     let (Some(unchanged), Some(changed)) = (known.unchanged, changed) else { return false };
-    // Another dataset of that name, or one that was promoted and so took over snapshots.
+    // Otherwise, it is another dataset of this name, or it was promoted and so took over snapshots.
     known.guid.is_some()
         && (known.guid, &known.origin) == (now.guid, &now.origin)
         && (unchanged.from..=unchanged.to).contains(&changed)
-        && (unchanged.listed..unchanged.listed + GOOD_FOR).contains(&at)
-        // A hold on any but the newest, which always stays, decides about what goes: is it still there?
+        && (unchanged.listed..unchanged.listed + MAX_AGE).contains(&at)
+        // A hold decides whether a snapshot can be pruned, and may have been released since. The newest snapshot is
+        // never pruned.
         && known.snapshots.iter().rev().skip(1).all(|snapshot| snapshot.userrefs == 0)
 }
 
-impl System {
-    /// Lists each pool's datasets with all below them, the pools side by side.
+impl Runner {
+    /// Lists datasets with everything below them, several pools at a time. Snapshots that are current in `known` are
+    /// not listed again.
     pub(super) async fn list_changed_by_pool(
         &self,
         roots: &[DatasetName],
         known: &Known,
     ) -> Result<Vec<Listed>, ZfsError> {
-        if !self.tells_changes.load(Ordering::Relaxed) {
+        if !self.has_snapshots_changed() {
             return self.list_by_pool(roots).await;
         }
         let each = |this: Self, roots: Vec<DatasetName>| {
@@ -48,18 +49,18 @@ impl System {
     }
 
     async fn list_changed_now(&self, roots: &[DatasetName], known: &Known) -> Result<Vec<Listed>, ZfsError> {
-        // Before anything is listed: what changes meanwhile counts as changed later.
+        // The time before the listing, so that a change during the listing counts as later.
         let at = clock::now().timestamp();
         let (of_datasets, of_all) = (argv::list_changes(roots), argv::list_snapshots(roots, Depth::Recursive));
         let is_first =
             !known.iter().any(|(name, of)| of.unchanged.is_some() && roots.iter().any(|r| name.is_within(r)));
         let (datasets, snapshots) = if is_first {
-            let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_all)).await;
+            let (datasets, snapshots) = future::zip(self.run_listing(&of_datasets), self.run_listing(&of_all)).await;
             (datasets?, Some(snapshots?))
         } else {
-            (self.listing(&of_datasets).await?, None)
+            (self.run_listing(&of_datasets).await?, None)
         };
-        let datasets = parse::changes(&datasets).map_err(|bad| self.unreadable(&of_datasets, bad))?;
+        let datasets = parse::changes(&datasets).map_err(|reason| self.unreadable(&of_datasets, reason))?;
         let is_known = |(name, now): &Listed, changed| known.get(name).is_some_and(|k| is_current(k, now, changed, at));
         let stale: BTreeSet<DatasetName> = datasets
             .iter()
@@ -72,14 +73,14 @@ impl System {
         let snapshots = match snapshots {
             Some(snapshots) => snapshots,
             None if stale.is_empty() => Vec::new(),
-            None => self.listing(&of_stale).await?,
+            None => self.run_listing(&of_stale).await?,
         };
-        let rows = parse::snapshots(&snapshots).map_err(|bad| self.unreadable(&of_stale, bad))?;
-        // Those that have not changed may be among them.
+        let rows = parse::snapshots(&snapshots).map_err(|reason| self.unreadable(&of_stale, reason))?;
+        // If everything was listed, the snapshots of unchanged datasets are among them.
         let rows = rows.into_iter().filter(|(name, _)| stale.contains(name)).collect();
         let (mut bare, mut spans) = (Vec::with_capacity(datasets.len()), BTreeMap::new());
         for ((name, inventory), changed) in datasets {
-            // What was changed in this very second may change in it once more.
+            // A dataset that changed during this second may change once more within it.
             spans.insert(name.clone(), changed.filter(|changed| *changed < at));
             bare.push((name, inventory));
         }
@@ -119,19 +120,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_counts_while_zfs_tells_of_no_change() {
+    fn is_current_requires_the_same_dataset_without_changes() {
         let now = DatasetInventory { guid: Some(Guid(1)), ..DatasetInventory::default() };
         let unchanged = Some(Unchanged { from: 100, to: 102, listed: 102 });
         let known = DatasetInventory { unchanged, snapshots: vec![snapshot(1, 0), snapshot(2, 1)], ..now.clone() };
         for changed in [100, 101, 102] {
             assert!(is_current(&known, &now, Some(changed), 103));
         }
-        // Changed since; or a pool of an earlier day, as after zpool-checkpoint(8).
+        // Changed since, or rewound to an earlier state, as after zpool-checkpoint(8).
         for changed in [Some(103), Some(99), None] {
             assert!(!is_current(&known, &now, changed, 104), "{changed:?}");
         }
-        // Not for ever, nor with a clock that goes backwards.
-        for at in [101, 102 + GOOD_FOR] {
+        // Too old, or listed in the future by a clock that was set back.
+        for at in [101, 102 + MAX_AGE] {
             assert!(!is_current(&known, &now, Some(100), at), "{at}");
         }
         let others = [
@@ -142,7 +143,7 @@ mod tests {
             assert!(!is_current(&known, &other, Some(100), 103));
         }
         let held = DatasetInventory { snapshots: vec![snapshot(1, 1), snapshot(2, 1)], ..known.clone() };
-        assert!(!is_current(&held, &now, Some(100), 103), "whether that hold is still there is not known");
+        assert!(!is_current(&held, &now, Some(100), 103), "the hold may have been released");
         assert!(!is_current(&DatasetInventory { unchanged: None, ..known }, &now, Some(100), 103));
     }
 }

@@ -1,224 +1,142 @@
-//! What is asked of many datasets at a time, by one process: listings, new bookmarks, users' properties.
+//! Operations on single datasets, batched so that one process serves many of them: listings, new bookmarks, user
+//! properties, holds.
+//!
+//! What follows a stream is little, and most of its cost is that of starting a process. So a batch waits for a moment
+//! while other streams are about to end.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures_lite::future;
-
-use crate::model::{DatasetInventory, DatasetName, SnapName};
+use crate::model::{DatasetName, SnapName};
+use crate::sys::batcher::Batcher;
 use crate::sys::runtime;
-use crate::zfs::argv::Write;
-use crate::zfs::system::System;
+use crate::zfs::argv::ScriptedChange;
+use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 
-/// How many pools are listed at once.
-const POOLS_AT_ONCE: usize = 4;
-/// How long those are waited for whose streams end soon: nothing else waits for what comes after a stream.
+/// How long a batch waits for streams that are about to end. This delays nobody: it is work done after a stream.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long those are waited for who were answered together, and so ask the next question together.
+/// How long a batch waits for callers that shared the batch before, and so will make their next request together.
 const GATHER: Duration = Duration::from_millis(100);
-/// How many snapshots one process holds or releases: it waits for a transaction group for each of them.
+/// How many requests one process holds or releases: it waits for a transaction group for each snapshot.
 const HOLDS_PER_PROCESS: usize = 8;
-/// How many such processes run at once for what is asked together.
-const HOLDING_AT_ONCE: usize = 4;
+/// How many such processes run at a time for one batch.
+const CONCURRENT_HOLDS: usize = 4;
 
-/// What is done to holds.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Tagging {
+/// Listings are batched by depth and by the set of pools that they need, because a suspended pool does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct ListKey {
+    depth: Depth,
+    pools: Vec<String>,
+}
+
+/// Holds are batched by pool and tag.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct HoldKey {
+    change: HoldChange,
+    pool: String,
+    tag: String,
+}
+
+/// Whether holds are added or removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum HoldChange {
     Hold,
     Release,
 }
 
-impl Tagging {
-    fn argv(self, tag: &str, full_names: &[String]) -> Vec<String> {
-        match self {
-            Self::Hold => argv::hold(tag, full_names),
-            Self::Release => argv::release(tag, full_names),
+impl HoldKey {
+    fn argv(&self, full_names: &[String]) -> Vec<String> {
+        match self.change {
+            HoldChange::Hold => argv::hold(&self.tag, full_names),
+            HoldChange::Release => argv::release(&self.tag, full_names),
         }
     }
 
-    /// The failure that means that nothing was to be done.
-    fn harmless(self) -> ErrorKind {
-        match self {
-            Self::Hold => ErrorKind::Exists,
-            Self::Release => ErrorKind::NotFound,
+    /// The kind of failure that means that there was nothing to do.
+    fn harmless(&self) -> ErrorKind {
+        match self.change {
+            HoldChange::Hold => ErrorKind::Exists,
+            HoldChange::Release => ErrorKind::NotFound,
         }
     }
 }
 
-impl System {
-    /// Lists each pool's datasets with all below them, the pools side by side.
-    pub(super) async fn list_by_pool(&self, roots: &[DatasetName]) -> Result<Vec<Listed>, ZfsError> {
-        self.each_pool(roots, |this, roots| async move { this.list_now(&roots, Depth::Recursive).await }).await
+/// The batched operations.
+#[derive(Clone, Debug)]
+pub(super) struct Grouped {
+    runner: Runner,
+    lists: Batcher<ListKey, Vec<DatasetName>, Result<Vec<Listed>, ZfsError>>,
+    /// By pool.
+    histories: Batcher<String, DatasetName, Result<Option<History>, ZfsError>>,
+    /// By pool.
+    changes: Batcher<String, ScriptedChange, bool>,
+    holds: Batcher<HoldKey, Vec<String>, Result<(), ZfsError>>,
+}
+
+/// A batcher whose batches wait for streams that are about to end.
+fn batcher<K, Q, A, F>(
+    runner: &Runner,
+    patience: fn(&K) -> Duration,
+    handle: fn(Runner, K, Vec<Q>) -> F,
+) -> Batcher<K, Q, A>
+where
+    K: Ord + Clone + Send + Sync + 'static,
+    Q: Send + 'static,
+    A: Send + 'static,
+    F: Future<Output = Vec<A>> + Send + 'static,
+{
+    let owned = runner.clone();
+    Batcher::patient(&runner.streams, patience, move |key, requests| handle(owned.clone(), key, requests))
+}
+
+impl Grouped {
+    pub(super) fn new(runner: &Runner) -> Self {
+        // What surrounds a dataset is listed before its stream begins, while the transfer already occupies a slot.
+        let list_patience = |key: &ListKey| if key.depth == Depth::Around { GATHER } else { LINGER };
+        Self {
+            runner: runner.clone(),
+            lists: batcher(runner, list_patience, Runner::list_batch),
+            histories: batcher(runner, |_| LINGER, Runner::history_batch),
+            changes: batcher(runner, |_| GATHER, Runner::change_batch),
+            holds: batcher(runner, |_| GATHER, Runner::hold_batch),
+        }
     }
 
-    /// Does something with the roots of each pool, the pools side by side.
-    pub(super) async fn each_pool<F>(
-        &self,
-        roots: &[DatasetName],
-        list: impl Fn(Self, Vec<DatasetName>) -> F,
-    ) -> Result<Vec<Listed>, ZfsError>
-    where
-        F: Future<Output = Result<Vec<Listed>, ZfsError>> + Send + 'static,
-    {
-        let mut by_pool: BTreeMap<&str, Vec<DatasetName>> = BTreeMap::new();
-        for root in roots {
-            by_pool.entry(root.pool()).or_default().push(root.clone());
-        }
-        let pools: Vec<_> = by_pool.into_values().map(|roots| list(self.clone(), roots)).collect();
-        let mut all = Vec::new();
-        for listed in runtime::side_by_side(POOLS_AT_ONCE, pools).await {
-            all.extend(listed?);
-        }
-        Ok(all)
-    }
-
-    /// Lists by two processes side by side, or by one without snapshots; `roots` are not empty.
-    async fn list_now(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
-        if depth == Depth::Bare {
-            let argv = argv::list_datasets(roots, depth);
-            return parse::datasets(&self.listing(&argv).await?).map_err(|bad| self.unreadable(&argv, bad));
-        }
-        let around: BTreeSet<DatasetName> = match depth {
-            Depth::Around => roots.iter().flat_map(DatasetName::ancestors).chain(roots.iter().cloned()).collect(),
-            _ => BTreeSet::new(),
-        };
-        let around: Vec<DatasetName> = around.into_iter().collect();
-        let named = if around.is_empty() { roots } else { &around };
-        let (of_datasets, of_snapshots) = (argv::list_datasets(named, depth), argv::list_snapshots(roots, depth));
-        let (datasets, snapshots) = future::zip(self.listing(&of_datasets), self.listing(&of_snapshots)).await;
-        let datasets = parse::datasets(&datasets?).map_err(|bad| self.unreadable(&of_datasets, bad))?;
-        let rows = parse::snapshots(&snapshots?).map_err(|bad| self.unreadable(&of_snapshots, bad))?;
-        Ok(parse::join(datasets, rows))
-    }
-
-    /// Lists datasets themselves, by one process for all that are asked for at the same time.
-    pub(super) async fn list_grouped(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
-        // A pool that is suspended answers nothing: only who asks for it waits for it.
+    /// Lists the datasets themselves, not what is below them.
+    pub(super) async fn list(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
         let pools: BTreeSet<&str> = roots.iter().map(DatasetName::pool).collect();
-        let group = format!("{depth:?} {}", pools.into_iter().collect::<Vec<_>>().join(" "));
-        let this = self.clone();
-        let answer = move |questions| {
-            let this = this.clone();
-            async move { this.list_all(questions, depth).await }
-        };
-        // What surrounds a dataset is asked before a stream, which has its place already.
-        let patience = self.patience(if depth == Depth::Around { GATHER } else { LINGER });
-        let answer = self.lists.ask(&group, roots.to_vec(), patience, answer).await;
-        answer.unwrap_or_else(|| Err(self.unanswered(&argv::list_datasets(roots, depth))))
+        let key = ListKey { depth, pools: pools.into_iter().map(str::to_owned).collect() };
+        let answer = self.lists.ask(key, roots.to_vec()).await;
+        answer.unwrap_or_else(|_| Err(self.runner.unanswered(&argv::list_datasets(roots, depth))))
     }
 
-    /// How long others are waited for: as long as that, while there are streams that end soon.
-    fn patience(&self, longest: Duration) -> impl Fn() -> Duration + Send + 'static {
-        let streams = self.streams.clone();
-        move || if streams.any_ends_soon() { longest } else { Duration::ZERO }
-    }
-
-    async fn list_all(&self, questions: Vec<Vec<DatasetName>>, depth: Depth) -> Vec<Result<Vec<Listed>, ZfsError>> {
-        let mut all: Vec<DatasetName> = questions.iter().flatten().cloned().collect();
-        all.sort();
-        all.dedup();
-        let listed = match self.list_now(&all, depth).await {
-            Ok(listed) => listed,
-            Err(error) if questions.len() == 1 => return vec![Err(error)],
-            // What is wrong with one is none of the others' business.
-            Err(_) => {
-                let mut answers = Vec::with_capacity(questions.len());
-                for roots in questions {
-                    answers.push(self.list_now(&roots, depth).await);
-                }
-                return answers;
-            }
-        };
-        if questions.len() == 1 {
-            return vec![Ok(listed)];
-        }
-        let wanted = |name: &DatasetName, roots: &[DatasetName]| match depth {
-            Depth::Around => roots.iter().any(|root| root.is_within(name)),
-            _ => roots.contains(name),
-        };
-        let of = |roots: Vec<DatasetName>| {
-            Ok(listed.iter().filter(|(name, _)| wanted(name, &roots)).cloned().collect::<Vec<_>>())
-        };
-        questions.into_iter().map(of).collect()
-    }
-
-    /// A dataset's snapshots and bookmarks, by one process for all that are asked for at the same time.
-    pub(super) async fn snapshots_grouped(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
-        let this = self.clone();
-        let answer = move |datasets| {
-            let this = this.clone();
-            async move { this.snapshots_all(datasets).await }
-        };
-        let answer = self.histories.ask(dataset.pool(), dataset.clone(), self.patience(LINGER), answer).await;
-        answer
-            .unwrap_or_else(|| Err(self.unanswered(&argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only))))
-    }
-
-    async fn snapshots_all(&self, datasets: Vec<DatasetName>) -> Vec<Result<Option<History>, ZfsError>> {
-        if let [dataset] = datasets.as_slice() {
-            return vec![self.snapshots_of(dataset).await];
-        }
-        let mut names = datasets.clone();
-        names.sort();
-        names.dedup();
-        // One that is missing, or has anything else the matter with it, tells so alone.
-        let Ok(listed) = self.histories(&names).await else {
-            let mut answers = Vec::with_capacity(datasets.len());
-            for dataset in &datasets {
-                answers.push(self.snapshots_of(dataset).await);
-            }
-            return answers;
-        };
-        let found: BTreeMap<DatasetName, History> = listed.into_iter().collect();
-        datasets.iter().map(|dataset| Ok(found.get(dataset).cloned())).collect()
-    }
-
-    async fn snapshots_of(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
-        match self.histories(std::slice::from_ref(dataset)).await {
-            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
-            listed => Ok(listed?.into_iter().next().map(|(_, history)| history)),
-        }
-    }
-
-    /// The snapshots and bookmarks of datasets, all of which must be there, by one process.
-    pub(super) async fn histories(&self, datasets: &[DatasetName]) -> Result<Vec<(DatasetName, History)>, ZfsError> {
-        let argv = argv::list_snapshots(datasets, Depth::Only);
-        let rows = parse::snapshots(&self.run(&argv).await?).map_err(|bad| self.unreadable(&argv, bad))?;
-        let alone = datasets.iter().map(|name| (name.clone(), DatasetInventory::default())).collect();
-        let history = |(name, found): Listed| (name, (found.snapshots, found.bookmarks));
-        Ok(parse::join(alone, rows).into_iter().map(history).collect())
-    }
-
-    /// Writes something, by one script for all that is to be written at the same time; `false` where that did not do it:
-    /// the command itself will tell why.
-    pub(super) async fn write_grouped(&self, wanted: Write) -> bool {
-        let (this, pool) = (self.clone(), wanted.pool().to_owned());
-        let answer = move |wanted: Vec<Write>| {
-            let this = this.clone();
-            async move { this.write_all(&wanted).await }
-        };
-        self.writes.ask(&pool, wanted, self.patience(GATHER), answer).await.unwrap_or_default()
-    }
-
-    async fn write_all(&self, wanted: &[Write]) -> Vec<bool> {
-        let Some(first) = wanted.first() else { return Vec::new() };
-        let argv = argv::write(first.pool(), wanted);
-        let said = match self.run_script(&argv, argv::WRITE).await {
-            Ok(said) => parse::written(&said, wanted.len()).map_err(|bad| self.unreadable(&argv, bad)),
-            Err(error) => Err(error),
-        };
-        said.unwrap_or_else(|error| {
-            log::debug!("{error}");
-            vec![false; wanted.len()]
+    /// The snapshots and bookmarks of a dataset; `None` if it does not exist.
+    pub(super) async fn history(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
+        let answer = self.histories.ask(dataset.pool().to_owned(), dataset.clone()).await;
+        answer.unwrap_or_else(|_| {
+            Err(self.runner.unanswered(&argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only)))
         })
     }
 
-    /// Holds or releases snapshots of one dataset, by few processes for all that are to get the same tag, or lose it, at
-    /// the same time.
-    pub(super) async fn tag_grouped(
+    /// Makes a change by script. `false` means that it was not made: the command for this change will tell why.
+    pub(super) async fn change(&self, change: ScriptedChange) -> bool {
+        self.changes.ask(change.pool().to_owned(), change).await.unwrap_or_default()
+    }
+
+    /// Holds snapshots of one dataset.
+    pub(super) async fn hold(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
+        self.change_holds(HoldChange::Hold, tag, dataset, names).await
+    }
+
+    /// Releases holds on snapshots of one dataset.
+    pub(super) async fn release(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
+        self.change_holds(HoldChange::Release, tag, dataset, names).await
+    }
+
+    async fn change_holds(
         &self,
-        how: Tagging,
+        change: HoldChange,
         tag: &str,
         dataset: &DatasetName,
         names: &[SnapName],
@@ -227,54 +145,103 @@ impl System {
         if full_names.is_empty() {
             return Ok(());
         }
-        let (this, tag) = (self.clone(), tag.to_owned());
-        let group = format!("{how:?} {} {tag}", dataset.pool());
-        let argv = how.argv(&tag, &full_names);
-        let answer = move |questions: Vec<Vec<String>>| {
-            let (this, tag) = (this.clone(), tag.clone());
-            async move { this.tag_all(how, &tag, questions).await }
+        let key = HoldKey { change, pool: dataset.pool().to_owned(), tag: tag.to_owned() };
+        let argv = key.argv(&full_names);
+        self.holds.ask(key, full_names).await.unwrap_or_else(|_| Err(self.runner.unanswered(&argv)))
+    }
+}
+
+impl Runner {
+    async fn list_batch(self, key: ListKey, requests: Vec<Vec<DatasetName>>) -> Vec<Result<Vec<Listed>, ZfsError>> {
+        let depth = key.depth;
+        let mut all: Vec<DatasetName> = requests.iter().flatten().cloned().collect();
+        all.sort();
+        all.dedup();
+        let listed = match self.list(&all, depth).await {
+            Ok(listed) => listed,
+            Err(error) if requests.len() == 1 => return vec![Err(error)],
+            // One by one, so that the problem of one request does not become that of the others.
+            Err(_) => {
+                let mut answers = Vec::with_capacity(requests.len());
+                for roots in requests {
+                    answers.push(self.list(&roots, depth).await);
+                }
+                return answers;
+            }
         };
-        let answer = self.tags.ask(&group, full_names, self.patience(GATHER), answer).await;
-        answer.unwrap_or_else(|| Err(self.unanswered(&argv)))
+        if requests.len() == 1 {
+            return vec![Ok(listed)];
+        }
+        let is_wanted = |name: &DatasetName, roots: &[DatasetName]| match depth {
+            Depth::Around => roots.iter().any(|root| root.is_within(name)),
+            _ => roots.contains(name),
+        };
+        let answer = |roots: Vec<DatasetName>| {
+            Ok(listed.iter().filter(|(name, _)| is_wanted(name, &roots)).cloned().collect::<Vec<_>>())
+        };
+        requests.into_iter().map(answer).collect()
     }
 
-    async fn tag_all(&self, how: Tagging, tag: &str, questions: Vec<Vec<String>>) -> Vec<Result<(), ZfsError>> {
-        let chunks = questions.chunks(HOLDS_PER_PROCESS).map(|chunk| {
-            let (this, tag, chunk) = (self.clone(), tag.to_owned(), chunk.to_vec());
-            async move { this.tag_some(how, &tag, &chunk).await }
+    async fn history_batch(self, _: String, datasets: Vec<DatasetName>) -> Vec<Result<Option<History>, ZfsError>> {
+        if let [dataset] = datasets.as_slice() {
+            return vec![self.history(dataset).await];
+        }
+        let mut names = datasets.clone();
+        names.sort();
+        names.dedup();
+        // If one dataset is missing, or has another problem, all are listed one by one.
+        let Ok(histories) = self.histories(&names).await else {
+            let mut answers = Vec::with_capacity(datasets.len());
+            for dataset in &datasets {
+                answers.push(self.history(dataset).await);
+            }
+            return answers;
+        };
+        let histories: BTreeMap<DatasetName, History> = histories.into_iter().collect();
+        datasets.iter().map(|dataset| Ok(histories.get(dataset).cloned())).collect()
+    }
+
+    async fn change_batch(self, pool: String, changes: Vec<ScriptedChange>) -> Vec<bool> {
+        let argv = argv::change(&pool, &changes);
+        let done = match self.run_script(&argv, argv::CHANGE_SCRIPT).await {
+            Ok(output) => parse::changed(&output, changes.len()).map_err(|reason| self.unreadable(&argv, reason)),
+            Err(error) => Err(error),
+        };
+        done.unwrap_or_else(|error| {
+            log::debug!("{error}");
+            vec![false; changes.len()]
+        })
+    }
+
+    async fn hold_batch(self, key: HoldKey, requests: Vec<Vec<String>>) -> Vec<Result<(), ZfsError>> {
+        let chunks = requests.chunks(HOLDS_PER_PROCESS).map(|chunk| {
+            let (this, key, chunk) = (self.clone(), key.clone(), chunk.to_vec());
+            async move { this.hold_chunk(&key, &chunk).await }
         });
         let chunks: Vec<_> = chunks.collect();
-        runtime::side_by_side(HOLDING_AT_ONCE, chunks).await.into_iter().flatten().collect()
+        runtime::side_by_side(CONCURRENT_HOLDS, chunks).await.into_iter().flatten().collect()
     }
 
-    async fn tag_some(&self, how: Tagging, tag: &str, questions: &[Vec<String>]) -> Vec<Result<(), ZfsError>> {
-        let all: Vec<String> = questions.iter().flatten().cloned().collect();
-        match self.run(&how.argv(tag, &all)).await {
-            Ok(_) => return questions.iter().map(|_| Ok(())).collect(),
+    async fn hold_chunk(&self, key: &HoldKey, requests: &[Vec<String>]) -> Vec<Result<(), ZfsError>> {
+        let all: Vec<String> = requests.iter().flatten().cloned().collect();
+        match self.run(&key.argv(&all)).await {
+            Ok(_) => return requests.iter().map(|_| Ok(())).collect(),
             Err(error) if all.len() == 1 => {
-                return vec![if error.kind == how.harmless() { Ok(()) } else { Err(error) }];
+                return vec![if error.kind == key.harmless() { Ok(()) } else { Err(error) }];
             }
             Err(_) => {}
         }
-        // What failed for one may have been done for the others, or not; each is told its own.
-        let mut answers = Vec::with_capacity(questions.len());
-        for names in questions {
+        // If the command failed for one snapshot, the others may be done or not: repeated one by one, each request gets
+        // its own result.
+        let mut answers = Vec::with_capacity(requests.len());
+        for names in requests {
             let mut answer = Ok(());
             for name in names {
-                let done = self.run_unless(&how.argv(tag, std::slice::from_ref(name)), how.harmless()).await;
+                let done = self.run_unless(&key.argv(std::slice::from_ref(name)), key.harmless()).await;
                 answer = answer.and(done);
             }
             answers.push(answer);
         }
         answers
-    }
-
-    fn unanswered(&self, argv: &[String]) -> ZfsError {
-        ZfsError {
-            kind: ErrorKind::Killed,
-            command: self.shown(argv),
-            status: "did not run".into(),
-            stderr: "the program is ending".into(),
-        }
     }
 }

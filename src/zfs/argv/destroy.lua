@@ -1,6 +1,7 @@
--- Destroys snapshots of one dataset by name and guid, in one transaction group: between the look and the deed
--- nobody can rename, hold, clone or replace anything. Arguments: the dataset, "all" (all of them or none) or "each",
--- the number of snapshots that must be there, these, then those to destroy; each as @name and =guid.
+-- Destroys snapshots of one dataset by name and guid, in one transaction group, so that nobody can rename, hold, clone
+-- or replace anything between the checks and the destroy. Arguments: the dataset; "all" (all snapshots or none) or
+-- "each"; the number of snapshots that must exist; these snapshots; then the snapshots to destroy; each as @name and
+-- =guid.
 local argv = (...)["argv"]
 local dataset, how, guards = argv[1], argv[2], tonumber(argv[3])
 
@@ -25,22 +26,22 @@ for at = 4, first - 2, 2 do
     return fates
   end
 end
-local spared = false
+local blocked = false
 local number = 0
 for at = first, #argv - 1, 2 do
   number = number + 1
   fates[number] = fate(dataset .. argv[at], argv[at + 1])
-  spared = spared or fates[number] ~= "doomed" and fates[number] ~= "gone"
+  blocked = blocked or fates[number] ~= "doomed" and fates[number] ~= "gone"
 end
-if how == "all" and spared then
+if how == "all" and blocked then
   return fates
 end
 number = 0
 for at = first, #argv - 1, 2 do
   number = number + 1
   if fates[number] == "doomed" then
-    local failed = zfs.sync.destroy(dataset .. argv[at])
-    fates[number] = failed == 0 and "destroyed" or "failed " .. failed
+    local errno = zfs.sync.destroy(dataset .. argv[at])
+    fates[number] = errno == 0 and "destroyed" or "failed " .. errno
   end
 end
 return fates

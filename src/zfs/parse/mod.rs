@@ -1,0 +1,17 @@
+//! Parses the output of the `zfs` command, strictly: a line with a column too many or too few is an error that shows
+//! the line.
+
+mod datasets;
+mod errors;
+mod lines;
+mod script;
+mod snapshots;
+mod stream;
+mod version;
+
+pub use datasets::{changes, datasets, properties, values};
+pub use errors::error_kind;
+pub use script::{changed, fates};
+pub use snapshots::{Row, cloned, holds, join, snapshots};
+pub use stream::{is_token, resumable, size};
+pub use version::{FIRST_WITH_SNAPSHOTS_CHANGED, OLDEST_VERSION, version};
