@@ -155,7 +155,7 @@ fn a_dataset_with_a_name_that_is_not_taken_hides_no_others() {
     place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\n'", strange));
     let ended = place.run("director --once");
     assert_eq!(ended.status, Some(0), "{ended:?}");
-    ended.says(&["tank/data/x ", "blank", "left out"]);
+    ended.says(&["ignoring a dataset", "tank/data/x ", "blank"]);
 }
 
 #[test]

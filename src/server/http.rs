@@ -22,7 +22,7 @@ use smol_hyper::rt::FuturesIo;
 use crate::sys::runtime;
 use crate::transport::tcp::{Incoming, Listener};
 
-/// How long a request may take to arrive, and again how long its answer may take to be sent.
+/// How long a request may take to arrive. With its answer, a connection may take twice as long.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the head of a request may be, in bytes.
 const MAX_HEAD: usize = 8 * 1024;
