@@ -13,7 +13,7 @@ use zsync::model::{DatasetInventory, DatasetName, Guid, HostName, Marks, Prefix,
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
 
-#[path = "../tests/consul/agent.rs"]
+#[path = "../tests/common/consul.rs"]
 #[allow(dead_code, reason = "tests use more of it")]
 mod agent;
 

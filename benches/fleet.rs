@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-#[path = "../tests/loopback/mod.rs"]
+#[path = "../tests/common/loopback.rs"]
 mod loopback;
 mod watched;
 

@@ -2,12 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod program;
+mod common;
 
 use std::fs;
 use std::path::Path;
 
-use program::{POLICY, Place, TWO_HOSTS, ZFS};
+use common::program::{POLICY, Place, TWO_HOSTS, ZFS};
 use serde_json::Value;
 
 #[test]

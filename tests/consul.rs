@@ -11,9 +11,9 @@ use zsync::policy::{ConsulConfig, Secret};
 use zsync::sys::runtime;
 use zsync::sys::runtime::block_on;
 
-#[allow(dead_code, reason = "others use more of it")]
-#[path = "consul/agent.rs"]
-mod agent;
+mod common;
+
+use common::consul;
 
 fn client(config: &ConsulConfig) -> Consul {
     Consul::new(&Settings::with_environment(config, |_| None).unwrap()).unwrap()
@@ -24,7 +24,7 @@ fn at(address: &str) -> Consul {
 }
 
 fn shared() -> Option<Consul> {
-    agent::shared().map(at)
+    consul::shared().map(at)
 }
 
 fn set(key: &str, value: &[u8]) -> Op {
@@ -148,7 +148,7 @@ const TOKEN: &str = "11111111-2222-3333-4444-555555555555";
 #[test]
 fn tokens_are_sent_and_never_told() {
     let acl = format!(r#"acl {{ enabled = true, default_policy = "deny", tokens {{ master = "{TOKEN}" }} }}"#);
-    let Some(consul) = agent::Agent::start(&[&acl]) else { return };
+    let Some(consul) = consul::Agent::start(&[&acl]) else { return };
     let with = |token: &str| ConsulConfig {
         address: Some(consul.address.clone()),
         token: Some(Secret::new(token)),
@@ -172,7 +172,7 @@ fn tokens_are_sent_and_never_told() {
 
 #[test]
 fn an_agent_that_is_away_is_said_in_one_line_and_found_again() {
-    let Some(mut consul) = agent::Agent::start(&[]) else { return };
+    let Some(mut consul) = consul::Agent::start(&[]) else { return };
     let client = at(&consul.address);
     block_on(client.commit(&[set("a", b"1")])).unwrap();
     consul.kill();
@@ -238,7 +238,7 @@ fn a_unix_socket_is_as_good() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("consul.sock");
     let listen = format!(r#"addresses {{ http = "127.0.0.1 unix://{}" }}"#, socket.display());
-    let Some(_consul) = agent::Agent::start(&[&listen]) else { return };
+    let Some(_consul) = consul::Agent::start(&[&listen]) else { return };
     let client = at(&format!("unix://{}", socket.display()));
     block_on(client.commit(&[set("a", b"1")])).unwrap();
     assert_eq!(block_on(client.get("a")).unwrap().0.unwrap().value, b"1");
@@ -246,7 +246,7 @@ fn a_unix_socket_is_as_good() {
 
 #[test]
 fn tls_is_checked_on_both_sides() {
-    let Some(program) = agent::program_or_skip() else { return };
+    let Some(program) = consul::program_or_skip() else { return };
     let folder = tempfile::tempdir().unwrap();
     let make = |below: &str, args: &[&str]| {
         let place = folder.path().join(below);
@@ -260,14 +260,14 @@ fn tls_is_checked_on_both_sides() {
     make("ours", &["cert", "create", "-client"]);
     let theirs = make("theirs", &["ca", "create"]);
     make("theirs", &["cert", "create", "-client"]);
-    let [https] = agent::free_ports();
+    let [https] = consul::free_ports();
     let listen = format!(
         r#"verify_incoming_https = true, ca_file = "{0}/consul-agent-ca.pem", cert_file = "{0}/dc1-server-consul-0.pem",
            key_file = "{0}/dc1-server-consul-0-key.pem", ports {{ https = {https} }}"#,
         ours.display()
     )
     .replace(", ", "\n");
-    let Some(_consul) = agent::Agent::start(&[&listen]) else { return };
+    let Some(_consul) = consul::Agent::start(&[&listen]) else { return };
     let config = |ca: &std::path::Path, identity: Option<&std::path::Path>| ConsulConfig {
         address: Some(format!("https://127.0.0.1:{https}")),
         ca_file: Some(ca.join("consul-agent-ca.pem")),

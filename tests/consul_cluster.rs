@@ -12,9 +12,9 @@ use zsync::model::HostName;
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
 
-#[allow(dead_code, reason = "other tests use more of it")]
-#[path = "consul/agent.rs"]
-mod agent;
+mod common;
+
+use common::consul;
 
 /// Servers in namespaces on one bridge, on which this process is as well.
 struct Cluster {
@@ -37,7 +37,7 @@ fn address(server: usize) -> String {
 
 impl Cluster {
     fn start() -> Option<Self> {
-        let program = agent::program_or_skip()?;
+        let program = consul::program_or_skip()?;
         let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
         let tools = Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());
         if !root || !tools {

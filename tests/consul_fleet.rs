@@ -26,12 +26,10 @@ use zsync::sys::runtime::block_on;
 use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::fake::Fake;
 
-#[allow(dead_code, reason = "others use more of it")]
-#[path = "consul/agent.rs"]
-mod agent;
-mod loopback;
+mod common;
 
-use loopback::listen;
+use common::consul;
+use common::loopback::listen;
 
 fn at(address: &str) -> Consul {
     let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
@@ -209,7 +207,7 @@ fn told(report: &Report) -> Vec<String> {
 }
 
 fn shared() -> Option<Consul> {
-    agent::shared().map(at)
+    consul::shared().map(at)
 }
 
 #[test]
@@ -353,7 +351,7 @@ fn a_broken_lock_is_noticed_at_once_and_no_more_orders_are_given() {
 
 #[test]
 fn while_consul_is_away_agents_finish_and_publish_later() {
-    let Some(mut server) = agent::Agent::start(&[]) else { return };
+    let Some(mut server) = consul::Agent::start(&[]) else { return };
     let mut fleet = Fleet::new(at(&server.address));
     let leadership = fleet.lead("one");
     let world = fleet.world();

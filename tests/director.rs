@@ -2,13 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod loopback;
+mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use loopback::listen;
+use common::loopback::listen;
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
 use zsync::config::{parse_local, parse_policy};

@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod fleet;
-mod program;
+mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chrono::Utc;
-use fleet::Fleet;
-use program::{Place, Running, bare};
+use common::fleet::Fleet;
+use common::program::{Place, Running, bare};
 use zsync::director::{DirectorMetrics, PassMetrics};
 use zsync::server::counters::{AGENT, SLAVE};
 use zsync::server::{Counters, http};
@@ -141,7 +140,7 @@ fn examples_name_what_exists() {
 /// Says something to a server of metrics, and gives its answer.
 fn asked(address: &str, words: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(program::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(common::program::PATIENCE)).unwrap();
     stream.write_all(words.as_bytes()).unwrap();
     drop(stream.shutdown(Shutdown::Write));
     let mut answer = String::new();

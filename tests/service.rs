@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod program;
+mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{LOCAL, PATIENCE, POLICY, Place, Running, ZFS, ended};
+use common::program::{LOCAL, PATIENCE, POLICY, Place, Running, ZFS, ended};
 use serde_json::Value;
 
 /// What a service tells, message by message.

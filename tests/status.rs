@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod fleet;
-mod program;
+mod common;
 
 use std::fs;
 use std::io::Read;
@@ -11,8 +10,8 @@ use std::path::Path;
 use std::process::Stdio;
 
 use chrono::Utc;
-use fleet::{Fleet, ago, ds};
-use program::{PATIENCE, Place, TWO_HOSTS, ended};
+use common::fleet::{Fleet, ago, ds};
+use common::program::{PATIENCE, Place, TWO_HOSTS, ended};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
 use zsync::commands::status::{Settings, Status, as_lines, as_text};

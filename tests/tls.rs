@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod loopback;
+mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use loopback::listen;
+use common::loopback::listen;
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
 use zsync::agent::Agent;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};

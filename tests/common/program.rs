@@ -1,7 +1,5 @@
 //! The program under test: a folder with configuration, a catalog and a scripted `zfs`; what it says, how it ends.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;

@@ -1,16 +1,10 @@
 //! A fleet of two on pools in memory, over loopback, with a real catalog and real files.
 
-#![allow(dead_code, reason = "each test program uses its own part")]
-
-#[path = "../loopback/mod.rs"]
-mod loopback;
-
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use loopback::listen;
 use tempfile::TempDir;
 use zsync::agent::Agent;
 use zsync::catalog::Holder;
@@ -24,6 +18,8 @@ use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
+
+use super::loopback::listen;
 
 pub fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()
