@@ -13,9 +13,10 @@ use zsync::model::{DatasetInventory, DatasetName, Guid, HostName, Marks, Prefix,
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
 
-#[path = "../tests/common/consul.rs"]
-#[allow(dead_code, reason = "tests use more of it")]
-mod agent;
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use common::consul;
 
 const HOSTS: u64 = 1000;
 const DATASETS: u64 = 10;
@@ -67,13 +68,13 @@ fn told(what: &str, took: Duration, bytes: u64) {
     println!("{what:<58} {:>9.1} ms {:>10.2} MB", took.as_secs_f64() * 1e3, bytes as f64 / 1e6);
 }
 
-fn client(server: &agent::Agent) -> Consul {
+fn client(server: &consul::Agent) -> Consul {
     let config = ConsulConfig { address: Some(server.address.clone()), ..ConsulConfig::default() };
     Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
 }
 
 fn compact() -> bool {
-    let Some(server) = agent::Agent::start_server() else { return false };
+    let Some(server) = consul::Agent::start_server() else { return false };
     let (consul, prefix) = (client(&server), "BACKUP".parse::<Prefix>().unwrap());
     let catalog = ConsulCatalog::new(consul.clone(), "zsync");
     let empty = resident_mb(server.pid());
@@ -133,7 +134,7 @@ fn compact() -> bool {
 
 /// As zeplic kept it: `zeplic/HOST/UUID` with the value `dataset@name#sent`, all of it read in each pass.
 fn pair_per_snapshot() {
-    let Some(server) = agent::Agent::start_server() else { return };
+    let Some(server) = consul::Agent::start_server() else { return };
     let (consul, prefix) = (client(&server), "BACKUP".parse::<Prefix>().unwrap());
     let (took, ()) = timed(|| {
         for first in (0..PAIRS).step_by(MOST_OPS) {

@@ -7,8 +7,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-#[path = "../tests/common/loopback.rs"]
-mod loopback;
+#[path = "../tests/common/mod.rs"]
+mod common;
 mod watched;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use chrono::{TimeDelta, Utc};
-use loopback::listen;
+use common::loopback::listen;
 use serde_json::json;
 use zsync::agent::Agent;
 use zsync::config::parse_local;

@@ -2,126 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod common;
+
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use common::pair::Pair;
+use common::{ds, guids, local, order, snap};
 use zsync::agent::Agent;
-use zsync::config::parse_local;
-use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
-use zsync::policy::Local;
-use zsync::server::acceptor::Acceptor;
-use zsync::slave::Slave;
+use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
-use zsync::transport::tcp::Listener;
-use zsync::wire::{CommonBase, DirectorsOrder, Facts, Response};
-use zsync::zfs::fake::Fake;
+use zsync::wire::{CommonBase, DirectorsOrder, Response};
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
-
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn snap(text: &str) -> SnapName {
-    text.parse().unwrap()
-}
-
-fn local(text: &str) -> Arc<Local> {
-    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
-}
-
-/// A source host, alpha, and a destination host, beta, whose slave listens on loopback.
-struct Pair {
-    alpha: Fake,
-    beta: Fake,
-    agent: Arc<Agent<Fake>>,
-    slave: String,
-}
-
-impl Pair {
-    fn new() -> Self {
-        Self::with_destination(
-            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"], "append_only": false } ] }"#,
-        )
-    }
-
-    fn with_destination(destination: &str) -> Self {
-        let (alpha, beta) = (Fake::new(1), Fake::new(2));
-        alpha.create(&ds("tank"));
-        alpha.create(&ds("tank/data"));
-        beta.create(&ds("pool"));
-        let source =
-            local(r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/copy", "slave": true } ] }"#);
-        let host: HostName = "alpha".parse().unwrap();
-        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
-        let slave = Arc::new(Slave::new(Arc::new(beta.clone()), local(destination)));
-        let address = runtime::block_on(async {
-            let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.address().unwrap().to_string();
-            let door = Arc::new(Acceptor::new(slave, None));
-            runtime::spawn(async move {
-                let tasks = runtime::Tasks::default();
-                while let Ok(incoming) = listener.accept().await {
-                    door.admit(incoming, &tasks);
-                }
-            });
-            address
-        });
-        Self { alpha, beta, agent, slave: address }
-    }
-
-    fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
-        let (sender, told) = runtime::channel::unbounded();
-        let response = runtime::block_on(self.agent.carry_out(order, sender, Counter::default()));
-        let mut facts = Vec::new();
-        while let Ok(fact) = told.try_recv() {
-            facts.push(fact);
-        }
-        (response, facts)
-    }
-
-    fn take(&self, name: &str) -> Guid {
-        self.alpha.write(&ds("tank/data"), 1000);
-        let order = DirectorsOrder {
-            snapshot_name: name.into(),
-            dest_dataset: "tank/data".into(),
-            ..order(Action::TakeSnapshot)
-        };
-        let (response, facts) = self.carry_out(&order);
-        assert!(response.is_success, "{response:?}");
-        facts[0].taken[0].1.guid
-    }
-
-    fn send_order(&self, guid: Guid) -> DirectorsOrder {
-        DirectorsOrder {
-            destination: "beta".into(),
-            destination_address: Some(self.slave.clone()),
-            snapshot_uuid: vec![guid.uuid().to_string()],
-            dest_dataset: "pool/copy".into(),
-            ..order(Action::SendSnapshot)
-        }
-    }
-
-    fn send(&self, guid: Guid) -> Response {
-        self.carry_out(&self.send_order(guid)).0
-    }
-
-    fn source(&self) -> Vec<Guid> {
-        guids(&self.alpha, "tank/data")
-    }
-
-    fn copy(&self) -> Vec<Guid> {
-        guids(&self.beta, "pool/copy")
-    }
-}
-
-fn guids(fake: &Fake, dataset: &str) -> Vec<Guid> {
-    fake.dataset(&ds(dataset)).map(|d| d.snapshots.iter().map(|s| s.guid).collect()).unwrap_or_default()
-}
-
-fn order(action: Action) -> DirectorsOrder {
-    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7());
-    serde_json::from_str(&text).unwrap()
-}
 
 #[test]
 fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {

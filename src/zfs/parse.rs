@@ -361,7 +361,7 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
             ],
             ErrorKind::NotFound,
         ),
-        (&["already exists", "destination exists", "tag already exists"], ErrorKind::Exists),
+        (&["already exists", "bookmark exists", "must specify -F to overwrite it"], ErrorKind::Exists),
     ];
     rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
 }
@@ -407,6 +407,11 @@ mod tests {
             ("cannot open 'nopool/x': dataset does not exist", ErrorKind::NotFound),
             ("cannot create 'nopool/x': no such pool 'nopool'", ErrorKind::NotFound),
             ("could not find any snapshots to destroy; check snapshot names.", ErrorKind::NotFound),
+            ("cannot create bookmark 'b/d#1': bookmark exists", ErrorKind::Exists),
+            (
+                "cannot receive new filesystem stream: destination 'b/d' exists\nmust specify -F to overwrite it",
+                ErrorKind::Exists,
+            ),
             ("'b/d' does not have any resumable receive state to abort", ErrorKind::NotFound),
             ("something new", ErrorKind::Other),
         ] {
