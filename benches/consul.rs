@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use zsync::catalog::{CatalogRead, CatalogWrite, Change, ConsulCatalog, Generations};
-use zsync::consul::{Consul, MOST_OPS, Op, Settings};
+use zsync::consul::{MOST_OPS, Op};
 use zsync::model::{DatasetInventory, DatasetName, Guid, HostName, Marks, Prefix, Snapshot};
-use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use common::consul;
+use common::{consul, consul_at, resident};
 
 const HOSTS: u64 = 1000;
 const DATASETS: u64 = 10;
@@ -58,26 +57,15 @@ fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     (began.elapsed(), value)
 }
 
-fn resident_mb(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmRSS"));
-    line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
-
 fn told(what: &str, took: Duration, bytes: u64) {
     println!("{what:<58} {:>9.1} ms {:>10.2} MB", took.as_secs_f64() * 1e3, bytes as f64 / 1e6);
 }
 
-fn client(server: &consul::Agent) -> Consul {
-    let config = ConsulConfig { address: Some(server.address.clone()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
-}
-
 fn compact() -> bool {
     let Some(server) = consul::Agent::start_server() else { return false };
-    let (consul, prefix) = (client(&server), "BACKUP".parse::<Prefix>().unwrap());
+    let (consul, prefix) = (consul_at(&server.address), "BACKUP".parse::<Prefix>().unwrap());
     let catalog = ConsulCatalog::new(consul.clone(), "zsync");
-    let empty = resident_mb(server.pid());
+    let empty = resident(server.pid()) >> 20;
     let (took, ()) = timed(|| {
         std::thread::scope(|scope| {
             for part in 0..4 {
@@ -103,7 +91,7 @@ fn compact() -> bool {
         stored.len(),
         bytes as f64 / 1e6,
         bytes as f64 / (HOSTS * DATASETS * SNAPSHOTS) as f64,
-        resident_mb(server.pid())
+        resident(server.pid()) >> 20
     );
     drop(stored);
     let (wanted, mut since): (BTreeSet<HostName>, _) = ((0..HOSTS).map(host).collect(), Generations::new());
@@ -135,7 +123,7 @@ fn compact() -> bool {
 /// As zeplic kept it: `zeplic/HOST/UUID` with the value `dataset@name#sent`, all of it read in each pass.
 fn pair_per_snapshot() {
     let Some(server) = consul::Agent::start_server() else { return };
-    let (consul, prefix) = (client(&server), "BACKUP".parse::<Prefix>().unwrap());
+    let (consul, prefix) = (consul_at(&server.address), "BACKUP".parse::<Prefix>().unwrap());
     let (took, ()) = timed(|| {
         for first in (0..PAIRS).step_by(MOST_OPS) {
             let op = |n: u64| {
@@ -150,7 +138,7 @@ fn pair_per_snapshot() {
     });
     println!("\na pair per snapshot, {PAIRS} snapshots");
     told("writing them, 64 at once", took, 0);
-    println!("resident {} MB", resident_mb(server.pid()));
+    println!("resident {} MB", resident(server.pid()) >> 20);
     let before = consul.received();
     let (took, pairs) = timed(|| block_on(consul.list("zeplic/")).unwrap());
     assert_eq!(pairs.len() as u64, PAIRS);

@@ -6,10 +6,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+#[path = "../tests/common/mod.rs"]
+mod common;
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -17,9 +20,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
+use common::order;
+use common::tls::write_pem;
 use zsync::agent::Agent;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::config::parse_local;
 use zsync::model::{Action, Counter, Guid, PeerRole};
 use zsync::sys::runtime;
 use zsync::transport::tls::Tls;
@@ -164,19 +168,7 @@ impl Bench {
     fn tls(&self, host: &str, role: PeerRole) -> (String, Arc<Tls>) {
         let wanted = Wanted { host: host.parse().unwrap(), also: Vec::new(), roles: [role].into(), days: 30 };
         let minted = mint(&self.ca, &wanted, Utc::now()).unwrap();
-        let folder = self.folder.path().join(host);
-        fs::create_dir_all(&folder).unwrap();
-        let file = |name: &str, text: &str| {
-            let path = folder.join(name);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            path
-        };
-        let files = zsync::model::TlsFiles {
-            ca: file("ca.crt", &self.ca.certificate),
-            certificate: file("host.crt", &minted.certificate),
-            key: file("host.key", &minted.key),
-        };
+        let files = write_pem(&self.folder.path().join(host), &self.ca, &minted);
         let said = format!(
             r#""tls": {{ "ca": {:?}, "certificate": {:?}, "key": {:?} }},"#,
             files.ca, files.certificate, files.key
@@ -216,16 +208,15 @@ impl Bench {
 
     fn carried(&self, local: &str, to: &str, address: Option<String>, tls: Option<Arc<Tls>>) -> Duration {
         let side = if to == "alpha" { "dest" } else { "source" };
-        let local = Arc::new(parse_local("local.json", local).unwrap());
+        let local = common::local(local);
         let agent = Agent::new("alpha".parse().unwrap(), Arc::new(System::new(&self.zfs(side))), local).with_tls(tls);
-        let text = format!(r#"{{"OrderUUID":"{}","Action":"{}"}}"#, uuid::Uuid::now_v7(), Action::SendSnapshot);
         let order = DirectorsOrder {
             destination: to.to_owned(),
             destination_address: address,
             snapshot_uuid: vec![Guid(SNAPSHOT).uuid().to_string()],
             dest_dataset: "pool/copy".into(),
             dataset: Some("tank/data".parse().unwrap()),
-            ..serde_json::from_str(&text).unwrap()
+            ..order(Action::SendSnapshot)
         };
         let (facts, _told) = runtime::channel::unbounded();
         let began = Instant::now();

@@ -16,14 +16,14 @@ use std::time::{Duration, Instant};
 use common::program::{Ended, LOCAL, POLICY, Place, Running, TWO_HOSTS, ZFS, bare, ended};
 
 #[test]
-fn all_is_well_and_nothing_is_said() {
+fn director_without_problems_prints_nothing() {
     let place = Place::new();
     let ended = place.run("director --once");
     assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
 }
 
 #[test]
-fn a_policy_that_cannot_be_read_is_told_with_the_way_out() {
+fn unreadable_policy_is_reported_with_hint() {
     let place = Place::new();
     for subcommand in ["director --once", "director", "plan --dry-run"] {
         let run = |config: &str| place.run(&format!("{subcommand} --config {config}"));
@@ -38,7 +38,7 @@ fn a_policy_that_cannot_be_read_is_told_with_the_way_out() {
 }
 
 #[test]
-fn what_is_wrong_in_a_policy_is_told_with_its_place() {
+fn invalid_policy_is_reported_with_position() {
     let place = Place::new();
     for (from, to, words) in [
         ("\"prefix\"", "\"prefiks\"", "prefiks"),
@@ -58,7 +58,7 @@ fn what_is_wrong_in_a_policy_is_told_with_its_place() {
 }
 
 #[test]
-fn the_directors_own_host_needs_its_local_configuration() {
+fn director_needs_local_configuration_of_its_host() {
     let place = Place::new();
     place.run("director --once --local {}/none.json").fails(2, &["alpha", "none.json", "there is no such file"]);
     place.write("local.json", "{ \"local_datasets\": [ { \"nam\": \"tank/data\" } ] }");
@@ -68,7 +68,7 @@ fn the_directors_own_host_needs_its_local_configuration() {
 }
 
 #[test]
-fn a_wrong_local_configuration_is_not_passed_over_where_it_may_name_the_host() {
+fn invalid_local_configuration_is_reported_if_it_may_name_the_host() {
     let place = Place::new();
     place.write("local.json", "{ \"hostname\": \"alpha\", \"local_datasets\": [] ");
     for subcommand in ["director --once", "plan --dry-run"] {
@@ -86,7 +86,7 @@ fn a_wrong_local_configuration_is_not_passed_over_where_it_may_name_the_host() {
 }
 
 #[test]
-fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
+fn director_works_on_other_hosts_if_its_own_fails() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --local {}/none.json");
@@ -96,7 +96,7 @@ fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
 }
 
 #[test]
-fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
+fn director_reaches_its_own_host_through_configured_agent() {
     let place = Place::new();
     let policy =
         POLICY.replace("\"datasets\"", "\"hosts\": { \"alpha\": { \"address\": \"127.0.0.1:1\" } }, \"datasets\"");
@@ -107,7 +107,7 @@ fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
 }
 
 #[test]
-fn an_agent_that_is_down_is_named_once_and_nothing_else_stops() {
+fn unreachable_agent_is_reported_once() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --verbose");
@@ -116,7 +116,7 @@ fn an_agent_that_is_down_is_named_once_and_nothing_else_stops() {
 }
 
 #[test]
-fn a_zfs_that_cannot_be_worked_with_is_told_with_the_way_out() {
+fn unusable_zfs_is_reported_with_hint() {
     let place = Place::new();
     let all = ["director --once", "director", "agent", "slave"];
     for subcommand in all {
@@ -139,7 +139,7 @@ fn a_zfs_that_cannot_be_worked_with_is_told_with_the_way_out() {
 }
 
 #[test]
-fn a_listing_that_is_nonsense_is_shown_and_changes_nothing() {
+fn malformed_listing_is_quoted() {
     let place = Place::new();
     place.zfs(&ZFS.replace(
         "tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-",
@@ -149,7 +149,7 @@ fn a_listing_that_is_nonsense_is_shown_and_changes_nothing() {
 }
 
 #[test]
-fn a_dataset_with_a_name_that_is_not_taken_hides_no_others() {
+fn dataset_with_unsupported_name_is_skipped_alone() {
     let place = Place::new();
     let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\ntank/data/x \\tfilesystem\\t3\\t0\\toff\\t-\\t-\\t-\\t-\\n'";
     place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\n'", strange));
@@ -159,7 +159,7 @@ fn a_dataset_with_a_name_that_is_not_taken_hides_no_others() {
 }
 
 #[test]
-fn a_dataset_of_the_policy_that_is_missing_fails_the_pass() {
+fn pass_fails_if_dataset_of_policy_is_missing() {
     let place = Place::new();
     place.policy(&POLICY.replace("tank/data", "tank/dada"));
     place.write("local.json", &LOCAL.replace("tank/data", "tank"));
@@ -168,7 +168,7 @@ fn a_dataset_of_the_policy_that_is_missing_fails_the_pass() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_told() {
+fn occupied_port_is_reported() {
     let place = Place::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -179,7 +179,7 @@ fn a_port_that_is_taken_is_told() {
 }
 
 #[test]
-fn listening_beyond_this_machine_in_plaintext_takes_a_word() {
+fn plaintext_beyond_loopback_needs_an_option() {
     let place = Place::new();
     for subcommand in ["agent", "slave"] {
         for address in ["0.0.0.0:0", "[::]:0"] {
@@ -194,7 +194,7 @@ fn listening_beyond_this_machine_in_plaintext_takes_a_word() {
 }
 
 #[test]
-fn an_address_that_is_none_is_told() {
+fn invalid_listen_address_is_reported() {
     let place = Place::new();
     for address in ["127.0.0.1:99999", "a:b:c", "http://localhost", "[::1", "no.such.host.invalid:7711", "192.0.2.1:1"]
     {
@@ -206,7 +206,7 @@ fn an_address_that_is_none_is_told() {
 }
 
 #[test]
-fn two_directors_do_not_share_a_catalog() {
+fn second_director_is_refused_by_embedded_catalog() {
     let place = Place::new();
     let mut first = Running::start(&mut place.command("director --interval 1s --log debug"));
     first.wait_for("the pass took", 1);
@@ -219,7 +219,7 @@ fn two_directors_do_not_share_a_catalog() {
 }
 
 #[test]
-fn a_damaged_catalog_is_told_and_a_deleted_one_rebuilt() {
+fn damaged_catalog_is_reported_and_deleted_one_rebuilt() {
     let place = Place::new();
     assert_eq!(place.run("director --once").status, Some(0));
     place.write("catalog/catalog.sqlite", "this is no database at all, not at all, at all");
@@ -233,7 +233,7 @@ fn a_damaged_catalog_is_told_and_a_deleted_one_rebuilt() {
 }
 
 #[test]
-fn usage_errors_end_with_status_2() {
+fn usage_error_ends_with_status_2() {
     let place = Place::new();
     for arguments in [
         "",
@@ -259,7 +259,7 @@ fn usage_errors_end_with_status_2() {
 }
 
 #[test]
-fn every_subcommand_explains_itself() {
+fn every_subcommand_has_help() {
     for subcommand in ["", "director", "agent", "slave", "plan", "check"] {
         let ended = ended(bare().args(subcommand.split_whitespace()).arg("--help"));
         assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
@@ -286,7 +286,7 @@ fn unread(command: &mut Command, stdout: bool) -> Ended {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn closed_standard_output_is_no_error() {
     let place = Place::new();
     // More than a pipe holds.
     let list = "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); \
@@ -304,7 +304,7 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
-fn services_end_well_and_soon_when_they_are_asked_to() {
+fn service_ends_soon_with_status_0_on_sigterm() {
     let place = Place::new();
     for (arguments, up) in [
         ("agent --listen 127.0.0.1:0", "agent listens on 127.0.0.1"),
@@ -325,7 +325,7 @@ fn services_end_well_and_soon_when_they_are_asked_to() {
 }
 
 #[test]
-fn a_failure_that_stays_the_same_is_logged_once() {
+fn repeated_failure_is_logged_once() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
@@ -345,7 +345,7 @@ fn a_failure_that_stays_the_same_is_logged_once() {
 }
 
 #[test]
-fn a_host_that_was_not_ready_is_taken_up_when_it_is() {
+fn director_takes_up_its_host_once_it_is_ready() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let local: PathBuf = place.path("local.json").into();

@@ -32,7 +32,7 @@ fn set(key: &str, value: &[u8]) -> Op {
 }
 
 #[test]
-fn pairs_of_any_name_come_back_as_they_were_written() {
+fn key_with_any_characters_is_read_as_written() {
     let Some(consul) = shared() else { return };
     let every_byte: Vec<u8> = (0..=255).collect();
     for key in ["names/plain", "names/with blank:and-._", "names/umläut%2Fslash", "names/a?b#c&d=e+f", "names/tank/a/b"]
@@ -48,7 +48,7 @@ fn pairs_of_any_name_come_back_as_they_were_written() {
 }
 
 #[test]
-fn a_transaction_happens_as_a_whole_or_not_at_all() {
+fn transaction_is_atomic() {
     let Some(consul) = shared() else { return };
     let cas = |key: &str, index| Op::Cas { key: key.to_owned(), value: b"x".to_vec(), index };
     let Committed::At(first) = block_on(consul.commit(&[cas("txn/a", 0), cas("txn/b", 0)])).unwrap() else { panic!() };
@@ -69,7 +69,7 @@ fn a_transaction_happens_as_a_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_watch_ends_with_the_change_or_its_time() {
+fn watch_ends_with_change_or_timeout() {
     let Some(consul) = shared() else { return };
     block_on(consul.commit(&[set("watched", b"1")])).unwrap();
     let (_, index) = block_on(consul.get("watched")).unwrap();
@@ -84,7 +84,7 @@ fn a_watch_ends_with_the_change_or_its_time() {
 }
 
 #[test]
-fn a_lock_has_one_holder_at_a_time() {
+fn lock_has_one_holder_at_a_time() {
     let Some(consul) = shared() else { return };
     let session =
         |name| block_on(consul.create_session(name, Duration::from_secs(10), Duration::from_secs(1))).unwrap();
@@ -112,7 +112,7 @@ fn a_lock_has_one_holder_at_a_time() {
 }
 
 #[test]
-fn a_service_is_as_well_as_it_says() {
+fn service_has_the_health_it_reports() {
     let Some(consul) = shared() else { return };
     let service = Registration {
         service: "zsync-test".into(),
@@ -146,7 +146,7 @@ fn a_service_is_as_well_as_it_says() {
 const TOKEN: &str = "11111111-2222-3333-4444-555555555555";
 
 #[test]
-fn tokens_are_sent_and_never_told() {
+fn token_is_sent_and_never_printed() {
     let acl = format!(r#"acl {{ enabled = true, default_policy = "deny", tokens {{ master = "{TOKEN}" }} }}"#);
     let Some(consul) = consul::Agent::start(&[&acl]) else { return };
     let with = |token: &str| ConsulConfig {
@@ -171,7 +171,7 @@ fn tokens_are_sent_and_never_told() {
 }
 
 #[test]
-fn an_agent_that_is_away_is_said_in_one_line_and_found_again() {
+fn lost_consul_is_reported_in_one_line_and_found_again() {
     let Some(mut consul) = consul::Agent::start(&[]) else { return };
     let client = at(&consul.address);
     block_on(client.commit(&[set("a", b"1")])).unwrap();
@@ -203,7 +203,7 @@ fn nonsense(answer: &'static [u8]) -> String {
 }
 
 #[test]
-fn what_is_no_consul_is_an_error_and_never_an_answer() {
+fn response_of_other_server_is_an_error() {
     for (answer, part) in [
         (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "cannot reach"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[]", "cannot reach"),
@@ -223,7 +223,7 @@ fn what_is_no_consul_is_an_error_and_never_an_answer() {
 }
 
 #[test]
-fn a_silent_server_is_given_up() {
+fn request_to_silent_server_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let consul = at(&listener.local_addr().unwrap().to_string());
     let begun = Instant::now();
@@ -234,7 +234,7 @@ fn a_silent_server_is_given_up() {
 }
 
 #[test]
-fn a_unix_socket_is_as_good() {
+fn client_speaks_over_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("consul.sock");
     let listen = format!(r#"addresses {{ http = "127.0.0.1 unix://{}" }}"#, socket.display());
@@ -245,7 +245,7 @@ fn a_unix_socket_is_as_good() {
 }
 
 #[test]
-fn tls_is_checked_on_both_sides() {
+fn tls_is_verified_on_both_sides() {
     let Some(program) = consul::program_or_skip() else { return };
     let folder = tempfile::tempdir().unwrap();
     let make = |below: &str, args: &[&str]| {

@@ -143,7 +143,7 @@ fn seek(server: usize, name: &str) -> Option<Leadership> {
 }
 
 #[test]
-fn a_director_at_a_server_that_is_cut_off_stops_before_another_one_begins() {
+fn director_at_isolated_server_stops_before_another_one_starts() {
     let Some(cluster) = Cluster::start() else { return };
     let cut = until("a leader is elected", 90, || cluster.leader());
     let other = (cut + 1) % 3;

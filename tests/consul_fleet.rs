@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::config::{parse_local, parse_policy};
-use zsync::consul::{Consul, Health, Settings};
+use zsync::consul::{Consul, Health};
 use zsync::director::{Election, Leadership, Pass, Report, Sought};
 use zsync::fleet::health::ServiceHealth;
 use zsync::fleet::{Dispatcher, FleetState};
@@ -17,9 +17,9 @@ use zsync::host::publish::fences::Fences;
 use zsync::host::publish::presence;
 use zsync::host::publish::presence::ServiceRegistration;
 use zsync::host::publish::publisher::Publisher;
-use zsync::model::{Action, Counter, DatasetName, HostName, ResponseStatus};
+use zsync::model::{Action, Counter, ResponseStatus};
 use zsync::policy::Local;
-use zsync::policy::{ConsulConfig, Policy};
+use zsync::policy::Policy;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::sys::runtime::block_on;
@@ -30,28 +30,7 @@ mod common;
 
 use common::consul;
 use common::loopback::listen;
-
-fn at(address: &str) -> Consul {
-    let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
-}
-
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn host(text: &str) -> HostName {
-    text.parse().unwrap()
-}
-
-/// Waits for something, at most half a minute.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
+use common::{consul_at, ds, host, order, wait_until};
 
 /// One host with everything that it runs.
 struct Host {
@@ -122,7 +101,7 @@ impl Fleet {
 
     /// Until both hosts have published all, and say so.
     fn settle(&self) {
-        until("everything is published", || {
+        wait_until("everything is published", || {
             let well = |service| {
                 let found = block_on(self.consul.instances(service)).unwrap_or_default();
                 let ours = [&self.alpha, &self.beta].map(|host| [&host.address, &host.receive_address]).concat();
@@ -207,11 +186,11 @@ fn told(report: &Report) -> Vec<String> {
 }
 
 fn shared() -> Option<Consul> {
-    consul::shared().map(at)
+    consul::shared().map(consul_at)
 }
 
 #[test]
-fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
+fn next_director_knows_last_pass_without_listing() {
     let Some(consul) = shared() else { return };
     let (fleet, leadership, _) = Fleet::after(4, consul);
     assert_eq!(fleet.alpha.names("tank/data").len(), 1, "the policy's rules are kept");
@@ -238,7 +217,7 @@ fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
 
 /// The catalog is lost in between: it is rebuilt from the hosts alone, and nothing is sent or destroyed wrongly.
 #[test]
-fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
+fn pass_rebuilds_emptied_catalog() {
     let Some(consul) = shared() else { return };
     let (mut fleet, leadership, world) = Fleet::after(3, consul);
     let (ours, theirs) = (fleet.alpha.names("tank/data"), fleet.beta.names("pool/copy"));
@@ -262,7 +241,7 @@ fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
 }
 
 #[test]
-fn a_resync_tells_every_difference_and_mends_it() {
+fn resync_reports_and_fixes_every_difference() {
     let Some(consul) = shared() else { return };
     let (fleet, leadership, world) = Fleet::after(1, consul);
     // Behind zsync's back: no pass sees it before the resync.
@@ -280,7 +259,7 @@ fn a_resync_tells_every_difference_and_mends_it() {
 }
 
 #[test]
-fn only_one_directs_and_the_next_takes_over() {
+fn next_director_takes_over_after_resignation() {
     let Some(consul) = shared() else { return };
     let mut fleet = Fleet::new(consul);
     fleet.later(1);
@@ -307,17 +286,13 @@ fn only_one_directs_and_the_next_takes_over() {
         fence: Some(fence),
         dest_dataset: "tank/data".into(),
         snapshot_uuid: vec![format!("{}:tank/data@{name}", guid.uuid())],
-        ..zsync_blank(Action::DestroySnapshot)
+        ..order(Action::DestroySnapshot)
     };
     let (refused, heeded) = (ask(&fleet.alpha.address, &order(old)), ask(&fleet.alpha.address, &order(new)));
     assert!(!refused.is_success && refused.status == ResponseStatus::Refused, "{refused:?}");
     assert!(refused.error.contains("another director has taken over"), "{refused:?}");
     assert!(heeded.is_success && heeded.error.contains("stays"), "the newest is never destroyed: {heeded:?}");
     block_on(second.resign());
-}
-
-fn zsync_blank(action: Action) -> DirectorsOrder {
-    serde_json::from_value(serde_json::json!({ "OrderUUID": uuid::Uuid::now_v7(), "Action": action })).unwrap()
 }
 
 /// Gives one order, past every director.
@@ -330,7 +305,7 @@ fn ask(address: &str, order: &DirectorsOrder) -> Response {
 }
 
 #[test]
-fn a_broken_lock_is_noticed_at_once_and_no_more_orders_are_given() {
+fn director_stops_at_once_when_its_lock_is_deleted() {
     let Some(consul) = shared() else { return };
     let mut fleet = Fleet::new(consul);
     fleet.later(1);
@@ -350,9 +325,9 @@ fn a_broken_lock_is_noticed_at_once_and_no_more_orders_are_given() {
 }
 
 #[test]
-fn while_consul_is_away_agents_finish_and_publish_later() {
+fn agents_finish_orders_without_consul_and_publish_later() {
     let Some(mut server) = consul::Agent::start(&[]) else { return };
-    let mut fleet = Fleet::new(at(&server.address));
+    let mut fleet = Fleet::new(consul_at(&server.address));
     let leadership = fleet.lead("one");
     let world = fleet.world();
     fleet.later(1);
@@ -367,7 +342,7 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
     let order = DirectorsOrder {
         snapshot_name: "by-hand".into(),
         dest_dataset: "tank/data".into(),
-        ..zsync_blank(Action::TakeSnapshot)
+        ..order(Action::TakeSnapshot)
     };
     let response = ask(&fleet.alpha.address, &order);
     assert!(response.is_success && response.unpublished, "{response:?}");
@@ -387,7 +362,7 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
 }
 
 #[test]
-fn old_marks_are_forgotten_by_age() {
+fn catalog_forgets_old_marks_by_age() {
     let Some(consul) = shared() else { return };
     let (fleet, leadership, _) = Fleet::after(3, consul);
     let catalog = fleet.catalog();

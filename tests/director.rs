@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::loopback::listen;
+use common::{ds, local};
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
-use zsync::config::{parse_local, parse_policy};
+use zsync::config::parse_policy;
 use zsync::director::{Pass, Report};
 use zsync::fleet::{Dispatcher, FleetState};
 use zsync::model::{Action, DatasetName, HostName};
@@ -30,17 +31,12 @@ struct Fleet {
     now: DateTime<Utc>,
 }
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
 impl Fleet {
     fn new() -> Self {
         let mut pools = BTreeMap::new();
         let mut addresses = BTreeMap::new();
         let source = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/other" }, { "name": "spare", "slave": true } ] }"#;
         let copies = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "append_only": false } ] }"#;
-        let local = |text| Arc::new(parse_local("local.json", text).unwrap_or_else(|e| panic!("{e}")));
         for (seed, host) in ["alpha", "beta", "gamma"].into_iter().enumerate() {
             let fake = Fake::new(seed as u64 + 1);
             if host != "alpha" {
@@ -111,7 +107,7 @@ const SYNC: &str = r#"{ "hostname": "alpha", "dataset": "tank/data", "recursive"
               "retention": ["1 in last day"], "sync_retention": ["2 in last day"] } }"#;
 
 #[test]
-fn one_pass_takes_sends_to_all_and_a_second_finds_nothing_to_do() {
+fn pass_takes_and_sends_to_all_and_leaves_nothing_to_the_next() {
     let fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     let report = fleet.pass(&policy);
@@ -134,7 +130,7 @@ fn one_pass_takes_sends_to_all_and_a_second_finds_nothing_to_do() {
 }
 
 #[test]
-fn both_sides_are_pruned_by_their_own_rules() {
+fn pass_prunes_each_side_by_its_own_retention() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     for _ in 0..5 {
@@ -147,7 +143,7 @@ fn both_sides_are_pruned_by_their_own_rules() {
 }
 
 #[test]
-fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
+fn unreachable_host_stops_nothing_else_and_loses_nothing() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     assert!(fleet.pass(&policy).is_success());
@@ -168,7 +164,7 @@ fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
 }
 
 #[test]
-fn a_host_that_never_answers_holds_up_only_what_has_to_do_with_it() {
+fn silent_host_delays_only_its_own_orders() {
     let mut fleet = Fleet::new();
     // Whoever connects is answered nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -207,7 +203,7 @@ fn a_host_that_never_answers_holds_up_only_what_has_to_do_with_it() {
 }
 
 #[test]
-fn a_dataset_that_fails_stops_no_other_one() {
+fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     assert!(fleet.pass(&policy).is_success());
@@ -229,7 +225,7 @@ fn a_dataset_that_fails_stops_no_other_one() {
 
 /// Where takes and transfers share a schedule, the newest snapshot is always too new to go.
 #[test]
-fn a_transfer_by_schedule_is_not_starved_by_takes() {
+fn scheduled_transfer_is_not_starved_by_takes() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other",
@@ -245,7 +241,7 @@ fn a_transfer_by_schedule_is_not_starved_by_takes() {
 
 /// Two policies of one dataset: a snapshot of one does not stand in for one of the other.
 #[test]
-fn what_one_policy_took_does_not_make_the_dataset_idle_for_another() {
+fn snapshot_of_one_policy_does_not_make_dataset_idle_for_another() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other",
@@ -261,7 +257,7 @@ fn what_one_policy_took_does_not_make_the_dataset_idle_for_another() {
 }
 
 #[test]
-fn an_idle_dataset_is_asked_once_per_slot() {
+fn idle_dataset_is_asked_once_per_slot() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other", "sync": { "prefix": "S", "creation": "* * * * *" } }"#,
@@ -274,7 +270,7 @@ fn an_idle_dataset_is_asked_once_per_slot() {
 }
 
 #[test]
-fn a_copy_to_another_pool_of_the_same_host_needs_no_other_process() {
+fn local_copy_needs_no_other_process() {
     let fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other",
@@ -286,7 +282,7 @@ fn a_copy_to_another_pool_of_the_same_host_needs_no_other_process() {
 }
 
 #[test]
-fn every_outcome_is_in_the_catalog() {
+fn pass_records_every_outcome_in_catalog() {
     let fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     let report = fleet.pass(&policy);
@@ -298,7 +294,7 @@ fn every_outcome_is_in_the_catalog() {
 }
 
 #[test]
-fn datasets_that_are_far_behind_take_one_stream_each() {
+fn dataset_far_behind_takes_one_stream() {
     const DATASETS: usize = 20;
     const BEHIND: usize = 300;
     let mut fleet = Fleet::new();

@@ -10,12 +10,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod common;
+
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use common::{ds, resident};
 use futures_lite::io::Cursor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -190,12 +193,6 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
 }
 
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
-}
-
 /// One target after the other: each looks at the memory of all.
 static TURN: Mutex<()> = Mutex::new(());
 
@@ -219,14 +216,14 @@ fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
         slowest = slowest.max(took);
         assert!(ended.is_ok() && took < LONGEST, "{target}, input {n}, {took:?}: {}", input.escape_ascii());
         if n == inputs / 10 {
-            before = resident();
+            before = resident(std::process::id());
         }
     }
-    let grown = resident().saturating_sub(before);
+    let grown = resident(std::process::id()).saturating_sub(before);
     println!(
         "{target}: {inputs} inputs in {:.1?}, the slowest {slowest:.1?}, {} MiB resident, {} KiB more than after a tenth",
         began.elapsed(),
-        resident() >> 20,
+        resident(std::process::id()) >> 20,
         grown >> 10
     );
     assert!(grown < GROWTH, "{target}: memory grew by {grown} bytes");
@@ -260,7 +257,7 @@ fn is_harmless(name: &str) -> bool {
 // --- Targets.
 
 #[test]
-fn orders() {
+fn orders_are_parsed_without_panic() {
     fuzz("orders", &corpus("orders"), |bytes| {
         message::<DirectorsOrder>(bytes);
         message::<OrderToSlave>(bytes);
@@ -268,7 +265,7 @@ fn orders() {
 }
 
 #[test]
-fn answers_of_an_agent() {
+fn agent_lines_are_parsed_without_panic() {
     fuzz("answers of an agent", &corpus("agent"), |bytes| {
         message::<AgentLine>(bytes);
         message::<Response>(bytes);
@@ -276,7 +273,7 @@ fn answers_of_an_agent() {
 }
 
 #[test]
-fn words_of_a_slave() {
+fn slave_lines_are_parsed_without_panic() {
     fuzz("words of a slave", &corpus("slave"), |bytes| {
         message::<ListUuids>(bytes);
         message::<Response>(bytes);
@@ -287,7 +284,7 @@ fn words_of_a_slave() {
 }
 
 #[test]
-fn steps_of_a_transfer() {
+fn transfer_steps_are_parsed_without_panic() {
     fuzz("steps of a transfer", &corpus("steps"), |bytes| {
         message::<Step>(bytes);
         message::<StreamEnd>(bytes);
@@ -303,7 +300,7 @@ fn conn(bytes: &[u8]) -> Conn {
 }
 
 #[test]
-fn lines_and_frames() {
+fn lines_and_frames_are_read_within_limits() {
     let mut seeds = corpus("orders");
     seeds.push(b"\0\0\0\x03abc\xff\xff\xff\xff\0\0\0\x01x\0\0\0\0{\"IsSuccess\":true}\n".to_vec());
     seeds.push(b"a\nb\n\nc".to_vec());
@@ -332,7 +329,7 @@ fn lines_and_frames() {
 }
 
 #[test]
-fn names() {
+fn names_that_parse_are_harmless() {
     fuzz("names", &corpus("names"), |bytes| {
         let text = String::from_utf8_lossy(bytes);
         for text in text.lines() {
@@ -362,7 +359,7 @@ fn names() {
 }
 
 #[test]
-fn listings_of_zfs() {
+fn zfs_listings_are_parsed_without_panic() {
     fuzz("listings of zfs", &corpus("zfs-list"), |bytes| {
         let datasets = parse::datasets(bytes);
         let rows = parse::snapshots(bytes);
@@ -377,7 +374,7 @@ fn listings_of_zfs() {
 }
 
 #[test]
-fn other_output_of_zfs() {
+fn zfs_output_is_parsed_without_panic() {
     fuzz("other output of zfs", &corpus("zfs-other"), |bytes| {
         drop((parse::cloned(bytes), parse::values(bytes), parse::holds(bytes), parse::version(bytes)));
         if let Ok(resumable) = parse::resumable(bytes) {
@@ -388,7 +385,7 @@ fn other_output_of_zfs() {
 }
 
 #[test]
-fn certificates() {
+fn certificates_are_parsed_without_panic() {
     let ca = mint_ca("fuzz CA", chrono::Utc::now(), 30).unwrap();
     let also = vec!["alpha.example.org".parse().unwrap()];
     let roles = zsync::model::PeerRole::ALL.into_iter().collect();
@@ -409,7 +406,7 @@ fn certificates() {
 }
 
 #[test]
-fn configurations() {
+fn configurations_are_parsed_without_panic() {
     let mut seeds = Vec::new();
     for file in ["full/server.json", "full/local.json", "fleet/server.json", "two-hosts-tls/beta/local.json"] {
         seeds.push(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(file)).unwrap());
@@ -432,12 +429,8 @@ fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     });
 }
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
 #[test]
-fn conversations_with_a_slave() {
+fn slave_survives_any_conversation() {
     let fake = Fake::new(1);
     fake.create(&ds("pool"));
     fake.create(&ds("pool/other"));
@@ -474,7 +467,7 @@ fn conversations_with_a_slave() {
 }
 
 #[test]
-fn conversations_with_an_agent() {
+fn agent_survives_any_conversation() {
     let local = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/off", "enable": false } ] }"#;
     let local = Arc::new(parse_local("f", local).unwrap());
     let set_up = || {

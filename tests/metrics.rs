@@ -51,7 +51,7 @@ fn passed() -> PassMetrics {
 }
 
 #[test]
-fn a_pass_is_told_with_what_it_left() {
+fn pass_metrics_describe_its_result() {
     let passed = passed();
     let text = passed.text();
     assert!(text.ends_with("# EOF\n"), "{text}");
@@ -98,7 +98,7 @@ fn named(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn names_follow_the_conventions_and_are_in_the_page() {
+fn metric_names_follow_conventions_and_are_documented() {
     let told = names(&everything());
     assert!(told.len() > 20, "{told:?}");
     for name in &told {
@@ -112,7 +112,7 @@ fn names_follow_the_conventions_and_are_in_the_page() {
 }
 
 #[test]
-fn examples_name_what_exists() {
+fn examples_use_existing_metrics() {
     let told = names(&everything());
     for file in ["examples/prometheus/zsync.rules.yml", "examples/grafana/zsync.json"] {
         let text = project(file);
@@ -140,7 +140,7 @@ fn examples_name_what_exists() {
 /// Says something to a server of metrics, and gives its answer.
 fn asked(address: &str, words: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(common::program::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
     stream.write_all(words.as_bytes()).unwrap();
     drop(stream.shutdown(Shutdown::Write));
     let mut answer = String::new();
@@ -149,7 +149,7 @@ fn asked(address: &str, words: &str) -> String {
 }
 
 #[test]
-fn metrics_are_told_by_http_and_nothing_else_is() {
+fn http_serves_metrics_and_nothing_else() {
     let text: http::Text = Arc::new(|| "zsync_build_info 1\n# EOF\n".to_owned());
     let address = runtime::block_on(http::serve("127.0.0.1:0", text)).unwrap();
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9000));
@@ -175,7 +175,7 @@ fn metrics_are_told_by_http_and_nothing_else_is() {
 // --- The program.
 
 #[test]
-fn a_pass_from_cron_writes_its_file_and_is_silent() {
+fn pass_from_cron_writes_metrics_file_silently() {
     let place = Place::new();
     let ended = place.run("director --once --metrics-file {}/zsync.prom");
     assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""), "{ended:?}");
@@ -187,7 +187,7 @@ fn a_pass_from_cron_writes_its_file_and_is_silent() {
 }
 
 #[test]
-fn an_address_that_is_none_is_refused() {
+fn invalid_metrics_address_is_rejected() {
     let place = Place::new();
     for (arguments, words) in [
         ("agent --metrics beta", "has no port"),
@@ -204,7 +204,7 @@ fn an_address_that_is_none_is_refused() {
 }
 
 #[test]
-fn services_tell_theirs_on_this_machine_only() {
+fn service_metrics_listen_on_loopback_by_default() {
     let place = Place::new();
     for (arguments, name) in [
         ("agent --listen 127.0.0.1:0 --metrics 0", "zsync_agent_orders_running"),

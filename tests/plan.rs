@@ -5,11 +5,14 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod common;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::schema;
 use serde_json::{Value, json};
 
 #[path = "plan/saved.rs"]
@@ -142,7 +145,7 @@ const CASES: &[Case] = &[
 ];
 
 #[test]
-fn each_case_ends_as_expected() {
+fn plan_prints_expected_output_for_each_case() {
     let mut wrong = String::new();
     for Case(name, status, policy, catalog, more) in CASES {
         let mut args = vec!["--config", policy, "--catalog", catalog];
@@ -168,23 +171,16 @@ fn each_case_ends_as_expected() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-fn schema(file: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(project("examples/schema").join(file)).unwrap()).unwrap()
-}
-
 /// Holds values against a schema, or against one of its parts.
 fn assert_valid<'v>(schema: &Value, part: Option<&str>, what: &str, values: impl IntoIterator<Item = &'v Value>) {
     let mut schema = schema.clone();
     if let Some(part) = part {
         schema = json!({ "$ref": format!("#/$defs/{part}"), "$defs": schema["$defs"] });
     }
-    let validator = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
     let mut count = 0;
     for value in values {
         count += 1;
-        let problems: Vec<String> =
-            validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-        assert!(problems.is_empty(), "{what}: {problems:#?}\n{value:#}");
+        common::assert_valid(&schema, value);
     }
     assert!(count > 0, "{what}: nothing was held against the schema");
 }
@@ -195,7 +191,7 @@ fn lines(text: &str) -> Vec<Value> {
 
 /// The expected outputs are what each_case_ends_as_expected compares with.
 #[test]
-fn all_json_is_as_its_schema_says() {
+fn json_output_is_valid_by_its_schema() {
     let plan = schema("plan.schema.json");
     let expected = |file: &str| fs::read_to_string(project("tests/plan").join(file)).unwrap();
     let whole = |file: &str| -> Value { serde_json::from_str(&expected(file)).unwrap() };
@@ -231,7 +227,7 @@ fn all_json_is_as_its_schema_says() {
 
 /// A schema that takes anything would prove nothing.
 #[test]
-fn schemas_refuse_what_is_not_so() {
+fn schemas_reject_invalid_documents() {
     let plan = schema("plan.schema.json");
     let text = fs::read_to_string(project("tests/plan/explain.json")).unwrap();
     let good: Value = serde_json::from_str(&text).unwrap();
@@ -253,7 +249,7 @@ fn schemas_refuse_what_is_not_so() {
 }
 
 #[test]
-fn an_exported_catalog_decides_as_the_one_that_it_was_made_from() {
+fn exported_catalog_gives_the_same_plan() {
     let export = |catalog: &str, to: &[&str], input: &str| {
         let mut args = vec!["--config", "server.json", "--catalog", catalog, "--export-catalog"];
         args.extend(to);
@@ -287,7 +283,7 @@ fn an_exported_catalog_decides_as_the_one_that_it_was_made_from() {
 
 /// How long it takes is told by the benchmark.
 #[test]
-fn a_simulation_of_every_example_keeps_its_promises() {
+fn simulation_of_every_example_keeps_its_promises() {
     for example in ["one-host", "two-hosts", "fleet", "full"] {
         let policy = project("examples").join(example).join("server.json");
         let policy = policy.to_str().unwrap();

@@ -6,10 +6,10 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::pair::Pair;
-use common::{ds, guids, local, order, snap};
+use common::{ds, guids, local, order, snap, wait_until};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use zsync::agent::Agent;
 use zsync::model::{Action, Counter, DatasetName, Guid, OnDivergence, ResponseStatus, SendFlags};
@@ -18,8 +18,6 @@ use zsync::wire::{CommonBase, DirectorsOrder, Response};
 use zsync::zfs::fake::{Fake, Fault, LONGEST, RECORD};
 use zsync::zfs::{ErrorKind, ReceiveSpec, SendFrom, SendSpec, Zfs, ZfsRead};
 
-/// How long anything here may take before it counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// The most that the header and the trailer of one snapshot add to a stream.
 const OVERHEAD: u64 = 700;
 /// A byte in the middle of the first copy.
@@ -92,14 +90,6 @@ fn leave_partial(from: &Fake, dataset: &str, flags: SendFlags, to: &Fake) {
         received.end.await.unwrap_err();
     });
     assert!(token(to, COPY).is_some());
-}
-
-fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < end, "{what} within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 fn has_moved(pair: &Pair) -> bool {
@@ -408,7 +398,7 @@ fn partial_state_of_other_host_is_discarded() {
 }
 
 #[test]
-fn partial_state_that_is_not_raw_is_discarded_for_an_encrypted_source_and_the_other_way_round() {
+fn partial_state_is_discarded_unless_as_raw_as_source() {
     for encrypted in [true, false] {
         let pair = Pair::new();
         let first = pair.take("S_1");
@@ -458,8 +448,8 @@ fn interrupted_replacement_is_discarded_and_replaced_again() {
 }
 
 #[test]
-fn nonsense_as_token_is_discarded() {
-    // A slave may say anything; here the partial state is of a stream that the source cannot decode.
+fn failed_send_of_token_leaves_it_to_next_order() {
+    // The token was valid when the transfer was planned, and is not any more when the stream starts.
     let (pair, first) = interrupted_first_copy();
     pair.alpha.fail_next("send -t", ErrorKind::StaleToken, "cannot resume send: resume token is corrupt");
     let failed = pair.send(first);

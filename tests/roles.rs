@@ -16,7 +16,7 @@ use zsync::wire::{CommonBase, DirectorsOrder, Response};
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
 #[test]
-fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {
+fn first_copy_brings_whole_history_and_leaves_one_hold_and_one_cursor() {
     let pair = Pair::new();
     let (first, second) = (pair.take("S_1"), pair.take("S_2"));
     let response = pair.send(second);
@@ -31,7 +31,7 @@ fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {
 }
 
 #[test]
-fn estimates_say_what_an_order_would_do_and_do_nothing() {
+fn estimate_tells_size_of_order_and_changes_nothing() {
     let pair = Pair::new();
     let (first, second, third) = (pair.take("S_1"), pair.take("S_2"), pair.take("S_3"));
     runtime::block_on(pair.alpha.hold("mine", &ds("tank/data"), &[snap("S_2")])).unwrap();
@@ -77,7 +77,7 @@ fn estimates_say_what_an_order_would_do_and_do_nothing() {
 }
 
 #[test]
-fn an_increment_moves_hold_and_cursor_on() {
+fn increment_moves_hold_and_cursor() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -93,7 +93,7 @@ fn an_increment_moves_hold_and_cursor_on() {
 }
 
 #[test]
-fn the_cursor_carries_on_where_the_common_snapshot_was_pruned_on_the_source() {
+fn send_continues_from_cursor_if_common_snapshot_was_pruned() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -105,7 +105,7 @@ fn the_cursor_carries_on_where_the_common_snapshot_was_pruned_on_the_source() {
 }
 
 #[test]
-fn a_failed_receive_changes_nothing_there_and_the_next_order_succeeds() {
+fn failed_receive_changes_nothing_and_next_order_succeeds() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.beta.fail_next("receive", ErrorKind::NoSpace, "cannot receive new filesystem stream: out of space");
@@ -119,7 +119,7 @@ fn a_failed_receive_changes_nothing_there_and_the_next_order_succeeds() {
 }
 
 #[test]
-fn a_destination_with_snapshots_of_its_own_is_left_alone_and_shown() {
+fn diverged_destination_is_left_alone_and_reported() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -136,7 +136,7 @@ fn a_destination_with_snapshots_of_its_own_is_left_alone_and_shown() {
 }
 
 #[test]
-fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it() {
+fn written_destination_is_rolled_back_only_if_order_allows_it() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -150,7 +150,7 @@ fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it(
 }
 
 #[test]
-fn what_receives_loses_nothing_unless_its_own_host_says_so() {
+fn append_only_destination_loses_nothing() {
     let open = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
     let refused = |response: &Response| {
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
@@ -182,7 +182,7 @@ fn what_receives_loses_nothing_unless_its_own_host_says_so() {
 }
 
 #[test]
-fn an_existing_dataset_without_snapshots_is_not_overwritten() {
+fn dataset_without_snapshots_is_not_overwritten() {
     let pair = Pair::new();
     pair.beta.create(&ds("pool/copy"));
     let first = pair.take("S_1");
@@ -193,7 +193,7 @@ fn an_existing_dataset_without_snapshots_is_not_overwritten() {
 }
 
 #[test]
-fn a_dataset_that_is_not_open_is_refused_with_the_way_out() {
+fn receive_into_closed_dataset_is_refused_with_hint() {
     for (local, words) in [
         (r#"{ "local_datasets": [ { "name": "pool/other", "slave": true } ] }"#, "is not listed"),
         (r#"{ "local_datasets": [ { "name": "pool/copy", "slave": false } ] }"#, "not open for receiving"),
@@ -210,7 +210,7 @@ fn a_dataset_that_is_not_open_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn a_slave_that_is_down_is_out_of_reach_and_may_be_tried_again() {
+fn send_to_unreachable_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let order = DirectorsOrder { destination_address: Some("127.0.0.1:1".into()), ..pair.send_order(first) };
@@ -219,7 +219,7 @@ fn a_slave_that_is_down_is_out_of_reach_and_may_be_tried_again() {
 }
 
 #[test]
-fn a_copy_within_one_host_needs_no_slave() {
+fn local_copy_needs_no_slave() {
     let pair = Pair::new();
     pair.alpha.create(&ds("tank"));
     let first = pair.take("S_1");
@@ -232,7 +232,7 @@ fn a_copy_within_one_host_needs_no_slave() {
 }
 
 #[test]
-fn an_agent_destroys_only_what_is_safe_to_destroy() {
+fn destroy_spares_held_cloned_unsent_and_newest_snapshots() {
     let pair = Pair::new();
     let guids: Vec<Guid> = (1..=6).map(|n| pair.take(&format!("S_{n}"))).collect();
     pair.send(guids[3]);
@@ -261,7 +261,7 @@ fn an_agent_destroys_only_what_is_safe_to_destroy() {
 }
 
 #[test]
-fn a_destroy_names_what_it_means_or_nothing_goes() {
+fn destroy_spares_renamed_snapshot() {
     let pair = Pair::new();
     let (first, _) = (pair.take("S_1"), pair.take("S_2"));
     let records = vec![format!("{}:tank/data@S_other", first.uuid())];
@@ -272,7 +272,7 @@ fn a_destroy_names_what_it_means_or_nothing_goes() {
 }
 
 #[test]
-fn nothing_written_makes_a_mark_instead_of_a_snapshot() {
+fn take_of_unwritten_dataset_leaves_mark_instead_of_snapshot() {
     let pair = Pair::new();
     pair.alpha.set_now(DateTime::<Utc>::UNIX_EPOCH);
     pair.take("S_1");
@@ -289,7 +289,7 @@ fn nothing_written_makes_a_mark_instead_of_a_snapshot() {
 }
 
 #[test]
-fn a_repeated_take_is_not_a_second_snapshot() {
+fn repeated_take_makes_no_second_snapshot() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     assert_eq!(pair.take("S_1"), first);
@@ -297,7 +297,7 @@ fn a_repeated_take_is_not_a_second_snapshot() {
 }
 
 #[test]
-fn what_may_pass_is_tried_again_and_what_may_not_is_told_at_once() {
+fn temporary_failure_is_retried_and_lasting_one_reported_at_once() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let patient = DirectorsOrder { retry_for: Some(20), ..pair.send_order(first) };
@@ -317,7 +317,7 @@ fn what_may_pass_is_tried_again_and_what_may_not_is_told_at_once() {
 }
 
 #[test]
-fn an_order_of_a_newer_protocol_is_refused() {
+fn order_of_newer_protocol_is_refused() {
     let pair = Pair::new();
     let newer = DirectorsOrder { protocol: 99, ..order(Action::KvResync) };
     let (response, _) = pair.carry_out(&newer);
@@ -347,7 +347,7 @@ fn allowed(pair: &Pair, guid: Guid, keys: &str) -> Response {
 }
 
 #[test]
-fn snapshots_of_the_destinations_own_go_only_if_the_order_says_so_twice() {
+fn rollback_destroys_snapshots_only_if_order_allows_both() {
     let (pair, second) = diverged();
     let before = pair.copy();
     for keys in ["", "RollbackIfNeeded=true", "RollbackMayDestroy=true"] {
@@ -365,7 +365,7 @@ fn snapshots_of_the_destinations_own_go_only_if_the_order_says_so_twice() {
 }
 
 #[test]
-fn a_rollback_destroys_nothing_that_is_held_there_and_then_nothing_at_all() {
+fn rollback_over_held_snapshot_destroys_nothing() {
     let (pair, second) = diverged();
     runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs-too"))).unwrap();
     runtime::block_on(pair.beta.hold("mine", &ds("pool/copy"), &[snap("theirs")])).unwrap();
@@ -377,7 +377,7 @@ fn a_rollback_destroys_nothing_that_is_held_there_and_then_nothing_at_all() {
 }
 
 #[test]
-fn a_diverged_destination_is_set_aside_and_copied_anew() {
+fn diverged_destination_is_set_aside_and_copied_again() {
     let (pair, second) = diverged();
     let before = pair.copy();
     let response = allowed(&pair, second, "OnDivergence=set_aside");
@@ -392,7 +392,7 @@ fn a_diverged_destination_is_set_aside_and_copied_anew() {
 }
 
 #[test]
-fn what_is_append_only_is_not_rolled_back_and_set_aside_only_to_where_it_is_as_safe() {
+fn append_only_destination_is_set_aside_only_within_append_only_entry() {
     for (above, is_set_aside) in [("", true), (r#", { "name": "pool" }"#, false)] {
         let destination = format!(r#"{{ "local_datasets": [ {{ "name": "pool/copy", "slave": true }} {above} ] }}"#);
         let pair = Pair::with_destination(&destination);
@@ -411,7 +411,7 @@ fn what_is_append_only_is_not_rolled_back_and_set_aside_only_to_where_it_is_as_s
 }
 
 #[test]
-fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
+fn copy_follows_no_source_without_proof_of_its_rename() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
@@ -427,7 +427,7 @@ fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
 }
 
 #[test]
-fn a_cursors_name_on_another_snapshots_bookmark_is_an_error() {
+fn cursor_name_taken_by_other_bookmark_is_an_error() {
     let pair = Pair::new();
     let (first, second) = (pair.take("S_1"), pair.take("S_2"));
     let cursor = snap(&format!("zsync:beta:pool:copy:{:016x}", second.0));
@@ -439,7 +439,7 @@ fn a_cursors_name_on_another_snapshots_bookmark_is_an_error() {
 }
 
 #[test]
-fn holds_for_places_that_are_no_destinations_any_more_are_released() {
+fn send_releases_holds_of_former_destinations() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for tag in ["zsync:to:gamma:pool/gone", "zsync:to:delta:pool/other", "mine"] {
@@ -451,7 +451,7 @@ fn holds_for_places_that_are_no_destinations_any_more_are_released() {
 }
 
 #[test]
-fn a_clone_arrives_as_one_where_its_origin_is_and_else_whole() {
+fn clone_arrives_as_clone_if_origin_is_there_and_else_in_full() {
     for (origin, expected) in [("pool/copy/data", true), ("pool/copy/nowhere", false)] {
         let pair = Pair::new();
         let first = pair.take("S_1");
@@ -481,7 +481,7 @@ fn a_clone_arrives_as_one_where_its_origin_is_and_else_whole() {
 }
 
 #[test]
-fn a_copy_keeps_the_flags_that_it_was_made_with() {
+fn increment_keeps_send_flags_of_first_copy() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
@@ -502,7 +502,7 @@ fn a_copy_keeps_the_flags_that_it_was_made_with() {
 }
 
 #[test]
-fn properties_travel_only_where_the_receiver_asks_for_them() {
+fn properties_are_sent_only_if_receiver_asks() {
     let destination = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true,
         "properties": { "include": ["compression", "set*"], "override": { "atime": "off" } } } ] }"#;
     let pair = Pair::with_destination(destination);

@@ -13,7 +13,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::program::{LOCAL, PATIENCE, POLICY, Place, Running, ZFS, ended};
+use common::PATIENCE;
+use common::program::{LOCAL, POLICY, Place, Running, ZFS, ended};
 use serde_json::Value;
 
 /// What a service tells, message by message.
@@ -104,7 +105,7 @@ fn nothing_is_left(place: &Place) {
 }
 
 #[test]
-fn the_service_manager_is_told_of_start_reload_and_end() {
+fn service_notifies_systemd_of_start_reload_and_stop() {
     let place = Place::new();
     let manager = Manager::new(&place);
     for subcommand in ["agent --listen 127.0.0.1:0", "slave --listen 127.0.0.1:0", "director --interval 1h"] {
@@ -133,7 +134,7 @@ fn the_service_manager_is_told_of_start_reload_and_end() {
 }
 
 #[test]
-fn a_good_configuration_is_taken_over_on_sighup_and_a_bad_one_refused() {
+fn sighup_applies_valid_configuration_and_rejects_invalid_one() {
     let place = Place::new();
     let mut running = Running::start(&mut place.command("agent --listen 127.0.0.1:0"));
     let address = listens(&mut running);
@@ -159,7 +160,7 @@ fn a_good_configuration_is_taken_over_on_sighup_and_a_bad_one_refused() {
 }
 
 #[test]
-fn a_director_makes_a_pass_at_once_on_sighup() {
+fn sighup_starts_pass_at_once() {
     let place = Place::new();
     let mut running = Running::start(&mut place.command("director --interval 1h --log debug"));
     running.wait_for("the pass took", 1);
@@ -174,7 +175,7 @@ fn a_director_makes_a_pass_at_once_on_sighup() {
 }
 
 #[test]
-fn a_socket_of_the_service_manager_is_served() {
+fn agent_serves_socket_of_service_manager() {
     let place = Place::new();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
@@ -202,7 +203,7 @@ fn a_socket_of_the_service_manager_is_served() {
 }
 
 #[test]
-fn what_is_under_way_may_end_after_sigterm() {
+fn running_order_may_finish_after_sigterm() {
     let place = Place::new();
     // The listing waits until the process was asked to end.
     let open = place.path("open");
@@ -229,7 +230,7 @@ fn what_is_under_way_may_end_after_sigterm() {
 }
 
 #[test]
-fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
+fn running_order_is_aborted_after_grace_and_leaves_no_process() {
     let place = Place::new();
     slow_zfs(&place);
     for (subcommand, words) in [
@@ -261,7 +262,7 @@ fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
 }
 
 #[test]
-fn every_line_of_a_json_log_is_json() {
+fn json_log_has_json_on_every_line() {
     let place = Place::new();
     let mut running = Running::start(&mut place.command("agent --listen 127.0.0.1:0 --log debug --log-format json"));
     running.wait_for("listens on 127.0.0.1", 1);
@@ -281,7 +282,7 @@ fn every_line_of_a_json_log_is_json() {
 }
 
 #[test]
-fn the_journal_gets_priorities_and_no_time() {
+fn journal_gets_priorities_and_no_time() {
     let place = Place::new();
     let script = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec \"$@\"";
     let agent = place.command("agent --listen 127.0.0.1:0");
@@ -297,7 +298,7 @@ fn the_journal_gets_priorities_and_no_time() {
 // --- From cron.
 
 #[test]
-fn a_pass_makes_way_for_one_that_has_not_ended() {
+fn pass_makes_way_for_running_one() {
     let place = Place::new();
     slow_zfs(&place);
     let mut first = Running::start(&mut place.command("director --once --log debug --grace 0s"));
@@ -315,7 +316,7 @@ fn a_pass_makes_way_for_one_that_has_not_ended() {
 }
 
 #[test]
-fn a_pass_ends_within_its_time_and_says_what_is_missing() {
+fn pass_ends_at_timeout_and_reports_missing_parts() {
     let place = Place::new();
     slow_zfs(&place);
     let began = Instant::now();
@@ -328,7 +329,7 @@ fn a_pass_ends_within_its_time_and_says_what_is_missing() {
 }
 
 #[test]
-fn an_order_that_takes_too_long_is_named_and_remembered() {
+fn order_that_exceeds_timeout_is_reported_and_recorded() {
     let place = Place::new();
     place.policy(&POLICY.replace("@yearly", "* * * * *").replace("tank/data", "tank/slow"));
     place.write("local.json", &LOCAL.replace("tank/data", "tank/slow"));

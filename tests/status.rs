@@ -6,12 +6,13 @@ mod common;
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
 use std::process::Stdio;
 
 use chrono::Utc;
-use common::fleet::{Fleet, ago, ds};
-use common::program::{PATIENCE, Place, TWO_HOSTS, ended};
+use common::PATIENCE;
+use common::fleet::{Fleet, ago};
+use common::program::{Place, TWO_HOSTS, ended};
+use common::{ds, schema};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
 use zsync::commands::status::{Settings, Status, as_lines, as_text};
@@ -31,26 +32,14 @@ fn status_of(fleet: &Fleet, settings: &Settings) -> Status {
     status
 }
 
-fn schema() -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schema/status.schema.json");
-    serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
-}
-
-#[track_caller]
-fn assert_is(schema: &Value, value: &Value) {
-    let validator = jsonschema::options().should_validate_formats(true).build(schema).unwrap();
-    let problems: Vec<String> = validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-    assert!(problems.is_empty(), "{problems:#?}\n{value:#}");
-}
-
 /// As a document and line by line.
 #[track_caller]
 fn assert_valid(status: &Status) {
-    let schema = schema();
-    assert_is(&schema, &serde_json::to_value(status).unwrap());
+    let schema = schema("status.schema.json");
+    common::assert_valid(&schema, &serde_json::to_value(status).unwrap());
     let line = json!({ "$ref": "#/$defs/line", "$defs": schema["$defs"] });
     for text in as_lines(status).lines() {
-        assert_is(&line, &serde_json::from_str(text).unwrap());
+        common::assert_valid(&line, &serde_json::from_str(text).unwrap());
     }
 }
 
@@ -59,7 +48,7 @@ fn row<'s>(status: &'s Status, dataset: &str) -> &'s Row {
 }
 
 #[test]
-fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
+fn status_shows_lag_in_snapshots_time_and_bytes() {
     let fleet = Fleet::new();
     let first = fleet.take("tank/one", 300);
     fleet.take("tank/two", 300);
@@ -90,7 +79,7 @@ fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
 }
 
 #[test]
-fn looking_asks_and_changes_nothing() {
+fn status_changes_nothing() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     fleet.pass();
@@ -104,7 +93,7 @@ fn looking_asks_and_changes_nothing() {
 }
 
 #[test]
-fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
+fn status_shows_unreachable_host_as_last_seen() {
     let mut fleet = Fleet::new();
     fleet.take("tank/one", 300);
     assert!(fleet.pass().is_success());
@@ -125,7 +114,7 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
 }
 
 #[test]
-fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
+fn status_shows_diverged_destination_with_failed_order() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     assert!(fleet.pass().is_success());
@@ -155,7 +144,7 @@ fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
 }
 
 #[test]
-fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
+fn status_shows_running_transfer_until_its_pass_is_gone() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     fleet.pass();
@@ -190,7 +179,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
 // --- The program.
 
 #[test]
-fn the_program_tells_of_the_last_pass_in_every_format() {
+fn status_prints_last_pass_in_every_format() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let before = place.run("status");
@@ -204,7 +193,7 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
         assert!(table.stdout.contains(words), "{words}: {table:?}");
     }
     let json: Value = serde_json::from_str(&place.run("status --format json").stdout).unwrap();
-    assert_is(&schema(), &json);
+    common::assert_valid(&schema("status.schema.json"), &json);
     assert!(json["pass"]["unseen"]["beta"].is_string(), "{json:#}");
     let lines = place.run("status --offline --format ndjson").stdout;
     let kinds: Vec<String> = lines
@@ -215,7 +204,7 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
 }
 
 #[test]
-fn it_watches_until_nobody_reads_any_more() {
+fn status_watch_ends_when_output_is_closed() {
     let place = Place::new();
     let mut watching = place.command("status --offline --watch 10ms");
     let mut child = watching.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -235,7 +224,7 @@ fn it_watches_until_nobody_reads_any_more() {
 }
 
 #[test]
-fn what_cannot_be_shown_is_an_error_with_a_status() {
+fn status_with_invalid_arguments_ends_with_status_2() {
     let place = Place::new();
     place.run("status --config {}/none.json").fails(2, &["none.json"]);
     for (arguments, words) in [("status --watch=0s", "zero"), ("status --dataset /x", "--dataset")] {

@@ -50,7 +50,7 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn everything_is_of_the_registry_and_pinned() {
+fn dependencies_are_pinned_and_from_the_registry() {
     for (name, piece) in locked() {
         if name != "zsync" {
             assert!(piece.contains("\nsource = \"registry+"), "{name} is from elsewhere");
@@ -80,7 +80,7 @@ fn built() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn nothing_that_is_denied_is_built() {
+fn denied_packages_are_not_built() {
     let bans = section("bans");
     let denied: BTreeSet<&str> = bans.lines().filter(|line| line.contains("{ name = ")).flat_map(quoted).collect();
     assert!(denied.len() >= 6, "{denied:?}");
@@ -90,7 +90,7 @@ fn nothing_that_is_denied_is_built() {
 }
 
 #[test]
-fn of_tokio_only_what_needs_no_runtime_is_built() {
+fn tokio_is_built_without_runtime() {
     let rule = section("[bans.features]");
     assert!(rule.contains("crate = \"tokio\""), "{rule}");
     let allowed = quoted(&rule);
@@ -102,7 +102,7 @@ fn of_tokio_only_what_needs_no_runtime_is_built() {
 }
 
 #[test]
-fn every_exception_has_a_reason_and_a_package() {
+fn advisory_exceptions_have_reason_and_package() {
     let advisories = section("advisories");
     let locked: BTreeSet<String> = locked().into_iter().map(|(name, _)| name).collect();
     let mut found = BTreeSet::new();
@@ -135,7 +135,7 @@ fn is_met(expression: &str, allowed: &BTreeSet<&str>) -> bool {
 }
 
 #[test]
-fn licences_are_those_that_are_allowed() {
+fn licences_are_allowed() {
     let licenses = section("licenses");
     let allowed: BTreeSet<&str> = quoted(&licenses).into_iter().collect();
     assert!(is_met("MIT OR GPL-3.0", &allowed) && is_met("(MIT OR Apache-2.0) AND Unicode-3.0", &allowed));

@@ -16,13 +16,14 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 use common::loopback::listen;
+use common::tls::write_pem;
+use common::{ds, host, local};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
 use zsync::agent::Agent;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::config::{parse_local, parse_policy};
+use zsync::config::parse_policy;
 use zsync::fleet::{Dispatcher, wire_order};
-use zsync::model::{Action, Counter, DatasetName, HostName, PeerRole, ResponseStatus, TlsFiles};
-use zsync::policy::Local;
+use zsync::model::{Action, Counter, PeerRole, ResponseStatus, TlsFiles};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tls::{Tls, certificate};
@@ -31,14 +32,6 @@ use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 
 use PeerRole::{Agent as A, Director as D, Slave as S};
-
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn host(text: &str) -> HostName {
-    text.parse().unwrap()
-}
 
 // --- The log, line by line.
 
@@ -106,19 +99,7 @@ impl Pki {
     }
 
     fn write(&self, name: &str, minted: &Minted) -> TlsFiles {
-        let folder = self.folder.path().join(name);
-        fs::create_dir_all(&folder).unwrap();
-        let file = |file: &str, text: &str| {
-            let path = folder.join(file);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            path
-        };
-        TlsFiles {
-            ca: file("ca.crt", &self.ca.certificate),
-            certificate: file("host.crt", &minted.certificate),
-            key: file("host.key", &minted.key),
-        }
+        write_pem(&self.folder.path().join(name), &self.ca, minted)
     }
 
     fn issue(&self, name: &str, roles: &[PeerRole]) -> Arc<Tls> {
@@ -155,10 +136,6 @@ fn wanted(name: &str, roles: &[PeerRole]) -> Wanted {
 }
 
 // --- Hosts.
-
-fn local(text: &str) -> Arc<Local> {
-    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
-}
 
 const SOURCE: &str = r#"{ "tls": {}, "directors": ["ruler", "delta"], "local_datasets": [ { "name": "tank" } ] }"#;
 const COPIES: &str = r#"{ "tls": {}, "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
@@ -229,7 +206,7 @@ fn refused(response: &Response, words: &str) {
 }
 
 #[test]
-fn hosts_that_belong_talk() {
+fn hosts_with_valid_certificates_talk() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
@@ -244,7 +221,7 @@ fn hosts_that_belong_talk() {
 }
 
 #[test]
-fn agents_obey_only_their_directors() {
+fn agent_obeys_only_its_directors() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
@@ -268,7 +245,7 @@ fn agents_obey_only_their_directors() {
 }
 
 #[test]
-fn a_director_speaks_only_with_the_host_that_it_means() {
+fn director_refuses_agent_with_other_name() {
     let _turn = turn();
     let pki = Pki::new();
     let ruler = || Some(pki.issue("ruler", &[D]));
@@ -290,7 +267,7 @@ fn a_director_speaks_only_with_the_host_that_it_means() {
 }
 
 #[test]
-fn slaves_receive_only_from_the_host_that_the_certificate_names() {
+fn slave_receives_only_from_host_in_certificate() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, beta) = slave(Some(pki.issue("beta", &[S])), COPIES);
@@ -320,7 +297,7 @@ fn slaves_receive_only_from_the_host_that_the_certificate_names() {
 }
 
 #[test]
-fn an_agent_sends_only_to_the_host_that_it_means() {
+fn agent_refuses_slave_with_other_name() {
     let _turn = turn();
     let pki = Pki::new();
     let alpha = || Some(pki.issue("alpha", &[A]));
@@ -341,7 +318,7 @@ fn an_agent_sends_only_to_the_host_that_it_means() {
 }
 
 #[test]
-fn certificates_of_a_company_count_where_the_configuration_names_them() {
+fn certificate_without_roles_counts_if_configuration_names_it() {
     let _turn = turn();
     let pki = Pki::new();
     let of = |name: &str| Some(pki.unmarked(&[name, "www.example.org"], |_| {}));
@@ -387,7 +364,7 @@ fn without_certificate(pki: &Pki, address: &str) -> String {
 }
 
 #[test]
-fn a_client_without_a_certificate_hears_why() {
+fn client_without_certificate_gets_reason() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
@@ -398,7 +375,7 @@ fn a_client_without_a_certificate_hears_why() {
 }
 
 #[test]
-fn a_plain_order_to_a_tls_port_gets_its_line() {
+fn plaintext_order_to_tls_port_gets_response() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, _) = agent(Some(pki.issue("alpha", &[A])));
@@ -412,7 +389,7 @@ fn a_plain_order_to_a_tls_port_gets_its_line() {
 }
 
 #[test]
-fn certificates_are_renewed_without_a_restart() {
+fn certificates_are_renewed_without_restart() {
     let _turn = turn();
     let pki = Pki::new();
     let served = pki.issue("alpha", &[S]);
@@ -438,7 +415,7 @@ fn certificates_are_renewed_without_a_restart() {
 }
 
 #[test]
-fn what_is_wrong_with_the_own_certificate_is_said_at_the_start() {
+fn invalid_own_certificate_is_reported_at_start() {
     let pki = Pki::new();
     let warned = |tls: &Tls, role| tls.warnings(Utc::now(), &host("alpha"), role).join("\n");
     assert_eq!(warned(&pki.issue("alpha", &[A]), A), "");
@@ -457,7 +434,7 @@ fn what_is_wrong_with_the_own_certificate_is_said_at_the_start() {
 }
 
 #[test]
-fn what_is_minted_says_what_was_asked_for() {
+fn minted_certificate_has_requested_contents() {
     let ca = mint_ca("test CA", Utc::now(), 30).unwrap();
     let wanted = Wanted { also: vec![host("alpha.example.org")], days: 10, ..wanted("alpha", &[A, D]) };
     let minted = mint(&ca, &wanted, Utc::now()).unwrap();
@@ -483,7 +460,7 @@ fn what_is_minted_says_what_was_asked_for() {
 }
 
 #[test]
-fn a_host_does_not_issue_certificates() {
+fn host_certificate_cannot_issue_certificates() {
     let _turn = turn();
     let pki = Pki::new();
     // beta signs a director's certificate with its own key, and shows its own as the link to the CA.
@@ -502,7 +479,7 @@ fn a_host_does_not_issue_certificates() {
 
 /// Kept out of sight of everybody else, whatever the umask.
 #[test]
-fn keys_are_written_for_their_owner_alone() {
+fn keys_are_readable_by_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let zsync = |args: &[&str]| {
         let output = std::process::Command::new("sh")

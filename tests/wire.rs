@@ -3,22 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
+mod common;
+
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::loopback::Server;
+use common::{ds, host, local, order, snap, wait_until};
 use futures_lite::AsyncReadExt;
 use zsync::agent::Agent;
-use zsync::config::parse_local;
-use zsync::model::{
-    Action, Counter, DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot,
-};
+use zsync::model::{Action, Counter, DatasetInventory, Guid, HostName, PeerRole, ResponseStatus, Snapshot};
 use zsync::policy::Local;
 use zsync::server::acceptor::{Acceptor, Role};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
-use zsync::transport::tcp::{Dial, Listener};
+use zsync::transport::tcp::Dial;
 use zsync::wire::codec::Conn;
 use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
@@ -31,29 +32,10 @@ const PATIENCE: Duration = Duration::from_millis(400);
 /// How long anything may take before it counts as hanging.
 const HANGS: Duration = Duration::from_secs(20);
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn snap(text: &str) -> SnapName {
-    text.parse().unwrap()
-}
-
 fn serve<R: Role>(role: &Arc<R>) -> SocketAddr {
     let mut door = Acceptor::new(Arc::clone(role), None);
     door.patience = PATIENCE;
-    let door = Arc::new(door);
-    runtime::block_on(async move {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap();
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
+    Server::start(door).address.parse().unwrap()
 }
 
 /// A source host, alpha, and a destination host, beta, both listening.
@@ -76,11 +58,9 @@ impl Pair {
         alpha.create(&ds("tank"));
         alpha.create(&ds("tank/data"));
         beta.create(&ds("pool"));
-        let local = |text: &str| Arc::new(parse_local("local.json", text).unwrap());
         let source = Arc::new(Local { stall_timeout: PATIENCE, ..Local::clone(&local(source)) });
         let destination = local(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#);
-        let host: HostName = "alpha".parse().unwrap();
-        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
+        let agent = Arc::new(Agent::new(host("alpha"), Arc::new(alpha.clone()), source));
         let slave = Arc::new(Slave::new(Arc::new(beta.clone()), destination));
         let (agent_address, slave_address) = (serve(&agent), serve(&slave));
         Self { alpha, beta, agent, agent_address, slave_address }
@@ -151,11 +131,6 @@ impl Pair {
     }
 }
 
-fn order(action: Action) -> DirectorsOrder {
-    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7()))
-        .unwrap()
-}
-
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(HANGS)).unwrap();
@@ -190,7 +165,7 @@ fn only_answer(address: SocketAddr, bytes: &[u8]) -> Response {
 }
 
 #[test]
-fn nonsense_gets_one_answer_and_changes_nothing() {
+fn malformed_message_gets_one_response_and_changes_nothing() {
     let pair = Pair::new();
     let nested = format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000));
     let deep = format!(r#"{{"Unknown":{}1{}}}"#, r#"{"a":"#.repeat(100_000), "}".repeat(100_000)) + "\n";
@@ -230,7 +205,7 @@ fn nonsense_gets_one_answer_and_changes_nothing() {
 }
 
 #[test]
-fn an_endless_line_is_answered_before_its_end() {
+fn endless_line_is_refused_before_its_end() {
     let pair = Pair::new();
     for address in [pair.agent_address, pair.slave_address] {
         let mut stream = connect(address);
@@ -252,7 +227,7 @@ fn an_endless_line_is_answered_before_its_end() {
 }
 
 #[test]
-fn a_peer_that_says_nothing_is_told_so_and_parted_from() {
+fn silent_peer_is_disconnected_with_reason() {
     let pair = Pair::new();
     for address in [pair.agent_address, pair.slave_address] {
         for beginning in [&b""[..], b"{\"OrderUUID\":"] {
@@ -265,7 +240,7 @@ fn a_peer_that_says_nothing_is_told_so_and_parted_from() {
 }
 
 #[test]
-fn names_that_are_none_are_refused_before_zfs_is_asked() {
+fn invalid_names_are_refused_before_zfs_runs() {
     let pair = Pair::new();
     let answer = |fields: &str| {
         let id = uuid::Uuid::now_v7();
@@ -314,7 +289,7 @@ fn names_that_are_none_are_refused_before_zfs_is_asked() {
 }
 
 #[test]
-fn an_order_with_very_many_names_is_handled_or_refused() {
+fn order_with_very_many_names_is_handled_or_refused() {
     let pair = Pair::new();
     let kept = pair.take("S_1");
     let order = |count: u64| DirectorsOrder {
@@ -337,7 +312,7 @@ fn an_order_with_very_many_names_is_handled_or_refused() {
 }
 
 #[test]
-fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds() {
+fn cut_or_malformed_stream_changes_nothing_and_next_order_succeeds() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let receive = Step::Receive {
@@ -375,17 +350,8 @@ fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds(
     assert_eq!(pair.copy(), Some(vec![first.guid]));
 }
 
-#[track_caller]
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + HANGS;
-    while !condition() {
-        assert!(Instant::now() < end, "it does not come about");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
-fn steps_that_make_no_sense_are_refused() {
+fn invalid_steps_are_refused() {
     let pair = Pair::new();
     pair.beta.create(&ds("pool/copy"));
     let (mut stream, mut lines, _) = pair.offer();
@@ -403,7 +369,7 @@ fn steps_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn who_comes_second_is_told_so_once_the_first_would_be_known_to_be_gone() {
+fn second_sender_is_refused_once_the_first_cannot_be_gone() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (stream, _lines, listing) = pair.offer();
@@ -420,7 +386,7 @@ fn who_comes_second_is_told_so_once_the_first_would_be_known_to_be_gone() {
 }
 
 #[test]
-fn a_slave_that_is_busy_may_be_asked_again() {
+fn send_to_busy_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let occupied = r#"{"MapUUID":[],"Status":1,"Error":"pool/copy is being received into already"}"#;
@@ -432,7 +398,7 @@ fn a_slave_that_is_busy_may_be_asked_again() {
 }
 
 #[test]
-fn an_agent_that_comes_back_before_its_slave_knows_that_it_was_gone_is_not_turned_away() {
+fn reconnecting_agent_waits_for_its_own_dropped_conversation() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let gone = pair.offer();
@@ -483,7 +449,7 @@ fn frames(lines: &mut impl BufRead) -> (u64, StreamEnd) {
 }
 
 #[test]
-fn a_second_order_for_a_dataset_is_busy_at_once_while_the_first_waits_for_its_slave() {
+fn second_order_for_dataset_is_busy_at_once() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (arrived, waiting) = std::sync::mpsc::channel();
@@ -509,7 +475,7 @@ fn a_second_order_for_a_dataset_is_busy_at_once_while_the_first_waits_for_its_sl
 }
 
 #[test]
-fn a_slave_that_vanishes_at_any_point_is_told_and_may_be_tried_again() {
+fn send_to_vanishing_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for point in 0..4 {
@@ -534,7 +500,7 @@ fn a_slave_that_vanishes_at_any_point_is_told_and_may_be_tried_again() {
 }
 
 #[test]
-fn a_slave_that_talks_nonsense_or_refuses_is_told_with_its_words() {
+fn refusal_or_nonsense_of_slave_is_quoted() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for (line, words) in [
@@ -554,7 +520,7 @@ fn a_slave_that_talks_nonsense_or_refuses_is_told_with_its_words() {
 }
 
 #[test]
-fn what_arrived_counts_even_if_the_end_of_the_conversation_is_lost() {
+fn send_succeeds_if_only_end_of_conversation_is_lost() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let arrived = first.clone();
@@ -578,7 +544,7 @@ fn what_arrived_counts_even_if_the_end_of_the_conversation_is_lost() {
 }
 
 #[test]
-fn what_arrived_and_cannot_be_held_is_a_failure_that_says_so() {
+fn send_fails_if_received_snapshot_cannot_be_held() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.beta.fail_next("hold", zfs::ErrorKind::Permission, "cannot hold: permission denied");
@@ -593,7 +559,7 @@ fn what_arrived_and_cannot_be_held_is_a_failure_that_says_so() {
 }
 
 #[test]
-fn a_transfer_that_fails_leaves_no_holds_on_the_source() {
+fn failed_transfer_leaves_no_holds_on_source() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let out_of_space = "cannot receive new filesystem stream: out of space";
@@ -610,7 +576,7 @@ fn a_transfer_that_fails_leaves_no_holds_on_the_source() {
 }
 
 #[test]
-fn a_director_that_goes_away_leaves_no_order_hanging() {
+fn order_ends_after_director_disconnects() {
     let pair = Pair::new();
     // More facts than are kept for a director that is slow to hear them.
     for n in 0..200 {
@@ -624,7 +590,7 @@ fn a_director_that_goes_away_leaves_no_order_hanging() {
     }
     let answer = pair.send(pair.take("S_1").guid, pair.slave_address);
     assert!(answer.is_success, "{answer:?}");
-    wait_until(|| Arc::strong_count(&pair.agent) == idle);
+    wait_until("the orders end", || Arc::strong_count(&pair.agent) == idle);
 }
 
 /// A connection, as the sender of a stream has it, and the other end by hand.
@@ -643,7 +609,7 @@ fn streaming() -> (zsync::wire::codec::Conn, TcpStream) {
 }
 
 #[test]
-fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
+fn stream_refused_during_frame_ends_at_frame_boundary() {
     let (mut conn, mut peer) = streaming();
     let by_hand = std::thread::spawn(move || {
         let mut lines = BufReader::new(peer.try_clone().unwrap());
@@ -671,7 +637,7 @@ fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
 }
 
 #[test]
-fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
+fn sender_waits_for_slow_receiver_that_reports_progress() {
     let (mut conn, mut peer) = streaming();
     let by_hand = std::thread::spawn(move || {
         for alive in 0..10 {
@@ -692,7 +658,7 @@ fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
 }
 
 #[test]
-fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
+fn sender_gives_up_on_silent_receiver() {
     let (mut conn, peer) = streaming();
     let mut source = futures_lite::io::repeat(7).take(1 << 30);
     let began = Instant::now();
@@ -731,7 +697,7 @@ fn lengths(lines: &mut impl BufRead) -> Vec<(u32, bool)> {
 }
 
 #[test]
-fn a_compressed_stream_arrives() {
+fn compressed_stream_arrives() {
     let pair = Pair::with(COMPRESSING);
     assert_eq!(pair.offer().2.place.map(|place| place.takes_zstd), Some(true));
     let taken: Vec<Guid> = (0..40).map(|n| pair.take(&format!("S_{n}")).guid).collect();
@@ -741,7 +707,7 @@ fn a_compressed_stream_arrives() {
 }
 
 #[test]
-fn an_older_slave_gets_a_stream_as_it_is_and_a_newer_one_compressed() {
+fn stream_is_compressed_only_for_slaves_that_support_it() {
     for newer in [false, true] {
         let pair = Pair::with(COMPRESSING);
         let taken: Vec<Snapshot> = (0..40).map(|n| pair.take(&format!("S_{n}"))).collect();
@@ -761,7 +727,7 @@ fn an_older_slave_gets_a_stream_as_it_is_and_a_newer_one_compressed() {
 }
 
 #[test]
-fn a_host_that_compresses_nothing_sends_to_a_newer_slave_as_ever() {
+fn stream_is_not_compressed_unless_configured() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (told, lengths_of) = std::sync::mpsc::channel();
@@ -776,7 +742,7 @@ fn a_host_that_compresses_nothing_sends_to_a_newer_slave_as_ever() {
 }
 
 #[test]
-fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives() {
+fn damaged_compressed_stream_changes_nothing_and_next_one_arrives() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for frame in [&b"\x80\0\0\0"[..], b"\x80\0\0\x04what", b"\x80\x10\0\x01"] {
@@ -792,7 +758,7 @@ fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives(
 }
 
 #[test]
-fn a_compressed_stream_can_be_refused_amidst_it() {
+fn compressed_stream_can_be_refused_midway() {
     let (mut conn, mut peer) = streaming();
     let by_hand = std::thread::spawn(move || {
         let mut lines = BufReader::new(peer.try_clone().unwrap());

@@ -5,6 +5,7 @@
 
 pub mod argv;
 mod error;
+#[cfg(any(test, feature = "test-support"))]
 pub mod fake;
 pub mod parse;
 mod pipe;

@@ -11,19 +11,16 @@ use zsync::catalog::Holder;
 use zsync::cli::report::Format;
 use zsync::commands::status;
 use zsync::commands::status::{Settings, Status};
-use zsync::config::{load_policy, parse_local};
+use zsync::config::load_policy;
 use zsync::director::{Own, Pass, Report, dispatcher, open_catalog};
-use zsync::model::{DatasetName, HostName};
+use zsync::model::HostName;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 
 use super::loopback::listen;
-
-pub fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
+use super::{ds, local};
 
 pub fn ago(minutes: i64) -> DateTime<Utc> {
     Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
@@ -47,8 +44,7 @@ impl Fleet {
         beta.create(&ds("pool"));
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
-        let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#;
-        let local = Arc::new(parse_local("local.json", local).unwrap());
+        let local = local(r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#);
         let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)), None);
         let slave = listen(Slave::new(Arc::new(beta.clone()), local), None);
         let fleet = Self { folder, alpha, beta, addresses: (agent, slave) };

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How long anything here may take before it counts as hanging.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+use super::PATIENCE;
 
 /// A folder with configuration, a catalog and a `zfs`; a program started from it inherits no environment.
 pub struct Place(pub TempDir);

@@ -13,7 +13,7 @@ use zsync::cli::exit::{Error, Exit};
 use zsync::cli::report::Format;
 use zsync::config;
 use zsync::fleet::estimate::Questions;
-use zsync::model::{Counter, DatasetName, HostName, SnapName};
+use zsync::model::{Counter, HostName, SnapName};
 use zsync::plan::foresee::{After, PlannedOrder, foresee};
 use zsync::plan::{Filter, Question, Settings, Source};
 use zsync::sys::runtime;
@@ -21,17 +21,14 @@ use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 use zsync::{director, plan};
 
-use super::{assert_valid, schema};
+use super::assert_valid;
+use super::common::{ds, schema};
 
 /// One host with snapshots that are due to be destroyed, sent and taken.
 struct FleetState {
     folder: TempDir,
     fake: Fake,
     hour: DateTime<Utc>,
-}
-
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
 }
 
 impl FleetState {
@@ -146,7 +143,7 @@ fn refused(result: Result<(), Error>, words: &str) {
 }
 
 #[test]
-fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
+fn plan_from_agents_fills_catalog_and_gives_no_order() {
     let world = FleetState::new();
     let before = (world.names("tank/data"), world.names("tank/sent"), world.fake.calls().len());
     world.survey().unwrap();
@@ -162,7 +159,7 @@ fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
 }
 
 #[test]
-fn the_agents_tell_how_much_would_be_sent_and_freed() {
+fn plan_estimates_bytes_sent_and_freed() {
     let world = FleetState::new();
     let policy = Arc::new(config::load_policy(&world.path("server.json")).unwrap());
     let here: HostName = "alpha".parse().unwrap();
@@ -227,7 +224,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
 }
 
 #[test]
-fn a_saved_plan_is_carried_out_and_nothing_beyond_it() {
+fn saved_plan_is_carried_out_and_nothing_else() {
     let world = FleetState::new();
     world.survey().unwrap();
     // Due since, but not in the plan.
@@ -246,7 +243,7 @@ fn a_saved_plan_is_carried_out_and_nothing_beyond_it() {
 }
 
 #[test]
-fn a_saved_plan_is_carried_out_twice_without_harm() {
+fn saved_plan_can_be_carried_out_twice() {
     let world = FleetState::new();
     world.survey().unwrap();
     world.carry_out().unwrap();
@@ -257,7 +254,7 @@ fn a_saved_plan_is_carried_out_twice_without_harm() {
 }
 
 #[test]
-fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
+fn saved_destroy_is_refused_as_a_whole_after_changes() {
     type Move = fn(&FleetState);
     let moves: [(Move, &str); 3] = [
         (
@@ -294,7 +291,7 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
 }
 
 #[test]
-fn a_take_that_would_be_older_than_what_is_there_is_refused() {
+fn saved_take_is_refused_after_newer_snapshot() {
     let world = FleetState::new();
     world.survey().unwrap();
     // Another pass, an hour later by its name.
@@ -306,7 +303,7 @@ fn a_take_that_would_be_older_than_what_is_there_is_refused() {
 }
 
 #[test]
-fn a_transfer_whose_snapshot_is_gone_is_refused() {
+fn saved_transfer_of_destroyed_snapshot_is_refused() {
     let world = FleetState::new();
     world.survey().unwrap();
     world.fake.destroy_by_hand(&ds("tank/sent"), &[world.name(1)]);
@@ -316,7 +313,7 @@ fn a_transfer_whose_snapshot_is_gone_is_refused() {
 }
 
 #[test]
-fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
+fn saved_plan_is_refused_if_old_or_of_other_policy() {
     let world = FleetState::new();
     world.survey().unwrap();
     let before = world.names("tank/data");
@@ -344,7 +341,7 @@ fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
 }
 
 #[test]
-fn a_host_that_does_not_answer_is_told_and_the_rest_is_planned() {
+fn plan_reports_unreachable_host_and_covers_the_rest() {
     let world = FleetState::new();
     world.write_policy("2 in last day", r#""beta": { "address": "127.0.0.1:1" }"#);
     assert_eq!(world.survey().unwrap_err().exit, Exit::Failed);
@@ -355,7 +352,7 @@ fn a_host_that_does_not_answer_is_told_and_the_rest_is_planned() {
 }
 
 #[test]
-fn no_plan_is_made_beside_a_director() {
+fn plan_from_agents_is_refused_while_director_runs() {
     let world = FleetState::new();
     let _director = EmbeddedCatalog::open(&world.path("catalog")).unwrap();
     refused(world.survey(), "another director");
