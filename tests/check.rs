@@ -1,4 +1,4 @@
-//! `zsync check` as monitoring meets it: one line, performance data, a status. A shell script stands in for `zfs`.
+//! `zsync check` as monitoring uses it: one line, performance data, a status. A shell script stands in for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -24,14 +24,14 @@ fn check_of_healthy_fleet_prints_one_line_with_performance_data() {
         assert!(number == "U" || number.parse::<u64>().is_ok(), "{label}={value}");
     }
     assert!(data.contains("datasets=1 ") && data.contains("snapshots=1 ") && data.contains("critical=0 "), "{data}");
-    assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
+    assert!(!fs::exists(place.path("catalog")).unwrap(), "check creates no catalog");
 }
 
 #[test]
 fn check_with_old_snapshot_ends_with_status_of_its_severity() {
     let place = Place::new();
     let schema = common::schema("health.schema.json");
-    // The one snapshot of the scripted zfs is of now: made old.
+    // The snapshot of the scripted zfs is new: here it becomes old.
     let old = ZFS.replace("$(date +%s)", "$(($(date +%s) - 7200))");
     place.zfs(&old);
     for (check, status, words) in [
@@ -59,7 +59,7 @@ fn check_with_old_snapshot_ends_with_status_of_its_severity() {
 fn check_counts_findings_and_lists_them_when_verbose() {
     let place = Place::new();
     place.policy(&TWO_HOSTS.replace("tank/data", "tank/gone"));
-    // A host was looked at, the other one was not.
+    // One host was listed, the other one was not.
     place.run("director --once");
     let ended = place.run("check --verbose");
     assert_eq!(ended.status, Some(2), "{ended:?}");

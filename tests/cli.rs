@@ -1,5 +1,5 @@
-//! The program as people and service managers meet it: what it says and which status it ends with when something is
-//! wrong. No ZFS is needed; where a `zfs` is, it is a shell script.
+//! The program as people and service managers use it: its messages and exit statuses when something is wrong. No ZFS is
+//! needed: a shell script stands in for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -54,7 +54,7 @@ fn invalid_policy_is_reported_with_position() {
             ended.says(&["server.json:", words]);
         }
     }
-    assert!(!Path::new(&place.path("catalog")).exists(), "a policy that is wrong leaves nothing behind");
+    assert!(!Path::new(&place.path("catalog")).exists(), "an invalid policy creates no catalog");
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn invalid_local_configuration_is_reported_if_it_may_name_the_host() {
     for subcommand in ["director --once", "plan --dry-run"] {
         let mut command = place.command(&format!("{subcommand} --hostname="));
         let ended = ended(&mut command);
-        // An empty name is refused by itself; without any, the file is asked.
+        // An empty name is refused. Without a name, the file may contain it.
         assert_eq!(ended.status, Some(2), "{ended:?}");
         let mut command = bare();
         command.args(subcommand.split(' ')).args(["--config", &place.path("server.json")]);
@@ -112,7 +112,7 @@ fn unreachable_agent_is_reported_once() {
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --verbose");
     ended.fails(1, &["beta", "127.0.0.1:1", "refused", "is zsync agent running there?"]);
-    assert_eq!(ended.stderr.matches("beta").count(), 2, "by name, and as what is out of reach: {ended:?}");
+    assert_eq!(ended.stderr.matches("beta").count(), 2, "beta is named once, with its address: {ended:?}");
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn second_director_is_refused_by_embedded_catalog() {
     let process = format!("process {}", first.child.id());
     place.run("director --once").fails(2, &["another director", &process, &place.path("catalog")]);
     let ended = place.run("plan --dry-run");
-    assert_eq!(ended.status, Some(0), "a plan may be made meanwhile: {ended:?}");
+    assert_eq!(ended.status, Some(0), "a plan does not need the lock: {ended:?}");
     assert_eq!(first.stop(), Some(0));
     assert_eq!(place.run("director --once").status, Some(0));
 }
@@ -269,7 +269,7 @@ fn every_subcommand_has_help() {
     assert_eq!(ended.stdout, format!("zsync {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-/// Runs with a reader of one of its streams that goes away at once.
+/// Runs the program while one of its output streams is closed at once.
 fn unread(command: &mut Command, stdout: bool) -> Ended {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut rest = String::new();
@@ -288,7 +288,7 @@ fn unread(command: &mut Command, stdout: bool) -> Ended {
 #[test]
 fn closed_standard_output_is_no_error() {
     let place = Place::new();
-    // More than a pipe holds.
+    // More than a pipe can hold.
     let list = "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); \
                 printf 'tank/data@SYNC_2020-01-01_00:00:00_%d\\t%d\\t%d\\t1600000000\\t0\\n' $i $i $i; done";
     place.zfs(&ZFS.replace("printf 'tank/data@SYNC_2026-01-01_00:00:00\\t1\\t1\\t%s\\t0\\n' \"$(date +%s)\"", list));
@@ -300,7 +300,7 @@ fn closed_standard_output_is_no_error() {
     let ended = unread(bare().arg("--help"), true);
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""));
     let ended = unread(&mut place.command("director --once --config /nonexistent"), false);
-    assert_eq!(ended.status, Some(2), "it says why to nobody, and ends as it should: {ended:?}");
+    assert_eq!(ended.status, Some(2), "the status does not depend on standard error: {ended:?}");
 }
 
 #[test]
@@ -317,7 +317,7 @@ fn service_ends_soon_with_status_0_on_sigterm() {
         assert_eq!(running.stop(), Some(0), "{arguments}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{arguments}: {:?}", asked.elapsed());
     }
-    // Also amidst a pass, here with a zfs that takes its time.
+    // Also during a pass, here with a slow zfs.
     place.zfs(&ZFS.replace("#!/bin/sh\n", "#!/bin/sh\n[ \"$*\" = version ] || exec sleep 60\n"));
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1s --log debug"));
     running.wait_for("runs", 2);
@@ -331,13 +331,13 @@ fn repeated_failure_is_logged_once() {
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
     running.wait_for("the pass took", 3);
     assert_eq!(running.count("beta cannot be looked at"), 1, "{:#?}", running.seen);
-    // The file that is in force is changed into nonsense: said once as well, and the policy before it goes on.
+    // The policy becomes invalid: that is reported once as well, and the former policy stays in force.
     place.write("server.json", "{");
     running.wait_for("stays in force", 1);
     running.wait_for("the pass took", 3);
     assert_eq!(running.count("stays in force"), 1, "{:#?}", running.seen);
     assert_eq!(running.count("all is well again"), 0, "{:#?}", running.seen);
-    // What is put right is told, too.
+    // The correction is reported, too.
     place.policy(POLICY);
     running.wait_for("the policy: all is well again", 1);
     assert_eq!(running.count("beta: all is well again"), 1, "{:#?}", running.seen);

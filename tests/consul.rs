@@ -1,4 +1,4 @@
-//! The Consul client against a real Consul: started here on loopback, in development mode.
+//! Tests the Consul client with a real Consul in development mode, which the tests start on loopback.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -54,12 +54,12 @@ fn transaction_is_atomic() {
     let Committed::At(first) = block_on(consul.commit(&[cas("txn/a", 0), cas("txn/b", 0)])).unwrap() else { panic!() };
     let conflict = block_on(consul.commit(&[cas("txn/c", 0), cas("txn/a", 0)])).unwrap();
     assert!(matches!(conflict, Committed::Conflict(_)), "{conflict:?}");
-    assert_eq!(block_on(consul.get("txn/c")).unwrap().0, None, "nothing of it happened");
+    assert_eq!(block_on(consul.get("txn/c")).unwrap().0, None, "no part of the transaction was applied");
     let check = Op::Check { key: "txn/b".into(), index: first };
     let delete = Op::DeleteCas { key: "txn/a".into(), index: first };
     assert!(matches!(block_on(consul.commit(&[check, delete])).unwrap(), Committed::At(_)));
     assert_eq!(block_on(consul.list("txn/")).unwrap().len(), 1);
-    // As large as the catalog makes them.
+    // As large as the catalog's largest transaction.
     let large = set("txn/large", &vec![7; zsync::consul::MOST_BYTES]);
     assert!(matches!(block_on(consul.commit(&[large])).unwrap(), Committed::At(_)));
     let many: Vec<Op> = (0..zsync::consul::MOST_OPS).map(|n| set(&format!("txn/many/{n}"), b"")).collect();
@@ -96,14 +96,14 @@ fn lock_has_one_holder_at_a_time() {
     assert_eq!(pair.session.as_ref(), Some(&first));
     assert!(!acquire(&second));
     assert!(block_on(consul.release("lock", Vec::new(), &first)).unwrap());
-    assert!(acquire(&second), "what was released is free at once");
+    assert!(acquire(&second), "a released lock can be acquired at once");
     let after = block_on(consul.get("lock")).unwrap().0.unwrap();
     assert!(after.modify_index > pair.modify_index);
     assert!(block_on(consul.renew_session(&second, Duration::from_secs(5))).unwrap());
     block_on(consul.destroy_session(&second)).unwrap();
     assert!(!block_on(consul.renew_session(&second, Duration::from_secs(5))).unwrap());
-    assert!(!acquire(&second), "the session is not there any more");
-    assert!(!acquire(&first), "the lock's delay after a session that died");
+    assert!(!acquire(&second), "the session no longer exists");
+    assert!(!acquire(&first), "the lock is delayed after its session died");
     let begun = Instant::now();
     while !acquire(&first) {
         assert!(begun.elapsed() < Duration::from_secs(10));
@@ -129,14 +129,14 @@ fn service_has_the_health_it_reports() {
         let found = block_on(consul.instances("zsync-test")).unwrap();
         found.into_iter().map(|one| (one.host, one.address, one.health, one.output)).collect::<Vec<_>>()
     };
-    assert_eq!(found()[0].2, Health::Critical, "until it says otherwise");
+    assert_eq!(found()[0].2, Health::Critical, "a new service is critical until it reports otherwise");
     assert!(block_on(consul.report(&service.id, Health::Warning, "behind")).unwrap());
     assert_eq!(found(), [("alpha".into(), "10.0.0.1:7711".into(), Health::Warning, "behind".into())]);
     assert!(block_on(consul.report(&service.id, Health::Passing, "well")).unwrap());
     assert_eq!(found()[0].2, Health::Passing);
     let begun = Instant::now();
     while found()[0].2 != Health::Critical {
-        assert!(begun.elapsed() < Duration::from_secs(20), "it said nothing for longer than its time");
+        assert!(begun.elapsed() < Duration::from_secs(20), "the service did not become critical after its TTL");
         block_on(runtime::sleep(Duration::from_millis(50)));
     }
     block_on(consul.deregister(&service.id)).unwrap();
@@ -154,7 +154,7 @@ fn token_is_sent_and_never_printed() {
         token: Some(Secret::new(token)),
         ..ConsulConfig::default()
     };
-    // The token itself comes into force a moment after the leader.
+    // The token takes effect a moment after the election of the leader.
     let begun = Instant::now();
     while let Err(error) = block_on(client(&with(TOKEN)).commit(&[set("a", b"1")])) {
         assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
@@ -180,15 +180,15 @@ fn lost_consul_is_reported_in_one_line_and_found_again() {
     let said = error.to_string();
     assert!(said.starts_with(&format!("cannot reach Consul at {} (GET /v1/kv/a): ", consul.address)), "{said}");
     assert_eq!(said.lines().count(), 1);
-    assert_eq!(block_on(client.list("b")).unwrap_err().gist(), error.gist(), "whatever was asked, it is the same");
+    assert_eq!(block_on(client.list("b")).unwrap_err().gist(), error.gist(), "the gist does not depend on the request");
     consul.start_again();
-    // The kept connection is dead: it is asked again on a new one.
-    assert_eq!(block_on(client.get("a")).unwrap().0, None, "it has forgotten everything");
+    // The kept connection is dead, so the request is sent again on a new one.
+    assert_eq!(block_on(client.get("a")).unwrap().0, None, "a restarted Consul in development mode is empty");
     assert!(!block_on(client.leader()).unwrap().is_empty());
 }
 
-/// A server that answers each connection with the same bytes, and one that says nothing.
-fn nonsense(answer: &'static [u8]) -> String {
+/// A server that responds to each connection with the same bytes; with none, it stays silent.
+fn respond_with(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -213,7 +213,7 @@ fn response_of_other_server_is_an_error() {
         (b"HTTP/1.1 500 Error\r\nContent-Length: 17\r\n\r\nNo cluster leader", "choosing a leader"),
         (b"", "cannot reach"),
     ] {
-        let consul = at(&nonsense(answer));
+        let consul = at(&respond_with(answer));
         let result = block_on(consul.get("a"));
         match result {
             Err(error) => assert!(!part.is_empty() && error.to_string().contains(part), "{error}"),

@@ -1,4 +1,4 @@
-//! The director with its agents and slaves, over loopback, on pools and a catalog in memory: what a pass does.
+//! Runs passes of a director with agents and slaves over loopback, on pools and a catalog in memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -22,7 +22,7 @@ use zsync::sys::runtime;
 use zsync::zfs::fake::Fake;
 use zsync::zfs::{ErrorKind, Zfs};
 
-/// A fleet: alpha directs and is its own agent, the others are reached over loopback.
+/// A fleet. alpha runs the director, which works on its own host itself, and reaches the others over loopback.
 struct Fleet {
     pools: BTreeMap<&'static str, Fake>,
     addresses: BTreeMap<&'static str, (String, String)>,
@@ -93,7 +93,7 @@ impl Fleet {
     }
 }
 
-fn told(report: &Report) -> Vec<String> {
+fn outcomes(report: &Report) -> Vec<String> {
     let order = |o: &zsync::catalog::Outcome| {
         let to = o.to.as_ref().map(|t| format!(" to {}:{}", t.host, t.dataset)).unwrap_or_default();
         let ended = if o.success { "" } else { " FAILED" };
@@ -113,7 +113,7 @@ fn pass_takes_and_sends_to_all_and_leaves_nothing_to_the_next() {
     let report = fleet.pass(&policy);
     assert!(report.is_success(), "{report:?}");
     assert_eq!(
-        told(&report),
+        outcomes(&report),
         [
             "take_snapshot alpha:tank/data",
             "send_snapshot alpha:tank/data to beta:pool/copy",
@@ -126,7 +126,7 @@ fn pass_takes_and_sends_to_all_and_leaves_nothing_to_the_next() {
         assert_eq!(fleet.names(host, "pool/copy/child"), fleet.names("alpha", "tank/data/child"));
     }
     let again = fleet.pass(&policy);
-    assert!(again.is_success() && again.outcomes.is_empty(), "{:?}", told(&again));
+    assert!(again.is_success() && again.outcomes.is_empty(), "{:?}", outcomes(&again));
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn unreachable_host_stops_nothing_else_and_loses_nothing() {
         assert!(report.unseen["gamma".parse::<HostName>().as_ref().unwrap()].contains("out of reach"));
     }
     assert_eq!(fleet.names("beta", "pool/copy").last(), fleet.names("alpha", "tank/data").last());
-    assert_eq!(fleet.names("alpha", "tank/data").len(), 4, "nothing goes that gamma may still lack");
+    assert_eq!(fleet.names("alpha", "tank/data").len(), 4, "what gamma may still lack is not pruned");
     fleet.addresses.insert("gamma", (agent, slave));
     let policy = fleet.policy(SYNC);
     assert!(fleet.later(1, &policy).is_success());
@@ -166,7 +166,7 @@ fn unreachable_host_stops_nothing_else_and_loses_nothing() {
 #[test]
 fn silent_host_delays_only_its_own_orders() {
     let mut fleet = Fleet::new();
-    // Whoever connects is answered nothing.
+    // It accepts connections and never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     fleet.addresses.insert("gamma", (address.clone(), address));
@@ -184,15 +184,15 @@ fn silent_host_delays_only_its_own_orders() {
         while fleet.names("beta", "pool/copy").is_empty() {
             runtime::sleep(std::time::Duration::from_millis(1)).await;
         }
-        // Whoever was connected knows now that there will be no answer.
+        // The open connections are closed: there will be no response.
         drop(silent);
         pass.await.unwrap()
     });
-    // Its slave might have been there all the same.
+    // The order is given all the same, because the slave of an unreachable agent may run.
     let unseen: Vec<String> = report.unseen.keys().map(ToString::to_string).collect();
     assert_eq!(unseen, ["gamma"]);
     assert_eq!(
-        told(&report),
+        outcomes(&report),
         [
             "take_snapshot alpha:tank/data",
             "send_snapshot alpha:tank/data to beta:pool/copy",
@@ -207,11 +207,11 @@ fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     assert!(fleet.pass(&policy).is_success());
-    // Of one of the two, whichever comes first: both are there, so neither waits for the other.
+    // The first of the two transfers fails. Both copies exist, so neither transfer waits for the other.
     fleet.pools["beta"].fail_next("receive -s -u pool/copy", ErrorKind::NoSpace, "cannot receive: out of space");
     let report = fleet.later(1, &policy);
     let failed: Vec<_> = report.outcomes.iter().filter(|o| !o.success).collect();
-    assert_eq!(failed.len(), 1, "{:?}", told(&report));
+    assert_eq!(failed.len(), 1, "{:?}", outcomes(&report));
     assert!(failed[0].error.as_ref().unwrap().contains("out of space"));
     let lags = |fleet: &Fleet, copy: &str, source: &str| {
         usize::from(fleet.names("beta", copy).last() != fleet.names("alpha", source).last())
@@ -223,7 +223,7 @@ fn failing_dataset_stops_no_other() {
     assert_eq!(lagging(&fleet), 0);
 }
 
-/// Where takes and transfers share a schedule, the newest snapshot is always too new to go.
+/// If takes and transfers share a schedule, the newest snapshot is always too new to be sent.
 #[test]
 fn scheduled_transfer_is_not_starved_by_takes() {
     let mut fleet = Fleet::new();
@@ -239,7 +239,7 @@ fn scheduled_transfer_is_not_starved_by_takes() {
     assert_eq!(fleet.names("beta", "pool/copy"), fleet.names("alpha", "tank/other")[..2]);
 }
 
-/// Two policies of one dataset: a snapshot of one does not stand in for one of the other.
+/// A snapshot of one policy does not replace a snapshot of another policy of the same dataset.
 #[test]
 fn snapshot_of_one_policy_does_not_make_dataset_idle_for_another() {
     let mut fleet = Fleet::new();

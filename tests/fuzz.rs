@@ -1,9 +1,9 @@
-//! Everything that reads what a peer or `zfs` says, fed with what neither should say: seeds from `tests/corpus`, mutated
-//! at random. Whatever comes in, nothing panics, nothing takes long, memory does not grow, and what is accepted means
-//! the same when it is written and read again.
+//! Feeds random mutations of the seeds in `tests/corpus` to all code that parses data from peers or from `zfs`. No
+//! input causes a panic, takes long or makes memory grow, and accepted input means the same when it is written and read
+//! again.
 //!
-//! `make fuzz` runs ten million inputs; here a few thousand for each target. `ZSYNC_FUZZ_INPUTS` says how many in all,
-//! `ZSYNC_FUZZ_SEED` where chance begins; a failure prints the input.
+//! `make fuzz` runs ten million inputs, `cargo test` a few thousand for each target. `ZSYNC_FUZZ_INPUTS` sets the
+//! number of all inputs, `ZSYNC_FUZZ_SEED` the seed of the random numbers. A failure prints the input.
 //!
 //! The last long run, 2026-11-25 on two busy cores: 10,000,008 inputs in 310 s, the slowest took 0.6 s (a whole
 //! conversation with an agent), 7 MiB resident, at most 0.6 MiB more at the end than after a tenth.
@@ -35,14 +35,14 @@ use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Res
 use zsync::zfs::fake::Fake;
 use zsync::zfs::parse;
 
-/// How many targets there are: inputs are shared out among them.
+/// The number of targets, which share the inputs.
 const TARGETS: u64 = 12;
 /// No input may take longer, however large it is.
 const LONGEST: Duration = Duration::from_secs(2);
-/// How much memory a target may come to hold between its first tenth and its end.
+/// How much the memory may grow between the first tenth of a target and its end.
 const GROWTH: u64 = 48 << 20;
 
-// --- Chance.
+// --- Random numbers.
 
 struct Random(u64);
 
@@ -64,7 +64,7 @@ impl Random {
         all[self.below(all.len())]
     }
 
-    /// A place in a text, and one behind it that is mostly near.
+    /// A random range of a text, mostly a short one.
     fn range(&mut self, length: usize) -> std::ops::Range<usize> {
         let from = self.below(length + 1);
         let most = if self.below(4) == 0 { length - from } else { (length - from).min(8) };
@@ -72,7 +72,7 @@ impl Random {
     }
 }
 
-/// What means something to one of the readers, or should not.
+/// Pieces that mean something to one of the parsers, or should not.
 const WORDS: &[&[u8]] = &[
     b"{",
     b"}",
@@ -176,7 +176,7 @@ fn mutate(seeds: &[Vec<u8>], random: &mut Random, into: &mut Vec<u8>) {
                 into.splice(range, piece);
             }
             7 if random.below(8) == 0 => into.truncate(random.below(into.len() + 1)),
-            // Once in a while something long: nesting, a name without an end.
+            // Sometimes something long: deep nesting, an endless name.
             8 if random.below(64) == 0 => {
                 let piece = random.of(WORDS).repeat(1 + random.below(5000));
                 let at = random.below(into.len() + 1);
@@ -193,7 +193,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
 }
 
-/// One target after the other: each looks at the memory of all.
+/// Targets run one after the other, because each measures the memory of the process.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
@@ -229,7 +229,7 @@ fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
     assert!(grown < GROWTH, "{target}: memory grew by {grown} bytes");
 }
 
-/// The seeds of a target: the pieces of a file of `tests/corpus`, between lines of four dashes.
+/// The seeds of a target: the pieces of a file in `tests/corpus`, separated by lines of four dashes.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -238,7 +238,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Understood twice, a message is the same.
+/// A message that parses is the same after another round of writing and parsing.
 fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
     if let Ok(read) = serde_json::from_slice::<T>(bytes) {
         let written = serde_json::to_vec(&read).unwrap();
@@ -246,7 +246,7 @@ fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
     }
 }
 
-/// What ZFS takes for nothing but a name.
+/// Whether ZFS takes this for a name and nothing else.
 fn is_harmless(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 255
@@ -292,7 +292,7 @@ fn transfer_steps_are_parsed_without_panic() {
 }
 
 fn conn(bytes: &[u8]) -> Conn {
-    // What is answered goes nowhere.
+    // Responses are discarded.
     let out = Box::new(futures_lite::io::sink());
     let mut conn = Conn::new(Box::new(Cursor::new(bytes.to_vec())), out, "fuzz".into());
     conn.patience = Duration::from_secs(1);
@@ -304,7 +304,7 @@ fn lines_and_frames_are_read_within_limits() {
     let mut seeds = corpus("orders");
     seeds.push(b"\0\0\0\x03abc\xff\xff\xff\xff\0\0\0\x01x\0\0\0\0{\"IsSuccess\":true}\n".to_vec());
     seeds.push(b"a\nb\n\nc".to_vec());
-    // Compressed: what is read of it in the end is longer than what came.
+    // Compressed: its content is longer than the input.
     let packed = zstd::bulk::compress(&b"zsync ".repeat(5000), 3).unwrap();
     let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
     seeds.push([&b"\0\0\0\x03abc"[..], &length, &packed, &length, &packed, b"\0\0\0\0{\"IsSuccess\":true}\n"].concat());
@@ -349,7 +349,7 @@ fn names_that_parse_are_harmless() {
                 assert!(host.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)), "{host}");
                 assert!(!host.as_str().starts_with(['-', '.']), "{host}");
             }
-            // A token becomes an argument of zfs, and is never one of its options.
+            // A token becomes an argument of zfs, and must never be an option.
             assert!(!parse::is_token(text) || !text.starts_with('-') && !text.contains(['/', ' ', '@']), "{text}");
             if let Ok(record) = text.parse::<Record>() {
                 assert_eq!(record.to_string().parse::<Record>().unwrap(), record);
@@ -419,7 +419,7 @@ fn configurations_are_parsed_without_panic() {
     });
 }
 
-/// A role hears the first line of the input, and the rest is the rest of the conversation.
+/// Gives a role the first line of the input, and the rest as the rest of the conversation.
 fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     runtime::block_on(async {
         let mut conn = conn(bytes);
@@ -439,13 +439,13 @@ fn slave_survives_any_conversation() {
     let mut fake = Arc::new(fake);
     let mut slave = Arc::new(Slave::new(Arc::clone(&fake), Arc::clone(&local)));
     let mut seeds = corpus("slave-conversations");
-    // One with a stream as the fake understands it.
+    // A conversation with a stream that the fake can receive.
     let stream =
         br#"{"kind":"filesystem","base":null,"snapshots":[{"name":"S_1","guid":"17","createtxg":12,"creation":7}]}"#;
     let length = u32::try_from(stream.len()).unwrap().to_be_bytes();
     let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
     seeds.push([&seeds[1][..], &length, stream, end].concat());
-    // The same, compressed.
+    // This conversation with a compressed stream.
     let packed = zstd::bulk::compress(stream, 3).unwrap();
     let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
     seeds.push([&seeds[1][..], &length, &packed, end].concat());
@@ -456,7 +456,7 @@ fn slave_survives_any_conversation() {
             assert!(call.contains("pool/copy") && !call.contains("pool/copyist"), "{call}");
         }
         count += 1;
-        // What was received is remembered by the fake: a new one, now and then.
+        // The fake keeps what it received, so it is replaced from time to time.
         if count.is_multiple_of(64) {
             let fresh = Fake::new(1);
             fresh.create(&ds("pool"));
@@ -483,7 +483,7 @@ fn agent_survives_any_conversation() {
     let mut count = 0u32;
     fuzz("conversations with an agent", &corpus("orders"), |bytes| {
         let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
-        // It would call whoever the input names.
+        // The agent would connect to any address in the input.
         let calls_out =
             serde_json::from_slice::<DirectorsOrder>(first).is_ok_and(|order| order.action == Action::SendSnapshot);
         if !calls_out {

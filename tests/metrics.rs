@@ -1,4 +1,4 @@
-//! What Prometheus gets: names that follow its conventions, values that are true, and examples that name what exists.
+//! Metrics: names that follow Prometheus' conventions, correct values, and examples that use existing metrics.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -24,7 +24,7 @@ fn project(path: &str) -> String {
     fs::read_to_string(&file).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The samples of an exposition: name with labels, value.
+/// The samples of an exposition: the value by name and labels.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
@@ -37,7 +37,7 @@ fn names(text: &str) -> BTreeSet<String> {
     samples(text).keys().map(|name| name.split('{').next().unwrap().to_owned()).collect()
 }
 
-/// After a pass in which one of two destinations got everything, and the other one diverged.
+/// The metrics of a pass in which one of two destinations received everything and the other one diverged.
 fn passed() -> PassMetrics {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
@@ -74,11 +74,11 @@ fn pass_metrics_describe_its_result() {
     assert_eq!(newest as i64, row.newest.as_ref().unwrap().creation.timestamp());
     let oldest = found[&format!("zsync_replica_unsent_oldest_timestamp_seconds{{{one},{to}}}")];
     assert_eq!(oldest as i64, row.unsent_since.unwrap().timestamp());
-    // A destination that lacks nothing has no such moment.
+    // A destination that lacks nothing has no such time.
     assert_eq!(found.keys().filter(|name| name.starts_with("zsync_replica_unsent_oldest_")).count(), 1, "{text}");
 }
 
-/// Everything that zsync tells.
+/// All metrics of zsync.
 fn everything() -> String {
     let tally = |names| {
         let tally = Counters::new(names);
@@ -99,24 +99,28 @@ fn named(text: &str) -> BTreeSet<String> {
 
 #[test]
 fn metric_names_follow_conventions_and_are_documented() {
-    let told = names(&everything());
-    assert!(told.len() > 20, "{told:?}");
-    for name in &told {
+    let exposed = names(&everything());
+    assert!(exposed.len() > 20, "{exposed:?}");
+    for name in &exposed {
         assert!(name.starts_with("zsync_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
         for unit in ["seconds", "bytes"] {
             let place = name.strip_suffix("_total").unwrap_or(name);
             assert!(!name.contains(unit) || place.ends_with(unit), "the unit comes last in {name}");
         }
     }
-    assert_eq!(named(&project("man/zsync-metrics.7")), told, "zsync-metrics.7 has others than are told");
+    assert_eq!(
+        named(&project("man/zsync-metrics.7")),
+        exposed,
+        "zsync-metrics.7 and the program have different metrics"
+    );
 }
 
 #[test]
 fn examples_use_existing_metrics() {
-    let told = names(&everything());
+    let exposed = names(&everything());
     for file in ["examples/prometheus/zsync.rules.yml", "examples/grafana/zsync.json"] {
         let text = project(file);
-        let unknown: Vec<String> = named(&text).difference(&told).cloned().collect();
+        let unknown: Vec<String> = named(&text).difference(&exposed).cloned().collect();
         assert!(unknown.is_empty(), "{file}: {unknown:?}");
         assert!(named(&text).len() >= 5, "{file}");
     }
@@ -126,7 +130,7 @@ fn examples_use_existing_metrics() {
             assert!(!named(target["expr"].as_str().unwrap()).is_empty(), "{target}");
         }
     }
-    // Labels that alerts speak of are there, too.
+    // The labels in alerts exist, too.
     let rules = project("examples/prometheus/zsync.rules.yml");
     let everything = everything();
     for label in rules.split("$labels.").skip(1).map(|rest| rest.split(' ').next().unwrap()) {
@@ -137,7 +141,7 @@ fn examples_use_existing_metrics() {
 
 // --- HTTP.
 
-/// Says something to a server of metrics, and gives its answer.
+/// Sends a request to a metrics server, and gives its response.
 fn asked(address: &str, words: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
@@ -164,9 +168,9 @@ fn http_serves_metrics_and_nothing_else() {
         (long.as_str(), "400 Bad Request", "the head of the request is longer than 8192 bytes\n"),
     ] {
         let answer = asked(&address, words);
-        let (head, told) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{words:?}: {answer:?}"));
+        let (head, served) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{words:?}: {answer:?}"));
         assert!(head.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{words:?}: {answer}");
-        assert_eq!(told, body, "{words:?}");
+        assert_eq!(served, body, "{words:?}");
         assert!(words.starts_with("HEAD") || head.contains(&format!("Content-Length: {}\r\n", body.len())), "{head}");
     }
     assert_eq!(asked(&address, ""), "", "nothing is said to nothing");

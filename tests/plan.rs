@@ -1,7 +1,8 @@
-//! `zsync plan` as it is typed: the real binary on exported catalogs, compared with what is expected of it.
+//! Runs `zsync plan` on exported catalogs, and compares its output with the expected one.
 //!
-//! Each case has its expected output in `tests/plan/NAME.{txt,json,ndjson}`. With `UPDATE_EXPECTED` in the environment
-//! it is written instead, to be read in the diff. Every JSON is held against its schema in `examples/schema`.
+//! The expected output of a case is in `tests/plan/NAME.{txt,json,ndjson}`. With `UPDATE_EXPECTED` in the environment,
+//! the output is written there instead, for review in the diff. All JSON is validated by its schema in
+//! `examples/schema`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -24,10 +25,10 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The binary with nothing of the environment, in the folder of the inputs.
+/// The program without an environment, in the folder of the inputs.
 fn zsync(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zsync"));
-    // Neither a zfs program nor a local.json: with --catalog nothing else is to be read.
+    // There is no zfs and no local.json: with --catalog, plan must read nothing else.
     command.env_clear().current_dir(project("tests/plan/input")).stdin(Stdio::null()).arg("plan");
     command.args(["--zfs", "/nonexistent/zfs", "--local", "/nonexistent/local.json", "--hostname", "alpha"]).args(args);
     command
@@ -41,7 +42,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Random parts of the output are blotted out.
+/// Replaces the random parts of the output.
 fn settled(text: &str) -> String {
     let key = "\"OrderUUID\":\"";
     let mut parts = text.split(key);
@@ -52,7 +53,7 @@ fn settled(text: &str) -> String {
     settled
 }
 
-/// `NAME.EXTENSION: status: arguments`. An empty policy or catalog is not given.
+/// Each case is `NAME.EXTENSION: status: arguments`. An empty policy or catalog is omitted.
 struct Case(&'static str, i32, &'static str, &'static str, &'static [&'static str]);
 
 const CASES: &[Case] = &[
@@ -171,7 +172,7 @@ fn plan_prints_expected_output_for_each_case() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-/// Holds values against a schema, or against one of its parts.
+/// Validates documents by a schema, or by one of its parts.
 fn assert_valid<'v>(schema: &Value, part: Option<&str>, what: &str, values: impl IntoIterator<Item = &'v Value>) {
     let mut schema = schema.clone();
     if let Some(part) = part {
@@ -182,14 +183,14 @@ fn assert_valid<'v>(schema: &Value, part: Option<&str>, what: &str, values: impl
         count += 1;
         common::assert_valid(&schema, value);
     }
-    assert!(count > 0, "{what}: nothing was held against the schema");
+    assert!(count > 0, "{what}: nothing was validated");
 }
 
 fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The expected outputs are what each_case_ends_as_expected compares with.
+/// The expected outputs are those of plan_prints_expected_output_for_each_case.
 #[test]
 fn json_output_is_valid_by_its_schema() {
     let plan = schema("plan.schema.json");
@@ -225,7 +226,7 @@ fn json_output_is_valid_by_its_schema() {
     }
 }
 
-/// A schema that takes anything would prove nothing.
+/// A schema that accepts everything would prove nothing.
 #[test]
 fn schemas_reject_invalid_documents() {
     let plan = schema("plan.schema.json");
@@ -259,7 +260,7 @@ fn exported_catalog_gives_the_same_plan() {
         assert!(output.status.success());
         text(&output.stdout)
     };
-    // Without these lines every host counts as listed at the moment of reading, which passes.
+    // Without these lines, every host counts as listed at the time of reading.
     let listed = ["alpha", "beta"].map(|host| format!("{}\n", json!({ "host": host, "observed": NOW })));
     let catalog = fs::read_to_string(project("tests/plan/input/fleet.ndjson")).unwrap() + &listed.concat();
     let first = export("-", &[], &catalog);
@@ -281,7 +282,7 @@ fn exported_catalog_gives_the_same_plan() {
     assert!(text(&refused.stderr).contains("cannot write /nonexistent/x"), "{}", text(&refused.stderr));
 }
 
-/// How long it takes is told by the benchmark.
+/// The benchmark measures how long that takes.
 #[test]
 fn simulation_of_every_example_keeps_its_promises() {
     for example in ["one-host", "two-hosts", "fleet", "full"] {

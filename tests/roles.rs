@@ -1,4 +1,4 @@
-//! Agent and slave together, over loopback, on pools in memory: what an order leaves behind on both sides.
+//! Runs an agent and a slave over loopback, on pools in memory, and checks what an order leaves on both sides.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -44,7 +44,7 @@ fn estimate_tells_size_of_order_and_changes_nothing() {
         assert!(response.is_success && facts.is_empty(), "{response:?} {facts:?}");
         response.estimate
     };
-    // Each snapshot has 1000 bytes, the first one what the dataset was made with, too.
+    // Each snapshot has 1000 bytes. The first one also has what the dataset was created with.
     let whole = send(None, first).unwrap();
     assert!(whole >= 1000);
     assert_eq!(send(None, third), Some(whole + 2000));
@@ -60,7 +60,7 @@ fn estimate_tells_size_of_order_and_changes_nothing() {
     assert_eq!((response.is_success, response.estimate), (true, Some(whole)), "{response:?}");
     assert!(response.error.contains("tank/data@S_2 stays: it is held"), "{}", response.error);
     assert!(response.error.contains("tank/data@S_3 stays: it is the newest of its dataset"), "{}", response.error);
-    // What local.json does not let orders do, it does not let them ask either.
+    // local.json denies an estimate to whoever may not give the order itself.
     for refused in [
         destroy(&[first], "tank"),
         pair.carry_out(&DirectorsOrder {
@@ -115,7 +115,7 @@ fn failed_receive_changes_nothing_and_next_order_succeeds() {
     assert!(pair.copy().is_empty());
     assert!(pair.send(first).is_success);
     assert_eq!(pair.copy(), [first]);
-    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")).is_empty(), "the leftover hold of the first attempt");
+    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")).is_empty(), "the hold of the first attempt is released");
 }
 
 #[test]
@@ -161,19 +161,19 @@ fn append_only_destination_loses_nothing() {
     assert!(pair.send(first).is_success);
     let second = pair.take("S_2");
     assert!(pair.send(second).is_success);
-    // Written to: not rolled back.
+    // The destination was written to: it is not rolled back.
     pair.beta.write(&ds("pool/copy"), 10);
     let third = pair.take("S_3");
     let rollback = |guid| DirectorsOrder { rollback_if_needed: true, ..pair.send_order(guid) };
     refused(&pair.carry_out(&rollback(third)).0);
-    // Pruned by nobody.
+    // Nobody may prune it.
     let beta = Agent::new("beta".parse().unwrap(), Arc::new(pair.beta.clone()), local(open));
     let record = format!("{}:pool/copy@S_1", first.uuid());
     let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
-    let (facts, _told) = runtime::channel::unbounded();
+    let (facts, _received) = runtime::channel::unbounded();
     refused(&runtime::block_on(beta.carry_out(&destroy, facts, Counter::default())));
     assert_eq!(pair.copy(), [first, second]);
-    // Without a snapshot: not replaced.
+    // A destination without snapshots is not replaced.
     let pair = Pair::with_destination(open);
     pair.beta.create(&ds("pool/copy"));
     let order = DirectorsOrder { rollback_if_needed: true, ..pair.send_order(pair.take("S_1")) };
@@ -249,10 +249,10 @@ fn destroy_spares_held_cloned_unsent_and_newest_snapshots() {
     };
     let (response, facts) = pair.carry_out(&order);
     assert!(response.is_success, "{response:?}");
-    // S_1 is held, S_2 has a clone, S_5 is not on beta yet, S_6 is the newest; S_4 is common, but its cursor remains.
+    // S_1 is held, S_2 has a clone, beta lacks S_5, S_6 is the newest. S_4 is common, but its cursor stays.
     assert_eq!(pair.source(), [guids[0], guids[1], guids[4], guids[5]], "{}", response.error);
-    let told: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
-    assert_eq!(told, [guids[2], guids[3]]);
+    let reported: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
+    assert_eq!(reported, [guids[2], guids[3]]);
     for words in
         ["S_1 stays: it is held", "S_2 stays: it has clones", "S_5 stays: beta does not have it yet", "S_6 stays"]
     {
@@ -327,7 +327,7 @@ fn order_of_newer_protocol_is_refused() {
 
 // --- Destinations that cannot take the next stream.
 
-/// A pair whose destination has gone its own way after the first snapshot.
+/// A pair whose destination diverged after the first snapshot.
 fn diverged() -> (Pair, Guid) {
     let pair = Pair::new();
     let first = pair.take("S_1");
@@ -373,7 +373,11 @@ fn rollback_over_held_snapshot_destroys_nothing() {
     let response = allowed(&pair, second, "RollbackIfNeeded=true RollbackMayDestroy=true");
     assert!(!response.is_success && response.error.contains("pool/copy@theirs is held"), "{response:?}");
     assert_eq!(pair.copy(), before);
-    assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")), ["zsync:from:alpha"], "never without a hold");
+    assert_eq!(
+        pair.beta.tags(&ds("pool/copy"), &snap("S_1")),
+        ["zsync:from:alpha"],
+        "the common snapshot always has a hold"
+    );
 }
 
 #[test]
@@ -419,7 +423,7 @@ fn copy_follows_no_source_without_proof_of_its_rename() {
     let second = pair.take("S_2");
     let from =
         |source: &str| format!(r#"RenamedFrom={{"Dataset":"pool/old","SourceDataset":"{source}","Guid":"{first}"}}"#);
-    // No bookmark tells that it was ever sent to pool/old.
+    // No bookmark proves that it was ever sent to pool/old.
     let response = allowed(&pair, second, &from("tank/was"));
     assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
     assert!(response.error.contains("copied anew"), "{response:?}");
@@ -435,7 +439,7 @@ fn cursor_name_taken_by_other_bookmark_is_an_error() {
     runtime::block_on(pair.alpha.bookmark(&ds("tank/data"), &named, &cursor)).unwrap();
     let response = pair.send(second);
     assert!(!response.is_success && response.error.contains("bookmark exists"), "{response:?}");
-    assert_eq!(pair.copy(), pair.source(), "what arrived is there");
+    assert_eq!(pair.copy(), pair.source(), "the snapshot has arrived");
 }
 
 #[test]
@@ -475,8 +479,8 @@ fn clone_arrives_as_clone_if_origin_is_there_and_else_in_full() {
         assert!(response.is_success, "{response:?}");
         let there = pair.beta.dataset(&ds("pool/copy/clone")).unwrap();
         assert_eq!(there.snapshots.len(), 1);
-        let told = there.origin.map(|origin| origin.dataset);
-        assert_eq!(told, expected.then(|| ds(origin)));
+        let reported = there.origin.map(|origin| origin.dataset);
+        assert_eq!(reported, expected.then(|| ds(origin)));
     }
 }
 
@@ -487,7 +491,7 @@ fn increment_keeps_send_flags_of_first_copy() {
     assert!(pair.send(first).is_success);
     let own = pair.beta.dataset(&ds("pool/copy")).unwrap();
     assert_eq!(own.flags.unwrap().to_string(), "Lec");
-    // The source is another dataset by now, with the same snapshots, and encrypted.
+    // An encrypted dataset with the same snapshots has taken the place of the source.
     pair.alpha.encrypt(&ds("tank/data"));
     let second = pair.take("S_2");
     let response = pair.send(second);
@@ -512,6 +516,7 @@ fn properties_are_sent_only_if_receiver_asks() {
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
     let set = runtime::block_on(pair.beta.properties(&ds("pool/copy"))).unwrap();
-    let told: Vec<String> = set.iter().filter(|(n, _)| *n != "zsync:flags").map(|(n, v)| format!("{n}={v}")).collect();
-    assert_eq!(told, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
+    let reported: Vec<String> =
+        set.iter().filter(|(n, _)| *n != "zsync:flags").map(|(n, v)| format!("{n}={v}")).collect();
+    assert_eq!(reported, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
 }

@@ -1,5 +1,5 @@
-//! The program under a service manager: what it tells it, sockets that it is handed, signals, the log's forms; and one
-//! pass from cron. A datagram socket stands in for systemd, a shell script for `zfs`.
+//! The program under a service manager: notifications, inherited sockets, signals and log formats; and single passes as
+//! from cron. A datagram socket stands in for systemd, a shell script for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -17,7 +17,7 @@ use common::PATIENCE;
 use common::program::{LOCAL, POLICY, Place, Running, ZFS, ended};
 use serde_json::Value;
 
-/// What a service tells, message by message.
+/// The service manager, which receives the notifications of a service.
 struct Manager {
     socket: UnixDatagram,
     path: String,
@@ -31,12 +31,15 @@ impl Manager {
         Self { socket, path }
     }
 
-    /// Waits for a message with these words, and gives it.
+    /// Waits for a notification with these words, and gives it.
     #[track_caller]
-    fn told(&self, words: &str) -> String {
+    fn wait_for(&self, words: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
-            let read = self.socket.recv(&mut buffer).unwrap_or_else(|e| panic!("nobody tells {words:?}: {e}"));
+            let read = self
+                .socket
+                .recv(&mut buffer)
+                .unwrap_or_else(|e| panic!("there is no notification with {words:?}: {e}"));
             let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
             if text.contains(words) {
                 return text;
@@ -49,16 +52,16 @@ fn signal(running: &Running, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(&running.child), signal).unwrap();
 }
 
-/// Gives an agent an order; its answer is the last line.
+/// Gives an agent an order; the last line is its response.
 fn order(address: &str, order: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(order.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    let last = BufReader::new(stream).lines().map_while(Result::ok).last().expect("an answer");
+    let last = BufReader::new(stream).lines().map_while(Result::ok).last().expect("a response");
     serde_json::from_str(&last).unwrap_or_else(|error| panic!("{error} in {last}"))
 }
 
-/// Orders are known by their UUID: each is another one.
+/// Each order has its own UUID, because agents recognise repeated orders by it.
 fn uuid() -> uuid::Uuid {
     uuid::Uuid::now_v7()
 }
@@ -78,13 +81,13 @@ fn listens(running: &mut Running) -> String {
     running.seen.last().unwrap().rsplit(' ').next().unwrap().to_owned()
 }
 
-/// Whether a process is still there; one that ended and was not waited for is not.
+/// Whether a process runs. A zombie does not.
 fn is_alive(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
 
-/// A `zfs` whose listings take for ever; each notes its process in the file `pids`.
+/// Installs a `zfs` whose listings never end. Each one writes its process id to the file `pids`.
 fn slow_zfs(place: &Place) {
     let script = format!("[ \"$*\" = version ] || {{ echo $$ >>{}; exec sleep 60; }}", place.path("pids"));
     place.zfs(&ZFS.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{script}\n")));
@@ -95,10 +98,10 @@ fn nothing_is_left(place: &Place) {
     let pids = fs::read_to_string(place.path("pids")).unwrap();
     let end = Instant::now() + Duration::from_secs(5);
     for pid in pids.lines() {
-        // It was killed; how soon it is gone is the kernel's affair.
+        // The kernel takes a moment to end a killed process.
         while is_alive(pid) {
             let shown = || fs::read_to_string(format!("/proc/{pid}/stat"));
-            assert!(Instant::now() < end, "process {pid} is left: {:?}", shown());
+            assert!(Instant::now() < end, "process {pid} still runs: {:?}", shown());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -113,22 +116,22 @@ fn service_notifies_systemd_of_start_reload_and_stop() {
         let mut command = place.command(subcommand);
         command.env("NOTIFY_SOCKET", &manager.path).env("WATCHDOG_USEC", "200000");
         let running = Running::start(&mut command);
-        let ready = manager.told("READY=1");
+        let ready = manager.wait_for("READY=1");
         assert!(ready.contains("STATUS="), "{ready}");
-        manager.told("WATCHDOG=1");
-        manager.told("WATCHDOG=1");
+        manager.wait_for("WATCHDOG=1");
+        manager.wait_for("WATCHDOG=1");
         signal(&running, rustix::process::Signal::HUP);
-        assert!(manager.told("RELOADING=1").contains("MONOTONIC_USEC="));
-        let well = manager.told("READY=1");
+        assert!(manager.wait_for("RELOADING=1").contains("MONOTONIC_USEC="));
+        let well = manager.wait_for("READY=1");
         assert!(!well.contains("wrong") && !well.contains("stays"), "{well}");
         place.write("local.json", "{ \"local_datasets\": [ { \"nam\": 1 } ] }");
         signal(&running, rustix::process::Signal::HUP);
-        manager.told("RELOADING=1");
-        let refused = manager.told("READY=1");
+        manager.wait_for("RELOADING=1");
+        let refused = manager.wait_for("READY=1");
         assert!(refused.contains("local.json:1:") && refused.lines().count() == 2, "{subcommand}: {refused}");
         assert_eq!(running.stop(), Some(0), "{subcommand}");
         if !subcommand.starts_with("director") {
-            manager.told("STOPPING=1");
+            manager.wait_for("STOPPING=1");
         }
     }
 }
@@ -150,12 +153,12 @@ fn sighup_applies_valid_configuration_and_rejects_invalid_one() {
         signal(&running, rustix::process::Signal::HUP);
         running.wait_for("stays in force", 1);
         assert!(running.seen.iter().any(|line| line.contains("stays in force") && line.contains(words)));
-        assert!(!refusal("tank/other").contains("is not listed"), "the one before it stays in force");
+        assert!(!refusal("tank/other").contains("is not listed"), "the former configuration stays in force");
     }
     place.write("local.json", "{ \"listen\": \"127.0.0.1:4\", \"local_datasets\": [ { \"name\": \"tank/other\" } ] }");
     signal(&running, rustix::process::Signal::HUP);
     running.wait_for("was read again", 1);
-    assert_eq!(running.count("until it is restarted"), 0, "--listen counts, whatever the file says");
+    assert_eq!(running.count("until it is restarted"), 0, "--listen overrides the file");
     assert_eq!(running.stop(), Some(0));
 }
 
@@ -192,7 +195,7 @@ fn agent_serves_socket_of_service_manager() {
     assert_eq!(listens(&mut running), address);
     assert_eq!(order(&address, &resync())["IsSuccess"], true);
     assert_eq!(running.stop(), Some(0));
-    // Not a socket, and more than one.
+    // Something that is not a socket, and two sockets.
     for (count, words) in [("1", "no socket"), ("2", "one is wanted")] {
         let mut command = Command::new("/bin/sh");
         let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\" 3</dev/null 4</dev/null");
@@ -205,7 +208,7 @@ fn agent_serves_socket_of_service_manager() {
 #[test]
 fn running_order_may_finish_after_sigterm() {
     let place = Place::new();
-    // The listing waits until the process was asked to end.
+    // The listing ends only after SIGTERM.
     let open = place.path("open");
     let wait = format!("#!/bin/sh\n[ \"$*\" = version ] || until [ -e {open} ]; do sleep 0.02; done\n");
     place.zfs(&ZFS.replace("#!/bin/sh\n", &wait));
@@ -218,14 +221,14 @@ fn running_order_may_finish_after_sigterm() {
     running.wait_for("runs", 1);
     signal(&running, rustix::process::Signal::TERM);
     running.wait_for("conversations under way, 1, have 30s to end", 1);
-    // A child that was forked just now has the socket, too, until it becomes zfs.
+    // A child that was just forked holds the socket until it executes zfs.
     let closed = |_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
         TcpStream::connect(&address).is_err()
     };
-    assert!((0..500).any(closed), "nobody else gets in");
+    assert!((0..500).any(closed), "new connections are refused");
     fs::write(open, "").unwrap();
-    assert_eq!(asking.join().unwrap()["IsSuccess"], true, "what was under way ended well");
+    assert_eq!(asking.join().unwrap()["IsSuccess"], true, "the running order has succeeded");
     assert_eq!(running.stop(), Some(0));
 }
 
@@ -252,7 +255,7 @@ fn running_order_is_aborted_after_grace_and_leaves_no_process() {
         assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
         nothing_is_left(&place);
     }
-    // Who is asked twice does not wait.
+    // A second signal ends the program at once.
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1h --log debug"));
     running.wait_for("runs", 3);
     signal(&running, rustix::process::Signal::INT);
@@ -273,7 +276,7 @@ fn json_log_has_json_on_every_line() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error} in {line}"));
     }
     assert_eq!(running.stop(), Some(0));
-    // What ends it too, however many lines that has.
+    // The fatal error is JSON as well, even if it has several lines.
     place.write("local.json", "{ \"local_datasets\": [ { \"nam\": 1 }, { \"nam\": 2 } ] }");
     let ended = place.run("agent --log-format json");
     assert_eq!(ended.status, Some(2));
@@ -305,10 +308,10 @@ fn pass_makes_way_for_running_one() {
     first.wait_for("runs", 3);
     let second = place.run("director --once");
     assert_eq!((second.status, second.stdout.as_str(), second.stderr.as_str()), (Some(0), "", ""));
-    let told = place.run("director --once --verbose");
-    assert_eq!(told.status, Some(0), "{told:?}");
-    told.says(&[&format!("process {}", first.child.id()), "makes way"]);
-    // Asked to end, it says what is missing.
+    let second = place.run("director --once --verbose");
+    assert_eq!(second.status, Some(0), "{second:?}");
+    second.says(&[&format!("process {}", first.child.id()), "makes way"]);
+    // On SIGTERM, the pass reports what is missing.
     signal(&first, rustix::process::Signal::TERM);
     first.wait_for("ended by SIGTERM", 1);
     assert_eq!(first.stop(), Some(1));

@@ -1,4 +1,4 @@
-//! `zsync status`: what it finds out about a fleet on pools in memory, with a real catalog; and the program itself.
+//! `zsync status` of a fleet on pools in memory with an embedded catalog; and the program itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -19,7 +19,7 @@ use zsync::commands::status::{Settings, Status, as_lines, as_text};
 use zsync::director::{LiveStatus, Transfer};
 use zsync::model::Action;
 
-/// Of a fleet, held against the schema.
+/// The status of a fleet, validated by the schema.
 #[track_caller]
 fn status(fleet: &Fleet) -> Status {
     status_of(fleet, &fleet.settings())
@@ -32,7 +32,7 @@ fn status_of(fleet: &Fleet, settings: &Settings) -> Status {
     status
 }
 
-/// As a document and line by line.
+/// Validates a status as a document and line by line.
 #[track_caller]
 fn assert_valid(status: &Status) {
     let schema = schema("status.schema.json");
@@ -60,7 +60,7 @@ fn status_shows_lag_in_snapshots_time_and_bytes() {
         assert!(row.findings.is_empty() && row.replica == row.newest, "{row:?}");
     }
     assert!(status.errors.is_empty() && status.health.hosts.iter().all(|h| h.unseen.is_none()), "{status:?}");
-    // Of what nobody has told the catalog: it is asked of the hosts.
+    // The catalog does not know these: status lists the hosts.
     fleet.take("tank/one", 185);
     let newest = fleet.take("tank/one", 125);
     let status = self::status(&fleet);
@@ -107,7 +107,7 @@ fn status_shows_unreachable_host_as_last_seen() {
     assert_eq!((one.behind, one.unsent_bytes), (Some(1), Some(1000)), "{one:?}");
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
     assert!(as_text(&status, None).contains("\nWARNING: beta: out of reach, last seen "), "{}", as_text(&status, None));
-    // Agents left alone, nothing is known of that, nor of bytes.
+    // Offline, the reachability and the unsent bytes are unknown.
     let offline = status_of(&fleet, &Settings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
     assert_eq!((row(&offline, "tank/one").behind, row(&offline, "tank/one").unsent_bytes), (Some(1), None));
@@ -133,10 +133,10 @@ fn status_shows_diverged_destination_with_failed_order() {
     let text = as_text(&status, Some(100));
     assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
     assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
-    // Only what is about what was asked for.
+    // The filter applies to errors and rows.
     let other = status_of(&fleet, &Settings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
-    // What has gone well since is no error any more.
+    // An order that succeeded since is no error any more.
     let names = ["by-hand".parse().unwrap()];
     fleet.beta.destroy_by_hand(&ds("pool/one"), &names);
     assert!(fleet.pass().is_success());
@@ -168,7 +168,7 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
     let line = text.lines().find(|line| line.starts_with("send alpha:tank/one to beta:pool/one")).unwrap();
     assert_eq!(line.split_whitespace().skip(4).collect::<Vec<_>>(), ["1.00M", "4.00M", "102K/s", "30s"], "{line}");
     assert!(text.contains("sending 25%") && text.contains("; a pass is under way, for "), "{text}");
-    // It was killed meanwhile.
+    // The director was killed.
     let then = ago(125);
     fs::write(&file, serde_json::to_vec(&LiveStatus { at: then, ..live }).unwrap()).unwrap();
     let status = self::status(&fleet);
@@ -185,7 +185,7 @@ fn status_prints_last_pass_in_every_format() {
     let before = place.run("status");
     assert_eq!((before.status, before.stderr.as_str()), (Some(0), ""), "{before:?}");
     assert!(before.stdout.contains("no pass was made yet"), "{before:?}");
-    assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
+    assert!(!fs::exists(place.path("catalog")).unwrap(), "status creates no catalog");
     place.run("director --once");
     let table = place.run("status");
     assert_eq!(table.status, Some(0), "{table:?}");
@@ -211,13 +211,13 @@ fn status_watch_ends_when_output_is_closed() {
     let mut read = [0u8; 400];
     child.stdout.as_mut().unwrap().read_exact(&mut read).unwrap();
     let shown = String::from_utf8_lossy(&read).into_owned();
-    assert!(shown.matches("DATASET").count() >= 2, "it is shown again: {shown}");
+    assert!(shown.matches("DATASET").count() >= 2, "the status is printed repeatedly: {shown}");
     drop(child.stdout.take());
     let end = std::time::Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if std::time::Instant::now() > end {
             child.kill().unwrap();
-            panic!("it goes on for nobody");
+            panic!("status continues although its output is closed");
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }

@@ -1,5 +1,5 @@
-//! Who is let in and who is not: director, agent and slave over TLS on loopback, each with a certificate that is right
-//! or wrong in one way. Each refusal is one line of the log that names the peer, and one clear error at the other end.
+//! Authentication: director, agent and slave over TLS on loopback, each with a certificate that is valid or wrong in
+//! one way. Each refusal is one line of the log that names the peer, and one clear error at the other end.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -37,7 +37,7 @@ use PeerRole::{Agent as A, Director as D, Slave as S};
 
 struct Log(Mutex<Vec<String>>);
 static LOG: Log = Log(Mutex::new(Vec::new()));
-/// Cases that look at the log take turns.
+/// Tests that read the log take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
 impl log::Log for Log {
@@ -66,7 +66,7 @@ fn turn() -> MutexGuard<'static, ()> {
     turn
 }
 
-/// The line that was logged with these words, the only one about that peer. The other end may be quicker than the log.
+/// Waits for the line with these words, which must be the only one about its peer. The log may lag behind the peer.
 #[track_caller]
 fn logged(words: &str) {
     for _ in 0..5000 {
@@ -86,7 +86,7 @@ fn logged(words: &str) {
 
 // --- Certificates.
 
-/// A CA and a folder for what it issues.
+/// A CA, and a folder for the certificates that it issues.
 struct Pki {
     folder: tempfile::TempDir,
     ca: Minted,
@@ -106,14 +106,14 @@ impl Pki {
         Arc::new(Tls::load(&self.write(name, &mint(&self.ca, &wanted(name, roles), Utc::now()).unwrap())).unwrap())
     }
 
-    /// By another CA, while it believes ours.
+    /// A certificate from another CA, for a host that trusts ours.
     fn foreign(&self, name: &str, roles: &[PeerRole]) -> Arc<Tls> {
         let other = mint_ca("other CA", Utc::now(), 3650).unwrap();
         let minted = mint(&other, &wanted(name, roles), Utc::now()).unwrap();
         Arc::new(Tls::load(&self.write(&format!("foreign-{name}"), &minted)).unwrap())
     }
 
-    /// As a company's CA would, that knows nothing of zsync.
+    /// A certificate without zsync's roles, as a company's CA issues it.
     fn unmarked(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Arc<Tls> {
         let key = KeyPair::from_pem(&self.ca.key).unwrap();
         let issuer = Issuer::from_ca_cert_pem(&self.ca.certificate, key).unwrap();
@@ -140,14 +140,14 @@ fn wanted(name: &str, roles: &[PeerRole]) -> Wanted {
 const SOURCE: &str = r#"{ "tls": {}, "directors": ["ruler", "delta"], "local_datasets": [ { "name": "tank" } ] }"#;
 const COPIES: &str = r#"{ "tls": {}, "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
 
-/// An agent on alpha with one snapshot, and what it was asked.
+/// An agent on alpha, and its pool.
 fn agent(with: Option<Arc<Tls>>) -> (String, Fake) {
     let fake = Fake::new(1);
     fake.create(&ds("tank"));
     (listen(Agent::new(host("alpha"), Arc::new(fake.clone()), local(SOURCE)).with_tls(with.clone()), with), fake)
 }
 
-/// Has a director ask an agent for a snapshot.
+/// Sends an agent a director's order to take a snapshot.
 fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
     let here = host("ruler");
     let dispatcher = Dispatcher::<Fake> { here, own: Err(String::new()), tls: director };
@@ -176,7 +176,7 @@ fn slave(with: Option<Arc<Tls>>, configuration: &str) -> (String, Fake) {
     (listen(Slave::new(Arc::new(fake.clone()), local(configuration)), with), fake)
 }
 
-/// Has an agent that calls itself `name` send to a slave.
+/// Sends from an agent that claims to be `name` to a slave.
 fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
     let fake = Fake::new(1);
     fake.create(&ds("tank"));
@@ -225,7 +225,7 @@ fn agent_obeys_only_its_directors() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
-    // Not listed; listed, and not a director; both with certificates of the right CA.
+    // One host is not listed as a director; the other is, but its certificate lacks the role. The CA is right.
     refused(&order(Some(pki.issue("omega", &[D])), &address), "orders are not taken from omega, says local.json");
     logged("(omega): orders are not taken from omega");
     refused(
@@ -233,12 +233,12 @@ fn agent_obeys_only_its_directors() {
         "the certificate of delta is for agent, slave, not for director",
     );
     logged("(delta): the certificate of delta is for agent, slave");
-    // Another CA's, and an expired one.
+    // A certificate of another CA, and an expired one.
     refused(&order(Some(pki.foreign("ruler", &[D])), &address), "does not know the CA of this host's certificate");
     logged("its certificate is not of a CA that is known here");
     refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired");
     logged("its certificate expired 2020-01-01");
-    // Without TLS.
+    // A plaintext connection.
     refused(&order(None, &address), "this port speaks TLS only");
     logged("speaks plaintext, and this port TLS only");
     assert!(alpha.calls().is_empty(), "{:?}", alpha.calls());
@@ -256,12 +256,12 @@ fn director_refuses_agent_with_other_name() {
     logged("does not know the CA of this host's certificate");
     refused(&order(ruler(), &at(pki.expired("alpha"))), "its certificate expired 2020-01-01");
     logged("says that this host's certificate has expired");
-    // Whoever has a wildcard could be every host.
+    // A wildcard certificate would stand for every host.
     let wildcard = pki.unmarked(&["gamma.example.org", "*"], |_| {});
     refused(&order(ruler(), &at(wildcard)), "its certificate is not that of alpha");
-    // The right host, and yet not its agent: found out after the handshake, so that the other end just sees it go.
+    // The right host, but not its agent. The director notices after the handshake, so the peer only sees it disconnect.
     refused(&order(ruler(), &at(pki.issue("alpha", &[S, D]))), "its certificate is for director, slave, not for agent");
-    // One that does not speak TLS.
+    // A server without TLS.
     refused(&order(ruler(), &agent(None).0), "it does not speak TLS");
     logged("speaks TLS, and this port plaintext");
 }
@@ -326,7 +326,7 @@ fn certificate_without_roles_counts_if_configuration_names_it() {
     assert!(order(of("ruler"), &address).is_success);
     refused(&order(of("omega"), &address), "orders are not taken from omega, www.example.org");
     logged("(omega, www.example.org)");
-    // Any machine of the company has one: sources must be named then.
+    // Every machine of the company has such a certificate, so sources must be configured.
     let (open, _) = slave(of("beta"), COPIES);
     refused(&send("alpha", of("alpha"), &open), "has no \"sources\" that name it");
     logged("alpha may not send");
@@ -334,7 +334,7 @@ fn certificate_without_roles_counts_if_configuration_names_it() {
     assert!(send("alpha", of("alpha"), &named).is_success);
     refused(&send("gamma", of("gamma"), &named), "does not receive from gamma");
     logged("gamma may not send");
-    // One that only servers may show.
+    // A certificate for servers only.
     let server_only = pki.unmarked(&["ruler"], |params| {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
@@ -342,7 +342,7 @@ fn certificate_without_roles_counts_if_configuration_names_it() {
     logged("its certificate is not for this use: it has to be for server and client authentication");
 }
 
-/// A client that does as TLS clients do which have no certificate.
+/// A TLS client without a certificate.
 fn without_certificate(pki: &Pki, address: &str) -> String {
     use futures_rustls::rustls::crypto::ring;
     use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, version};
@@ -396,12 +396,12 @@ fn certificates_are_renewed_without_restart() {
     let (address, _) = agent(Some(Arc::clone(&served)));
     let ruler = pki.issue("ruler", &[D]);
     refused(&order(Some(Arc::clone(&ruler)), &address), "not for agent");
-    // Written anew, and read only when that is asked for.
+    // New files are read only when a reload is requested.
     pki.issue("alpha", &[A]);
     refused(&order(Some(Arc::clone(&ruler)), &address), "not for agent");
     served.reload().unwrap();
     assert!(order(Some(Arc::clone(&ruler)), &address).is_success);
-    // Broken files change nothing.
+    // Invalid files change nothing.
     let folder = pki.folder.path().join("alpha");
     fs::write(folder.join("host.key"), "no key").unwrap();
     let error = served.reload().unwrap_err().to_string();
@@ -455,7 +455,7 @@ fn minted_certificate_has_requested_contents() {
     let other = mint_ca("test CA", Utc::now(), 30).unwrap();
     let mixed = Minted { certificate: ca.certificate, key: other.key };
     assert!(mint(&mixed, &wanted, Utc::now()).err().unwrap().to_string().contains("is not that of its certificate"));
-    // What a host has is no CA.
+    // A host's certificate is not a CA's.
     assert!(mint(&minted, &wanted, Utc::now()).err().unwrap().to_string().contains("is not a CA's"));
 }
 
@@ -463,7 +463,7 @@ fn minted_certificate_has_requested_contents() {
 fn host_certificate_cannot_issue_certificates() {
     let _turn = turn();
     let pki = Pki::new();
-    // beta signs a director's certificate with its own key, and shows its own as the link to the CA.
+    // beta signs a director's certificate with its own key, and presents its own certificate as an intermediate.
     let beta = mint(&pki.ca, &wanted("beta", &[A, S]), Utc::now()).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&beta.certificate, KeyPair::from_pem(&beta.key).unwrap()).unwrap();
     let mut params = CertificateParams::new(vec!["ruler".to_owned()]).unwrap();
@@ -477,7 +477,7 @@ fn host_certificate_cannot_issue_certificates() {
     assert!(alpha.calls().is_empty());
 }
 
-/// Kept out of sight of everybody else, whatever the umask.
+/// The umask has no influence.
 #[test]
 fn keys_are_readable_by_owner_only() {
     let folder = tempfile::tempdir().unwrap();

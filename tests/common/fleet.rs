@@ -1,4 +1,4 @@
-//! A fleet of two on pools in memory, over loopback, with a real catalog and real files.
+//! A fleet of two hosts over loopback, on pools in memory, with a catalog and configuration in files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ pub fn ago(minutes: i64) -> DateTime<Utc> {
     Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
 }
 
-/// alpha, which directs, with two datasets; beta, which receives both.
+/// alpha runs the director and has two datasets; beta receives both.
 pub struct Fleet {
     pub folder: TempDir,
     pub alpha: Fake,
     pub beta: Fake,
-    /// beta's agent and slave.
+    /// The addresses of beta's agent and slave.
     pub addresses: (String, String),
 }
 
@@ -75,8 +75,8 @@ impl Fleet {
         fs::write(self.path("server.json"), text).unwrap();
     }
 
-    /// Takes a snapshot of a dataset of alpha, with new data, so many minutes ago and a bit: ages of hours are shown to the
-    /// minute, and stay what they are while a test runs.
+    /// Writes to a dataset of alpha and takes a snapshot, as if so many minutes and twenty seconds ago: ages are shown
+    /// to the minute, and do not change while a test runs.
     pub fn take(&self, dataset: &str, minutes: i64) -> String {
         let at = ago(minutes);
         let name = at.format("S_%F_%T").to_string();

@@ -41,10 +41,10 @@ impl Pair {
     }
 
     pub fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
-        let (sender, told) = runtime::channel::unbounded();
+        let (sender, received) = runtime::channel::unbounded();
         let response = runtime::block_on(self.agent.carry_out(order, sender, Counter::default()));
         let mut facts = Vec::new();
-        while let Ok(fact) = told.try_recv() {
+        while let Ok(fact) = received.try_recv() {
             facts.push(fact);
         }
         (response, facts)

@@ -1,4 +1,5 @@
-//! Plans made from what agents say, saved, and carried out: on pools in memory, with a catalog in a folder.
+//! Makes plans from the listings of agents, saves them and carries them out, on pools in memory with an embedded
+//! catalog.
 
 use std::fs;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ use zsync::{director, plan};
 use super::assert_valid;
 use super::common::{ds, schema};
 
-/// One host with snapshots that are due to be destroyed, sent and taken.
+/// One host, for which snapshots are due to be taken, sent and destroyed.
 struct FleetState {
     folder: TempDir,
     fake: Fake,
@@ -129,7 +130,7 @@ impl FleetState {
         fs::write(self.path("plan.json"), saved.to_string()).unwrap();
     }
 
-    /// What the catalog remembers of failed orders.
+    /// The errors of failed orders in the catalog.
     fn errors(&self) -> Vec<String> {
         let outcomes = EmbeddedReader::new(&self.path("catalog")).outcomes(100).unwrap();
         outcomes.into_iter().filter(|o| !o.success).map(|o| o.error.unwrap_or_default()).collect()
@@ -184,7 +185,7 @@ fn plan_estimates_bytes_sent_and_freed() {
         let questions = Questions::about(&mut orders, &policy, &inventory);
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
-        // Remembered, they are those of the same questions.
+        // The catalog gives them back for the same questions.
         catalog.estimated(answers.clone()).await.unwrap();
         assert_eq!(catalog.catalog().estimates().unwrap(), answers);
         let mut again = orders.clone();
@@ -193,7 +194,7 @@ fn plan_estimates_bytes_sent_and_freed() {
         (orders, totals)
     });
     let (orders, totals) = orders;
-    let told: Vec<_> = orders
+    let estimated: Vec<_> = orders
         .iter()
         .map(|PlannedOrder { order, after, estimate }| {
             let action = match order {
@@ -204,10 +205,10 @@ fn plan_estimates_bytes_sent_and_freed() {
             (action, *after, estimate.as_ref().map(|e| e.bytes))
         })
         .collect();
-    // Of five snapshots with 1000 bytes each, the oldest has the megabyte that the dataset was made with.
+    // Five snapshots have 1000 bytes each; the oldest also has the 1 MiB that the dataset was created with.
     let whole = 1 << 20;
     assert_eq!(
-        told,
+        estimated,
         [
             ("take", None, None),
             ("send", None, Some(Some(whole + 5000))),
@@ -227,16 +228,20 @@ fn plan_estimates_bytes_sent_and_freed() {
 fn saved_plan_is_carried_out_and_nothing_else() {
     let world = FleetState::new();
     world.survey().unwrap();
-    // Due since, but not in the plan.
+    // Due since the plan was made, but not in it.
     world.fake.create(&ds("spare/copy"));
     world.fake.destroy_by_hand(&ds("tank/data"), &[world.name(5)]);
     world.fake.write(&ds("tank/sent"), 1000);
     let result = world.carry_out();
-    // The destination has come into being meanwhile, without snapshots: the agent refuses to overwrite it.
+    // The destination was created meanwhile, without snapshots: the agent refuses to overwrite it.
     assert_eq!(result.unwrap_err().exit, Exit::Failed);
     assert_eq!(world.names("tank/data"), [world.name(2), world.name(1), world.name(0)]);
-    assert_eq!(world.names("tank/sent").len(), 5, "what can be destroyed only after the transfer is not in the plan");
-    // Again: what is done already is fine.
+    assert_eq!(
+        world.names("tank/sent").len(),
+        5,
+        "the plan contains nothing that can be destroyed only after the transfer"
+    );
+    // Orders that were carried out before do no harm.
     assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
     assert_eq!(world.names("tank/data").len(), 3);
     assert!(world.errors().iter().all(|error| error.contains("spare/copy")), "{:?}", world.errors());
@@ -271,7 +276,7 @@ fn saved_destroy_is_refused_as_a_whole_after_changes() {
         ),
         (
             |world| {
-                // What stands for the last day is gone, so that older ones have to.
+                // The snapshots of the last day are gone, so the rule keeps older ones.
                 let newer = [world.name(1), world.name(2), world.name(3)];
                 world.fake.destroy_by_hand(&ds("tank/data"), &newer);
             },
@@ -294,7 +299,7 @@ fn saved_destroy_is_refused_as_a_whole_after_changes() {
 fn saved_take_is_refused_after_newer_snapshot() {
     let world = FleetState::new();
     world.survey().unwrap();
-    // Another pass, an hour later by its name.
+    // Another pass took a snapshot with a later time in its name.
     runtime::block_on(world.fake.snapshot(&[ds("tank/data")], &world.name(-1))).unwrap();
     assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
     assert!(!world.names("tank/data").contains(&world.name(0)));
@@ -333,7 +338,7 @@ fn saved_plan_is_refused_if_old_or_of_other_policy() {
     fs::write(world.path("plan.json"), "").unwrap();
     refused(world.carry_out(), "cannot read the plan");
     assert_eq!(world.names("tank/data"), before);
-    // The layout of the policy's file does not matter.
+    // White space in the policy's file does not matter.
     world.survey().unwrap();
     let text = fs::read_to_string(world.path("server.json")).unwrap();
     fs::write(world.path("server.json"), text.replace("  ", "\t").replace("{ ", "{\n")).unwrap();
@@ -348,7 +353,7 @@ fn plan_reports_unreachable_host_and_covers_the_rest() {
     let saved = world.saved();
     let actions: Vec<&str> =
         saved["orders"].as_array().unwrap().iter().map(|o| o["action"].as_str().unwrap()).collect();
-    assert_eq!(actions, ["take", "send", "destroy"], "beta has not been listed; what it has, its slave would say");
+    assert_eq!(actions, ["take", "send", "destroy"], "beta was not listed, but its slave will tell what it has");
 }
 
 #[test]

@@ -313,7 +313,7 @@ impl AsyncWrite for Input {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.0.lock().read(bytes) {
             Read::Some(read) => Poll::Ready(Ok(read)),
-            // The process never goes on: nobody has to be woken.
+            // The process never continues, so nobody has to be woken.
             Read::Stalled => Poll::Pending,
             Read::Ended => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }

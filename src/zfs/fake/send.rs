@@ -149,7 +149,7 @@ impl AsyncRead for Output {
                 into[..bytes.len()].copy_from_slice(bytes);
                 Poll::Ready(Ok(bytes.len()))
             }
-            // The process never goes on: nobody has to be woken.
+            // The process never continues, so nobody has to be woken.
             None => Poll::Pending,
         }
     }
