@@ -11,16 +11,18 @@ CARGO ?= cargo
 # The program that `make install` installs.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup build release check fmt test test-unit fuzz audit tables demo lab-consul lab-shell bench install uninstall deb clean
+.PHONY: all setup setup-lab build release check fmt test test-unit fuzz audit tables demo lab-consul lab-shell bench install uninstall deb clean
 
 all: build
 
 # Installs the Debian packages for building and for the lab, builds the lab's image (minutes, once per machine) and
-# downloads a real Consul.
-setup:
+# downloads a real Consul. Whatever is there already is left as it is. The targets that need it run it themselves.
+setup: setup-lab
+	tests/consul/build
+
+setup-lab:
 	tests/setup
 	tests/lab/build
-	tests/consul/build
 
 build:
 	$(CARGO) build --locked
@@ -35,7 +37,7 @@ check:
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
 
 # All tests, including those on real ZFS.
-test:
+test: setup
 	$(CARGO) test --locked --no-fail-fast
 
 # The tests that need no ZFS. They take seconds.
@@ -43,8 +45,8 @@ test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
 	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
 
-# Feeds ten million mutated inputs to every parser of data from peers and from zfs, which takes minutes. `make test` uses
-# a few thousand.
+# Feeds ten million mutated inputs to every parser of data from peers and from zfs, which takes minutes. `make test`
+# uses a few thousand.
 fuzz:
 	ZSYNC_FUZZ_INPUTS=$${ZSYNC_FUZZ_INPUTS:-10000000} $(CARGO) test --locked --release --test fuzz -- --nocapture --test-threads 1
 
@@ -57,19 +59,19 @@ tables:
 	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs the_table_of -- --test-threads 1
 
 # Shows the main job on real ZFS, with output for people to read.
-demo: build
+demo: setup-lab build
 	tests/lab/run --timeout 1500 scenarios/demo
 
 # Runs the scenarios that use a catalog with that catalog in a real Consul.
-lab-consul: build
+lab-consul: setup build
 	tests/lab/run --timeout 7200 guest-suite --catalog consul
 
-lab-shell: build
+lab-shell: setup-lab build
 	tests/lab/shell
 
 # Runs all measurements, first those that need no ZFS, then zsync beside other tools on real ZFS. The machine should do
 # nothing else meanwhile. `make tables` then copies the results into benches/README.md.
-bench: release
+bench: setup release
 	$(CARGO) bench --locked --no-fail-fast
 	tests/lab/bench
 

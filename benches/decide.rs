@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use zsync::actions::{Engine, Plan};
-use zsync::model::{DatasetInventory, Guid, HostInventory, Inventory, Marks, Prefix, Snapshot};
-use zsync::policy::{CatalogConfig, DatasetPolicy, Policy, Retention, SnapshotPolicy, SyncPolicy, Target};
+use zsync::model::{DatasetInventory, Guid, HostInventory, Inventory, Marks, Place, Prefix, Snapshot};
+use zsync::policy::{CatalogConfig, DatasetPolicy, Policy, Retention, SnapshotPolicy, SyncPolicy};
 
 const DATASETS: usize = 10;
 const SNAPSHOTS: usize = 100;
@@ -36,7 +36,7 @@ fn policy(pairs: usize) -> Policy {
             prefix: parse("BACKUP"),
             creation: Some(parse("0 * * * *")),
             catch_up: zsync::policy::DEFAULT_CATCH_UP,
-            sync_on: vec![Target { host: parse(&format!("vault{i:04}")), dataset: parse("tank/copy") }],
+            sync_on: vec![Place { host: parse(&format!("vault{i:04}")), dataset: parse("tank/copy") }],
             sync_policy: SyncPolicy::Asap,
             retention: retention(&[
                 "24 in last day",

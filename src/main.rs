@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use zsync::cli::args::Cli;
 use zsync::cli::exit::Exit;
+use zsync::commands::Cli;
 
 fn main() -> ExitCode {
-    match zsync::run(Cli::parse()) {
+    match Cli::parse().run() {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
             if let Some(cause) = &error.cause {

@@ -67,7 +67,7 @@ fn check_counts_findings_and_lists_them_when_verbose() {
     assert!(lines[0].contains("alpha:tank/gone") && lines[0].contains("does not exist"), "{lines:?}");
     assert!(lines[0].contains("; and 1 more (1 unknown) | "), "{lines:?}");
     assert_eq!(lines.len(), 3, "{lines:?}");
-    assert!(lines[2].starts_with("UNKNOWN: beta: out of reach, never seen: "), "{lines:?}");
+    assert!(lines[2].starts_with("UNKNOWN: beta: unreachable, never listed: "), "{lines:?}");
     assert_eq!(place.run("check --host beta").status, Some(3));
 }
 
@@ -82,7 +82,7 @@ fn check_without_data_is_unknown_and_names_failing_zfs() {
     place.run("director --once");
     let ended = place.run("check --zfs /nonexistent/zfs");
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    assert!(ended.stdout.contains("alpha: out of reach, last seen ") && ended.stdout.contains("--zfs"), "{ended:?}");
+    assert!(ended.stdout.contains("alpha: unreachable, last listed ") && ended.stdout.contains("--zfs"), "{ended:?}");
 }
 
 #[test]

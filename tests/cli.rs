@@ -91,7 +91,7 @@ fn director_works_on_other_hosts_if_its_own_fails() {
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --local {}/none.json");
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    ended.says(&["alpha cannot be looked at", "none.json", "beta cannot be looked at"]);
+    ended.says(&["cannot list the snapshots of alpha", "none.json", "cannot list the snapshots of beta"]);
     assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
 }
 
@@ -103,7 +103,7 @@ fn director_reaches_its_own_host_through_configured_agent() {
     place.policy(&policy);
     place
         .run("director --once --local {}/none.json")
-        .fails(1, &["alpha cannot be looked at", "127.0.0.1:1", "refused"]);
+        .fails(1, &["cannot list the snapshots of alpha", "127.0.0.1:1", "refused"]);
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn malformed_listing_is_quoted() {
         "tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-",
         "tank/data\\tfilesystem\\tmany\\t0\\toff\\t-\\t-\\t-\\t-",
     ));
-    place.run("director --once").fails(1, &["alpha cannot be looked at", "guid \"many\" is not a number"]);
+    place.run("director --once").fails(1, &["cannot list the snapshots of alpha", "guid \"many\" is not a number"]);
 }
 
 #[test]
@@ -164,7 +164,7 @@ fn pass_fails_if_dataset_of_policy_is_missing() {
     place.policy(&POLICY.replace("tank/data", "tank/dada"));
     place.write("local.json", &LOCAL.replace("tank/data", "tank"));
     place.zfs(&ZFS.replace("tank/data\\tfilesystem", "tank\\tfilesystem"));
-    place.run("director --once").fails(1, &["alpha:tank/dada", "does not exist", "server.json"]);
+    place.run("director --once").fails(1, &["alpha:tank/dada", "does not exist", "local.json"]);
 }
 
 #[test]
@@ -330,7 +330,7 @@ fn repeated_failure_is_logged_once() {
     place.policy(TWO_HOSTS);
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
     running.wait_for("the pass took", 3);
-    assert_eq!(running.count("beta cannot be looked at"), 1, "{:#?}", running.seen);
+    assert_eq!(running.count("cannot list the snapshots of beta"), 1, "{:#?}", running.seen);
     // The policy becomes invalid: that is reported once as well, and the former policy stays in force.
     place.write("server.json", "{");
     running.wait_for("stays in force", 1);
@@ -351,7 +351,7 @@ fn director_takes_up_its_host_once_it_is_ready() {
     let local: PathBuf = place.path("local.json").into();
     fs::remove_file(&local).unwrap();
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
-    running.wait_for("alpha cannot be looked at", 1);
+    running.wait_for("cannot list the snapshots of alpha", 1);
     fs::write(&local, LOCAL).unwrap();
     running.wait_for("alpha: all is well again", 1);
     assert_eq!(running.stop(), Some(0));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::consul::{Consul, Settings};
-use zsync::director::{Election, Leadership, Sought};
+use zsync::director::{Election, ElectionResult, Leadership};
 use zsync::model::HostName;
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
@@ -136,8 +136,8 @@ fn until<T>(what: &str, within: u64, mut found: impl FnMut() -> Option<T>) -> T 
 
 fn seek(server: usize, name: &str) -> Option<Leadership> {
     let office = Election::new(client(server), "zsync", name.parse().unwrap());
-    match block_on(office.seek()) {
-        Ok(Sought::Ours(leadership)) => Some(leadership),
+    match block_on(office.try_win()) {
+        Ok(ElectionResult::Won(leadership)) => Some(leadership),
         _ => None,
     }
 }

@@ -10,7 +10,7 @@ use zsync::agent::Agent;
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::config::{parse_local, parse_policy};
 use zsync::consul::{Consul, Health};
-use zsync::director::{Election, Leadership, Pass, Report, Sought};
+use zsync::director::{Election, ElectionResult, Leadership, Pass, Report};
 use zsync::fleet::health::ServiceHealth;
 use zsync::fleet::{Dispatcher, FleetState};
 use zsync::host::publish::fences::Fences;
@@ -128,7 +128,7 @@ impl Fleet {
     }
 
     fn world(&self) -> FleetState<ConsulCatalog> {
-        FleetState::new(ConsulCatalog::new(self.consul.clone(), &self.root))
+        FleetState::shared(Arc::new(ConsulCatalog::new(self.consul.clone(), &self.root)))
     }
 
     fn pass(
@@ -171,7 +171,7 @@ impl Fleet {
     }
 
     fn lead(&self, name: &str) -> Leadership {
-        let Sought::Ours(leadership) = block_on(self.office(name).seek()).unwrap() else {
+        let ElectionResult::Won(leadership) = block_on(self.office(name).try_win()).unwrap() else {
             panic!("another director is the leader")
         };
         leadership
@@ -254,12 +254,12 @@ fn resync_reports_and_fixes_every_difference() {
     // Created without zsync, so that no pass sees it before the resync.
     fleet.alpha.fake.create(&ds("tank/new"));
     let quiet = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
-    assert!(quiet.mended.is_empty());
+    assert!(quiet.corrected.is_empty());
     let pass = fleet.made(&fleet.world(), fleet.now + TimeDelta::days(3650));
     let pass = pass.led(leadership.clone(), ServiceHealth::default()).resyncing(true);
     // Far in the future, everything is due. Here only the fixes count.
     let report = block_on(pass.run()).unwrap();
-    let lines: Vec<String> = report.mended.iter().map(|(host, line)| format!("{host}: {line}")).collect();
+    let lines: Vec<String> = report.corrected.iter().map(|(host, line)| format!("{host}: {line}")).collect();
     assert!(lines.contains(&"alpha: tank/new was not known, with 0 snapshots".to_owned()), "{lines:?}");
     assert!(fleet.catalog().inventory().unwrap().dataset(&host("alpha"), &ds("tank/new")).is_some());
     block_on(leadership.resign());
@@ -271,7 +271,9 @@ fn next_director_takes_over_after_resignation() {
     let mut fleet = Fleet::new(consul);
     fleet.later(1);
     let first = fleet.lead("one");
-    let Sought::Taken { holder: Some(holder), index } = block_on(fleet.office("two").seek()).unwrap() else { panic!() };
+    let ElectionResult::Lost { holder: Some(holder), index } = block_on(fleet.office("two").try_win()).unwrap() else {
+        panic!()
+    };
     assert!(holder.starts_with("one directs (process "), "{holder}");
     let old = first.fence().unwrap();
     // The leader resigns: the next one takes over at once.

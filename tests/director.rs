@@ -56,7 +56,7 @@ impl Fleet {
         let own = Agent::new(here.clone(), Arc::new(alpha.clone()), local(source));
         let dispatcher = Arc::new(Dispatcher { here, own: Ok(Arc::new(own)), tls: None });
         let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
-        Self { pools, addresses, dispatcher, world: FleetState::new(MemoryCatalog::new()), now }
+        Self { pools, addresses, dispatcher, world: FleetState::embedded(Arc::new(MemoryCatalog::new())), now }
     }
 
     fn policy(&self, datasets: &str) -> Arc<Policy> {

@@ -10,8 +10,8 @@ use std::process::Command;
 use clap::{CommandFactory, Parser};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use zsync::cli::args::Cli;
 use zsync::cli::exit::Exit;
+use zsync::commands::Cli;
 use zsync::config::{ConfigError, LOCAL_SCHEMA, SERVER_SCHEMA, parse_local, parse_policy};
 use zsync::model::{Action, DatasetStatus, Guid, ResponseStatus};
 use zsync::wire::codec::StreamEnd;
@@ -172,7 +172,7 @@ fn pages_that_are_referred_to_exist() {
 fn pages_are_well_formed() {
     for name in names_in("man") {
         let output = Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(project("man").join(&name)).output();
-        let output = output.expect("mandoc checks the manual pages: make setup installs it");
+        let output = output.expect("mandoc checks the manual pages: tests/setup installs it");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     }
 }

@@ -19,13 +19,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{ds, resident};
-use futures_lite::io::Cursor;
+use futures_lite::io::{AsyncReadExt, Cursor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zsync::agent::Agent;
 use zsync::commands::tls::{Wanted, mint, mint_ca};
 use zsync::config::{parse_local, parse_policy};
-use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SnapName};
+use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SendFlags, SnapName};
 use zsync::server::acceptor::Role;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -33,7 +33,7 @@ use zsync::transport::tls::{certificate, certificates_in};
 use zsync::wire::codec::{Conn, LARGEST_FRAME, StreamEnd};
 use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs::fake::Fake;
-use zsync::zfs::parse;
+use zsync::zfs::{SendFrom, SendSpec, Zfs, parse};
 
 /// The number of targets, which share the inputs.
 const TARGETS: u64 = 12;
@@ -429,6 +429,23 @@ fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     });
 }
 
+/// What a send of a first snapshot with this guid gives.
+fn stream_of_snapshot(guid: u64) -> Vec<u8> {
+    let source = Fake::new(0);
+    // Each dataset takes a guid.
+    for number in 1..guid {
+        source.create(&ds(&format!("tank/{number}")));
+    }
+    let (dataset, name): (DatasetName, SnapName) = (ds("tank/1"), "S_1".parse().unwrap());
+    runtime::block_on(async {
+        source.snapshot(std::slice::from_ref(&dataset), &name).await.unwrap();
+        let spec = SendSpec::Snapshot { dataset, to: name, from: SendFrom::Nothing, flags: SendFlags::PLAIN };
+        let mut stream = Vec::new();
+        source.send(&spec).await.unwrap().data.read_to_end(&mut stream).await.unwrap();
+        stream
+    })
+}
+
 #[test]
 fn slave_survives_any_conversation() {
     let fake = Fake::new(1);
@@ -440,8 +457,7 @@ fn slave_survives_any_conversation() {
     let mut slave = Arc::new(Slave::new(Arc::clone(&fake), Arc::clone(&local)));
     let mut seeds = corpus("slave-conversations");
     // A conversation with a stream that the fake can receive.
-    let stream =
-        br#"{"kind":"filesystem","base":null,"snapshots":[{"name":"S_1","guid":"17","createtxg":12,"creation":7}]}"#;
+    let stream = &stream_of_snapshot(17);
     let length = u32::try_from(stream.len()).unwrap().to_be_bytes();
     let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
     seeds.push([&seeds[1][..], &length, stream, end].concat());

@@ -15,8 +15,8 @@ use common::program::{Place, TWO_HOSTS, ended};
 use common::{ds, schema};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
-use zsync::commands::status::{Settings, Status, as_lines, as_text};
-use zsync::director::{LiveStatus, Transfer};
+use zsync::commands::status::{Status, StatusSettings, as_lines, as_text};
+use zsync::fleet::live_status::{LiveStatus, RunningTransfer};
 use zsync::model::Action;
 
 /// The status of a fleet, validated by the schema.
@@ -26,7 +26,7 @@ fn status(fleet: &Fleet) -> Status {
 }
 
 #[track_caller]
-fn status_of(fleet: &Fleet, settings: &Settings) -> Status {
+fn status_of(fleet: &Fleet, settings: &StatusSettings) -> Status {
     let status = fleet.status_of(settings);
     assert_valid(&status);
     status
@@ -72,7 +72,7 @@ fn status_shows_lag_in_snapshots_time_and_bytes() {
     assert_eq!(row(&status, "tank/two").behind, Some(0));
     let text = as_text(&status, None);
     for line in
-        ["alpha:tank/one ", " 2h 5m ", "  to beta:pool/one ", " 5h ", "2 (3h 5m)", "1.95K", "no pass was made yet"]
+        ["alpha:tank/one ", " 2h 5m ", "  to beta:pool/one ", " 5h ", "2 (3h 5m)", "1.95K", "no pass has run yet"]
     {
         assert!(text.contains(line), "{line}: {text}");
     }
@@ -106,9 +106,13 @@ fn status_shows_unreachable_host_as_last_seen() {
     let one = row(&status, "tank/one");
     assert_eq!((one.behind, one.unsent_bytes), (Some(1), Some(1000)), "{one:?}");
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);
-    assert!(as_text(&status, None).contains("\nWARNING: beta: out of reach, last seen "), "{}", as_text(&status, None));
+    assert!(
+        as_text(&status, None).contains("\nWARNING: beta: unreachable, last listed "),
+        "{}",
+        as_text(&status, None)
+    );
     // Offline, the reachability and the unsent bytes are unknown.
-    let offline = status_of(&fleet, &Settings { offline: true, ..fleet.settings() });
+    let offline = status_of(&fleet, &StatusSettings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
     assert_eq!((row(&offline, "tank/one").behind, row(&offline, "tank/one").unsent_bytes), (Some(1), None));
 }
@@ -134,7 +138,7 @@ fn status_shows_diverged_destination_with_failed_order() {
     assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
     assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
     // The filter applies to errors and rows.
-    let other = status_of(&fleet, &Settings { dataset: Some(ds("tank/two")), ..fleet.settings() });
+    let other = status_of(&fleet, &StatusSettings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
     // An order that succeeded since is no error any more.
     let names = ["by-hand".parse().unwrap()];
@@ -149,12 +153,12 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
     fleet.take("tank/one", 300);
     fleet.pass();
     let now = Utc::now();
-    let transfer = Transfer {
+    let transfer = RunningTransfer {
         action: Action::SendSnapshot,
         host: "alpha".parse().unwrap(),
         dataset: Some(ds("tank/one")),
         snapshot: None,
-        to: Some(zsync::catalog::Destination { host: "beta".parse().unwrap(), dataset: ds("pool/one") }),
+        to: Some(zsync::model::Place { host: "beta".parse().unwrap(), dataset: ds("pool/one") }),
         seconds: 10.0,
         bytes: 1 << 20,
         total: Some(4 << 20),
@@ -167,13 +171,13 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
     let text = as_text(&status, None);
     let line = text.lines().find(|line| line.starts_with("send alpha:tank/one to beta:pool/one")).unwrap();
     assert_eq!(line.split_whitespace().skip(4).collect::<Vec<_>>(), ["1.00M", "4.00M", "102K/s", "30s"], "{line}");
-    assert!(text.contains("sending 25%") && text.contains("; a pass is under way, for "), "{text}");
+    assert!(text.contains("sending 25%") && text.contains("; a pass has been running for "), "{text}");
     // The director was killed.
     let then = ago(125);
     fs::write(&file, serde_json::to_vec(&LiveStatus { at: then, ..live }).unwrap()).unwrap();
     let status = self::status(&fleet);
     assert!(status.pass.as_ref().unwrap().running.is_empty());
-    assert!(as_text(&status, None).contains("; the last pass did not come to its end, 2h 5m ago"));
+    assert!(as_text(&status, None).contains("; the last pass stopped before its end, 2h 5m ago"));
 }
 
 // --- The program.
@@ -184,12 +188,12 @@ fn status_prints_last_pass_in_every_format() {
     place.policy(TWO_HOSTS);
     let before = place.run("status");
     assert_eq!((before.status, before.stderr.as_str()), (Some(0), ""), "{before:?}");
-    assert!(before.stdout.contains("no pass was made yet"), "{before:?}");
+    assert!(before.stdout.contains("no pass has run yet"), "{before:?}");
     assert!(!fs::exists(place.path("catalog")).unwrap(), "status creates no catalog");
     place.run("director --once");
     let table = place.run("status");
     assert_eq!(table.status, Some(0), "{table:?}");
-    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: out of reach", "the last pass ended "] {
+    for words in ["DATASET", "alpha:tank/data", "  to beta:pool/copy", "beta: unreachable", "the last pass ended "] {
         assert!(table.stdout.contains(words), "{words}: {table:?}");
     }
     let json: Value = serde_json::from_str(&place.run("status --format json").stdout).unwrap();

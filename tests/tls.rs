@@ -497,7 +497,7 @@ fn keys_are_readable_by_owner_only() {
     assert!(status == Some(2) && text.contains("there is") && text.contains("already"), "{text}");
     let issue = [&["issue", "alpha", "--role", "agent,director"][..], &at].concat();
     let (status, text) = zsync(&issue);
-    assert!(status == Some(0) && text.contains("becomes /etc/zsync/tls on alpha"), "{text}");
+    assert!(status == Some(0) && text.contains("to /etc/zsync/tls on alpha"), "{text}");
     let before = fs::read(ca.join("alpha/host.key")).unwrap();
     let (status, text) = zsync(&issue);
     assert!(status == Some(2) && text.contains("--renew"), "{text}");

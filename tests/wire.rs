@@ -333,7 +333,7 @@ fn cut_or_malformed_stream_changes_nothing_and_next_order_succeeds() {
         (half, None),
         (oversized, Some("a frame of 1048577 bytes")),
         (b"{\"Step\":\"finish\"}\n".to_vec(), Some("a frame of")),
-        (strange, Some("incomplete stream")),
+        (strange, Some("failed to read from stream")),
         (failed.concat(), Some("E")),
     ] {
         let (mut stream, mut lines) = pair.offer_when_free();

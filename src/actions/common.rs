@@ -1,36 +1,38 @@
-//! What two datasets have in common, by guid alone.
+//! What the questions share: a policy's snapshots in a dataset, its slots, and what two datasets have in common.
+//!
+//! Two datasets are compared by guid alone.
 
 use chrono::{DateTime, Utc};
 
 use crate::model::{DatasetInventory, Guid, Prefix, SnapName};
 
-/// What is known of a dataset on another host.
+/// What is known about a dataset on another host.
 #[derive(Clone, Copy, Debug)]
-pub enum Known<'a> {
-    /// Its host has not been listed.
+pub enum KnownDataset<'a> {
+    /// Its host was never listed.
     Unlisted,
-    /// Its host has been listed and does not have it.
+    /// Its host was listed and does not have it.
     Absent,
-    /// This is what it holds.
-    There(&'a DatasetInventory),
+    /// Its host was listed and has it.
+    Present(&'a DatasetInventory),
 }
 
-/// A snapshot of one policy, taken out of its dataset's inventory.
+/// A snapshot of one policy, with what decisions need of it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Own {
-    /// Its index in the inventory.
+pub(super) struct PolicySnapshot {
+    /// Its index in the dataset's inventory.
     pub index: u32,
     pub guid: Guid,
     pub createtxg: u64,
     pub creation: DateTime<Utc>,
-    /// The moment in its name.
+    /// The time in its name.
     pub stamp: DateTime<Utc>,
 }
 
-/// Collects a policy's snapshots of a dataset, oldest first, and counts those with other names. What was
-/// destroyed by an order and is only remembered is not there.
-pub(super) fn own_snapshots(dataset: &DatasetInventory, prefix: &Prefix, own: &mut Vec<Own>) -> usize {
-    own.clear();
+/// Collects the snapshots of a dataset that have a policy's prefix, oldest first, and counts all others. Snapshots that
+/// an order destroyed, and that are only remembered, are left out.
+pub(super) fn policy_snapshots(dataset: &DatasetInventory, prefix: &Prefix, into: &mut Vec<PolicySnapshot>) -> usize {
+    into.clear();
     let mut others = 0;
     for (index, snapshot) in (0..).zip(&dataset.snapshots) {
         if snapshot.marks.deleted {
@@ -41,25 +43,32 @@ pub(super) fn own_snapshots(dataset: &DatasetInventory, prefix: &Prefix, own: &m
             continue;
         };
         let (guid, createtxg, creation) = (snapshot.guid, snapshot.createtxg, snapshot.creation);
-        own.push(Own { index, guid, createtxg, creation, stamp });
+        into.push(PolicySnapshot { index, guid, createtxg, creation, stamp });
     }
-    // The inventory promises this order; where it is broken, a wrong "newest" could cost a base.
-    if !own.is_sorted_by_key(|s| (s.createtxg, s.guid)) {
-        own.sort_by_key(|s| (s.createtxg, s.guid));
+    // The inventory promises this order. If it is violated, a wrong "newest" snapshot could cost a base.
+    if !into.is_sorted_by_key(|s| (s.createtxg, s.guid)) {
+        into.sort_by_key(|s| (s.createtxg, s.guid));
     }
     others
 }
 
-/// A dataset's snapshots by guid.
+/// The slots of a schedule before and after now.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Slots {
+    pub last: Option<DateTime<Utc>>,
+    pub next: Option<DateTime<Utc>>,
+}
+
+/// A dataset's snapshots, sorted by guid.
 #[derive(Clone, Debug, Default)]
-pub(super) struct ByGuid<'a> {
+pub(super) struct SnapshotsByGuid<'a> {
     sorted: Vec<(Guid, &'a SnapName)>,
 }
 
-impl<'a> ByGuid<'a> {
+impl<'a> SnapshotsByGuid<'a> {
     pub fn of(dataset: &'a DatasetInventory) -> Self {
-        let there = dataset.snapshots.iter().filter(|s| !s.marks.deleted);
-        let mut sorted: Vec<_> = there.map(|s| (s.guid, &s.name)).collect();
+        let live = dataset.snapshots.iter().filter(|s| !s.marks.deleted);
+        let mut sorted: Vec<_> = live.map(|s| (s.guid, &s.name)).collect();
         sorted.sort_unstable_by_key(|(guid, _)| *guid);
         Self { sorted }
     }
@@ -74,32 +83,33 @@ impl<'a> ByGuid<'a> {
     }
 }
 
-/// The newest point from which an increment can be sent.
+/// A snapshot or bookmark of a source from which an increment can be sent to a destination.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Base<'a> {
+pub(super) struct CommonPoint<'a> {
     pub guid: Guid,
-    /// On the source.
+    /// Its createtxg on the source.
     pub createtxg: u64,
-    /// On the source.
+    /// Its name on the source.
     pub name: &'a SnapName,
 }
 
-/// The newest common points of a source and a destination.
+/// The newest points that a source and a destination have in common.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Common<'a> {
-    /// Among snapshots on both sides.
-    pub snapshot: Option<Base<'a>>,
-    /// Among the source's snapshots and bookmarks: the same or a newer one.
-    pub any: Option<Base<'a>>,
+pub(super) struct NewestCommon<'a> {
+    /// The newest snapshot of both sides.
+    pub snapshot: Option<CommonPoint<'a>>,
+    /// The newest snapshot or bookmark of the source whose snapshot the destination has: the same or a newer one.
+    pub any: Option<CommonPoint<'a>>,
 }
 
-impl<'a> Common<'a> {
-    pub fn of(source: &'a DatasetInventory, destination: &ByGuid<'_>) -> Self {
+impl<'a> NewestCommon<'a> {
+    pub fn of(source: &'a DatasetInventory, destination: &SnapshotsByGuid<'_>) -> Self {
         let live = source.snapshots.iter().filter(|s| !s.marks.deleted);
-        let snapshots = live.map(|s| Base { guid: s.guid, createtxg: s.createtxg, name: &s.name });
-        let bookmarks = source.bookmarks.iter().map(|b| Base { guid: b.guid, createtxg: b.createtxg, name: &b.name });
-        let snapshot = snapshots.filter(|b| destination.has(b.guid)).max_by_key(|b| (b.createtxg, b.guid));
-        let bookmark = bookmarks.filter(|b| destination.has(b.guid)).max_by_key(|b| (b.createtxg, b.guid));
+        let snapshots = live.map(|s| CommonPoint { guid: s.guid, createtxg: s.createtxg, name: &s.name });
+        let bookmarks = source.bookmarks.iter();
+        let bookmarks = bookmarks.map(|b| CommonPoint { guid: b.guid, createtxg: b.createtxg, name: &b.name });
+        let snapshot = snapshots.filter(|p| destination.has(p.guid)).max_by_key(|p| (p.createtxg, p.guid));
+        let bookmark = bookmarks.filter(|p| destination.has(p.guid)).max_by_key(|p| (p.createtxg, p.guid));
         let newer = bookmark.filter(|b| snapshot.is_none_or(|s| b.createtxg > s.createtxg));
         Self { snapshot, any: newer.or(snapshot) }
     }

@@ -1,25 +1,25 @@
-//! Delete: a verdict and its reasons for every snapshot of a policy.
+//! The third question: which snapshots of a policy stay in a dataset, and why?
 
 use chrono::{DateTime, Utc};
 
-use crate::actions::common::{ByGuid, Common, Known, Own, own_snapshots};
-use crate::actions::verdict::{Protection, SnapVerdict};
-use crate::model::{DatasetInventory, Guid, Prefix};
+use crate::actions::common::{KnownDataset, NewestCommon, PolicySnapshot, SnapshotsByGuid, policy_snapshots};
+use crate::actions::prune::{Protection, SnapVerdict};
+use crate::model::{DatasetInventory, Guid, Place, Prefix};
+use crate::policy::Zone;
 use crate::policy::retention::{Rule, Tally};
-use crate::policy::{Target, Zone};
 
-/// What decides about the snapshots of one prefix in one dataset.
+/// The rules for the snapshots with one prefix in one dataset.
 #[derive(Clone, Debug)]
 pub struct DeleteTerms<'a> {
-    /// The prefix; snapshots with other names are no candidates.
+    /// The prefix; snapshots with other names are never destroyed.
     pub prefix: &'a Prefix,
-    /// A snapshot stays if any of these keeps it.
+    /// The retention rules. A snapshot stays if any of them keeps it.
     pub rules: Vec<&'a Rule>,
-    /// Whether a policy without rules has a say, which keeps everything.
+    /// Whether a policy without rules applies, which keeps everything.
     pub keep_all: bool,
-    /// Whether a snapshot may go before it is on every destination.
+    /// Whether a snapshot may be destroyed before it is on every destination.
     pub prune_unsent: bool,
-    /// Whether a snapshot with another name on another side stays.
+    /// Whether a snapshot with a different name on another side stays.
     pub skip_if_renamed: bool,
     /// Whether a snapshot with clones stays.
     pub skip_if_cloned: bool,
@@ -28,29 +28,29 @@ pub struct DeleteTerms<'a> {
 /// A dataset that this one is sent to or receives from.
 #[derive(Clone, Debug)]
 pub struct Peer<'a> {
-    /// Where it is.
-    pub place: Target,
-    /// What it is to this one.
-    pub role: Role,
-    /// What is known of it.
-    pub known: Known<'a>,
+    /// Its host and name.
+    pub place: Place,
+    /// How it is related to this one.
+    pub relation: Relation,
+    /// What is known about it.
+    pub known: KnownDataset<'a>,
 }
 
-/// What a peer is to a dataset.
+/// How a peer is related to a dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Role {
-    /// A destination of the very policy: every snapshot is to come there.
+pub enum Relation {
+    /// A destination of the policy in question: it is to receive every snapshot.
     Destination,
-    /// A destination of another policy of the same dataset: only the base is needed.
+    /// A destination of another policy of the same dataset: it needs only the base.
     OtherDestination,
-    /// What the dataset receives from.
+    /// The dataset that this one receives from.
     Source,
 }
 
-/// Decides about every snapshot of a prefix, oldest first.
+/// Decides about every snapshot with the prefix; the verdicts are sorted oldest first.
 ///
-/// "Not yet there" means newer than the newest common point: everything up to that has travelled, and what a
-/// destination lacks of it, it has pruned itself.
+/// A snapshot counts as unsent if it is newer than the newest common point. Everything up to that point was sent, and
+/// what a destination lacks of it, it has pruned itself.
 #[must_use]
 pub fn delete(
     dataset: &DatasetInventory,
@@ -60,64 +60,68 @@ pub fn delete(
     now: DateTime<Utc>,
 ) -> Vec<SnapVerdict> {
     let mut own = Vec::new();
-    own_snapshots(dataset, terms.prefix, &mut own);
+    policy_snapshots(dataset, terms.prefix, &mut own);
     decide(dataset, &own, terms, peers, &mut Tally::new(tz, now))
 }
 
-/// What one peer protects.
-struct Needs<'a> {
-    role: Role,
-    /// Its snapshots, if it is known.
-    held: Option<ByGuid<'a>>,
+/// What one peer still needs of a dataset.
+struct PeerNeeds<'a> {
+    relation: Relation,
+    /// Its snapshots, if they are known.
+    snapshots: Option<SnapshotsByGuid<'a>>,
+    /// The newest common snapshot, and the newest common point including bookmarks.
     bases: [Option<Guid>; 2],
-    /// The createtxg here from which on everything is unsent.
+    /// The createtxg here of the newest common point; everything after it is unsent.
     unsent_after: Option<u64>,
-    /// What it protects of everything.
-    all: u16,
+    /// The protections (as bits) that it gives to every snapshot.
+    for_all: u16,
 }
 
-impl<'a> Needs<'a> {
+impl<'a> PeerNeeds<'a> {
     fn of(dataset: &'a DatasetInventory, peer: &Peer<'a>) -> Self {
-        let nothing = Self { role: peer.role, held: None, bases: [None; 2], unsent_after: None, all: 0 };
-        let unknown = match peer.role {
-            Role::Source => Protection::SourceUnknown,
-            Role::Destination | Role::OtherDestination => Protection::DestinationUnknown,
+        let nothing =
+            Self { relation: peer.relation, snapshots: None, bases: [None; 2], unsent_after: None, for_all: 0 };
+        let unknown = match peer.relation {
+            Relation::Source => Protection::SourceUnknown,
+            Relation::Destination | Relation::OtherDestination => Protection::DestinationUnknown,
         };
         match peer.known {
-            Known::Unlisted => Self { all: unknown.bit(), ..nothing },
-            Known::Absent => nothing,
-            Known::There(there) => {
-                let held = ByGuid::of(there);
-                let common = match peer.role {
-                    Role::Source => Common::of(there, &ByGuid::of(dataset)),
-                    Role::Destination | Role::OtherDestination => Common::of(dataset, &held),
+            KnownDataset::Unlisted => Self { for_all: unknown.bit(), ..nothing },
+            KnownDataset::Absent => nothing,
+            KnownDataset::Present(there) => {
+                let snapshots = SnapshotsByGuid::of(there);
+                let common = match peer.relation {
+                    Relation::Source => NewestCommon::of(there, &SnapshotsByGuid::of(dataset)),
+                    Relation::Destination | Relation::OtherDestination => NewestCommon::of(dataset, &snapshots),
                 };
-                let nothing_in_common = peer.role == Role::Source && common.any.is_none();
+                let nothing_in_common = peer.relation == Relation::Source && common.any.is_none();
                 Self {
-                    held: Some(held),
+                    snapshots: Some(snapshots),
                     bases: [common.snapshot.map(|b| b.guid), common.any.map(|b| b.guid)],
                     unsent_after: common.any.map(|b| b.createtxg),
-                    all: if nothing_in_common { Protection::NothingInCommon.bit() } else { 0 },
+                    for_all: if nothing_in_common { Protection::NothingInCommon.bit() } else { 0 },
                     ..nothing
                 }
             }
         }
     }
 
-    fn is_unsent(&self, snapshot: &Own) -> bool {
-        self.role == Role::Destination && self.unsent_after.is_none_or(|txg| snapshot.createtxg > txg)
+    fn is_unsent(&self, snapshot: &PolicySnapshot) -> bool {
+        self.relation == Relation::Destination && self.unsent_after.is_none_or(|txg| snapshot.createtxg > txg)
     }
 }
 
+/// As [`delete`], with the inputs prepared.
 pub(super) fn decide<'a>(
     dataset: &'a DatasetInventory,
-    own: &[Own],
+    own: &[PolicySnapshot],
     terms: &DeleteTerms<'a>,
     peers: &[Peer<'a>],
     tally: &mut Tally<'a>,
 ) -> Vec<SnapVerdict> {
-    let needs: Vec<Needs> = peers.iter().map(|peer| Needs::of(dataset, peer)).collect();
-    let for_all = needs.iter().fold(if terms.keep_all { Protection::NoRules.bit() } else { 0 }, |all, n| all | n.all);
+    let needs: Vec<PeerNeeds> = peers.iter().map(|peer| PeerNeeds::of(dataset, peer)).collect();
+    let for_all =
+        needs.iter().fold(if terms.keep_all { Protection::NoRules.bit() } else { 0 }, |all, n| all | n.for_all);
     tally.restart(terms.rules.iter().copied());
     let mut verdicts: Vec<SnapVerdict> = own
         .iter()
@@ -138,7 +142,7 @@ pub(super) fn decide<'a>(
                     unsent_to |= bit;
                 }
                 if terms.skip_if_renamed
-                    && let Some(name) = need.held.as_ref().and_then(|h| h.name_of(snapshot.guid))
+                    && let Some(name) = need.snapshots.as_ref().and_then(|s| s.name_of(snapshot.guid))
                 {
                     protect(Protection::Renamed, *name != found.name);
                 }

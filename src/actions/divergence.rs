@@ -1,9 +1,9 @@
-//! A destination that cannot take the next stream as it is: what is wrong, and what the policy lets be done about it.
+//! A destination that cannot take the next stream: what is wrong with it, and what the policy permits to do about it.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::actions::lineage::Flip;
+use crate::actions::lineage::FlagMismatch;
 use crate::actions::steps::{Conflict, Point};
 use crate::model::{DatasetInventory, Guid, OnDivergence};
 
@@ -11,35 +11,35 @@ use crate::model::{DatasetInventory, Guid, OnDivergence};
 #[derive(Clone, Debug, Error, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Trouble {
-    /// The two histories do not fit.
+    /// The two histories conflict.
     #[error(transparent)]
     Conflict(#[from] Conflict),
-    /// It was written to since its newest snapshot, which is the newest common one.
-    #[error("it has been modified since its newest snapshot, {}: {}", newest.name, bytes_or_unknown(*bytes))]
+    /// The destination was written to since its newest snapshot, which is the newest common one.
+    #[error("the destination has been modified since its newest snapshot, {}: {}", newest.name, bytes_or_unknown(*bytes))]
     Written {
         /// Its newest snapshot.
         newest: Point,
-        /// How much was written, where that is known.
+        /// How many bytes were written, if known.
         bytes: Option<u64>,
     },
-    /// It exists without any snapshot.
-    #[error("it exists without a snapshot, and may hold data")]
+    /// The destination exists without any snapshot.
+    #[error("the destination exists without a snapshot, and may hold data")]
     Bare,
-    /// Its history was made with other flags.
+    /// The copy was made with other flags than the source needs.
     #[error(transparent)]
-    Flags(#[from] Flip),
+    Flags(#[from] FlagMismatch),
 }
 
 fn bytes_or_unknown(bytes: Option<u64>) -> String {
     match bytes {
         Some(bytes) if bytes > 0 => format!("{bytes} bytes were written there"),
-        // A change of a moment ago is not counted before it is on disk.
+        // ZFS does not count a recent change before it is on disk.
         _ => "something was written there".to_owned(),
     }
 }
 
 impl Trouble {
-    /// A destination that ZFS says was written to.
+    /// The trouble with a destination that was written to, according to ZFS.
     #[must_use]
     pub fn written(destination: &DatasetInventory) -> Option<Self> {
         let newest = destination.newest()?;
@@ -48,42 +48,43 @@ impl Trouble {
     }
 }
 
-/// What a policy lets be done about it.
+/// What a policy permits to do about it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
-    /// Going back to the newest common snapshot, if no snapshot is lost by that; replacing what has none.
+    /// To roll back to the newest common snapshot if that destroys no snapshot, and to replace a dataset without
+    /// snapshots.
     #[serde(rename = "rollback_if_needed")]
     pub rollback: bool,
-    /// Also if snapshots are lost that only the destination has.
+    /// To roll back even if that destroys snapshots that only the destination has.
     #[serde(default, rename = "rollback_may_destroy", skip_serializing_if = "std::ops::Not::not")]
     pub may_destroy: bool,
-    /// What else.
+    /// What to do otherwise.
     #[serde(default, skip_serializing_if = "OnDivergence::is_stop")]
     pub on_divergence: OnDivergence,
 }
 
-/// What is to be done about it.
+/// What to do about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// Nothing: an administrator is to decide.
+    /// Nothing: an administrator must decide.
     Stop,
-    /// Go back to this snapshot of the destination's; these are lost, and no others may be.
+    /// Roll the destination back to a snapshot. This destroys the snapshots listed, and must destroy no others.
     Rollback {
-        /// The newest common one.
+        /// The newest common snapshot.
         to: Guid,
-        /// Oldest first.
+        /// The snapshots to destroy, oldest first.
         destroys: Vec<Guid>,
     },
-    /// Receive over it: it holds no snapshot.
+    /// Overwrite it by a receive: it has no snapshot.
     Replace,
-    /// Rename it, and begin anew.
+    /// Rename it, and start from scratch.
     SetAside,
 }
 
-/// Decides what is to be done.
+/// Decides what to do about a destination.
 ///
-/// A rollback keeps the history on both sides and costs least, so it comes first where it is allowed. A dataset without
-/// snapshots is rather set aside than replaced: what it holds is nowhere else.
+/// A rollback keeps the history on both sides and costs least, so it is preferred where it is permitted. A dataset
+/// without snapshots is set aside rather than replaced if both are permitted: its data exists nowhere else.
 #[must_use]
 pub fn remedy(trouble: &Trouble, allowed: Allowed) -> Remedy {
     let otherwise = match allowed.on_divergence {
@@ -113,36 +114,36 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_remedies() {
+    fn remedy_follows_permissions() {
         let diverged = || {
             let (ours, theirs) = (vec![point(4)], vec![point(2), point(3)]);
             Trouble::from(Conflict::Diverged { common: point(1), ours, theirs, received: false })
         };
         let not_empty = || Trouble::from(Conflict::NotEmpty { ours: vec![point(4)], theirs: vec![point(2)] });
         let written = || Trouble::Written { newest: point(1), bytes: Some(7) };
-        let flip = || Trouble::from(Flip { made: SendFlags::Raw, needs: SendFlags::PLAIN });
+        let mismatch = || Trouble::from(FlagMismatch { made: SendFlags::Raw, needs: SendFlags::PLAIN });
         let back =
             |destroys: &[u64]| Remedy::Rollback { to: Guid(1), destroys: destroys.iter().map(|g| Guid(*g)).collect() };
         let aside = OnDivergence::SetAside;
         let allow = |rollback, may_destroy, on_divergence| Allowed { rollback, may_destroy, on_divergence };
         let stop = OnDivergence::Stop;
         for (trouble, allowed, expected) in [
-            // Nothing is done unasked.
+            // Without permission nothing is done.
             (diverged(), allow(false, false, stop), Remedy::Stop),
             (not_empty(), allow(false, false, stop), Remedy::Stop),
             (written(), allow(false, false, stop), Remedy::Stop),
             (Trouble::Bare, allow(false, false, stop), Remedy::Stop),
-            (flip(), allow(false, false, stop), Remedy::Stop),
-            // A rollback alone loses no snapshot.
+            (mismatch(), allow(false, false, stop), Remedy::Stop),
+            // A rollback alone must destroy no snapshot.
             (diverged(), allow(true, false, stop), Remedy::Stop),
             (not_empty(), allow(true, true, stop), Remedy::Stop),
             (written(), allow(true, false, stop), back(&[])),
             (Trouble::Bare, allow(true, false, stop), Remedy::Replace),
-            (flip(), allow(true, true, stop), Remedy::Stop),
-            // Unless that is allowed as well.
+            (mismatch(), allow(true, true, stop), Remedy::Stop),
+            // It may, if that is permitted as well.
             (diverged(), allow(true, true, stop), back(&[2, 3])),
             (diverged(), allow(false, true, stop), Remedy::Stop),
-            // Setting aside loses nothing, and is what is left.
+            // Setting aside destroys nothing, and applies to the rest.
             (diverged(), allow(false, false, aside), Remedy::SetAside),
             (diverged(), allow(true, false, aside), Remedy::SetAside),
             (diverged(), allow(true, true, aside), back(&[2, 3])),
@@ -150,7 +151,7 @@ mod tests {
             (written(), allow(false, false, aside), Remedy::SetAside),
             (written(), allow(true, false, aside), back(&[])),
             (Trouble::Bare, allow(true, false, aside), Remedy::SetAside),
-            (flip(), allow(false, false, aside), Remedy::SetAside),
+            (mismatch(), allow(false, false, aside), Remedy::SetAside),
             (Trouble::from(Conflict::NoSuchSnapshot { guid: Guid(9) }), allow(true, true, aside), Remedy::Stop),
         ] {
             assert_eq!(remedy(&trouble, allowed), expected, "{trouble} with {allowed:?}");

@@ -1,79 +1,80 @@
-//! Who decides about which dataset: the policy, turned around so that it can be asked by dataset.
+//! The index of a policy by dataset: which entry governs a dataset, where it is sent, and what it receives from.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crate::model::{DatasetName, HostName, Prefix};
-use crate::policy::{Policy, SnapshotPolicy, Target};
+use crate::model::{DatasetName, HostName, Place, Prefix};
+use crate::policy::{Policy, SnapshotPolicy};
 
-/// One policy of one entry, by its indices.
+/// One policy of one entry, by their indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Claim {
     pub entry: usize,
     pub policy: usize,
 }
 
-/// A dataset that another one receives from, by the policy's word; whether it exists is not asked here.
+/// A dataset from which another one receives according to the policy. It may not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Incoming {
+pub(super) struct IncomingSend {
     pub claim: Claim,
-    pub source: Target,
-    /// Whether the policy names just these two, rather than something above them.
+    pub source: Place,
+    /// Whether the policy names exactly these two datasets, and not datasets above them.
     pub named: bool,
 }
 
-/// A dataset that another one is sent to.
+/// A dataset to which another one is sent according to the policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Outgoing {
+pub(super) struct OutgoingSend {
     pub claim: Claim,
-    pub to: Target,
+    pub to: Place,
 }
 
 type ByRoot<T> = HashMap<String, HashMap<String, Vec<T>>>;
 
-/// What a policy says of which dataset: made once for a policy, and only good for that one.
+/// The entries and targets of a policy by host and dataset. It is valid only for the policy that it was built from.
 #[derive(Debug)]
-pub struct Index {
+pub struct PolicyIndex {
     /// By host and by the entry's dataset.
     entries: ByRoot<usize>,
     /// By host and by the target's dataset.
     targets: ByRoot<Claim>,
 }
 
-/// A policy with its index.
+/// A policy together with its index.
 #[derive(Clone, Copy)]
-pub(super) struct Indexed<'a> {
+pub(super) struct IndexedPolicy<'a> {
     policy: &'a Policy,
-    index: &'a Index,
+    index: &'a PolicyIndex,
 }
 
-/// A dataset's name, its parent's, and so on up to the pool's.
+/// A dataset's name, its parent's, and so on, up to the pool's.
 fn upwards(dataset: &DatasetName) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(dataset.as_str()), |name| name.rsplit_once('/').map(|(parent, _)| parent))
 }
 
-impl Index {
-    /// Turns a policy around, in time in proportion to its size.
+impl PolicyIndex {
+    /// Builds the index, in time in proportion to the policy's size.
     #[must_use]
     pub fn new(policy: &Policy) -> Self {
         let (mut entries, mut targets): (ByRoot<usize>, ByRoot<Claim>) = (HashMap::new(), HashMap::new());
         for (entry, e) in policy.datasets.iter().enumerate() {
-            of(&mut entries, &e.hostname, &e.dataset).push(entry);
+            values_mut(&mut entries, &e.hostname, &e.dataset).push(entry);
             for (policy, p) in e.policies.iter().enumerate() {
                 for target in &p.sync_on {
-                    of(&mut targets, &target.host, &target.dataset).push(Claim { entry, policy });
+                    values_mut(&mut targets, &target.host, &target.dataset).push(Claim { entry, policy });
                 }
             }
         }
         Self { entries, targets }
     }
 
-    /// The hosts whose state decides about these entries: their own, all that their datasets come to, over however many
-    /// hosts, and whoever else sends there or to them. `policy` is the one that the index was made of.
+    /// The hosts whose state matters to decisions about these entries: the entries' own hosts, all hosts that their
+    /// datasets reach directly or through others, and all hosts that send to any of these. `policy` is the one that the
+    /// index was built from.
     #[must_use]
     pub fn hosts_of(&self, policy: &Policy, entries: &[usize]) -> BTreeSet<HostName> {
         let (mut hosts, mut seen) = (BTreeSet::new(), HashSet::new());
-        let place = |entry: &usize| policy.datasets.get(*entry).map(|e| (&e.hostname, &e.dataset));
-        let mut next: Vec<(&HostName, &DatasetName)> = entries.iter().filter_map(place).collect();
+        let source = |entry: &usize| policy.datasets.get(*entry).map(|e| (&e.hostname, &e.dataset));
+        let mut next: Vec<(&HostName, &DatasetName)> = entries.iter().filter_map(source).collect();
         while let Some((host, dataset)) = next.pop() {
             if !seen.insert((host, dataset)) {
                 continue;
@@ -91,7 +92,7 @@ impl Index {
     }
 }
 
-/// What an index has of a dataset of a host, of one above it, or of one below.
+/// The values in an index for a dataset of a host, and for all datasets above and below it.
 fn overlapping<'i, T>(
     index: &'i ByRoot<T>,
     host: &HostName,
@@ -105,12 +106,12 @@ fn overlapping<'i, T>(
     near.flat_map(|(_, all)| all)
 }
 
-fn of<'i, T>(index: &'i mut ByRoot<T>, host: &HostName, dataset: &DatasetName) -> &'i mut Vec<T> {
+fn values_mut<'i, T>(index: &'i mut ByRoot<T>, host: &HostName, dataset: &DatasetName) -> &'i mut Vec<T> {
     index.entry(host.to_string()).or_default().entry(dataset.to_string()).or_default()
 }
 
-impl<'a> Indexed<'a> {
-    pub fn new(policy: &'a Policy, index: &'a Index) -> Self {
+impl<'a> IndexedPolicy<'a> {
+    pub fn new(policy: &'a Policy, index: &'a PolicyIndex) -> Self {
         Self { policy, index }
     }
 
@@ -118,7 +119,7 @@ impl<'a> Indexed<'a> {
         &self.policy.datasets[claim.entry].policies[claim.policy]
     }
 
-    /// Every policy of every entry that covers a dataset, the nearest entry first.
+    /// All policies of all entries that cover a dataset, nearest entry first.
     fn covering<'s>(&'s self, host: &HostName, dataset: &'s DatasetName) -> impl Iterator<Item = Claim> + 's {
         let roots = self.index.entries.get(host.as_str());
         let near = upwards(dataset).filter_map(move |root| roots?.get(root)).flatten().copied();
@@ -128,14 +129,14 @@ impl<'a> Indexed<'a> {
         })
     }
 
-    /// Whether an entry means a dataset at or below its own. What has come back to an entry under another name, over
-    /// however many hosts, does not become its source again: it would nest ever deeper.
+    /// Whether an entry covers a dataset that is its own or below it. A dataset that came back to the entry under
+    /// another name, directly or through other hosts, does not become its source again: copies would nest ever deeper.
     fn covers(&self, entry: usize, dataset: &DatasetName) -> bool {
         let e = &self.policy.datasets[entry];
         *dataset == e.dataset || e.recursive && !self.is_copy_of(entry, dataset)
     }
 
-    /// Whether a dataset on the entry's own host is, by the policy's word, a copy of another one of the entry's.
+    /// Whether, according to the policy, a dataset on the entry's host is a copy of another dataset of the entry.
     fn is_copy_of(&self, entry: usize, dataset: &DatasetName) -> bool {
         let e = &self.policy.datasets[entry];
         let mut next = self.origins(&e.hostname, dataset);
@@ -144,7 +145,7 @@ impl<'a> Indexed<'a> {
             if *host == e.hostname && origin != *dataset && origin.is_within(&e.dataset) {
                 return true;
             }
-            // Each host has few roots, so this ends soon; the bound is for policies made to hurt.
+            // Each host has few roots, so this ends soon. The bound is for malicious policies.
             if seen.len() < 1000 && seen.insert((host, origin.clone())) {
                 next.extend(self.origins(host, &origin));
             }
@@ -152,7 +153,7 @@ impl<'a> Indexed<'a> {
         false
     }
 
-    /// What would come to this dataset, were everything there that the entries name.
+    /// The datasets that would be sent to this one if all datasets named by the entries existed.
     fn origins(&self, host: &HostName, dataset: &DatasetName) -> Vec<(&'a HostName, DatasetName)> {
         let Some(roots) = self.index.targets.get(host.as_str()) else { return Vec::new() };
         let near = upwards(dataset).filter_map(|root| Some((root, roots.get(root)?)));
@@ -166,8 +167,9 @@ impl<'a> Indexed<'a> {
             .collect()
     }
 
-    /// The policy that decides about a dataset's snapshots of one prefix: that of the nearest entry, and of
-    /// two entries for the same dataset the first. An entry that excludes the dataset has decided as well.
+    /// The policy that governs a dataset's snapshots of one prefix: that of the nearest entry, or of the first one if
+    /// two entries name the same dataset. `None` if that entry excludes the dataset: then no other entry governs it
+    /// either.
     pub fn governing(&self, host: &HostName, dataset: &DatasetName, prefix: &Prefix) -> Option<Claim> {
         let nearest = self.covering(host, dataset).find(|claim| self.snapshot_policy(*claim).prefix == *prefix);
         nearest.filter(|claim| !self.excludes(claim.entry, dataset))
@@ -178,8 +180,8 @@ impl<'a> Indexed<'a> {
         dataset.below(&e.dataset).is_some_and(|below| e.exclude.covers(below))
     }
 
-    /// Every dataset that this one is sent to, for whatever prefix.
-    pub fn outgoing(&self, host: &HostName, dataset: &DatasetName) -> Vec<Outgoing> {
+    /// All datasets that this one is sent to, for any prefix.
+    pub fn outgoing(&self, host: &HostName, dataset: &DatasetName) -> Vec<OutgoingSend> {
         let mut all = Vec::new();
         for claim in self.covering(host, dataset) {
             let policy = self.snapshot_policy(claim);
@@ -190,21 +192,21 @@ impl<'a> Indexed<'a> {
                 if let Some(to) = self.destination(claim, target, dataset)
                     && (to.host != *host || to.dataset != *dataset)
                 {
-                    all.push(Outgoing { claim, to });
+                    all.push(OutgoingSend { claim, to });
                 }
             }
         }
         all
     }
 
-    /// What a dataset becomes at a target; `None` if the name would be too long.
-    pub fn destination(&self, claim: Claim, target: &Target, dataset: &DatasetName) -> Option<Target> {
+    /// The destination of a dataset at a target; `None` if its name would be too long.
+    pub fn destination(&self, claim: Claim, target: &Place, dataset: &DatasetName) -> Option<Place> {
         let below = dataset.below(&self.policy.datasets[claim.entry].dataset)?;
-        Some(Target { host: target.host.clone(), dataset: target.dataset.join(below).ok()? })
+        Some(Place { host: target.host.clone(), dataset: target.dataset.join(below).ok()? })
     }
 
-    /// Every dataset that this one receives from by the policy's word, in the order of the policy.
-    pub fn incoming(&self, host: &HostName, dataset: &DatasetName) -> Vec<Incoming> {
+    /// All datasets from which this one receives according to the policy, in the order of the policy.
+    pub fn incoming(&self, host: &HostName, dataset: &DatasetName) -> Vec<IncomingSend> {
         let Some(roots) = self.index.targets.get(host.as_str()) else { return Vec::new() };
         let mut all = Vec::new();
         for root in upwards(dataset) {
@@ -212,11 +214,11 @@ impl<'a> Indexed<'a> {
                 let entry = &self.policy.datasets[claim.entry];
                 let below = dataset.as_str()[root.len()..].trim_start_matches('/');
                 let Ok(source) = entry.dataset.join(below) else { continue };
-                let source = Target { host: entry.hostname.clone(), dataset: source };
+                let source = Place { host: entry.hostname.clone(), dataset: source };
                 let itself = source.host == *host && source.dataset == *dataset;
                 let prefix = &self.snapshot_policy(claim).prefix;
                 if !itself && self.governing(&source.host, &source.dataset, prefix) == Some(claim) {
-                    all.push(Incoming { claim, source, named: below.is_empty() });
+                    all.push(IncomingSend { claim, source, named: below.is_empty() });
                 }
             }
         }
@@ -225,8 +227,8 @@ impl<'a> Indexed<'a> {
         all
     }
 
-    /// Whether what is taken in `from` comes to `to`, over however many hosts.
-    pub fn reaches(&self, from: &Target, to: &Target) -> bool {
+    /// Whether snapshots of `from` reach `to`, directly or through other hosts.
+    pub fn reaches(&self, from: &Place, to: &Place) -> bool {
         let (mut seen, mut next) = (HashSet::new(), vec![from.clone()]);
         while let Some(place) = next.pop() {
             if place == *to {

@@ -1,40 +1,40 @@
-//! With which flags a dataset is sent: the same for all of a copy's history.
+//! The choice of send flags: all streams of one copy need the same ones.
 
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::model::{DatasetInventory, SendFlags};
 
-/// The source can only be sent with other flags than its copy was made with.
+/// The source can no longer be sent with the flags that its copy was made with.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
 #[error(
-    "the copy was made {}, and the source can now be sent {} only: ZFS does not take both in one history",
+    "the copy was made {}, and the source can now only be sent {}: ZFS does not accept both in one history",
     how(*made), how(*needs)
 )]
-pub struct Flip {
-    /// What the copy was made with, or must have been.
+pub struct FlagMismatch {
+    /// The flags of the copy: recorded, or inferred from whether it is encrypted.
     pub made: SendFlags,
-    /// What the source needs.
+    /// The flags that the source needs.
     pub needs: SendFlags,
 }
 
 fn how(flags: SendFlags) -> &'static str {
     match flags {
-        SendFlags::Raw => "raw (zfs send -w), as an encrypted dataset is",
-        SendFlags::Plain { .. } => "not raw, as a dataset that is not encrypted is",
+        SendFlags::Raw => "raw (zfs send -w), as encrypted datasets are",
+        SendFlags::Plain { .. } => "not raw, as unencrypted datasets are",
     }
 }
 
 /// The flags for the next stream to a destination.
 ///
-/// What was noted on the copy counts. Where nothing was, what is consistent is taken: a copy of an encrypted dataset
-/// must be encrypted itself. `encrypts` says that a new dataset in that place would be encrypted there, which does not go
-/// together with embedded blocks.
+/// The flags recorded on the copy are used again. Without a record, flags are chosen that fit the copy: a copy of an
+/// encrypted dataset must be encrypted itself. `encrypts` means that a new dataset there would be encrypted by the
+/// receiver, which rules out embedded blocks.
 pub fn flags(
     source: &DatasetInventory,
     destination: Option<&DatasetInventory>,
     encrypts: bool,
-) -> Result<SendFlags, Flip> {
+) -> Result<SendFlags, FlagMismatch> {
     let needs = if source.encrypted {
         SendFlags::Raw
     } else {
@@ -43,8 +43,8 @@ pub fn flags(
     let Some(copy) = destination.filter(|copy| !copy.snapshots.is_empty()) else { return Ok(needs) };
     match copy.flags {
         Some(made) if (made == SendFlags::Raw) == source.encrypted => Ok(made),
-        Some(made) => Err(Flip { made, needs }),
-        None if source.encrypted && !copy.encrypted => Err(Flip { made: SendFlags::PLAIN, needs }),
+        Some(made) => Err(FlagMismatch { made, needs }),
+        None if source.encrypted && !copy.encrypted => Err(FlagMismatch { made: SendFlags::PLAIN, needs }),
         None => Ok(needs),
     }
 }
@@ -72,29 +72,29 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_lineages() {
+    fn flags_follow_the_copy() {
         for (source, copy, encrypts, expected) in [
             // A first copy.
             (false, None, false, Some("Lec")),
             (false, None, true, Some("Lc")),
             (true, None, false, Some("w")),
             (true, None, true, Some("w")),
-            // What was noted counts.
+            // The copy has a record.
             (false, Some((false, Some("Lec"))), false, Some("Lec")),
             (false, Some((false, Some("ec"))), false, Some("ec")),
             (false, Some((true, Some("Lc"))), true, Some("Lc")),
             (true, Some((true, Some("w"))), true, Some("w")),
-            // A flip.
+            // The source was encrypted or decrypted since.
             (true, Some((false, Some("Lec"))), false, None),
             (true, Some((true, Some("Lc"))), true, None),
             (false, Some((true, Some("w"))), true, None),
-            // Nothing was noted: what is consistent is taken.
+            // The copy has no record.
             (false, Some((false, None)), false, Some("Lec")),
             (false, Some((true, None)), true, Some("Lc")),
             (true, Some((true, None)), true, Some("w")),
             (true, Some((false, None)), false, None),
         ] {
-            let destination = copy.map(|(encrypted, noted)| dataset(encrypted, noted));
+            let destination = copy.map(|(encrypted, recorded)| dataset(encrypted, recorded));
             let found = flags(&dataset(source, None), destination.as_ref(), encrypts);
             let found = found.ok().map(|flags| flags.to_string());
             assert_eq!(found.as_deref(), expected, "encrypted source {source}, copy {copy:?}, encrypts {encrypts}");
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_destination_without_snapshots_is_a_first_copy() {
+    fn flags_for_destination_without_snapshots_are_those_of_a_first_copy() {
         let bare = DatasetInventory { snapshots: vec![], ..dataset(false, None) };
         assert_eq!(flags(&dataset(true, None), Some(&bare), false), Ok(SendFlags::Raw));
     }

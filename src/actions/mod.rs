@@ -1,97 +1,52 @@
-//! The engine: from policy and inventory to what should be done, with a reason for everything.
+//! The engine: decides from the policy and the inventory what to do, with a reason for every decision.
 //!
-//! [`decide`] is its one door. Nothing here performs I/O or reads a clock.
+//! [`Engine`] (or the function [`decide`]) asks three questions about every dataset that the policy covers: is a
+//! snapshot due ([`new_snapshot()`]), is a transfer due ([`send()`]), and which snapshots stay ([`delete()`])? The
+//! answers are the verdicts of a [`Plan`], which [`Plan::orders`] turns into [`Order`]s. [`health()`] judges from the
+//! same verdicts how well the policy is kept, and [`predict()`] changes an inventory as if orders had been carried out.
+//!
+//! The agent uses the lower half: [`steps()`] plans the streams of one transfer, [`lineage`] chooses their flags, and
+//! [`divergence`] decides what to do about a destination that cannot take them.
+//!
+//! Nothing here performs I/O or reads a clock.
 
 mod common;
-pub mod delete;
+mod delete;
 pub mod divergence;
+mod engine;
 pub mod health;
 mod index;
 pub mod lineage;
-pub mod new_snapshot;
-pub mod order;
+mod new_snapshot;
+mod notice;
+mod order;
+mod orders;
 mod pass;
-pub mod plan;
-pub mod predict;
-pub mod reason;
+mod plan;
+mod predict;
+mod prune;
+mod reason;
 pub mod route;
-pub mod send;
+mod send;
 pub mod steps;
-pub mod verdict;
+mod verdict;
 
-use std::sync::Arc;
-
-use chrono::{DateTime, Utc};
-
-use crate::actions::index::Indexed;
-use crate::actions::pass::Pass;
-use crate::model::Inventory;
-use crate::policy::Policy;
-
-pub use common::Known;
-pub use delete::{DeleteTerms, Peer, Role, delete};
+pub use common::KnownDataset;
+pub use delete::{DeleteTerms, Peer, Relation, delete};
+pub use engine::{Engine, decide, decide_entry};
 pub use health::{Health, health};
-pub use index::Index;
+pub use index::PolicyIndex;
 pub use new_snapshot::{TakeDecision, new_snapshot};
+pub use notice::{Notice, NoticeKind};
 pub use order::Order;
-pub use plan::{DueSend, Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
+pub use plan::Plan;
 pub use predict::predict;
-pub use reason::{NoticeKind, SendReason, TakeReason};
+pub use prune::{Doomed, Explained, Protection, PruneReason, PruneVerdict, SnapVerdict};
+pub use reason::{SendReason, TakeReason};
 pub use route::{Renamed, Route};
 pub use send::{SendDecision, send};
 pub use steps::{Conflict, Resume, Step, Transfer, steps};
-pub use verdict::{Doomed, Explained, Protection, PruneReason, SnapVerdict};
-
-/// A policy made ready to decide by: it knows which entry governs which dataset, and what is sent where.
-///
-/// Making one costs time in proportion to the policy's size: where entries are decided one by one, make it once, or at
-/// least the [`Index`].
-pub struct Engine<'a> {
-    policy: &'a Policy,
-    index: Arc<Index>,
-}
-
-impl<'a> Engine<'a> {
-    /// Makes a policy ready.
-    #[must_use]
-    pub fn new(policy: &'a Policy) -> Self {
-        Self::with(policy, Arc::new(Index::new(policy)))
-    }
-
-    /// The same for a policy that has been made ready before.
-    #[must_use]
-    pub fn with(policy: &'a Policy, index: Arc<Index>) -> Self {
-        Self { policy, index }
-    }
-
-    /// Decides the whole policy as of `now`.
-    #[must_use]
-    pub fn decide(&self, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let mut pass = Pass::new(self.policy, Indexed::new(self.policy, &self.index), inventory, now);
-        (0..self.policy.datasets.len()).for_each(|entry| pass.entry(entry));
-        pass.finish()
-    }
-
-    /// Decides one entry of `policy.datasets`. Together, the plans of all entries are the plan of the whole.
-    #[must_use]
-    pub fn decide_entry(&self, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let mut pass = Pass::new(self.policy, Indexed::new(self.policy, &self.index), inventory, now);
-        pass.entry(entry);
-        pass.finish()
-    }
-}
-
-/// Decides the whole policy as of `now`.
-#[must_use]
-pub fn decide(policy: &Policy, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-    Engine::new(policy).decide(inventory, now)
-}
-
-/// Decides one entry of `policy.datasets`; see [`Engine::decide_entry`].
-#[must_use]
-pub fn decide_entry(policy: &Policy, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-    Engine::new(policy).decide_entry(entry, inventory, now)
-}
+pub use verdict::{DueSend, SendVerdict, Side, Subject, TakeVerdict};
 
 #[cfg(test)]
 mod tests;

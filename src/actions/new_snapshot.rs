@@ -1,45 +1,39 @@
-//! NewSnapshot: is a snapshot due, and under which name?
+//! The first question: is a snapshot due, and under which name?
 
 use chrono::{DateTime, TimeDelta, Timelike, Utc};
 
-use crate::actions::common::{Own, own_snapshots};
+use crate::actions::common::{PolicySnapshot, Slots, policy_snapshots};
 use crate::actions::reason::TakeReason;
 use crate::model::{DatasetInventory, SnapName};
 use crate::policy::{SnapshotPolicy, Zone};
 
-/// A creation time further ahead than this is not waited for: a clock that was wrong by years would stop snapshots
-/// for years. A host whose zone or hardware clock is set wrongly stays within it.
-pub const PLAUSIBLE_FUTURE: TimeDelta = TimeDelta::days(1);
+/// How far in the future a creation time may be to count as the time of the last snapshot. No snapshot is taken until
+/// that time, so a clock that was wrong by years must not count; a host with a wrong zone or hardware clock stays
+/// within a day.
+pub(super) const PLAUSIBLE_FUTURE: TimeDelta = TimeDelta::days(1);
 
 /// Whether a snapshot of a dataset is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakeDecision {
-    /// Its name if one is due.
+    /// The snapshot's name if one is due.
     pub due: Option<SnapName>,
-    /// Why.
+    /// Why it is due or not.
     pub reason: TakeReason,
-}
-
-/// The slots around now.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Slots {
-    pub last: Option<DateTime<Utc>>,
-    pub next: Option<DateTime<Utc>>,
 }
 
 /// Decides whether a snapshot of a dataset is due at `now`.
 #[must_use]
 pub fn new_snapshot(dataset: &DatasetInventory, policy: &SnapshotPolicy, tz: Zone, now: DateTime<Utc>) -> TakeDecision {
-    let mut own = Vec::new();
-    own_snapshots(dataset, &policy.prefix, &mut own);
+    let mut snapshots = Vec::new();
+    policy_snapshots(dataset, &policy.prefix, &mut snapshots);
     let schedule = policy.creation.as_ref();
     let slots = schedule.map(|s| Slots { last: s.last_slot(tz, now), next: s.next_slot(tz, now) });
-    decide(dataset, &own, policy, slots, now)
+    decide(dataset, &snapshots, policy, slots, now)
 }
 
 pub(super) fn decide(
     dataset: &DatasetInventory,
-    own: &[Own],
+    snapshots: &[PolicySnapshot],
     policy: &SnapshotPolicy,
     slots: Option<Slots>,
     now: DateTime<Utc>,
@@ -49,8 +43,8 @@ pub(super) fn decide(
     let catch_up = TimeDelta::from_std(policy.catch_up).unwrap_or(TimeDelta::MAX);
     let in_time = slot.filter(|slot| now - *slot <= catch_up);
 
-    let Some(last) = last_taken(dataset, own, policy, now) else {
-        // An old slot would be an odd name for a snapshot of today.
+    let Some(last) = last_taken(dataset, snapshots, policy, now) else {
+        // Without a recent slot the name has the current minute: an old slot would be a misleading name.
         let stamp = in_time.or_else(|| now.with_second(0)).unwrap_or(now);
         return TakeDecision { due: Some(policy.prefix.stamp(stamp)), reason: TakeReason::First };
     };
@@ -58,7 +52,7 @@ pub(super) fn decide(
         return not_due(TakeReason::ClockBehind { last });
     }
     let Some(slot) = slot.filter(|slot| *slot > last) else { return not_due(TakeReason::UpToDate { last, next }) };
-    if own.iter().rev().any(|s| s.stamp == slot) {
+    if snapshots.iter().rev().any(|s| s.stamp == slot) {
         return not_due(TakeReason::SlotTaken { slot, next });
     }
     if in_time.is_none() {
@@ -67,18 +61,18 @@ pub(super) fn decide(
     TakeDecision { due: Some(policy.prefix.stamp(slot)), reason: TakeReason::SlotPassed { slot, last } }
 }
 
-/// When the newest snapshot was taken or found unnecessary.
+/// When the newest snapshot was taken, or was skipped because nothing had been written.
 ///
-/// It is the creation time that counts. Where that cannot be right, the time in the name is the best there is; where
-/// neither can, the snapshot before it is asked.
+/// The creation time counts. If it is implausible, the time in the name is used instead; if that lies in the future as
+/// well, the next older snapshot decides.
 fn last_taken(
     dataset: &DatasetInventory,
-    own: &[Own],
+    snapshots: &[PolicySnapshot],
     policy: &SnapshotPolicy,
     now: DateTime<Utc>,
 ) -> Option<DateTime<Utc>> {
     let plausible = |t: DateTime<Utc>| t.signed_duration_since(now) <= PLAUSIBLE_FUTURE;
-    let taken = own.iter().rev().find_map(|s| {
+    let taken = snapshots.iter().rev().find_map(|s| {
         if plausible(s.creation) { Some(s.creation) } else { Some(s.stamp).filter(|stamp| *stamp <= now) }
     });
     let marks = dataset.not_written.iter().filter_map(|mark| policy.prefix.time_in(&mark.name));

@@ -1,44 +1,46 @@
-//! One pass over a policy: asks the three questions of every dataset that it covers.
+//! One pass over a policy: it asks the three questions about every dataset that the policy covers.
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::common::{ByGuid, Known, Own, own_snapshots};
-use crate::actions::delete;
-use crate::actions::delete::{DeleteTerms, Peer, Role};
+use crate::actions::common::{KnownDataset, PolicySnapshot, Slots, SnapshotsByGuid, policy_snapshots};
+use crate::actions::delete::{self, DeleteTerms, Peer, Relation};
 use crate::actions::divergence::Allowed;
-use crate::actions::index::{Claim, Incoming, Indexed};
-use crate::actions::new_snapshot;
-use crate::actions::new_snapshot::{PLAUSIBLE_FUTURE, Slots};
-use crate::actions::plan::{Notice, Plan, PruneVerdict, SendVerdict, Side, Subject, TakeVerdict};
-use crate::actions::reason::{NoticeKind, SendReason, TakeReason};
-use crate::actions::route::Route;
-use crate::actions::send::SendDecision;
-use crate::actions::verdict::Doomed;
-use crate::actions::{route, send};
-use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Prefix};
+use crate::actions::index::{Claim, IncomingSend, IndexedPolicy};
+use crate::actions::new_snapshot::{self, PLAUSIBLE_FUTURE};
+use crate::actions::notice::{Notice, NoticeKind};
+use crate::actions::plan::Plan;
+use crate::actions::prune::{Doomed, PruneVerdict};
+use crate::actions::reason::{SendReason, TakeReason};
+use crate::actions::route::{self, Route};
+use crate::actions::send::{self, SendDecision};
+use crate::actions::verdict::{SendVerdict, Side, Subject, TakeVerdict};
+use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Place, Prefix};
 use crate::policy::retention::Tally;
-use crate::policy::{DatasetPolicy, Policy, Schedule, SnapshotPolicy, SyncPolicy, Target};
+use crate::policy::{DatasetPolicy, Policy, Schedule, SnapshotPolicy, SyncPolicy};
 
-/// Clocks of different hosts may be this far apart without anybody being told.
-const UNREMARKABLE_FUTURE: chrono::TimeDelta = chrono::TimeDelta::minutes(5);
+/// How far apart the clocks of two hosts may be before a notice mentions it.
+const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
+const _: () = assert!(PLAUSIBLE_FUTURE.num_seconds() > CLOCK_TOLERANCE.num_seconds());
+
+/// The state of a pass. Each call of [`Pass::decide_entry`] adds verdicts to its plan.
 pub(super) struct Pass<'a> {
     policy: &'a Policy,
-    index: Indexed<'a>,
+    index: IndexedPolicy<'a>,
     inventory: &'a Inventory,
     now: DateTime<Utc>,
     plan: Plan,
     tally: Tally<'a>,
-    /// Thousands of datasets share a few schedules.
+    /// The slots of each schedule, computed once: thousands of datasets share a few schedules.
     slots: HashMap<&'a Schedule, Slots>,
-    /// Room for one policy's snapshots of one dataset, used again and again.
-    own: Vec<Own>,
+    /// A buffer for one policy's snapshots of one dataset, reused for every dataset.
+    buffer: Vec<PolicySnapshot>,
 }
 
-/// One dataset with one policy that governs it.
-struct Case<'a> {
+/// A dataset with a policy that governs it.
+struct GovernedDataset<'a> {
     claim: Claim,
     entry: &'a DatasetPolicy,
     policy: &'a SnapshotPolicy,
@@ -47,7 +49,7 @@ struct Case<'a> {
     dataset: &'a DatasetInventory,
 }
 
-impl Case<'_> {
+impl GovernedDataset<'_> {
     fn subject(&self) -> Subject {
         self.subject_at(self.host, self.name)
     }
@@ -62,20 +64,20 @@ impl Case<'_> {
         }
     }
 
-    fn place(&self) -> Target {
-        Target { host: self.host.clone(), dataset: self.name.clone() }
+    fn place(&self) -> Place {
+        Place { host: self.host.clone(), dataset: self.name.clone() }
     }
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(policy: &'a Policy, index: Indexed<'a>, inventory: &'a Inventory, now: DateTime<Utc>) -> Self {
+    pub fn new(policy: &'a Policy, index: IndexedPolicy<'a>, inventory: &'a Inventory, now: DateTime<Utc>) -> Self {
         let plan = Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] };
         let tally = Tally::new(policy.timezone, now);
-        Self { policy, index, inventory, now, plan, tally, slots: HashMap::new(), own: Vec::new() }
+        Self { policy, index, inventory, now, plan, tally, slots: HashMap::new(), buffer: Vec::new() }
     }
 
     pub fn finish(mut self) -> Plan {
-        // One host may be in a thousand entries, and is unlisted only once.
+        // A host may occur in thousands of entries; one notice about it is enough.
         let mut unlisted = std::collections::HashSet::new();
         self.plan
             .notices
@@ -83,8 +85,8 @@ impl<'a> Pass<'a> {
         self.plan
     }
 
-    /// Decides about everything that one entry covers.
-    pub fn entry(&mut self, index: usize) {
+    /// Decides about all datasets that one entry covers.
+    pub fn decide_entry(&mut self, index: usize) {
         let Some(entry) = self.policy.datasets.get(index) else { return };
         let targets = entry.policies.iter().flat_map(|p| &p.sync_on).map(|t| &t.host);
         for host in std::iter::once(&entry.hostname).chain(targets) {
@@ -96,14 +98,14 @@ impl<'a> Pass<'a> {
         if !host.datasets.contains_key(&entry.dataset) {
             self.note(index, &entry.hostname, Some(&entry.dataset), NoticeKind::DatasetMissing);
         }
-        // Names below one dataset are neighbours in the order of names, with a few strangers ("a-b" among "a/b").
+        // In the order of names, the descendants of a dataset are adjacent, apart from a few others ("a-b" among
+        // "a/b").
         let below = host.datasets.range(&entry.dataset..);
         let near = below.take_while(|(name, _)| name.as_str().starts_with(entry.dataset.as_str()));
         for (name, dataset) in near.filter(|(name, _)| name.is_within(&entry.dataset)) {
             if !entry.recursive && *name != entry.dataset {
                 break;
             }
-            // Its administrator has said so on the dataset itself, or on one above it.
             if dataset.excluded {
                 if *name == entry.dataset {
                     self.note(index, &entry.hostname, Some(name), NoticeKind::Excluded);
@@ -114,155 +116,183 @@ impl<'a> Pass<'a> {
                 let claim = Claim { entry: index, policy: policy_index };
                 match self.index.governing(&entry.hostname, name, &policy.prefix) {
                     Some(by) if by == claim => {
-                        self.case(&Case { claim, entry, policy, host: &entry.hostname, name, dataset });
+                        self.decide_dataset(&GovernedDataset {
+                            claim,
+                            entry,
+                            policy,
+                            host: &entry.hostname,
+                            name,
+                            dataset,
+                        });
                     }
                     Some(by) if *name == entry.dataset && self.policy.datasets[by.entry].dataset == *name => {
                         let kind = NoticeKind::ClaimedTwice { by: by.entry, prefix: policy.prefix.to_string() };
                         self.note(index, &entry.hostname, Some(name), kind);
                     }
-                    // A nearer entry decides.
+                    // An entry for a dataset nearer to this one decides.
                     _ => {}
                 }
             }
         }
     }
 
-    fn case(&mut self, case: &Case<'a>) {
-        let mut own = std::mem::take(&mut self.own);
-        let others = own_snapshots(case.dataset, &case.policy.prefix, &mut own);
-        let incoming = self.index.incoming(case.host, case.name);
+    fn decide_dataset(&mut self, governed: &GovernedDataset<'a>) {
+        let mut snapshots = std::mem::take(&mut self.buffer);
+        let others = policy_snapshots(governed.dataset, &governed.policy.prefix, &mut snapshots);
+        let incoming = self.index.incoming(governed.host, governed.name);
 
-        if let Some(newest) = own.last().filter(|s| s.creation - self.now > UNREMARKABLE_FUTURE)
-            && let Some(snapshot) = case.dataset.snapshots.get(newest.index as usize)
+        if let Some(newest) = snapshots.last().filter(|s| s.creation - self.now > CLOCK_TOLERANCE)
+            && let Some(snapshot) = governed.dataset.snapshots.get(newest.index as usize)
         {
             let kind = NoticeKind::FromTheFuture { snapshot: snapshot.name.clone(), creation: newest.creation };
-            self.note(case.claim.entry, case.host, Some(case.name), kind);
+            self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
         }
-        self.take(case, &own, &incoming);
-        self.source_prune(case, &own, others, &incoming);
-        for (i, target) in case.policy.sync_on.iter().enumerate() {
-            if !case.policy.sync_on[..i].contains(target) {
-                self.target(case, target, &mut own);
+        self.take(governed, &snapshots, &incoming);
+        self.prune_source(governed, &snapshots, others, &incoming);
+        for (i, target) in governed.policy.sync_on.iter().enumerate() {
+            if !governed.policy.sync_on[..i].contains(target) {
+                self.decide_target(governed, target, &snapshots);
             }
         }
-        self.own = own;
+        self.buffer = snapshots;
     }
 
-    fn take(&mut self, case: &Case<'a>, own: &[Own], incoming: &[Incoming]) {
-        let slots = case.policy.creation.as_ref().map(|s| self.slots_of(s));
-        let follows = slots.and_then(|_| self.follows(case, incoming));
+    fn take(&mut self, governed: &GovernedDataset<'a>, snapshots: &[PolicySnapshot], incoming: &[IncomingSend]) {
+        let slots = governed.policy.creation.as_ref().map(|s| self.slots_of(s));
+        let follows = slots.and_then(|_| self.follows(governed, incoming));
         let (due, reason) = match follows {
             Some(from) => {
-                // Who names a whole pool does not mean to snapshot what others send into it.
-                if *case.name == case.entry.dataset {
+                // No notice if the entry names a dataset above: a whole pool may well contain destinations.
+                if *governed.name == governed.entry.dataset {
                     let kind = NoticeKind::ReceivesAndTakes { from: from.clone() };
-                    self.note(case.claim.entry, case.host, Some(case.name), kind);
+                    self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
                 }
                 (None, TakeReason::Receives { from })
             }
             None => {
-                let decision = new_snapshot::decide(case.dataset, own, case.policy, slots, self.now);
+                let decision = new_snapshot::decide(governed.dataset, snapshots, governed.policy, slots, self.now);
                 (decision.due, decision.reason)
             }
         };
-        self.plan.takes.push(TakeVerdict { subject: case.subject(), due, reason });
+        self.plan.takes.push(TakeVerdict { subject: governed.subject(), due, reason });
     }
 
-    /// What a dataset must leave the taking of snapshots to: what it receives from. In a loop, whoever comes first in
-    /// the policy leads.
-    fn follows(&self, case: &Case<'a>, incoming: &[Incoming]) -> Option<Target> {
-        let place = case.place();
-        let leads = |i: &Incoming| case.claim.entry < i.claim.entry && self.index.reaches(&place, &i.source);
+    /// The dataset that this one receives from, if it must therefore take no snapshots of its own. In a loop, the
+    /// entry that comes first in the policy takes them.
+    fn follows(&self, governed: &GovernedDataset<'a>, incoming: &[IncomingSend]) -> Option<Place> {
+        let place = governed.place();
+        let leads = |i: &IncomingSend| governed.claim.entry < i.claim.entry && self.index.reaches(&place, &i.source);
         incoming.iter().find(|i| self.exists(i) && !leads(i)).map(|i| i.source.clone())
     }
 
-    /// Whether what a dataset receives from is there, or is named by the policy and not known to be missing.
-    fn exists(&self, incoming: &Incoming) -> bool {
+    /// Whether the source of a send exists. If its host was never listed, it is assumed to exist if the policy names
+    /// it.
+    fn exists(&self, incoming: &IncomingSend) -> bool {
         match self.known(&incoming.source) {
-            Known::There(_) => true,
-            Known::Unlisted => incoming.named,
-            Known::Absent => false,
+            KnownDataset::Present(_) => true,
+            KnownDataset::Unlisted => incoming.named,
+            KnownDataset::Absent => false,
         }
     }
 
-    /// Everything about one target of a policy: the transfer, and what stays there.
-    fn target(&mut self, case: &Case<'a>, target: &'a Target, own: &mut Vec<Own>) {
-        let Some(to) = self.index.destination(case.claim, target, case.name) else {
+    /// Decides about one target of a policy: the transfer to it, and pruning there.
+    fn decide_target(&mut self, governed: &GovernedDataset<'a>, target: &'a Place, snapshots: &[PolicySnapshot]) {
+        let Some(to) = self.index.destination(governed.claim, target, governed.name) else {
             let kind = NoticeKind::NameTooLong { to: target.clone() };
-            self.note(case.claim.entry, case.host, Some(case.name), kind);
-            return self.sent(case, target.clone(), SendDecision::not_due(SendReason::NameTooLong), Route::default());
+            self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
+            return self.push_send(
+                governed,
+                target.clone(),
+                SendDecision::not_due(SendReason::NameTooLong),
+                Route::default(),
+            );
         };
-        let place = case.place();
+        let place = governed.place();
         if to == place {
-            return self.sent(case, to, SendDecision::not_due(SendReason::ToItself), Route::default());
+            return self.push_send(governed, to, SendDecision::not_due(SendReason::ToItself), Route::default());
         }
         let incoming = self.index.incoming(&to.host, &to.dataset);
         if let Some(first) = incoming.iter().find(|i| self.exists(i)).filter(|i| i.source != place) {
             let by = first.source.clone();
             let kind = NoticeKind::DestinationTaken { to: to.clone(), by: by.clone() };
-            self.note(case.claim.entry, case.host, Some(case.name), kind);
+            self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
             let decision = SendDecision::not_due(SendReason::DestinationTaken { by });
-            return self.sent(case, to, decision, Route::default());
+            return self.push_send(governed, to, decision, Route::default());
         }
         let known = self.known(&to);
-        let held = match known {
-            Known::There(there) => Some(ByGuid::of(there)),
-            Known::Absent | Known::Unlisted => None,
+        let there_by_guid = match known {
+            KnownDataset::Present(there) => Some(SnapshotsByGuid::of(there)),
+            KnownDataset::Absent | KnownDataset::Unlisted => None,
         };
-        let slots = match &case.policy.sync_policy {
+        let slots = match &governed.policy.sync_policy {
             SyncPolicy::Asap => None,
             SyncPolicy::Cron(schedule) => Some(self.slots_of(schedule)),
         };
-        let decision = send::decide(case.dataset, own, known, held.as_ref(), slots);
+        let decision = send::decide(governed.dataset, snapshots, known, there_by_guid.as_ref(), slots);
         let route = match (&decision.due, known) {
             (None, _) => Route::default(),
-            (Some(_), Known::There(there)) => self.route(case, target, Some(there)),
-            (Some(_), Known::Absent | Known::Unlisted) => self.route(case, target, None),
+            (Some(_), KnownDataset::Present(there)) => self.route(governed, target, Some(there)),
+            (Some(_), KnownDataset::Absent | KnownDataset::Unlisted) => self.route(governed, target, None),
         };
-        self.sent(case, to.clone(), decision, route);
-        if let Known::There(there) = known {
-            self.destination_prune(case, &to, there, &incoming, own);
-            self.passengers(case, &to, there, &incoming);
+        self.push_send(governed, to.clone(), decision, route);
+        if let KnownDataset::Present(there) = known {
+            self.prune_destination(governed, &to, there, &incoming);
+            self.prune_carried_along(governed, &to, there, &incoming);
         }
     }
 
-    /// Prunes what came along: `zfs send -I` brings every snapshot between two of this policy's, those of the
-    /// dataset's other policies among them. Where those are not sent by themselves, they stay as long as on the
-    /// source; nobody else would ever prune them there.
-    fn passengers(&mut self, case: &Case<'a>, to: &Target, there: &'a DatasetInventory, incoming: &[Incoming]) {
-        if incoming.iter().find(|i| self.exists(i)).is_none_or(|i| i.claim != case.claim || i.source != case.place()) {
+    /// Prunes snapshots of the dataset's other policies on the destination. `zfs send -I` carries them along with this
+    /// policy's. If such a policy is not sent there itself, nothing else would ever prune its snapshots there; they
+    /// stay as long as on the source.
+    fn prune_carried_along(
+        &mut self,
+        governed: &GovernedDataset<'a>,
+        to: &Place,
+        there: &'a DatasetInventory,
+        incoming: &[IncomingSend],
+    ) {
+        if incoming
+            .iter()
+            .find(|i| self.exists(i))
+            .is_none_or(|i| i.claim != governed.claim || i.source != governed.place())
+        {
             return;
         }
-        let mut own = Vec::new();
-        for (policy_index, policy) in case.entry.policies.iter().enumerate() {
+        let mut snapshots = Vec::new();
+        for (policy_index, policy) in governed.entry.policies.iter().enumerate() {
             let prefix = &policy.prefix;
-            let claim = Claim { policy: policy_index, ..case.claim };
+            let claim = Claim { policy: policy_index, ..governed.claim };
             let sent = incoming.iter().any(|i| self.index.snapshot_policy(i.claim).prefix == *prefix);
             let elsewhere = self.index.governing(&to.host, &to.dataset, prefix).is_some();
-            let governs = self.index.governing(case.host, case.name, prefix) == Some(claim);
-            let others = own_snapshots(there, prefix, &mut own);
-            if sent || elsewhere || !governs || own.is_empty() {
+            let governs = self.index.governing(governed.host, governed.name, prefix) == Some(claim);
+            let others = policy_snapshots(there, prefix, &mut snapshots);
+            if sent || elsewhere || !governs || snapshots.is_empty() {
                 continue;
             }
             let mut terms = self.terms(prefix, Some(claim), &[]);
             terms.prune_unsent = true;
             let peers = self.peers(&to.host, &to.dataset, prefix, incoming);
-            let subject = Case { claim, policy, ..*case }.subject_at(&to.host, &to.dataset);
-            let verdict = self.prune(subject, Side::Destination, there, &own, others, &terms, peers);
+            let subject = GovernedDataset { claim, policy, ..*governed }.subject_at(&to.host, &to.dataset);
+            let verdict = self.prune(subject, Side::Destination, there, &snapshots, others, &terms, peers);
             self.plan.prunes.push(verdict);
         }
     }
 
-    fn route(&self, case: &Case<'a>, target: &Target, there: Option<&DatasetInventory>) -> Route {
-        let from = route::From { claim: case.claim, host: case.host, name: case.name, dataset: case.dataset };
+    fn route(&self, governed: &GovernedDataset<'a>, target: &Place, there: Option<&DatasetInventory>) -> Route {
+        let from = route::SendSource {
+            claim: governed.claim,
+            host: governed.host,
+            name: governed.name,
+            dataset: governed.dataset,
+        };
         route::route(self.policy, self.index, self.inventory, &from, target, there)
     }
 
-    fn sent(&mut self, case: &Case<'a>, to: Target, decision: SendDecision, route: Route) {
+    fn push_send(&mut self, governed: &GovernedDataset<'a>, to: Place, decision: SendDecision, route: Route) {
         let SendDecision { due, reason } = decision;
-        let Case { entry, .. } = case;
-        let allowed = match self.index.reaches(&to, &case.place()) {
-            // In a loop, what only the destination has is to come back.
+        let GovernedDataset { entry, .. } = governed;
+        let allowed = match self.index.reaches(&to, &governed.place()) {
+            // In a loop, snapshots that only the destination has will come back.
             true => Allowed::default(),
             false => Allowed {
                 rollback: entry.rollback_if_needed,
@@ -270,51 +300,54 @@ impl<'a> Pass<'a> {
                 on_divergence: entry.on_divergence,
             },
         };
-        self.plan.sends.push(SendVerdict { subject: case.subject(), to, due, allowed, route, reason });
+        self.plan.sends.push(SendVerdict { subject: governed.subject(), to, due, allowed, route, reason });
     }
 
-    fn source_prune(&mut self, case: &Case<'a>, own: &[Own], others: usize, incoming: &[Incoming]) {
-        let terms = self.terms(&case.policy.prefix, Some(case.claim), incoming);
-        let peers = self.peers(case.host, case.name, &case.policy.prefix, incoming);
-        let verdict = self.prune(case.subject(), Side::Source, case.dataset, own, others, &terms, peers);
+    fn prune_source(
+        &mut self,
+        governed: &GovernedDataset<'a>,
+        snapshots: &[PolicySnapshot],
+        others: usize,
+        incoming: &[IncomingSend],
+    ) {
+        let terms = self.terms(&governed.policy.prefix, Some(governed.claim), incoming);
+        let peers = self.peers(governed.host, governed.name, &governed.policy.prefix, incoming);
+        let verdict = self.prune(governed.subject(), Side::Source, governed.dataset, snapshots, others, &terms, peers);
         self.plan.prunes.push(verdict);
     }
 
-    /// Prunes one of a policy's destinations, unless somebody else does: the policy of which it is the source itself,
-    /// or one that names it earlier. Whoever does asks the rules of all.
-    fn destination_prune(
+    /// Prunes one of a policy's destinations, unless another verdict covers it: that of a policy of which it is the
+    /// source, or of a policy named earlier that sends to it. That verdict applies the rules of all of them.
+    fn prune_destination(
         &mut self,
-        case: &Case<'a>,
-        to: &Target,
+        governed: &GovernedDataset<'a>,
+        to: &Place,
         there: &'a DatasetInventory,
-        incoming: &[Incoming],
-        own: &mut Vec<Own>,
+        incoming: &[IncomingSend],
     ) {
-        let prefix = &case.policy.prefix;
-        let mine = |i: &&Incoming| self.index.snapshot_policy(i.claim).prefix == *prefix && self.exists(i);
-        let first = incoming.iter().find(mine);
+        let prefix = &governed.policy.prefix;
+        let of_prefix = |i: &&IncomingSend| self.index.snapshot_policy(i.claim).prefix == *prefix && self.exists(i);
+        let first = incoming.iter().find(of_prefix);
         let elsewhere = self.index.governing(&to.host, &to.dataset, prefix).is_some();
-        if elsewhere || first.is_none_or(|i| i.claim != case.claim || i.source != case.place()) {
+        if elsewhere || first.is_none_or(|i| i.claim != governed.claim || i.source != governed.place()) {
             return;
         }
-        let mut theirs = Vec::new();
-        let others = own_snapshots(there, prefix, &mut theirs);
-        std::mem::swap(own, &mut theirs);
+        let mut snapshots = Vec::new();
+        let others = policy_snapshots(there, prefix, &mut snapshots);
         let terms = self.terms(prefix, None, incoming);
         let peers = self.peers(&to.host, &to.dataset, prefix, incoming);
-        let subject = case.subject_at(&to.host, &to.dataset);
-        let verdict = self.prune(subject, Side::Destination, there, own, others, &terms, peers);
-        if !own.is_empty() && verdict.kept_for_want_of_common() {
-            let kind = NoticeKind::NothingInCommon { with: case.place() };
-            self.note(case.claim.entry, &to.host, Some(&to.dataset), kind);
+        let subject = governed.subject_at(&to.host, &to.dataset);
+        let verdict = self.prune(subject, Side::Destination, there, &snapshots, others, &terms, peers);
+        if !snapshots.is_empty() && verdict.has_nothing_in_common() {
+            let kind = NoticeKind::NothingInCommon { with: governed.place() };
+            self.note(governed.claim.entry, &to.host, Some(&to.dataset), kind);
         }
-        std::mem::swap(own, &mut theirs);
         self.plan.prunes.push(verdict);
     }
 
-    /// The rules for one prefix in one place: of the policy that governs it as a source, and of all policies that
+    /// The rules for one prefix in one dataset: those of the policy of which it is the source, and of all policies that
     /// send to it. A snapshot stays if any of them keeps it.
-    fn terms(&self, prefix: &'a Prefix, source: Option<Claim>, incoming: &[Incoming]) -> DeleteTerms<'a> {
+    fn terms(&self, prefix: &'a Prefix, source: Option<Claim>, incoming: &[IncomingSend]) -> DeleteTerms<'a> {
         let mut terms = DeleteTerms {
             prefix,
             rules: Vec::new(),
@@ -346,37 +379,43 @@ impl<'a> Pass<'a> {
         terms
     }
 
-    /// Every dataset whose common snapshots with this one must stay.
-    fn peers(&self, host: &HostName, dataset: &DatasetName, prefix: &Prefix, incoming: &[Incoming]) -> Vec<Peer<'a>> {
-        let mut roles: Vec<(Target, Role)> = Vec::new();
+    /// All datasets with which this one must keep its common snapshots.
+    fn peers(
+        &self,
+        host: &HostName,
+        dataset: &DatasetName,
+        prefix: &Prefix,
+        incoming: &[IncomingSend],
+    ) -> Vec<Peer<'a>> {
+        let mut peers: Vec<(Place, Relation)> = Vec::new();
         for out in self.index.outgoing(host, dataset) {
-            let own = self.index.snapshot_policy(out.claim).prefix == *prefix;
-            roles.push((out.to, if own { Role::Destination } else { Role::OtherDestination }));
+            let same_policy = self.index.snapshot_policy(out.claim).prefix == *prefix;
+            peers.push((out.to, if same_policy { Relation::Destination } else { Relation::OtherDestination }));
         }
         for i in incoming {
-            if !matches!(self.known(&i.source), Known::Absent) {
-                roles.push((i.source.clone(), Role::Source));
+            if !matches!(self.known(&i.source), KnownDataset::Absent) {
+                peers.push((i.source.clone(), Relation::Source));
             }
         }
-        roles.sort();
-        // A destination of this and of another policy is asked once, for more.
-        roles.dedup_by(|b, a| a.0 == b.0 && (a.1 == b.1 || b.1 == Role::OtherDestination));
-        roles.into_iter().map(|(place, role)| Peer { known: self.known(&place), place, role }).collect()
+        peers.sort();
+        // A destination of both this and another policy counts once, as that of this policy.
+        peers.dedup_by(|b, a| a.0 == b.0 && (a.1 == b.1 || b.1 == Relation::OtherDestination));
+        peers.into_iter().map(|(place, relation)| Peer { known: self.known(&place), place, relation }).collect()
     }
 
-    #[allow(clippy::too_many_arguments, reason = "a verdict has these parts")]
+    #[allow(clippy::too_many_arguments, reason = "a verdict has this many parts")]
     fn prune(
         &mut self,
         subject: Subject,
         side: Side,
         dataset: &'a DatasetInventory,
-        own: &[Own],
+        snapshots: &[PolicySnapshot],
         others: usize,
         terms: &DeleteTerms<'a>,
         peers: Vec<Peer<'a>>,
     ) -> PruneVerdict {
-        let snapshots = delete::decide(dataset, own, terms, &peers, &mut self.tally);
-        let going = snapshots.iter().filter(|v| !v.keep());
+        let verdicts = delete::decide(dataset, snapshots, terms, &peers, &mut self.tally);
+        let going = verdicts.iter().filter(|v| !v.keep());
         let destroy: Vec<Doomed> = going
             .filter_map(|v| dataset.snapshots.get(v.index as usize))
             .map(|s| Doomed { guid: s.guid, name: s.name.clone(), used: s.used })
@@ -384,14 +423,14 @@ impl<'a> Pass<'a> {
         PruneVerdict {
             subject,
             side,
-            kept: snapshots.len() - destroy.len(),
+            kept: verdicts.len() - destroy.len(),
             destroy,
             others,
             rules: terms.rules.iter().map(ToString::to_string).collect(),
             peers: peers.into_iter().map(|p| p.place).collect(),
             skip_if_renamed: terms.skip_if_renamed,
             skip_if_cloned: terms.skip_if_cloned,
-            snapshots,
+            snapshots: verdicts,
         }
     }
 
@@ -399,10 +438,10 @@ impl<'a> Pass<'a> {
         self.inventory.hosts.get(host).is_some_and(|h| h.observed.is_some())
     }
 
-    fn known(&self, place: &Target) -> Known<'a> {
+    fn known(&self, place: &Place) -> KnownDataset<'a> {
         match self.inventory.hosts.get(&place.host).filter(|h| h.observed.is_some()) {
-            None => Known::Unlisted,
-            Some(host) => host.datasets.get(&place.dataset).map_or(Known::Absent, Known::There),
+            None => KnownDataset::Unlisted,
+            Some(host) => host.datasets.get(&place.dataset).map_or(KnownDataset::Absent, KnownDataset::Present),
         }
     }
 
@@ -418,5 +457,3 @@ impl<'a> Pass<'a> {
         self.plan.notices.push(Notice { entry, host: host.clone(), dataset: dataset.cloned(), kind });
     }
 }
-
-const _: () = assert!(PLAUSIBLE_FUTURE.num_seconds() > UNREMARKABLE_FUTURE.num_seconds());

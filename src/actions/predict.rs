@@ -1,4 +1,4 @@
-//! What the world would look like if orders had been carried out: for previews and simulations.
+//! The inventory as it would be after orders: for previews and simulations.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,16 +8,17 @@ use chrono::{DateTime, Utc};
 use crate::actions::divergence::{Allowed, Remedy, remedy};
 use crate::actions::order::Order;
 use crate::actions::steps::{Base, Step, Transfer, steps};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, SnapName, Snapshot};
-use crate::policy::Target;
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, Place, SnapName, Snapshot,
+};
 
 /// Changes an inventory as if all orders had succeeded at one moment.
 ///
-/// - A new snapshot gets a made-up guid, the same for the same name in the same place.
-/// - Where nothing was written and the order says so, a take leaves its mark instead. Afterwards, what was written is
-///   unknown.
-/// - A transfer that would end in a conflict changes nothing, unless the order allows something to be done about it.
-/// - A destination whose host was never listed is taken to be empty, and the host to be listed from then on.
+/// - A new snapshot gets an invented guid, which is always the same for the same name in the same dataset.
+/// - If nothing was written and the order skips such datasets, a take leaves a NotWritten mark instead of a snapshot.
+///   Afterwards it is unknown how much was written.
+/// - A transfer that would end in a conflict changes nothing, unless the order permits a remedy.
+/// - A destination whose host was never listed is assumed to be empty, and its host counts as listed from then on.
 pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
     for order in orders {
         match order {
@@ -54,7 +55,7 @@ fn take(
     at: DateTime<Utc>,
 ) {
     let Some(known) = inventory.hosts.get_mut(host) else { return };
-    // One step, one transaction group.
+    // All snapshots of one order are taken in one transaction group.
     let newest = datasets.iter().filter_map(|d| known.datasets.get(d)?.snapshots.last());
     let createtxg = newest.map(|s| s.createtxg).max().unwrap_or(0).saturating_add(1);
     for dataset in datasets {
@@ -83,7 +84,7 @@ fn send(
     inventory: &mut Inventory,
     (host, dataset): (&HostName, &DatasetName),
     guid: Guid,
-    to: &Target,
+    to: &Place,
     allowed: Allowed,
     at: DateTime<Utc>,
 ) {
@@ -99,7 +100,7 @@ fn send(
     if let Err(conflict) = planned.clone() {
         match remedy(&conflict.into(), allowed) {
             Remedy::Rollback { destroys, .. } => destination.snapshots.retain(|s| !destroys.contains(&s.guid)),
-            // The old one is another dataset then.
+            // The old copy becomes another dataset.
             Remedy::SetAside => destination.snapshots.clear(),
             Remedy::Stop | Remedy::Replace => {}
         }
@@ -113,8 +114,8 @@ fn send(
             Step::Incremental { from: Base::Bookmark(_) | Base::Origin(..), to, .. } => (to.guid, to.guid),
             Step::Incremental { from: Base::Snapshot(from), to, .. } => (from.guid, to.guid),
         };
-        let place = |guid: Guid| live.iter().position(|s| s.guid == guid);
-        let (Some(first), Some(last)) = (place(from), place(goal)) else { continue };
+        let position = |guid: Guid| live.iter().position(|s| s.guid == guid);
+        let (Some(first), Some(last)) = (position(from), position(goal)) else { continue };
         let first = if from == goal { first } else { first + 1 };
         for snapshot in &live[first..=last.max(first)] {
             let createtxg = destination.snapshots.last().map_or(1, |s| s.createtxg.saturating_add(1));

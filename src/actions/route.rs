@@ -1,26 +1,26 @@
-//! What a transfer needs to know of other datasets: a clone's origin, a copy's former name, all destinations.
+//! What a transfer needs to know about other datasets: a clone's origin, a copy's former name, all destinations.
 
 use std::collections::{BTreeMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::actions::common::{ByGuid, Common};
-use crate::actions::index::{Claim, Indexed};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory};
-use crate::policy::{Policy, Target};
+use crate::actions::common::{NewestCommon, SnapshotsByGuid};
+use crate::actions::index::{Claim, IndexedPolicy};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Place};
+use crate::policy::Policy;
 
-/// What a send order tells of other datasets.
+/// What a send order says about other datasets.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Where the destination has what the dataset of a clone's origin sends.
+    /// For a clone: the destination's copy of the dataset that the clone's origin belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<DatasetName>,
-    /// Where the destination has the copy under the source's former name.
+    /// For a renamed source: the destination's copy under the former name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renamed: Option<Renamed>,
-    /// Every place that the dataset is sent to.
+    /// All destinations of the dataset.
     #[serde(skip)]
-    pub destinations: Vec<Target>,
+    pub destinations: Vec<Place>,
 }
 
 /// A copy whose source was renamed.
@@ -28,27 +28,27 @@ pub struct Route {
 pub struct Renamed {
     /// The copy.
     pub dataset: DatasetName,
-    /// What the source was called.
+    /// The former name of the source.
     pub source: DatasetName,
-    /// The newest snapshot that both have.
+    /// The newest snapshot of both.
     pub guid: Guid,
 }
 
-/// A dataset that something is sent from.
-pub(super) struct From<'a> {
+/// The source of a send.
+pub(super) struct SendSource<'a> {
     pub claim: Claim,
     pub host: &'a HostName,
     pub name: &'a DatasetName,
     pub dataset: &'a DatasetInventory,
 }
 
-/// Finds what a transfer to a destination that is `there` or absent needs to know.
+/// Finds what a transfer to `target` needs to know. `there` is the destination, `None` if it does not exist.
 pub(super) fn route(
     policy: &Policy,
-    index: Indexed<'_>,
+    index: IndexedPolicy<'_>,
     inventory: &Inventory,
-    from: &From<'_>,
-    target: &Target,
+    from: &SendSource<'_>,
+    target: &Place,
     there: Option<&DatasetInventory>,
 ) -> Route {
     let destinations = index.outgoing(from.host, from.name).into_iter().map(|out| out.to).collect();
@@ -56,7 +56,7 @@ pub(super) fn route(
     let origin = from.dataset.origin.as_ref().filter(|_| begins).and_then(|origin| {
         let mut places = index.outgoing(from.host, &origin.dataset);
         places.retain(|out| out.to.host == target.host);
-        // That of the same policy comes first: the two have the same snapshots.
+        // The destination of the same policy is preferred: there the two have the same snapshots.
         let same = places.iter().position(|out| out.claim == from.claim).unwrap_or(0);
         places.into_iter().nth(same).map(|out| out.to.dataset)
     });
@@ -65,13 +65,13 @@ pub(super) fn route(
     Route { origin, renamed, destinations }
 }
 
-/// The copy below the target that nobody's source is called like any more, and that has something in common with the
-/// dataset: whose source the dataset was, under another name.
+/// The copy of a dataset under its former name: a copy below the target whose own source is gone, and that has a
+/// snapshot in common with the dataset.
 fn renamed(
     policy: &Policy,
     inventory: &Inventory,
-    from: &From<'_>,
-    target: &Target,
+    from: &SendSource<'_>,
+    target: &Place,
     receiver: &HostInventory,
 ) -> Option<Renamed> {
     let entry = policy.datasets.get(from.claim.entry)?;
@@ -88,28 +88,28 @@ fn renamed(
         .filter(|(_, copy)| copy.snapshots.iter().any(|s| ours.contains(&s.guid)))
         .filter_map(|(name, copy)| {
             let source = source_of(name).filter(|source| source != from.name)?;
-            let held = ByGuid::of(copy);
+            let held = SnapshotsByGuid::of(copy);
             let still = inventory.dataset(from.host, &source);
-            if still.is_some_and(|still| Common::of(still, &held).any.is_some()) {
+            if still.is_some_and(|still| NewestCommon::of(still, &held).any.is_some()) {
                 return None;
             }
-            let common = Common::of(from.dataset, &held).any?;
+            let common = NewestCommon::of(from.dataset, &held).any?;
             Some((common.createtxg, Renamed { dataset: name.clone(), source, guid: common.guid }))
         })
         .max_by(|(a, x), (b, y)| (a, &x.dataset).cmp(&(b, &y.dataset)))
         .map(|(_, renamed)| renamed)
 }
 
-/// In which order datasets are sent, from 0 on: each after those that it waits for, as far as those are sent as well.
-/// Those of one rank do not wait for each other.
+/// The order in which to send datasets, as ranks from 0: a dataset ranks above all that it waits for, if those are sent
+/// as well. Datasets of the same rank do not wait for each other.
 #[must_use]
 pub fn ranks(datasets: &BTreeMap<DatasetName, Vec<DatasetName>>) -> BTreeMap<DatasetName, usize> {
     let mut ranks: BTreeMap<DatasetName, usize> = BTreeMap::new();
     let after = |waits_for: &[DatasetName], ranks: &BTreeMap<DatasetName, usize>| {
         waits_for.iter().filter_map(|name| ranks.get(name).map(|rank| rank + 1)).max().unwrap_or(0)
     };
-    // What others wait for may come later in the order of names, and is looked at again. Every round settles one more
-    // link of the longest chain. Names that go round in a circle end the rounds.
+    // A dataset may come before the one that it waits for in the order of names, so one round is not enough. Each round
+    // settles one more link of the longest chain; the number of rounds is bounded in case of a circle.
     for _ in 0..=datasets.len() {
         let mut settled = true;
         for (dataset, waits_for) in datasets {
@@ -142,17 +142,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_waited_for_comes_before_what_waits() {
+    fn ranks_follow_the_dependencies() {
         assert_eq!(order("a b c"), "0a 0b 0c");
         assert_eq!(order("a a/b<a a/b/c<a/b,a d/e<d"), "0a 0d/e 1a/b 2a/b/c");
-        assert_eq!(order("a a/b a/b/c<a"), "0a 0a/b 1a/b/c", "a child waits where it is said to");
+        assert_eq!(order("a a/b a/b/c<a"), "0a 0a/b 1a/b/c", "a child waits only for the datasets listed");
         assert_eq!(order("a<z z"), "0z 1a", "a clone whose name comes first");
         assert_eq!(order("a<b b<c c<d d a/x<a"), "0d 1c 2b 3a 4a/x");
         assert_eq!(order("b/x<a/y,b a a/y<a b"), "0a 0b 1a/y 2b/x");
         assert_eq!(order("a<gone b"), "0a 0b", "an origin that is not sent is not waited for");
         assert_eq!(order("p/clone<p p"), "0p 1p/clone");
         assert_eq!(order("a<y,z y z<y"), "0y 1z 2a");
-        // Not what ZFS can have: it ends all the same.
+        // ZFS permits no such circle, but the loop must end.
         order("a<b b<a");
     }
 }

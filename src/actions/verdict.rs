@@ -1,204 +1,100 @@
-//! One snapshot's verdict: stays or goes, and every reason for it.
-//!
-//! A verdict is 32 bytes, so that a plan over a million snapshots stays small; its reasons are bits that
-//! [`PruneVerdict::explain`] turns into typed reasons with sentences.
-
-use std::fmt;
+//! Verdicts about takes and sends: whether a snapshot or a transfer is due, and why.
 
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::actions::plan::PruneVerdict;
-use crate::actions::reason::place;
-use crate::model::{DatasetInventory, Guid, SnapName};
-use crate::policy::Target;
+use crate::actions::divergence::Allowed;
+use crate::actions::reason::{SendReason, TakeReason, time};
+use crate::actions::route::Route;
+use crate::model::{DatasetName, Guid, HostName, Place, SnapName};
 
-/// A snapshot that goes.
+/// The policy and the dataset that a verdict is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Subject {
+    /// The index of the entry in `policy.datasets`.
+    pub entry: usize,
+    /// The index of the policy in the entry's `policies`.
+    #[serde(skip)]
+    pub policy_index: usize,
+    /// The policy's name: `backup`, `sync`, ...
+    pub policy: String,
+    /// The host that carries the decision out (for a send: the sending one).
+    pub host: HostName,
+    /// The dataset there.
+    pub dataset: DatasetName,
+}
+
+/// Whether a snapshot of a dataset is due.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Doomed {
+pub struct TakeVerdict {
+    /// The dataset to take a snapshot of, with its policy.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// The snapshot's name if one is due, `None` if not.
+    pub due: Option<SnapName>,
+    /// Why it is due or not.
+    pub reason: TakeReason,
+}
+
+/// Whether a transfer of a dataset to one destination is due.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SendVerdict {
+    /// The dataset to send, with its policy.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// The destination.
+    pub to: Place,
+    /// What to send if a transfer is due, `None` if not.
+    pub due: Option<DueSend>,
+    /// What may be done about a destination that cannot take the next stream. In a loop nothing may be done, whatever
+    /// the policy permits: snapshots that only the destination has will come back to the source.
+    #[serde(flatten)]
+    pub allowed: Allowed,
+    /// What the transfer needs to know about other datasets.
+    #[serde(flatten)]
+    pub route: Route,
+    /// Why it is due or not.
+    pub reason: SendReason,
+}
+
+/// The goal of a due transfer: the policy's newest snapshot. Everything between the common base and it is sent, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DueSend {
+    /// Its name on the source.
+    pub snapshot: SnapName,
     /// Its identity.
     pub guid: Guid,
-    /// Its name where it goes.
-    pub name: SnapName,
-    /// Bytes that only it holds; 0 when unknown.
-    pub used: u64,
+    /// When the oldest of the policy's snapshots that the destination lacks was taken: the destination lags that far.
+    pub oldest_unsent: DateTime<Utc>,
+    /// The slot of the sync policy that has passed since the snapshot was taken; `None` with `asap`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slot: Option<DateTime<Utc>>,
 }
 
-/// What is decided about one snapshot, compactly.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SnapVerdict {
-    /// Its index in the dataset's `snapshots` of the inventory that was decided on.
-    pub index: u32,
-    /// Bit i: protection i of [`Protection::ALL`].
-    pub(super) protections: u16,
-    /// Bit i: rule i of the verdict's `rules` keeps it. The last bit stands for all rules beyond the 64th.
-    pub(super) rules: u64,
-    /// Bit i: it is the base with peer i. The last bit stands for all peers beyond the 32nd.
-    pub(super) base_with: u32,
-    /// Bit i: it is not yet on peer i.
-    pub(super) unsent_to: u32,
-}
-
-impl SnapVerdict {
-    /// Whether the snapshot stays.
+impl SendVerdict {
+    /// The reason in words as of a moment. For a due transfer this includes its slot, and since when it has been
+    /// waiting.
     #[must_use]
-    pub fn keep(&self) -> bool {
-        self.protections != 0 || self.rules != 0 || self.base_with != 0 || self.unsent_to != 0
+    pub fn why(&self, at: DateTime<Utc>) -> String {
+        let mut why = self.reason.to_string();
+        if let Some(DueSend { oldest_unsent, slot, .. }) = &self.due {
+            if let Some(slot) = slot {
+                why = format!("{why}; the slot {} has passed", time(*slot));
+            }
+            if *oldest_unsent < at {
+                why = format!("{why}; waiting since {}", time(*oldest_unsent));
+            }
+        }
+        why
     }
 }
 
-/// Why a snapshot stays though no rule asks for it; those that name no peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+/// The end of a policy that a dataset is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Protection {
-    /// It is the newest of its policy.
-    Newest,
-    /// It is held (`zfs hold`).
-    Held,
-    /// It has clones, and the policy leaves such ones alone.
-    Cloned,
-    /// It has another name on the other side, and the policy leaves such ones alone.
-    Renamed,
-    /// A policy without retention rules keeps everything here.
-    NoRules,
-    /// A destination has not been listed, so what it still needs is unknown.
-    DestinationUnknown,
-    /// The source has not been listed, so what the two have in common is unknown.
-    SourceUnknown,
-    /// It is on a destination that has nothing in common with its source.
-    NothingInCommon,
-}
-
-impl Protection {
-    /// Every protection, in the order of their bits.
-    pub const ALL: &[Self] = &[
-        Self::Newest,
-        Self::Held,
-        Self::Cloned,
-        Self::Renamed,
-        Self::NoRules,
-        Self::DestinationUnknown,
-        Self::SourceUnknown,
-        Self::NothingInCommon,
-    ];
-
-    pub(super) fn bit(self) -> u16 {
-        1 << (self as u16)
-    }
-}
-
-/// One reason of a snapshot's verdict.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum PruneReason {
-    /// Stays: a rule keeps it.
-    Rule {
-        /// The rule as the policy has it.
-        rule: String,
-    },
-    /// Stays: it is the newest snapshot common with a peer, from which the next increment starts.
-    Base {
-        /// The peer.
-        with: Target,
-    },
-    /// Stays: it is not yet on a destination.
-    Unsent {
-        /// The destination.
-        to: Target,
-    },
-    /// Stays for one of the other reasons.
-    Protected {
-        /// Which.
-        by: Protection,
-    },
-    /// Goes: no rule keeps it, and nothing protects it.
-    NoRule,
-}
-
-/// One snapshot's verdict with all its reasons, for people and for JSON.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Explained {
-    /// Its name.
-    pub name: SnapName,
-    /// Its identity.
-    pub guid: Guid,
-    /// When it was taken.
-    pub creation: DateTime<Utc>,
-    /// Whether it stays.
-    pub keep: bool,
-    /// Every reason.
-    pub reasons: Vec<PruneReason>,
-}
-
-fn bits(mask: u64) -> impl Iterator<Item = usize> {
-    (0..64).filter(move |i| mask >> i & 1 == 1)
-}
-
-impl PruneVerdict {
-    pub(super) fn kept_for_want_of_common(&self) -> bool {
-        self.snapshots.iter().any(|v| v.protections & Protection::NothingInCommon.bit() != 0)
-    }
-
-    /// Every snapshot's verdict in full, oldest first. `inventory` is that of the dataset, as it was decided on.
-    #[must_use]
-    pub fn explain(&self, inventory: &DatasetInventory) -> Vec<Explained> {
-        self.snapshots
-            .iter()
-            .filter_map(|verdict| {
-                let snapshot = inventory.snapshots.get(verdict.index as usize)?;
-                Some(Explained {
-                    name: snapshot.name.clone(),
-                    guid: snapshot.guid,
-                    creation: snapshot.creation,
-                    keep: verdict.keep(),
-                    reasons: self.reasons(verdict),
-                })
-            })
-            .collect()
-    }
-
-    /// Every reason of one of the verdicts in `snapshots`.
-    #[must_use]
-    pub fn reasons(&self, verdict: &SnapVerdict) -> Vec<PruneReason> {
-        let mut all = Vec::new();
-        let rules = bits(verdict.rules).filter_map(|i| self.rules.get(i));
-        all.extend(rules.map(|rule| PruneReason::Rule { rule: rule.clone() }));
-        let peers = bits(verdict.base_with.into()).filter_map(|i| self.peers.get(i));
-        all.extend(peers.map(|with| PruneReason::Base { with: with.clone() }));
-        let peers = bits(verdict.unsent_to.into()).filter_map(|i| self.peers.get(i));
-        all.extend(peers.map(|to| PruneReason::Unsent { to: to.clone() }));
-        let protections = Protection::ALL.iter().filter(|p| verdict.protections & p.bit() != 0);
-        all.extend(protections.map(|by| PruneReason::Protected { by: *by }));
-        if all.is_empty() {
-            all.push(PruneReason::NoRule);
-        }
-        all
-    }
-}
-
-impl fmt::Display for Protection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Newest => "it is the newest of its policy",
-            Self::Held => "it is held",
-            Self::Cloned => "it has clones",
-            Self::Renamed => "it has another name on the other side",
-            Self::NoRules => "a policy without retention rules keeps everything here",
-            Self::DestinationUnknown => "a destination has not been listed, and may still need it",
-            Self::SourceUnknown => "the source has not been listed, and may still need it",
-            Self::NothingInCommon => "nothing here is common with the source",
-        })
-    }
-}
-
-impl fmt::Display for PruneReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rule { rule } => write!(f, "kept by \"{rule}\""),
-            Self::Base { with } => write!(f, "it is the newest snapshot common with {}", place(with)),
-            Self::Unsent { to } => write!(f, "it is not yet on {}", place(to)),
-            Self::Protected { by } => by.fmt(f),
-            Self::NoRule => f.write_str("no rule keeps it"),
-        }
-    }
+pub enum Side {
+    /// The dataset whose snapshots are taken.
+    Source,
+    /// A dataset that receives them.
+    Destination,
 }

@@ -12,7 +12,6 @@ mod take;
 pub mod transfer;
 
 pub use journal::{Journal, JournalError};
-pub use transfer::SLAVE_PORT;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Action, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, OrderId,
+    Action, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, OrderId, Place,
     Record, ResponseStatus, SnapName, Snapshot,
 };
 pub use consul::{ConsulCatalog, Generations, Published};
@@ -159,7 +159,7 @@ pub struct Outcome {
     /// The snapshot taken, sent, or destroyed; `None` when there was none or there were several.
     pub snapshot: Option<SnapName>,
     /// Where it was sent to.
-    pub to: Option<Destination>,
+    pub to: Option<Place>,
     /// Whether what was asked for is so.
     pub success: bool,
     /// How, beyond that.
@@ -170,15 +170,6 @@ pub struct Outcome {
     pub seconds: f64,
     /// What went wrong.
     pub error: Option<String>,
-}
-
-/// The receiving end of an order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Destination {
-    /// The receiving host.
-    pub host: HostName,
-    /// The dataset there.
-    pub dataset: DatasetName,
 }
 
 /// A snapshot that an order destroyed.

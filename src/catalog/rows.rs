@@ -6,10 +6,10 @@ use rusqlite::{Connection, Row};
 use uuid::Uuid;
 
 use crate::catalog::error::Fault;
-use crate::catalog::{Destination, Destroyed, Estimated, Outcome};
+use crate::catalog::{Destroyed, Estimated, Outcome};
 use crate::model::{
-    Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Record, ResponseStatus,
-    Snapshot, Unchanged,
+    Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Place, Record,
+    ResponseStatus, Snapshot, Unchanged,
 };
 
 /// Marks a file as a catalog of zsync ("zsyn"), in SQLite's `application_id`.
@@ -302,7 +302,7 @@ pub(super) fn outcome(row: &Row<'_>) -> Result<Outcome, Fault> {
         action: action(row, 3)?,
         dataset: maybe(row, 4, name)?,
         snapshot: maybe(row, 5, name)?,
-        to: to.map(|(host, dataset)| Destination { host, dataset }),
+        to: to.map(|(host, dataset)| Place { host, dataset }),
         success: boolean(row, 8)?,
         status: maybe(row, 9, status)?,
         bytes: unsigned(row, 10)?,

@@ -293,7 +293,7 @@ fn outcome(number: u64) -> Outcome {
         action: Action::SendSnapshot,
         dataset: Some(dataset("tank/a")),
         snapshot: Some("BACKUP_1".parse().unwrap()),
-        to: Some(Destination { host: host("beta"), dataset: dataset("tank/copy") }),
+        to: Some(Place { host: host("beta"), dataset: dataset("tank/copy") }),
         success: false,
         status: Some(ResponseStatus::Unreachable),
         bytes: u64::MAX,

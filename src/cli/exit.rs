@@ -1,4 +1,4 @@
-//! How the program ends: kinds of failure and their exit statuses.
+//! How the program ends: exit statuses, and the failures that lead to them.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -7,22 +7,22 @@ use std::process::ExitCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All is well.
+    /// Success.
     Success = 0,
-    /// Some order failed, some host could not be looked at, or the policy asks for what cannot be.
+    /// An order failed, a host could not be listed, or the policy asks for something impossible.
     Failed = 1,
-    /// Nothing could be done at all: arguments, configuration, catalog, port.
+    /// Nothing could be done: wrong arguments, wrong configuration, no catalog, no port.
     Unable = 2,
     /// `plan --exit-code`: there are orders.
     Orders = 3,
 }
 
 impl Exit {
-    /// `check`: something should be looked at.
+    /// The status of `check` for WARNING.
     pub const WARNING: Self = Self::Failed;
-    /// `check`: something has to be looked at.
+    /// The status of `check` for CRITICAL.
     pub const CRITICAL: Self = Self::Unable;
-    /// `check`: it is not known how things are.
+    /// The status of `check` for UNKNOWN.
     pub const UNKNOWN: Self = Self::Orders;
 }
 
@@ -37,7 +37,7 @@ impl From<Exit> for ExitCode {
 pub struct Error {
     /// The exit status.
     pub exit: Exit,
-    /// What to say; `None` when all was said.
+    /// What to print; `None` if everything was printed.
     pub cause: Option<anyhow::Error>,
 }
 
@@ -47,13 +47,13 @@ impl Error {
         Self { exit: Exit::Unable, cause: Some(cause.into()) }
     }
 
-    /// Some of the work failed, and that was told where it happened.
+    /// Some of the work failed, which was reported where it happened.
     #[must_use]
-    pub fn told() -> Self {
+    pub fn reported() -> Self {
         Self { exit: Exit::Failed, cause: None }
     }
 
-    /// Not a failure, but a status to end with.
+    /// An exit status that is not a failure.
     #[must_use]
     pub fn exit(exit: Exit) -> Self {
         Self { exit, cause: None }

@@ -1,49 +1,65 @@
-//! `zsync check`: how well the policy is kept, in one line and an exit status, as monitoring plug-ins have it.
+//! `zsync check`: whether the policy is kept, as one line and an exit status for monitoring.
 //!
-//! It looks at the catalog and at this host's ZFS, and changes nothing.
+//! It reads the catalog and this host's ZFS, and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use chrono::TimeDelta;
+use clap::Args;
 
-use crate::actions::health::{Finding, Health, HostState, Row, Severity, health, span};
+use crate::actions::health::{Health, Row, Severity, health, span};
+use crate::cli::args::{CommonArgs, PolicyArgs};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
+use crate::cli::settings::{host_name_of, local_if_exists};
 use crate::config;
 use crate::fleet::known;
 use crate::fleet::known::Overview;
 use crate::model::{DatasetName, HostName};
-use crate::policy::Local;
-use crate::sys::clock;
+use crate::sys::{clock, runtime};
 use crate::zfs::ZfsRead;
+use crate::zfs::system::System;
 
-/// What `zsync check` is told.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `server.json`.
-    pub config: PathBuf,
-    /// `local.json`.
-    pub local: PathBuf,
-    /// This host's name in the policy.
-    pub here: Result<HostName, String>,
-    /// What this host lets in, if it says so.
-    pub opened: Option<Local>,
-    /// Whether only the files are looked at.
+/// Arguments of `zsync check`.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit status, as monitoring plug-ins have it: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.")]
+pub struct CheckArgs {
+    /// The policy's file.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Check only whether the configuration files are valid
+    #[arg(long, conflicts_with_all = ["host", "dataset", "format"])]
     pub config_only: bool,
-    /// Only datasets of this host, and what is sent there.
+    /// Check only datasets of this host, and what is sent to it
+    #[arg(long, value_name = "NAME")]
     pub host: Option<HostName>,
-    /// Only this dataset and what is below it.
+    /// Check only this dataset and its descendants
+    #[arg(long, value_name = "DATASET")]
     pub dataset: Option<DatasetName>,
-    /// Whether everything is told.
+    /// Print every finding, one per line, after the summary
+    #[arg(long, short)]
     pub verbose: bool,
-    /// Whether it is told as JSON.
-    pub json: bool,
+    /// Output format
+    #[arg(long, value_enum, default_value_t)]
+    pub format: CheckFormat,
+    /// Options that nearly every subcommand has.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
-/// The exit status for how bad it is.
-fn ended(severity: Severity) -> Result<(), Error> {
+/// Output format of `zsync check`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum CheckFormat {
+    /// One line with performance data, as monitoring plug-ins print it
+    #[default]
+    Nagios,
+    /// One JSON document
+    Json,
+}
+
+/// The exit status of a severity.
+fn exit(severity: Severity) -> Result<(), Error> {
     match severity {
         Severity::Ok => Ok(()),
         Severity::Warning => Err(Error::exit(Exit::WARNING)),
@@ -52,111 +68,79 @@ fn ended(severity: Severity) -> Result<(), Error> {
     }
 }
 
-/// Tells it as a plug-in does: the summary in the first line, whatever else below.
-fn tell(severity: Severity, text: &str) -> Result<(), Error> {
+/// Prints the result as a plug-in does: a summary in the first line, details below.
+fn print(severity: Severity, text: &str) -> Result<(), Error> {
     report::print(&format!("ZSYNC {severity}: {}\n", text.trim_end()));
-    ended(severity)
+    exit(severity)
 }
 
-/// Checks.
-pub async fn run(settings: Settings, zfs: &impl ZfsRead) -> Result<(), Error> {
-    if settings.config_only {
-        return files(&settings);
+/// Checks, and prints the result.
+pub fn run(args: CheckArgs) -> Result<(), Error> {
+    if args.config_only {
+        return check_files(&args);
     }
-    match judge(&settings, zfs).await {
-        Ok(health) if settings.json => {
+    // The check gets a ZFS that can only be read.
+    let zfs = System::new(&args.common.zfs);
+    match runtime::block_on(judge(&args, &zfs)) {
+        Ok(health) if args.format == CheckFormat::Json => {
             report::print(&report::json(&health));
-            ended(health.severity)
+            exit(health.severity)
         }
-        Ok(health) => tell(health.severity, &told(&health, settings.verbose)),
-        Err(error) => tell(Severity::Unknown, &plain(&format!("{error:#}"))),
+        Ok(health) => print(health.severity, &summary(&health, args.verbose)),
+        Err(error) => print(Severity::Unknown, &plain(&format!("{error:#}"))),
     }
 }
 
-/// Judges what the catalog and this host's ZFS tell.
-async fn judge(settings: &Settings, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
-    let here = settings.here.clone().map_err(anyhow::Error::msg)?;
-    let policy = config::load_policy(&settings.config)?;
-    let Overview { inventory, unseen, live: _ } = known::glance(&policy, &here, settings.opened.as_ref(), zfs).await?;
+/// Judges by the catalog and by this host's ZFS.
+async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
+    let here = host_name_of(&args.common).map_err(|error| anyhow::anyhow!("{error}"))?;
+    let local = local_if_exists(&args.common).ok().flatten();
+    let policy = config::load_policy(&args.policy.config)?;
+    let Overview { inventory, unseen, live: _ } = known::overview(&policy, &here, local.as_ref(), zfs).await?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
-    health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
+    health.narrow(args.host.as_ref(), args.dataset.as_ref());
     Ok(health)
 }
 
-/// Looks at the configuration files, and at nothing else.
-fn files(settings: &Settings) -> Result<(), Error> {
-    let named = [(&settings.config, config::DEFAULT_SERVER_FILE), (&settings.local, config::DEFAULT_LOCAL_FILE)];
-    // A host has one of them or both; one that was named has to be there.
+/// Checks whether the configuration files are valid.
+fn check_files(args: &CheckArgs) -> Result<(), Error> {
+    let (server, local) = (&args.policy.config, &args.common.local);
+    let named = [(server, config::DEFAULT_SERVER_FILE), (local, config::DEFAULT_LOCAL_FILE)];
+    // A host has one of the two files or both. A file that was named on the command line has to exist.
     let there = named.into_iter().filter(|(path, default)| path.exists() || *path != Path::new(default));
     let there: Vec<&PathBuf> = there.map(|(path, _)| path).collect();
     let mut problems = Vec::new();
     for path in &there {
-        let wrong =
-            if *path == &settings.config { config::load_policy(path).err() } else { config::load_local(path).err() };
+        let wrong = if *path == server { config::load_policy(path).err() } else { config::load_local(path).err() };
         problems.extend(wrong.map(|error| error.to_string()));
     }
     let shown: Vec<String> = there.iter().map(|path| path.display().to_string()).collect();
     match (shown.as_slice(), problems.as_slice()) {
-        ([], _) => tell(
-            Severity::Unknown,
-            &format!("there is neither {} nor {}", settings.config.display(), settings.local.display()),
-        ),
-        ([one], []) => tell(Severity::Ok, &format!("{one} is valid")),
-        (all, []) => tell(Severity::Ok, &format!("{} are valid", all.join(" and "))),
-        (_, wrong) => tell(Severity::Critical, &wrong.join("\n")),
+        ([], _) => print(Severity::Unknown, &format!("neither {} nor {} exists", server.display(), local.display())),
+        ([one], []) => print(Severity::Ok, &format!("{one} is valid")),
+        (all, []) => print(Severity::Ok, &format!("{} are valid", all.join(" and "))),
+        (_, wrong) => print(Severity::Critical, &wrong.join("\n")),
     }
 }
 
-/// What is before the performance data has no `|`.
+/// The text without `|`, which separates the performance data, and in one line.
 fn plain(text: &str) -> String {
     text.replace('|', "/").replace('\n', "; ")
 }
 
-/// What a finding is about.
-enum About<'a> {
-    Host(&'a HostState),
-    Row(&'a Row),
-}
-
-impl fmt::Display for About<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Host(state) => write!(f, "{}", state.host),
-            Self::Row(row) => {
-                write!(f, "{}:{} ({})", row.host, row.dataset, row.policy)?;
-                match &row.to {
-                    Some(to) => write!(f, " to {}:{}", to.host, to.dataset),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-}
-
-/// Everything that is wrong, the worst first.
-pub(crate) fn findings(health: &Health) -> Vec<(Severity, String)> {
-    let hosts = health.hosts.iter().flat_map(|h| h.findings.iter().map(move |f| (About::Host(h), f)));
-    let rows = health.rows.iter().flat_map(|r| r.findings.iter().map(move |f| (About::Row(r), f)));
-    let told = |(about, finding): (About<'_>, &Finding)| (finding.severity(), format!("{about}: {finding}"));
-    let mut all: Vec<(Severity, String)> = hosts.chain(rows).map(told).collect();
-    all.extend(health.notices.iter().map(|notice| (Severity::Critical, notice.to_string())));
-    all.sort_by_key(|(severity, _)| std::cmp::Reverse(*severity));
-    all
-}
-
-/// The summary with performance data, and, if wanted, everything.
-fn told(health: &Health, verbose: bool) -> String {
-    let all = findings(health);
+/// The summary with performance data; with `verbose`, every finding as well.
+fn summary(health: &Health, verbose: bool) -> String {
+    let all = health.findings();
     let summary = match all.as_slice() {
         [] => all_well(health),
         [(_, only)] => only.clone(),
         [(_, worst), rest @ ..] => {
-            let of = |severity| rest.iter().filter(|(s, _)| *s == severity).count();
+            let count = |severity| rest.iter().filter(|(s, _)| *s == severity).count();
             let counts =
                 [(Severity::Critical, "critical"), (Severity::Warning, "warning"), (Severity::Unknown, "unknown")];
             let counts: Vec<String> = counts
                 .into_iter()
-                .map(|(severity, name)| (of(severity), name))
+                .map(|(severity, name)| (count(severity), name))
                 .filter(|(count, _)| *count > 0)
                 .map(|(count, name)| format!("{count} {name}"))
                 .collect();
@@ -196,7 +180,7 @@ fn performance(health: &Health) -> String {
         |span: Option<TimeDelta>| span.map_or_else(|| "U".to_owned(), |s| format!("{}s", s.num_seconds().max(0)));
     let snapshots: BTreeMap<_, usize> =
         health.rows.iter().map(|row| ((&row.host, &row.dataset, &row.policy), row.snapshots)).collect();
-    let all = findings(health);
+    let all = health.findings();
     let of = |severity| all.iter().filter(|(s, _)| *s == severity).count();
     let values = [
         ("critical", of(Severity::Critical).to_string()),

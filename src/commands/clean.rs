@@ -1,30 +1,41 @@
-//! `zsync clean`: forgets marks by age, as the director does by itself once a day.
+//! `zsync clean`: deletes old records from the catalog, as the running director does by itself once a day.
 
-use std::path::PathBuf;
+use std::time::Duration;
 
+use anyhow::Context;
 use chrono::TimeDelta;
+use clap::Args;
 
 use crate::catalog::{Holder, open};
+use crate::cli::args::{CommonArgs, PolicyArgs, duration};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::config;
 use crate::sys::{clock, runtime};
 
-/// What `zsync clean` is told.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `server.json`.
-    pub config: PathBuf,
-    /// How old a mark has to be.
-    pub older_than: TimeDelta,
+/// Arguments of `zsync clean`.
+#[derive(Args, Debug)]
+#[command(after_help = "A continuously running director does this by itself once a day, with 30 days.\n\n\
+                        Exit status: 0 success; 2 nothing could be done.")]
+pub struct CleanArgs {
+    /// The policy's file, which names the catalog.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Delete records older than this
+    #[arg(long, value_name = "DURATION", default_value = "30days", value_parser = duration)]
+    pub older_than: Duration,
+    /// Options that nearly every subcommand has.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
-/// Forgets.
-pub async fn run(settings: Settings) -> Result<(), Error> {
-    let policy = config::load_policy(&settings.config).map_err(Error::unable)?;
-    let before = clock::now() - settings.older_than;
-    let forgotten = runtime::blocking(move || open::writer(&policy.catalog, Holder::Pass)?.forget_marks(before)).await;
-    let marks = forgotten.map_err(Error::unable)?;
-    report::print(&format!("forgot {marks} marks older than {}\n", before.format("%Y-%m-%dT%H:%M:%SZ")));
+/// Deletes them, and prints how many they were.
+pub fn run(args: CleanArgs) -> Result<(), Error> {
+    let older_than = TimeDelta::from_std(args.older_than).context("--older-than").map_err(Error::unable)?;
+    let policy = config::load_policy(&args.policy.config).map_err(Error::unable)?;
+    let before = clock::now() - older_than;
+    let deleting = runtime::blocking(move || open::writer(&policy.catalog, Holder::Pass)?.forget_marks(before));
+    let deleted = runtime::block_on(deleting).map_err(Error::unable)?;
+    report::print(&format!("deleted {deleted} records older than {}\n", before.format("%Y-%m-%dT%H:%M:%SZ")));
     Ok(())
 }

@@ -1,16 +1,18 @@
-//! `zsync migrate`: takes over what the ancestor, zeplic, kept in Consul.
+//! `zsync migrate`: imports the flags that zeplic, zsync's predecessor, kept in Consul.
 //!
-//! Its pairs are `zeplic/HOST/UUID` with the value `dataset@name` and flags. Its UUIDs are its own, so a pair is found
-//! again by host, dataset and name, and only what ZFS does not know is taken over: the flags. Nothing of zeplic's is
-//! changed.
+//! zeplic's pairs have keys like `zeplic/HOST/UUID` and values like `dataset@name#sent`. Its UUIDs mean nothing to ZFS,
+//! so a pair is matched to a snapshot by host, dataset and name. Only the flags are imported, because ZFS knows the
+//! rest. zeplic's own data is not changed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use chrono::{DateTime, Utc};
+use clap::Args;
 
 use crate::catalog::open;
 use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change};
+use crate::cli::args::{CommonArgs, PolicyArgs};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::config;
@@ -19,19 +21,27 @@ use crate::model::{DatasetName, HostInventory, HostName, Marks, NotWritten, Snap
 use crate::policy::CatalogConfig;
 use crate::sys::{clock, runtime};
 
-/// Where the ancestor's pairs are.
+/// The prefix of zeplic's keys.
 const ROOT: &str = "zeplic/";
 
-/// What `zsync migrate` is told.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `server.json`.
-    pub config: PathBuf,
+/// Arguments of `zsync migrate`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Run it once, after every host's agent has published its records. zeplic's own data is not changed.\n\n\
+                        Exit status: 0 success; 2 nothing could be done."
+)]
+pub struct MigrateArgs {
+    /// The policy's file, which names the catalog.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Options that nearly every subcommand has.
+    #[command(flatten)]
+    pub common: CommonArgs,
 }
 
-/// One pair of the ancestor's.
+/// One pair of zeplic's.
 #[derive(Debug, PartialEq, Eq)]
-struct Ancestral {
+struct ZeplicPair {
     host: HostName,
     dataset: DatasetName,
     name: SnapName,
@@ -39,13 +49,13 @@ struct Ancestral {
     not_written: bool,
 }
 
-/// Understands a pair; `None` if it is none of the ancestor's.
-fn read(pair: &Pair) -> Option<Ancestral> {
+/// Parses a pair; `None` if it is not one of zeplic's.
+fn parse(pair: &Pair) -> Option<ZeplicPair> {
     let (host, _) = pair.key.strip_prefix(ROOT)?.split_once('/')?;
     let value = std::str::from_utf8(&pair.value).ok()?;
     let mut words = value.split('#');
     let (dataset, name) = words.next()?.split_once('@')?;
-    let mut found = Ancestral {
+    let mut found = ZeplicPair {
         host: host.parse().ok()?,
         dataset: dataset.parse().ok()?,
         name: name.parse().ok()?,
@@ -64,8 +74,8 @@ fn read(pair: &Pair) -> Option<Ancestral> {
     Some(found)
 }
 
-/// What the ancestor's pairs of one host add to what is known of it.
-fn additions(known: &HostInventory, pairs: &[Ancestral], at: DateTime<Utc>) -> Vec<(DatasetName, Change)> {
+/// The changes that zeplic's pairs of one host make to what is known of that host.
+fn additions(known: &HostInventory, pairs: &[ZeplicPair], at: DateTime<Utc>) -> Vec<(DatasetName, Change)> {
     let mut changes = Vec::new();
     for pair in pairs {
         let Some(dataset) = known.datasets.get(&pair.dataset) else { continue };
@@ -75,7 +85,7 @@ fn additions(known: &HostInventory, pairs: &[Ancestral], at: DateTime<Utc>) -> V
                 changes.push((pair.dataset.clone(), Change::NotWritten(mark)));
             }
         }
-        // What is marked as deleted and is there all the same is not history.
+        // A snapshot that exists is not deleted, whatever its flag is.
         let marks = Marks { deleted: false, ..pair.marks };
         let snapshot = dataset.snapshots.iter().find(|snapshot| snapshot.name == pair.name);
         if let Some(snapshot) = snapshot
@@ -87,23 +97,27 @@ fn additions(known: &HostInventory, pairs: &[Ancestral], at: DateTime<Utc>) -> V
     changes
 }
 
-/// Takes them over.
-pub async fn run(settings: Settings) -> Result<(), Error> {
-    let policy = config::load_policy(&settings.config).map_err(Error::unable)?;
+/// Imports them, and prints what was imported for each host.
+pub fn run(args: MigrateArgs) -> Result<(), Error> {
+    runtime::block_on(migrate(args.policy.config))
+}
+
+async fn migrate(file: PathBuf) -> Result<(), Error> {
+    let policy = config::load_policy(&file).map_err(Error::unable)?;
     let CatalogConfig::Consul(consul) = &policy.catalog else {
         return Err(Error::unable(anyhow::anyhow!(
-            "{} has no \"consul\" in \"catalog\"; zeplic's pairs are taken over into a catalog in Consul",
-            settings.config.display()
+            "cannot import from zeplic: {} has no \"consul\" in \"catalog\", and only a catalog in Consul can import its flags",
+            file.display()
         )));
     };
     let catalog = open::shared(consul).map_err(Error::unable)?;
     let pairs = catalog.consul().list(ROOT).await.map_err(Error::unable)?;
-    let mut by_host: BTreeMap<HostName, Vec<Ancestral>> = BTreeMap::new();
-    let mut strange = 0;
+    let mut by_host: BTreeMap<HostName, Vec<ZeplicPair>> = BTreeMap::new();
+    let mut unrecognized = 0;
     for pair in &pairs {
-        match read(pair) {
+        match parse(pair) {
             Some(found) => by_host.entry(found.host.clone()).or_default().push(found),
-            None => strange += 1,
+            None => unrecognized += 1,
         }
     }
     let text = runtime::blocking(move || {
@@ -111,23 +125,23 @@ pub async fn run(settings: Settings) -> Result<(), Error> {
         for (host, pairs) in by_host {
             let Some(known) = catalog.host(&host)?.filter(|known| known.observed.is_some()) else {
                 text.push_str(&format!(
-                    "{host}: {} pairs; it has published nothing yet: start its agent, then try again\n",
+                    "{host}: {} pairs skipped: the host has published nothing yet; start its agent, then try again\n",
                     pairs.len()
                 ));
                 continue;
             };
             let changes = additions(&known, &pairs, clock::now());
-            text.push_str(&format!("{host}: {} pairs, {} flags taken over\n", pairs.len(), changes.len()));
+            text.push_str(&format!("{host}: {} pairs, {} flags imported\n", pairs.len(), changes.len()));
             catalog.update(&host, changes)?;
         }
         Ok::<_, CatalogError>(text)
     });
     let mut text = text.await.map_err(Error::unable)?;
-    if strange > 0 {
-        text.push_str(&format!("{strange} pairs below {ROOT} are not zeplic's, and were left out\n"));
+    if unrecognized > 0 {
+        text.push_str(&format!("{unrecognized} pairs below {ROOT} are not zeplic's and were skipped\n"));
     }
     if pairs.is_empty() {
-        text.push_str(&format!("there is nothing below {ROOT}\n"));
+        text.push_str(&format!("there are no pairs below {ROOT}\n"));
     }
     report::print(&text);
     Ok(())
@@ -143,27 +157,27 @@ mod tests {
     }
 
     #[test]
-    fn the_ancestors_pairs_are_understood_and_nothing_else() {
-        let found = read(&pair(
+    fn parse_accepts_pairs_of_zeplic_only() {
+        let found = parse(&pair(
             "zeplic/alpha/9b2c1c4e-1111-4222-8333-0123456789ab",
             "tank/a@BACKUP_2017-July-01_10:30:00#sent#deleted",
         ));
         let found = found.unwrap();
         assert_eq!((found.host.as_str(), found.dataset.as_str()), ("alpha", "tank/a"));
         assert!(found.marks.sent && found.marks.deleted && !found.marks.sync && !found.not_written);
-        assert!(read(&pair("zeplic/alpha/u", "tank/a@S#NotWritten")).unwrap().not_written);
+        assert!(parse(&pair("zeplic/alpha/u", "tank/a@S#NotWritten")).unwrap().not_written);
         for (key, value) in [
             ("zeplic/alpha", "tank/a@S"),
             ("zeplic/alpha/u", "hello"),
             ("zeplic/alpha/u", "tank/a@S#what"),
             ("x/alpha/u", "tank/a@S"),
         ] {
-            assert_eq!(read(&pair(key, value)), None, "{key} {value}");
+            assert_eq!(parse(&pair(key, value)), None, "{key} {value}");
         }
     }
 
     #[test]
-    fn only_flags_of_what_is_there_are_taken_over_and_only_once() {
+    fn additions_have_each_flag_of_an_existing_snapshot_once() {
         let snapshot = |name: &str, guid| Snapshot {
             name: name.parse().unwrap(),
             guid: Guid(guid),
@@ -177,7 +191,7 @@ mod tests {
         let inventory =
             DatasetInventory { snapshots: vec![snapshot("S_1", 1), snapshot("S_2", 2)], ..DatasetInventory::default() };
         let mut known = HostInventory { observed: None, datasets: [("tank/a".parse().unwrap(), inventory)].into() };
-        let pairs: Vec<Ancestral> = [
+        let pairs: Vec<ZeplicPair> = [
             "tank/a@S_1#sent",
             "tank/a@S_2",
             "tank/a@S_3#NotWritten",
@@ -186,7 +200,7 @@ mod tests {
             "tank/a@S_2#deleted",
         ]
         .iter()
-        .filter_map(|value| read(&pair("zeplic/alpha/u", value)))
+        .filter_map(|value| parse(&pair("zeplic/alpha/u", value)))
         .collect();
         let changes = additions(&known, &pairs, DateTime::UNIX_EPOCH);
         assert_eq!(changes.len(), 2, "{changes:?}");

@@ -1,7 +1,108 @@
-//! The subcommands: thin doing around what the deciding modules decided.
+//! The command line: one file or folder for each subcommand, with its arguments and what runs it.
+//!
+//! The roles themselves stand in modules of their own ([`director`](crate::director), [`agent`](crate::agent),
+//! [`slave`](crate::slave), [`plan`](crate::plan)); what is here starts them.
 
+pub mod agent;
 pub mod check;
 pub mod clean;
+pub mod completions;
+mod daemon;
+pub mod director;
 pub mod migrate;
+pub mod plan;
+pub mod schema;
+pub mod slave;
 pub mod status;
 pub mod tls;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::cli::args::CommonArgs;
+use crate::cli::exit::Error;
+use crate::cli::logging;
+
+/// Takes, replicates and prunes the ZFS snapshots of a fleet by policy.
+#[derive(Debug, Parser)]
+#[command(name = "zsync", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "One machine:  zsync director --once      (from cron; nothing else has to run)\n\
+                        Several:      zsync agent on each host with datasets, zsync slave on each host that receives,\n\
+                        \u{20}             zsync director on one host\n\
+                        Preview:      zsync plan --dry-run\n\
+                        Overview:     zsync status\n\
+                        Certificates: zsync tls init, then zsync tls issue for each host\n\n\
+                        Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
+                        Exit status: 0 success; 1 an order failed, a host could not be listed or the policy asks for \
+                        something impossible; 2 nothing could be done; 3 plan --exit-code: there are orders. \
+                        See zsync(8).")]
+pub struct Cli {
+    /// The subcommand
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Decide by policy what to snapshot, send and destroy, and have agents do it
+    Director(director::DirectorArgs),
+    /// Carry out a director's orders on this host
+    Agent(agent::AgentArgs),
+    /// Receive streams from agents into this host's datasets
+    Slave(slave::SlaveArgs),
+    /// Preview the orders that the director would give
+    Plan(plan::PlanArgs),
+    /// Show the fleet: newest snapshots, replicas, what lags behind, what is running, what failed
+    Status(status::StatusArgs),
+    /// Check whether the policy is kept, as a plug-in for Nagios, Icinga or cron
+    Check(check::CheckArgs),
+    /// Delete old records (destroyed snapshots, empty slots) from the catalog
+    Clean(clean::CleanArgs),
+    /// Import the flags that zeplic kept in Consul
+    Migrate(migrate::MigrateArgs),
+    /// Create and inspect the certificates with which hosts authenticate each other
+    #[command(subcommand)]
+    Tls(tls::TlsCommand),
+    /// Print shell completions
+    Completions(completions::CompletionsArgs),
+    /// Print the JSON schema of a configuration file, for editors
+    Schema(schema::SchemaArgs),
+}
+
+impl Cli {
+    /// Runs the subcommand to its end.
+    pub fn run(self) -> Result<(), Error> {
+        self.start_logging();
+        match self.command {
+            Command::Director(args) => director::run(args),
+            Command::Agent(args) => agent::run(&args),
+            Command::Slave(args) => slave::run(&args),
+            Command::Plan(args) => plan::run(args),
+            Command::Status(args) => status::run(args),
+            Command::Check(args) => check::run(args),
+            Command::Clean(args) => clean::run(args),
+            Command::Migrate(args) => migrate::run(args),
+            Command::Tls(command) => tls::run(command),
+            Command::Completions(args) => completions::run(&args, Self::command()),
+            Command::Schema(args) => schema::run(&args),
+        }
+    }
+
+    /// Starts logging at the level of `--log`, else of `RUST_LOG`, else of the kind of subcommand: a service logs what
+    /// it does, a command only what is wrong.
+    fn start_logging(&self) {
+        let (common, is_service): (Option<&CommonArgs>, bool) = match &self.command {
+            Command::Director(args) => (Some(&args.common), !args.once),
+            Command::Agent(args) => (Some(&args.common), true),
+            Command::Slave(args) => (Some(&args.common), true),
+            Command::Plan(args) => (Some(&args.common), false),
+            Command::Check(args) => (Some(&args.common), false),
+            Command::Status(args) => (Some(&args.common), false),
+            Command::Clean(args) => (Some(&args.common), false),
+            Command::Migrate(args) => (Some(&args.common), false),
+            Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
+        };
+        let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
+        logging::start(level, format, if is_service { "zsync=info,warn" } else { "warn" });
+    }
+}

@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crate::config::json::Node;
-use crate::model::{DatasetName, HostName, Prefix};
-use crate::policy::Target;
+use crate::model::{DatasetName, HostName, Place, Prefix};
 
 /// One entry of `datasets`, as far as it could be read.
 pub(super) struct Entry<'d> {
@@ -25,7 +24,7 @@ pub(super) struct Claims<'d> {
     /// The prefix that is its own on the dataset.
     pub prefix: Option<Prefixed<'d>>,
     /// Where it sends.
-    pub targets: Vec<Target>,
+    pub targets: Vec<Place>,
     /// Where the targets are written.
     pub place: Node<'d>,
 }
@@ -107,7 +106,7 @@ fn prefixes_have_one_owner(entries: &[Entry<'_>]) {
 }
 
 fn targets_have_one_source(entries: &[Entry<'_>]) {
-    let mut sources: BTreeMap<&Target, (&HostName, &DatasetName, &Node<'_>)> = BTreeMap::new();
+    let mut sources: BTreeMap<&Place, (&HostName, &DatasetName, &Node<'_>)> = BTreeMap::new();
     for entry in entries {
         let Some((host, dataset)) = entry.source() else { continue };
         for policy in &entry.policies {

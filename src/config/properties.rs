@@ -6,8 +6,9 @@ use glob::Pattern;
 
 use crate::config::json::{Node, Object};
 use crate::config::nearest::nearest;
+use crate::model::tags::OURS;
 use crate::policy::Properties;
-use crate::policy::properties::{IN_THE_STREAM, OURS, SETTABLE, is_known};
+use crate::policy::properties::{IN_THE_STREAM, SETTABLE, is_known};
 
 /// Reads the object.
 pub(super) fn properties(node: &Node<'_>, slave: bool) -> Option<Properties> {

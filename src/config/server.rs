@@ -15,11 +15,11 @@ use crate::config::problem::ConfigError;
 use crate::config::quantity::duration;
 use crate::config::thresholds;
 use crate::config::tls::tls;
-use crate::model::{DatasetName, HostName, NameError, OnDivergence, Prefix};
+use crate::model::{DatasetName, HostName, NameError, OnDivergence, Place, Prefix};
 use crate::policy::{AGENT_PORT, Address, SLAVE_PORT};
 use crate::policy::{
     CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Retention,
-    Schedule, SnapshotPolicy, SyncPolicy, Target, Thresholds, Zone,
+    Schedule, SnapshotPolicy, SyncPolicy, Thresholds, Zone,
 };
 
 /// Where the embedded catalog is kept unless the policy says otherwise.
@@ -366,7 +366,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     object.finish();
 
     let common = sync_dataset.as_ref().map(|(dataset, _)| dataset);
-    let targets: Vec<Target> =
+    let targets: Vec<Place> =
         sync_on.iter().flatten().filter_map(|(receiver, place)| receiver.target(common, place)).collect();
     let place = sync_dataset.map_or_else(|| node.clone(), |(_, node)| node);
     let claim = prefix.clone().map(|(prefix, node)| Prefixed { prefix, node });
@@ -436,7 +436,7 @@ impl FromStr for Receiver {
 }
 
 impl Receiver {
-    fn target(&self, common: Option<&DatasetName>, place: &Node<'_>) -> Option<Target> {
+    fn target(&self, common: Option<&DatasetName>, place: &Node<'_>) -> Option<Place> {
         let dataset = self.dataset.as_ref().or(common);
         if dataset.is_none() {
             let host = &self.host;
@@ -444,7 +444,7 @@ impl Receiver {
                 "it is not said which dataset of {host} receives; add \"sync_dataset\", or write \"{host}:DATASET\""
             ));
         }
-        Some(Target { host: self.host.clone(), dataset: dataset?.clone() })
+        Some(Place { host: self.host.clone(), dataset: dataset?.clone() })
     }
 }
 

@@ -8,8 +8,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{DatasetName, DatasetStatus, HostName};
-use crate::policy::{CatalogConfig, Retention, Schedule, SyncPolicy, Target};
+use crate::model::{DatasetName, DatasetStatus, HostName, Place};
+use crate::policy::{CatalogConfig, Retention, Schedule, SyncPolicy};
 
 fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -162,7 +162,7 @@ fn a_policy_says_what_the_file_says() {
     assert_eq!((backup.name.as_str(), backup.prefix.as_str()), ("backup", "BACKUP"));
     assert_eq!(backup.creation, Some("0 * * * 1-5".parse::<Schedule>().unwrap()));
     assert_eq!(backup.catch_up, Duration::from_secs(5400));
-    assert_eq!(backup.sync_on, [Target { host: host("beta"), dataset: dataset("tank/copy") }]);
+    assert_eq!(backup.sync_on, [Place { host: host("beta"), dataset: dataset("tank/copy") }]);
     assert_eq!(backup.sync_policy, "0 1 * * *".parse::<SyncPolicy>().unwrap());
     assert_eq!(backup.retention, rules("24 in last day"));
     assert_eq!(backup.sync_retention, rules("1/day in last month"));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_lite::future;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::director::{PassProgress, RunningOrder};
+use crate::director::progress::{PassProgress, RunningOrder};
 use crate::model::{Action, Counter, OrderId};
 use crate::sys::runtime;
 
@@ -68,7 +68,7 @@ pub async fn counted<T>(what: &str, counter: &Counter, work: impl Future<Output 
 }
 
 /// Does the work of a pass, with a bar for each transfer that is under way and one for all.
-pub async fn passing<T>(board: &PassProgress, work: impl Future<Output = T>) -> T {
+pub async fn for_pass<T>(progress: &PassProgress, work: impl Future<Output = T>) -> T {
     if !is_watched() {
         return work.await;
     }
@@ -77,7 +77,7 @@ pub async fn passing<T>(board: &PassProgress, work: impl Future<Output = T>) -> 
         let drawn = Drawn::default();
         let mut bars = Bars { all: drawn.0.add(bar(MOVES)), each: BTreeMap::new(), drawn: &drawn };
         loop {
-            bars.draw(&board.running(), board.moved());
+            bars.draw(&progress.running(), progress.moved());
             runtime::sleep(EVERY).await;
         }
     };

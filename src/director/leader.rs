@@ -59,11 +59,11 @@ pub struct Election {
 }
 
 /// What became of seeking the lock.
-pub enum Sought {
+pub enum ElectionResult {
     /// It is ours.
-    Ours(Leadership),
+    Won(Leadership),
     /// Somebody else has it, or had it until a moment ago.
-    Taken {
+    Lost {
         /// Who; `None`: nobody, and it is free in a moment.
         holder: Option<String>,
         /// What to wait from.
@@ -83,22 +83,22 @@ impl Election {
     }
 
     /// Takes the lock if it is free.
-    pub async fn seek(&self) -> Result<Sought, ConsulError> {
+    pub async fn try_win(&self) -> Result<ElectionResult, ConsulError> {
         let (pair, index) = self.consul.get(&self.key()).await?;
         if let Some(holder) = pair.as_ref().and_then(held) {
-            return Ok(Sought::Taken { holder: Some(holder), index });
+            return Ok(ElectionResult::Lost { holder: Some(holder), index });
         }
         let asked = Instant::now();
         let name = format!("zsync director on {}", self.host);
         let session = self.consul.create_session(&name, TTL, LOCK_DELAY).await?;
         match self.take(&session, asked).await {
-            Ok(Some(leadership)) => Ok(Sought::Ours(leadership)),
+            Ok(Some(leadership)) => Ok(ElectionResult::Won(leadership)),
             other => {
                 // One that holds nothing is of no use.
                 drop(self.consul.destroy_session(&session).await);
                 other?;
                 let (pair, index) = self.consul.get(&self.key()).await?;
-                Ok(Sought::Taken { holder: pair.as_ref().and_then(held), index })
+                Ok(ElectionResult::Lost { holder: pair.as_ref().and_then(held), index })
             }
         }
     }
@@ -112,9 +112,9 @@ impl Election {
         let pair = self.consul.get(&self.key()).await?.0;
         let Some(pair) = pair.filter(|pair| pair.session.as_deref() == Some(session)) else { return Ok(None) };
         let fence = Fence { catalog: self.catalog_id().await?, index: pair.modify_index };
-        let state = State { until: asked + TTL, lost: None };
+        let state = LeaseState { until: asked + TTL, lost: None };
         let leadership = Leadership {
-            office: self.clone(),
+            election: self.clone(),
             session: session.to_owned(),
             fence,
             state: Arc::new(Mutex::new(state)),
@@ -164,28 +164,28 @@ fn held(pair: &Pair) -> Option<String> {
 /// The office, held. Clones are the same one.
 #[derive(Clone)]
 pub struct Leadership {
-    office: Election,
+    election: Election,
     session: String,
     fence: Fence,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<LeaseState>>,
     /// Closed when it is lost or given up.
     wake: (runtime::channel::Sender<()>, runtime::channel::Receiver<()>),
 }
 
-struct State {
+struct LeaseState {
     /// Until when nobody else can have it.
     until: Instant,
     lost: Option<String>,
 }
 
 impl Leadership {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LeaseState> {
         self.state.lock()
     }
 
     /// The Consul that it is in.
     pub fn consul(&self) -> &Consul {
-        &self.office.consul
+        &self.election.consul
     }
 
     /// The fence for an order that is given now; an error if there is to be no order.
@@ -227,7 +227,7 @@ impl Leadership {
                 return String::new();
             }
             let asked = Instant::now();
-            match self.office.consul.renew_session(&self.session, RENEW_EVERY).await {
+            match self.election.consul.renew_session(&self.session, RENEW_EVERY).await {
                 Ok(true) => self.state().until = asked + TTL,
                 Ok(false) => return "Consul has ended its session".to_owned(),
                 Err(error) => {
@@ -241,7 +241,7 @@ impl Leadership {
     /// Somebody may break the lock by hand, or delete its pair: that is heard at once.
     async fn watch(&self, mut index: u64) -> String {
         loop {
-            match self.office.consul.watch(&self.office.key(), index, WATCH).await {
+            match self.election.consul.watch(&self.election.key(), index, WATCH).await {
                 Ok((Some(pair), next)) if pair.session.as_deref() == Some(&self.session) => {
                     // An index that goes back is one of a Consul that was restored.
                     index = if next < index { 0 } else { next };
@@ -262,10 +262,10 @@ impl Leadership {
     pub async fn resign(self) {
         let level = if self.state().lost.is_some() { log::Level::Debug } else { log::Level::Warn };
         self.lose("it was given up".to_owned());
-        let consul = &self.office.consul;
+        let consul = &self.election.consul;
         let resigning = async {
             // Released first: after the end of a session there is a delay.
-            consul.release(&self.office.key(), Vec::new(), &self.session).await?;
+            consul.release(&self.election.key(), Vec::new(), &self.session).await?;
             consul.destroy_session(&self.session).await
         };
         match runtime::timeout(RESIGN_WITHIN, resigning).await {

@@ -10,7 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::actions::health::{Finding, Health, Row, Severity};
-use crate::director::{PassProgress, Report};
+use crate::director::progress::PassProgress;
+use crate::director::report::Report;
 use crate::server::metrics::{Gauges, Labels, registry, result, signed, text};
 use crate::server::{Counters, DIRECTOR};
 

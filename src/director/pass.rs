@@ -15,17 +15,18 @@ use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use crate::actions::route::ranks;
-use crate::actions::{Engine, Index, Notice, Order};
-use crate::catalog::{CatalogError, CatalogWrite, Destination, Outcome};
+use crate::actions::{Engine, Order, PolicyIndex};
+use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::leader::Leadership;
 use crate::director::progress::{PassProgress, RunningOrder};
-use crate::director::{saved, summary};
+use crate::director::report::Report;
+use crate::director::saved;
 use crate::fleet::dispatch::{Dispatcher, fitting, wire_order};
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::poll::{PollOptions, PollReport, SIDE_BY_SIDE, begin};
 use crate::fleet::state::FleetState;
-use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, ResponseStatus};
-use crate::policy::{Policy, Target};
+use crate::model::{Action, Counter, DatasetName, HostName, Inventory, OrderId, Place, ResponseStatus};
+use crate::policy::Policy;
 use crate::server::acceptor::ABORT_TIMEOUT;
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Facts, Fence, Listing, Response};
@@ -35,40 +36,13 @@ use crate::zfs::Zfs;
 /// together, and what comes after a stream is done together, while others send.
 const ORDERS_AT_ONCE: usize = 64;
 
-/// What a pass did.
-#[derive(Debug)]
-pub struct Report {
-    /// The moment that it decided for.
-    pub at: DateTime<Utc>,
-    /// How long it took.
-    pub took: Duration,
-    /// Hosts that could not be listed, with the reason.
-    pub unseen: BTreeMap<HostName, String>,
-    /// How what hosts hold differed from what was known: after a resync.
-    pub mended: Vec<(HostName, String)>,
-    /// How each order ended.
-    pub outcomes: Vec<Outcome>,
-    /// What the engine noticed.
-    pub notices: Vec<Notice>,
-    /// Why it ended before everything was done, if it did.
-    pub broken_off: Option<String>,
-}
-
-impl Report {
-    /// Whether everything went well.
-    #[must_use]
-    pub fn is_success(&self) -> bool {
-        summary::failures(self).next().is_none()
-    }
-}
-
 /// Everything that a pass needs; cheap to clone into its tasks.
 pub struct Pass<Z, C: ?Sized> {
     policy: Arc<Policy>,
-    index: Arc<Index>,
+    index: Arc<PolicyIndex>,
     dispatcher: Arc<Dispatcher<Z>>,
-    world: FleetState<C>,
-    board: PassProgress,
+    state: FleetState<C>,
+    progress: PassProgress,
     /// Each host's room for orders.
     rooms: Arc<BTreeMap<HostName, Semaphore>>,
     /// Closes when nothing of the pass works on its world any more.
@@ -76,7 +50,7 @@ pub struct Pass<Z, C: ?Sized> {
     at: DateTime<Utc>,
     /// The office that allows orders, where several directors share a catalog.
     leadership: Option<Leadership>,
-    standing: ServiceHealth,
+    services: ServiceHealth,
     /// Whether every host is asked, whatever is known.
     resync: bool,
 }
@@ -87,13 +61,13 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             policy: Arc::clone(&self.policy),
             index: Arc::clone(&self.index),
             dispatcher: Arc::clone(&self.dispatcher),
-            world: self.world.clone(),
-            board: self.board.clone(),
+            state: self.state.clone(),
+            progress: self.progress.clone(),
             rooms: Arc::clone(&self.rooms),
             gone: self.gone.clone(),
             at: self.at,
             leadership: self.leadership.clone(),
-            standing: self.standing.clone(),
+            services: self.services.clone(),
             resync: self.resync,
         }
     }
@@ -102,26 +76,26 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
 impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// A pass for this moment.
     #[must_use]
-    pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, world: FleetState<C>, at: DateTime<Utc>) -> Self {
-        let (world, gone) = world.followed();
-        let (board, standing) = (PassProgress::default(), ServiceHealth::default());
+    pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, state: FleetState<C>, at: DateTime<Utc>) -> Self {
+        let (state, gone) = state.tracked();
+        let (progress, services) = (PassProgress::default(), ServiceHealth::default());
         // Every entry is decided several times.
-        let index = Arc::new(Index::new(&policy));
+        let index = Arc::new(PolicyIndex::new(&policy));
         let rooms = policy.hosts_named().into_iter().map(|host| (host, Semaphore::new(ORDERS_AT_ONCE))).collect();
         let (rooms, leadership, resync) = (Arc::new(rooms), None, false);
-        Self { policy, index, dispatcher, world, board, rooms, gone, at, leadership, standing, resync }
+        Self { policy, index, dispatcher, state, progress, rooms, gone, at, leadership, services, resync }
     }
 
     /// What the pass has in hand.
     #[must_use]
-    pub fn board(&self) -> PassProgress {
-        self.board.clone()
+    pub fn progress(&self) -> PassProgress {
+        self.progress.clone()
     }
 
     /// The same for a director that has the lock: it gives no order without.
     #[must_use]
-    pub fn led(self, leadership: Leadership, standing: ServiceHealth) -> Self {
-        Self { leadership: Some(leadership), standing, ..self }
+    pub fn led(self, leadership: Leadership, services: ServiceHealth) -> Self {
+        Self { leadership: Some(leadership), services, ..self }
     }
 
     /// The same, which asks every host and tells how what it holds differs from what was known.
@@ -154,23 +128,23 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // What was decided earlier is held against what there is now, whatever happened behind the catalog's back.
         let all = self.resync || saved.is_some();
         let resync_since = if all { Some(self.at) } else { self.policy.resync_since(self.at) };
-        let wish = PollOptions { standing: self.standing.clone(), resync_since, fence: self.fence()? };
+        let options = PollOptions { services: self.services.clone(), resync_since, fence: self.fence()? };
         let asked = Counter::default();
-        let (looking, asking) = begin(&self.policy, &self.dispatcher, &self.world, wish, &asked).await?;
-        self.board.unseen(&looking.looked().unseen);
+        let (poll, polling) = begin(&self.policy, &self.dispatcher, &self.state, options, &asked).await?;
+        self.progress.unseen(&poll.report().unseen);
         let mut groups: BTreeMap<(HostName, DatasetName), Vec<usize>> = BTreeMap::new();
         for (entry, of) in self.policy.datasets.iter().enumerate() {
             groups.entry((of.hostname.clone(), of.dataset.clone())).or_default().push(entry);
         }
         let turns = Arc::new(Semaphore::new(SIDE_BY_SIDE));
         let chains = groups.into_iter().map(|((host, _), entries)| {
-            let (pass, saved, looking, turns) = (self.clone(), saved.clone(), looking.clone(), Arc::clone(&turns));
+            let (pass, saved, poll, turns) = (self.clone(), saved.clone(), poll.clone(), Arc::clone(&turns));
             async move {
                 let needed = pass.index.hosts_of(&pass.policy, &entries);
-                looking.seen(&needed).await;
+                poll.seen(&needed).await;
                 let _turn = turns.acquire_arc().await;
                 let mut outcomes = Vec::new();
-                let is_unseen = looking.looked().unseen.contains_key(&host);
+                let is_unseen = poll.report().unseen.contains_key(&host);
                 for entry in entries.into_iter().filter(|_| !is_unseen) {
                     outcomes.extend(match &saved {
                         None => pass.entry(entry).await?,
@@ -180,20 +154,20 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 Ok(outcomes)
             }
         });
-        let asking = asking.into_iter().map(|asking| {
-            let (board, looking) = (self.board.clone(), looking.clone());
+        let polling = polling.into_iter().map(|task| {
+            let (progress, poll) = (self.progress.clone(), poll.clone());
             async move {
-                let result = asking.await;
-                board.unseen(&looking.looked().unseen);
+                let result = task.await;
+                progress.unseen(&poll.report().unseen);
                 result
             }
         });
-        let (asking, chains): (Vec<_>, Vec<_>) = (asking.collect(), chains.collect());
+        let (polling, chains): (Vec<_>, Vec<_>) = (polling.collect(), chains.collect());
         let working = runtime::side_by_side(usize::MAX, chains);
-        let (asked, done) = future::zip(runtime::side_by_side(SIDE_BY_SIDE, asking), working).await;
+        let (asked, done) = future::zip(runtime::side_by_side(SIDE_BY_SIDE, polling), working).await;
         let done: Vec<Result<Vec<Outcome>, CatalogError>> = done;
         asked.into_iter().collect::<Result<(), CatalogError>>()?;
-        let PollReport { unseen, mended } = std::mem::take(&mut *looking.looked());
+        let PollReport { unseen, corrected } = std::mem::take(&mut *poll.report());
         let mut outcomes = Vec::new();
         for result in done {
             outcomes.extend(result?);
@@ -203,34 +177,34 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
         self.flush().await;
         let took = began.elapsed();
-        Ok(Report { at: self.at, took, unseen, mended, outcomes, notices, broken_off: None })
+        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, interrupted: None })
     }
 
     async fn flush(&self) {
-        if let Err(error) = self.world.flush().await {
+        if let Err(error) = self.state.flush().await {
             log::warn!("how orders ended is written down later: {:#}", anyhow::Error::from(error));
         }
     }
 
     /// The report of a pass whose [`run`](Self::run) was dropped before its end. What was under way counts as failed,
     /// in the catalog as well.
-    pub async fn broken_off(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
+    pub async fn interrupted(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
         // Its tasks end each at its own next step, and with them the processes that they run.
-        let (at, gone, board) = (self.at, self.gone.clone(), self.board.clone());
-        let pass = Self { world: self.world.aside(), ..self };
+        let (at, gone, progress) = (self.at, self.gone.clone(), self.progress.clone());
+        let pass = Self { state: self.state.untracked(), ..self };
         let _ = runtime::timeout(ABORT_TIMEOUT, gone.recv()).await;
-        let told = format!("{reason}; the next pass goes on with what arrived");
-        let (unseen, outcomes) = board.broken_off(&told);
+        let told = format!("{reason}; the next pass resumes it");
+        let (unseen, outcomes) = progress.interrupt(&told);
         for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&told)) {
-            pass.world.record(outcome.clone()).await?;
+            pass.state.record(outcome.clone()).await?;
         }
         pass.flush().await;
-        let (mended, notices, broken_off) = (Vec::new(), Vec::new(), Some(reason));
-        Ok(Report { at, took, unseen, mended, outcomes, notices, broken_off })
+        let (corrected, notices, interrupted) = (Vec::new(), Vec::new(), Some(reason));
+        Ok(Report { at, took, unseen, corrected, outcomes, notices, interrupted })
     }
 
     fn decide(&self, entry: Option<usize>) -> crate::actions::Plan {
-        let inventory = self.world.inventory();
+        let inventory = self.state.inventory();
         let engine = Engine::with(&self.policy, Arc::clone(&self.index));
         match entry {
             Some(entry) => engine.decide_entry(entry, &inventory, self.at),
@@ -247,7 +221,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // A transfer that was due before the takes stays due: where takes and transfers share a schedule, the
         // newest snapshot would otherwise always be too new to go. One that names a newer snapshot replaces it.
         let due_now = self.orders(entry, |o| matches!(o, Order::Send { .. }));
-        let mut due: BTreeMap<(DatasetName, Target), Order> = BTreeMap::new();
+        let mut due: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
         for order in due_before.into_iter().chain(due_now) {
             if let Order::Send { dataset, to, .. } = &order {
                 due.insert((dataset.clone(), to.clone()), order);
@@ -291,7 +265,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     ) -> Result<Vec<Order>, CatalogError> {
         let mut right = Vec::new();
         for order in orders {
-            let reason = moved(&order, &self.world.inventory());
+            let reason = moved(&order, &self.state.inventory());
             let Some(reason) = reason else {
                 right.push(order);
                 continue;
@@ -299,7 +273,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             let id = OrderId(uuid::Uuid::now_v7());
             let refusal = Response::failure(Some(id), ResponseStatus::Refused, reason);
             let outcome = outcome(&order, id, &refusal);
-            self.world.record(outcome.clone()).await?;
+            self.state.record(outcome.clone()).await?;
             outcomes.push(outcome);
         }
         Ok(right)
@@ -319,18 +293,18 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // cannot arrive where its parent is missing, a clone not as a clone where its origin is. Who takes over a name at
         // a destination comes after who gives it up. A parent that may be set aside takes along what is below it.
         let ranks = {
-            let inventory = self.world.inventory();
+            let inventory = self.state.inventory();
             // All are of one entry, and so of one host.
             let host = sends.values().flatten().next().map(Order::host);
             let known = host.and_then(|host| inventory.hosts.get(host));
             let gives_up = |order: &Order| match order {
                 Order::Send { dataset, to, route, .. } => {
-                    let place = Target { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
+                    let place = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
                     Some((place, dataset.clone()))
                 }
                 _ => None,
             };
-            let given_up: BTreeMap<Target, DatasetName> = sends.values().flatten().filter_map(gives_up).collect();
+            let given_up: BTreeMap<Place, DatasetName> = sends.values().flatten().filter_map(gives_up).collect();
             let is_settled = |order: &Order| match order {
                 Order::Send { to, allowed, .. } => {
                     allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
@@ -351,7 +325,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         for (dataset, orders) in sends {
             levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(orders);
         }
-        let mut failed: BTreeSet<Target> = BTreeSet::new();
+        let mut failed: BTreeSet<Place> = BTreeSet::new();
         for (_, mut level) in levels {
             level.sort_by_key(|orders| orders.iter().map(waiting_since).min());
             for orders in &mut level {
@@ -359,7 +333,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             }
             for outcome in self.side_by_side(level).await? {
                 if let (false, Some(to)) = (outcome.success, &outcome.to) {
-                    failed.insert(Target { host: to.host.clone(), dataset: to.dataset.clone() });
+                    failed.insert(to.clone());
                 }
                 outcomes.push(outcome);
             }
@@ -368,16 +342,16 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 
     /// Whether a dataset would arrive below one that has just failed to arrive and is not there.
-    fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Target>) -> bool {
+    fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Place>) -> bool {
         let Order::Send { to, .. } = order else { return false };
-        let Some(parent) = to.dataset.parent().map(|dataset| Target { host: to.host.clone(), dataset }) else {
+        let Some(parent) = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset }) else {
             return false;
         };
-        failed.contains(&parent) && self.world.inventory().dataset(&parent.host, &parent.dataset).is_none()
+        failed.contains(&parent) && self.state.inventory().dataset(&parent.host, &parent.dataset).is_none()
     }
 
     fn orders(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
-        if self.board.is_stopped() {
+        if self.progress.is_stopped() {
             return Vec::new();
         }
         self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).flat_map(fitting).collect()
@@ -394,7 +368,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                         Some(room) => Some(room.acquire().await),
                         None => None,
                     };
-                    if !pass.board.is_stopped() {
+                    if !pass.progress.is_stopped() {
                         outcomes.push(pass.carry_out(&order).await?);
                     }
                 }
@@ -413,28 +387,28 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// Has one order carried out, and takes over what it did.
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let fence = self.fence()?;
-        let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.world.inventory()) };
+        let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.state.inventory()) };
         let host = host(order);
         let counter = Counter::default();
         let unfinished = Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "it has not ended");
-        self.board.begin(RunningOrder {
+        self.progress.begin(RunningOrder {
             outcome: outcome(order, wire.order_uuid, &unfinished),
             since: std::time::Instant::now(),
             counter: counter.clone(),
         });
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
-        self.world.learn(host, credible(order, facts)).await?;
+        self.state.learn(host, credible(order, facts)).await?;
         if response.unpublished {
-            self.world.doubt(host);
+            self.state.doubt(host);
         }
         let outcome = outcome(order, wire.order_uuid, &response);
-        self.world.record(outcome.clone()).await?;
-        self.board.end(&outcome);
+        self.state.record(outcome.clone()).await?;
+        self.progress.end(&outcome);
         Ok(outcome)
     }
 }
 
-fn destination(order: &Order) -> Option<&Target> {
+fn destination(order: &Order) -> Option<&Place> {
     if let Order::Send { to, .. } = order { Some(to) } else { None }
 }
 
@@ -480,7 +454,7 @@ fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
         action,
         dataset: dataset.cloned(),
         snapshot: snapshot.cloned(),
-        to: to.map(|to| Destination { host: to.host.clone(), dataset: to.dataset.clone() }),
+        to: to.cloned(),
         success: response.is_success,
         status: Some(response.status),
         bytes: response.bytes,

@@ -88,7 +88,7 @@ impl PassProgress {
 
     /// What there is to report of a pass that was broken off: hosts not seen, and how orders ended; last those that
     /// were under way, as failed for this reason.
-    pub(crate) fn broken_off(&self, reason: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
+    pub(crate) fn interrupt(&self, reason: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
         let mut state = self.state();
         let State { unseen, running, done } = std::mem::take(&mut *state);
         let cut = running.into_values().map(|RunningOrder { mut outcome, since, counter }| {

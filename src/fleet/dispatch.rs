@@ -6,12 +6,12 @@ use futures_lite::future;
 
 use crate::actions::Order;
 use crate::agent::{Agent, FactSink};
-use crate::model::Counter;
 use crate::model::{
     Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
     SnapName,
 };
-use crate::policy::{Policy, Target};
+use crate::model::{Counter, Place};
+use crate::policy::{AGENT_PORT, Policy};
 use crate::sys::retry::Retry;
 use crate::sys::runtime;
 use crate::transport::tcp::{Dial, TransportError};
@@ -21,9 +21,6 @@ use crate::wire::{
     AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom, Response,
 };
 use crate::zfs::Zfs;
-
-/// The port of agents.
-pub const AGENT_PORT: u16 = 7711;
 
 /// Knows where each host is.
 pub struct Dispatcher<Z> {
@@ -169,7 +166,7 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 };
                 record.to_string()
             };
-            let of = Target { host: host.clone(), dataset: dataset.clone() };
+            let of = Place { host: host.clone(), dataset: dataset.clone() };
             let awaiting = awaiting(policy, *entry, name, &of);
             DirectorsOrder {
                 snapshot_uuid: snapshots.iter().map(record).collect(),
@@ -185,18 +182,18 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
 }
 
 /// Where everything of a policy is to come before it may go.
-fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Target) -> Vec<Target> {
+fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Place) -> Vec<Place> {
     let Some(entry) = policy.datasets.get(entry).filter(|e| e.hostname == of.host) else { return Vec::new() };
     let Some(below) = of.dataset.below(&entry.dataset) else { return Vec::new() };
     let policies = entry.policies.iter().filter(|p| p.name == name && !p.prune_unsent);
-    let place = |t: &Target| Some(Target { host: t.host.clone(), dataset: t.dataset.join(below).ok()? });
+    let place = |t: &Place| Some(Place { host: t.host.clone(), dataset: t.dataset.join(below).ok()? });
     policies.flat_map(|p| &p.sync_on).filter_map(place).collect()
 }
 
 /// What a dataset has in common with each of its peers.
-fn bases(of: &Target, peers: &[Target], awaiting: &[Target], inventory: &Inventory) -> Vec<CommonBase> {
+fn bases(of: &Place, peers: &[Place], awaiting: &[Place], inventory: &Inventory) -> Vec<CommonBase> {
     let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
-    let base = |peer: &Target| {
+    let base = |peer: &Place| {
         let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
         // Snapshots of both, or a cursor here of one that is only there now, or the other way round.
         let has =

@@ -3,17 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
-use serde::Serialize;
 use uuid::Uuid;
 
 use crate::actions::Order;
 use crate::actions::divergence::{Allowed, Remedy, remedy};
 use crate::actions::steps::{Base, Step, Transfer, steps};
 use crate::catalog::Estimated;
+use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
+use crate::fleet::poll::SIDE_BY_SIDE;
 use crate::fleet::{Dispatcher, fitting, wire_order};
 use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
-use crate::plan::foresee::{After, PlannedOrder};
 use crate::policy::Policy;
 use crate::sys::{clock, runtime};
 use crate::wire::{CommonBase, DirectorsOrder, Response};
@@ -23,32 +22,6 @@ use crate::zfs::Zfs;
 const AT_ONCE: usize = 4;
 /// Of the UUIDs of questions.
 const NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_6573_7469_6d61);
-/// How many hosts are asked at once.
-const SIDE_BY_SIDE: usize = 64;
-
-/// What a transfer would send, or a destroy would free.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Estimate {
-    /// Bytes; `None` where nobody can tell.
-    pub bytes: Option<u64>,
-    /// Why nobody can tell, or what the agent would leave out.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub remark: String,
-}
-
-/// All estimates together.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Totals {
-    /// Bytes that would be sent, as far as known.
-    pub send: u64,
-    /// Bytes that would be freed, as far as known. Several destroys of one dataset may free more together.
-    pub free: u64,
-    /// Of how many orders nobody can tell.
-    pub unknown: usize,
-    /// When the oldest of them was made.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub at: Option<DateTime<Utc>>,
-}
 
 /// A question to an agent about a part of one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,40 +39,6 @@ enum Wanted {
     Known(Estimate),
     /// The agents' answers, together with what is known already.
     Ask(Vec<Question>, u64),
-}
-
-impl Estimate {
-    fn of(bytes: u64) -> Self {
-        Self { bytes: Some(bytes), remark: String::new() }
-    }
-
-    fn unknown(remark: impl Into<String>) -> Self {
-        Self { bytes: None, remark: remark.into() }
-    }
-
-    /// Two parts of one order.
-    fn and(self, other: Self) -> Self {
-        let bytes = self.bytes.zip(other.bytes).map(|(a, b)| a.saturating_add(b));
-        let remarks: Vec<String> = [self.remark, other.remark].into_iter().filter(|r| !r.is_empty()).collect();
-        Self { bytes, remark: remarks.join("; ") }
-    }
-}
-
-impl Totals {
-    /// Adds up what is known of some orders.
-    #[must_use]
-    pub fn of(orders: &[PlannedOrder]) -> Self {
-        let mut totals = Self::default();
-        for PlannedOrder { order, estimate, .. } in orders {
-            match (order, estimate.as_ref().map(|e| e.bytes)) {
-                (_, None) => {}
-                (_, Some(None)) => totals.unknown += 1,
-                (Order::Destroy { .. }, Some(Some(bytes))) => totals.free = totals.free.saturating_add(bytes),
-                (_, Some(Some(bytes))) => totals.send = totals.send.saturating_add(bytes),
-            }
-        }
-        totals
-    }
 }
 
 /// The questions about a plan's orders, each with the place of its order.

@@ -28,7 +28,7 @@ fn of<'i>(instances: &'i [Instance], host: &HostName) -> Option<&'i Instance> {
 
 /// Adds to the policy's addresses what the services tell; what the policy says wins. `own`: the host whose orders
 /// are carried out in this process.
-pub fn stand(policy: &mut Policy, agents: &[Instance], slaves: &[Instance], own: Option<&HostName>) -> ServiceHealth {
+pub fn assess(policy: &mut Policy, agents: &[Instance], slaves: &[Instance], own: Option<&HostName>) -> ServiceHealth {
     let mut standing = ServiceHealth::default();
     for host in policy.hosts_named() {
         let (agent, slave) = (of(agents, &host), of(slaves, &host));
@@ -96,7 +96,7 @@ mod tests {
             instance("alpha", 4, Passing),
         ];
         let slaves = [instance("beta", 5, Warning), instance("nobody", 6, Passing)];
-        let standing = stand(&mut policy, &agents, &slaves, None);
+        let standing = assess(&mut policy, &agents, &slaves, None);
         let beta = &policy.hosts[&host("beta")];
         assert_eq!(beta.address.as_deref(), Some("10.0.0.9:2"), "the one that is well");
         assert_eq!(beta.receive_address.as_deref(), Some("10.0.0.9:5"));
@@ -110,7 +110,7 @@ mod tests {
     fn a_silent_agent_is_not_reached_at_all() {
         let mut policy = policy("");
         let agents = [instance("beta", 1, Health::Critical), instance("alpha", 2, Health::Passing)];
-        let standing = stand(&mut policy, &agents, &[], Some(&host("alpha")));
+        let standing = assess(&mut policy, &agents, &[], Some(&host("alpha")));
         assert!(standing.absent[&host("beta")].contains("TTL expired"), "{standing:?}");
         assert_eq!(policy.hosts.get(&host("beta")), None);
         assert_eq!(policy.hosts.get(&host("alpha")), None, "this process is its agent");

@@ -1,4 +1,4 @@
-//! What there is to know without asking anybody: the catalog, this host's ZFS, or a file instead of both.
+//! What is known without asking any agent: the catalog, this host's ZFS, or an exported catalog instead of both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -9,19 +9,17 @@ use chrono::{DateTime, Utc};
 
 use crate::catalog::file::FileError;
 use crate::catalog::{CatalogError, file, open};
-use crate::cli::exit::Error;
-use crate::director::{LiveStatus, Place};
 use crate::fleet::estimate::Answers;
+use crate::fleet::live_status::{LiveStatus, StatusPlace};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
-use crate::plan::Settings;
 use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::{Depth, ZfsError, ZfsRead};
 
-/// How much of a catalog file is read at once.
+/// Read buffer for a catalog file, in bytes.
 const BUFFER: usize = 1 << 18;
 
-/// An exported catalog.
+/// Reads an exported catalog; `-` is standard input. `listed` is when its hosts count as listed.
 pub fn from_file(path: &Path, listed: DateTime<Utc>) -> Result<Inventory, FileError> {
     if path == Path::new("-") {
         return file::read(BufReader::with_capacity(BUFFER, io::stdin().lock()), "(standard input)", listed);
@@ -33,43 +31,44 @@ pub fn from_file(path: &Path, listed: DateTime<Utc>) -> Result<Inventory, FileEr
     }
 }
 
-/// The policy's catalog, and for this host what its ZFS has now; and what was estimated for the latest plan.
+/// Reads the policy's catalog, with this host's part replaced by what its ZFS has now, and the estimates of the latest
+/// plan. `local` is this host's `local.json`, if it exists.
 pub async fn from_catalog(
-    settings: &Settings,
     policy: &Policy,
+    here: &HostName,
+    local: Option<&Local>,
     zfs: &impl ZfsRead,
-) -> Result<(Inventory, Answers), Error> {
+) -> anyhow::Result<(Inventory, Answers)> {
     let config = policy.catalog.clone();
     let known = runtime::blocking(move || {
         let catalog = open::reader(&config)?;
         Ok::<_, CatalogError>((catalog.inventory()?, catalog.estimates()?))
     });
-    let (known, estimates) = known.await.map_err(Error::unable)?;
-    let inventory = with_own_zfs(policy, &settings.here, settings.opened.as_ref(), known, zfs).await;
-    Ok((inventory.map_err(Error::unable)?, estimates))
+    let (known, estimates) = known.await?;
+    Ok((with_own_zfs(policy, here, local, known, zfs).await?, estimates))
 }
 
-/// What is known to somebody who only looks on.
+/// What is known of a fleet without asking any agent.
 pub struct Overview {
-    /// What the catalog remembers, and for this host what its ZFS has now.
+    /// The catalog, with this host's part replaced by what its ZFS has now.
     pub inventory: Inventory,
-    /// Hosts that the last pass could not look at, and this one where its ZFS cannot be asked; each with the reason.
+    /// Hosts that the last pass could not list, and this host if its ZFS cannot be listed; each with the reason.
     pub unseen: BTreeMap<HostName, String>,
-    /// What the director is doing.
+    /// What the director is doing, if it has written its status.
     pub live: Option<LiveStatus>,
 }
 
-/// Looks on. Where this host's ZFS cannot be asked, the catalog's word counts.
-pub async fn glance(
+/// Gathers an overview. If this host's ZFS cannot be listed, the catalog's part of it is used.
+pub async fn overview(
     policy: &Policy,
     here: &HostName,
-    opened: Option<&Local>,
+    local: Option<&Local>,
     zfs: &impl ZfsRead,
 ) -> Result<Overview, CatalogError> {
     let catalog = open::inventory(&policy.catalog).await?;
-    let live = LiveStatus::read(&Place::of(&policy.catalog), clock::now()).await;
+    let live = LiveStatus::read(&StatusPlace::of(&policy.catalog), clock::now()).await;
     let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
-    let inventory = match with_own_zfs(policy, here, opened, catalog.clone(), zfs).await {
+    let inventory = match with_own_zfs(policy, here, local, catalog.clone(), zfs).await {
         Ok(inventory) => inventory,
         Err(error) => {
             unseen.insert(here.clone(), error.to_string());
@@ -79,12 +78,12 @@ pub async fn glance(
     Ok(Overview { inventory, unseen, live })
 }
 
-/// What this host's ZFS has now in the place of what was known of it, where orders for it are carried out without an
-/// agent. `opened` is what it lets in, if that is known.
+/// Replaces this host's part of the inventory by what its ZFS has now, if orders to this host are carried out without an
+/// agent. `local` is what the host permits, if that is known.
 pub async fn with_own_zfs(
     policy: &Policy,
     here: &HostName,
-    opened: Option<&Local>,
+    local: Option<&Local>,
     mut inventory: Inventory,
     zfs: &impl ZfsRead,
 ) -> Result<Inventory, ZfsError> {
@@ -93,28 +92,27 @@ pub async fn with_own_zfs(
         return Ok(inventory);
     }
     let mut listed = zfs.list(&roots, Depth::Recursive).await?;
-    if let Some(local) = opened {
-        // What this host's agent may not touch, it does not tell of either.
+    if let Some(local) = local {
+        // An agent does not list what it may not touch either.
         listed.retain(|(name, _)| local.permission_to_take(name).is_ok());
     }
     let now = HostInventory { observed: Some(clock::now()), datasets: listed.into_iter().collect() };
-    renew(&mut inventory, here, now);
+    replace(&mut inventory, here, now);
     Ok(inventory)
 }
 
-/// Puts what a host holds now in the place of what was known of it.
-pub fn renew(inventory: &mut Inventory, host: &HostName, mut now: HostInventory) {
+/// Replaces what was known of a host by a new listing. Marks, which only the catalog knows, are carried over.
+pub fn replace(inventory: &mut Inventory, host: &HostName, mut now: HostInventory) {
     let known = inventory.hosts.remove(host).unwrap_or_default();
     for (name, dataset) in &mut now.datasets {
         if let Some(remembered) = known.datasets.get(name) {
-            remember(dataset, remembered);
+            carry_over_marks(dataset, remembered);
         }
     }
     inventory.hosts.insert(host.clone(), now);
 }
 
-/// Marks are the catalog's alone.
-fn remember(dataset: &mut DatasetInventory, remembered: &DatasetInventory) {
+fn carry_over_marks(dataset: &mut DatasetInventory, remembered: &DatasetInventory) {
     let marks: BTreeMap<Guid, Marks> = remembered.snapshots.iter().map(|s| (s.guid, s.marks)).collect();
     for snapshot in &mut dataset.snapshots {
         if let Some(marks) = marks.get(&snapshot.guid) {
@@ -124,7 +122,7 @@ fn remember(dataset: &mut DatasetInventory, remembered: &DatasetInventory) {
     dataset.not_written.clone_from(&remembered.not_written);
 }
 
-/// The datasets of a policy on one host, as sources and as destinations.
+/// The datasets that a policy names on one host, as sources or as destinations.
 fn roots(policy: &Policy, host: &HostName) -> Vec<DatasetName> {
     let sources = policy.datasets.iter().filter(|e| e.hostname == *host).map(|e| e.dataset.clone());
     let targets = policy.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on);

@@ -5,9 +5,11 @@ pub mod estimate;
 pub mod facts;
 pub mod health;
 pub mod known;
+pub mod live_status;
+pub mod planned;
 pub mod poll;
 pub mod state;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};
-pub use poll::{ask_all, look};
+pub use poll::ask_all;
 pub use state::FleetState;

@@ -1,4 +1,4 @@
-//! Finds out what every host holds: how a pass begins, and how `zsync plan` gets to know the world.
+//! Finds out what every host holds: how a pass begins, and how `zsync plan` gets to know the state.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -28,11 +28,11 @@ const LISTED_WITHIN: Duration = Duration::from_secs(1800);
 /// How many hosts are polled, and entries worked on, at once.
 pub(crate) const SIDE_BY_SIDE: usize = 64;
 
-/// What to look for beyond what has to be looked for.
+/// What to look for beyond what has to be report for.
 #[derive(Clone, Debug, Default)]
 pub struct PollOptions {
     /// What is known of the hosts before anything is read.
-    pub standing: ServiceHealth,
+    pub services: ServiceHealth,
     /// Ask every host that was not listed since then, and tell what was wrong.
     pub resync_since: Option<DateTime<Utc>>,
     /// The fence of orders.
@@ -45,15 +45,15 @@ pub struct PollReport {
     /// Hosts that could not be listed, each with the reason.
     pub unseen: BTreeMap<HostName, String>,
     /// How what hosts hold differed from what was known.
-    pub mended: Vec<(HostName, String)>,
+    pub corrected: Vec<(HostName, String)>,
 }
 
 /// A look at hosts that is under way; clones are of the same one.
 #[derive(Clone)]
 pub struct Poll {
     /// For each host that is asked a channel that closes when it has answered, or will not.
-    gates: Arc<BTreeMap<HostName, Receiver<()>>>,
-    looked: Arc<Mutex<PollReport>>,
+    answered: Arc<BTreeMap<HostName, Receiver<()>>>,
+    report: Arc<Mutex<PollReport>>,
 }
 
 /// Asks one host.
@@ -62,15 +62,15 @@ pub type PollTask = Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send
 impl Poll {
     /// Waits until each of the hosts was seen, or is known not to be.
     pub async fn seen(&self, hosts: &BTreeSet<HostName>) {
-        for gate in hosts.iter().filter_map(|host| self.gates.get(host)) {
+        for answer_sent in hosts.iter().filter_map(|host| self.answered.get(host)) {
             // Nothing is ever sent.
-            gate.recv().await.unwrap_or_default();
+            answer_sent.recv().await.unwrap_or_default();
         }
     }
 
     /// What was found out so far.
-    pub fn looked(&self) -> MutexGuard<'_, PollReport> {
-        self.looked.lock()
+    pub fn report(&self) -> MutexGuard<'_, PollReport> {
+        self.report.lock()
     }
 }
 
@@ -82,69 +82,69 @@ impl Poll {
 pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
-    world: &FleetState<C>,
+    state: &FleetState<C>,
     wish: PollOptions,
     asked: &Counter,
 ) -> Result<(Poll, Vec<PollTask>), CatalogError> {
-    let PollOptions { standing, resync_since, fence } = wish;
+    let PollOptions { services, resync_since, fence } = wish;
     let hosts: BTreeSet<HostName> = policy.hosts_named();
-    let whole = world.catch_up(&hosts).await?;
+    let whole = state.catch_up(&hosts).await?;
     let own_behind = dispatcher.own.as_ref().is_ok_and(|own| own.is_behind());
     let is_due = |host: &HostName| {
-        resync_since.is_some_and(|since| world.observed(host).is_none_or(|observed| observed < since))
+        resync_since.is_some_and(|since| state.observed(host).is_none_or(|observed| observed < since))
     };
     let asks = |host: &HostName| {
-        let behind = standing.ask.contains(host) || (own_behind && *host == dispatcher.here);
+        let behind = services.ask.contains(host) || (own_behind && *host == dispatcher.here);
         !whole.contains(host) || is_due(host) || behind
     };
-    let present = hosts.iter().filter(|host| !standing.absent.contains_key(*host));
+    let present = hosts.iter().filter(|host| !services.absent.contains_key(*host));
     let to_ask: BTreeMap<HostName, bool> =
         present.filter(|host| asks(host)).map(|host| (host.clone(), is_due(host))).collect();
-    let known = hosts.iter().filter(|host| !to_ask.contains_key(*host) && !standing.absent.contains_key(*host));
-    world.begin(&known.cloned().collect()).await?;
-    if let (Ok(own), false) = (&dispatcher.own, world.is_shared()) {
+    let known = hosts.iter().filter(|host| !to_ask.contains_key(*host) && !services.absent.contains_key(*host));
+    state.begin(&known.cloned().collect()).await?;
+    if let (Ok(own), false) = (&dispatcher.own, state.is_shared()) {
         // What is written down of this host, it need not list again.
         own.remember(
-            world.inventory().hosts.get(&dispatcher.here).map(|known| known.datasets.clone()).unwrap_or_default(),
+            state.inventory().hosts.get(&dispatcher.here).map(|known| known.datasets.clone()).unwrap_or_default(),
         );
     }
-    let looked = Arc::new(Mutex::new(PollReport { unseen: standing.absent, ..PollReport::default() }));
-    let (mut gates, mut asking) = (BTreeMap::new(), Vec::<PollTask>::new());
+    let report = Arc::new(Mutex::new(PollReport { unseen: services.absent, ..PollReport::default() }));
+    let (mut answered, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
     asked.expect(to_ask.len() as u64);
     for (host, due) in to_ask {
-        let (gate, seen) = channel::bounded::<()>(1);
-        gates.insert(host.clone(), seen);
-        let (policy, dispatcher, world) = (Arc::clone(policy), Arc::clone(dispatcher), world.clone());
-        let (asked, looked) = (asked.clone(), Arc::clone(&looked));
-        asking.push(Box::pin(async move {
-            let told = ask(&policy, &dispatcher, &world, &host, due, fence, &asked).await;
-            let mut looked = looked.lock();
+        let (answer_sent, seen) = channel::bounded::<()>(1);
+        answered.insert(host.clone(), seen);
+        let (policy, dispatcher, state) = (Arc::clone(policy), Arc::clone(dispatcher), state.clone());
+        let (asked, report) = (asked.clone(), Arc::clone(&report));
+        tasks.push(Box::pin(async move {
+            let told = ask(&policy, &dispatcher, &state, &host, due, fence, &asked).await;
+            let mut report = report.lock();
             let result = match told {
                 Ok(Ok(told)) => {
-                    looked.mended.extend(told.into_iter().map(|line| (host.clone(), line)));
+                    report.corrected.extend(told.into_iter().map(|line| (host.clone(), line)));
                     Ok(())
                 }
                 Ok(Err(reason)) => {
-                    looked.unseen.insert(host, reason);
+                    report.unseen.insert(host, reason);
                     Ok(())
                 }
                 Err(error) => {
-                    looked.unseen.insert(host, "what it told could not be written down".into());
+                    report.unseen.insert(host, "what it told could not be written down".into());
                     Err(error)
                 }
             };
-            drop((looked, gate));
+            drop((report, answer_sent));
             result
         }));
     }
-    Ok((Poll { gates: Arc::new(gates), looked }, asking))
+    Ok((Poll { answered: Arc::new(answered), report }, tasks))
 }
 
 /// Asks one host what it holds; how that differs from what was known, or why it was not seen.
 async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Dispatcher<Z>,
-    world: &FleetState<C>,
+    state: &FleetState<C>,
     host: &HostName,
     due: bool,
     fence: Option<Fence>,
@@ -152,9 +152,9 @@ async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
 ) -> Result<Result<Vec<String>, String>, CatalogError> {
     let mut order = blank(Action::KvResync);
     (order.fence, order.anew) = (fence, due);
-    let asking = dispatcher.ask(policy, host, &order, Counter::default());
+    let tasks = dispatcher.ask(policy, host, &order, Counter::default());
     // One that is alive and never comes to an end must not keep the pass from the others.
-    let answered = runtime::timeout(LISTED_WITHIN, asking).await;
+    let answered = runtime::timeout(LISTED_WITHIN, tasks).await;
     asked.add(1);
     let Ok((response, facts)) = answered else {
         let within = humantime::format_duration(LISTED_WITHIN);
@@ -163,28 +163,28 @@ async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     if !response.is_success {
         return Ok(Err(response.error));
     }
-    let told = world.listed(host, clock::now(), facts, due).await?;
+    let told = state.listed(host, clock::now(), facts, due).await?;
     if response.unpublished {
-        world.doubt(host);
+        state.doubt(host);
     }
     Ok(Ok(told))
 }
 
 /// Asks every host of the policy what it holds, and waits for all: what they answer is written to the catalog, and the
 /// world is that.
-pub async fn look<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+pub async fn poll_all<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
-    world: &FleetState<C>,
+    state: &FleetState<C>,
     wish: PollOptions,
     asked: &Counter,
 ) -> Result<PollReport, CatalogError> {
-    let (looking, asking) = begin(policy, dispatcher, world, wish, asked).await?;
-    for result in runtime::side_by_side(SIDE_BY_SIDE, asking).await {
+    let (poll, tasks) = begin(policy, dispatcher, state, wish, asked).await?;
+    for result in runtime::side_by_side(SIDE_BY_SIDE, tasks).await {
         result?;
     }
-    let looked = std::mem::take(&mut *looking.looked());
-    Ok(looked)
+    let report = std::mem::take(&mut *poll.report());
+    Ok(report)
 }
 
 /// How long a host may take to tell what it holds to somebody who only wants to see.
@@ -198,7 +198,7 @@ pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z
     let here = &dispatcher.here;
     let elsewhere = |host: &HostName| host != here || policy.hosts.get(host).is_some_and(|h| h.address.is_some());
     let asked: Vec<HostName> = policy.hosts_named().into_iter().filter(elsewhere).collect();
-    let asking = asked.into_iter().map(|host| {
+    let tasks = asked.into_iter().map(|host| {
         let (policy, dispatcher) = (Arc::clone(policy), Arc::clone(dispatcher));
         async move {
             let order = blank(Action::KvResync);
@@ -217,6 +217,6 @@ pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z
             (host, answer)
         }
     });
-    let asking: Vec<_> = asking.collect();
-    runtime::side_by_side(SIDE_BY_SIDE, asking).await
+    let tasks: Vec<_> = tasks.collect();
+    runtime::side_by_side(SIDE_BY_SIDE, tasks).await
 }

@@ -1,7 +1,7 @@
-//! What a pass knows: the inventory in memory and the catalog beside it, kept in step.
+//! What a director knows of its fleet: the inventory in memory, and the catalog beside it.
 //!
-//! An embedded catalog is the director's to write: it writes what hosts tell. A shared one is written by the hosts
-//! themselves: the inventory in memory follows what they publish, and what orders tell meanwhile.
+//! An embedded catalog is written by the director alone, which records what hosts report. A shared catalog is written by
+//! the hosts themselves: the inventory in memory follows what they publish, and what orders report in the meantime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,20 +18,27 @@ use crate::model::{HostName, Inventory};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
-/// The inventory of a pass and the catalog that it is written to.
+/// The inventory of a fleet with its catalog. Clones share one state.
 pub struct FleetState<C: ?Sized> {
     inventory: Arc<Mutex<Inventory>>,
-    shared: Arc<Mutex<Shared>>,
     catalog: Arc<C>,
-    /// See [`FleetState::followed`].
+    keeping: Keeping,
+    /// See [`FleetState::tracked`].
     token: Option<runtime::channel::Sender<()>>,
 }
 
-/// How far the inventory follows a catalog that hosts write themselves.
+/// Who writes the catalog.
+#[derive(Clone)]
+enum Keeping {
+    /// The director: an embedded catalog.
+    Embedded,
+    /// Every host its own part: a shared catalog.
+    Shared(Arc<Mutex<Followed>>),
+}
+
+/// How far the inventory follows a shared catalog.
 #[derive(Default)]
-struct Shared {
-    /// Whether they do.
-    is: bool,
+struct Followed {
     /// What was read last.
     read: Generations,
     /// Hosts that did something which they could not publish.
@@ -40,77 +47,74 @@ struct Shared {
 
 impl<C: ?Sized> Clone for FleetState<C> {
     fn clone(&self) -> Self {
-        let (inventory, shared) = (Arc::clone(&self.inventory), Arc::clone(&self.shared));
-        Self { inventory, shared, catalog: Arc::clone(&self.catalog), token: self.token.clone() }
-    }
-}
-
-impl<C: CatalogWrite + 'static> FleetState<C> {
-    /// Begins with an empty inventory: see [`FleetState::begin`].
-    #[must_use]
-    pub fn new(catalog: C) -> Self {
-        Self::over(Arc::new(catalog))
+        let (inventory, catalog) = (Arc::clone(&self.inventory), Arc::clone(&self.catalog));
+        Self { inventory, catalog, keeping: self.keeping.clone(), token: self.token.clone() }
     }
 }
 
 impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
-    /// The same over a catalog of any kind.
+    /// The state of a fleet whose catalog is written by the director. The inventory is empty until [`FleetState::begin`].
     #[must_use]
-    pub fn over(catalog: Arc<C>) -> Self {
-        Self { inventory: Arc::default(), shared: Arc::default(), catalog, token: None }
+    pub fn embedded(catalog: Arc<C>) -> Self {
+        Self { inventory: Arc::default(), catalog, keeping: Keeping::Embedded, token: None }
     }
 
-    /// The same with a channel that closes when the last clone of it is gone: whoever uses it has ended then.
+    /// The state of a fleet whose catalog is written by the hosts. The inventory is empty until [`FleetState::catch_up`].
     #[must_use]
-    pub fn followed(self) -> (Self, runtime::channel::Receiver<()>) {
+    pub fn shared(catalog: Arc<C>) -> Self {
+        Self { keeping: Keeping::Shared(Arc::default()), ..Self::embedded(catalog) }
+    }
+
+    /// This state with a channel that closes when the last clone of the tracked state is dropped: all work on it has ended
+    /// then.
+    #[must_use]
+    pub fn tracked(self) -> (Self, runtime::channel::Receiver<()>) {
         let (token, gone) = runtime::channel::bounded(1);
         (Self { token: Some(token), ..self }, gone)
     }
 
-    /// The same, not followed.
+    /// A clone that is not tracked.
     #[must_use]
-    pub fn aside(&self) -> Self {
+    pub fn untracked(&self) -> Self {
         Self { token: None, ..self.clone() }
     }
 
-    /// Catches up with what hosts published themselves. What comes back are the hosts whose records are whole, and
-    /// which need not be asked; with an embedded catalog none.
+    /// Reads what hosts have published since the last time. Returns the hosts whose records are complete, which need not be
+    /// asked; with an embedded catalog there are none.
     pub async fn catch_up(&self, hosts: &BTreeSet<HostName>) -> Result<BTreeSet<HostName>, CatalogError> {
+        let Keeping::Shared(followed) = &self.keeping else { return Ok(BTreeSet::new()) };
         // If this fails, everything is read the next time.
-        let mut read = std::mem::take(&mut self.shared().read);
+        let mut read = std::mem::take(&mut followed.lock().read);
         let wanted = hosts.clone();
-        let caught = self.with_catalog(move |catalog| Ok((catalog.published(&wanted, &mut read)?, read)));
-        let (Some(published), read) = caught.await? else {
-            self.shared().is = false;
-            return Ok(BTreeSet::new());
-        };
+        let reading = self.with_catalog(move |catalog| Ok((catalog.published(&wanted, &mut read)?, read)));
+        let (published, read) = reading.await?;
+        let published = published.unwrap_or_default();
         self.inventory().hosts.extend(published.changed);
-        let mut shared = self.shared();
-        (shared.is, shared.read) = (true, read);
-        Ok(&published.whole - &shared.doubted)
+        let mut followed = followed.lock();
+        followed.read = read;
+        Ok(&published.whole - &followed.doubted)
     }
 
-    /// Begins a look at the hosts. What is known of others than the `seen` ones counts for nothing until they are listed.
-    pub async fn begin(&self, seen: &BTreeSet<HostName>) -> Result<(), CatalogError> {
-        let shared = self.shared().is;
-        if !shared {
+    /// Begins a poll. Until they are listed, all hosts but the `current` ones count as not listed.
+    pub async fn begin(&self, current: &BTreeSet<HostName>) -> Result<(), CatalogError> {
+        if !self.is_shared() {
             let remembered = self.with_catalog(CatalogRead::inventory).await?;
             *self.inventory() = remembered;
         }
         let mut inventory = self.inventory();
-        for (host, known) in inventory.hosts.iter_mut().filter(|(host, _)| !seen.contains(*host)) {
+        for (host, known) in inventory.hosts.iter_mut().filter(|(host, _)| !current.contains(*host)) {
             known.observed = None;
-            if shared {
-                // To be read again when it is back.
-                self.shared().read.remove(host);
+            if let Keeping::Shared(followed) = &self.keeping {
+                // Its records are read again when it is back.
+                followed.lock().read.remove(host);
             }
         }
         Ok(())
     }
 
-    /// Everything that is known, of hosts that were not seen in this pass as well.
+    /// Everything that is known, including hosts that were not listed in this pass.
     pub async fn remembered(&self) -> Result<Inventory, CatalogError> {
-        if !self.shared().is {
+        if !self.is_shared() {
             return self.with_catalog(CatalogRead::inventory).await;
         }
         let mut inventory = self.inventory().clone();
@@ -135,13 +139,9 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         self.inventory.lock()
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock()
-    }
-
     /// Whether hosts write the catalog themselves.
     pub fn is_shared(&self) -> bool {
-        self.shared().is
+        matches!(self.keeping, Keeping::Shared(_))
     }
 
     async fn with_catalog<T: Send + 'static>(
@@ -152,17 +152,19 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         runtime::blocking(move || work(&catalog)).await
     }
 
-    /// When a host was last listed as a whole, as far as is known.
+    /// When a host was last listed completely, if that is known.
     pub fn observed(&self, host: &HostName) -> Option<DateTime<Utc>> {
         self.inventory().hosts.get(host)?.observed
     }
 
-    /// A host did something that it could not publish: it is asked until it has.
+    /// Notes that a host did something which it could not publish: it is asked until it has published it.
     pub fn doubt(&self, host: &HostName) {
-        self.shared().doubted.insert(host.clone());
+        if let Keeping::Shared(followed) = &self.keeping {
+            followed.lock().doubted.insert(host.clone());
+        }
     }
 
-    /// Takes over a whole listing of a host. With `compared`, what comes back is how it differs from what was known.
+    /// Stores a complete listing of a host. With `compared`, returns how it differs from what was known.
     pub async fn listed(
         &self,
         host: &HostName,
@@ -174,33 +176,35 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         let listings = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing));
         let datasets: BTreeMap<_, _> = listings.into_iter().filter_map(of_host).collect();
         let host = host.clone();
-        if !self.shared().is {
+        if !self.is_shared() {
             let of = host.clone();
-            let (told, now) = self
+            let (differences_found, now) = self
                 .with_catalog(move |catalog| {
                     let known = if compared { catalog.host(&of)? } else { None };
-                    let told = if compared { differences(known.as_ref(), &datasets) } else { Vec::new() };
+                    let found = if compared { differences(known.as_ref(), &datasets) } else { Vec::new() };
                     catalog.replace_host(&of, at, datasets.into_iter().collect())?;
-                    // With what only the catalog knows: marks.
-                    Ok((told, catalog.host(&of)?))
+                    // Read back with the marks, which only the catalog knows.
+                    Ok((found, catalog.host(&of)?))
                 })
                 .await?;
             self.inventory().hosts.extend(now.map(|now| (host, now)));
-            return Ok(told);
+            return Ok(differences_found);
         }
         let mut inventory = self.inventory();
-        let told = if compared { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
+        let found = if compared { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
         let known = inventory.hosts.entry(host.clone()).or_default();
         known.datasets.retain(|name, _| datasets.contains_key(name));
         for (name, listed) in datasets {
             apply(known, &name, Change::Listed(listed));
         }
         known.observed = Some(at);
-        self.shared().doubted.remove(&host);
-        Ok(told)
+        if let Keeping::Shared(followed) = &self.keeping {
+            followed.lock().doubted.remove(&host);
+        }
+        Ok(found)
     }
 
-    /// Takes over what one order told.
+    /// Stores what one order reported.
     pub async fn learn(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
         let changes = facts::changes(host, facts, clock::now());
         {
@@ -210,7 +214,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
                 changes.iter().for_each(|(name, change)| apply(known, name, change.clone()));
             }
         }
-        if self.shared().is {
+        if self.is_shared() {
             return Ok(());
         }
         self.with_catalog(move |catalog| {
@@ -219,7 +223,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         .await
     }
 
-    /// Remembers what agents estimated for a plan.
+    /// Stores what agents estimated for a plan.
     pub async fn estimated(&self, estimates: BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         self.with_catalog(move |catalog| catalog.replace_estimates(&estimates)).await
     }
@@ -229,12 +233,12 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         self.with_catalog(move |catalog| catalog.record_outcome(&outcome)).await
     }
 
-    /// Writes what was only noted down.
+    /// Writes outcomes that the catalog has collected.
     pub async fn flush(&self) -> Result<(), CatalogError> {
         self.with_catalog(CatalogWrite::flush).await
     }
 
-    /// Forgets marks made before `older_than`.
+    /// Deletes marks made before `older_than`.
     pub async fn forget(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
         self.with_catalog(move |catalog| catalog.forget_marks(older_than)).await
     }

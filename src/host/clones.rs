@@ -8,14 +8,10 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 
+use crate::model::tags::{CLONE, EXCLUDE};
 use crate::model::{DatasetInventory, DatasetName, SnapName};
 use crate::policy::Local;
 use crate::zfs::{Depth, Zfs, ZfsError};
-
-/// The property that tells of what a clone follows the newest snapshot: the dataset's guid.
-const CLONE: &str = "zsync:clone";
-/// The property that has zsync take, send and prune nothing of it: a snapshot of it would keep it from being replaced.
-const EXCLUDE: &str = "zsync:exclude";
 
 /// Why a clone does not follow.
 #[derive(Debug, Error)]
@@ -105,6 +101,7 @@ pub async fn follow<Z: Zfs>(zfs: &Z, local: &Local, dataset: &DatasetName) -> Re
         }
     };
     let guid = inventory.guid.map(|guid| guid.to_string()).unwrap_or_default();
+    // A snapshot of the clone would keep it from being replaced.
     let properties = [(CLONE, guid.as_str()), (EXCLUDE, "on")];
     zfs.make_clone(dataset, &newest, clone, &properties).await.map_err(failed)?;
     log::info!("{clone} is a clone of {dataset}@{newest} now");

@@ -8,8 +8,7 @@ use std::path::Path;
 
 use thiserror::Error;
 
-use crate::model::{DatasetName, OrderId, SnapName};
-use crate::policy::Target;
+use crate::model::{DatasetName, OrderId, Place, SnapName};
 use crate::policy::{Hook, Hooks, Local};
 use crate::sys::process::Running;
 use crate::sys::{process, runtime};
@@ -54,7 +53,7 @@ struct Told<'a> {
     /// Of a snapshot: whether it was taken.
     taken: Option<bool>,
     /// Of a receive: where it came from.
-    source: Option<&'a Target>,
+    source: Option<&'a Place>,
 }
 
 impl Told<'_> {
@@ -193,7 +192,7 @@ pub async fn after_receive(
     order: OrderId,
     dataset: &DatasetName,
     snapshot: &SnapName,
-    source: &Target,
+    source: &Place,
 ) -> Result<(), HookError> {
     let Some(hook) = local.entry_for(dataset).and_then(|entry| entry.hooks.after_receive.as_ref()) else {
         return Ok(());

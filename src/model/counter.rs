@@ -1,9 +1,9 @@
-//! How far a transfer is.
+//! Progress of a transfer, shared between the task that moves bytes and whoever displays them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts the bytes of a transfer while it runs.
+/// Counts the bytes of a transfer while it runs. Clones share one count.
 #[derive(Clone, Debug, Default)]
 pub struct Counter(Arc<Bytes>);
 
@@ -14,23 +14,23 @@ struct Bytes {
 }
 
 impl Counter {
-    /// Adds bytes.
+    /// Counts bytes that were moved.
     pub fn add(&self, bytes: u64) {
         self.0.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The bytes so far.
+    /// The bytes moved so far.
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.done.load(Ordering::Relaxed)
     }
 
-    /// So many bytes more are to come, about.
+    /// Adds to the estimate of how many bytes there will be in total.
     pub fn expect(&self, bytes: u64) {
         self.0.expected.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The bytes that there are to be in all, about; `None` where nobody can tell.
+    /// The estimated total in bytes; `None` if there is no estimate.
     #[must_use]
     pub fn expected(&self) -> Option<u64> {
         Some(self.0.expected.load(Ordering::Relaxed)).filter(|bytes| *bytes > 0)

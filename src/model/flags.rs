@@ -1,4 +1,4 @@
-//! How a dataset's blocks travel, which must stay the same for all of its history.
+//! The flags of `zfs send`, which must stay the same for all increments of one copy.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,13 +7,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::model::name::NameError;
 
-/// The flags of `zfs send` that decide what a stream's blocks look like (zfs-send(8)). Once a copy was made with some,
-/// its increments need the same: ZFS refuses raw and other streams in one history, and large blocks after small ones.
+/// The flags of `zfs send` that decide what a stream's blocks look like (zfs-send(8)). All increments of a copy need
+/// the flags of its first stream: ZFS refuses to mix raw and other streams in one history, and large blocks after small
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SendFlags {
-    /// `-w`: encrypted blocks as they lie on disk, which implies all of the others.
+    /// `-w`: encrypted blocks as they are on disk, which implies all other flags.
     Raw,
-    /// Blocks as they lie on disk, but not encrypted.
+    /// Unencrypted blocks.
     Plain {
         /// `-L`: blocks above 128 KiB.
         large: bool,
@@ -25,10 +26,10 @@ pub enum SendFlags {
 }
 
 impl SendFlags {
-    /// What a dataset that is not encrypted is sent with.
+    /// The flags for an unencrypted dataset.
     pub const PLAIN: Self = Self::Plain { large: true, embedded: true, compressed: true };
 
-    /// What a first copy of a dataset is sent with.
+    /// The flags for the first copy of a dataset.
     #[must_use]
     pub fn for_encrypted(encrypted: bool) -> Self {
         if encrypted { Self::Raw } else { Self::PLAIN }
@@ -36,7 +37,7 @@ impl SendFlags {
 }
 
 impl fmt::Display for SendFlags {
-    /// The letters, as in `Lec`; `-` for none.
+    /// The letters, as in `Lec`; `-` for no flag.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Raw => f.write_str("w"),
@@ -105,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_set_of_flags_survives_its_text_form() {
+    fn send_flags_round_trip_through_text() {
         let mut all = vec![SendFlags::Raw];
         for bits in 0..8 {
             all.push(SendFlags::Plain { large: bits & 1 != 0, embedded: bits & 2 != 0, compressed: bits & 4 != 0 });

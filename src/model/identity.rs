@@ -1,4 +1,4 @@
-//! Who a peer has proven to be, and what it may be.
+//! The identity that a peer proved with its certificate: the hosts that it names and the roles that it permits.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -6,27 +6,24 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::model::HostName;
+use crate::model::tags::ROLE;
 
-/// What a mark in a certificate begins with, as the URI of a subject alternative name: `zsync:role:agent`. Any CA can
-/// issue it.
-pub const ROLE_MARK: &str = "zsync:role:";
-
-/// What the holder of a certificate may be towards others.
+/// A role that the holder of a certificate may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum PeerRole {
-    /// Gives orders to agents.
+    /// It sends orders to agents.
     Director,
-    /// Carries out orders, and sends to slaves.
+    /// It carries out orders, and sends to slaves.
     Agent,
-    /// Receives.
+    /// It receives from agents.
     Slave,
 }
 
 impl PeerRole {
-    /// Every role.
+    /// All roles.
     pub const ALL: [Self; 3] = [Self::Director, Self::Agent, Self::Slave];
 
-    /// As it is typed and as marks name it.
+    /// The word for the role on the command line and in certificates.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -52,51 +49,51 @@ impl FromStr for PeerRole {
     }
 }
 
-/// Who a certificate says that its holder is.
+/// The identity that a certificate states.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Its DNS names. A wildcard names nobody, and is left out.
+    /// Its DNS names. Wildcards are left out: they identify no host.
     pub names: Vec<HostName>,
-    /// What it may be; `None` where the CA does not say, as one that knows nothing of zsync: then it is what others'
-    /// configuration names it for.
+    /// The roles that it permits. `None` if it names none, as the certificates of a CA that knows nothing of zsync:
+    /// then the configuration of the other side decides.
     pub roles: Option<BTreeSet<PeerRole>>,
 }
 
 impl Identity {
-    /// From the DNS names and the URIs among a certificate's subject alternative names.
+    /// Reads the DNS names and the URIs among a certificate's subject alternative names.
     #[must_use]
     pub fn new<'a>(dns: impl IntoIterator<Item = &'a str>, uris: impl IntoIterator<Item = &'a str>) -> Self {
         let names = dns.into_iter().filter_map(|name| name.parse().ok()).collect();
         let mut roles: Option<BTreeSet<PeerRole>> = None;
         for uri in uris {
-            // A scheme has no capital letters, however a CA writes it: a mark must never count as none.
+            // URI schemes are case-insensitive, and a role must not be overlooked because a CA writes capitals.
             let uri = uri.to_ascii_lowercase();
-            // One that is not known yet is none of those that are: the certificate is marked all the same.
-            if let Some(mark) = uri.strip_prefix(ROLE_MARK) {
-                roles.get_or_insert_default().extend(mark.parse::<PeerRole>());
+            // An unknown role permits nothing, but the certificate counts as one that names its roles.
+            if let Some(role) = uri.strip_prefix(ROLE) {
+                roles.get_or_insert_default().extend(role.parse::<PeerRole>());
             }
         }
         Self { names, roles }
     }
 
-    /// Whether it is this host. DNS does not tell capital letters from small ones.
+    /// Whether it names this host. The comparison ignores case, as DNS does.
     #[must_use]
     pub fn is(&self, host: &HostName) -> bool {
         self.names.iter().any(|name| name.as_str().eq_ignore_ascii_case(host.as_str()))
     }
 
-    /// Whether nothing in it says that it may not be this.
+    /// Whether it permits a role: it names this role, or no role at all.
     #[must_use]
     pub fn may_be(&self, role: PeerRole) -> bool {
         self.roles.as_ref().is_none_or(|roles| roles.contains(&role))
     }
 
-    /// What it is marked for, in words.
+    /// The roles that it names, in words.
     #[must_use]
     pub fn roles_in_words(&self) -> String {
         match &self.roles {
-            None => "no role in particular".to_owned(),
-            Some(roles) if roles.is_empty() => "no role that is known here".to_owned(),
+            None => "no particular role".to_owned(),
+            Some(roles) if roles.is_empty() => "no role known here".to_owned(),
             Some(roles) => roles.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", "),
         }
     }
@@ -107,26 +104,26 @@ impl fmt::Display for Identity {
         if self.names.is_empty() {
             return f.write_str("nobody");
         }
-        // A certificate of a company may have dozens.
+        // A company's certificate may have dozens of names.
         let shown: Vec<&str> = self.names.iter().take(4).map(HostName::as_str).collect();
         f.write_str(&shown.join(", "))?;
         if self.names.len() > shown.len() { write!(f, " and {} more", self.names.len() - shown.len()) } else { Ok(()) }
     }
 }
 
-/// The files that a process proves itself with.
+/// The files with which a process authenticates itself and its peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificates of the CAs whose word counts.
+    /// The certificates of the trusted CAs.
     pub ca: PathBuf,
-    /// The own certificate, with those between it and the CA behind it.
+    /// The process's own certificate, followed by the intermediate ones.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// The private key of that certificate.
     pub key: PathBuf,
 }
 
 impl Default for TlsFiles {
-    /// Where `zsync tls issue` has its files put.
+    /// The files in the folder in which the help of `zsync tls` installs them.
     fn default() -> Self {
         let file = |name| PathBuf::from("/etc/zsync/tls").join(name);
         Self { ca: file("ca.crt"), certificate: file("host.crt"), key: file("host.key") }
@@ -142,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_names_hosts_letter_by_letter() {
+    fn identity_matches_whole_names_and_ignores_wildcards() {
         let identity = Identity::new(["alpha.example.org", "Beta", "*.example.org", "-x", ""], []);
         assert_eq!(identity.names, [host("alpha.example.org"), host("Beta")]);
         assert!(identity.is(&host("ALPHA.example.org")) && identity.is(&host("beta")));
@@ -154,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_marked_certificate_is_only_what_it_is_marked_for() {
+    fn identity_permits_only_the_roles_that_it_names() {
         let roles = |uris: &[&str]| {
             let identity = Identity::new(["alpha"], uris.iter().copied());
             PeerRole::ALL.map(|role| identity.may_be(role))

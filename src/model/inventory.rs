@@ -1,4 +1,4 @@
-//! What is known of each host's datasets and snapshots, and since when.
+//! Inventories: the datasets, snapshots and bookmarks of each host, and when they were listed.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -10,10 +10,10 @@ use crate::model::flags::SendFlags;
 use crate::model::name::{DatasetName, HostName, NameError, SnapName};
 use crate::model::snapshot::{Bookmark, Guid, Snapshot};
 
-/// Everything known of every host.
+/// The inventories of all hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
-    /// By host. A host that is missing here has never been seen.
+    /// By host. A host that is missing has never been listed.
     pub hosts: BTreeMap<HostName, HostInventory>,
 }
 
@@ -25,13 +25,13 @@ impl Inventory {
     }
 }
 
-/// What one host holds.
+/// The datasets of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostInventory {
-    /// When the host's own ZFS was last listed as a whole; `None` if only parts were ever told.
+    /// When all of the host's datasets were last listed; `None` if only parts were ever reported.
     #[serde(default)]
     pub observed: Option<DateTime<Utc>>,
-    /// By dataset. After a whole listing, what is missing here does not exist there.
+    /// By dataset. After a complete listing, a dataset that is missing does not exist on the host.
     pub datasets: BTreeMap<DatasetName, DatasetInventory>,
 }
 
@@ -52,28 +52,28 @@ pub struct DatasetInventory {
     /// Filesystem or volume.
     #[serde(default)]
     pub kind: DatasetKind,
-    /// The dataset's own guid; `None` when only its snapshots were told.
+    /// The dataset's own guid; `None` if only its snapshots were reported.
     #[serde(default)]
     pub guid: Option<Guid>,
-    /// Bytes written since the newest snapshot (the `written` property); `None` when unknown.
+    /// Bytes written since the newest snapshot (the `written` property); `None` if unknown.
     #[serde(default)]
     pub written: Option<u64>,
-    /// Whether it is encrypted: then it travels raw.
+    /// Whether it is encrypted; if so, it is sent raw.
     #[serde(default)]
     pub encrypted: bool,
     /// The snapshot that it is a clone of.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// Whether its administrator has said `zsync:exclude=on` about it, or about what it lies in.
+    /// Whether `zsync:exclude=on` is set on it or inherited from a dataset above.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub excluded: bool,
-    /// How what it received was sent, as noted on it (`zsync:flags`).
+    /// The send flags of what it received, as recorded in its property `zsync:flags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flags: Option<SendFlags>,
-    /// The token of an interrupted receive into it.
+    /// The resume token of an interrupted receive into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
-    /// By what is told whether its snapshots have changed since they were listed; `None` where nothing tells.
+    /// The `snapshots_changed` range for which this listing is current; `None` if ZFS does not report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unchanged: Option<Unchanged>,
     /// Its snapshots.
@@ -81,24 +81,24 @@ pub struct DatasetInventory {
     /// Its bookmarks.
     #[serde(default)]
     pub bookmarks: Vec<Bookmark>,
-    /// The catalog's `#NotWritten` marks: slots that made no snapshot because nothing was written.
+    /// The catalog's `#NotWritten` marks: slots without a snapshot because nothing had been written.
     #[serde(default)]
     pub not_written: Vec<NotWritten>,
 }
 
-/// While a dataset's property `snapshots_changed` (zfsprops(7)) lies in this span, it has the snapshots that were listed.
-/// All are seconds since 1970, by its own host's clock.
+/// The range for which a listing is current: as long as the dataset's property `snapshots_changed` (zfsprops(7)) lies
+/// in it, the dataset has the snapshots that were listed. All times are seconds since 1970 by the dataset's host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Unchanged {
-    /// Its beginning.
+    /// Start of the range.
     pub from: i64,
-    /// Its end, which is part of it.
+    /// End of the range, inclusive.
     pub to: i64,
-    /// When the snapshots were listed: of bookmarks and holds, which may have changed since, the property tells nothing.
+    /// When the snapshots were listed. Bookmarks and holds may have changed since: the property does not cover them.
     pub listed: i64,
 }
 
-/// The snapshot that a clone was made of: `pool/dataset@name`.
+/// The snapshot that a clone was made from: `pool/dataset@name`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The dataset of the snapshot.
@@ -111,7 +111,7 @@ impl FromStr for Origin {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        // A name without "@" is no snapshot's: the empty name after it is told so.
+        // Without "@" the snapshot's name is empty, which its parser reports.
         let (dataset, name) = text.split_once('@').unwrap_or((text, ""));
         Ok(Self { dataset: dataset.parse()?, name: name.parse()? })
     }
@@ -120,7 +120,7 @@ impl FromStr for Origin {
 /// A `#NotWritten` mark.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NotWritten {
-    /// The name that the snapshot would have had; its time is the slot.
+    /// The name that the snapshot would have had; the time in it is the slot.
     pub name: SnapName,
     /// When it was found that nothing had been written.
     #[serde(with = "chrono::serde::ts_seconds")]
@@ -128,8 +128,8 @@ pub struct NotWritten {
 }
 
 impl DatasetInventory {
-    /// Brings snapshots and bookmarks into the order that the type promises: by createtxg, then
-    /// guid (two snapshots may not share a createtxg in one dataset, but a catalog file may say so).
+    /// Sorts snapshots and bookmarks as the type promises: by createtxg, then by guid. (Two snapshots of one dataset
+    /// never share a createtxg in ZFS, but they may in a catalog file.)
     pub fn sort(&mut self) {
         self.snapshots.sort_by_key(|s| (s.createtxg, s.guid));
         self.bookmarks.sort_by(|a, b| (a.createtxg, a.guid, &a.name).cmp(&(b.createtxg, b.guid, &b.name)));
@@ -142,7 +142,7 @@ impl DatasetInventory {
         self.snapshots.iter().find(|s| s.guid == guid)
     }
 
-    /// The newest snapshot of all, whoever took it.
+    /// The newest snapshot, whoever took it.
     #[must_use]
     pub fn newest(&self) -> Option<&Snapshot> {
         self.snapshots.last()

@@ -1,4 +1,4 @@
-//! The nouns that every other module speaks in: names, snapshots, inventories, orders.
+//! The types that every other module shares: names, snapshots, inventories, places, orders.
 //!
 //! Values are checked once, when they are made, and trusted afterwards. Nothing here performs I/O or
 //! reads a clock.
@@ -9,6 +9,7 @@ pub mod identity;
 pub mod inventory;
 pub mod name;
 pub mod order;
+pub mod place;
 pub mod snapshot;
 pub mod tags;
 
@@ -18,4 +19,5 @@ pub use identity::{Identity, PeerRole, TlsFiles};
 pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten, Origin, Unchanged};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
+pub use place::Place;
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};

@@ -1,7 +1,7 @@
-//! Names as ZFS and the network accept them, checked at the border.
+//! Names of datasets, snapshots and hosts, checked when they are parsed.
 //!
-//! The rules are those of OpenZFS' `zfs_namecheck.c` (see zfs(8), "NAMING"): a name that passes here
-//! can neither be taken for an option nor reach outside its dataset.
+//! The rules are those of OpenZFS' `zfs_namecheck.c` (see zfs(8), "NAMING"). A checked name can neither be mistaken for
+//! an option nor refer to anything outside its dataset.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,29 +10,31 @@ use chrono::{DateTime, Datelike, NaiveDate, Timelike, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-/// The longest full name (`dataset@snapshot`) that ZFS takes, in bytes.
+/// The longest full name (`dataset@snapshot`) that ZFS permits, in bytes.
 pub const MAX_FULL_NAME: usize = 255;
+/// The longest prefix of snapshot names, in bytes: it leaves room for the time and the dataset.
+const MAX_PREFIX: usize = 100;
 /// The longest host name, in bytes (RFC 1035).
 pub const MAX_HOST_NAME: usize = 253;
 
-/// Why a text is not a name of the kind wanted.
+/// Why a text is not a valid name of some kind.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("{text:?} is not a {kind}: {reason}")]
 pub struct NameError {
-    /// What was wanted: "dataset name", "snapshot name", ...
+    /// The kind: "dataset name", "snapshot name", ...
     pub kind: &'static str,
-    /// The text as found, shortened when it is very long.
+    /// The text as found, shortened if it is very long.
     pub text: String,
     /// What is wrong with it.
     pub reason: String,
 }
 
 fn bad<T>(kind: &'static str, text: &str, reason: impl Into<String>) -> Result<T, NameError> {
-    let mut shown: String = text.chars().take(80).collect();
-    if shown.len() < text.len() {
-        shown.push('…');
+    let mut excerpt: String = text.chars().take(80).collect();
+    if excerpt.len() < text.len() {
+        excerpt.push('…');
     }
-    Err(NameError { kind, text: shown, reason: reason.into() })
+    Err(NameError { kind, text: excerpt, reason: reason.into() })
 }
 
 fn is_component_byte(b: u8) -> bool {
@@ -126,7 +128,7 @@ impl FromStr for DatasetName {
 }
 
 impl DatasetName {
-    /// The pool that the dataset lives in.
+    /// The pool of the dataset.
     #[must_use]
     pub fn pool(&self) -> &str {
         self.0.split('/').next().unwrap_or(&self.0)
@@ -143,20 +145,20 @@ impl DatasetName {
         std::iter::successors(self.parent(), Self::parent)
     }
 
-    /// Whether `self` is `root` or lies below it (by whole components).
+    /// Whether `self` is `root` or a descendant of it, by whole components.
     #[must_use]
     pub fn is_within(&self, root: &Self) -> bool {
         self.below(root).is_some()
     }
 
-    /// The part of the name below `root`: empty for `root` itself, `None` outside of it.
+    /// The part of the name below `root`: empty for `root` itself, `None` for a dataset outside of it.
     #[must_use]
     pub fn below(&self, root: &Self) -> Option<&str> {
         let rest = self.0.strip_prefix(&*root.0)?;
         if rest.is_empty() { Some("") } else { rest.strip_prefix('/') }
     }
 
-    /// The dataset `relative` below this one; `relative` may be empty or have several components.
+    /// The dataset at the path `relative` below this one; `relative` may be empty or have several components.
     pub fn join(&self, relative: &str) -> Result<Self, NameError> {
         if relative.is_empty() { Ok(self.clone()) } else { format!("{self}/{relative}").parse() }
     }
@@ -168,7 +170,7 @@ impl DatasetName {
     }
 }
 
-/// The name of a snapshot (or bookmark) within its dataset: what stands after `@` (or `#`).
+/// The name of a snapshot or bookmark within its dataset: the part after `@` or `#`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapName(Box<str>);
 text_type!(SnapName);
@@ -186,7 +188,7 @@ impl FromStr for SnapName {
     }
 }
 
-/// What the names of a policy's snapshots begin with: `BACKUP` in `BACKUP_2026-11-23_10:30:00`.
+/// The prefix of the names of a policy's snapshots: `BACKUP` in `BACKUP_2026-11-23_10:30:00`.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(Box<str>);
 text_type!(Prefix);
@@ -196,8 +198,8 @@ impl FromStr for Prefix {
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         const KIND: &str = "snapshot prefix";
-        if text.len() > 100 {
-            return bad(KIND, text, "it is longer than 100 bytes");
+        if text.len() > MAX_PREFIX {
+            return bad(KIND, text, format!("it is longer than {MAX_PREFIX} bytes"));
         }
         check_component(KIND, text, text)?;
         if text.starts_with('-') || text.contains(' ') {
@@ -223,27 +225,25 @@ const MONTHS: [&str; 12] = [
 ];
 
 impl Prefix {
-    /// The name of this prefix's snapshot of a moment: `PREFIX_2026-11-23_10:30:00`, in UTC.
+    /// The name of a snapshot with this prefix and a time: `PREFIX_2026-11-23_10:30:00`, in UTC.
     #[must_use]
     pub fn stamp(&self, at: DateTime<Utc>) -> SnapName {
-        // Made only of a checked prefix and allowed characters, and short enough.
+        // This needs no check: the prefix was checked, and the rest is short and consists of permitted characters.
         let (year, month, day) = (at.year().clamp(0, 9999), at.month(), at.day());
         let (hour, minute, second) = (at.hour(), at.minute(), at.second());
         SnapName(format!("{self}_{year:04}-{month:02}-{day:02}_{hour:02}:{minute:02}:{second:02}").into())
     }
 
-    /// The moment in the name of one of this prefix's snapshots; `None` if the name is not one of them.
+    /// The time in the name of a snapshot with this prefix; `None` for any other name.
     ///
-    /// All that follows the prefix must be a time, so that the prefixes `A` and `A_B` never mix up. The ancestor's
-    /// form, `PREFIX_2017-July-01_10:30:00`, is understood too.
+    /// Everything after the prefix must be a time, so that the prefixes `A` and `A_B` are never confused. zeplic's
+    /// form, `PREFIX_2017-July-01_10:30:00`, is accepted too.
     #[must_use]
     pub fn time_in(&self, name: &SnapName) -> Option<DateTime<Utc>> {
         parse_stamp(name.0.strip_prefix(&*self.0)?.strip_prefix('_')?)
     }
-}
 
-impl Prefix {
-    /// The prefix of a name that ends with a time; `None` for a name given by hand.
+    /// The prefix of a name that ends with a time; `None` for any other name.
     #[must_use]
     pub fn of(name: &SnapName) -> Option<Self> {
         let (rest, _) = name.0.rsplit_once('_')?;
@@ -253,13 +253,14 @@ impl Prefix {
     }
 }
 
-/// `2026-11-23_10:30:00` or `2017-July-01_10:30:00`. Written out, because it is asked a million times in one pass.
+/// Parses `2026-11-23_10:30:00` or `2017-July-01_10:30:00`. It is written out for speed: one pass may call it a million
+/// times.
 fn parse_stamp(text: &str) -> Option<DateTime<Utc>> {
     fn digits(text: &[u8]) -> Option<u32> {
         text.iter().try_fold(0, |n, b| b.is_ascii_digit().then(|| n * 10 + u32::from(b - b'0')))
     }
     let bytes = text.as_bytes();
-    // Year and "-" before the month, and "-", day, "_" and the time after it, are always as long.
+    // What comes before the month (year, "-") and after it ("-", day, "_", time) has a fixed length.
     let (year, month) = (bytes.get(..4)?, bytes.get(5..bytes.len().checked_sub(12)?)?);
     let [b'-', d1, d2, b'_', h1, h2, b':', m1, m2, b':', s1, s2] = *bytes.last_chunk::<12>()? else { return None };
     if bytes[4] != b'-' {
@@ -274,7 +275,7 @@ fn parse_stamp(text: &str) -> Option<DateTime<Utc>> {
     date.and_hms_opt(digits(&[h1, h2])?, digits(&[m1, m2])?, digits(&[s1, s2])?).map(|t| t.and_utc())
 }
 
-/// The name of a host as policy and catalog know it.
+/// The name of a host in policy and catalog.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostName(Box<str>);
 text_type!(HostName);
@@ -304,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dataset_names_follow_zfs_namecheck() {
+    fn dataset_name_follows_zfs_namecheck() {
         for good in ["tank", "tank/foo", "tank/a.b-c_d:e", "t/with blank", "Tank9/x"] {
             assert!(DatasetName::try_from(good).is_ok(), "{good}");
         }
@@ -331,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn containment_is_by_whole_components() {
+    fn below_compares_whole_components() {
         let root: DatasetName = "tank/foo".parse().unwrap();
         let below = |s: &str| DatasetName::try_from(s).unwrap().below(&root).map(str::to_owned);
         assert_eq!(below("tank/foo").as_deref(), Some(""));
@@ -341,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_belongs_to_a_prefix_only_with_a_whole_time() {
+    fn time_in_needs_a_complete_time_after_the_prefix() {
         let prefix: Prefix = "BACKUP".parse().unwrap();
         let time = |name: &str| prefix.time_in(&name.parse().unwrap()).map(|t| t.to_rfc3339());
         assert_eq!(time("BACKUP_2026-11-23_10:30:00").as_deref(), Some("2026-11-23T10:30:00+00:00"));
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_tells_its_prefix() {
+    fn prefix_of_finds_the_prefix_of_stamped_names() {
         let of = |name: &str| Prefix::of(&name.parse().unwrap()).map(|p| p.to_string());
         assert_eq!(of("A_B_2026-11-23_10:30:00").as_deref(), Some("A_B"));
         for by_hand in ["by hand", "a_b", "_2026-11-23_10:30:00", "A_2026-11-23"] {
@@ -390,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamped_name_is_read_back() {
+    fn time_in_reads_back_what_stamp_wrote() {
         let prefix: Prefix = "A_2026-11-23_10:30:00".parse().unwrap();
         for seconds in [0, 951_782_400, 1_795_429_800, 253_402_300_799] {
             let at = DateTime::from_timestamp(seconds, 999).unwrap();
@@ -402,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_shows_the_text_and_the_reason() {
+    fn name_error_shows_text_and_reason() {
         let error = DatasetName::try_from("tank/a@b").unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -1,11 +1,11 @@
-//! The vocabulary of orders: actions and status numbers, as the ancestor numbered them.
+//! The vocabulary of orders: actions and status numbers, with the numbers that zeplic gave them.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
-/// Identifies one order; random, so that two directors never make the same one.
+/// The identifier of an order. It is random, so that two directors never choose the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct OrderId(pub Uuid);
@@ -16,19 +16,19 @@ impl fmt::Display for OrderId {
     }
 }
 
-/// What becomes of a destination that cannot take an increment.
+/// What to do about a destination that cannot take an increment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnDivergence {
-    /// It stays as it is, and the transfer fails.
+    /// Leave it as it is and fail the transfer.
     #[default]
     Stop,
-    /// It is renamed, and the copy begins anew.
+    /// Rename it and start the copy from scratch.
     SetAside,
 }
 
 impl OnDivergence {
-    /// Whether it is the default: then orders do not mention it.
+    /// Whether it is the default, which orders omit.
     #[must_use]
     pub fn is_stop(&self) -> bool {
         *self == Self::Stop
@@ -43,14 +43,14 @@ pub enum Action {
     TakeSnapshot,
     /// Send `SnapshotUUID[0]` to `DestDataset` on `Destination`.
     SendSnapshot,
-    /// Destroy what `SnapshotUUID` lists.
+    /// Destroy the snapshots that `SnapshotUUID` lists.
     DestroySnapshot,
-    /// List `DestDataset`, or everything.
+    /// List `DestDataset`, or all datasets.
     KvResync,
-    /// Tell how large a `send_snapshot` would be. An action of its own, so that an agent that does not know it refuses
-    /// it: a mark on the real order might be passed over.
+    /// Report how large a `send_snapshot` would be. It is an action of its own, and not a flag on the real order, so
+    /// that an agent that does not know it refuses it.
     EstimateSend,
-    /// Tell what a `destroy_snapshot` would free.
+    /// Report what a `destroy_snapshot` would free.
     EstimateDestroy,
 }
 
@@ -102,11 +102,11 @@ macro_rules! numbered {
 }
 
 numbered! {
-    /// What a slave says of the destination dataset before a transfer.
+    /// What a slave reports about the destination dataset before a transfer.
     DatasetStatus {
         /// It exists and has snapshots.
         True = 1,
-        /// It is absent or has no snapshots.
+        /// It does not exist or has no snapshots.
         False = 2,
         /// Its entry in local.json is disabled.
         Disable = 3,
@@ -118,31 +118,31 @@ numbered! {
 }
 
 numbered! {
-    /// How an order ended, beyond success or failure.
+    /// How an order ended, in addition to success or failure.
     ResponseStatus {
-        /// The snapshot is there under another name.
+        /// The destination has the snapshot under another name.
         WasRenamed = 1,
         /// The destination was written to since its newest snapshot, or has snapshots of its own.
         WasWritten = 2,
-        /// There was nothing to do; of a take: nothing was written since the last snapshot.
+        /// There was nothing to do. For a take: nothing was written since the last snapshot.
         NothingToDo = 3,
         /// ZFS refused or failed.
         Zerror = 4,
-        /// The destination exists and has no snapshot in common.
+        /// The destination exists and has no snapshot in common with the source.
         NotEmpty = 5,
         /// An increment was sent.
         Incremental = 6,
         /// The destination already has a newer snapshot.
         MostActual = 7,
-        /// The destination was made anew: a full stream, and what followed it.
+        /// The destination was created: by a full stream and what followed it.
         Full = 8,
         /// The order was carried out (a take or a destroy).
         Done = 9,
-        /// The order is not allowed here, or makes no sense.
+        /// The order is not permitted here, or makes no sense.
         Refused = 10,
         /// Another order works on the same dataset.
         Busy = 11,
-        /// A peer could not be reached or went away; trying again later may work.
+        /// A peer could not be reached or disconnected; a later attempt may succeed.
         Unreachable = 12,
     }
 }
@@ -152,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_ancestors_numbers_keep_their_meaning() {
+    fn status_numbers_are_those_of_zeplic() {
         let statuses: Vec<u8> = DatasetStatus::ALL.iter().map(|s| s.number()).collect();
         assert_eq!(statuses, [1, 2, 3, 4, 5]);
         assert_eq!(serde_json::to_string(&ResponseStatus::MostActual).unwrap(), "7");

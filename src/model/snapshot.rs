@@ -1,4 +1,4 @@
-//! Snapshots and bookmarks: their identity, their marks, and the text form of a catalog record.
+//! Snapshots and bookmarks: their identity, the catalog's marks, and the text form of a catalog record.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,16 +11,16 @@ use uuid::Uuid;
 use crate::model::name::{DatasetName, NameError, SnapName};
 
 /// The namespace in which a snapshot's UUID is derived from its guid (RFC 9562, version 5).
-/// Part of the wire format: it never changes.
+/// It is part of the wire format and never changes.
 pub const SNAPSHOT_NAMESPACE: Uuid = Uuid::from_u128(0x7a73_796e_6300_5a46_8000_736e_6170_7368);
 
-/// ZFS' `guid` property: the one identity of a snapshot across pools and renames (zfsprops(7)).
-/// `zfs receive` keeps it; a bookmark has the guid of the snapshot that it was made from.
+/// ZFS' `guid` property: the identity of a snapshot across pools and renames (zfsprops(7)). `zfs receive` preserves it;
+/// a bookmark has the guid of the snapshot that it was made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Guid(pub u64);
 
 impl Guid {
-    /// The UUID under which the snapshot is known on the wire.
+    /// The UUID that stands for the snapshot on the wire.
     #[must_use]
     pub fn uuid(self) -> SnapshotId {
         SnapshotId(Uuid::new_v5(&SNAPSHOT_NAMESPACE, &self.0.to_be_bytes()))
@@ -34,7 +34,7 @@ impl fmt::Display for Guid {
 }
 
 impl Serialize for Guid {
-    /// A decimal string: JSON numbers above 2^53 do not survive every reader.
+    /// Writes a decimal string: many JSON parsers lose precision above 2^53.
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         s.collect_str(&self.0)
     }
@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Guid {
     }
 }
 
-/// A snapshot's UUID: version 5 of its guid, so that hosts agree on it without exchanging anything.
+/// A snapshot's UUID: version 5, derived from its guid, so that all hosts compute the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SnapshotId(pub Uuid);
@@ -68,17 +68,17 @@ impl fmt::Display for SnapshotId {
     }
 }
 
-/// What the catalog remembers about a snapshot beyond what ZFS knows: the ancestor's flags.
+/// What the catalog records about a snapshot in addition to its ZFS properties: zeplic's flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Marks {
-    /// `#sent`: it was sent somewhere from here.
+    /// `#sent`: it was sent to some destination.
     #[serde(skip_serializing_if = "is_false")]
     pub sent: bool,
     /// `#sync`: it was received here.
     #[serde(skip_serializing_if = "is_false")]
     pub sync: bool,
-    /// `#deleted`: it was here and was destroyed by an order.
+    /// `#deleted`: an order destroyed it.
     #[serde(skip_serializing_if = "is_false")]
     pub deleted: bool,
 }
@@ -88,16 +88,16 @@ fn is_false(b: &bool) -> bool {
     !*b
 }
 
-/// One snapshot as `zfs list` shows it, with the catalog's marks.
+/// A snapshot as `zfs list` shows it, with the catalog's marks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
     /// The name after `@`.
     pub name: SnapName,
     /// Its identity.
     pub guid: Guid,
-    /// Orders snapshots within one pool, and only there.
+    /// The transaction group of its creation. It orders snapshots, but only within one pool.
     pub createtxg: u64,
-    /// When it was taken, to the second; kept by `zfs receive`.
+    /// When it was taken, to the second; `zfs receive` preserves it.
     #[serde(with = "chrono::serde::ts_seconds")]
     pub creation: DateTime<Utc>,
     /// How many holds it has.
@@ -106,15 +106,15 @@ pub struct Snapshot {
     /// Whether clones depend on it.
     #[serde(default)]
     pub has_clones: bool,
-    /// Bytes that only this snapshot holds; 0 when unknown.
+    /// Bytes that only this snapshot references; 0 if unknown.
     #[serde(default)]
     pub used: u64,
-    /// What the catalog remembers about it.
+    /// The catalog's marks.
     #[serde(default)]
     pub marks: Marks,
 }
 
-/// One bookmark: enough of a snapshot to send an increment from.
+/// A bookmark: what remains of a snapshot, enough to send an increment from it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bookmark {
     /// The name after `#`.
@@ -192,12 +192,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_uuid_of_a_guid_never_changes() {
+    fn guid_uuid_is_stable() {
         assert_eq!(Guid(1).uuid().to_string(), "b30c0441-90bc-51ac-8b96-2b528d364118");
     }
 
     #[test]
-    fn a_record_survives_its_text_form() {
+    fn record_round_trips_through_text() {
         for text in [
             "b30c0441-90bc-51ac-8b96-2b528d364118:tank/foo@BACKUP_2026-11-23_10:30:00",
             "b30c0441-90bc-51ac-8b96-2b528d364118:tank/foo@by hand#sent#deleted",
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn guids_are_read_from_numbers_and_strings() {
+    fn guid_deserializes_from_numbers_and_strings() {
         let max: Guid = serde_json::from_str("\"18446744073709551615\"").unwrap();
         assert_eq!(max, Guid(u64::MAX));
         assert_eq!(serde_json::from_str::<Guid>("7").unwrap(), Guid(7));

@@ -8,8 +8,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::actions::{Order, Plan, PruneVerdict, decide};
-use crate::model::{DatasetName, Guid, HostName, Inventory, SnapName};
-use crate::policy::{Policy, Target};
+use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
+use crate::policy::Policy;
 
 /// Everything that differs, seen from the policy in force.
 #[derive(Debug, Serialize)]
@@ -63,7 +63,7 @@ pub struct Send {
     /// What it comes to.
     pub snapshot: SnapName,
     /// Where it goes.
-    pub to: Target,
+    pub to: Place,
     /// Why this policy sends it, or does not.
     pub this: String,
     /// Why the other one does, or does not.
@@ -166,7 +166,7 @@ fn why_no_take(plan: &Plan, take: &Take) -> String {
     or_no_policy(said)
 }
 
-type SendKey = (HostName, DatasetName, Guid, Target);
+type SendKey = (HostName, DatasetName, Guid, Place);
 
 fn sends(plan: &Plan) -> BTreeMap<SendKey, Send> {
     let due = plan.sends.iter().filter_map(|verdict| {

@@ -6,10 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::actions::{Explained, Notice, Plan, PruneReason, PruneVerdict, SendVerdict, TakeVerdict};
-use crate::fleet::estimate::Totals;
+use crate::fleet::planned::{PlannedOrder, Totals};
 use crate::model::{HostName, Inventory};
-use crate::plan::Filter;
-use crate::plan::foresee::PlannedOrder;
+use crate::plan::filter::Filter;
 
 /// A plan.
 #[derive(Serialize)]

@@ -5,67 +5,14 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde::{Deserialize, Serialize, Serializer};
 
 use crate::actions::{Engine, Order, predict};
-use crate::fleet::estimate::Estimate;
-use crate::model::{DatasetName, Guid, HostName, Inventory, SnapName};
-use crate::policy::{Policy, Target};
+use crate::fleet::planned::{After, PlannedOrder};
+use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
+use crate::policy::Policy;
 
 /// For how long a dataset in which nothing was written is taken to stay so.
 const STILL_UNWRITTEN: TimeDelta = TimeDelta::minutes(5);
-
-/// After which orders of the same pass another one becomes possible.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum After {
-    /// After the snapshots have been taken.
-    Take,
-    /// After the transfers as well.
-    Send,
-}
-
-/// An order as a pass would give it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedOrder {
-    /// What is given. Of a snapshot that is yet to be taken, nobody knows the guid: the one here is made up.
-    pub order: Order,
-    /// What it waits for; `None` if it can be given now.
-    pub after: Option<After>,
-    /// What it would send or free; `None` if that was not asked, or of a take.
-    pub estimate: Option<Estimate>,
-}
-
-impl PlannedOrder {
-    fn new(order: Order, after: Option<After>) -> Self {
-        Self { order, after, estimate: None }
-    }
-}
-
-impl Serialize for PlannedOrder {
-    /// The order and `after`, without a made-up guid.
-    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        #[derive(Serialize)]
-        struct Whole<'a> {
-            #[serde(flatten)]
-            order: &'a Order,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            after: Option<After>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            estimate: Option<&'a Estimate>,
-        }
-        let Self { order, after, estimate } = self;
-        let whole = Whole { order, after: *after, estimate: estimate.as_ref() };
-        if *after != Some(After::Take) || !matches!(order, Order::Send { .. }) {
-            return whole.serialize(s);
-        }
-        let mut value = serde_json::to_value(whole).map_err(serde::ser::Error::custom)?;
-        if let Some(object) = value.as_object_mut() {
-            object.remove("guid");
-        }
-        value.serialize(s)
-    }
-}
 
 /// The orders of one entry in one pass, in the order in which they are carried out.
 #[derive(Debug, Default)]
@@ -163,7 +110,7 @@ impl<'a> Future<'a> {
 /// Of several transfers of a dataset to one destination the last one, which brings the others' snapshots along.
 /// Parents come before their children, as the director has them carried out.
 fn newest_of_each(due: Vec<Order>) -> Vec<Order> {
-    let mut by_level: BTreeMap<(usize, DatasetName, Target), Order> = BTreeMap::new();
+    let mut by_level: BTreeMap<(usize, DatasetName, Place), Order> = BTreeMap::new();
     for order in due {
         if let Order::Send { dataset, to, .. } = &order {
             by_level.insert((dataset.as_str().matches('/').count(), dataset.clone(), to.clone()), order);
@@ -175,7 +122,7 @@ fn newest_of_each(due: Vec<Order>) -> Vec<Order> {
 /// What was due before anything was carried out.
 #[derive(Default)]
 struct Now {
-    sends: HashSet<(HostName, DatasetName, Guid, Target)>,
+    sends: HashSet<(HostName, DatasetName, Guid, Place)>,
     destroyed: HashMap<(HostName, DatasetName), HashSet<Guid>>,
 }
 

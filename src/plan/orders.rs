@@ -1,26 +1,47 @@
-//! The orders of one pass: decided, saved and told.
+//! The orders of one pass: decided, saved and printed.
 
-use std::io::Write;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::Path;
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
 
 use crate::actions::{Order, Plan, decide};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::report::Format;
+use crate::config::Fingerprint;
 use crate::director::SavedPlan;
-use crate::fleet::estimate::{Answers, Questions, Totals};
+use crate::fleet::estimate::{Answers, Questions};
+use crate::fleet::planned::{PlannedOrder, Totals};
 use crate::fleet::{fitting, wire_order};
-use crate::model::Inventory;
+use crate::model::{HostName, Inventory};
 use crate::plan::document::{Document, Explain, notices};
-use crate::plan::foresee::{PlannedOrder, foresee};
-use crate::plan::{Known, Settings, table, write_whole};
+use crate::plan::foresee::foresee;
+use crate::plan::settings::PlanSettings;
+use crate::plan::table;
 use crate::policy::Policy;
+use crate::sys::files;
 
-/// Decides, and saves what can be done now if that is wanted.
+/// What a preview decides on.
+pub(crate) struct Known {
+    /// The policy.
+    pub policy: Policy,
+    /// Identifies the policy in a saved plan.
+    pub fingerprint: Fingerprint,
+    /// What every host holds.
+    pub inventory: Inventory,
+    /// Hosts that were asked and did not answer, with the reason.
+    pub unseen: BTreeMap<HostName, String>,
+    /// Estimates of the latest plan.
+    pub estimates: Answers,
+}
+
+/// Decides, and saves the orders that can be given now if `out` names a file.
 fn decided(
-    settings: &Settings,
+    settings: &PlanSettings,
     known: &Known,
     at: DateTime<Utc>,
     out: Option<&Path>,
@@ -35,9 +56,9 @@ fn decided(
     Ok((plan, now))
 }
 
-/// Everything that a pass would do, and why.
+/// Everything that a pass would do, with the reasons.
 pub(crate) fn document(
-    settings: &Settings,
+    settings: &PlanSettings,
     known: Known,
     at: DateTime<Utc>,
     explain: bool,
@@ -47,27 +68,27 @@ pub(crate) fn document(
     let Known { policy, inventory, unseen, estimates, .. } = known;
     let notices = notices(&plan, &settings.filter);
     let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
-    // A plan over a million snapshots is large, and its orders are all that is still needed.
+    // A plan over a million snapshots is large, and only its orders are still needed.
     drop(plan);
-    // What is remembered was estimated of the world as it is, and not as it is foreseen.
+    // The estimates were made for the inventory as it is, not as it is predicted.
     let world = (!estimates.is_empty()).then(|| inventory.clone());
-    let mut orders = settings.filter.narrow_foreseen(foresee(&policy, inventory, now, at));
+    let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at));
     let estimate = world.and_then(|world| remembered(&mut orders, &policy, &world, &estimates));
     Ok(Document { at, unseen, orders, estimate, notices, explain })
 }
 
-/// Puts to the orders what was estimated for an earlier plan; `None` if that was about other snapshots.
+/// Adds the estimates of an earlier plan to the orders; `None` if they were about other snapshots.
 fn remembered(orders: &mut [PlannedOrder], policy: &Policy, world: &Inventory, answers: &Answers) -> Option<Totals> {
     let totals = Questions::about(orders, policy, world).put(orders, answers);
     if totals.at.is_none() {
-        orders.iter_mut().for_each(|foreseen| foreseen.estimate = None);
+        orders.iter_mut().for_each(|planned| planned.estimate = None);
         return None;
     }
     Some(totals)
 }
 
-/// Tells it; `true` if there are orders.
-pub(crate) fn tell(settings: &Settings, document: &Document) -> bool {
+/// Prints the preview; `true` if there are orders.
+pub(crate) fn print(settings: &PlanSettings, document: &Document) -> bool {
     match settings.format {
         Format::Table => report::print(&table::plan(document, report::width())),
         Format::Json | Format::Ndjson => report::print_json(document),
@@ -75,9 +96,9 @@ pub(crate) fn tell(settings: &Settings, document: &Document) -> bool {
     !document.orders.is_empty()
 }
 
-/// Prints what can be done now, as agents take it; `true` if there is anything.
+/// Prints the orders that can be given now, as agents accept them; `true` if there are any.
 pub(crate) fn print_lines(
-    settings: &Settings,
+    settings: &PlanSettings,
     known: &Known,
     at: DateTime<Utc>,
     out: Option<&Path>,
@@ -87,4 +108,14 @@ pub(crate) fn print_lines(
     let wanted: Vec<Order> = settings.filter.narrow_all(now).into_iter().flat_map(fitting).collect();
     report::print_ndjson(wanted.iter().map(|order| wire_order(order, &known.policy, &known.inventory)));
     Ok(!wanted.is_empty())
+}
+
+/// Writes a file as a whole or not at all. Anything that is not a regular file (a pipe, a terminal) is written in place.
+pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    if fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let mut file = File::options().write(true).open(path).with_context(cannot)?;
+        return write(&mut file).with_context(cannot);
+    }
+    files::write(path, files::PUBLIC, files::Mode::Replace, write).with_context(cannot)
 }

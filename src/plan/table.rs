@@ -7,11 +7,10 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use crate::actions::{Order, SendVerdict, Side, TakeVerdict};
 use crate::cli::report;
-use crate::fleet::estimate::{Estimate, Totals};
+use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
 use crate::model::{DatasetName, HostName};
 use crate::plan::compare::{Comparison, Difference, Snapshots};
 use crate::plan::document::{Document, Explain, Prune, Told};
-use crate::plan::foresee::{After, PlannedOrder};
 use crate::plan::simulate::{Ages, Place, Simulation};
 
 /// How many snapshots of one dataset a comparison names without `--explain`.

@@ -1,4 +1,5 @@
-//! Network addresses as people write them: a name or an IP address, with or without a port.
+//! Network addresses as written in configurations (a name or an IP address, with or without a port), and the default
+//! ports.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -6,17 +7,17 @@ use std::str::FromStr;
 
 use crate::model::HostName;
 
-/// The port on which an agent listens, unless it is said otherwise.
+/// The default port of agents.
 pub const AGENT_PORT: u16 = 7711;
-/// The port on which a slave listens, unless it is said otherwise.
+/// The default port of slaves.
 pub const SLAVE_PORT: u16 = 7722;
 
 /// A host with or without a port: `10.0.0.2:7711`, `beta.example.org`, `[::1]:7711`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
-    /// A name or an IPv4 address, or an IPv6 address between brackets.
+    /// A name, an IPv4 address, or an IPv6 address in brackets.
     host: String,
-    /// The port; `None`: the default of whoever listens there.
+    /// The port; `None` for the default of the service.
     port: Option<u16>,
 }
 
@@ -31,19 +32,19 @@ pub struct AddressError {
 }
 
 impl Address {
-    /// The host, an IPv6 address between brackets.
+    /// The host; an IPv6 address is in brackets.
     #[must_use]
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port, if it was written.
+    /// The port, if one was given.
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// `host:port`, with this port where none was written.
+    /// `host:port`, with the given port if the address has none.
     #[must_use]
     pub fn with_default_port(&self, port: u16) -> String {
         format!("{}:{}", self.host, self.port.unwrap_or(port))
@@ -71,7 +72,7 @@ fn split(text: &str) -> Result<Address, String> {
     }
     let (host, port) = if let Some(rest) = text.strip_prefix('[') {
         let (host, after) = rest.split_once(']').ok_or("the bracket is not closed")?;
-        host.parse::<Ipv6Addr>().map_err(|_| format!("{host:?} between the brackets is not an IPv6 address"))?;
+        host.parse::<Ipv6Addr>().map_err(|_| format!("{host:?} in the brackets is not an IPv6 address"))?;
         let port = match after.strip_prefix(':') {
             Some(port) => Some(port),
             None if after.is_empty() => None,
@@ -79,7 +80,7 @@ fn split(text: &str) -> Result<Address, String> {
         };
         (format!("[{host}]"), port)
     } else if text.parse::<Ipv6Addr>().is_ok() {
-        return Err("an IPv6 address stands between brackets".to_owned());
+        return Err("an IPv6 address must be in brackets".to_owned());
     } else {
         let (host, port) = text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port)));
         check_host(host)?;
@@ -96,7 +97,7 @@ fn split(text: &str) -> Result<Address, String> {
 }
 
 fn check_host(host: &str) -> Result<(), String> {
-    // Only digits and dots: a resolver would take it for an IPv4 address, and not always for the one that was meant.
+    // A resolver takes digits and dots for an IPv4 address, but not always for the intended one.
     if !host.is_empty() && host.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
         return host.parse::<Ipv4Addr>().map(|_| ()).map_err(|_| format!("{host:?} is not an IPv4 address"));
     }
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_gets_the_default_port_only_where_it_has_none() {
+    fn address_without_port_gets_the_default() {
         for (text, full) in [
             ("10.0.0.2", "10.0.0.2:7711"),
             ("10.0.0.2:1", "10.0.0.2:1"),
@@ -125,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_dialled_is_refused() {
+    fn address_that_cannot_be_dialled_is_rejected() {
         for text in [
             "",
             ":7711",

@@ -1,4 +1,4 @@
-//! How much a host may send to others, and when.
+//! Bandwidth limits: how fast a host may send to others, and when.
 
 use std::str::FromStr;
 
@@ -8,11 +8,11 @@ use thiserror::Error;
 use crate::model::HostName;
 use crate::policy::Zone;
 
-/// Slower, a transfer could not be told from one that hangs.
-const LEAST: f64 = 16_000.0;
-/// More than any network has.
-const MOST: f64 = 1e12;
-/// Units and how many bytes each is; a bit is an eighth.
+/// The lowest rate in bytes a second. A slower transfer would be indistinguishable from one that hangs.
+const MIN_RATE: f64 = 16_000.0;
+/// The highest rate in bytes a second: more than any network has.
+const MAX_RATE: f64 = 1e12;
+/// The units, with their size in bytes.
 const UNITS: &[(&str, f64)] = &[
     ("B", 1.0),
     ("kB", 1e3),
@@ -28,14 +28,14 @@ const UNITS: &[(&str, f64)] = &[
     ("Gbit", 125e6),
 ];
 
-/// Bytes a second: `20MB/s`, `512KiB/s`, `100Mbit/s`.
+/// A rate in bytes a second, written `20MB/s`, `512KiB/s` or `100Mbit/s`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rate(u64);
 
-/// Why a text is no rate.
+/// Why a text is not a rate.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{text:?} is not a rate: {reason}; allowed is one from \"16kB/s\" to \"1000GB/s\", as in \"20MB/s\", \"512KiB/s\" or \"100Mbit/s\""
+    "{text:?} is not a rate: {reason}; use a rate from \"16kB/s\" to \"1000GB/s\", as in \"20MB/s\", \"512KiB/s\" or \"100Mbit/s\""
 )]
 pub struct RateError {
     text: String,
@@ -43,7 +43,7 @@ pub struct RateError {
 }
 
 impl Rate {
-    /// Bytes a second.
+    /// The rate in bytes a second.
     #[must_use]
     pub fn bytes(self) -> u64 {
         self.0
@@ -58,14 +58,14 @@ impl FromStr for Rate {
         let amount = text.strip_suffix("/s").ok_or_else(|| bad("it does not end with \"/s\""))?;
         let digits = amount.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = &amount[digits.len()..];
-        let (_, bytes) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(|| bad("its unit is not known"))?;
+        let (_, bytes) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(|| bad("its unit is unknown"))?;
         let number = digits.trim_end();
         let plain = number.bytes().all(|b| b.is_ascii_digit() || b == b'.');
         let number: f64 =
             number.parse().ok().filter(|_| plain).ok_or_else(|| bad("it does not begin with a number"))?;
         let rate = number * bytes;
-        if !(LEAST..=MOST).contains(&rate) {
-            return Err(bad("it is out of bounds"));
+        if !(MIN_RATE..=MAX_RATE).contains(&rate) {
+            return Err(bad("it is out of range"));
         }
         Ok(Self(rate as u64))
     }
@@ -74,41 +74,45 @@ impl FromStr for Rate {
 /// One limit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// How much.
+    /// The rate.
     pub rate: Rate,
-    /// The host that it is for; `None`: all hosts together.
+    /// The host that it applies to; `None` for all hosts together.
     pub destination: Option<HostName>,
-    /// From when to when in the day; one that ends before it begins goes over midnight.
+    /// The hours of the day, from start to end. If the end is before the start, it is on the next day.
     pub hours: Option<(NaiveTime, NaiveTime)>,
-    /// The days on which it begins; empty: all.
+    /// The days on which the hours begin; empty for all days.
     pub days: Vec<Weekday>,
 }
 
-/// All limits of a host. Each that is in force holds by itself, for everything together that it is for.
+/// The limits of a host. Each limit in force applies independently, to the sum of all streams that it covers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bandwidth {
-    /// The zone of `hours` and `days`.
+    /// The time zone of `hours` and `days`.
     pub timezone: Zone,
     /// The limits.
     pub limits: Vec<Limit>,
 }
 
 impl Bandwidth {
-    /// What is in force at a moment for what goes to a host: each limit's place in the list, and its rate.
+    /// The limits that apply at a moment to streams to a host, as indices in the list and rates.
     pub fn in_force<'a>(&'a self, to: &'a HostName, now: DateTime<Utc>) -> impl Iterator<Item = (usize, Rate)> + 'a {
         let local = now.with_timezone(&self.timezone);
         let (day, time) = (local.weekday(), local.time());
-        let counts = move |limit: &Limit| {
+        let applies = move |limit: &Limit| {
             let is_on = |day: Weekday| limit.days.is_empty() || limit.days.contains(&day);
             let is_now = match limit.hours {
                 None => is_on(day),
                 Some((from, until)) if from < until => is_on(day) && (from..until).contains(&time),
-                // Past midnight it is yesterday's.
+                // After midnight, the hours began on the previous day.
                 Some((from, until)) => time >= from && is_on(day) || time < until && is_on(day.pred()),
             };
             is_now && limit.destination.as_ref().is_none_or(|host| host == to)
         };
-        self.limits.iter().enumerate().filter(move |(_, limit)| counts(limit)).map(|(place, limit)| (place, limit.rate))
+        self.limits
+            .iter()
+            .enumerate()
+            .filter(move |(_, limit)| applies(limit))
+            .map(|(index, limit)| (index, limit.rate))
     }
 }
 
@@ -117,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_read_as_people_write_them() {
+    fn rate_parses_units_within_range() {
         for (text, bytes) in [
             ("20MB/s", 20_000_000),
             ("1.5 MiB/s", 1_572_864),
@@ -143,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_force_depends_on_host_day_and_hour() {
+    fn in_force_depends_on_host_day_and_hour() {
         use Weekday::{Fri, Mon, Sat, Thu, Tue, Wed};
         let limits = vec![
             limit("20MB/s", None, Some(("08:00", "18:00")), &[Mon, Tue, Wed, Thu, Fri]),
@@ -166,7 +170,7 @@ mod tests {
         ] {
             let found = bandwidth
                 .in_force(&to.parse().unwrap(), now.parse().unwrap())
-                .map(|(place, _)| place)
+                .map(|(index, _)| index)
                 .collect::<Vec<_>>();
             assert_eq!(found, wanted, "{now} to {to}");
         }

@@ -1,4 +1,4 @@
-//! How streams to other hosts are compressed on their way.
+//! The compression of streams to other hosts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,18 +8,18 @@ use thiserror::Error;
 
 use crate::model::HostName;
 
-/// zstd's own default.
+/// The default level of zstd.
 const DEFAULT_LEVEL: i32 = 3;
-/// Levels above take memory without end, on both sides.
+/// The levels permitted. Higher ones need very much memory on both sides.
 const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 
-/// zstd at a level: `zstd`, `zstd:9`.
+/// zstd with a level, written `zstd` or `zstd:9`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Zstd(i32);
 
-/// Why a text is no compression.
+/// Why a text is not a compression.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{text:?} is not a compression: {reason}; allowed is \"zstd\", or with a level from 1 to 19 as in \"zstd:9\"")]
+#[error("{text:?} is not a compression: {reason}; use \"zstd\", or a level from 1 to 19 as in \"zstd:9\"")]
 pub struct CompressionError {
     text: String,
     reason: &'static str,
@@ -47,28 +47,28 @@ impl FromStr for Zstd {
         let level = match text.split_once(':') {
             None if text == "zstd" => return Ok(Self(DEFAULT_LEVEL)),
             Some(("zstd", level)) => level,
-            _ => return Err(bad("its method is not known")),
+            _ => return Err(bad("its method is unknown")),
         };
         let plain = !level.is_empty() && level.bytes().all(|b| b.is_ascii_digit());
         let level = level.parse().ok().filter(|_| plain).ok_or_else(|| bad("its level is not a number"))?;
-        if LEVELS.contains(&level) { Ok(Self(level)) } else { Err(bad("its level is out of bounds")) }
+        if LEVELS.contains(&level) { Ok(Self(level)) } else { Err(bad("its level is out of range")) }
     }
 }
 
-/// What a host compresses: nothing, unless it says so.
+/// Which streams a host compresses: none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// Nothing.
+    /// None.
     #[default]
     Off,
-    /// What goes to any host.
+    /// Streams to all hosts.
     All(Zstd),
-    /// What goes to these hosts.
+    /// Streams to these hosts.
     Hosts(BTreeMap<HostName, Zstd>),
 }
 
 impl Compression {
-    /// How streams to a host are compressed; `None`: they go as they are.
+    /// How streams to a host are compressed; `None` if they are not.
     #[must_use]
     pub fn to(&self, host: &HostName) -> Option<Zstd> {
         match self {
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_method_may_have_a_level() {
+    fn zstd_level_is_optional() {
         for (text, level) in [("zstd", 3), ("zstd:1", 1), ("zstd:19", 19)] {
             assert_eq!(text.parse::<Zstd>().map(Zstd::level), Ok(level), "{text}");
             assert_eq!(text.parse::<Zstd>().unwrap().to_string().parse::<Zstd>().map(Zstd::level), Ok(level));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_for_all_hosts_or_for_those_that_are_named() {
+    fn compression_applies_to_all_or_named_hosts() {
         let (beta, gamma): (HostName, HostName) = ("beta".parse().unwrap(), "gamma".parse().unwrap());
         let nine: Zstd = "zstd:9".parse().unwrap();
         assert_eq!(Compression::default().to(&beta), None);

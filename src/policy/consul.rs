@@ -1,19 +1,19 @@
-//! How a Consul is reached, as configured: the same keys for directors, agents and slaves.
+//! The configuration of access to Consul, which is the same for directors, agents and slaves.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Text that no log and no error shows.
+/// Text that never appears in logs or errors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// Keeps a text.
+    /// Wraps a text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The text, for the one place that has to send it.
+    /// The text, for the code that sends it to Consul.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -26,8 +26,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The object `consul` of `server.json` and `local.json`. What is missing is taken from the environment's
-/// `CONSUL_...` variables, which also win over what is written; then Consul's own defaults hold.
+/// The object `consul` of `server.json` and `local.json`. The environment variables `CONSUL_...` take precedence over
+/// it. Consul's own defaults apply to what neither of them sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConsulConfig {
     /// `host:port`, `http(s)://host:port[/path]` or `unix:///path`; by default `127.0.0.1:8500`.
@@ -36,19 +36,19 @@ pub struct ConsulConfig {
     pub token: Option<Secret>,
     /// A file that holds the token.
     pub token_file: Option<PathBuf>,
-    /// PEM file of the certificates that Consul's is to be signed by.
+    /// The PEM file of the CAs that may sign Consul's certificate.
     pub ca_file: Option<PathBuf>,
-    /// PEM file of the certificate that is shown to Consul.
+    /// The PEM file of the client certificate.
     pub cert_file: Option<PathBuf>,
-    /// PEM file of its key.
+    /// The PEM file of its key.
     pub key_file: Option<PathBuf>,
-    /// The name that Consul's certificate is to have, if not the address'.
+    /// The name expected in Consul's certificate, if it is not the one in the address.
     pub tls_server_name: Option<String>,
-    /// The datacenter, if not that of the agent asked.
+    /// The datacenter, if it is not that of the Consul agent.
     pub datacenter: Option<String>,
-    /// What all keys begin with; by default `zsync`. Directors and hosts of one fleet need the same.
+    /// The prefix of all keys, by default `zsync`. Directors and hosts of one fleet must use the same one.
     pub prefix: Option<String>,
-    /// The address under which other hosts reach this one: for the service catalog. Only in `local.json`.
+    /// The address of this host in Consul's service catalog. Only in `local.json`.
     pub advertise: Option<String>,
 }
 
@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_never_shown() {
+    fn token_is_hidden_in_debug_output() {
         let config = ConsulConfig { token: Some(Secret::new("b1gs3cr3t")), ..ConsulConfig::default() };
         assert!(!format!("{config:?}").contains("b1gs3cr3t"));
     }

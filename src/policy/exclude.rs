@@ -1,8 +1,8 @@
-//! What below an entry's dataset the entry does not mean.
+//! The datasets below an entry's dataset that the entry leaves out.
 
 use glob::{MatchOptions, Pattern};
 
-/// Patterns of names below a dataset: `*` within a component, `**` over any number of them.
+/// Patterns for names below a dataset: `*` matches within a component, `**` any number of components.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Exclude(Vec<Pattern>);
 
@@ -10,14 +10,14 @@ const COMPONENTS: MatchOptions =
     MatchOptions { case_sensitive: true, require_literal_separator: true, require_literal_leading_dot: false };
 
 impl Exclude {
-    /// From patterns.
+    /// Excludes the datasets that match one of the patterns, and all datasets below them.
     #[must_use]
     pub fn new(patterns: Vec<Pattern>) -> Self {
         Self(patterns)
     }
 
-    /// Whether a name below the dataset (`a/b`), or one that it lies below, is left out. The dataset itself (an empty
-    /// name) never is.
+    /// Whether a name below the dataset (`a/b`) or one of its parents is left out. The dataset itself (an empty name)
+    /// is never left out.
     #[must_use]
     pub fn covers(&self, below: &str) -> bool {
         let ends = below.match_indices('/').map(|(at, _)| at).chain([below.len()]);
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_leaves_out_what_it_names_with_all_below() {
+    fn pattern_excludes_matches_and_all_below() {
         for (pattern, out, stays) in [
             ("tmp", vec!["tmp", "tmp/a", "tmp/a/b"], vec!["", "tmp2", "a/tmp", "tm"]),
             ("*", vec!["a", "a/b"], vec![""]),

@@ -1,28 +1,28 @@
-//! Hooks: commands that a host's administrator has zsync run. Only that host's own `local.json` ever names a command.
+//! Hooks: commands that zsync runs for a host's administrator. Only that host's own `local.json` can name a command.
 
 use std::time::Duration;
 
-/// How long a hook may take, unless local.json says otherwise.
+/// The default time limit of a hook.
 pub const DEFAULT_HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The commands of an entry.
+/// The hooks of an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Hooks {
-    /// Before a snapshot is taken.
+    /// Runs before a snapshot is taken.
     pub before_snapshot: Option<Hook>,
-    /// After that, whether or not it was taken.
+    /// Runs after that, whether or not a snapshot was taken.
     pub after_snapshot: Option<Hook>,
-    /// After something was received.
+    /// Runs after a receive.
     pub after_receive: Option<Hook>,
 }
 
-/// One command.
+/// One hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// The program, from the root, and its arguments; no shell looks at them.
+    /// The absolute path of the program, and its arguments. No shell is involved.
     pub command: Vec<String>,
-    /// How long it may take.
+    /// The time limit.
     pub timeout: Duration,
-    /// Whether its failure is one of the order, too.
+    /// Whether the order fails if the hook does.
     pub aborts: bool,
 }

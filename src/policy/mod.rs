@@ -1,6 +1,9 @@
-//! What an administrator wants: which snapshots to take, where they go, how long they stay.
+//! The meaning of the two configuration files.
 //!
-//! A [`Policy`] is valid by construction: the configuration parser makes it, nobody else checks it again.
+//! [`Policy`] is that of `server.json`: which snapshots to take, where to send them, and how long to keep them.
+//! [`Local`] is that of `local.json`: what one host permits. Both are valid by construction: the configuration parser
+//! builds them, and nothing checks them again.
+//!
 //! Nothing here performs I/O or reads a clock.
 
 mod address;
@@ -21,7 +24,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 
-use crate::model::{DatasetName, HostName, OnDivergence, Prefix, TlsFiles};
+use crate::model::{DatasetName, HostName, OnDivergence, Place, Prefix, TlsFiles};
 pub use address::{AGENT_PORT, Address, AddressError, SLAVE_PORT};
 pub use bandwidth::{Bandwidth, Limit, Rate, RateError};
 pub use compression::{Compression, CompressionError, Zstd};
@@ -34,11 +37,11 @@ pub use retention::{Retention, RetentionError};
 pub use schedule::{Schedule, ScheduleError, SyncPolicy};
 pub use zone::{NoSuchZone, Zone, ZoneOffset};
 
-/// How late a missed slot is still made up for, unless the policy says otherwise.
+/// The default of `catch_up`: how late a missed snapshot is still taken.
 pub const DEFAULT_CATCH_UP: Duration = Duration::from_secs(6 * 3600);
 
-/// How long an order that fails for a reason that may pass is tried again, unless the policy says otherwise: a service
-/// that its supervisor starts anew is back by then.
+/// The default of `retry_for`: how long an order that failed for a temporary reason is retried. It is long enough for a
+/// service to be restarted by its supervisor.
 pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(20);
 
 /// The whole of `server.json`.
@@ -46,25 +49,25 @@ pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(20);
 pub struct Policy {
     /// Consul's datacenter, unless `catalog.consul` names one; only a label with the embedded catalog.
     pub datacenter: Option<String>,
-    /// The zone of cron slots and of calendar periods. UTC by default.
+    /// The time zone of cron slots and of calendar periods. UTC by default.
     pub timezone: Zone,
-    /// Where the catalog is kept.
+    /// Where the catalog is stored.
     pub catalog: CatalogConfig,
-    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    /// The director's certificate and key for connections to agents; `None` for plaintext.
     pub tls: Option<TlsFiles>,
     /// Addresses of hosts, by name.
     pub hosts: BTreeMap<HostName, HostAddress>,
-    /// The daily window (from, to) in which the catalog is checked against ZFS on every host.
+    /// The daily window (start, end) in which the catalog is compared with ZFS on every host.
     pub consul_resync: Option<(NaiveTime, NaiveTime)>,
-    /// How long an order that fails for a reason that may pass is tried again, from when it was given or, if later,
-    /// from when it last moved any data.
+    /// How long an order that failed for a temporary reason is retried, counted from when it was given or, if later,
+    /// from when it last moved data.
     pub retry_for: Duration,
-    /// What to do with which dataset, in the order of the file.
+    /// The entries, in the order of the file.
     pub datasets: Vec<DatasetPolicy>,
 }
 
 impl Policy {
-    /// The hosts that the policy speaks of, as sources and as destinations.
+    /// The hosts that the policy names as sources and destinations.
     #[must_use]
     pub fn hosts_named(&self) -> BTreeSet<HostName> {
         let sources = self.datasets.iter().map(|entry| &entry.hostname);
@@ -72,12 +75,12 @@ impl Policy {
         sources.chain(destinations).cloned().collect()
     }
 
-    /// When the window of [`Policy::consul_resync`] began that `now` lies in; `None` outside of it.
+    /// When the window of [`Policy::consul_resync`] that contains `now` began; `None` outside of the window.
     #[must_use]
     pub fn resync_since(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let (from, to) = self.consul_resync?;
         let local = now.with_timezone(&self.timezone).naive_local();
-        // A window that goes past midnight began yesterday, or begins today.
+        // A window across midnight began yesterday or today.
         let today = local.date();
         let day = if local.time() >= from { today } else { today.pred_opt()? };
         let length = to.signed_duration_since(from);
@@ -86,25 +89,25 @@ impl Policy {
         if local >= began + length {
             return None;
         }
-        // In the hour that clocks skip there is no such time: the window begins now.
+        // If the window begins in the hour that the clock skips, it begins now.
         let began = self.timezone.from_local_datetime(&began);
         began.earliest().map_or(Some(now), |began| Some(began.to_utc()))
     }
 }
 
-/// Where the catalog is kept.
+/// Where the catalog is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CatalogConfig {
-    /// A SQLite file in this folder, written by the director alone.
+    /// In a SQLite file, which only the director writes.
     Embedded {
-        /// The folder.
+        /// The folder of the file.
         path: PathBuf,
     },
-    /// Consul's key-value store, in which every host writes its own records.
+    /// In Consul's key-value store, to which every host writes its own records.
     Consul(Box<ConsulConfig>),
 }
 
-/// Where a host is reached.
+/// The addresses of a host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostAddress {
     /// The agent's `host:port`.
@@ -116,58 +119,59 @@ pub struct HostAddress {
 /// One entry of `datasets`.
 #[derive(Clone, Debug)]
 pub struct DatasetPolicy {
-    /// The host whose dataset it is.
+    /// The host of the dataset.
     pub hostname: HostName,
     /// The dataset.
     pub dataset: DatasetName,
-    /// Whether everything below it is meant too.
+    /// Whether the entry also covers all datasets below it.
     pub recursive: bool,
-    /// `backup`, `sync` and those under `policies`, by name.
+    /// The policies `backup`, `sync` and those under `policies`, sorted by name.
     pub policies: Vec<SnapshotPolicy>,
-    /// What below the dataset is left out.
+    /// The datasets below it that are left out.
     pub exclude: Exclude,
-    /// Whether a destination that was written to is rolled back to its newest snapshot, if that is the common one,
-    /// and one without any snapshot is replaced.
+    /// Whether to roll a destination that was written to back to its newest snapshot, if that is the newest common one,
+    /// and to replace a destination without snapshots.
     pub rollback_if_needed: bool,
-    /// Whether such a rollback may destroy snapshots that only the destination has.
+    /// Whether a rollback may destroy snapshots that only the destination has.
     pub rollback_may_destroy: bool,
-    /// What becomes of a destination that cannot take an increment, and may not be rolled back.
+    /// What to do about a destination that cannot take an increment and may not be rolled back.
     pub on_divergence: OnDivergence,
-    /// Whether a renamed snapshot is left alone by destroys.
+    /// Whether a renamed snapshot is never destroyed.
     pub skip_if_renamed: bool,
-    /// Whether no snapshot is taken when nothing was written since the last one.
+    /// Whether to take no snapshot if nothing was written since the last one.
     pub skip_if_not_written: bool,
-    /// Whether a snapshot with clones is no candidate for a destroy. Where it is one, the agent leaves it alone all
-    /// the same.
+    /// Whether a snapshot with clones is kept by the decision. Even if it is not, the agent does not destroy it.
     pub skip_if_cloned: bool,
 }
 
 /// One policy of a dataset: a prefix with its schedule, destinations and retention.
 #[derive(Clone, Debug)]
 pub struct SnapshotPolicy {
-    /// Its key in the file: `backup`, `sync` or a name of the administrator's.
+    /// Its key in the file: `backup`, `sync`, or a name under `policies`.
     pub name: String,
-    /// What its snapshots' names begin with.
+    /// The prefix of its snapshots' names.
     pub prefix: Prefix,
-    /// When snapshots are taken; `None`: never by zsync, others take them.
+    /// When to take snapshots; `None` if they are taken by other means.
     pub creation: Option<Schedule>,
-    /// How late a missed slot is still made up for.
+    /// How late a missed snapshot is still taken.
     pub catch_up: Duration,
-    /// Where the snapshots go; may be the same host.
-    pub sync_on: Vec<Target>,
-    /// When they go there.
+    /// The destinations, which may be on the same host: what the entry's dataset becomes there. Datasets below it keep
+    /// their relative names.
+    pub sync_on: Vec<Place>,
+    /// When to send the snapshots.
     pub sync_policy: SyncPolicy,
-    /// What stays on the source; `None`: everything.
+    /// What to keep on the source; `None` for everything.
     pub retention: Option<Retention>,
-    /// What stays on each destination; `None`: everything. By default the same as `retention`.
+    /// What to keep on each destination; `None` for everything. By default the same as `retention`.
     pub sync_retention: Option<Retention>,
     /// Whether a snapshot may be destroyed before it is on every destination.
     pub prune_unsent: bool,
-    /// From when on `zsync check` finds fault.
+    /// The thresholds of `zsync check`.
     pub check: Thresholds,
 }
 
-/// From when on `zsync check` finds fault. What is not said goes by the schedules, or is not looked at.
+/// The thresholds of `zsync check`. Ages that are not configured follow from the schedules; other limits are not
+/// checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thresholds {
     /// The age of the newest snapshot that is worth a warning.
@@ -178,25 +182,16 @@ pub struct Thresholds {
     pub sync_warn_age: Option<Duration>,
     /// The age of the newest replica that is critical.
     pub sync_crit_age: Option<Duration>,
-    /// How many snapshots of the policy a dataset may have, on either side.
+    /// The largest number of snapshots of the policy that a dataset may have, on either side.
     pub max_snapshots: Option<usize>,
-    /// How old a snapshot that is held on the source may be.
+    /// The largest age of a held snapshot on the source.
     pub max_held: Option<Duration>,
-}
-
-/// A dataset on a host as the destination of a policy.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
-pub struct Target {
-    /// The receiving host.
-    pub host: HostName,
-    /// What the entry's dataset becomes there; children keep their place below it.
-    pub dataset: DatasetName,
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_resync_window_begins_at_its_own_time_also_past_midnight() {
+    fn resync_since_finds_start_of_window_across_midnight() {
         let at = |text: &str| text.parse::<chrono::DateTime<chrono::Utc>>().unwrap();
         for (window, now, expected) in [
             (r#"["19:00", "19:10"]"#, "2026-11-25T18:05:00Z", Some("2026-11-25T18:00:00Z")),

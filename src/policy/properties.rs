@@ -1,26 +1,27 @@
-//! The ZFS properties that a receiving entry of `local.json` sets on what it receives.
+//! The ZFS properties that a receiving entry of `local.json` sets on received datasets.
 //!
-//! Nothing of the source's properties travels unless `include` asks for it, and what could make a receiver mount, run,
-//! share, limit or write to something only if `include` or `override` spells its name out.
+//! No property of the source is taken over unless `include` asks for it. Properties that could make the receiver mount,
+//! run, share, limit or write to something are set only if `include` or `override` gives their full names.
 
 use std::collections::BTreeMap;
 
 use glob::Pattern;
 
 use crate::model::DatasetKind;
+use crate::model::tags::OURS;
 
-/// What is set on what an entry receives.
+/// The properties to set on received datasets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// Those of the source that are taken over, by name or pattern.
+    /// The source's properties to take over, by name or pattern.
     include: Vec<Pattern>,
-    /// Those that are not taken over although `include` says so.
+    /// Exceptions from `include`.
     exclude: Vec<Pattern>,
-    /// Those that get a value of the receiver's.
+    /// Properties with values of the receiver's own.
     overrides: BTreeMap<String, String>,
 }
 
-/// ZFS' own properties that can be set while something is received (zfsprops(7), OpenZFS 2.3).
+/// The native ZFS properties that can be set during a receive (zfsprops(7), OpenZFS 2.3).
 pub(crate) const SETTABLE: &[&str] = &[
     "aclinherit",
     "aclmode",
@@ -73,7 +74,7 @@ pub(crate) const SETTABLE: &[&str] = &[
     "zoned",
 ];
 
-/// Those that no pattern brings in: they have a host mount, run, share, write to or run out of something.
+/// Properties that no pattern includes: they can make a host mount, run, share, write to, or run out of something.
 const DANGEROUS: &[&str] = &[
     "canmount",
     "context",
@@ -104,7 +105,7 @@ const DANGEROUS: &[&str] = &[
     "zoned",
 ];
 
-/// Those that volumes do not have: setting one makes a receive fail.
+/// Properties that volumes do not have: setting one makes a receive fail.
 const OF_FILESYSTEMS: &[&str] = &[
     "aclinherit",
     "aclmode",
@@ -140,10 +141,10 @@ const OF_FILESYSTEMS: &[&str] = &[
     "zoned",
 ];
 
-/// Those that only volumes use.
+/// Properties that only volumes have.
 const OF_VOLUMES: &[&str] = &["volmode", "volthreading"];
 
-/// Those that the stream itself decides.
+/// Properties that the stream itself determines.
 pub(crate) const IN_THE_STREAM: &[&str] = &[
     "casesensitivity",
     "encryption",
@@ -157,35 +158,33 @@ pub(crate) const IN_THE_STREAM: &[&str] = &[
     "volsize",
 ];
 
-/// What zsync's own properties begin with: they are about one dataset on one host.
-pub(crate) const OURS: &str = "zsync:";
-
 fn is_user_property(name: &str) -> bool {
     let is_allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b":+._-".contains(&b);
     name.contains(':') && name.len() <= 255 && !name.starts_with('-') && name.bytes().all(is_allowed)
 }
 
 impl Properties {
-    /// The properties that an entry names: of the source's `include` without `exclude`, and the receiver's own values.
+    /// The properties of an entry: those of the source in `include` but not in `exclude`, and the receiver's own
+    /// values.
     #[must_use]
     pub fn new(include: Vec<Pattern>, exclude: Vec<Pattern>, overrides: BTreeMap<String, String>) -> Self {
         Self { include, exclude, overrides }
     }
 
-    /// Whether there is nothing to set but the defaults of a new dataset.
+    /// Whether nothing is to be set except the defaults of a new dataset.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.include.is_empty() && self.overrides.is_empty()
     }
 
-    /// Whether anything of the source's properties is wanted.
+    /// Whether any of the source's properties are to be taken over.
     #[must_use]
     pub fn asks(&self) -> bool {
         !self.include.is_empty()
     }
 
-    /// What to set on a dataset that receives. `offered` are the source's properties; `creates` says that the dataset
-    /// is new, and gets the defaults that its administrator may change later.
+    /// The properties to set on a dataset that receives. `offered` are the source's properties. `creates` means that
+    /// the dataset is new; it then gets defaults, which its administrator may change later.
     #[must_use]
     pub fn settings(
         &self,
@@ -202,11 +201,11 @@ impl Properties {
             offered.iter().filter(|(name, _)| self.wants(name)).map(|(name, value)| (name.clone(), value.clone())),
         );
         all.extend(self.overrides.clone());
-        let strange = match kind {
+        let inapplicable = match kind {
             DatasetKind::Filesystem => OF_VOLUMES,
             DatasetKind::Volume => OF_FILESYSTEMS,
         };
-        all.retain(|name, _| !strange.contains(&name.as_str()));
+        all.retain(|name, _| !inapplicable.contains(&name.as_str()));
         all
     }
 
@@ -214,13 +213,14 @@ impl Properties {
         let known = SETTABLE.contains(&name) || is_user_property(name);
         let asked = |pattern: &Pattern| pattern.as_str() == name || pattern.matches(name) && !DANGEROUS.contains(&name);
         known
+            // zsync's own properties are about one dataset on one host.
             && !name.starts_with(OURS)
             && self.include.iter().any(asked)
             && !self.exclude.iter().any(|pattern| pattern.matches(name))
     }
 }
 
-/// Whether a property of this name can be set on what is received.
+/// Whether a property of this name can be set on a received dataset.
 pub(crate) fn is_known(name: &str) -> bool {
     SETTABLE.contains(&name) || is_user_property(name)
 }
@@ -243,7 +243,7 @@ mod tests {
                           com.example:owner=ann com.example:secret=x zsync:exclude=on volsize=8M quota=1G";
 
     #[test]
-    fn nothing_of_the_source_is_taken_over_unasked() {
+    fn no_source_property_is_taken_over_by_default() {
         let set = with(&[], &[], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
         assert_eq!(set, map("canmount=noauto readonly=on"));
         assert_eq!(with(&[], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE)), map(""));
@@ -251,23 +251,23 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_brings_in_nothing_dangerous() {
+    fn pattern_includes_no_dangerous_property() {
         let set = with(&["*"], &["com.example:secret"], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
         assert_eq!(
             set,
             map("canmount=noauto readonly=on compression=zstd recordsize=1M com.example:owner=ann"),
-            "by a pattern, nothing that mounts, shares, runs or limits"
+            "a pattern includes nothing that mounts, shares, runs or limits"
         );
     }
 
     #[test]
-    fn what_is_spelt_out_is_taken_over() {
+    fn dangerous_property_is_included_by_its_full_name() {
         let set = with(&["mountpoint", "quota"], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE));
         assert_eq!(set, map("mountpoint=/ quota=1G"));
     }
 
     #[test]
-    fn the_receivers_own_values_come_last() {
+    fn override_wins_over_include_and_defaults() {
         let own = with(&["compression"], &[], "compression=lz4 canmount=on atime=off volmode=none");
         assert_eq!(
             own.settings(DatasetKind::Filesystem, true, &map(SOURCE)),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lists_are_sorted_and_agree() {
+    fn property_lists_are_sorted_and_consistent() {
         for list in [SETTABLE, DANGEROUS, OF_FILESYSTEMS, OF_VOLUMES, IN_THE_STREAM] {
             assert!(list.is_sorted(), "{list:?}");
         }

@@ -8,11 +8,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use tempfile::TempDir;
 use zsync::agent::Agent;
 use zsync::catalog::Holder;
-use zsync::cli::report::Format;
 use zsync::commands::status;
-use zsync::commands::status::{Settings, Status};
+use zsync::commands::status::{Status, StatusSettings};
 use zsync::config::load_policy;
-use zsync::director::{Own, Pass, Report, dispatcher, open_catalog};
+use zsync::director::connect::{OwnHost, dispatcher, open_catalog};
+use zsync::director::{Pass, Report};
 use zsync::model::HostName;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -95,29 +95,27 @@ impl Fleet {
         runtime::block_on(async {
             let alpha: HostName = "alpha".parse().unwrap();
             let zfs = Arc::new(self.alpha.clone());
-            let own = Own { here: &alpha, local: &self.path("local.json"), state: None };
+            let own = OwnHost { name: &alpha, local: &self.path("local.json"), state: None };
             let dispatcher = Arc::new(dispatcher(own, &policy, None, zfs).await);
             let world = open_catalog(&policy, Holder::Pass).await.unwrap();
             Pass::new(policy, dispatcher, world, Utc::now()).run().await.unwrap()
         })
     }
 
-    pub fn settings(&self) -> Settings {
-        Settings {
+    pub fn settings(&self) -> StatusSettings {
+        StatusSettings {
             config: self.path("server.json"),
-            local: self.path("local.json"),
-            opened: None,
-            here: "alpha".parse().unwrap(),
+            local_file: self.path("local.json"),
+            local: None,
+            host_name: "alpha".parse().unwrap(),
             host: None,
             dataset: None,
             offline: false,
-            watch: None,
-            format: Format::Json,
         }
     }
 
-    pub fn status_of(&self, settings: &Settings) -> Status {
-        runtime::block_on(status::look(settings, Arc::new(self.alpha.clone()))).unwrap()
+    pub fn status_of(&self, settings: &StatusSettings) -> Status {
+        runtime::block_on(status::query(settings, Arc::new(self.alpha.clone()))).unwrap()
     }
 
     pub fn status(&self) -> Status {

@@ -274,8 +274,8 @@ lab_zfs() {
 
 # --- A real Consul, for scenarios that have the line "# consul" near the top.
 
-# lab_consul HOST ADDRESS: starts Consul on a host. It keeps its data in memory, so a restart loses everything. ADDRESS is
-# where it listens: an IP address (at port 8500) or unix://PATH.
+# lab_consul HOST ADDRESS: starts Consul on a host. It keeps its data in memory, so a restart loses everything. ADDRESS
+# is where it listens: an IP address (at port 8500) or unix://PATH.
 lab_consul() {
   lab_consul_at=$2
   lab_daemon "$1" consul consul agent -dev -log-level warn -hcl "addresses { http = \"$2\" }" \
@@ -294,7 +294,7 @@ lab_consul_ask() {
     on "$1" nc "${to[@]}" | sed '1,/^\r$/d'
 }
 
-# For LAB_CATALOG=consul: starts Consul, and prints the scenario's text with all of its policies and local configurations
+# For LAB_CATALOG=consul: starts Consul, and prints the scenario's text with all policies and local configurations
 # changed to use it. Consul listens on a Unix socket, which every host can reach whatever happens to the links.
 lab_on_consul() {
   local at=unix://$LAB_TMP/consul.sock name=${LAB_PREFIX}lab-consul
@@ -415,8 +415,8 @@ lacks() {
   fi
 }
 
-# survived WHAT OUTCOME: ends a case, and reports it if all checks since the previous case succeeded. The table for users is
-# made from these lines as the scenarios contain them: each on a line of its own, both arguments in double quotes.
+# survived WHAT OUTCOME: ends a case, and reports it if all checks since the previous case succeeded. The table for
+# users is made from these lines as the scenarios contain them: each on its own line, both arguments in double quotes.
 survived() {
   if ((lab_failed == lab_cases_failed)); then
     echo "  SURVIVED $1: $2"

@@ -14,9 +14,10 @@ use zsync::cli::exit::{Error, Exit};
 use zsync::cli::report::Format;
 use zsync::config;
 use zsync::fleet::estimate::Questions;
+use zsync::fleet::planned::{After, PlannedOrder};
 use zsync::model::{Counter, HostName, SnapName};
-use zsync::plan::foresee::{After, PlannedOrder, foresee};
-use zsync::plan::{Filter, Question, Settings, Source};
+use zsync::plan::foresee::foresee;
+use zsync::plan::{Filter, PlanSettings, Question, Source};
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
@@ -26,34 +27,34 @@ use super::assert_valid;
 use super::common::{ds, schema};
 
 /// One host, for which snapshots are due to be taken, sent and destroyed.
-struct FleetState {
+struct Fixture {
     folder: TempDir,
     fake: Fake,
     hour: DateTime<Utc>,
 }
 
-impl FleetState {
+impl Fixture {
     fn new() -> Self {
         let (folder, fake) = (tempfile::tempdir().unwrap(), Fake::new(1));
         let now = Utc::now();
         let hour = now.duration_trunc(TimeDelta::hours(1)).unwrap();
-        let world = Self { folder, fake, hour };
+        let fixture = Self { folder, fake, hour };
         for dataset in ["tank", "tank/data", "tank/sent", "spare"] {
-            world.fake.create(&ds(dataset));
+            fixture.fake.create(&ds(dataset));
         }
         for dataset in ["tank/data", "tank/sent"] {
             for hours in (1..=5).rev() {
-                world.fake.write(&ds(dataset), 1000);
-                world.fake.set_now(hour - TimeDelta::hours(hours));
-                runtime::block_on(world.fake.snapshot(&[ds(dataset)], &world.name(hours))).unwrap();
+                fixture.fake.write(&ds(dataset), 1000);
+                fixture.fake.set_now(hour - TimeDelta::hours(hours));
+                runtime::block_on(fixture.fake.snapshot(&[ds(dataset)], &fixture.name(hours))).unwrap();
             }
-            world.fake.write(&ds(dataset), 1000);
+            fixture.fake.write(&ds(dataset), 1000);
         }
-        world.fake.set_now(now);
-        world.write_policy("2 in last day", "");
+        fixture.fake.set_now(now);
+        fixture.write_policy("2 in last day", "");
         let local = r#"{ "local_datasets": [ { "name": "tank" }, { "name": "spare", "slave": true } ] }"#;
-        fs::write(world.path("local.json"), local).unwrap();
-        world
+        fs::write(fixture.path("local.json"), local).unwrap();
+        fixture
     }
 
     fn write_policy(&self, retention: &str, hosts: &str) {
@@ -85,11 +86,11 @@ impl FleetState {
     }
 
     fn survey(&self) -> Result<(), Error> {
-        let settings = Settings {
+        let settings = PlanSettings {
             config: self.path("server.json"),
-            local: self.path("local.json"),
-            opened: None,
-            here: "alpha".parse().unwrap(),
+            local_file: self.path("local.json"),
+            local: None,
+            host: "alpha".parse().unwrap(),
             source: Source::Agents,
             question: Question::Orders { explain: false, out: Some(self.path("plan.json")) },
             filter: Filter::default(),
@@ -101,7 +102,7 @@ impl FleetState {
     }
 
     fn carry_out(&self) -> Result<(), Error> {
-        let settings = director::Settings {
+        let settings = director::DirectorSettings {
             config: self.path("server.json"),
             local: self.path("local.json"),
             state: self.path("state"),
@@ -145,33 +146,34 @@ fn refused(result: Result<(), Error>, words: &str) {
 
 #[test]
 fn plan_from_agents_fills_catalog_and_gives_no_order() {
-    let world = FleetState::new();
-    let before = (world.names("tank/data"), world.names("tank/sent"), world.fake.calls().len());
-    world.survey().unwrap();
-    assert_eq!((world.names("tank/data"), world.names("tank/sent")), (before.0, before.1));
-    let calls = &world.fake.calls()[before.2..];
+    let fixture = Fixture::new();
+    let before = (fixture.names("tank/data"), fixture.names("tank/sent"), fixture.fake.calls().len());
+    fixture.survey().unwrap();
+    assert_eq!((fixture.names("tank/data"), fixture.names("tank/sent")), (before.0, before.1));
+    let calls = &fixture.fake.calls()[before.2..];
     assert!(calls.is_empty(), "{calls:?}");
-    let inventory = EmbeddedReader::new(&world.path("catalog")).inventory().unwrap();
+    let inventory = EmbeddedReader::new(&fixture.path("catalog")).inventory().unwrap();
     let known = inventory.dataset(&"alpha".parse().unwrap(), &ds("tank/data")).unwrap();
     assert_eq!(known.snapshots.len(), 5);
-    assert_valid(&schema("saved-plan.schema.json"), None, "plan.json", [&world.saved()]);
-    let actions: Vec<Value> = world.saved()["orders"].as_array().unwrap().iter().map(|o| o["action"].clone()).collect();
+    assert_valid(&schema("saved-plan.schema.json"), None, "plan.json", [&fixture.saved()]);
+    let actions: Vec<Value> =
+        fixture.saved()["orders"].as_array().unwrap().iter().map(|o| o["action"].clone()).collect();
     assert_eq!(actions, ["take", "send", "destroy"]);
 }
 
 #[test]
 fn plan_estimates_bytes_sent_and_freed() {
-    let world = FleetState::new();
-    let policy = Arc::new(config::load_policy(&world.path("server.json")).unwrap());
+    let fixture = Fixture::new();
+    let policy = Arc::new(config::load_policy(&fixture.path("server.json")).unwrap());
     let here: HostName = "alpha".parse().unwrap();
-    let calls = world.fake.calls().len();
+    let calls = fixture.fake.calls().len();
     let orders = runtime::block_on(async {
-        let zfs = Arc::new(world.fake.clone());
-        let own = director::Own { here: &here, local: &world.path("local.json"), state: None };
-        let dispatcher = Arc::new(director::dispatcher(own, &policy, None, zfs).await);
-        let catalog = director::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
+        let zfs = Arc::new(fixture.fake.clone());
+        let own = director::connect::OwnHost { name: &here, local: &fixture.path("local.json"), state: None };
+        let dispatcher = Arc::new(director::connect::dispatcher(own, &policy, None, zfs).await);
+        let catalog = director::connect::open_catalog(&policy, zsync::catalog::Holder::Director).await.unwrap();
         let asked = Counter::default();
-        let looking = zsync::fleet::poll::look(
+        let looking = zsync::fleet::poll::poll_all(
             &policy,
             &dispatcher,
             &catalog,
@@ -221,136 +223,136 @@ fn plan_estimates_bytes_sent_and_freed() {
     assert_eq!((totals.send, totals.free, totals.unknown), (whole + 5000, 2 * whole + 7000, 1));
     let copy = orders.last().unwrap().estimate.as_ref().unwrap();
     assert_eq!(copy.remark, "what goes has yet to come");
-    assert!(world.fake.calls()[calls..].is_empty(), "{:?}", &world.fake.calls()[calls..]);
+    assert!(fixture.fake.calls()[calls..].is_empty(), "{:?}", &fixture.fake.calls()[calls..]);
 }
 
 #[test]
 fn saved_plan_is_carried_out_and_nothing_else() {
-    let world = FleetState::new();
-    world.survey().unwrap();
+    let fixture = Fixture::new();
+    fixture.survey().unwrap();
     // Due since the plan was made, but not in it.
-    world.fake.create(&ds("spare/copy"));
-    world.fake.destroy_by_hand(&ds("tank/data"), &[world.name(5)]);
-    world.fake.write(&ds("tank/sent"), 1000);
-    let result = world.carry_out();
+    fixture.fake.create(&ds("spare/copy"));
+    fixture.fake.destroy_by_hand(&ds("tank/data"), &[fixture.name(5)]);
+    fixture.fake.write(&ds("tank/sent"), 1000);
+    let result = fixture.carry_out();
     // The destination was created meanwhile, without snapshots: the agent refuses to overwrite it.
     assert_eq!(result.unwrap_err().exit, Exit::Failed);
-    assert_eq!(world.names("tank/data"), [world.name(2), world.name(1), world.name(0)]);
+    assert_eq!(fixture.names("tank/data"), [fixture.name(2), fixture.name(1), fixture.name(0)]);
     assert_eq!(
-        world.names("tank/sent").len(),
+        fixture.names("tank/sent").len(),
         5,
         "the plan contains nothing that can be destroyed only after the transfer"
     );
     // Orders that were carried out before do no harm.
-    assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
-    assert_eq!(world.names("tank/data").len(), 3);
-    assert!(world.errors().iter().all(|error| error.contains("spare/copy")), "{:?}", world.errors());
+    assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
+    assert_eq!(fixture.names("tank/data").len(), 3);
+    assert!(fixture.errors().iter().all(|error| error.contains("spare/copy")), "{:?}", fixture.errors());
 }
 
 #[test]
 fn saved_plan_can_be_carried_out_twice() {
-    let world = FleetState::new();
-    world.survey().unwrap();
-    world.carry_out().unwrap();
-    assert_eq!(world.names("spare/copy").len(), 5);
-    let after = (world.names("tank/data"), world.names("tank/sent"), world.names("spare/copy"));
-    world.carry_out().unwrap();
-    assert_eq!((world.names("tank/data"), world.names("tank/sent"), world.names("spare/copy")), after);
+    let fixture = Fixture::new();
+    fixture.survey().unwrap();
+    fixture.carry_out().unwrap();
+    assert_eq!(fixture.names("spare/copy").len(), 5);
+    let after = (fixture.names("tank/data"), fixture.names("tank/sent"), fixture.names("spare/copy"));
+    fixture.carry_out().unwrap();
+    assert_eq!((fixture.names("tank/data"), fixture.names("tank/sent"), fixture.names("spare/copy")), after);
 }
 
 #[test]
 fn saved_destroy_is_refused_as_a_whole_after_changes() {
-    type Move = fn(&FleetState);
+    type Move = fn(&Fixture);
     let moves: [(Move, &str); 3] = [
         (
-            |world| {
-                let name = world.name(4);
-                world.fake.destroy_by_hand(&ds("tank/data"), std::slice::from_ref(&name));
-                runtime::block_on(world.fake.snapshot(&[ds("tank/data")], &name)).unwrap();
+            |fixture| {
+                let name = fixture.name(4);
+                fixture.fake.destroy_by_hand(&ds("tank/data"), std::slice::from_ref(&name));
+                runtime::block_on(fixture.fake.snapshot(&[ds("tank/data")], &name)).unwrap();
             },
             "is another snapshot now",
         ),
         (
-            |world| runtime::block_on(world.fake.hold("mine", &ds("tank/data"), &[world.name(4)])).unwrap(),
+            |fixture| runtime::block_on(fixture.fake.hold("mine", &ds("tank/data"), &[fixture.name(4)])).unwrap(),
             "would stay now: it is held",
         ),
         (
-            |world| {
+            |fixture| {
                 // The snapshots of the last day are gone, so the rule keeps older ones.
-                let newer = [world.name(1), world.name(2), world.name(3)];
-                world.fake.destroy_by_hand(&ds("tank/data"), &newer);
+                let newer = [fixture.name(1), fixture.name(2), fixture.name(3)];
+                fixture.fake.destroy_by_hand(&ds("tank/data"), &newer);
             },
             "would stay now: kept by \"2 in last day\"",
         ),
     ];
     for (move_it, words) in moves {
-        let world = FleetState::new();
-        world.survey().unwrap();
-        move_it(&world);
-        let before: Vec<SnapName> = world.names("tank/data");
-        assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
-        let after: Vec<SnapName> = world.names("tank/data");
+        let fixture = Fixture::new();
+        fixture.survey().unwrap();
+        move_it(&fixture);
+        let before: Vec<SnapName> = fixture.names("tank/data");
+        assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
+        let after: Vec<SnapName> = fixture.names("tank/data");
         assert!(before.iter().all(|name| after.contains(name)), "{before:?} {after:?}");
-        assert!(world.errors().iter().any(|error| error.contains(words)), "{words}: {:?}", world.errors());
+        assert!(fixture.errors().iter().any(|error| error.contains(words)), "{words}: {:?}", fixture.errors());
     }
 }
 
 #[test]
 fn saved_take_is_refused_after_newer_snapshot() {
-    let world = FleetState::new();
-    world.survey().unwrap();
+    let fixture = Fixture::new();
+    fixture.survey().unwrap();
     // Another pass took a snapshot with a later time in its name.
-    runtime::block_on(world.fake.snapshot(&[ds("tank/data")], &world.name(-1))).unwrap();
-    assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
-    assert!(!world.names("tank/data").contains(&world.name(0)));
-    let words = format!("tank/data@{} has been taken since", world.name(-1));
-    assert!(world.errors().contains(&words), "{:?}", world.errors());
+    runtime::block_on(fixture.fake.snapshot(&[ds("tank/data")], &fixture.name(-1))).unwrap();
+    assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
+    assert!(!fixture.names("tank/data").contains(&fixture.name(0)));
+    let words = format!("tank/data@{} has been taken since", fixture.name(-1));
+    assert!(fixture.errors().contains(&words), "{:?}", fixture.errors());
 }
 
 #[test]
 fn saved_transfer_of_destroyed_snapshot_is_refused() {
-    let world = FleetState::new();
-    world.survey().unwrap();
-    world.fake.destroy_by_hand(&ds("tank/sent"), &[world.name(1)]);
-    assert_eq!(world.carry_out().unwrap_err().exit, Exit::Failed);
-    assert!(world.names("spare/copy").is_empty());
-    assert!(world.errors().iter().any(|error| error.contains("is gone")), "{:?}", world.errors());
+    let fixture = Fixture::new();
+    fixture.survey().unwrap();
+    fixture.fake.destroy_by_hand(&ds("tank/sent"), &[fixture.name(1)]);
+    assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
+    assert!(fixture.names("spare/copy").is_empty());
+    assert!(fixture.errors().iter().any(|error| error.contains("is gone")), "{:?}", fixture.errors());
 }
 
 #[test]
 fn saved_plan_is_refused_if_old_or_of_other_policy() {
-    let world = FleetState::new();
-    world.survey().unwrap();
-    let before = world.names("tank/data");
+    let fixture = Fixture::new();
+    fixture.survey().unwrap();
+    let before = fixture.names("tank/data");
     let made = |shift: TimeDelta| json!((Utc::now() + shift).to_rfc3339());
-    world.edit(|saved| saved["made"] = made(TimeDelta::hours(-25)));
-    refused(world.carry_out(), "more than 24 hours ago; make another one");
-    world.edit(|saved| saved["made"] = made(TimeDelta::hours(1)));
-    refused(world.carry_out(), "it was made in the future");
-    world.edit(|saved| saved["made"] = made(TimeDelta::zero()));
-    world.write_policy("3 in last day", "");
-    refused(world.carry_out(), "it was made by another policy, or this one was changed since");
-    world.write_policy("2 in last day", "");
-    world.edit(|saved| saved["version"] = json!(2));
-    refused(world.carry_out(), "of version 2");
-    world.edit(|saved| saved["colour"] = json!("red"));
-    refused(world.carry_out(), "unknown field `colour`");
-    fs::write(world.path("plan.json"), "").unwrap();
-    refused(world.carry_out(), "cannot read the plan");
-    assert_eq!(world.names("tank/data"), before);
+    fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(-25)));
+    refused(fixture.carry_out(), "more than 24 hours ago; make another one");
+    fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(1)));
+    refused(fixture.carry_out(), "it was made in the future");
+    fixture.edit(|saved| saved["made"] = made(TimeDelta::zero()));
+    fixture.write_policy("3 in last day", "");
+    refused(fixture.carry_out(), "it was made by another policy, or this one was changed since");
+    fixture.write_policy("2 in last day", "");
+    fixture.edit(|saved| saved["version"] = json!(2));
+    refused(fixture.carry_out(), "of version 2");
+    fixture.edit(|saved| saved["colour"] = json!("red"));
+    refused(fixture.carry_out(), "unknown field `colour`");
+    fs::write(fixture.path("plan.json"), "").unwrap();
+    refused(fixture.carry_out(), "cannot read the plan");
+    assert_eq!(fixture.names("tank/data"), before);
     // White space in the policy's file does not matter.
-    world.survey().unwrap();
-    let text = fs::read_to_string(world.path("server.json")).unwrap();
-    fs::write(world.path("server.json"), text.replace("  ", "\t").replace("{ ", "{\n")).unwrap();
-    world.carry_out().unwrap();
+    fixture.survey().unwrap();
+    let text = fs::read_to_string(fixture.path("server.json")).unwrap();
+    fs::write(fixture.path("server.json"), text.replace("  ", "\t").replace("{ ", "{\n")).unwrap();
+    fixture.carry_out().unwrap();
 }
 
 #[test]
 fn plan_reports_unreachable_host_and_covers_the_rest() {
-    let world = FleetState::new();
-    world.write_policy("2 in last day", r#""beta": { "address": "127.0.0.1:1" }"#);
-    assert_eq!(world.survey().unwrap_err().exit, Exit::Failed);
-    let saved = world.saved();
+    let fixture = Fixture::new();
+    fixture.write_policy("2 in last day", r#""beta": { "address": "127.0.0.1:1" }"#);
+    assert_eq!(fixture.survey().unwrap_err().exit, Exit::Failed);
+    let saved = fixture.saved();
     let actions: Vec<&str> =
         saved["orders"].as_array().unwrap().iter().map(|o| o["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["take", "send", "destroy"], "beta was not listed, but its slave will tell what it has");
@@ -358,7 +360,7 @@ fn plan_reports_unreachable_host_and_covers_the_rest() {
 
 #[test]
 fn plan_from_agents_is_refused_while_director_runs() {
-    let world = FleetState::new();
-    let _director = EmbeddedCatalog::open(&world.path("catalog")).unwrap();
-    refused(world.survey(), "another director");
+    let fixture = Fixture::new();
+    let _director = EmbeddedCatalog::open(&fixture.path("catalog")).unwrap();
+    refused(fixture.survey(), "another director");
 }

@@ -1,25 +1,24 @@
-//! What can be wrong, and how bad it is.
+//! Findings: what can be wrong, and how severe it is.
 
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
-use crate::model::SnapName;
-use crate::policy::Target;
+use crate::model::{Place, SnapName};
 
-/// How bad something is, as monitoring calls it. The order is that of the worst.
+/// How severe something is, in the words of monitoring systems. Later values are worse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// All is well.
+    /// Nothing is wrong.
     #[default]
     Ok,
-    /// Nobody knows.
+    /// The state is unknown.
     Unknown,
-    /// It should be looked at.
+    /// Somebody should look into it.
     Warning,
-    /// It has to be looked at.
+    /// Somebody must look into it.
     Critical,
 }
 
@@ -34,69 +33,69 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Something that is wrong.
+/// Something that is wrong. Displayed, it is a clause without the name of the dataset or host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// There is no snapshot of the policy, and should be.
+    /// There is no snapshot of the policy, but there should be one.
     NoSnapshot,
     /// The newest snapshot is too old.
     SnapshotOld {
-        /// How old it is, or since when nothing was written.
+        /// Its age, or the time since the last slot without a snapshot because nothing had been written.
         age: TimeDelta,
-        /// How old it may be.
+        /// The limit that the age exceeds.
         limit: TimeDelta,
-        /// How bad that is.
+        /// How severe that is.
         severity: Severity,
     },
-    /// What is not on the destination yet is too old, or the newest replica is.
+    /// The oldest unsent snapshot is too old, or the newest replica is.
     ReplicaOld {
-        /// How far it lags behind.
+        /// How far the destination lags.
         age: TimeDelta,
-        /// How far it may.
+        /// The limit that the lag exceeds.
         limit: TimeDelta,
-        /// How many snapshots are not there.
+        /// How many snapshots it lacks.
         behind: usize,
-        /// How bad that is.
+        /// How severe that is.
         severity: Severity,
     },
-    /// The destination's newest snapshot is not the source's: no increment can be sent.
+    /// The source does not have the destination's newest snapshot, so no increment can be sent.
     Diverged {
-        /// What it has.
+        /// The destination's newest snapshot.
         newest: SnapName,
-        /// The newest one in common, if there is any.
+        /// The newest common snapshot, if there is any.
         base: Option<SnapName>,
     },
     /// There are more snapshots of the policy than it allows.
     TooMany {
-        /// How many.
+        /// How many there are.
         count: usize,
         /// How many there may be.
         limit: usize,
-        /// Where, if not on the source.
-        at: Option<Target>,
+        /// The destination that has them; `None` for the source.
+        at: Option<Place>,
     },
     /// A snapshot has been held for too long.
     HeldLong {
-        /// The oldest one.
+        /// The oldest held snapshot.
         snapshot: SnapName,
-        /// How old it is.
+        /// Its age.
         age: TimeDelta,
-        /// How old a held one may be.
+        /// The limit that the age exceeds.
         limit: TimeDelta,
     },
-    /// A host could not be looked at.
-    OutOfReach {
-        /// When it was seen last.
+    /// A host could not be listed.
+    Unreachable {
+        /// When it was last listed; `None` if never.
         since: Option<DateTime<Utc>>,
         /// Why.
         reason: String,
     },
-    /// A host was never looked at.
+    /// A host was never listed.
     NeverListed,
 }
 
 impl Finding {
-    /// How bad it is.
+    /// How severe it is.
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
@@ -105,13 +104,13 @@ impl Finding {
             Self::NoSnapshot
             | Self::TooMany { .. }
             | Self::HeldLong { .. }
-            | Self::OutOfReach { since: Some(_), .. } => Severity::Warning,
-            // How things are there, nobody knows.
-            Self::OutOfReach { since: None, .. } | Self::NeverListed => Severity::Unknown,
+            | Self::Unreachable { since: Some(_), .. } => Severity::Warning,
+            // The state of a host that was never listed is unknown.
+            Self::Unreachable { since: None, .. } | Self::NeverListed => Severity::Unknown,
         }
     }
 
-    /// Whether it is about a policy's source, rather than about a destination or a host.
+    /// Whether it is about the source of a policy, and not about a destination or a host.
     #[must_use]
     pub fn is_of_source(&self) -> bool {
         matches!(
@@ -120,7 +119,7 @@ impl Finding {
         )
     }
 
-    /// Its name for programs.
+    /// Its name in JSON and metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -130,7 +129,7 @@ impl Finding {
             Self::Diverged { .. } => "diverged",
             Self::TooMany { .. } => "too_many",
             Self::HeldLong { .. } => "held_long",
-            Self::OutOfReach { .. } => "out_of_reach",
+            Self::Unreachable { .. } => "out_of_reach",
             Self::NeverListed => "never_listed",
         }
     }
@@ -139,19 +138,19 @@ impl Finding {
 impl Serialize for Finding {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Form {
+        struct Json {
             kind: &'static str,
             severity: Severity,
             text: String,
         }
-        Form { kind: self.kind(), severity: self.severity(), text: self.to_string() }.serialize(s)
+        Json { kind: self.kind(), severity: self.severity(), text: self.to_string() }.serialize(s)
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoSnapshot => f.write_str("there is no snapshot of the policy"),
+            Self::NoSnapshot => f.write_str("there is no snapshot of this policy"),
             Self::SnapshotOld { age, limit, .. } => {
                 write!(f, "the newest snapshot is {} old (limit {})", span(*age), span(*limit))
             }
@@ -159,24 +158,26 @@ impl fmt::Display for Finding {
                 write!(f, "the replica lags {} behind (limit {}, {behind} unsent)", span(*age), span(*limit))
             }
             Self::Diverged { newest, base: Some(base) } => {
-                write!(f, "diverged: @{newest} is only there, the newest in common is @{base}")
+                write!(f, "diverged: @{newest} is only there; the newest common snapshot is @{base}")
             }
-            Self::Diverged { newest, base: None } => write!(f, "diverged: @{newest} is there, nothing is in common"),
+            Self::Diverged { newest, base: None } => {
+                write!(f, "diverged: @{newest} is there, and no snapshot is in common")
+            }
             Self::TooMany { count, limit, at: None } => write!(f, "{count} snapshots (limit {limit})"),
             Self::TooMany { count, limit, at: Some(_) } => write!(f, "{count} snapshots there (limit {limit})"),
             Self::HeldLong { snapshot, age, limit } => {
-                write!(f, "@{snapshot} is held and {} old (limit {})", span(*age), span(*limit))
+                write!(f, "the held snapshot @{snapshot} is {} old (limit {})", span(*age), span(*limit))
             }
-            Self::OutOfReach { since: Some(since), reason } => {
-                write!(f, "out of reach, last seen {}: {reason}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
+            Self::Unreachable { since: Some(since), reason } => {
+                write!(f, "unreachable, last listed {}: {reason}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
             }
-            Self::OutOfReach { since: None, reason } => write!(f, "out of reach, never seen: {reason}"),
-            Self::NeverListed => f.write_str("was never asked what it holds"),
+            Self::Unreachable { since: None, reason } => write!(f, "unreachable, never listed: {reason}"),
+            Self::NeverListed => f.write_str("has never been listed"),
         }
     }
 }
 
-/// A span of time in its two largest units, as in `2d 3h`.
+/// A duration in its two largest units, as in `2d 3h`.
 #[must_use]
 pub fn span(span: TimeDelta) -> String {
     let seconds = span.num_seconds().max(0);

@@ -1,19 +1,20 @@
-//! The thresholds: the policy's own, else what its schedules promise.
+//! The thresholds: those that the policy configures, or else those that follow from its schedules.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::health::{Finding, Row, Severity};
-use crate::model::Snapshot;
-use crate::policy::{Policy, Schedule, SnapshotPolicy, SyncPolicy, Target};
+use crate::actions::health::finding::{Finding, Severity};
+use crate::actions::health::report::Row;
+use crate::model::{Place, Snapshot};
+use crate::policy::{Policy, Schedule, SnapshotPolicy, SyncPolicy};
 
-/// How long after a slot a snapshot or a transfer is not missed yet: a pass takes its time.
-const UNREMARKABLE: TimeDelta = TimeDelta::minutes(5);
-/// What holds for replicas where no schedule says how often there is something to send.
+/// How long after a slot a snapshot or a transfer may still be missing, because a pass takes time.
+const GRACE: TimeDelta = TimeDelta::minutes(5);
+/// The limits for replicas if no schedule says how often there is something to send.
 const WITHOUT_SCHEDULE: Limits = Limits { warn: Some(TimeDelta::days(1)), crit: Some(TimeDelta::days(3)) };
 
-/// From which age on it is worth a warning, and from which on critical.
+/// The ages above which something is worth a warning, or critical.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Limits {
     warn: Option<TimeDelta>,
@@ -21,24 +22,25 @@ struct Limits {
 }
 
 impl Limits {
-    /// As the policy says, if it says anything.
+    /// The configured limits; `None` if the policy configures neither.
     fn configured(warn: Option<std::time::Duration>, crit: Option<std::time::Duration>) -> Option<Self> {
         let delta = |limit: std::time::Duration| TimeDelta::from_std(limit).unwrap_or(TimeDelta::MAX);
         let limits = Self { warn: warn.map(delta), crit: crit.map(delta) };
         (limits != Self::default()).then_some(limits)
     }
 
-    /// The limit that an age is over, and how bad that is.
+    /// The limit that an age exceeds, and how severe that is.
     fn over(self, age: TimeDelta) -> Option<(TimeDelta, Severity)> {
         let crit = self.crit.filter(|limit| age > *limit).map(|limit| (limit, Severity::Critical));
         crit.or_else(|| self.warn.filter(|limit| age > *limit).map(|limit| (limit, Severity::Warning)))
     }
 }
 
+/// Compares what was found with the thresholds.
 pub(super) struct Judge<'a> {
     policy: &'a Policy,
     now: DateTime<Utc>,
-    /// Thousands of datasets share a few schedules.
+    /// The limits of each schedule, computed once: thousands of datasets share a few schedules.
     limits: HashMap<&'a Schedule, Limits>,
 }
 
@@ -52,12 +54,12 @@ impl<'a> Judge<'a> {
         self.now
     }
 
-    /// By a schedule: nothing for two slots is worth a warning, for four it is critical.
+    /// The limits that follow from a schedule: two slots without a snapshot are worth a warning, four are critical.
     fn by_schedule(&mut self, schedule: &'a Schedule) -> Limits {
         let (tz, now) = (self.policy.timezone, self.now);
         *self.limits.entry(schedule).or_insert_with(|| {
             let before = |slot: DateTime<Utc>| schedule.last_slot(tz, slot - TimeDelta::seconds(1));
-            let second = schedule.last_slot(tz, now - UNREMARKABLE).and_then(before);
+            let second = schedule.last_slot(tz, now - GRACE).and_then(before);
             let fourth = second.and_then(before).and_then(before);
             Limits { warn: second.map(|slot| now - slot), crit: fourth.map(|slot| now - slot) }
         })
@@ -77,7 +79,7 @@ impl<'a> Judge<'a> {
         Limits::configured(of.check.sync_warn_age, of.check.sync_crit_age).unwrap_or(by_schedule)
     }
 
-    /// Whether the newest snapshot is too old; `last` is when all was well last.
+    /// Whether the newest snapshot is too old; `last` is when the source was last in order.
     pub fn snapshot_age(&mut self, of: &'a SnapshotPolicy, last: Option<DateTime<Utc>>) -> Option<Finding> {
         let limits = self.snapshot_limits(of)?;
         let Some(last) = last else { return Some(Finding::NoSnapshot) };
@@ -85,8 +87,8 @@ impl<'a> Judge<'a> {
         limits.over(age).map(|(limit, severity)| Finding::SnapshotOld { age, limit, severity })
     }
 
-    /// Whether a destination lags too far behind. Where all is there it is as old as the source, which was found to be
-    /// as it should at `fresh_until`.
+    /// Whether a destination lags too far behind. If it lacks nothing, it is as old as the source, which was last in
+    /// order at `fresh_until`.
     pub fn replica_age(
         &mut self,
         of: &'a SnapshotPolicy,
@@ -97,7 +99,7 @@ impl<'a> Judge<'a> {
         let configured = Limits::configured(of.check.sync_warn_age, of.check.sync_crit_age).is_some();
         let behind = row.behind?;
         let since = match row.unsent_since {
-            // An age was asked for: that of the newest replica.
+            // The configured limits are about the age of the newest replica.
             Some(unsent) if configured => row.replica.as_ref().map_or(unsent, |replica| replica.creation),
             Some(unsent) => unsent,
             None if configured => fresh_until?,
@@ -108,12 +110,12 @@ impl<'a> Judge<'a> {
     }
 
     /// Whether there are too many snapshots.
-    pub fn too_many(&self, of: &SnapshotPolicy, count: usize, at: Option<Target>) -> Option<Finding> {
+    pub fn too_many(&self, of: &SnapshotPolicy, count: usize, at: Option<Place>) -> Option<Finding> {
         let limit = of.check.max_snapshots?;
         (count > limit).then_some(Finding::TooMany { count, limit, at })
     }
 
-    /// Whether one of these, which are held, is too old for that.
+    /// Whether one of the held snapshots is older than held snapshots may be.
     pub fn held<'s>(&self, of: &SnapshotPolicy, held: impl Iterator<Item = &'s Snapshot>) -> Option<Finding> {
         let limit = TimeDelta::from_std(of.check.max_held?).unwrap_or(TimeDelta::MAX);
         let oldest = held.min_by_key(|s| s.creation)?;

@@ -1,6 +1,8 @@
-//! How a destination gets from what it has to the snapshot wanted: the steps of one transfer, or why there are none.
+//! The plan of one transfer: the streams that bring a destination from what it has to a given snapshot, or the conflict
+//! that prevents it.
 //!
-//! Only guids are compared: names may differ on the two sides, and createtxg orders snapshots within one pool only.
+//! Snapshots are compared only by guid: names may differ on the two sides, and createtxg orders snapshots within one
+//! pool only.
 
 use std::collections::HashMap;
 
@@ -9,34 +11,34 @@ use thiserror::Error;
 
 use crate::model::{Bookmark, Guid, Origin, SnapName, Snapshot};
 
-/// One `zfs send`.
+/// One step of a transfer: usually one `zfs send`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Step {
-    /// Go on with an interrupted receive (`send -t`). What follows is planned anew from a fresh listing: the
-    /// token may turn out stale.
+    /// Resume an interrupted receive (`send -t`). The rest is planned again afterwards from a fresh listing, because
+    /// the token may turn out to be stale.
     Resume {
-        /// The token.
+        /// The resume token.
         token: String,
     },
-    /// Throw away an interrupted receive that leads nowhere (`receive -A`): it would block every other one.
+    /// Discard an interrupted receive that is of no use (`receive -A`): it would block all others.
     Discard {
         /// Its token.
         token: String,
     },
-    /// Send one snapshot whole.
+    /// Send one snapshot in full.
     Full {
         /// The snapshot.
         to: Point,
     },
-    /// Send what changed from a base to a snapshot.
+    /// Send the changes from a base to a snapshot.
     Incremental {
-        /// Where it starts.
+        /// The base.
         from: Base,
-        /// Where it ends.
+        /// The snapshot.
         to: Point,
-        /// Whether everything between travels too (`-I`); false (`-i`) where there is nothing between or, from a
-        /// bookmark, cannot be.
+        /// Whether to include all snapshots between the two (`-I`). It is false (`-i`) if there are none, and if the
+        /// base is a bookmark, from which ZFS cannot send them.
         intermediates: bool,
     },
 }
@@ -50,35 +52,35 @@ pub struct Point {
     pub guid: Guid,
 }
 
-/// Where an increment starts.
+/// The base of an increment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Base {
     /// A snapshot of the source.
     Snapshot(Point),
-    /// A bookmark of the source; the guid is that of the snapshot that it was made from.
+    /// A bookmark of the source, with the guid of the snapshot that it was made from.
     Bookmark(Point),
     /// The snapshot that the source is a clone of.
     Origin(Origin, Guid),
 }
 
-/// What a transfer comes to.
+/// The outcome of planning a transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Transfer {
-    /// The destination has the snapshot, and none of ours that is newer.
+    /// The destination has the snapshot, and no newer one of the source.
     NothingToDo,
-    /// The destination has the snapshot, or has not, but has a newer one of ours.
+    /// The destination has a newer snapshot of the source, whether or not it has the one wanted.
     MostActual {
-        /// The newest of ours there.
+        /// The newest snapshot of the source there.
         newest: Point,
     },
-    /// The destination has the snapshot, as its newest, under another name.
+    /// The destination has the snapshot under another name, and no newer one of the source.
     WasRenamed {
         /// Its name there.
         there: SnapName,
     },
-    /// These steps, in this order.
+    /// Steps to carry out in order.
     Steps {
         /// At least one.
         steps: Vec<Step>,
@@ -90,42 +92,42 @@ pub enum Transfer {
 pub struct Resume {
     /// The destination's `receive_resume_token`.
     pub token: String,
-    /// The guid of the snapshot that was being received (`toguid` in the token), where it could be read.
+    /// The guid of the snapshot that was being received (`toguid` in the token), if it could be read.
     pub to: Option<Guid>,
 }
 
-/// Why a snapshot cannot be sent as things are.
+/// Why a snapshot cannot be sent in the current state of the two sides.
 #[derive(Clone, Debug, Error, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Conflict {
-    /// The source does not have the snapshot (any more).
-    #[error("the source does not have the snapshot with the guid {guid}")]
+    /// The source does not have the snapshot, perhaps no longer.
+    #[error("the source has no snapshot with the guid {guid}")]
     NoSuchSnapshot {
-        /// What was to be sent.
+        /// The snapshot that was to be sent.
         guid: Guid,
     },
     /// The destination has snapshots of its own after the newest common one.
     #[error(
-        "{} after {}, the newest in common, it has {} of its own, and the source {}",
-        if *received { "it seems that the source was rolled back:" } else { "the destination has diverged:" },
+        "{}: since {}, the newest common snapshot, the destination has {} of its own, and the source {}",
+        if *received { "apparently the source was rolled back" } else { "the destination has diverged" },
         common.name, theirs.len(), ours.len()
     )]
     Diverged {
         /// The newest common point, by its name on the source.
         common: Point,
-        /// What only the source has after it, oldest first, up to the snapshot wanted.
+        /// The snapshots that only the source has after it, oldest first, up to the one wanted.
         ours: Vec<Point>,
-        /// What only the destination has after it, oldest first.
+        /// The snapshots that only the destination has after it, oldest first.
         theirs: Vec<Point>,
-        /// Whether one of those is held there, as what was received is: then the source had it once.
+        /// Whether one of these is held on the destination, as received snapshots are: then the source once had it.
         received: bool,
     },
     /// The destination has snapshots, but none in common with the source.
-    #[error("the destination is not empty, and none of its {} snapshots is common with the source", theirs.len())]
+    #[error("the destination is not empty, and none of its {} snapshots is in common with the source", theirs.len())]
     NotEmpty {
-        /// What the source has, oldest first, up to the snapshot wanted.
+        /// The snapshots of the source, oldest first, up to the one wanted.
         ours: Vec<Point>,
-        /// What the destination has, oldest first.
+        /// The snapshots of the destination, oldest first.
         theirs: Vec<Point>,
     },
 }
@@ -134,15 +136,19 @@ fn point(snapshot: &Snapshot) -> Point {
     Point { name: snapshot.name.clone(), guid: snapshot.guid }
 }
 
-/// Plans how `target` gets to a destination. All lists are sorted by createtxg, oldest first, and what is in them exists.
+/// Plans how to bring the snapshot `target` to a destination. All lists are sorted by createtxg, oldest first, and
+/// contain only snapshots and bookmarks that exist.
 ///
-/// - From the newest common guid to the target, with everything between, so that the destination's history is whole.
-/// - A destination without snapshots first gets the oldest snapshot of the source whole, then the rest as one
-///   increment: history travels too, and each part can be verified and resumed by itself.
-/// - A clone whose origin the destination has too (`origin`) begins there instead, and is a clone there as well.
-/// - An increment from a bookmark cannot carry what is between; it goes to the next snapshot only, then on from there.
-/// - An interrupted receive goes on first, if what it receives still exists, is not there yet and is not newer than the
-///   target; otherwise it is thrown away first.
+/// - An increment runs from the newest common guid to the target and includes all snapshots between, so that the
+///   destination's history is complete.
+/// - A destination without snapshots first receives the oldest snapshot of the source in full, then the rest as one
+///   increment. So it receives the history as well, and each part can be verified and resumed by itself.
+/// - A clone whose origin the destination has (`origin`) starts from the origin instead, and becomes a clone there,
+///   too.
+/// - An increment from a bookmark cannot include the snapshots between. It runs only to the next snapshot; a second one
+///   continues from there.
+/// - An interrupted receive is resumed first if the snapshot that it receives still exists on the source, is not on the
+///   destination yet and is not newer than the target. Otherwise it is discarded first.
 pub fn steps(
     source: &[Snapshot],
     bookmarks: &[Bookmark],
@@ -154,26 +160,18 @@ pub fn steps(
     let Some(goal) = source.iter().position(|s| s.guid == target) else {
         return Err(Conflict::NoSuchSnapshot { guid: target });
     };
-    let places: HashMap<Guid, usize> = destination.iter().map(|d| d.guid).zip(0..).collect();
-    let there = |guid: Guid| places.get(&guid).copied();
+    let positions: HashMap<Guid, usize> = destination.iter().map(|d| d.guid).zip(0..).collect();
+    let there = |guid: Guid| positions.get(&guid).copied();
 
-    // Where the destination stands in the source's history: the newest snapshot of the source that it has.
+    // The newest snapshot of the source that the destination has.
     let newest_there = source.iter().rposition(|s| there(s.guid).is_some());
-    // A bookmark counts only where it is newer than every common snapshot.
+    // A bookmark counts only if it is newer than all common snapshots.
     let bookmark = bookmarks.iter().rfind(|b| there(b.guid).is_some());
     let bookmark = bookmark.filter(|b| newest_there.is_none_or(|i| b.createtxg > source[i].createtxg));
 
-    if let Some(ahead) = bookmark.filter(|b| b.createtxg > source[goal].createtxg) {
-        return Ok(Transfer::MostActual { newest: Point { name: ahead.name.clone(), guid: ahead.guid } });
-    }
-    if let Some(newest) = newest_there.filter(|newest| *newest >= goal) {
-        return Ok(match there(target) {
-            Some(at) if newest == goal && destination[at].name != source[goal].name => {
-                Transfer::WasRenamed { there: destination[at].name.clone() }
-            }
-            _ if newest == goal => Transfer::NothingToDo,
-            _ => Transfer::MostActual { newest: point(&source[newest]) },
-        });
+    let name_there = there(target).map(|at| &destination[at].name);
+    if let Some(done) = already_there(source, goal, name_there, newest_there, bookmark) {
+        return Ok(done);
     }
 
     let leads_on = |to: Guid| there(to).is_none() && source[..=goal].iter().any(|s| s.guid == to);
@@ -192,11 +190,7 @@ pub fn steps(
         (Some(i), None) => (point(&source[i]), i + 1, there(source[i].guid)),
         (None, None) if destination.is_empty() => {
             if !resumes {
-                let to = point(&source[0]);
-                steps.push(match origin.cloned() {
-                    Some((of, guid)) => Step::Incremental { from: Base::Origin(of, guid), to, intermediates: false },
-                    None => Step::Full { to },
-                });
+                steps.push(first_step(point(&source[0]), origin));
                 steps.extend(onward(&source[..=goal], 0));
             }
             return Ok(Transfer::Steps { steps });
@@ -217,18 +211,44 @@ pub fn steps(
         None => steps.extend(onward(&source[..=goal], after - 1)),
         Some(_) => {
             let next = after.min(goal);
-            steps.push(Step::Incremental {
-                from: Base::Bookmark(common),
-                to: point(&source[next]),
-                intermediates: false,
-            });
+            let (from, to) = (Base::Bookmark(common), point(&source[next]));
+            steps.push(Step::Incremental { from, to, intermediates: false });
             steps.extend(onward(&source[..=goal], next));
         }
     }
     Ok(Transfer::Steps { steps })
 }
 
-/// The increment from one of the snapshots to the last of them, if that is another one.
+/// The outcome if the destination has the snapshot `source[goal]` (under the name `name_there`) or a newer one of the
+/// source: `newest_there` is the index of the newest one there, and `bookmark` a bookmark of a still newer one.
+fn already_there(
+    source: &[Snapshot],
+    goal: usize,
+    name_there: Option<&SnapName>,
+    newest_there: Option<usize>,
+    bookmark: Option<&Bookmark>,
+) -> Option<Transfer> {
+    let wanted = &source[goal];
+    if let Some(ahead) = bookmark.filter(|b| b.createtxg > wanted.createtxg) {
+        return Some(Transfer::MostActual { newest: Point { name: ahead.name.clone(), guid: ahead.guid } });
+    }
+    let newest = newest_there.filter(|newest| *newest >= goal)?;
+    Some(match name_there {
+        _ if newest != goal => Transfer::MostActual { newest: point(&source[newest]) },
+        Some(there) if *there != wanted.name => Transfer::WasRenamed { there: there.clone() },
+        _ => Transfer::NothingToDo,
+    })
+}
+
+/// The first stream into an empty destination.
+fn first_step(to: Point, origin: Option<&(Origin, Guid)>) -> Step {
+    match origin.cloned() {
+        Some((of, guid)) => Step::Incremental { from: Base::Origin(of, guid), to, intermediates: false },
+        None => Step::Full { to },
+    }
+}
+
+/// The increment from one of the snapshots to the last one, if they differ.
 fn onward(source: &[Snapshot], from: usize) -> Option<Step> {
     let (first, rest) = source.get(from..)?.split_first()?;
     let intermediates = rest.len() > 1;

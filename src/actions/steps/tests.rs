@@ -17,7 +17,8 @@ fn snapshots(line: &str) -> Vec<Snapshot> {
     line.split_whitespace().enumerate().map(parse).collect()
 }
 
-/// Bookmarks of those of the snapshots that the line names; only these remain as snapshots that `keep` names.
+/// Plans a transfer from a source that has bookmarks of the snapshots named in `marked`, and of whose snapshots only
+/// those named in `keep` still exist.
 fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) -> Result<Transfer, Conflict> {
     let all = snapshots(source);
     let is_in = |s: &Snapshot, line: &str| line.split_whitespace().any(|w| w == s.name.as_str());
@@ -31,7 +32,7 @@ fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) 
 }
 
 /// A result in one line.
-fn shown(result: Result<Transfer, Conflict>) -> String {
+fn render(result: Result<Transfer, Conflict>) -> String {
     let list = |points: &[Point]| points.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(" ");
     match result {
         Ok(Transfer::NothingToDo) => "nothing to do".to_owned(),
@@ -64,10 +65,10 @@ fn shown(result: Result<Transfer, Conflict>) -> String {
 }
 
 #[test]
-fn a_table_of_transfers() {
+fn steps_lead_to_the_target() {
     let all = "a b c d";
     for (keep, marked, destination, target, expected) in [
-        // The whole, with its history.
+        // A first copy, with its history.
         (all, "", "", 4, "@a, -I @a @d"),
         ("d", "", "", 4, "@d"),
         (all, "", "", 1, "@a"),
@@ -84,7 +85,7 @@ fn a_table_of_transfers() {
         ("a c d", "a b", "a1 b2", 4, "-i #b @c, -i @c @d"),
         ("a b c d", "b", "a1 b2", 4, "-I @b @d"),
         ("b d", "a c", "a1 b2", 4, "-i @b @d"),
-        // It is there already.
+        // The destination has it already.
         (all, "", "a1 d4", 4, "nothing to do"),
         (all, "", "a1 d4 x9", 4, "nothing to do"),
         (all, "", "a1 z4", 4, "there as z"),
@@ -101,7 +102,7 @@ fn a_table_of_transfers() {
         (all, "", "a1", 5, "no 5"),
         ("a b", "d", "d4", 2, "has d"),
     ] {
-        let found = shown(plan("a1 b2 c3 d4", keep, marked, destination, target));
+        let found = render(plan("a1 b2 c3 d4", keep, marked, destination, target));
         assert_eq!(
             found, expected,
             "keep {keep:?}, bookmarks {marked:?}, destination {destination:?}, target {target}"
@@ -110,11 +111,11 @@ fn a_table_of_transfers() {
 }
 
 #[test]
-fn an_interrupted_receive_goes_on_or_goes_away() {
+fn interrupted_receive_is_resumed_or_discarded() {
     let source = snapshots("a1 b2 c3");
     let go = |destination: &str, to: Option<u64>, target: u64| {
         let resume = Resume { token: "T".to_owned(), to: to.map(Guid) };
-        shown(steps(&source, &[], &snapshots(destination), Some(&resume), None, Guid(target)))
+        render(steps(&source, &[], &snapshots(destination), Some(&resume), None, Guid(target)))
     };
     assert_eq!(go("a1", Some(2), 3), "-t T");
     assert_eq!(go("", Some(1), 3), "-t T");
@@ -128,11 +129,11 @@ fn an_interrupted_receive_goes_on_or_goes_away() {
 }
 
 #[test]
-fn a_clone_begins_at_its_origin_where_that_is() {
+fn clone_starts_from_its_origin_if_the_destination_has_it() {
     let origin = (Origin { dataset: "tank/o".parse().unwrap(), name: "x".parse().unwrap() }, Guid(7));
     let source = snapshots("a1 b2 c3");
     let go = |destination: &str, origin, target| {
-        shown(steps(&source, &[], &snapshots(destination), None, origin, Guid(target)))
+        render(steps(&source, &[], &snapshots(destination), None, origin, Guid(target)))
     };
     assert_eq!(go("", Some(&origin), 3), "-i tank/o@x @a, -I @a @c");
     assert_eq!(go("", Some(&origin), 1), "-i tank/o@x @a");
@@ -140,11 +141,11 @@ fn a_clone_begins_at_its_origin_where_that_is() {
     assert_eq!(go("a1", Some(&origin), 3), "-I @a @c", "an increment as any other");
     assert_eq!(go("x9", Some(&origin), 3), "not empty: ours a b c, theirs x");
     let resume = Resume { token: "T".to_owned(), to: Some(Guid(1)) };
-    assert_eq!(shown(steps(&source, &[], &[], Some(&resume), Some(&origin), Guid(3))), "-t T");
+    assert_eq!(render(steps(&source, &[], &[], Some(&resume), Some(&origin), Guid(3))), "-t T");
 }
 
 #[test]
-fn a_source_that_was_rolled_back_is_told_from_a_destination_that_went_its_own_way() {
+fn rolled_back_source_is_distinguished_from_diverged_destination() {
     let source = snapshots("a1 d4");
     let mut destination = snapshots("a1 b2 c3");
     let received = |destination: &[Snapshot]| match steps(&source, &[], destination, None, None, Guid(4)) {
@@ -157,16 +158,16 @@ fn a_source_that_was_rolled_back_is_told_from_a_destination_that_went_its_own_wa
 }
 
 #[test]
-fn conflicts_say_what_is_where() {
+fn conflict_messages_count_snapshots() {
     let diverged = plan("a1 b2 c3", "a b c", "", "a1 x9 y8", 3).unwrap_err();
     assert_eq!(
         diverged.to_string(),
-        "the destination has diverged: after a, the newest in common, it has 2 of its own, and the source 2"
+        "the destination has diverged: since a, the newest common snapshot, the destination has 2 of its own, and the source 2"
     );
     let not_empty = plan("a1", "a", "", "x9", 1).unwrap_err();
     assert_eq!(
         not_empty.to_string(),
-        "the destination is not empty, and none of its 1 snapshots is common with the source"
+        "the destination is not empty, and none of its 1 snapshots is in common with the source"
     );
 }
 
@@ -208,7 +209,7 @@ fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mu
 /// Every world with up to five snapshots: which of them the source still has, has bookmarks of, the destination has,
 /// what else the destination has and where, and which one is wanted.
 #[test]
-fn all_small_worlds_agree_with_a_tiny_model() {
+fn steps_agree_with_a_model_on_all_small_inputs() {
     const SIZE: u64 = 5;
     let subset = |mask: u64| (1..=SIZE).filter(move |i| mask >> (i - 1) & 1 == 1);
     let point_of = |guid: u64| Snapshot { name: format!("s{guid}").parse().unwrap(), ..snapshots("a1")[0].clone() };

@@ -1,15 +1,15 @@
-//! What ought not to be, decided all the same.
+//! Inputs that should not occur, but must be decided about safely.
 
 use super::*;
 
 const NOW: &str = "11-23T12:00";
 
 fn one() -> Policy {
-    policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
+    policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
 }
 
 #[test]
-fn names_from_elsewhere_are_nobodys() {
+fn foreign_names_are_never_candidates() {
     let world = "
         alpha:tank/foo  zfs-auto-snap_daily-2026-11-01-0000 B B_ B_2026-11-01 B_2026-11-01_00:00:00_x b@11-01T00:00 \
                         AB@11-01T00:00 B@11-23T11:00
@@ -21,7 +21,7 @@ fn names_from_elsewhere_are_nobodys() {
 }
 
 #[test]
-fn the_ancestors_names_belong_to_the_prefix() {
+fn zeplic_names_belong_to_the_prefix() {
     let world = "
         alpha:tank/foo  B@11-23T09:00>B_2026-November-23_09:00:00 B@11-23T11:00
         beta:tank/copy  B@11-23T09:00>B_2026-November-23_09:00:00 B@11-23T11:00
@@ -30,14 +30,14 @@ fn the_ancestors_names_belong_to_the_prefix() {
 }
 
 #[test]
-fn prefixes_that_begin_alike_are_apart() {
-    let a = policy([but(entry("alpha:tank/foo", &[]), |p| p.prefix = "A".parse().unwrap())]);
+fn prefixes_with_common_beginning_are_distinct() {
+    let a = policy([with_policy(entry("alpha:tank/foo", &[]), |p| p.prefix = "A".parse().unwrap())]);
     let world = "alpha:tank/foo A_B@11-01T00:00 A@11-02T00:00 A_B@11-03T00:00 A@11-23T12:00";
     assert_eq!(orders(&a, world, NOW), ["destroy alpha:tank/foo: A@11-02T00:00"]);
 }
 
 #[test]
-fn equal_creation_times_are_told_apart_by_createtxg() {
+fn equal_creation_times_are_ordered_by_createtxg() {
     let world = "
         alpha:tank/foo  B@11-23T11:00=1 B@11-23T11:00=2 B@11-23T11:00=3
         beta:tank/copy  B@11-23T11:00=1 B@11-23T11:00=2 B@11-23T11:00=3
@@ -62,7 +62,7 @@ fn equal_creation_times_are_told_apart_by_createtxg() {
 }
 
 #[test]
-fn the_order_of_a_broken_inventory_does_not_matter() {
+fn unsorted_inventory_gives_the_same_plan() {
     let sorted = world(
         "
         alpha:tank/foo  B@11-20T10:00 B@11-21T10:00 B@11-22T10:00 B@11-23T11:00 B@11-23T11:30
@@ -79,16 +79,16 @@ fn the_order_of_a_broken_inventory_does_not_matter() {
 }
 
 #[test]
-fn a_creation_in_the_future_neither_goes_nor_pushes_others_out() {
-    let daily = policy([but(entry("alpha:tank/foo", &[]), |p| p.retention = rules(&["1/day in last week"]))]);
+fn snapshot_in_the_future_is_kept_and_displaces_no_others() {
+    let daily = policy([with_policy(entry("alpha:tank/foo", &[]), |p| p.retention = rules(&["1/day in last week"]))]);
     let world = "alpha:tank/foo B@11-22T10:00 B@11-23T10:00+10y B@11-23T12:00";
     assert!(orders(&daily, world, NOW).is_empty());
-    assert!(notices(&daily, world, NOW).is_empty(), "only the newest is worth a word");
+    assert!(notices(&daily, world, NOW).is_empty(), "there is a notice only about the newest snapshot");
 }
 
 #[test]
-fn guids_are_compared_only_between_a_source_and_its_destination() {
-    // Another dataset of the destination's host happens to have the guid that is to be sent.
+fn guids_of_other_datasets_do_not_matter() {
+    // Another dataset on the destination's host has the guid that is to be sent.
     let world = "
         alpha:tank/foo   B@11-23T10:00 B@11-23T11:00
         beta:tank/copy   B@11-23T10:00
@@ -96,7 +96,7 @@ fn guids_are_compared_only_between_a_source_and_its_destination() {
         alpha:tank/bar   B@11-23T10:00
     ";
     assert_eq!(only("send", &one(), world, NOW), ["send alpha:tank/foo to beta:tank/copy: B@11-23T11:00"]);
-    // Twice in one dataset: whatever else, the base stays.
+    // A guid that occurs twice in one dataset: the base is kept in any case.
     let twice = "
         alpha:tank/foo  B@11-20T10:00 B@11-20T11:00 B@11-23T11:00
         beta:tank/copy  B@11-20T11:00 B@11-20T11:00
@@ -106,27 +106,27 @@ fn guids_are_compared_only_between_a_source_and_its_destination() {
 }
 
 #[test]
-fn two_entries_for_one_dataset_and_prefix_are_not_both_followed() {
+fn second_entry_for_a_dataset_and_prefix_is_ignored() {
     let twice = policy([
         entry("alpha:tank/foo", &[]),
-        but(entry("alpha:tank/foo", &[]), |p| p.creation = Some("*/5 * * * *".parse().unwrap())),
+        with_policy(entry("alpha:tank/foo", &[]), |p| p.creation = Some("*/5 * * * *".parse().unwrap())),
     ]);
     let world = "alpha:tank/foo B@11-23T12:00";
     assert!(orders(&twice, world, "11-23T12:05").is_empty());
     assert_eq!(
         notices(&twice, world, NOW),
-        ["alpha:tank/foo is claimed with the prefix B by entry 0 of the policy already; that one decides"]
+        ["alpha:tank/foo is already covered with the prefix B by entry 0 of the policy, which decides"]
     );
-    // So are two policies of one entry.
+    // The same holds for two policies of one entry.
     let twice = policy([with(entry("alpha:tank/foo", &[]), |e| e.policies.push(e.policies[0].clone()))]);
     assert_eq!(decide(&twice, &crate::actions::tests::world(world), utc(NOW)).takes.len(), 1);
-    // A destination named twice is one destination.
+    // A destination that is named twice counts once.
     let twice = policy([entry("alpha:tank/foo", &["beta:tank/copy", "beta:tank/copy"])]);
     assert_eq!(only("send", &twice, "alpha:tank/foo B@11-23T12:00\nbeta", NOW).len(), 1);
 }
 
 #[test]
-fn hosts_and_datasets_that_are_not_there_are_named() {
+fn unlisted_hosts_and_missing_datasets_have_notices() {
     let several = policy([
         entry("alpha:tank/foo", &["beta:tank/copy"]),
         entry("alpha:tank/bar", &["beta:tank/copy2"]),
@@ -135,9 +135,10 @@ fn hosts_and_datasets_that_are_not_there_are_named() {
     assert_eq!(
         notices(&several, "gamma:tank", NOW),
         [
-            "alpha has not been listed: nothing is taken or destroyed there",
-            "beta has not been listed: nothing is taken or destroyed there",
-            "gamma:tank/none does not exist",
+            "alpha has never answered, so nothing is taken or destroyed there",
+            "beta has never answered, so nothing is taken or destroyed there",
+            "gamma:tank/none cannot be used: either it does not exist (destroyed, misspelt, pool not imported), \
+             or local.json on gamma does not list it, or disables it",
         ]
     );
     assert!(orders(&several, "gamma:tank", NOW).is_empty());
@@ -146,7 +147,7 @@ fn hosts_and_datasets_that_are_not_there_are_named() {
 }
 
 #[test]
-fn a_name_too_long_for_a_destination_is_said() {
+fn too_long_destination_name_has_a_notice() {
     let deep = format!("tank/foo/{}", "x".repeat(240));
     let far = policy([recursive(entry("alpha:tank/foo", &["beta:tank/a/longer/name"]))]);
     let world = format!("alpha:tank/foo\nalpha:{deep} B@11-23T12:00\nbeta");
@@ -154,13 +155,13 @@ fn a_name_too_long_for_a_destination_is_said() {
     assert_eq!(
         notices(&far, &world, NOW),
         [format!(
-            "alpha:{deep} is not sent below beta:tank/a/longer/name: its name there would be longer than ZFS takes"
+            "alpha:{deep} is not sent below beta:tank/a/longer/name: its name there would be longer than ZFS permits"
         )]
     );
 }
 
 #[test]
-fn extreme_times_are_survived() {
+fn extreme_times_do_not_panic() {
     let mut inventory = world("alpha:tank/foo B@11-20T10:00 B@11-21T10:00\nbeta:tank/copy B@11-20T10:00");
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
     for extreme in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
@@ -174,7 +175,7 @@ fn extreme_times_are_survived() {
 }
 
 #[test]
-fn a_plan_is_stable_json() {
+fn plan_json_is_stable() {
     let world = world(
         "
         alpha:tank/foo  B@11-20T10:00 B@11-23T11:00

@@ -1,11 +1,11 @@
-//! How well a policy is kept, as the table of what is found wrong.
+//! Health: a table of states with the findings that they give rise to.
 
 use std::time::Duration;
 
 use super::*;
 use crate::actions::health::{Health, Severity, health};
 
-fn judged(policy: &Policy, world_text: &str, now: &str) -> Health {
+fn evaluated(policy: &Policy, world_text: &str, now: &str) -> Health {
     health(policy, &world(world_text), &Default::default(), utc(now))
 }
 
@@ -15,18 +15,19 @@ fn found(health: &Health) -> Vec<String> {
     findings.map(|finding| format!("{}: {finding}", finding.severity())).collect()
 }
 
-/// Hourly, `now` is 11-23T12:30 unless it says otherwise.
+/// It is 12:30 on 11-23.
 #[test]
-fn what_is_wrong_is_found_and_nothing_else() {
+fn findings_follow_schedules_and_thresholds() {
     let hours = |n: u64| Some(Duration::from_secs(n * 3600));
     let hourly = || policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
-    let checked = |check: Thresholds| policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.check = check)]);
+    let checked =
+        |check: Thresholds| policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.check = check)]);
     let ages = Thresholds { warn_age: hours(1), crit_age: hours(3), ..Thresholds::default() };
     let sync_ages = Thresholds { sync_warn_age: hours(1), sync_crit_age: hours(3), ..Thresholds::default() };
     let few = Thresholds { max_snapshots: Some(1), ..Thresholds::default() };
     let held = Thresholds { max_held: hours(1), ..Thresholds::default() };
     for (policy, source, destination, expected) in [
-        // By the schedule: the slot of 12:00 may still be missing, that of 11:00 not, that of 9:00 least of all.
+        // By the schedule: one slot (12:00) may be missing, two are a warning, four are critical.
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00", vec![]),
         (hourly(), "B@11-23T11:00", "beta:tank/copy B@11-23T11:00", vec![]),
         (
@@ -41,10 +42,10 @@ fn what_is_wrong_is_found_and_nothing_else() {
             "beta:tank/copy B@11-23T08:00",
             vec!["CRITICAL: the newest snapshot is 4h 30m old (limit 3h 30m)"],
         ),
-        (hourly(), "", "beta:tank/copy", vec!["WARNING: there is no snapshot of the policy"]),
-        // Where nothing was written, nothing is missing.
+        (hourly(), "", "beta:tank/copy", vec!["WARNING: there is no snapshot of this policy"]),
+        // A NotWritten mark counts as a snapshot.
         (hourly(), "B@11-23T08:00 -B@11-23T12:00", "beta:tank/copy B@11-23T08:00", vec![]),
-        // What is unsent counts from when it was taken.
+        // The lag is the age of the oldest unsent snapshot.
         (hourly(), "B@11-23T08:00 B@11-23T12:00", "beta:tank/copy B@11-23T08:00", vec![]),
         (
             hourly(),
@@ -58,24 +59,24 @@ fn what_is_wrong_is_found_and_nothing_else() {
             "beta",
             vec!["CRITICAL: the replica lags 5h 30m behind (limit 3h 30m, 3 unsent)"],
         ),
-        // What is older than the common point is not sent any more, and a bookmark is one.
+        // Snapshots older than the common point, here a bookmark, do not count as unsent.
         (hourly(), "B@11-23T05:00 #B@11-23T11:00 B@11-23T12:00", "beta:tank/copy B@11-23T11:00", vec![]),
-        // What only the destination has stands in the way of an increment, as soon as there is one to send.
+        // Snapshots that only the destination has matter as soon as there is something to send.
         (
             hourly(),
             "B@11-23T11:00 B@11-23T12:00",
             "beta:tank/copy B@11-23T11:00 own",
-            vec!["CRITICAL: diverged: @own is only there, the newest in common is @B_2026-11-23_11:00:00"],
+            vec!["CRITICAL: diverged: @own is only there; the newest common snapshot is @B_2026-11-23_11:00:00"],
         ),
         (
             hourly(),
             "B@11-23T12:00",
             "beta:tank/copy own",
-            vec!["CRITICAL: diverged: @own is there, nothing is in common"],
+            vec!["CRITICAL: diverged: @own is there, and no snapshot is in common"],
         ),
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00 own", vec![]),
-        (hourly(), "B@11-23T12:00", "beta?", vec!["UNKNOWN: was never asked what it holds"]),
-        // By thresholds of the policy's own.
+        (hourly(), "B@11-23T12:00", "beta?", vec!["UNKNOWN: has never been listed"]),
+        // By configured thresholds.
         (
             checked(ages),
             "B@11-23T11:00",
@@ -105,11 +106,11 @@ fn what_is_wrong_is_found_and_nothing_else() {
             checked(held),
             "B@11-23T10:00! B@11-23T11:00! B@11-23T12:00",
             "beta:tank/copy B@11-23T10:00! B@11-23T12:00",
-            vec!["WARNING: @B_2026-11-23_10:00:00 is held and 2h 30m old (limit 1h)"],
+            vec!["WARNING: the held snapshot @B_2026-11-23_10:00:00 is 2h 30m old (limit 1h)"],
         ),
     ] {
         let text = format!("alpha:tank/foo {source}\n{destination}");
-        let health = judged(&policy, &text, "11-23T12:30");
+        let health = evaluated(&policy, &text, "11-23T12:30");
         assert_eq!(found(&health), expected, "{text}");
         let worst = expected
             .iter()
@@ -120,43 +121,43 @@ fn what_is_wrong_is_found_and_nothing_else() {
 }
 
 #[test]
-fn what_is_wrong_with_a_source_is_told_once() {
+fn source_finding_appears_once_for_several_destinations() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy", "gamma:tank/copy"])]);
-    let health = judged(&policy, "alpha:tank/foo\nbeta\ngamma", "11-23T12:30");
+    let health = evaluated(&policy, "alpha:tank/foo\nbeta\ngamma", "11-23T12:30");
     assert_eq!(health.rows.len(), 2);
-    assert_eq!(found(&health), ["WARNING: there is no snapshot of the policy"]);
+    assert_eq!(found(&health), ["WARNING: there is no snapshot of this policy"]);
 }
 
 #[test]
-fn what_receives_need_not_take_snapshots() {
+fn receiving_dataset_needs_no_snapshots_of_its_own() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"]), entry("beta:tank/copy", &["gamma:tank/copy"])]);
     let world = "alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00\ngamma:tank/copy B@11-23T12:00";
-    assert_eq!(judged(&policy, world, "11-23T12:30").severity, Severity::Ok);
+    assert_eq!(evaluated(&policy, world, "11-23T12:30").severity, Severity::Ok);
 }
 
 #[test]
-fn a_host_out_of_reach_is_told_with_what_was_seen_last() {
+fn unreachable_host_is_a_warning_with_time_of_last_listing() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
     let world = world("alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00");
     let unseen = [("beta".parse().unwrap(), "refused".to_owned())].into();
     let health = health(&policy, &world, &unseen, utc("11-23T12:30"));
-    assert_eq!(found(&health), ["WARNING: out of reach, last seen 2026-11-23T00:00:00Z: refused"]);
+    assert_eq!(found(&health), ["WARNING: unreachable, last listed 2026-11-23T00:00:00Z: refused"]);
     assert_eq!(health.rows[0].observed, Some(utc("11-23T00:00")));
 }
 
 #[test]
-fn what_cannot_be_is_critical() {
+fn missing_dataset_is_critical() {
     let policy = policy([entry("alpha:tank/missing", &[])]);
-    let health = judged(&policy, "alpha:tank/foo", "11-23T12:30");
+    let health = evaluated(&policy, "alpha:tank/foo", "11-23T12:30");
     assert_eq!(health.severity, Severity::Critical);
     assert!(health.notices[0].to_string().contains("does not exist"), "{:?}", health.notices);
 }
 
 #[test]
-fn a_view_narrowed_is_judged_by_itself() {
+fn narrowed_report_has_severity_of_its_rows() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"]), entry("gamma:tank/old", &[])]);
     let text = "alpha:tank/foo B@11-23T12:00\nbeta:tank/copy B@11-23T12:00\ngamma:tank/old B@11-22T12:00";
-    let health = judged(&policy, text, "11-23T12:30");
+    let health = evaluated(&policy, text, "11-23T12:30");
     assert_eq!(health.severity, Severity::Critical);
     let narrowed = |host: Option<&str>, dataset: Option<&str>| {
         let mut health = health.clone();

@@ -1,6 +1,4 @@
-//! What users rely on, in a notation of one line per dataset.
-//!
-//! A world is written like this, snapshots oldest first:
+//! Tests of the engine. They describe an inventory in a notation of one line per dataset, snapshots oldest first:
 //!
 //! ```text
 //! alpha:tank/foo  B@11-23T09:00 B@11-23T10:00! #B@11-22T10:00 -B@11-23T11:00
@@ -9,10 +7,11 @@
 //! delta?
 //! ```
 //!
-//! `B@11-23T09:00` is the snapshot `B_2026-11-23_09:00:00`, taken then. The same word is the same snapshot (guid)
-//! wherever it stands; `B@...=2` is another one of that name. `!` is held, `^` has clones, `~` is marked deleted,
-//! `>name` has another name, `+2h` was created two hours after the time in its name. `#` is a bookmark, `-` a
-//! NotWritten mark. A host without a dataset has been listed and is empty; `?` has not been listed.
+//! `B@11-23T09:00` is the snapshot `B_2026-11-23_09:00:00`, created at that time. The same word means the same snapshot
+//! (guid) everywhere; `B@...=2` is another one of that name. Suffixes: `!` it is held, `^` it has clones, `~` it is
+//! marked deleted, `>name` it has another name, `+2h` it was created two hours after the time in its name. Prefixes:
+//! `#` a bookmark, `-` a NotWritten mark. A host without a dataset was listed and is empty; a host with `?` was never
+//! listed.
 
 mod bad_input;
 mod health;
@@ -43,10 +42,10 @@ fn snapshot(word: &str, createtxg: u64) -> Snapshot {
     let (rest, renamed) = rest.split_once('>').map_or((rest, None), |(r, n)| (r, Some(n)));
     let (identity, late) = rest.split_once('+').map_or((rest, "0h"), |(r, l)| (r, l));
     let late = humantime::parse_duration(late).unwrap_or_else(|e| panic!("{word}: {e}"));
-    let (shown, _) = identity.split_once('=').unwrap_or((identity, ""));
-    let (name, creation) = match shown.split_once('@') {
+    let (stamped, _) = identity.split_once('=').unwrap_or((identity, ""));
+    let (name, creation) = match stamped.split_once('@') {
         Some((prefix, time)) => (prefix.parse::<Prefix>().unwrap().stamp(utc(time)), utc(time)),
-        None => (shown.parse().unwrap_or_else(|e| panic!("{word}: {e}")), utc("01-01T00:00")),
+        None => (stamped.parse().unwrap_or_else(|e| panic!("{word}: {e}")), utc("01-01T00:00")),
     };
     let mut hasher = DefaultHasher::new();
     identity.hash(&mut hasher);
@@ -88,9 +87,9 @@ pub(super) fn world(text: &str) -> Inventory {
 }
 
 /// `alpha:tank/foo` as a place.
-pub(super) fn place(text: &str) -> Target {
+pub(super) fn place(text: &str) -> Place {
     let (host, dataset) = text.split_once(':').unwrap();
-    Target { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
+    Place { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
 }
 
 pub(super) fn rules(rules: &[&str]) -> Option<Retention> {
@@ -99,7 +98,7 @@ pub(super) fn rules(rules: &[&str]) -> Option<Retention> {
 
 /// An entry with one policy with the prefix `B`: hourly, asap, `1 in last day` on both sides.
 pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
-    let Target { host: hostname, dataset } = place(source);
+    let Place { host: hostname, dataset } = place(source);
     DatasetPolicy {
         hostname,
         dataset,
@@ -126,7 +125,7 @@ pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
     }
 }
 
-/// An entry, changed.
+/// An entry with a change.
 pub(super) fn with(mut entry: DatasetPolicy, change: impl FnOnce(&mut DatasetPolicy)) -> DatasetPolicy {
     change(&mut entry);
     entry
@@ -136,8 +135,8 @@ pub(super) fn recursive(entry: DatasetPolicy) -> DatasetPolicy {
     with(entry, |e| e.recursive = true)
 }
 
-/// An entry whose one policy is changed.
-pub(super) fn but(entry: DatasetPolicy, change: impl FnOnce(&mut SnapshotPolicy)) -> DatasetPolicy {
+/// An entry with a change of its only policy.
+pub(super) fn with_policy(entry: DatasetPolicy, change: impl FnOnce(&mut SnapshotPolicy)) -> DatasetPolicy {
     with(entry, |e| change(&mut e.policies[0]))
 }
 
@@ -156,7 +155,7 @@ pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Polic
 
 fn short(name: &SnapName) -> String {
     let text = name.as_str();
-    // B_2026-11-23_09:00:00 as B@11-23T09:00.
+    // B_2026-11-23_09:00:00 becomes B@11-23T09:00.
     match text.split_once("_2026-").and_then(|(prefix, time)| Some((prefix, time.strip_suffix(":00")?))) {
         Some((prefix, time)) if time.len() == 11 => format!("{prefix}@{}", time.replace('_', "T")),
         _ => text.to_owned(),
@@ -164,7 +163,7 @@ fn short(name: &SnapName) -> String {
 }
 
 /// The orders of a plan, one line each.
-pub(super) fn shown(orders: &[Order]) -> Vec<String> {
+pub(super) fn render(orders: &[Order]) -> Vec<String> {
     let show = |order: &Order| match order {
         Order::Take { host, name, datasets, .. } => {
             let datasets: Vec<&str> = datasets.iter().map(DatasetName::as_str).collect();
@@ -181,17 +180,17 @@ pub(super) fn shown(orders: &[Order]) -> Vec<String> {
     orders.iter().map(show).collect()
 }
 
-/// What is to be done.
+/// The orders for a policy and an inventory.
 pub(super) fn orders(policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
-    shown(&decide(policy, &world(world_text), utc(now)).orders(policy))
+    render(&decide(policy, &world(world_text), utc(now)).orders(policy))
 }
 
-/// Only the orders that begin so.
+/// Those of the orders whose text begins with `what`.
 pub(super) fn only(what: &str, policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
     orders(policy, world_text, now).into_iter().filter(|o| o.starts_with(what)).collect()
 }
 
-/// Why snapshots of a place stay or go, one line each: `B@11-23T09:00 stays: it is held`.
+/// Why the snapshots of a dataset stay or go, one line each: `B@11-23T09:00 stays: it is held`.
 pub(super) fn why(policy: &Policy, world_text: &str, now: &str, at: &str) -> Vec<String> {
     let inventory = world(world_text);
     let at = place(at);

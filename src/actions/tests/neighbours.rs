@@ -1,4 +1,4 @@
-//! Datasets that several entries, policies or directions meet in.
+//! Datasets to which several entries, policies or transfers apply.
 
 use super::*;
 use crate::actions::divergence::Allowed;
@@ -6,10 +6,10 @@ use crate::actions::divergence::Allowed;
 const NOW: &str = "11-23T12:00";
 
 #[test]
-fn the_nearer_entry_decides() {
+fn nearest_entry_governs_a_dataset() {
     let nested = policy([
         recursive(entry("alpha:tank", &[])),
-        but(entry("alpha:tank/db", &[]), |p| p.creation = Some("@daily".parse().unwrap())),
+        with_policy(entry("alpha:tank/db", &[]), |p| p.creation = Some("@daily".parse().unwrap())),
     ]);
     let world = "
         alpha:tank
@@ -27,9 +27,11 @@ fn the_nearer_entry_decides() {
         only("take", &deep, world, "11-23T03:00"),
         ["take B@11-23T03:00 on alpha: tank tank/home", "take B@11-23T00:00 on alpha: tank/db/log"]
     );
-    // Another prefix is another matter.
-    let other =
-        policy([nested.datasets[0].clone(), but(entry("alpha:tank/db", &[]), |p| p.prefix = "C".parse().unwrap())]);
+    // An entry with another prefix governs only its own snapshots.
+    let other = policy([
+        nested.datasets[0].clone(),
+        with_policy(entry("alpha:tank/db", &[]), |p| p.prefix = "C".parse().unwrap()),
+    ]);
     assert_eq!(
         only("take", &other, world, NOW),
         ["take B@11-23T12:00 on alpha: tank tank/db tank/db/log tank/home", "take C@11-23T12:00 on alpha: tank/db"]
@@ -37,7 +39,7 @@ fn the_nearer_entry_decides() {
 }
 
 #[test]
-fn two_policies_of_a_dataset_do_not_see_each_other() {
+fn policies_of_one_dataset_are_independent() {
     let two = policy([with(entry("alpha:tank/foo", &[]), |e| {
         let mut other = e.policies[0].clone();
         (other.name, other.prefix) = ("sync".to_owned(), "B_B".parse().unwrap());
@@ -55,16 +57,18 @@ fn two_policies_of_a_dataset_do_not_see_each_other() {
     );
 }
 
-/// alpha -> beta -> gamma, where beta takes nothing of its own.
+/// alpha -> beta -> gamma, where beta takes no snapshots of its own.
 fn chain() -> Policy {
     policy([
-        but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.sync_retention = rules(&["1/day in last week"])),
-        but(entry("beta:tank/copy", &["gamma:tank/far"]), |p| p.creation = None),
+        with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+            p.sync_retention = rules(&["1/day in last week"])
+        }),
+        with_policy(entry("beta:tank/copy", &["gamma:tank/far"]), |p| p.creation = None),
     ])
 }
 
 #[test]
-fn a_chain_keeps_what_either_side_needs() {
+fn middle_of_a_chain_keeps_what_both_sides_need() {
     let world = "
         alpha:tank/foo  B@11-23T12:00
         beta:tank/copy  B@11-19T09:00 B@11-19T10:00 B@11-20T10:00 B@11-20T11:00 B@11-23T11:00 B@11-23T12:00
@@ -76,21 +80,21 @@ fn a_chain_keeps_what_either_side_needs() {
         [
             "B@11-19T09:00 goes: no rule keeps it",
             "B@11-19T10:00 stays: kept by \"1/day in last week\"",
-            "B@11-20T10:00 stays: it is the newest snapshot common with gamma:tank/far",
+            "B@11-20T10:00 stays: it is the newest snapshot in common with gamma:tank/far",
             "B@11-20T11:00 stays: kept by \"1/day in last week\"; it is not yet on gamma:tank/far",
             "B@11-23T11:00 stays: it is not yet on gamma:tank/far",
             "B@11-23T12:00 stays: kept by \"1 in last day\"; kept by \"1/day in last week\"; \
-             it is the newest snapshot common with alpha:tank/foo; it is not yet on gamma:tank/far; \
-             it is the newest of its policy",
+             it is the newest snapshot in common with alpha:tank/foo; it is not yet on gamma:tank/far; \
+             it is the newest snapshot of its policy",
         ],
         "the rules of both entries, and the bases with both neighbours"
     );
     let verdicts = decide(&chain(), &crate::actions::tests::world(world), utc(NOW)).prunes;
-    assert_eq!(verdicts.len(), 3, "each place is decided about once");
+    assert_eq!(verdicts.len(), 3, "there is one verdict per dataset");
 }
 
 #[test]
-fn a_policy_without_rules_keeps_everything_wherever_it_has_a_say() {
+fn policy_without_rules_keeps_everything_on_both_sides() {
     let mut keeps = chain();
     keeps.datasets[1].policies[0].retention = None;
     let world = "
@@ -103,17 +107,17 @@ fn a_policy_without_rules_keeps_everything_wherever_it_has_a_say() {
 }
 
 #[test]
-fn a_dataset_that_receives_takes_nothing_of_its_own() {
+fn receiving_dataset_takes_nothing() {
     let mut takes = chain();
     takes.datasets[1].policies[0].creation = Some("@hourly".parse().unwrap());
     let world = "alpha:tank/foo B@11-23T11:00\nbeta:tank/copy B@11-23T11:00\ngamma";
     assert_eq!(only("take", &takes, world, NOW), ["take B@11-23T12:00 on alpha: tank/foo"]);
     assert_eq!(
         notices(&takes, world, NOW),
-        ["beta:tank/copy receives from alpha:tank/foo, so its own schedule is not followed: \
+        ["beta:tank/copy receives from alpha:tank/foo, so its own schedule is ignored: \
           a snapshot of its own would make the two diverge"]
     );
-    // Also where a whole pool is named, copies and all; they are still sent on and pruned.
+    // The same holds for copies below an entry for a whole pool; they are still sent on and pruned.
     let pool = policy([takes.datasets[0].clone(), recursive(entry("beta:tank", &["gamma:vault"]))]);
     assert_eq!(
         orders(&pool, &format!("{world}\nbeta:tank\nbeta:tank/own"), NOW),
@@ -132,7 +136,7 @@ fn ring() -> Policy {
 }
 
 #[test]
-fn in_a_loop_the_first_entry_leads() {
+fn first_entry_of_a_loop_takes_the_snapshots() {
     let world = "
         alpha:tank/x  B@11-20T10:00 B@11-23T11:00
         beta:tank/x   B@11-20T10:00
@@ -147,16 +151,16 @@ fn in_a_loop_the_first_entry_leads() {
         orders(&ring(), &settled, "11-23T11:30"),
         ["destroy alpha:tank/x: B@11-20T10:00", "destroy beta:tank/x: B@11-20T10:00"]
     );
-    // Beta was in use for a while: its snapshots come back.
+    // Snapshots taken on beta, while it was in use, come back to alpha.
     let back = "alpha:tank/x B@11-23T11:00\nbeta:tank/x B@11-23T11:00 B@11-23T11:10";
     assert_eq!(orders(&ring(), back, "11-23T11:30"), ["send beta:tank/x to alpha:tank/x: B@11-23T11:10"]);
-    // Nobody is rolled back in a loop, even if the policy says so.
+    // A loop permits no rollback, whatever the policy says.
     let rolling = policy(ring().datasets.into_iter().map(|e| with(e, |e| e.rollback_if_needed = true)));
     let plan = decide(&rolling, &crate::actions::tests::world(world), utc(NOW));
     assert!(plan.sends.iter().all(|s| s.allowed == Allowed::default()));
     let plan = decide(&policy([rolling.datasets[0].clone()]), &crate::actions::tests::world(world), utc(NOW));
     assert!(plan.sends[0].allowed.rollback);
-    // The same over three hosts.
+    // A loop over three hosts behaves in the same way.
     let three = policy([
         entry("alpha:t/x", &["beta:t/x"]),
         entry("beta:t/x", &["gamma:t/x"]),
@@ -167,7 +171,7 @@ fn in_a_loop_the_first_entry_leads() {
 }
 
 #[test]
-fn a_destination_below_the_source_is_not_sent_into_itself() {
+fn destination_below_its_source_is_not_sent_into_itself() {
     let inside = policy([recursive(entry("alpha:tank", &["alpha:tank/copies"]))]);
     let world = "
         alpha:tank             B@11-23T12:00
@@ -181,7 +185,7 @@ fn a_destination_below_the_source_is_not_sent_into_itself() {
 }
 
 #[test]
-fn a_destination_has_one_source() {
+fn destination_has_only_one_source() {
     let two = policy([entry("alpha:tank/a", &["gamma:tank/copy"]), entry("beta:tank/b", &["gamma:tank/copy"])]);
     let world = "
         alpha:tank/a     B@11-23T12:00
@@ -195,7 +199,7 @@ fn a_destination_has_one_source() {
             &"beta:tank/b is not sent to gamma:tank/copy, which already receives from alpha:tank/a".to_owned()
         )
     );
-    // A nearer target takes its place in a wider one, unless the wider source has that very child.
+    // A target below another target is used, unless the other source has a child of that name.
     let nested =
         policy([recursive(entry("alpha:tank/a", &["gamma:tank/copy"])), entry("beta:tank/b", &["gamma:tank/copy/b"])]);
     assert_eq!(only("send beta", &nested, world, NOW), ["send beta:tank/b to gamma:tank/copy/b: B@11-23T12:00"]);
@@ -204,7 +208,7 @@ fn a_destination_has_one_source() {
 }
 
 #[test]
-fn the_plans_of_all_entries_are_the_plan_of_the_whole() {
+fn plans_of_all_entries_add_up_to_the_whole_plan() {
     let policies = [
         chain(),
         ring(),
@@ -233,7 +237,7 @@ fn the_plans_of_all_entries_are_the_plan_of_the_whole() {
 }
 
 #[test]
-fn copies_of_copies_do_not_nest_ever_deeper() {
+fn copies_of_copies_do_not_nest_forever() {
     let crossed = policy([recursive(entry("alpha:t", &["beta:t/x"])), recursive(entry("beta:t", &["alpha:t/x"]))]);
     let mut inventory = world("alpha:t B@11-23T11:00\nbeta:t B@11-23T11:00");
     let mut rounds = 0;
@@ -244,23 +248,23 @@ fn copies_of_copies_do_not_nest_ever_deeper() {
         }
         predict(&mut inventory, &orders, utc("11-23T11:30"));
         rounds += 1;
-        assert!(rounds < 6, "{:?}", shown(&orders));
+        assert!(rounds < 6, "{:?}", render(&orders));
     }
     let names: Vec<&str> = inventory.hosts.values().flat_map(|h| h.datasets.keys()).map(DatasetName::as_str).collect();
     assert_eq!(names, ["t", "t/x", "t/x/x", "t", "t/x", "t/x/x"]);
 }
 
 #[test]
-fn hosts_that_have_nothing_to_do_with_an_entry_are_not_waited_for() {
+fn hosts_of_lists_only_hosts_that_matter_to_the_entries() {
     let policy = policy([
         entry("alpha:tank/a", &["beta:pool/a"]),
-        // What comes there goes on from there, and what else comes there counts.
+        // Its destination sends on to other hosts, and other hosts send to it.
         recursive(entry("beta:pool", &["gamma:pool/all"])),
         entry("delta:tank/x", &["beta:pool/a/x"]),
         entry("epsilon:tank/a", &["beta:other"]),
         entry("alpha:tank/ab", &[]),
     ]);
-    let index = crate::actions::Index::new(&policy);
+    let index = PolicyIndex::new(&policy);
     let hosts = |entries: &[usize]| {
         let hosts: Vec<String> = index.hosts_of(&policy, entries).iter().map(ToString::to_string).collect();
         hosts.join(" ")

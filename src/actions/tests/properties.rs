@@ -1,4 +1,4 @@
-//! What holds in every world, tried on random ones.
+//! Properties that hold for every policy and inventory, checked on random ones.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::retention::{Rule, Tally};
 
-/// A source of choices: a list of numbers, so that a failing world shrinks with its list.
+/// A source of choices: a list of numbers, so that proptest can shrink a failing example by shrinking the list.
 struct Choices(std::vec::IntoIter<u16>);
 
 impl Choices {
@@ -70,7 +70,7 @@ fn an_entry(choices: &mut Choices) -> DatasetPolicy {
     entry
 }
 
-/// A part of a common history, so that datasets have things in common.
+/// A dataset with a part of one common history, so that datasets have snapshots in common.
 fn a_dataset(choices: &mut Choices) -> DatasetInventory {
     let mut dataset = DatasetInventory::default();
     let history = choices.below(2);
@@ -80,7 +80,7 @@ fn a_dataset(choices: &mut Choices) -> DatasetInventory {
         if choices.below(density + 1) == 0 {
             continue;
         }
-        // The last twelve are hours apart, those before days.
+        // The last twelve snapshots are hours apart, the earlier ones days.
         let age = if step < 12 { TimeDelta::days(13 - step as i64) } else { TimeDelta::hours(24 - step as i64) };
         let creation = utc(NOW) - age;
         let prefix: Prefix = choices.of(&PREFIXES).parse().unwrap();
@@ -124,14 +124,14 @@ fn a_world() -> impl Strategy<Value = (Policy, Inventory)> {
     })
 }
 
-/// What a dataset may have come from, through at most so many transfers.
-fn origins(policy: &Policy, at: &Target, hops: usize) -> Vec<Target> {
+/// The datasets that one may be a copy of, through at most `hops` transfers.
+fn origins(policy: &Policy, at: &Place, hops: usize) -> Vec<Place> {
     let mut all = vec![];
     for entry in policy.datasets.iter().filter(|_| hops > 0) {
         for target in entry.policies.iter().flat_map(|p| &p.sync_on).filter(|t| t.host == at.host) {
             let Some(below) = at.dataset.below(&target.dataset) else { continue };
             if let (true, Ok(dataset)) = (entry.recursive || below.is_empty(), entry.dataset.join(below)) {
-                let origin = Target { host: entry.hostname.clone(), dataset };
+                let origin = Place { host: entry.hostname.clone(), dataset };
                 all.extend(origins(policy, &origin, hops - 1));
                 all.push(origin);
             }
@@ -140,9 +140,9 @@ fn origins(policy: &Policy, at: &Target, hops: usize) -> Vec<Target> {
     all
 }
 
-/// The policies that decide about a dataset, found the slow way: of the entries that mean it with one prefix, the one
-/// with the longest name, and of equal ones the first.
-fn governing<'a>(policy: &'a Policy, at: &Target) -> Vec<(&'a DatasetPolicy, &'a SnapshotPolicy)> {
+/// The policies that govern a dataset, by a slow reference implementation: of all entries that cover it with one
+/// prefix, the one with the longest name, and the first one of equal names.
+fn governing<'a>(policy: &'a Policy, at: &Place) -> Vec<(&'a DatasetPolicy, &'a SnapshotPolicy)> {
     let origins = origins(policy, at, 4);
     let means = |e: &&DatasetPolicy| {
         let copy_of_itself =
@@ -167,16 +167,16 @@ fn live(dataset: &DatasetInventory) -> Vec<&Snapshot> {
     all
 }
 
-/// Every source and destination that the policy makes of what the inventory has, with the policy.
-fn pairs<'a>(policy: &'a Policy, inventory: &Inventory) -> Vec<(Target, Target, &'a SnapshotPolicy)> {
+/// All pairs of source and destination that follow from the policy for the datasets of the inventory, with the policy.
+fn pairs<'a>(policy: &'a Policy, inventory: &Inventory) -> Vec<(Place, Place, &'a SnapshotPolicy)> {
     let mut pairs = vec![];
     for (host, known) in &inventory.hosts {
         for name in known.datasets.keys() {
-            let at = Target { host: host.clone(), dataset: name.clone() };
+            let at = Place { host: host.clone(), dataset: name.clone() };
             for (entry, one) in governing(policy, &at) {
                 for target in &one.sync_on {
                     let to = target.dataset.join(name.below(&entry.dataset).unwrap()).unwrap();
-                    pairs.push((at.clone(), Target { host: target.host.clone(), dataset: to }, one));
+                    pairs.push((at.clone(), Place { host: target.host.clone(), dataset: to }, one));
                 }
             }
         }
@@ -184,18 +184,18 @@ fn pairs<'a>(policy: &'a Policy, inventory: &Inventory) -> Vec<(Target, Target, 
     pairs
 }
 
-/// The newest snapshot on both, by the source's createtxg.
-fn base(inventory: &Inventory, from: &Target, to: &Target) -> Option<Guid> {
+/// The newest common snapshot, by the source's createtxg.
+fn base(inventory: &Inventory, from: &Place, to: &Place) -> Option<Guid> {
     let (source, destination) =
         (inventory.dataset(&from.host, &from.dataset)?, inventory.dataset(&to.host, &to.dataset)?);
     let there = live(destination);
     live(source).into_iter().rfind(|s| there.iter().any(|t| t.guid == s.guid)).map(|s| s.guid)
 }
 
-fn destroys(orders: &[Order]) -> Vec<(Target, Vec<Guid>)> {
+fn destroys(orders: &[Order]) -> Vec<(Place, Vec<Guid>)> {
     let all = orders.iter().filter_map(|o| match o {
         Order::Destroy { host, dataset, snapshots, .. } => {
-            let place = Target { host: host.clone(), dataset: dataset.clone() };
+            let place = Place { host: host.clone(), dataset: dataset.clone() };
             Some((place, snapshots.iter().map(|(guid, _)| *guid).collect()))
         }
         _ => None,
@@ -203,7 +203,7 @@ fn destroys(orders: &[Order]) -> Vec<(Target, Vec<Guid>)> {
     all.collect()
 }
 
-/// What one rule keeps of snapshots in the order in which they were taken, the slow way.
+/// The snapshots that a rule keeps, by a slow reference implementation. `taken` is in the order of creation.
 fn kept_by(rule: &Rule, tz: Zone, now: DateTime<Utc>, taken: &[&Snapshot]) -> Vec<Guid> {
     let text = rule.to_string();
     let (count, period) = match text.split_whitespace().next().unwrap().split_once('/') {
@@ -236,9 +236,9 @@ fn kept_by(rule: &Rule, tz: Zone, now: DateTime<Utc>, taken: &[&Snapshot]) -> Ve
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Carried out, nothing is left to do but what cannot be done; and no order is given twice.
+    /// After all orders of a plan, nothing is left to do except what cannot be done, and no order occurs twice.
     #[test]
-    fn carrying_out_a_plan_settles_the_world((policy, mut inventory) in a_world()) {
+    fn carrying_out_a_plan_leaves_nothing_to_do((policy, mut inventory) in a_world()) {
         let mut settled = false;
         let mut given: Vec<Order> = vec![];
         for _ in 0..12 {
@@ -261,7 +261,7 @@ proptest! {
         prop_assert!(settled, "the world does not settle");
     }
 
-    /// What is destroyed was protected by nothing, by the definitions of these protections.
+    /// No destroyed snapshot meets the definition of a protection.
     #[test]
     fn nothing_protected_is_destroyed((policy, inventory) in a_world()) {
         let plan = decide(&policy, &inventory, utc(NOW));
@@ -279,7 +279,7 @@ proptest! {
                     .find(|p| p.time_in(&snapshot.name).is_some()).expect("a snapshot of some prefix");
                 let newest = all.iter().rfind(|s| prefix.time_in(&s.name).is_some()).unwrap();
                 prop_assert_ne!(newest.guid, guid);
-                // As a source: on every destination, all of which are known.
+                // On a source, it is on every destination, and all destinations are known.
                 if let Some((entry, one)) = governing.iter().find(|(_, p)| p.prefix == *prefix) {
                     prop_assert!(one.retention.is_some());
                     prop_assert!(!(entry.skip_if_cloned && snapshot.has_clones));
@@ -300,8 +300,8 @@ proptest! {
         }
     }
 
-    /// Every pair that had something in common has the same newest common snapshot after all destroys, in any order
-    /// and even if only some are carried out.
+    /// Every pair with a common snapshot keeps the same newest one after all destroys, in any order, and even if only
+    /// some are carried out.
     #[test]
     fn every_base_survives((policy, mut inventory) in a_world(), skip in any::<u64>()) {
         let pairs = pairs(&policy, &inventory);
@@ -315,12 +315,12 @@ proptest! {
         prop_assert_eq!(before, after);
     }
 
-    /// What any rule of any policy that has a say keeps is not destroyed.
+    /// No snapshot is destroyed that a rule of an applicable policy keeps.
     #[test]
-    fn every_rule_keeps_what_it_promises((policy, inventory) in a_world()) {
+    fn no_rule_is_violated((policy, inventory) in a_world()) {
         let now = utc(NOW);
         let plan = decide(&policy, &inventory, now);
-        let gone: BTreeMap<Target, Vec<Guid>> = destroys(&plan.orders(&policy)).into_iter().fold(BTreeMap::new(), |mut all, (at, guids)| {
+        let gone: BTreeMap<Place, Vec<Guid>> = destroys(&plan.orders(&policy)).into_iter().fold(BTreeMap::new(), |mut all, (at, guids)| {
             all.entry(at).or_default().extend(guids);
             all
         });
@@ -345,7 +345,7 @@ proptest! {
     }
 
     #[test]
-    fn the_order_of_the_input_does_not_matter((policy, inventory) in a_world(), turn in any::<usize>()) {
+    fn plan_is_independent_of_input_order((policy, inventory) in a_world(), turn in any::<usize>()) {
         let mut shuffled = inventory.clone();
         for dataset in shuffled.hosts.values_mut().flat_map(|h| h.datasets.values_mut()) {
             let middle = turn % dataset.snapshots.len().max(1);
@@ -361,9 +361,9 @@ proptest! {
         prop_assert_eq!(decide(&policy, &shuffled, utc(NOW)), decide(&policy, &sorted, utc(NOW)));
     }
 
-    /// A snapshot of nobody's, a dataset of nobody's and a host of nobody's change nothing else.
+    /// An additional snapshot, dataset and host that no policy covers change nothing else.
     #[test]
-    fn what_is_nobodys_changes_nothing((policy, mut inventory) in a_world(), at in any::<usize>()) {
+    fn foreign_snapshots_datasets_and_hosts_change_nothing((policy, mut inventory) in a_world(), at in any::<usize>()) {
         let before = decide(&policy, &inventory, utc(NOW));
         let stranger = |guid| Snapshot { guid: Guid(guid), ..snapshot("stranger", 15) };
         for (dataset, guid) in inventory.hosts.values_mut().flat_map(|h| h.datasets.values_mut()).zip(70_000..) {
@@ -382,9 +382,9 @@ proptest! {
         prop_assert_eq!(&after.sends, &before.sends);
     }
 
-    /// The quick count of places agrees with the slow one, however creation times and createtxg disagree.
+    /// The tally agrees with its slow definition even if creation times and createtxg disagree.
     #[test]
-    fn the_tally_agrees_with_its_definition(hours in prop::collection::vec(-30i64..20_000, 0..60)) {
+    fn tally_agrees_with_its_definition(hours in prop::collection::vec(-30i64..20_000, 0..60)) {
         let now = utc(NOW);
         let taken: Vec<Snapshot> = hours.iter().zip(1..).map(|(h, i)| Snapshot {
             creation: now - TimeDelta::hours(*h),
@@ -406,9 +406,9 @@ proptest! {
     }
 }
 
-/// Guards the properties against worlds in which nothing happens.
+/// Makes sure that enough happens in the random examples for the properties to mean anything.
 #[test]
-fn random_worlds_are_eventful() {
+fn random_examples_have_enough_orders() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let (mut takes, mut sends, mut destroys, mut busy) = (0, 0, 0, 0);

@@ -3,12 +3,12 @@ use super::*;
 const NOW: &str = "11-23T12:00";
 
 fn one() -> Policy {
-    policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
+    policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
 }
 
 #[test]
-fn every_snapshot_has_all_its_reasons() {
-    let both = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+fn explain_lists_all_reasons_of_every_snapshot() {
+    let both = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
         p.creation = None;
         p.retention = rules(&["2 in last day", "1/day in last week"]);
     })]);
@@ -23,10 +23,10 @@ fn every_snapshot_has_all_its_reasons() {
             "B@11-21T10:00 goes: no rule keeps it",
             "B@11-21T11:00 stays: kept by \"1/day in last week\"",
             "B@11-22T10:00 stays: kept by \"1/day in last week\"; \
-             it is the newest snapshot common with beta:tank/copy; it is held",
+             it is the newest snapshot in common with beta:tank/copy; it is held",
             "B@11-23T10:00 stays: kept by \"2 in last day\"; it is not yet on beta:tank/copy",
             "B@11-23T11:00 stays: kept by \"2 in last day\"; kept by \"1/day in last week\"; \
-             it is not yet on beta:tank/copy; it is the newest of its policy",
+             it is not yet on beta:tank/copy; it is the newest snapshot of its policy",
         ]
     );
     let plan = decide(&both, &crate::actions::tests::world(world), utc(NOW));
@@ -42,9 +42,9 @@ fn every_snapshot_has_all_its_reasons() {
     assert_eq!((*bytes, *skip_if_renamed, *skip_if_cloned, *side), (2000, true, true, Side::Source));
 }
 
-/// A snapshot that no rule keeps and that has been sent goes; each protection alone keeps it.
+/// A sent snapshot that no rule keeps is destroyed unless one of the protections applies.
 #[test]
-fn each_protection_keeps_a_snapshot_by_itself() {
+fn each_protection_alone_keeps_a_snapshot() {
     let sent = "B@11-20T10:00 B@11-23T10:00 B@11-23T11:00";
     let beta = format!("beta:tank/copy {sent}");
     let goes = |world: &str, policy: &Policy| {
@@ -60,7 +60,7 @@ fn each_protection_keeps_a_snapshot_by_itself() {
         other.sync_on = vec![place("gamma:tank/live")];
         e.policies.push(other);
     })]);
-    let keep_all = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.retention = None)]);
+    let keep_all = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.retention = None)]);
     let follower = policy([one().datasets[0].clone(), entry("delta:tank/origin", &["alpha:tank/foo"])]);
     let cases: [(Protection, &str, String, &Policy, &str); 8] = [
         (
@@ -68,7 +68,7 @@ fn each_protection_keeps_a_snapshot_by_itself() {
             "B@11-20T10:00",
             "beta:tank/copy B@11-20T10:00 x".into(),
             &one(),
-            "it is the newest of its policy",
+            "it is the newest snapshot of its policy",
         ),
         (Protection::Held, "B@11-20T10:00! B@11-23T11:00", beta.clone(), &one(), "it is held"),
         (Protection::Cloned, "B@11-20T10:00^ B@11-23T11:00", beta.clone(), &one(), "it has clones"),
@@ -77,7 +77,7 @@ fn each_protection_keeps_a_snapshot_by_itself() {
             "B@11-20T10:00 B@11-23T11:00",
             "beta:tank/copy B@11-20T10:00>z B@11-23T11:00".into(),
             &one(),
-            "it has another name on the other side",
+            "it has a different name on the other side",
         ),
         (Protection::NoRules, sent, beta.clone(), &keep_all, "a policy without retention rules keeps everything here"),
         (
@@ -85,21 +85,21 @@ fn each_protection_keeps_a_snapshot_by_itself() {
             sent,
             beta.clone(),
             &unlisted_other,
-            "a destination has not been listed, and may still need it",
+            "a destination has never been listed and may still need it",
         ),
         (
             Protection::SourceUnknown,
             sent,
             beta.clone(),
             &follower,
-            "the source has not been listed, and may still need it",
+            "the source has never been listed and may still need it",
         ),
         (
             Protection::NothingInCommon,
             sent,
             format!("{beta}\ndelta:tank/origin B@11-01T00:00"),
             &follower,
-            "nothing here is common with the source",
+            "no snapshot here is in common with the source",
         ),
     ];
     for (protection, snapshots, others, policy, words) in cases {
@@ -109,13 +109,13 @@ fn each_protection_keeps_a_snapshot_by_itself() {
         assert!(only("destroy alpha", policy, &world, NOW).iter().all(|o| !o.contains("11-20")), "{protection:?}");
         seen.push(protection);
     }
-    assert_eq!(seen, Protection::ALL, "every protection has its case");
+    assert_eq!(seen, Protection::ALL, "there is a case for every protection");
 }
 
 #[test]
-fn base_and_unsent_are_kept_for_every_destination() {
+fn base_and_unsent_snapshots_are_kept_for_every_destination() {
     let two = |prune_unsent| {
-        policy([but(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:tank/copy"]), |p| {
+        policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:tank/copy"]), |p| {
             p.creation = None;
             p.prune_unsent = prune_unsent;
         })])
@@ -129,19 +129,19 @@ fn base_and_unsent_are_kept_for_every_destination() {
         why(&two(false), world, NOW, "alpha:tank/foo"),
         [
             "B@11-20T10:00 goes: no rule keeps it",
-            "B@11-20T11:00 stays: it is the newest snapshot common with beta:tank/copy",
+            "B@11-20T11:00 stays: it is the newest snapshot in common with beta:tank/copy",
             "B@11-20T12:00 stays: it is not yet on beta:tank/copy",
             "B@11-20T13:00 stays: it is not yet on beta:tank/copy",
-            "B@11-23T11:00 stays: kept by \"1 in last day\"; it is the newest snapshot common with gamma:tank/copy; \
-             it is not yet on beta:tank/copy; it is the newest of its policy",
+            "B@11-23T11:00 stays: kept by \"1 in last day\"; it is the newest snapshot in common with gamma:tank/copy; \
+             it is not yet on beta:tank/copy; it is the newest snapshot of its policy",
         ]
     );
-    // With prune_unsent only the bases stay.
+    // With prune_unsent, only the bases are kept.
     assert_eq!(
         only("destroy alpha", &two(true), world, NOW),
         ["destroy alpha:tank/foo: B@11-20T10:00 B@11-20T12:00 B@11-20T13:00"]
     );
-    // Not even that allows anything while a destination is unknown.
+    // Even then, nothing is destroyed while a destination is unknown.
     let unknown = world.replace("gamma:", "gamma?:");
     assert!(only("destroy alpha", &two(true), &unknown, NOW).is_empty());
     // A listed destination without the dataset lacks everything.
@@ -151,13 +151,13 @@ fn base_and_unsent_are_kept_for_every_destination() {
 }
 
 #[test]
-fn what_a_destination_has_pruned_itself_is_not_unsent() {
+fn snapshot_pruned_by_destination_is_not_unsent() {
     let world = "
         alpha:tank/foo  B@11-20T10:00 B@11-20T11:00 B@11-23T11:00
         beta:tank/copy  B@11-23T11:00
     ";
     assert_eq!(only("destroy", &one(), world, NOW), ["destroy alpha:tank/foo: B@11-20T10:00 B@11-20T11:00"]);
-    // A bookmark tells as well how far the destination has come.
+    // A bookmark shows as well what the destination has received.
     let world = "
         alpha:tank/foo  B@11-20T10:00 #B@11-20T11:00 B@11-20T12:00 B@11-23T11:00
         beta:tank/copy  B@11-20T11:00
@@ -166,8 +166,8 @@ fn what_a_destination_has_pruned_itself_is_not_unsent() {
 }
 
 #[test]
-fn a_base_of_another_prefix_is_a_base() {
-    // Somebody else's snapshot is the newest in common with the target of another policy of the dataset.
+fn base_with_another_prefix_is_kept() {
+    // The newest snapshot in common with the target of another policy has a foreign name.
     let two = policy([with(one().datasets[0].clone(), |e| {
         let mut other = e.policies[0].clone();
         other.prefix = "SYNC".parse().unwrap();
@@ -181,11 +181,11 @@ fn a_base_of_another_prefix_is_a_base() {
     ";
     let reasons = why(&two, world, NOW, "alpha:tank/foo");
     assert_eq!(reasons[0], "B@11-20T10:00 goes: no rule keeps it");
-    assert_eq!(reasons[1], "B@11-20T11:00 stays: it is the newest snapshot common with gamma:tank/live");
+    assert_eq!(reasons[1], "B@11-20T11:00 stays: it is the newest snapshot in common with gamma:tank/live");
 }
 
 #[test]
-fn only_what_the_policy_says_is_left_alone() {
+fn skip_options_keep_renamed_and_cloned_snapshots() {
     let bold = policy([with(one().datasets[0].clone(), |e| {
         e.skip_if_cloned = false;
         e.skip_if_renamed = false;
@@ -198,8 +198,8 @@ fn only_what_the_policy_says_is_left_alone() {
 }
 
 #[test]
-fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
-    let all = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+fn destination_is_pruned_by_sync_retention_from_its_own_inventory() {
+    let all = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
         p.creation = None;
         p.retention = rules(&["1 in last hour"]);
         p.sync_retention = rules(&["1/day in last week"]);
@@ -216,8 +216,8 @@ fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
             "B@11-21T11:00 stays: kept by \"1/day in last week\"",
             "B@11-22T10:00 stays: it is held",
             "B@11-22T11:00 stays: kept by \"1/day in last week\"",
-            "B@11-23T11:30 stays: kept by \"1/day in last week\"; it is the newest snapshot common with alpha:tank/foo; \
-             it is the newest of its policy",
+            "B@11-23T11:30 stays: kept by \"1/day in last week\"; it is the newest snapshot in common with alpha:tank/foo; \
+             it is the newest snapshot of its policy",
         ]
     );
     let plan = decide(&all, &crate::actions::tests::world(world), utc(NOW));
@@ -225,8 +225,8 @@ fn a_destination_is_pruned_by_its_own_rules_from_its_own_inventory() {
 }
 
 #[test]
-fn what_came_along_to_a_destination_stays_as_long_as_on_the_source() {
-    let two = policy([with(but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None), |e| {
+fn snapshots_carried_along_are_pruned_by_retention_of_the_source() {
+    let two = policy([with(with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None), |e| {
         let mut local = e.policies[0].clone();
         (local.name, local.prefix, local.sync_on) = ("local".to_owned(), "L".parse().unwrap(), Vec::new());
         local.retention = rules(&["2 in last day"]);
@@ -243,32 +243,36 @@ fn what_came_along_to_a_destination_stays_as_long_as_on_the_source() {
 }
 
 #[test]
-fn a_destination_is_left_alone_while_its_source_is_unknown() {
+fn destination_is_not_pruned_while_its_source_is_unknown() {
     let beta = "beta:tank/copy B@11-10T10:00 B@11-23T11:00";
     assert_eq!(only("destroy beta", &one(), &format!("{beta}\nalpha:tank/foo B@11-23T11:00"), NOW).len(), 1);
-    assert!(only("destroy", &one(), beta, NOW).is_empty(), "never heard of");
+    assert!(only("destroy", &one(), beta, NOW).is_empty(), "its host was never listed");
     assert!(
         only("destroy", &one(), &format!("{beta}\nalpha?:tank/foo B@11-23T11:00"), NOW).is_empty(),
         "heard of in parts"
     );
     assert!(only("destroy", &one(), &format!("{beta}\nalpha"), NOW).is_empty(), "the source is gone");
-    assert_eq!(notices(&one(), &format!("{beta}\nalpha"), NOW), ["alpha:tank/foo does not exist"]);
+    assert_eq!(
+        notices(&one(), &format!("{beta}\nalpha"), NOW),
+        ["alpha:tank/foo cannot be used: either it does not exist (destroyed, misspelt, pool not imported), \
+          or local.json on alpha does not list it, or disables it"]
+    );
     let replaced = format!("{beta}\nalpha:tank/foo B@11-23T12:00");
-    assert!(only("destroy beta", &one(), &replaced, NOW).is_empty(), "the source is another one");
+    assert!(only("destroy beta", &one(), &replaced, NOW).is_empty(), "the source is a different dataset");
     assert_eq!(
         notices(&one(), &replaced, NOW),
-        ["beta:tank/copy has no snapshot in common with alpha:tank/foo: nothing is destroyed there"]
+        ["beta:tank/copy has no snapshot in common with alpha:tank/foo, so nothing is destroyed there"]
     );
-    // The other way round: the base on the destination is known through a bookmark of the source.
+    // Conversely, a bookmark of the source identifies the base on the destination.
     let marked = format!("{beta} B@11-23T11:30\nalpha:tank/foo #B@11-23T11:00 B@11-23T12:00");
     assert_eq!(
         why(&one(), &marked, NOW, "beta:tank/copy")[1],
-        "B@11-23T11:00 stays: it is the newest snapshot common with alpha:tank/foo"
+        "B@11-23T11:00 stays: it is the newest snapshot in common with alpha:tank/foo"
     );
 }
 
 #[test]
-fn the_question_can_be_asked_of_one_dataset() {
+fn delete_decides_about_one_dataset() {
     let inventory = world("alpha:tank/foo B@11-20T10:00 B@11-21T10:00 B@11-23T11:00\nbeta:tank/copy B@11-21T10:00");
     let at = |text: &str| inventory.dataset(&place(text).host, &place(text).dataset).unwrap();
     let policy = one();
@@ -280,8 +284,11 @@ fn the_question_can_be_asked_of_one_dataset() {
         skip_if_renamed: true,
         skip_if_cloned: true,
     };
-    let peer =
-        Peer { place: place("beta:tank/copy"), role: Role::Destination, known: Known::There(at("beta:tank/copy")) };
+    let peer = Peer {
+        place: place("beta:tank/copy"),
+        relation: Relation::Destination,
+        known: KnownDataset::Present(at("beta:tank/copy")),
+    };
     let verdicts = delete(at("alpha:tank/foo"), &terms, &[peer], Zone::UTC, utc(NOW));
     assert_eq!(verdicts.iter().map(SnapVerdict::keep).collect::<Vec<_>>(), [false, true, true]);
 }

@@ -2,17 +2,17 @@ use super::*;
 use crate::actions::divergence::Allowed;
 
 fn one() -> Policy {
-    policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
+    policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.creation = None)])
 }
 
 #[test]
-fn asap_sends_what_the_destination_lacks() {
+fn asap_sends_newest_snapshot_that_destination_lacks() {
     for (source, destination, due, reason) in [
         (
             "B@11-23T09:00 B@11-23T10:00",
             "beta:tank/copy B@11-23T09:00",
             Some("B@11-23T10:00"),
-            "the newest snapshot is not on the destination; B_2026-11-23_09:00:00 is the newest common one",
+            "the destination lacks the newest snapshot; the newest common one is B_2026-11-23_09:00:00",
         ),
         (
             "B@11-23T09:00",
@@ -21,44 +21,54 @@ fn asap_sends_what_the_destination_lacks() {
             "the destination has the newest snapshot, B_2026-11-23_09:00:00",
         ),
         ("B@11-23T09:00", "beta:tank/copy B@11-23T09:00>renamed", None, "the destination has the newest snapshot"),
-        ("B@11-23T09:00", "beta", Some("B@11-23T09:00"), "the destination does not have the dataset yet"),
+        ("B@11-23T09:00", "beta", Some("B@11-23T09:00"), "the dataset does not exist on the destination yet"),
         (
             "B@11-23T09:00",
             "beta:tank/copy",
             Some("B@11-23T09:00"),
-            "the newest snapshot is not on the destination, and nothing else",
+            "the destination lacks the newest snapshot and has none in common",
         ),
         (
             "B@11-23T09:00",
             "beta?",
             Some("B@11-23T09:00"),
-            "the destination has not been listed; the agent will find out",
+            "the destination has never been listed; the agent will compare the two",
         ),
-        ("B@11-23T09:00", "", Some("B@11-23T09:00"), "the destination has not been listed; the agent will find out"),
+        (
+            "B@11-23T09:00",
+            "",
+            Some("B@11-23T09:00"),
+            "the destination has never been listed; the agent will compare the two",
+        ),
         ("other", "beta:tank/copy", None, "there is no snapshot of this policy yet"),
         ("", "beta", None, "there is no snapshot of this policy yet"),
         // The same name is not the same snapshot.
-        ("B@11-23T09:00", "beta:tank/copy B@11-23T09:00=2", Some("B@11-23T09:00"), "the newest snapshot is not on"),
-        // What was destroyed is neither there nor sent.
+        (
+            "B@11-23T09:00",
+            "beta:tank/copy B@11-23T09:00=2",
+            Some("B@11-23T09:00"),
+            "the destination lacks the newest snapshot",
+        ),
+        // A destroyed snapshot neither counts as present nor is sent.
         ("B@11-23T08:00 B@11-23T09:00~", "beta:tank/copy B@11-23T08:00", None, "the destination has the newest"),
         (
             "B@11-23T08:00 B@11-23T09:00",
             "beta:tank/copy B@11-23T08:00 B@11-23T09:00~",
             Some("B@11-23T09:00"),
-            "the newest",
+            "the destination lacks",
         ),
-        // From a bookmark, and past what the destination has of its own: that is the agent's to find out.
+        // A bookmark is a base. Snapshots of the destination's own do not matter: the agent finds out about them.
         (
             "#B@11-23T08:00 B@11-23T09:00",
             "beta:tank/copy B@11-23T08:00",
             Some("B@11-23T09:00"),
-            "the newest snapshot is not on the destination; B_2026-11-23_08:00:00 is the newest common one",
+            "the destination lacks the newest snapshot; the newest common one is B_2026-11-23_08:00:00",
         ),
         (
             "B@11-23T08:00 B@11-23T09:00",
             "beta:tank/copy B@11-23T08:00 own",
             Some("B@11-23T09:00"),
-            "the newest snapshot is not",
+            "the destination lacks the newest snapshot",
         ),
     ] {
         let world = format!("alpha:tank/foo {source}\n{destination}");
@@ -70,17 +80,17 @@ fn asap_sends_what_the_destination_lacks() {
 }
 
 #[test]
-fn a_sync_policy_waits_for_its_slot() {
-    let nightly = policy([but(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+fn cron_sync_policy_sends_after_its_slot() {
+    let nightly = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
         p.sync_policy = "0 1 * * *".parse().unwrap();
     })]);
     let world = "alpha:tank/foo B@11-22T23:00 B@11-23T00:00\nbeta:tank/copy B@11-22T23:00";
     assert!(only("send", &nightly, world, "11-23T00:59").is_empty());
     assert_eq!(
         send_reasons(&nightly, world, "11-23T00:59"),
-        ["the newest snapshot waits for the sync policy; the next slot is 2026-11-23T01:00:00Z"]
+        ["no slot of sync_policy has passed since the newest snapshot; the next slot is 2026-11-23T01:00:00Z"]
     );
-    // From the slot on, until it is there, however late.
+    // It is due from the slot on until the destination has it, however late.
     for now in ["11-23T01:00", "11-23T09:00", "11-25T00:00"] {
         assert_eq!(
             only("send", &nightly, world, now),
@@ -88,23 +98,23 @@ fn a_sync_policy_waits_for_its_slot() {
             "{now}"
         );
     }
-    // Which slot, and since when, is said.
+    // The reason names the slot, and since when the snapshot has been waiting.
     let plan = decide(&nightly, &crate::actions::tests::world(world), utc("11-23T09:00"));
     assert_eq!(
         plan.sends[0].why(plan.at),
-        "the newest snapshot is not on the destination; B_2026-11-22_23:00:00 is the newest common one; \
+        "the destination lacks the newest snapshot; the newest common one is B_2026-11-22_23:00:00; \
          the slot 2026-11-23T01:00:00Z has passed; waiting since 2026-11-23T00:00:00Z"
     );
-    // A snapshot taken since then waits for the next one.
+    // A snapshot taken after the slot waits for the next slot.
     let world = "alpha:tank/foo B@11-22T23:00 B@11-23T02:00\nbeta:tank/copy B@11-22T23:00";
     assert!(only("send", &nightly, world, "11-23T03:00").is_empty());
-    // One that was taken at the very slot does not.
+    // A snapshot taken exactly at the slot does not wait.
     let world = "alpha:tank/foo B@11-22T23:00 B@11-23T01:00\nbeta";
     assert_eq!(only("send", &nightly, world, "11-23T01:00").len(), 1);
 }
 
 #[test]
-fn a_due_take_does_not_hold_back_sends_and_destroys() {
+fn due_take_does_not_delay_sends_and_destroys() {
     let all = policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
     let world = "
         alpha:tank/foo  B@11-23T07:00 B@11-23T08:00 B@11-23T09:00
@@ -122,9 +132,10 @@ fn a_due_take_does_not_hold_back_sends_and_destroys() {
 }
 
 #[test]
-fn children_keep_their_place_below_the_target() {
-    let all =
-        policy([recursive(but(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:pool"]), |p| p.creation = None))]);
+fn children_keep_their_relative_name_below_the_target() {
+    let all = policy([recursive(with_policy(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:pool"]), |p| {
+        p.creation = None
+    }))]);
     let world = "
         alpha:tank/foo      B@11-23T09:00
         alpha:tank/foo/a/b  B@11-23T09:00
@@ -143,7 +154,7 @@ fn children_keep_their_place_below_the_target() {
 }
 
 #[test]
-fn an_order_says_how_far_the_destination_lags() {
+fn send_order_has_time_of_oldest_unsent_snapshot() {
     let oldest = |destination: &str| {
         let world_text = format!("alpha:tank/foo B@11-22T08:00 x B@11-22T09:00 B@11-23T09:00\n{destination}");
         let plan = decide(&one(), &world(&world_text), utc("11-23T12:00"));
@@ -161,12 +172,12 @@ fn an_order_says_how_far_the_destination_lags() {
 }
 
 #[test]
-fn the_question_can_be_asked_of_one_dataset() {
+fn send_decides_about_one_dataset() {
     let policy = one();
     let inventory = world("alpha:tank/foo B@11-23T09:00\nbeta:tank/copy B@11-23T09:00");
     let at = |text: &str| inventory.dataset(&place(text).host, &place(text).dataset).unwrap();
     let ask = |known| send(at("alpha:tank/foo"), known, &policy.datasets[0].policies[0], Zone::UTC, utc("11-23T10:00"));
-    assert!(ask(Known::There(at("beta:tank/copy"))).due.is_none());
-    assert_eq!(ask(Known::Absent).due.map(|d| d.guid), Some(at("alpha:tank/foo").snapshots[0].guid));
-    assert_eq!(ask(Known::Unlisted).reason, SendReason::DestinationUnknown);
+    assert!(ask(KnownDataset::Present(at("beta:tank/copy"))).due.is_none());
+    assert_eq!(ask(KnownDataset::Absent).due.map(|d| d.guid), Some(at("alpha:tank/foo").snapshots[0].guid));
+    assert_eq!(ask(KnownDataset::Unlisted).reason, SendReason::DestinationUnknown);
 }

@@ -1,7 +1,7 @@
-//! Three years, hour by hour: what each rule promises is there at every step, whatever happens.
+//! Three simulated years, hour by hour: at every step, all snapshots exist that the rules promise to keep.
 //!
-//! The promise is checked against everything that was ever taken or received, by a count of its own that knows
-//! nothing of the engine: per rule and calendar period the newest N, as far as they lie in the window.
+//! The check is independent of the engine. It counts everything that was ever taken or received: per rule and calendar
+//! period, the newest N must exist if they lie in the window.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -9,13 +9,13 @@ use crate::policy::Zone;
 
 use super::*;
 
-/// What a rule promises of everything that ever was in one place.
+/// The promise of one rule about all snapshots that a dataset ever had.
 struct Promise {
     count: usize,
-    /// As `strftime` writes it; empty for a rule without a period.
+    /// The period as a `strftime` format; empty for a rule without a period.
     period: &'static str,
     window: TimeDelta,
-    /// Per period the newest `count`, by the order in which they came; keyed so that the periods can be walked.
+    /// The newest `count` of each period, in order of arrival. The keys sort by time.
     newest: BTreeMap<String, Vec<(Guid, DateTime<Utc>)>>,
 }
 
@@ -37,7 +37,7 @@ impl Promise {
         Self { count: count.parse().unwrap_or(usize::MAX), period, window, newest: BTreeMap::new() }
     }
 
-    fn came(&mut self, guid: Guid, creation: DateTime<Utc>, tz: Zone) {
+    fn add(&mut self, guid: Guid, creation: DateTime<Utc>, tz: Zone) {
         let period = creation.with_timezone(&tz).format(self.period).to_string();
         let newest = self.newest.entry(period).or_default();
         newest.push((guid, creation));
@@ -46,7 +46,7 @@ impl Promise {
         }
     }
 
-    /// Asserts that what is promised now is there, and forgets periods that lie outside the window for good.
+    /// Asserts that all promised snapshots exist, and drops periods that the window has left for good.
     fn check(&mut self, there: &HashSet<Guid>, now: DateTime<Utc>, says: &dyn Fn() -> String) {
         self.newest.retain(|period, newest| {
             let mut in_window = newest.iter().filter(|(_, creation)| now - *creation <= self.window).peekable();
@@ -59,7 +59,7 @@ impl Promise {
     }
 }
 
-/// Random numbers that are the same in every run.
+/// A generator of random numbers, the same in every run.
 struct Dice(u64);
 
 impl Dice {
@@ -75,9 +75,9 @@ struct Scenario {
     sync_policy: &'static str,
     retention: &'static [&'static str],
     sync_retention: &'static [&'static str],
-    /// Hosts and the director are away now and then, for hours or days.
+    /// Whether hosts and the director are down now and then, for hours or days.
     outages: bool,
-    /// The source's clock and the director's are wrong now and then, by up to some hours.
+    /// Whether the clocks of source and director are wrong now and then, by up to some hours.
     clock_steps: bool,
     seed: u64,
 }
@@ -85,10 +85,10 @@ struct Scenario {
 const ALPHA: &str = "alpha:tank/foo";
 const BETA: &str = "beta:tank/copy";
 
-/// Plays a scenario; returns how many snapshots were taken, sent, and destroyed.
+/// Runs a scenario, and returns how many snapshots were taken, sent, and destroyed.
 fn play(scenario: &Scenario) -> (usize, usize, usize) {
     let Scenario { tz, .. } = *scenario;
-    let mut policy = policy([but(entry(ALPHA, &[BETA]), |p| {
+    let mut policy = policy([with_policy(entry(ALPHA, &[BETA]), |p| {
         p.creation = Some(scenario.creation.parse().unwrap());
         p.sync_policy = scenario.sync_policy.parse().unwrap();
         p.retention = rules(scenario.retention);
@@ -148,12 +148,12 @@ fn play(scenario: &Scenario) -> (usize, usize, usize) {
                 Order::Destroy { snapshots, .. } => destroyed += snapshots.len(),
             }
         }
-        // The oracle learns what came, in the order in which it came, and then asks for what it was promised.
+        // Record the new snapshots in order of arrival, then check the promises.
         for ((place, promises), known) in places.iter().zip(&mut promises).zip(&mut known) {
             let Some(dataset) = inventory.dataset(&place.host, &place.dataset) else { continue };
             for snapshot in &dataset.snapshots {
                 if known.insert(snapshot.guid) {
-                    promises.iter_mut().for_each(|p| p.came(snapshot.guid, snapshot.creation, tz));
+                    promises.iter_mut().for_each(|p| p.add(snapshot.guid, snapshot.creation, tz));
                 }
             }
             let there: HashSet<Guid> = dataset.snapshots.iter().map(|s| s.guid).collect();
@@ -161,13 +161,13 @@ fn play(scenario: &Scenario) -> (usize, usize, usize) {
                 promise.check(&there, latest, &|| format!("rule {i} of {}:{}", place.host, place.dataset));
             }
         }
-        let there = |p: &Target| inventory.dataset(&p.host, &p.dataset);
+        let there = |p: &Place| inventory.dataset(&p.host, &p.dataset);
         if let (Some(source), Some(copy)) = (there(&places[0]), there(&places[1])) {
             let newest = copy.newest().unwrap();
             assert!(source.by_guid(newest.guid).is_some(), "at {now}: the base is gone");
         }
     }
-    // Nothing is kept for nothing: what remains is within reach of a rule, or protected for one reason.
+    // No snapshot is kept without a reason: it lies in the window of a rule, or is protected.
     let plan = engine.decide(&inventory, latest);
     for prune in &plan.prunes {
         let dataset = inventory.dataset(&prune.subject.host, &prune.subject.dataset).unwrap();
@@ -181,7 +181,7 @@ const DESIGN: &[&str] = &["24 in last day", "1/day in last week", "1/week in las
 const DESIGN_SYNC: &[&str] = &["1/day in last month", "1/month in last 5 years"];
 
 #[test]
-fn three_undisturbed_years_in_berlin() {
+fn promises_hold_for_three_undisturbed_years_in_berlin() {
     let (taken, sent, destroyed) = play(&Scenario {
         tz: "Europe/Berlin".parse().unwrap(),
         creation: "0 * * * *",
@@ -197,7 +197,7 @@ fn three_undisturbed_years_in_berlin() {
 }
 
 #[test]
-fn three_years_of_outages_and_late_sends_on_lord_howe() {
+fn promises_hold_with_outages_and_late_sends_on_lord_howe() {
     let (taken, sent, destroyed) = play(&Scenario {
         tz: "Australia/Lord_Howe".parse().unwrap(),
         creation: "*/20 * * * *",
@@ -212,7 +212,7 @@ fn three_years_of_outages_and_late_sends_on_lord_howe() {
 }
 
 #[test]
-fn three_years_of_wrong_clocks_in_new_york() {
+fn promises_hold_with_wrong_clocks_in_new_york() {
     let (taken, sent, destroyed) = play(&Scenario {
         tz: "America/New_York".parse().unwrap(),
         creation: "30 */2 * * *",
@@ -226,9 +226,9 @@ fn three_years_of_wrong_clocks_in_new_york() {
     assert!(taken > 4_000 && sent > 3_000 && destroyed > 5_000, "{taken} {sent} {destroyed}");
 }
 
-/// Windows shorter than the periods of other rules, and rules that nobody would write together.
+/// Windows shorter than the periods of other rules, and unusual combinations of rules.
 #[test]
-fn three_years_of_odd_rules() {
+fn promises_hold_for_unusual_rules() {
     let (taken, sent, destroyed) = play(&Scenario {
         tz: "Europe/Berlin".parse().unwrap(),
         creation: "15 1,2,3,14 * * *",

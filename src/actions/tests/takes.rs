@@ -5,7 +5,7 @@ fn one() -> Policy {
 }
 
 #[test]
-fn one_snapshot_is_due_for_the_newest_slot_since_the_last() {
+fn take_is_due_once_a_slot_has_passed() {
     for (snapshots, now, due, reason) in [
         ("", "11-23T10:17", Some("B@11-23T10:00"), "there is no snapshot of this policy yet"),
         (
@@ -20,14 +20,14 @@ fn one_snapshot_is_due_for_the_newest_slot_since_the_last() {
             None,
             "no slot has passed since the last snapshot (2026-11-23T09:00:00Z); the next slot is 2026-11-23T10:00:00Z",
         ),
-        // Missed slots make one snapshot, taken late or not.
+        // Several missed slots make one snapshot. A late snapshot counts from its creation.
         ("B@11-23T05:00", "11-23T10:30", Some("B@11-23T10:00"), "the slot 2026-11-23T10:00:00Z has passed"),
         ("B@11-23T10:00+40m", "11-23T10:50", None, "no slot has passed since the last snapshot (2026-11-23T10:40:00Z)"),
-        // What others took does not count, whatever their names begin with.
+        // Snapshots with other names do not count.
         ("B@11-23T09:00 other B_x B_C@11-23T10:00", "11-23T10:01", Some("B@11-23T10:00"), "the slot"),
-        // What was destroyed is not the last one.
+        // A destroyed snapshot does not count.
         ("B@11-23T09:00 B@11-23T10:00~", "11-23T10:01", Some("B@11-23T10:00"), "the slot"),
-        // A slot at which nothing was written has been served.
+        // A slot with a NotWritten mark is served.
         (
             "B@11-23T08:00 -B@11-23T10:00",
             "11-23T10:01",
@@ -47,9 +47,9 @@ fn one_snapshot_is_due_for_the_newest_slot_since_the_last() {
 }
 
 #[test]
-fn a_slot_is_made_up_for_only_so_long() {
+fn missed_slot_is_not_taken_after_catch_up() {
     let daily = |catch_up: u64| {
-        policy([but(entry("alpha:tank/foo", &[]), |p| {
+        policy([with_policy(entry("alpha:tank/foo", &[]), |p| {
             p.creation = Some("0 1 * * *".parse().unwrap());
             p.catch_up = std::time::Duration::from_secs(catch_up);
         })])
@@ -59,11 +59,11 @@ fn a_slot_is_made_up_for_only_so_long() {
     assert!(only("take", &daily(6 * 3600), world, "11-23T07:01").is_empty());
     assert_eq!(
         take_reasons(&daily(6 * 3600), world, "11-23T07:01"),
-        ["the slot 2026-11-23T01:00:00Z is more than 6h ago; the next slot is 2026-11-24T01:00:00Z"]
+        ["the slot 2026-11-23T01:00:00Z passed more than 6h (catch_up) ago; the next slot is 2026-11-24T01:00:00Z"]
     );
     assert!(only("take", &daily(0), world, "11-23T01:01").is_empty());
     assert_eq!(only("take", &daily(0), world, "11-23T01:00").len(), 1);
-    // The first one does not wait, and is not named after a day long ago.
+    // The first snapshot is due at once, and has a current name.
     assert_eq!(
         only("take", &daily(6 * 3600), "alpha:tank/foo", "11-23T15:42"),
         ["take B@11-23T15:42 on alpha: tank/foo"]
@@ -71,8 +71,8 @@ fn a_slot_is_made_up_for_only_so_long() {
 }
 
 #[test]
-fn a_clock_that_differs_a_little_makes_no_second_snapshot() {
-    // The agent's clock is two minutes behind the director's: the snapshot seems older than its slot.
+fn slow_clock_causes_no_second_snapshot_of_a_slot() {
+    // The agent's clock is two minutes behind the director's, so the snapshot is older than its slot.
     let mut inventory = world("alpha:tank/foo B@11-23T09:00 B@11-23T10:00");
     let dataset = inventory.hosts.values_mut().next().unwrap().datasets.values_mut().next().unwrap();
     dataset.snapshots[1].creation -= TimeDelta::minutes(2);
@@ -80,37 +80,37 @@ fn a_clock_that_differs_a_little_makes_no_second_snapshot() {
     assert_eq!(plan.takes[0].due, None);
     assert_eq!(
         plan.takes[0].reason.to_string(),
-        "the snapshot of the slot 2026-11-23T10:00:00Z is there; the next slot is 2026-11-23T11:00:00Z"
+        "the snapshot for the slot 2026-11-23T10:00:00Z exists already; the next slot is 2026-11-23T11:00:00Z"
     );
     assert!(decide(&one(), &inventory, utc("11-23T11:00")).takes[0].due.is_some());
 }
 
 #[test]
-fn a_snapshot_from_the_future_is_waited_for_a_day_at_most() {
+fn snapshot_in_the_future_stops_takes_only_within_a_day() {
     let ahead = "alpha:tank/foo B@11-23T09:00 B@11-23T10:00+5h";
     assert!(only("take", &one(), ahead, "11-23T11:00").is_empty());
     assert_eq!(
         take_reasons(&one(), ahead, "11-23T11:00"),
-        ["the last snapshot lies in the future (2026-11-23T15:00:00Z): a clock was or is wrong"]
+        ["the last snapshot is dated in the future (2026-11-23T15:00:00Z): a clock is or was wrong"]
     );
     assert_eq!(
         notices(&one(), ahead, "11-23T11:00"),
-        ["alpha:tank/foo has the snapshot B_2026-11-23_10:00:00 from the future (2026-11-23T15:00:00Z): \
-          a clock was or is wrong"]
+        ["alpha:tank/foo has the snapshot B_2026-11-23_10:00:00, dated in the future (2026-11-23T15:00:00Z): \
+          a clock is or was wrong"]
     );
     assert_eq!(only("take", &one(), ahead, "11-23T16:00"), ["take B@11-23T16:00 on alpha: tank/foo"]);
-    // Ten years ahead: the time in the name says when it was.
+    // Ten years ahead is implausible, so the time in the name counts.
     let far = "alpha:tank/foo B@11-23T09:00 B@11-23T10:00+10y";
     assert!(only("take", &one(), far, "11-23T10:59").is_empty());
     assert_eq!(only("take", &one(), far, "11-23T11:00"), ["take B@11-23T11:00 on alpha: tank/foo"]);
-    // Neither can be right: the one before counts.
+    // If both are implausible, the snapshot before it counts.
     let wrong = "alpha:tank/foo B@11-23T09:00 B@12-31T10:00";
     assert_eq!(only("take", &one(), wrong, "11-23T10:00"), ["take B@11-23T10:00 on alpha: tank/foo"]);
     assert_eq!(only("take", &one(), "alpha:tank/foo B@12-31T10:00", "11-23T10:00").len(), 1);
 }
 
 #[test]
-fn datasets_of_one_pool_are_taken_in_one_step_parents_first() {
+fn take_order_lists_datasets_of_a_pool_parents_first() {
     let both = policy([recursive(entry("alpha:tank", &[])), recursive(entry("alpha:other", &[]))]);
     let world = "
         alpha:tank
@@ -125,7 +125,7 @@ fn datasets_of_one_pool_are_taken_in_one_step_parents_first() {
         only("take", &both, world, "11-23T10:20"),
         ["take B@11-23T10:00 on alpha: tank tank/foo tank/foo-bar tank/foo/deep", "take B@11-23T10:00 on alpha: other"]
     );
-    // A child that appeared later is due at once, alone.
+    // A child that was created later is due at once, alone.
     let world = "
         alpha:tank       B@11-23T10:00
         alpha:tank/new
@@ -134,14 +134,14 @@ fn datasets_of_one_pool_are_taken_in_one_step_parents_first() {
 }
 
 #[test]
-fn a_take_says_whether_an_unchanged_dataset_is_left_out() {
+fn take_order_has_skip_if_not_written() {
     let mut inventory = world("alpha:tank/foo B@11-23T09:00");
     inventory.hosts.values_mut().next().unwrap().datasets.values_mut().next().unwrap().written = Some(0);
     let plan = decide(&one(), &inventory, utc("11-23T10:00"));
     let orders = plan.orders(&one());
     assert!(
         matches!(&orders[0], Order::Take { skip_if_not_written: true, .. }),
-        "it is ordered all the same: the agent sees what was written by then"
+        "it is ordered although nothing was written: the agent decides when it carries it out"
     );
     let always = policy([with(entry("alpha:tank/foo", &[]), |e| e.skip_if_not_written = false)]);
     let orders = decide(&always, &inventory, utc("11-23T10:00")).orders(&always);
@@ -149,8 +149,9 @@ fn a_take_says_whether_an_unchanged_dataset_is_left_out() {
 }
 
 #[test]
-fn slots_are_those_of_the_time_zone_and_names_are_in_utc() {
-    let mut berlin = policy([but(entry("alpha:tank/foo", &[]), |p| p.creation = Some("30 2 * * *".parse().unwrap()))]);
+fn slots_follow_the_time_zone_and_names_are_utc() {
+    let mut berlin =
+        policy([with_policy(entry("alpha:tank/foo", &[]), |p| p.creation = Some("30 2 * * *".parse().unwrap()))]);
     berlin.timezone = "Europe/Berlin".parse().unwrap();
     let world = "alpha:tank/foo B@03-28T01:30";
     // On 29 March 2026, 02:30 does not exist in Berlin.
@@ -161,17 +162,17 @@ fn slots_are_those_of_the_time_zone_and_names_are_in_utc() {
 }
 
 #[test]
-fn without_a_schedule_others_take_the_snapshots() {
-    let others = policy([but(entry("alpha:tank/foo", &[]), |p| p.creation = None)]);
+fn policy_without_schedule_takes_nothing() {
+    let others = policy([with_policy(entry("alpha:tank/foo", &[]), |p| p.creation = None)]);
     assert!(only("take", &others, "alpha:tank/foo", "11-23T10:00").is_empty());
     assert_eq!(
         take_reasons(&others, "alpha:tank/foo", "11-23T10:00"),
-        ["the policy has no schedule; others take its snapshots"]
+        ["the policy has no schedule; its snapshots are taken by other means"]
     );
 }
 
 #[test]
-fn the_question_can_be_asked_of_one_dataset() {
+fn new_snapshot_decides_about_one_dataset() {
     let policy = one();
     let inventory = world("alpha:tank/foo B@11-23T09:00");
     let dataset = inventory.hosts.values().next().unwrap().datasets.values().next().unwrap();

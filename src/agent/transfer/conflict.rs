@@ -7,8 +7,7 @@ use crate::agent::transfer::course::{SendRequest, TransferState};
 use crate::agent::transfer::peer::{Ended, Found, Receiver};
 use crate::agent::{Agent, Failure};
 use crate::model::tags;
-use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus};
-use crate::policy::Target;
+use crate::model::{DatasetInventory, DatasetName, Guid, Origin, Place, ResponseStatus};
 use crate::slave::receive::StepError;
 use crate::wire::DirectorsOrder;
 use crate::zfs::{Depth, Zfs};
@@ -94,7 +93,7 @@ impl<Z: Zfs> Agent<Z> {
             log::info!("{}: it was not renamed from {} after all", job.dataset, from.source_dataset);
             return Ok(None);
         }
-        let old = Target { host: job.to.host.clone(), dataset: from.dataset.clone() };
+        let old = Place { host: job.to.host.clone(), dataset: from.dataset.clone() };
         if !tags::was_sent(ours, &old) {
             let why = format!("no bookmark here tells that it was sent to {}:{}", old.host, old.dataset);
             course.remarks.push(format!("it is copied anew: {why}"));

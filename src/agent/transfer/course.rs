@@ -8,8 +8,7 @@ use crate::actions::divergence::Allowed;
 use crate::actions::steps::Transfer;
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetName, Guid, Origin, ResponseStatus, SnapName, Snapshot};
-use crate::policy::Target;
+use crate::model::{DatasetName, Guid, Origin, Place, ResponseStatus, SnapName, Snapshot};
 use crate::sys::runtime;
 use crate::zfs::ZfsError;
 
@@ -17,12 +16,12 @@ use crate::zfs::ZfsError;
 pub(crate) struct SendRequest {
     pub(crate) dataset: DatasetName,
     pub(crate) target: Snapshot,
-    pub(crate) to: Target,
+    pub(crate) to: Place,
     pub(crate) allowed: Allowed,
     /// The snapshot that the dataset is a clone of, where the destination may have it too.
     pub(crate) origin: Option<(Origin, Guid)>,
     /// Every place that the dataset is sent to, where the order says so.
-    pub(crate) destinations: Vec<Target>,
+    pub(crate) destinations: Vec<Place>,
 }
 
 /// What a send keeps over all its tries.

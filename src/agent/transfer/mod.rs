@@ -28,16 +28,13 @@ use crate::agent::transfer::request::{errand, named, newest_common};
 use crate::agent::{Agent, Failure, OrderContext, Success};
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetInventory, DatasetName, PeerRole, ResponseStatus, SnapshotId};
-use crate::policy::Target;
+use crate::model::{DatasetInventory, DatasetName, PeerRole, Place, ResponseStatus, SnapshotId};
+use crate::policy::SLAVE_PORT;
 use crate::slave::receive::{Around, Incoming};
 use crate::sys::{clock, runtime};
 use crate::transport::tcp::Dial;
 use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
-
-/// The port of slaves.
-pub const SLAVE_PORT: u16 = 7722;
 
 /// From when on a stream is one that takes time: what it needs is held, and it is found out how long it will be. ZFS itself
 /// keeps what it sends for as long as it does; a hold is for going on later with what broke off. Of a stream that is over
@@ -158,7 +155,7 @@ impl<Z: Zfs> Agent<Z> {
             Receiver::remote(&to, dial, &to_slave, self.local.stall_timeout, out).await?
         };
         let destinations =
-            order.destinations.iter().map(|(host, dataset)| Target { host: host.clone(), dataset: dataset.clone() });
+            order.destinations.iter().map(|(host, dataset)| Place { host: host.clone(), dataset: dataset.clone() });
         let job = SendRequest { dataset: source, target, to, allowed, origin, destinations: destinations.collect() };
         if theirs.is_none() {
             theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;

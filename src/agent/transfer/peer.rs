@@ -10,14 +10,14 @@ use crate::agent::Failure;
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
 use crate::host::throttle::Throttle;
-use crate::model::Counter;
+use crate::model::{Counter, Place};
 use crate::model::{DatasetInventory, DatasetName, DatasetStatus, Guid, HostName, ResponseStatus, Unchanged};
-use crate::policy::{Target, Zstd};
+use crate::policy::Zstd;
 use crate::slave::receive::{Around, Incoming, Receiving, StepError, occupied, stalled};
 use crate::sys::{clock, runtime};
 use crate::transport::tcp::{Dial, TransportError};
 use crate::wire::codec::{Conn, Sent, StreamEnd, Way, WireError};
-use crate::wire::{Alive, ListUuids, OrderToSlave, Place, Response, Step};
+use crate::wire::{self, Alive, ListUuids, OrderToSlave, Response, Step};
 use crate::zfs::{SendSpec, Zfs};
 
 /// A receiver of streams.
@@ -34,7 +34,7 @@ pub(crate) struct Remote {
     host: HostName,
     dataset: DatasetName,
     out: Outgoing,
-    place: Place,
+    place: wire::Place,
 }
 
 /// How streams to a slave go out, as this host's configuration says.
@@ -49,7 +49,7 @@ pub(crate) struct Outgoing {
 pub(crate) struct Local<Z> {
     receiving: Receiving<Z>,
     order: OrderToSlave,
-    place: Place,
+    place: wire::Place,
     /// The dataset and what surrounds it, as they were last seen.
     last: Found,
     around: Around,
@@ -116,7 +116,7 @@ impl LocalReservation {
 
 impl<Z: Zfs> Receiver<Z> {
     /// What is to be known of the place, besides what is there.
-    pub(crate) fn place(&self) -> Place {
+    pub(crate) fn place(&self) -> wire::Place {
         match self {
             Self::Remote(remote) => remote.place,
             Self::Local(local) => local.place,
@@ -125,7 +125,7 @@ impl<Z: Zfs> Receiver<Z> {
 
     /// Reaches a slave, and gives what it has.
     pub(crate) async fn remote(
-        to: &Target,
+        to: &Place,
         dial: Dial<'_>,
         order: &OrderToSlave,
         stall: Duration,
@@ -140,8 +140,8 @@ impl<Z: Zfs> Receiver<Z> {
             failure
         })?;
         conn.set_stall_timeout(stall);
-        let Target { host, dataset } = to.clone();
-        let mut remote = Remote { conn, host, dataset, out, place: Place::default() };
+        let Place { host, dataset } = to.clone();
+        let mut remote = Remote { conn, host, dataset, out, place: wire::Place::default() };
         remote.conn.send(order).await?;
         let found = remote.hear_listing().await?;
         if let Some(compression) = remote.out.compression.filter(|_| !remote.place.takes_zstd) {

@@ -1,12 +1,11 @@
 //! What an order to send asks for, and what both sides have of it.
 
 use crate::agent::Failure;
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Snapshot, SnapshotId};
-use crate::policy::Target;
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, Snapshot, SnapshotId};
 use crate::wire::DirectorsOrder;
 
 /// Which snapshot an order sends, and where to.
-pub(crate) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Target), Failure> {
+pub(crate) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Place), Failure> {
     let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
     let dataset: DatasetName = order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
     let id = match order.snapshot_uuid.as_slice() {
@@ -14,7 +13,7 @@ pub(crate) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Target), Fai
         _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
     };
     let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
-    Ok((id, Target { host, dataset }))
+    Ok((id, Place { host, dataset }))
 }
 
 /// The snapshot that an order names, as it is now.

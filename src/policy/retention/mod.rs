@@ -1,18 +1,19 @@
-//! How long: the retention grammar and its meaning.
+//! Retention rules: which snapshots to keep.
 //!
-//! A rule is `N in last WINDOW` or `N/PERIOD in last WINDOW`. Its promise, which the tests assert hour by hour over
-//! three simulated years:
+//! A rule is `N in last WINDOW` or `N/PERIOD in last WINDOW`. It makes a promise, which the tests assert hour by hour
+//! over three simulated years:
 //!
-//! > Of all snapshots that were ever taken, those that the rule would keep *now* exist *now*: the newest N of the
-//! > window, or the newest N of each calendar period as far as they lie in the window.
+//! > Of all snapshots that were ever taken, those that the rule would keep *now* exist *now*: the newest N in the
+//! > window, or the newest N of each calendar period, if they lie in the window.
 //!
-//! This needs every rule to look at the whole window, back from now. Then a snapshot can only ever lose its place in a
-//! rule: newer ones of its period come, never older ones; and the window only moves on. So what a rule keeps now it
-//! has kept at every earlier moment since the snapshot was taken, and no other rule can have taken it away. That holds
-//! for all rules in any combination, whatever their periods and windows, however rarely pruning runs, and wherever a
-//! window cuts a period: the newest of a period are the last that the window leaves behind.
+//! For this, every rule considers the whole window, back from now. Then a rule can only ever stop keeping a snapshot:
+//! newer snapshots of its period are added, never older ones, and the window only moves forward. So a snapshot that a
+//! rule keeps now was kept by the same rule at every moment since it was taken, and cannot have been destroyed. This is
+//! true for any combination of rules, whatever their periods and windows, however rarely pruning runs, and wherever a
+//! window cuts a period, because the newest snapshots of a period are the last ones to leave the window.
 //!
-//! It holds as far as `now` runs forward. What a `now` far in the future has once found outside the window is gone.
+//! The promise requires that `now` moves forward. Snapshots that were once outside the window for a `now` far in the
+//! future are gone.
 
 use std::fmt;
 
@@ -29,26 +30,26 @@ pub struct Retention(Vec<Rule>);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     text: Box<str>,
-    /// `u32::MAX` for `all`: no dataset has that many.
+    /// How many snapshots to keep: `u32::MAX` for `all`, since no dataset has that many.
     count: u32,
     period: Option<Period>,
     window: TimeDelta,
 }
 
-/// A calendar period in the policy's time zone, and as `day` and so on the unit of a window.
+/// A calendar period in the policy's time zone. The same words are the units of a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Period {
     /// From second 0 to 59.
     Minute,
-    /// From minute 0 to 59; an hour that the clock repeats is another one.
+    /// From minute 0 to 59. An hour that the clock repeats is a separate period.
     Hour,
     /// From midnight to midnight, which may be 23 or 25 hours.
     Day,
     /// From Monday to Sunday.
     Week,
-    /// From the 1st on.
+    /// From the 1st to the last day.
     Month,
-    /// From 1 January on.
+    /// From 1 January to 31 December.
     Year,
 }
 
@@ -58,13 +59,13 @@ pub enum Period {
 pub struct RetentionError {
     /// The rule as found.
     pub text: String,
-    /// The bytes of `text` that are wrong.
+    /// The range of bytes in `text` that is wrong.
     pub at: std::ops::Range<usize>,
-    /// What is wrong with them, and what is allowed.
+    /// What is wrong there, and what is permitted.
     pub reason: String,
 }
 
-/// The most rules of one list.
+/// The largest number of rules in one list.
 pub const MAX_RULES: usize = 32;
 /// The largest number in a rule.
 const MAX_NUMBER: u32 = 1_000_000;
@@ -72,9 +73,9 @@ const SHAPE: &str =
     "a rule is \"N in last WINDOW\" or \"N/PERIOD in last WINDOW\", for example \"1/day in last 2 weeks\"";
 
 impl Retention {
-    /// Parses the rules of one list; every wrong rule is reported, with its index.
+    /// Parses the rules of one list, and reports all invalid rules with their indices.
     ///
-    /// An empty list is refused: it would read as "keep nothing".
+    /// An empty list is rejected: it would read as "keep nothing".
     pub fn parse<S: AsRef<str>>(rules: &[S]) -> Result<Self, Vec<(usize, RetentionError)>> {
         let whole_list =
             |index, reason: String| vec![(index, RetentionError { text: String::new(), at: 0..0, reason })];
@@ -116,7 +117,7 @@ impl Period {
         Self::ALL.iter().find(|(name, _)| *name == word).map(|(_, period)| *period)
     }
 
-    /// How long it is as the unit of a window: a fixed time, so that a window's edge never jumps.
+    /// Its length as the unit of a window: a fixed time, so that the edge of a window never jumps.
     fn length(self) -> TimeDelta {
         match self {
             Self::Minute => TimeDelta::minutes(1),
@@ -128,18 +129,18 @@ impl Period {
         }
     }
 
-    /// A number that two moments share if they are in the same period. `local` is the moment in the zone, `offset` the
-    /// zone's offset then, in seconds.
+    /// The number of the period that contains a moment. `local` is the moment in the zone, and `offset` the zone's
+    /// offset at that moment, in seconds.
     fn number(self, local: NaiveDateTime, offset: i64) -> i64 {
         let date = local.date();
         let days = || i64::from(date.num_days_from_ce());
-        // The start of the period in UTC, so that a repeated hour has a number of its own.
+        // It is based on UTC, so that a repeated hour has a number of its own.
         let start = |length: i64| local.and_utc().timestamp().div_euclid(length) * length - offset;
         match self {
             Self::Minute => start(60),
             Self::Hour => start(3600),
             Self::Day => days(),
-            // 1 January of the year 1, day 1, was a Monday.
+            // Day 1, 1 January of the year 1, was a Monday.
             Self::Week => (days() - 1).div_euclid(7),
             Self::Month => i64::from(date.year()) * 12 + i64::from(date.month0()),
             Self::Year => date.year().into(),
@@ -147,7 +148,7 @@ impl Period {
     }
 }
 
-/// A word of a rule, and where it is.
+/// A word of a rule with its position.
 type Word<'a> = (std::ops::Range<usize>, &'a str);
 
 fn words(text: &str) -> impl Iterator<Item = Word<'_>> {
@@ -173,7 +174,7 @@ impl Rule {
         let count_at = at.start..at.start + count_text.len();
         let count = match number(count_text) {
             _ if count_text == "all" => u32::MAX,
-            Some(0) => return Err((count_at, "0 would keep nothing; leave the rule out".to_owned())),
+            Some(0) => return Err((count_at, "0 would keep nothing; omit the rule".to_owned())),
             Some(n) if n > MAX_NUMBER => return Err((count_at, format!("the number is larger than {MAX_NUMBER}"))),
             Some(n) => n,
             None => return Err((count_at, format!("{count_text:?} is neither a number nor \"all\"; {SHAPE}"))),
@@ -188,7 +189,7 @@ impl Rule {
         for expected in ["in", "last"] {
             let (at, word) = next(&format!("\"{expected}\""))?;
             if word != expected {
-                return Err((at, format!("{word:?} stands where \"{expected}\" belongs; {SHAPE}")));
+                return Err((at, format!("found {word:?}, expected \"{expected}\"; {SHAPE}")));
             }
         }
         let (mut at, mut word) = next("the window")?;
@@ -202,16 +203,16 @@ impl Rule {
         }
         let singular = word.strip_suffix('s').unwrap_or(word);
         let Some(unit) = Period::parse(singular) else {
-            return Err((at, format!("{word:?} is not a unit of time: {}, or several of them", Period::NAMES)));
+            return Err((at, format!("{word:?} is not a unit of time: {}, or their plurals", Period::NAMES)));
         };
         if let Some((at, word)) = words.next() {
-            return Err((at.start..text.trim_ascii_end().len(), format!("{word:?} is too much; {SHAPE}")));
+            return Err((at.start..text.trim_ascii_end().len(), format!("{word:?} is unexpected; {SHAPE}")));
         }
         let window = i32::try_from(length).map_or(TimeDelta::MAX, |n| unit.length() * n);
         Ok(Self { text: text.trim_ascii().into(), count, period, window })
     }
 
-    /// How far back the rule looks.
+    /// The length of the rule's window.
     #[must_use]
     pub fn window(&self) -> TimeDelta {
         self.window
@@ -224,30 +225,30 @@ impl fmt::Display for Rule {
     }
 }
 
-/// Asks several rules about the snapshots of one dataset, newest first.
+/// Applies several rules to the snapshots of one dataset, newest first.
 ///
-/// "Newest" is the order in which it is asked (that of createtxg), which a wrong clock cannot change; window and
-/// period come from the creation time. A snapshot from the future is in every window; one that a wrong clock dated
-/// into the past still counts as the newest of the period that it is dated into.
+/// "Newest" refers to the order of the calls of [`Tally::keep`] (that of createtxg), which a wrong clock cannot change.
+/// Window and period depend on the creation time. A snapshot dated in the future is in every window. A snapshot that a
+/// wrong clock dated in the past still counts as the newest of the period of that date.
 #[derive(Debug)]
 pub struct Tally<'a> {
     tz: Zone,
     now: DateTime<Utc>,
     rules: Vec<&'a Rule>,
-    /// Per rule: how many snapshots of which period were seen. In the usual order only the last one grows.
+    /// Per rule: how many snapshots of each period were seen. In the usual order only the last count grows.
     seen: Vec<Vec<(i64, u32)>>,
-    /// Whether some snapshot was created later than a newer one, as after a clock was put back.
+    /// Whether a snapshot has a later creation time than a newer one, as happens if a clock was set back.
     disorder: bool,
 }
 
 impl<'a> Tally<'a> {
-    /// Makes the rules ready for a first dataset.
+    /// A tally without rules; [`Tally::restart`] adds them.
     #[must_use]
     pub fn new(tz: Zone, now: DateTime<Utc>) -> Self {
         Self { tz, now, rules: Vec::new(), seen: Vec::new(), disorder: false }
     }
 
-    /// Makes the rules ready for another dataset.
+    /// Starts over with the rules for another dataset.
     pub fn restart(&mut self, rules: impl IntoIterator<Item = &'a Rule>) {
         self.rules.clear();
         self.rules.extend(rules);
@@ -256,7 +257,8 @@ impl<'a> Tally<'a> {
         self.disorder = false;
     }
 
-    /// Which rules keep the next snapshot, as bits in the order of the rules. The 64th bit stands for all beyond it.
+    /// The rules that keep the next snapshot, as bits in the order of the rules. The 64th bit stands for all further
+    /// rules.
     pub fn keep(&mut self, creation: DateTime<Utc>) -> u64 {
         let age = self.now.signed_duration_since(creation);
         let mut mask = 0;
@@ -269,7 +271,7 @@ impl<'a> Tally<'a> {
                     period.number(local, offset)
                 }
             };
-            let place = match seen.last() {
+            let position = match seen.last() {
                 Some((last, _)) if *last == number => Some(seen.len() - 1),
                 Some((last, _)) if *last > number && !self.disorder => None,
                 None => None,
@@ -278,15 +280,16 @@ impl<'a> Tally<'a> {
                     seen.iter().rposition(|(n, _)| *n == number)
                 }
             };
-            let count = match place {
-                Some(place) => &mut seen[place].1,
+            let count = match position {
+                Some(position) => &mut seen[position].1,
                 None => {
                     seen.push((number, 0));
                     let end = seen.len() - 1;
                     &mut seen[end].1
                 }
             };
-            // Counted even outside the window, so that a place once lost is never regained: see the promise.
+            // Snapshots outside the window count as well, so that a snapshot once dropped is never kept again: see the
+            // promise.
             *count = count.saturating_add(1);
             if *count <= rule.count && age <= rule.window {
                 mask |= 1 << i.min(63);
@@ -299,7 +302,7 @@ impl<'a> Tally<'a> {
 fn local_time(tz: Zone, at: DateTime<Utc>) -> (NaiveDateTime, i64) {
     let utc = at.naive_utc();
     let offset = i64::from(tz.offset_from_utc_datetime(&utc).fix().local_minus_utc());
-    // Only at the ends of time does the sum not exist.
+    // The sum overflows only at the limits of the type.
     (utc.checked_add_signed(TimeDelta::seconds(offset)).unwrap_or(utc), offset)
 }
 

@@ -8,7 +8,7 @@ fn utc(text: &str) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(text).unwrap_or_else(|e| panic!("{text}: {e}")).with_timezone(&Utc)
 }
 
-/// Which of the creation times (oldest first) stay.
+/// The creation times (of those given, oldest first) that the rules keep.
 fn kept(tz: Zone, rules: &[&str], now: &str, creations: &[&str]) -> Vec<String> {
     let retention = parse(rules);
     let mut tally = Tally::new(tz, utc(now));
@@ -20,7 +20,7 @@ fn kept(tz: Zone, rules: &[&str], now: &str, creations: &[&str]) -> Vec<String> 
 }
 
 #[test]
-fn the_grammar_is_read() {
+fn valid_rules_parse() {
     for (text, count, period, window) in [
         ("24 in last day", 24, None, TimeDelta::hours(24)),
         ("1/day in last week", 1, Some(Period::Day), TimeDelta::days(7)),
@@ -42,10 +42,10 @@ fn the_grammar_is_read() {
 }
 
 #[test]
-fn an_error_points_at_the_word() {
+fn error_points_at_the_invalid_word() {
     for (text, word, reason) in [
         ("", "", "the number is missing; a rule is \"N in last WINDOW\" or"),
-        ("0 in last day", "0", "0 would keep nothing; leave the rule out"),
+        ("0 in last day", "0", "0 would keep nothing; omit the rule"),
         ("0/day in last week", "0", "0 would keep nothing"),
         ("-1 in last day", "-1", "\"-1\" is neither a number nor \"all\""),
         ("1.5/day in last day", "1.5", "\"1.5\" is neither a number"),
@@ -62,11 +62,11 @@ fn an_error_points_at_the_word() {
         ("1/days in last year", "days", "\"days\" is not a period"),
         ("1/ in last year", "", "\"\" is not a period"),
         ("1/day/week in last year", "day/week", "\"day/week\" is not a period"),
-        ("1 / day in last year", "/", "\"/\" stands where \"in\" belongs"),
+        ("1 / day in last year", "/", "found \"/\", expected \"in\""),
         ("1/day", "", "\"in\" is missing"),
-        ("1/day for last week", "for", "\"for\" stands where \"in\" belongs"),
+        ("1/day for last week", "for", "found \"for\", expected \"in\""),
         ("1/day in", "", "\"last\" is missing"),
-        ("1/day in the last week", "the", "\"the\" stands where \"last\" belongs"),
+        ("1/day in the last week", "the", "found \"the\", expected \"last\""),
         ("1/day in last", "", "the window is missing"),
         ("1/day in last 3", "", "the window's unit is missing"),
         ("1/day in last 0 days", "0", "the window's count is not from 1 to 1000000"),
@@ -74,7 +74,7 @@ fn an_error_points_at_the_word() {
         ("1/day in last fortnight", "fortnight", "\"fortnight\" is not a unit of time"),
         ("1/day in last 3 sols", "sols", "\"sols\" is not a unit of time"),
         ("1/day in last 3 dayss", "dayss", "\"dayss\" is not a unit of time"),
-        ("1/day in last week or so", "or so", "\"or\" is too much"),
+        ("1/day in last week or so", "or so", "\"or\" is unexpected"),
         ("1/day in last wöche", "wöche", "\"wöche\" is not a unit of time"),
     ] {
         let errors = Retention::parse(&[text]).unwrap_err();
@@ -88,7 +88,7 @@ fn an_error_points_at_the_word() {
 }
 
 #[test]
-fn every_wrong_rule_of_a_list_is_reported() {
+fn all_invalid_rules_of_a_list_are_reported() {
     let errors = Retention::parse(&["24 in last day", "x", "1/day in last week", "1/eon in last week"]).unwrap_err();
     assert_eq!(errors.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(
@@ -98,7 +98,7 @@ fn every_wrong_rule_of_a_list_is_reported() {
 }
 
 #[test]
-fn an_empty_list_and_an_endless_one_are_refused() {
+fn empty_and_too_long_lists_are_rejected() {
     let errors = Retention::parse::<&str>(&[]).unwrap_err();
     assert_eq!(errors[0].1.reason, "the list is empty, which would keep nothing; omit it to keep all");
     let errors = Retention::parse(&["1 in last day"; MAX_RULES + 1]).unwrap_err();
@@ -106,7 +106,7 @@ fn an_empty_list_and_an_endless_one_are_refused() {
 }
 
 #[test]
-fn a_plain_rule_keeps_the_newest_of_its_window() {
+fn rule_without_period_keeps_newest_in_window() {
     let all = ["2026-11-20T09:59:59Z", "2026-11-20T10:00:00Z", "2026-11-20T20:00:00Z", "2026-11-21T09:00:00Z"];
     let now = "2026-11-21T10:00:00Z";
     assert_eq!(kept(Zone::UTC, &["2 in last day"], now, &all), all[2..]);
@@ -117,7 +117,7 @@ fn a_plain_rule_keeps_the_newest_of_its_window() {
 }
 
 #[test]
-fn a_period_rule_keeps_the_newest_of_each_period() {
+fn rule_with_period_keeps_newest_of_each_period() {
     let all = [
         "2026-10-30T12:00:00Z", // Friday, week 44
         "2026-11-01T12:00:00Z", // Sunday, week 44
@@ -140,14 +140,14 @@ fn a_period_rule_keeps_the_newest_of_each_period() {
 }
 
 #[test]
-fn periods_are_those_of_the_time_zone() {
+fn periods_follow_the_time_zone() {
     let berlin = "Europe/Berlin".parse().unwrap();
     let all = ["2026-11-22T22:59:59Z", "2026-11-22T23:00:00Z", "2026-11-23T22:59:59Z"];
     let now = "2026-11-23T23:30:00Z";
     assert_eq!(kept(berlin, &["1/day in last week"], now, &all), [all[0], all[2]], "midnight is at 23:00 UTC");
     assert_eq!(kept(Zone::UTC, &["1/day in last week"], now, &all), [all[1], all[2]]);
     assert_eq!(kept(berlin, &["1/week in last month"], now, &all), [all[0], all[2]], "the 23rd is a Monday");
-    // The repeated hour, 02:00 to 03:00 local time, is two hours.
+    // The repeated hour, 02:00 to 03:00 local time, counts as two periods.
     let night = ["2026-10-25T00:10:00Z", "2026-10-25T00:50:00Z", "2026-10-25T01:10:00Z", "2026-10-25T01:50:00Z"];
     assert_eq!(kept(berlin, &["1/hour in last day"], "2026-10-25T02:00:00Z", &night), [night[1], night[3]]);
     assert_eq!(kept(berlin, &["1/day in last day"], "2026-10-25T02:00:00Z", &night), [night[3]]);
@@ -161,9 +161,9 @@ fn periods_are_those_of_the_time_zone() {
 }
 
 #[test]
-fn a_wrong_clock_neither_hides_nor_frees_others() {
+fn wrong_clock_affects_no_other_snapshots() {
     let now = "2026-11-23T12:00:00Z";
-    // Taken in this order; the second was dated ten years ahead, the fourth far back.
+    // They were taken in this order; the second is dated ten years ahead, the fourth far back.
     let all = [
         "2026-11-23T08:00:00Z",
         "2036-11-23T09:00:00Z",
@@ -179,7 +179,7 @@ fn a_wrong_clock_neither_hides_nor_frees_others() {
         [all[2], all[4]],
         "the misdated one was the second newest"
     );
-    // Periods met out of order are still counted once each.
+    // Periods that occur out of order still count once each.
     let zigzag = ["2026-11-20T01:00:00Z", "2026-11-21T01:00:00Z", "2026-11-20T02:00:00Z", "2026-11-22T01:00:00Z"];
     assert_eq!(kept(Zone::UTC, &["1/day in last week"], now, &zigzag), zigzag[1..]);
 }

@@ -1,7 +1,7 @@
-//! When: five-field cron, and `asap`.
+//! Schedules: five-field cron, and `asap`.
 //!
-//! croner reads the fields; what a slot is on the days when the clock is put forward or back is decided here, because
-//! the answers of cron programs differ and a snapshot must neither be missed nor doubled.
+//! The crate croner parses the fields. The slots on days when the clock changes are computed here: cron implementations
+//! differ about them, and a snapshot must be neither missed nor taken twice.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,23 +15,23 @@ use crate::policy::Zone;
 /// A cron schedule as crontab(5) defines it: minute, hour, day of month, month, day of week; `@hourly`, `@daily`,
 /// `@midnight`, `@weekly`, `@monthly`, `@yearly` and `@annually`.
 ///
-/// - Months and weekdays may be named by their first three letters; Sunday is 0 or 7.
-/// - If both day fields are restricted, a day that matches either is meant. A field that begins with `*` is not
+/// - Months and weekdays may be written as their first three letters; Sunday is 0 or 7.
+/// - If both day fields are restricted, a day must match either. A field that begins with `*` does not count as
 ///   restricted: with `*/2`, a day must match both.
-/// - Where the clock is put forward, a slot that does not exist fires once, at the first moment after the gap. Where it
-///   is put back, a slot that exists twice fires once, at its first. A schedule for every hour of the day is meant as
-///   an interval, and runs on in real time through both.
+/// - When the clock is set forward, a slot in the gap fires once, at the first moment after the gap. When it is set
+///   back, a slot that occurs twice fires once, at the first occurrence. A schedule for every hour of the day is an
+///   interval, and continues in real time through both changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Schedule {
     text: Box<str>,
-    /// Bit i: minute i; the others likewise.
+    /// Bit i stands for minute i, and likewise in the other fields.
     minutes: u64,
     hours: u32,
     days: u32,
     months: u16,
-    /// Sunday is bit 0.
+    /// Bit 0 is Sunday.
     weekdays: u8,
-    /// Both day fields must match, because one of them is `*` or begins with it.
+    /// Whether both day fields must match, because one of them begins with `*`.
     both_days: bool,
 }
 
@@ -46,7 +46,7 @@ pub struct ScheduleError {
 }
 
 const EVERY_HOUR: u32 = (1 << 24) - 1;
-/// 29 February may be eight years away (1896 and 1904, 2096 and 2104).
+/// How many days to search for a slot. 29 February can be eight years away (1896 and 1904, 2096 and 2104).
 const SEARCH_DAYS: u64 = 9 * 366;
 
 impl FromStr for Schedule {
@@ -68,7 +68,7 @@ struct Field {
     name: &'static str,
     min: u16,
     max: u16,
-    /// Names of the values from `min` on.
+    /// The names of the values, starting with `min`.
     names: &'static [&'static str],
 }
 
@@ -96,7 +96,7 @@ const NICKNAMES: [(&str, &str); 7] = [
 ];
 
 impl Field {
-    /// Checks one field's text; croner would let some mistakes pass and be short about others.
+    /// Checks the text of a field. croner accepts some mistakes, and its messages about others are terse.
     fn check(&self, text: &str) -> Result<(), String> {
         for part in text.split(',') {
             self.check_part(part).map_err(|reason| format!("in the {} {text:?}, {reason}", self.name))?;
@@ -149,11 +149,11 @@ fn parse(text: &str) -> Result<Schedule, String> {
     let expanded = match NICKNAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)) {
         Some((_, meaning)) => meaning,
         None if text.eq_ignore_ascii_case("@reboot") => {
-            return Err("@reboot is not a time; a missed slot is made up for anyway (see catch_up)".to_owned());
+            return Err("@reboot is not a time; missed snapshots are taken anyway (see catch_up)".to_owned());
         }
         None if text.starts_with('@') => {
             let names: Vec<&str> = NICKNAMES.iter().map(|(name, _)| *name).collect();
-            return Err(format!("the names are {}", names.join(", ")));
+            return Err(format!("the known names are {}", names.join(", ")));
         }
         None => text,
     };
@@ -170,7 +170,7 @@ fn parse(text: &str) -> Result<Schedule, String> {
     let mask = |values: Vec<u16>| values.into_iter().fold(0u64, |mask, v| mask | 1 << (v % 64));
     let pattern = cron.pattern;
     let narrow = |values| u32::try_from(mask(values)).unwrap_or(0);
-    // Only the bits are kept: croner's own form of a schedule takes more than 5 KB.
+    // Only the bits are kept: croner's type takes more than 5 KB per schedule.
     let schedule = Schedule {
         text: text.into(),
         minutes: mask(pattern.minutes.values()),
@@ -180,15 +180,15 @@ fn parse(text: &str) -> Result<Schedule, String> {
         weekdays: (narrow(pattern.days_of_week.values()) & 0x7f) as u8,
         both_days: fields[2].starts_with('*') || fields[4].starts_with('*'),
     };
-    // A leap year has every date and every weekday in every month that there is.
+    // A leap year has all dates, and all weekdays in every month.
     let a_leap_year = NaiveDate::from_ymd_opt(2024, 1, 1).into_iter().flat_map(|d| d.iter_days().take(366));
     if schedule.minutes == 0 || schedule.hours == 0 || !a_leap_year.into_iter().any(|d| schedule.has_day(d)) {
-        return Err("it never fires: no such month has such a day".to_owned());
+        return Err("it never fires: none of these months has such a day".to_owned());
     }
     Ok(schedule)
 }
 
-/// The offset from UTC at a moment given in UTC.
+/// The offset of a zone at a moment in UTC.
 fn offset_at(tz: Zone, utc: NaiveDateTime) -> TimeDelta {
     TimeDelta::seconds(tz.offset_from_utc_datetime(&utc).fix().local_minus_utc().into())
 }
@@ -197,19 +197,19 @@ fn local_at(tz: Zone, at: DateTime<Utc>) -> Option<NaiveDateTime> {
     at.naive_utc().checked_add_signed(offset_at(tz, at.naive_utc()))
 }
 
-/// The offset that holds all through a local day and well around it, `None` if it changes.
+/// The offset of a zone throughout a local day and some hours around it; `None` if it changes.
 fn offset_all_day(tz: Zone, date: NaiveDate) -> Option<TimeDelta> {
     let midnight = date.and_time(NaiveTime::MIN);
-    // No zone is further from UTC than 15 hours; two changes that cancel each other out within these
-    // hours have never been decreed.
+    // No zone is more than 15 hours from UTC, and two changes that cancel each other out within these hours have never
+    // occurred.
     let before = offset_at(tz, midnight.checked_sub_signed(TimeDelta::hours(16))?);
     let after = offset_at(tz, midnight.checked_add_signed(TimeDelta::hours(40))?);
     (before == after).then_some(before)
 }
 
-/// The first moment after the gap that `local` falls into.
+/// The first moment after the gap that contains `local`.
 fn after_gap(tz: Zone, local: NaiveDateTime) -> Option<DateTime<Utc>> {
-    // Local time only jumps forward here, so the moment can be searched for by halving.
+    // Local time only jumps forward here, so the moment can be found by bisection.
     let mut before = local.checked_sub_signed(TimeDelta::hours(27))?;
     let mut after = local.checked_add_signed(TimeDelta::hours(27))?;
     while after - before > TimeDelta::seconds(1) {
@@ -220,7 +220,7 @@ fn after_gap(tz: Zone, local: NaiveDateTime) -> Option<DateTime<Utc>> {
             before = middle;
         }
     }
-    // Halving leaves fractions of a second; changes happen on whole ones.
+    // Bisection leaves fractions of a second; changes happen at whole seconds.
     DateTime::from_timestamp(after.and_utc().timestamp(), 0)
 }
 
@@ -231,7 +231,7 @@ impl Schedule {
         self.months >> date.month() & 1 == 1 && if self.both_days { day && weekday } else { day || weekday }
     }
 
-    /// The slots of a local day as moments, oldest first; only needed where the offset changes.
+    /// The slots of a local day, oldest first. This is needed only for days on which the offset changes.
     fn slots_of(&self, tz: Zone, date: NaiveDate) -> Vec<DateTime<Utc>> {
         let mut slots = Vec::new();
         let times = (0..24).filter(|h| self.hours >> h & 1 == 1).flat_map(|h| {
@@ -282,7 +282,7 @@ impl Schedule {
         NaiveTime::from_hms_opt(from(self.hours.into(), limit.hour() + 1)?, from(self.minutes, 0)?, 0)
     }
 
-    /// The newest slot at or before a moment. `None` only at the beginning of time.
+    /// The newest slot at or before a moment; `None` only near the earliest date.
     #[must_use]
     pub fn last_slot(&self, tz: Zone, at_or_before: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = local_at(tz, at_or_before)?;
@@ -298,7 +298,7 @@ impl Schedule {
             }
             Some(None) => self.slots_of(tz, date).into_iter().rfind(|s| *s <= at_or_before),
         };
-        // The day after as well: a clock put back across midnight comes to it twice.
+        // Start with the next day: a clock set back across midnight enters it twice.
         let mut date = local.date().checked_add_days(Days::new(1))?;
         let stop = date.checked_sub_days(Days::new(SEARCH_DAYS)).unwrap_or(NaiveDate::MIN);
         while date > stop {
@@ -308,7 +308,7 @@ impl Schedule {
             }
             let yesterday = date.checked_sub_days(Days::new(1))?;
             if let Some(slot) = newest_on(date) {
-                // Likewise, the day before may have the newer slot.
+                // For the same reason, the day before may have the newer slot.
                 let changes = offset_all_day(tz, date).is_none();
                 let other = if changes { newest_on(yesterday) } else { None };
                 return Some(other.map_or(slot, |other| other.max(slot)));
@@ -318,7 +318,7 @@ impl Schedule {
         None
     }
 
-    /// The oldest slot after a moment. `None` only at the end of time.
+    /// The oldest slot after a moment; `None` only near the latest date.
     #[must_use]
     pub fn next_slot(&self, tz: Zone, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
         let local = local_at(tz, after)?;
@@ -334,7 +334,7 @@ impl Schedule {
             }
             Some(None) => self.slots_of(tz, date).into_iter().find(|s| *s > after),
         };
-        // From the day before on: a slot in a gap that spans midnight fires on the next day.
+        // Start with an earlier day: a slot in a gap across midnight fires on the next day.
         let mut date = local.date().checked_sub_days(Days::new(2))?;
         let stop = date.checked_add_days(Days::new(SEARCH_DAYS)).unwrap_or(NaiveDate::MAX);
         while date < stop {
@@ -353,12 +353,12 @@ impl Schedule {
     }
 }
 
-/// When snapshots go to their destinations.
+/// When to send snapshots to their destinations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SyncPolicy {
-    /// Whenever the newest one is not there.
+    /// As soon as the destination lacks the newest snapshot.
     Asap,
-    /// When a slot has passed since the newest one was taken.
+    /// As soon as a slot has passed since the newest snapshot was taken.
     Cron(Schedule),
 }
 

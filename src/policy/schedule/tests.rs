@@ -20,7 +20,7 @@ fn utc(text: &str) -> DateTime<Utc> {
     DateTime::parse_from_rfc3339(text).unwrap_or_else(|e| panic!("{text}: {e}")).with_timezone(&Utc)
 }
 
-/// The slots from one moment (exclusive) to another as local times with their offsets.
+/// The slots after one moment up to another, as local times with their offsets.
 fn slots(text: &str, tz: Zone, after: &str, until: &str) -> Vec<String> {
     let (schedule, until, mut at) = (schedule(text), utc(until), utc(after));
     let mut found = vec![];
@@ -33,7 +33,7 @@ fn slots(text: &str, tz: Zone, after: &str, until: &str) -> Vec<String> {
 }
 
 #[test]
-fn fields_mean_what_crontab_says() {
+fn fields_follow_crontab() {
     // November 2026: the 1st is a Sunday.
     for (text, expected) in [
         ("0 0 * * *", vec!["Mon 11-02 00:00", "Tue 11-03 00:00", "Wed 11-04 00:00"]),
@@ -56,10 +56,10 @@ fn fields_mean_what_crontab_says() {
         ("0 12 * * Sat-SUN", vec!["Sun 11-01 12:00", "Sat 11-07 12:00", "Sun 11-08 12:00"]),
         ("0 12 * * mon-wed", vec!["Mon 11-02 12:00", "Tue 11-03 12:00", "Wed 11-04 12:00"]),
         ("0 12 * JAN,feb *", vec!["Fri 01-01 12:00", "Sat 01-02 12:00", "Sun 01-03 12:00"]),
-        // Either day field when both are restricted.
+        // One of the day fields must match if both are restricted.
         ("0 12 13 * fri", vec!["Fri 11-06 12:00", "Fri 11-13 12:00", "Fri 11-20 12:00"]),
         ("0 12 3 * fri", vec!["Tue 11-03 12:00", "Fri 11-06 12:00", "Fri 11-13 12:00"]),
-        // Both when one begins with "*".
+        // Both must match if one begins with "*".
         ("0 12 */2 * fri", vec!["Fri 11-13 12:00", "Fri 11-27 12:00", "Fri 12-11 12:00"]),
         // Sundays and Fridays; 13 February 2027 is a Saturday.
         ("0 12 13 * */5", vec!["Fri 11-13 12:00", "Sun 12-13 12:00", "Sun 06-13 12:00"]),
@@ -76,7 +76,7 @@ fn fields_mean_what_crontab_says() {
 }
 
 #[test]
-fn mistakes_are_refused_with_their_reason() {
+fn invalid_schedule_is_rejected_with_reason() {
     for (text, reason) in [
         ("", "it has 0 fields, not the five: minute, hour, day of month, month and day of week"),
         ("* * * *", "it has 4 fields"),
@@ -112,11 +112,11 @@ fn mistakes_are_refused_with_their_reason() {
         ("* * * * 5#2", "\"5#2\" is not a number"),
         ("* * ? * *", "\"?\" is not a number"),
         ("* * * * +1", "\"+1\" is not a number"),
-        ("0 0 31 2 *", "it never fires: no such month has such a day"),
+        ("0 0 31 2 *", "it never fires: none of these months has such a day"),
         ("0 0 30 feb *", "it never fires"),
         ("0 0 31 4,6,9,11 *", "it never fires"),
         ("@reboot", "@reboot is not a time"),
-        ("@every 5m", "the names are @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually"),
+        ("@every 5m", "the known names are @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually"),
         ("hourly", "it has 1 fields"),
         ("* * * * * ; rm", "it has 7 fields"),
         ("٣ * * * *", "is not a number"),
@@ -130,7 +130,7 @@ fn mistakes_are_refused_with_their_reason() {
 }
 
 #[test]
-fn a_schedule_is_shown_as_it_was_written() {
+fn schedule_displays_its_source_text() {
     for text in ["@hourly", "*/5 * * * mon-fri", "0 1 * * *"] {
         assert_eq!(schedule(text).to_string(), text);
     }
@@ -138,7 +138,7 @@ fn a_schedule_is_shown_as_it_was_written() {
 }
 
 #[test]
-fn a_slot_in_the_gap_fires_once_after_it() {
+fn slot_in_gap_fires_once_after_it() {
     // Europe/Berlin, 28 March 2027: 02:00 becomes 03:00.
     let night = |text| slots(text, berlin(), "2027-03-27T22:00:00Z", "2027-03-28T04:00:00Z");
     assert_eq!(night("30 2 * * *"), ["Sun 03-28 03:00 +0200"]);
@@ -162,7 +162,7 @@ fn a_slot_in_the_gap_fires_once_after_it() {
 }
 
 #[test]
-fn a_slot_in_the_overlap_fires_once_at_its_first() {
+fn repeated_slot_fires_once_at_first_occurrence() {
     // Europe/Berlin, 31 October 2027: 03:00 becomes 02:00.
     let night = |text| slots(text, berlin(), "2027-10-30T22:30:00Z", "2027-10-31T04:00:00Z");
     assert_eq!(night("30 2 * * *"), ["Sun 10-31 02:30 +0200"]);
@@ -173,14 +173,14 @@ fn a_slot_in_the_overlap_fires_once_at_its_first() {
     // Australia/Lord_Howe, 4 April 2027: 02:00 becomes 01:30.
     let night = |text| slots(text, lord_howe(), "2027-04-03T12:00:00Z", "2027-04-03T18:00:00Z");
     assert_eq!(night("15,45 1 * * *"), ["Sun 04-04 01:15 +1100", "Sun 04-04 01:45 +1100"]);
-    // The second 02:30 is not a slot, and the last one before it is the first.
+    // The second 02:30 is not a slot, so the last slot before it is the first 02:30.
     let daily = schedule("30 2 * * *");
     assert_eq!(daily.last_slot(berlin(), utc("2027-10-31T01:45:00Z")), Some(utc("2027-10-31T00:30:00Z")));
     assert_eq!(daily.next_slot(berlin(), utc("2027-10-31T00:45:00Z")), Some(utc("2027-11-01T01:30:00Z")));
 }
 
 #[test]
-fn a_schedule_for_every_hour_runs_in_real_time() {
+fn schedule_for_every_hour_runs_in_real_time() {
     assert_eq!(
         slots("0 * * * *", berlin(), "2027-03-27T23:30:00Z", "2027-03-28T02:00:00Z"),
         ["Sun 03-28 01:00 +0100", "Sun 03-28 03:00 +0200", "Sun 03-28 04:00 +0200"]
@@ -195,7 +195,7 @@ fn a_schedule_for_every_hour_runs_in_real_time() {
     );
 }
 
-/// What the definition says, minute by minute: slow, and obviously right.
+/// A reference implementation, minute by minute: slow, but obviously correct.
 fn reference(schedule: &Schedule, tz: Zone, from: DateTime<Utc>, minutes: i64) -> Vec<DateTime<Utc>> {
     use chrono::Timelike;
     let matches = |local: NaiveDateTime| {
@@ -213,8 +213,7 @@ fn reference(schedule: &Schedule, tz: Zone, from: DateTime<Utc>, minutes: i64) -
         let new = if real_time {
             matches(now)
         } else {
-            // All local minutes since the latest that was ever shown: none while the clock repeats
-            // itself, many where it jumped.
+            // All local minutes since the latest one so far: none while the clock repeats itself, many after it jumped.
             let count = (now - latest).num_minutes().max(0);
             (0..count).any(|i| matches(now - TimeDelta::minutes(i)))
         };
@@ -227,7 +226,7 @@ fn reference(schedule: &Schedule, tz: Zone, from: DateTime<Utc>, minutes: i64) -
 }
 
 #[test]
-fn both_directions_agree_with_the_definition_around_every_change_of_clocks() {
+fn slots_agree_with_reference_around_clock_changes() {
     let zones: [(Zone, &[&str]); 7] = [
         (berlin(), &["2027-03-27T00:00:00Z", "2027-10-30T00:00:00Z"]),
         (new_york(), &["2027-03-13T00:00:00Z", "2027-11-06T00:00:00Z"]),
@@ -278,7 +277,7 @@ fn both_directions_agree_with_the_definition_around_every_change_of_clocks() {
 }
 
 #[test]
-fn rare_schedules_are_found_from_anywhere() {
+fn rare_slots_are_found_from_any_moment() {
     let leap = schedule("0 0 29 2 *");
     assert_eq!(leap.last_slot(berlin(), utc("2104-02-01T00:00:00Z")), Some(utc("2096-02-28T23:00:00Z")));
     assert_eq!(leap.next_slot(berlin(), utc("2096-03-01T00:00:00Z")), Some(utc("2104-02-28T23:00:00Z")));

@@ -3,7 +3,7 @@
 
 use crate::model::tags;
 use crate::model::{DatasetInventory, DatasetName, Guid, OnDivergence, ResponseStatus, Snapshot};
-use crate::slave::receive::{EXCLUDE, Receiving, StepError};
+use crate::slave::receive::{Receiving, StepError};
 use crate::sys::clock;
 use crate::wire::OrderToSlave;
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsError};
@@ -109,8 +109,8 @@ impl<Z: Zfs> Receiving<Z> {
         self.rename(dataset, &aside).await?;
         log::warn!("{dataset} cannot take what {} sends: it is {aside} now, and begins anew", order.source);
         // From here on it is nobody's copy.
-        if let Err(error) = self.zfs.set(&aside, EXCLUDE, "on").await {
-            log::warn!("{aside}: {EXCLUDE}=on could not be set: {error}");
+        if let Err(error) = self.zfs.set(&aside, tags::EXCLUDE, "on").await {
+            log::warn!("{aside}: {}=on could not be set: {error}", tags::EXCLUDE);
         }
         for (name, inventory) in self.zfs.list(std::slice::from_ref(&aside), Depth::Recursive).await? {
             let holds = self.received_holds(&name, &inventory).await?;

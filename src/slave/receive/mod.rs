@@ -13,18 +13,13 @@ use crate::host::locks::DatasetLocks;
 use crate::host::publish::publisher::Publisher;
 use crate::host::queue::TransferQueue;
 use crate::host::{clones, hooks};
+use crate::model::tags;
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, ResponseStatus, SendFlags, SnapName,
+    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, Place, ResponseStatus, SendFlags, SnapName,
 };
-use crate::policy::Target;
 use crate::policy::{Denied, Local};
-use crate::wire::{CloneOf, OrderToSlave, Place};
+use crate::wire::{self, CloneOf, OrderToSlave};
 use crate::zfs::{Depth, ErrorKind, Listed, ReceiveSpec, Zfs, ZfsError};
-
-/// The property on a copy that notes how it was sent.
-const FLAGS: &str = "zsync:flags";
-/// The property that has zsync leave a dataset alone.
-const EXCLUDE: &str = "zsync:exclude";
 
 /// What a host does to receive.
 pub struct Receiving<Z> {
@@ -150,9 +145,9 @@ impl<Z> Clone for Receiving<Z> {
 
 /// Where an order's stream comes from.
 #[must_use]
-pub fn sender(order: &OrderToSlave) -> Target {
+pub fn sender(order: &OrderToSlave) -> Place {
     let dataset = order.source_dataset.clone().unwrap_or_else(|| order.dest_dataset.clone());
-    Target { host: order.source.clone(), dataset }
+    Place { host: order.source.clone(), dataset }
 }
 
 impl<Z: Zfs> Receiving<Z> {
@@ -206,7 +201,7 @@ impl<Z: Zfs> Receiving<Z> {
         order: &OrderToSlave,
         found: Option<&DatasetInventory>,
         around: Around,
-    ) -> Result<Place, ZfsError> {
+    ) -> Result<wire::Place, ZfsError> {
         let dataset = &order.dest_dataset;
         let encrypts = found.map_or(around.encrypts, |found| found.encrypted);
         let has_origin = match &order.clone_of {
@@ -214,7 +209,7 @@ impl<Z: Zfs> Receiving<Z> {
             _ => false,
         };
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
-        Ok(Place { encrypts, wants_properties, has_origin, ..Place::default() })
+        Ok(wire::Place { encrypts, wants_properties, has_origin, ..wire::Place::default() })
     }
 
     /// The name here of the snapshot that a clone is to be made of, if it is there and the sender may know of it.
@@ -307,7 +302,7 @@ impl<Z: Zfs> Receiving<Z> {
     /// Notes on a copy how it was sent, once. Datasets below inherit the note from ZFS: it names its own.
     async fn note_flags(&self, dataset: &DatasetName, found: &mut DatasetInventory, flags: SendFlags) {
         let (None, Some(guid)) = (found.flags, found.guid) else { return };
-        match self.zfs.set(dataset, FLAGS, &format!("{flags} {guid}")).await {
+        match self.zfs.set(dataset, tags::FLAGS, &format!("{flags} {guid}")).await {
             Ok(()) => found.flags = Some(flags),
             // The next transfer tries again; until then the flags are found out from both sides.
             Err(error) => log::warn!("{dataset}: how it was sent could not be noted: {error}"),

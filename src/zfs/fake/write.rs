@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 
-use crate::model::{Bookmark, Counter, DatasetName, Marks, SnapName, Snapshot};
+use crate::model::{Bookmark, Counter, DatasetName, Marks, SnapName, Snapshot, tags};
 use crate::sys::runtime;
 use crate::zfs::fake::pools::{Fake, failed};
 use crate::zfs::{
@@ -229,8 +229,8 @@ impl Zfs for Fake {
         let mut pools = self.call(&call)?;
         let inventory = pools.dataset_mut(&call, dataset)?;
         match property {
-            "zsync:flags" => inventory.flags = value.split(' ').next().and_then(|flags| flags.parse().ok()),
-            "zsync:exclude" => inventory.excluded = value == "on",
+            tags::FLAGS => inventory.flags = value.split(' ').next().and_then(|flags| flags.parse().ok()),
+            tags::EXCLUDE => inventory.excluded = value == "on",
             _ => {}
         }
         pools.properties.entry(dataset.clone()).or_default().insert(property.to_owned(), value.to_owned());

@@ -1,25 +1,24 @@
-//! How many bytes have yet to go where: as the agents that are to send them tell, or told for the latest plan.
+//! How many bytes each destination still lacks: estimated by the agents that would send them, now or for the latest plan.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::actions::health::{Health, Row};
-use crate::actions::plan::{DueSend, SendVerdict};
-use crate::actions::{Order, decide};
+use crate::actions::{DueSend, Order, SendVerdict, decide};
 use crate::fleet::Dispatcher;
 use crate::fleet::estimate::{Answers, Questions};
-use crate::model::{Counter, DatasetName, HostName, Inventory};
-use crate::plan::foresee::PlannedOrder;
-use crate::policy::{Policy, Target};
+use crate::fleet::planned::PlannedOrder;
+use crate::model::{Counter, DatasetName, HostName, Inventory, Place};
+use crate::policy::Policy;
 use crate::sys::runtime;
 use crate::zfs::Zfs;
 
-/// How long all of that may take; what is not told by then is not known.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long all estimates together may take; those that are missing by then count as unknown.
+const ESTIMATED_WITHIN: Duration = Duration::from_secs(20);
 
-/// Asks the agents.
-pub async fn ask<Z: Zfs>(
+/// Asks the agents for estimates.
+pub async fn estimate<Z: Zfs>(
     health: &mut Health,
     policy: &Arc<Policy>,
     inventory: &Inventory,
@@ -27,25 +26,27 @@ pub async fn ask<Z: Zfs>(
 ) {
     let mut transfers = transfers(health, policy, inventory);
     let questions = Questions::about(&mut transfers, policy, inventory);
-    let answers =
-        runtime::timeout(PATIENCE, questions.ask(policy, agents, &Counter::default())).await.unwrap_or_default();
+    let answers = runtime::timeout(ESTIMATED_WITHIN, questions.ask(policy, agents, &Counter::default()))
+        .await
+        .unwrap_or_default();
     questions.put(&mut transfers, &answers);
-    note(health, &transfers);
+    store(health, &transfers);
 }
 
-/// Takes what was answered for the latest plan, where that was the same question.
+/// Uses the estimates of the latest plan, where its question was the same.
 pub fn recall(health: &mut Health, policy: &Policy, inventory: &Inventory, answers: &Answers) {
     let mut transfers = transfers(health, policy, inventory);
     Questions::about(&mut transfers, policy, inventory).put(&mut transfers, answers);
-    note(health, &transfers);
+    store(health, &transfers);
 }
 
 /// The transfers that would bring every destination up to date, whether they are due or not.
 fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<PlannedOrder> {
     let mut plan = decide(policy, inventory, health.at);
-    let rows: BTreeMap<_, &Row> = health.rows.iter().filter_map(|row| Some((Lane::of(row)?, row))).collect();
+    let rows: BTreeMap<_, &Row> = health.rows.iter().filter_map(|row| Some((Replication::of(row)?, row))).collect();
     plan.sends.retain_mut(|send| {
-        let Some(row) = rows.get(&Lane::of_send(send)).filter(|row| row.behind.is_some_and(|behind| behind > 0)) else {
+        let Some(row) = rows.get(&Replication::of_send(send)).filter(|row| row.behind.is_some_and(|behind| behind > 0))
+        else {
             return false;
         };
         let newest = row.newest.as_ref().and_then(|newest| {
@@ -61,11 +62,11 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Pla
     sends.map(|order| PlannedOrder { order, after: None, estimate: None }).collect()
 }
 
-/// What is sent from where to where, for which policy.
+/// A source and a destination of a policy.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Lane<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Target);
+struct Replication<'a>(usize, &'a str, &'a HostName, &'a DatasetName, &'a Place);
 
-impl<'a> Lane<'a> {
+impl<'a> Replication<'a> {
     fn of(row: &'a Row) -> Option<Self> {
         Some(Self(row.entry, &row.policy, &row.host, &row.dataset, row.to.as_ref()?))
     }
@@ -75,18 +76,18 @@ impl<'a> Lane<'a> {
     }
 }
 
-/// Writes down what is known by now.
-fn note(health: &mut Health, transfers: &[PlannedOrder]) {
+/// Stores the estimates in the health report.
+fn store(health: &mut Health, transfers: &[PlannedOrder]) {
     let mut bytes = BTreeMap::new();
     for PlannedOrder { order, estimate, .. } in transfers {
         if let (Order::Send { entry, policy, host, dataset, to, .. }, Some(estimate)) = (order, estimate) {
-            bytes.entry(Lane(*entry, policy, host, dataset, to)).or_insert(estimate.bytes);
+            bytes.entry(Replication(*entry, policy, host, dataset, to)).or_insert(estimate.bytes);
         }
     }
     for row in &mut health.rows {
         row.unsent_bytes = match row.behind {
             Some(0) => Some(0),
-            _ => Lane::of(row).and_then(|lane| bytes.get(&lane).copied()?),
+            _ => Replication::of(row).and_then(|replication| bytes.get(&replication).copied()?),
         };
     }
 }

@@ -1,13 +1,12 @@
-//! The fleet for people, and line by line for programs.
+//! The status as tables for people, and as one JSON object per line for programs.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
-use crate::actions::health::{Finding, Health, HostState, Point, Row, Severity, span};
+use crate::actions::health::{DatedSnapshot, Finding, Health, HostState, Row, Severity, span};
 use crate::cli::report;
-use crate::commands::check::findings;
-use crate::commands::status::{LastError, Status};
-use crate::director::{LiveStatus, Transfer};
+use crate::commands::status::query::{FailedOrder, Status};
+use crate::fleet::live_status::{LiveStatus, RunningTransfer};
 use crate::model::{Action, DatasetName, HostName};
 
 /// A line of `--format ndjson`.
@@ -16,11 +15,11 @@ use crate::model::{Action, DatasetName, HostName};
 enum Line<'a> {
     Host(&'a HostState),
     Row(&'a Row),
-    Transfer(&'a Transfer),
-    Error(&'a LastError),
+    Transfer(&'a RunningTransfer),
+    Error(&'a FailedOrder),
 }
 
-/// One object a line.
+/// One JSON object per line.
 #[must_use]
 pub fn as_lines(status: &Status) -> String {
     let Status { health, pass, errors } = status;
@@ -37,31 +36,31 @@ fn place(host: &HostName, dataset: Option<&DatasetName>) -> String {
     dataset.map_or_else(|| host.to_string(), |dataset| format!("{host}:{dataset}"))
 }
 
-/// Tables and sentences, in lines of at most `width` as far as words allow.
+/// Tables and sentences, in lines of at most `width` columns unless a word is longer.
 #[must_use]
 pub fn as_text(status: &Status, width: Option<usize>) -> String {
     let Status { health, pass, errors } = status;
     let running = pass.as_ref().map(|live| live.running.as_slice()).unwrap_or_default();
     let mut text = String::new();
     if health.rows.is_empty() {
-        text.push_str("nothing is known of any dataset yet\n");
+        text.push_str("no dataset is known yet\n");
     } else {
         let headings = ["DATASET", "POLICY", "NEWEST", "BEHIND", "UNSENT", "STATE"];
         text.push_str(&report::table(&headings, &[2, 4], rows(health, running)));
     }
     if !running.is_empty() {
-        let rows = running.iter().map(under_way).collect();
+        let rows = running.iter().map(running_row).collect();
         text.push('\n');
-        text.push_str(&report::table(&["UNDER WAY", "DONE", "OF", "RATE", "LEFT"], &[1, 2, 3, 4], rows));
+        text.push_str(&report::table(&["RUNNING", "DONE", "OF", "RATE", "LEFT"], &[1, 2, 3, 4], rows));
     }
-    let found = findings(health);
+    let found = health.findings();
     if !found.is_empty() || !errors.is_empty() {
         text.push('\n');
     }
     for (severity, finding) in found {
         text.push_str(&sentence(&format!("{severity}: {finding}"), width));
     }
-    for LastError { at, host, dataset, to, error } in errors {
+    for FailedOrder { at, host, dataset, to, error } in errors {
         let to = to.as_ref().map(|to| format!(" to {}:{}", to.host, to.dataset)).unwrap_or_default();
         let failed = format!("failed {}: {}{to}: {error}", moment(*at), place(host, dataset.as_ref()));
         text.push_str(&sentence(&failed, width));
@@ -71,32 +70,32 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
     text
 }
 
-/// A sentence, its further lines indented.
+/// A sentence with a hanging indent.
 fn sentence(text: &str, width: Option<usize>) -> String {
-    // The first line begins where the indentation would end.
+    // The first line is not indented.
     let lines = report::wrap(text, 2, width);
     lines.strip_prefix("  ").unwrap_or(&lines).to_owned()
 }
 
 fn last_pass(now: DateTime<Utc>, pass: Option<&LiveStatus>) -> String {
-    let told = match pass {
-        None => "no pass was made yet".to_owned(),
+    let text = match pass {
+        None => "no pass has run yet".to_owned(),
         Some(LiveStatus { ended: Some(ended), .. }) => format!("the last pass ended {} ago", span(now - *ended)),
-        Some(live) if live.is_alive(now) => format!("a pass is under way, for {}", span(now - live.began)),
-        Some(live) => format!("the last pass did not come to its end, {} ago", span(now - live.at)),
+        Some(live) if live.is_alive(now) => format!("a pass has been running for {}", span(now - live.began)),
+        Some(live) => format!("the last pass stopped before its end, {} ago", span(now - live.at)),
     };
-    format!("{}; {told}\n", moment(now))
+    format!("{}; {text}\n", moment(now))
 }
 
-/// Each dataset with its destinations below it.
-fn rows(health: &Health, running: &[Transfer]) -> Vec<Vec<String>> {
+/// A row for each dataset, followed by a row for each of its destinations.
+fn rows(health: &Health, running: &[RunningTransfer]) -> Vec<Vec<String>> {
     let now = health.at;
     let of = |row: &Row| (row.entry, row.policy.clone(), row.host.clone(), row.dataset.clone());
-    let mut shown = Vec::new();
+    let mut table = Vec::new();
     for same in health.rows.chunk_by(|a, b| of(a) == of(b)) {
         let Some(source) = same.first() else { continue };
         let own = worst(same.iter().flat_map(|row| &row.findings).filter(|finding| finding.is_of_source()));
-        shown.push(vec![
+        table.push(vec![
             place(&source.host, Some(&source.dataset)),
             source.policy.clone(),
             age(source.newest.as_ref(), now),
@@ -113,7 +112,7 @@ fn rows(health: &Health, running: &[Transfer]) -> Vec<Vec<String>> {
                 (Some(0), _) => "0".to_owned(),
                 (Some(behind), lag) => format!("{behind} ({})", lag.map(span).unwrap_or_default()),
             };
-            shown.push(vec![
+            table.push(vec![
                 format!("  to {}", place(&to.host, Some(&to.dataset))),
                 String::new(),
                 age(row.replica.as_ref(), now),
@@ -126,10 +125,10 @@ fn rows(health: &Health, running: &[Transfer]) -> Vec<Vec<String>> {
             ]);
         }
     }
-    shown
+    table
 }
 
-fn age(point: Option<&Point>, now: DateTime<Utc>) -> String {
+fn age(point: Option<&DatedSnapshot>, now: DateTime<Utc>) -> String {
     point.map_or_else(|| "-".to_owned(), |point| span(now - point.creation))
 }
 
@@ -140,7 +139,7 @@ fn worst<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
     }
 }
 
-fn is_of(transfer: &Transfer, row: &Row) -> bool {
+fn is_of(transfer: &RunningTransfer, row: &Row) -> bool {
     let to = transfer.to.as_ref().map(|to| (&to.host, &to.dataset));
     transfer.action == Action::SendSnapshot
         && transfer.host == row.host
@@ -148,20 +147,20 @@ fn is_of(transfer: &Transfer, row: &Row) -> bool {
         && to == row.to.as_ref().map(|to| (&to.host, &to.dataset))
 }
 
-/// How far a transfer is.
-fn sent(transfer: &Transfer) -> String {
+/// The progress of a transfer.
+fn sent(transfer: &RunningTransfer) -> String {
     match transfer.total {
         Some(total) if total > 0 => format!("sending {}%", (transfer.bytes.saturating_mul(100) / total).min(100)),
         _ => "sending".to_owned(),
     }
 }
 
-fn under_way(transfer: &Transfer) -> Vec<String> {
+fn running_row(transfer: &RunningTransfer) -> Vec<String> {
     let (action, bytes) = match transfer.action {
         Action::SendSnapshot => ("send", report::bytes(transfer.bytes)),
         Action::TakeSnapshot => ("take", String::new()),
         Action::DestroySnapshot => ("destroy", String::new()),
-        Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => ("look at", String::new()),
+        Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => ("list", String::new()),
     };
     let to = transfer.to.as_ref().map(|to| format!(" to {}", place(&to.host, Some(&to.dataset)))).unwrap_or_default();
     vec![

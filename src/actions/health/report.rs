@@ -1,0 +1,146 @@
+//! The report about the policy's health, and what of it concerns one host or dataset.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::{Serialize, Serializer};
+
+use crate::actions::health::finding::{Finding, Severity};
+use crate::actions::notice::Notice;
+use crate::model::{DatasetName, HostName, Place, SnapName};
+
+/// A snapshot by name and time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DatedSnapshot {
+    /// The name after `@`.
+    pub name: SnapName,
+    /// When it was taken.
+    pub creation: DateTime<Utc>,
+}
+
+/// The state of one dataset under one policy, and of one of its destinations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// The index of the entry in `policy.datasets`.
+    pub entry: usize,
+    /// The policy's name: `backup`, `sync`, ...
+    pub policy: String,
+    /// The host that has the dataset.
+    pub host: HostName,
+    /// The dataset.
+    pub dataset: DatasetName,
+    /// The dataset's newest snapshot of the policy.
+    pub newest: Option<DatedSnapshot>,
+    /// The age of that snapshot, in seconds.
+    pub age_seconds: Option<i64>,
+    /// How many snapshots of the policy it has.
+    pub snapshots: usize,
+    /// The destination; `None` if the policy has none.
+    pub to: Option<Place>,
+    /// The newest of the policy's snapshots that is on both sides.
+    pub replica: Option<DatedSnapshot>,
+    /// How many of the policy's snapshots the destination lacks; `None` if unknown.
+    pub behind: Option<usize>,
+    /// Since when the destination lags: the creation of the oldest snapshot that it lacks.
+    pub unsent_since: Option<DateTime<Utc>>,
+    /// How long the destination has been lagging, in seconds; 0 if it lacks nothing.
+    pub lag_seconds: Option<i64>,
+    /// How many bytes are unsent, by estimate; `None` if that was not asked or is unknown.
+    pub unsent_bytes: Option<u64>,
+    /// The age of this information: when the side that was listed longer ago was listed.
+    pub observed: Option<DateTime<Utc>>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// The state of a host of the policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HostState {
+    /// Its name.
+    pub host: HostName,
+    /// When its datasets were last listed.
+    pub observed: Option<DateTime<Utc>>,
+    /// Why it could not be listed, if so.
+    pub unseen: Option<String>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// How well the policy is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// The moment that it was judged for.
+    pub at: DateTime<Utc>,
+    /// The worst severity of all findings.
+    pub severity: Severity,
+    /// The hosts, sorted by name.
+    pub hosts: Vec<HostState>,
+    /// The datasets with their destinations, in the order of the policy.
+    pub rows: Vec<Row>,
+    /// The notices about things in the policy that cannot happen.
+    #[serde(serialize_with = "as_text")]
+    pub notices: Vec<Notice>,
+}
+
+fn as_text<S: Serializer>(notices: &[Notice], s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(notices.iter().map(ToString::to_string))
+}
+
+impl Row {
+    /// The age of the newest snapshot.
+    #[must_use]
+    pub fn age(&self) -> Option<TimeDelta> {
+        self.age_seconds.map(TimeDelta::seconds)
+    }
+
+    /// How far the destination lags: the age of the oldest snapshot that it lacks, zero if it lacks none.
+    #[must_use]
+    pub fn lag(&self) -> Option<TimeDelta> {
+        self.lag_seconds.map(TimeDelta::seconds)
+    }
+
+    /// The worst severity of its findings.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        worst(&self.findings)
+    }
+}
+
+impl Health {
+    /// Restricts the report to a host, and to a dataset with all below it.
+    pub fn narrow(&mut self, host: Option<&HostName>, dataset: Option<&DatasetName>) {
+        let of_host = |name: &HostName| host.is_none_or(|host| host == name);
+        let within = |name: &DatasetName| dataset.is_none_or(|root| name.is_within(root));
+        self.rows.retain(|row| {
+            let to = row.to.as_ref();
+            (of_host(&row.host) || to.is_some_and(|to| of_host(&to.host)))
+                && (within(&row.dataset) || to.is_some_and(|to| within(&to.dataset)))
+        });
+        let named: BTreeSet<&HostName> =
+            self.rows.iter().flat_map(|row| [Some(&row.host), row.to.as_ref().map(|to| &to.host)]).flatten().collect();
+        self.hosts.retain(|state| match dataset {
+            None => of_host(&state.host),
+            Some(_) => named.contains(&state.host),
+        });
+        self.notices.retain(|n| of_host(&n.host) && n.dataset.as_ref().is_none_or(within));
+        self.update_severity();
+    }
+
+    pub(super) fn update_severity(&mut self) {
+        let rows = self.rows.iter().map(Row::severity);
+        let worst = rows.chain(self.hosts.iter().map(HostState::severity)).max().unwrap_or_default();
+        self.severity = if self.notices.is_empty() { worst } else { Severity::Critical };
+    }
+}
+
+impl HostState {
+    /// The worst severity of its findings.
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        worst(&self.findings)
+    }
+}
+
+fn worst(findings: &[Finding]) -> Severity {
+    findings.iter().map(Finding::severity).max().unwrap_or_default()
+}

@@ -1,0 +1,147 @@
+//! Notices: what an administrator should know about a pass in addition to its verdicts.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::actions::reason::time;
+use crate::model::tags::EXCLUDE;
+use crate::model::{DatasetName, HostName, Place, SnapName};
+
+/// Something that an administrator should know.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Notice {
+    /// The index of the entry in `policy.datasets` that it concerns.
+    pub entry: usize,
+    /// The host that it concerns.
+    pub host: HostName,
+    /// The dataset that it concerns; `None` if it concerns the whole host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<DatasetName>,
+    /// What is wrong.
+    #[serde(flatten)]
+    pub kind: NoticeKind,
+}
+
+/// What a notice is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum NoticeKind {
+    /// The host was never listed, so nothing is taken or destroyed there.
+    HostNotListed,
+    /// The policy names a dataset that its host, which was listed, does not have.
+    DatasetMissing,
+    /// The dataset has `zsync:exclude=on`, so it and all datasets that inherit the property are left alone.
+    Excluded,
+    /// Another entry, named earlier, covers the same dataset and prefix.
+    ClaimedTwice {
+        /// The index of that entry.
+        by: usize,
+        /// The prefix.
+        prefix: String,
+    },
+    /// The newest snapshot is dated in the future.
+    FromTheFuture {
+        /// The snapshot.
+        snapshot: SnapName,
+        /// Its creation.
+        creation: DateTime<Utc>,
+    },
+    /// The dataset is a destination and has a schedule of its own, which is ignored.
+    ReceivesAndTakes {
+        /// The dataset that it receives from.
+        from: Place,
+    },
+    /// Two datasets have the same destination; only the first one is sent.
+    DestinationTaken {
+        /// The destination.
+        to: Place,
+        /// The dataset that it receives from.
+        by: Place,
+    },
+    /// The dataset's name on a destination would be longer than ZFS permits.
+    NameTooLong {
+        /// The host of the destination, and the dataset above it there.
+        to: Place,
+    },
+    /// The destination has snapshots, but none in common with the source, so nothing is destroyed there.
+    NothingInCommon {
+        /// The source.
+        with: Place,
+    },
+}
+
+impl NoticeKind {
+    /// What an administrator can do about it, if there is more to say than the notice itself does.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::DatasetMissing => {
+                Some("correct its name in server.json or local.json, create it, or import its pool")
+            }
+            Self::FromTheFuture { .. } => {
+                Some("no snapshot is taken until then; correct the clock, or destroy or rename the snapshot")
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether it is the only sign that something in the policy does not happen: no order will fail because of it.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::DatasetMissing
+            | Self::ClaimedTwice { .. }
+            | Self::FromTheFuture { .. }
+            | Self::DestinationTaken { .. }
+            | Self::NameTooLong { .. } => true,
+            // A host that was not listed has a finding of its own; without a common snapshot, the send fails.
+            Self::HostNotListed | Self::Excluded | Self::ReceivesAndTakes { .. } | Self::NothingInCommon { .. } => {
+                false
+            }
+        }
+    }
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let host = &self.host;
+        match &self.dataset {
+            Some(dataset) => write!(f, "{host}:{dataset} ")?,
+            None => write!(f, "{host} ")?,
+        }
+        match &self.kind {
+            NoticeKind::HostNotListed => f.write_str("has never answered, so nothing is taken or destroyed there"),
+            NoticeKind::DatasetMissing => write!(
+                f,
+                "cannot be used: either it does not exist (destroyed, misspelt, pool not imported), or local.json on \
+                 {host} does not list it, or disables it"
+            ),
+            NoticeKind::Excluded => write!(
+                f,
+                "has {EXCLUDE}=on, so nothing of it is taken, sent or pruned; to undo this: zfs inherit {EXCLUDE}"
+            ),
+            NoticeKind::ClaimedTwice { by, prefix } => {
+                write!(f, "is already covered with the prefix {prefix} by entry {by} of the policy, which decides")
+            }
+            NoticeKind::FromTheFuture { snapshot, creation } => {
+                let creation = time(*creation);
+                write!(f, "has the snapshot {snapshot}, dated in the future ({creation}): a clock is or was wrong")
+            }
+            NoticeKind::ReceivesAndTakes { from } => write!(
+                f,
+                "receives from {from}, so its own schedule is ignored: a snapshot of its own would make the two diverge"
+            ),
+            NoticeKind::DestinationTaken { to, by } => {
+                write!(f, "is not sent to {to}, which already receives from {by}")
+            }
+            NoticeKind::NameTooLong { to } => {
+                write!(f, "is not sent below {to}: its name there would be longer than ZFS permits")
+            }
+            NoticeKind::NothingInCommon { with } => {
+                write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")
+            }
+        }
+    }
+}

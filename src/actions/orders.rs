@@ -1,0 +1,89 @@
+//! From verdicts to orders.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::actions::order::Order;
+use crate::actions::plan::Plan;
+use crate::actions::prune::PruneVerdict;
+use crate::actions::verdict::SendVerdict;
+use crate::policy::Policy;
+
+impl Plan {
+    /// The orders that carry the plan out: takes, then sends, then destroys.
+    #[must_use]
+    pub fn orders(&self, policy: &Policy) -> Vec<Order> {
+        let mut orders = takes(self, policy);
+        orders.extend(self.sends.iter().filter_map(|verdict| send(verdict, self.at)));
+        orders.extend(self.prunes.iter().filter(|p| !p.destroy.is_empty()).map(destroy));
+        orders
+    }
+}
+
+/// One order for all datasets of a pool that need a snapshot of the same name: `zfs snapshot` takes them in one step.
+fn takes(plan: &Plan, policy: &Policy) -> Vec<Order> {
+    let mut orders: Vec<Order> = Vec::new();
+    let mut order_of = HashMap::new();
+    for verdict in &plan.takes {
+        let (Some(name), Some(entry)) = (&verdict.due, policy.datasets.get(verdict.subject.entry)) else { continue };
+        let subject = &verdict.subject;
+        let key = (subject.entry, subject.policy_index, &subject.host, subject.dataset.pool(), name);
+        let index = *order_of.entry(key).or_insert(orders.len());
+        if let Some(Order::Take { datasets, .. }) = orders.get_mut(index) {
+            datasets.push(subject.dataset.clone());
+            continue;
+        }
+        orders.push(Order::Take {
+            entry: subject.entry,
+            host: subject.host.clone(),
+            name: name.clone(),
+            datasets: vec![subject.dataset.clone()],
+            policy: subject.policy.clone(),
+            skip_if_not_written: entry.skip_if_not_written,
+            reason: verdict.reason.to_string(),
+        });
+    }
+    for order in &mut orders {
+        if let Order::Take { datasets, .. } = order {
+            // A parent's name is a prefix of its children's names, so it sorts before them.
+            datasets.sort();
+        }
+    }
+    orders
+}
+
+fn send(verdict: &SendVerdict, at: DateTime<Utc>) -> Option<Order> {
+    let due = verdict.due.clone()?;
+    let subject = verdict.subject.clone();
+    Some(Order::Send {
+        entry: subject.entry,
+        host: subject.host,
+        dataset: subject.dataset,
+        snapshot: due.snapshot,
+        guid: due.guid,
+        to: verdict.to.clone(),
+        allowed: verdict.allowed,
+        route: verdict.route.clone(),
+        policy: subject.policy,
+        reason: verdict.why(at),
+        oldest_unsent: due.oldest_unsent,
+    })
+}
+
+fn destroy(verdict: &PruneVerdict) -> Order {
+    let subject = verdict.subject.clone();
+    Order::Destroy {
+        entry: subject.entry,
+        host: subject.host,
+        dataset: subject.dataset,
+        side: verdict.side,
+        snapshots: verdict.destroy.iter().map(|d| (d.guid, d.name.clone())).collect(),
+        keep_common_with: verdict.peers.clone(),
+        skip_if_renamed: verdict.skip_if_renamed,
+        skip_if_cloned: verdict.skip_if_cloned,
+        policy: subject.policy,
+        reason: format!("no rule keeps them ({})", verdict.rules.join("; ")),
+        bytes: verdict.destroy.iter().fold(0, |sum, d| sum.saturating_add(d.used)),
+    }
+}

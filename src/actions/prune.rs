@@ -1,0 +1,230 @@
+//! Verdicts about pruning: which snapshots of a dataset stay and which go, with every reason.
+//!
+//! The verdict about one snapshot ([`SnapVerdict`]) takes 32 bytes, so that a plan over a million snapshots stays
+//! small. Its reasons are bits, which [`PruneVerdict::explain`] turns into typed reasons with sentences.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::actions::verdict::{Side, Subject};
+use crate::model::{DatasetInventory, Guid, Place, SnapName};
+
+/// Which snapshots with one prefix stay in one dataset, and which go.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PruneVerdict {
+    /// The policy, with the host and the dataset that is pruned.
+    #[serde(flatten)]
+    pub subject: Subject,
+    /// Whether the dataset is the policy's source or one of its destinations.
+    pub side: Side,
+    /// How many snapshots of the prefix stay.
+    pub kept: usize,
+    /// The snapshots that go, oldest first.
+    pub destroy: Vec<Doomed>,
+    /// How many snapshots with other names the dataset has; they are never candidates.
+    pub others: usize,
+    /// The rules that were applied, in the order in which verdicts number them.
+    pub rules: Vec<String>,
+    /// The datasets with which common snapshots are protected here, in the order in which verdicts number them.
+    pub peers: Vec<Place>,
+    /// Whether a snapshot with a different name on another side stays.
+    pub skip_if_renamed: bool,
+    /// Whether a snapshot that has clones stays.
+    pub skip_if_cloned: bool,
+    /// One verdict per snapshot of the prefix, oldest first; see [`PruneVerdict::explain`].
+    #[serde(skip)]
+    pub snapshots: Vec<SnapVerdict>,
+}
+
+/// A snapshot that goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Doomed {
+    /// Its identity.
+    pub guid: Guid,
+    /// Its name in the dataset that is pruned.
+    pub name: SnapName,
+    /// Bytes that only it references; 0 if unknown.
+    pub used: u64,
+}
+
+/// The verdict about one snapshot, in compact form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapVerdict {
+    /// The index of the snapshot in the dataset's `snapshots` of the inventory that was decided on.
+    pub index: u32,
+    /// Bit i: protection i of [`Protection::ALL`] applies.
+    pub(super) protections: u16,
+    /// Bit i: rule i of the verdict's `rules` keeps it. The last bit stands for all rules beyond the 64th.
+    pub(super) rules: u64,
+    /// Bit i: it is the base with peer i. The last bit stands for all peers beyond the 32nd.
+    pub(super) base_with: u32,
+    /// Bit i: it is not yet on peer i.
+    pub(super) unsent_to: u32,
+}
+
+impl SnapVerdict {
+    /// Whether the snapshot stays.
+    #[must_use]
+    pub fn keep(&self) -> bool {
+        self.protections != 0 || self.rules != 0 || self.base_with != 0 || self.unsent_to != 0
+    }
+}
+
+/// A reason to keep a snapshot that is neither a rule nor about a particular peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protection {
+    /// It is the newest of its policy.
+    Newest,
+    /// It is held (`zfs hold`).
+    Held,
+    /// It has clones, and the policy keeps snapshots that have clones.
+    Cloned,
+    /// It has a different name on the other side, and the policy keeps such snapshots.
+    Renamed,
+    /// A policy without retention rules applies here and keeps everything.
+    NoRules,
+    /// A destination was never listed, so what it still needs is unknown.
+    DestinationUnknown,
+    /// The source was never listed, so what the two have in common is unknown.
+    SourceUnknown,
+    /// It is on a destination that has nothing in common with its source.
+    NothingInCommon,
+}
+
+impl Protection {
+    /// All protections, in the order of their bits.
+    pub const ALL: &[Self] = &[
+        Self::Newest,
+        Self::Held,
+        Self::Cloned,
+        Self::Renamed,
+        Self::NoRules,
+        Self::DestinationUnknown,
+        Self::SourceUnknown,
+        Self::NothingInCommon,
+    ];
+
+    pub(super) fn bit(self) -> u16 {
+        1 << (self as u16)
+    }
+}
+
+/// One reason for the verdict about a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PruneReason {
+    /// It stays: a rule keeps it.
+    Rule {
+        /// The rule as written in the policy.
+        rule: String,
+    },
+    /// It stays: it is the newest snapshot in common with a peer, from which the next increment starts.
+    Base {
+        /// The peer.
+        with: Place,
+    },
+    /// It stays: it is not yet on a destination.
+    Unsent {
+        /// The destination.
+        to: Place,
+    },
+    /// It stays: a protection applies.
+    Protected {
+        /// The protection.
+        by: Protection,
+    },
+    /// It goes: no rule keeps it, and nothing protects it.
+    NoRule,
+}
+
+/// The verdict about one snapshot with all its reasons, for output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explained {
+    /// Its name.
+    pub name: SnapName,
+    /// Its identity.
+    pub guid: Guid,
+    /// When it was taken.
+    pub creation: DateTime<Utc>,
+    /// Whether it stays.
+    pub keep: bool,
+    /// All reasons.
+    pub reasons: Vec<PruneReason>,
+}
+
+fn bits(mask: u64) -> impl Iterator<Item = usize> {
+    (0..64).filter(move |i| mask >> i & 1 == 1)
+}
+
+impl PruneVerdict {
+    /// Whether everything stays because the dataset has nothing in common with its source.
+    pub(super) fn has_nothing_in_common(&self) -> bool {
+        self.snapshots.iter().any(|v| v.protections & Protection::NothingInCommon.bit() != 0)
+    }
+
+    /// The verdicts about all snapshots in full, oldest first. `inventory` is the dataset's, as it was decided on.
+    #[must_use]
+    pub fn explain(&self, inventory: &DatasetInventory) -> Vec<Explained> {
+        self.snapshots
+            .iter()
+            .filter_map(|verdict| {
+                let snapshot = inventory.snapshots.get(verdict.index as usize)?;
+                Some(Explained {
+                    name: snapshot.name.clone(),
+                    guid: snapshot.guid,
+                    creation: snapshot.creation,
+                    keep: verdict.keep(),
+                    reasons: self.reasons(verdict),
+                })
+            })
+            .collect()
+    }
+
+    /// All reasons of one of the verdicts in `snapshots`.
+    #[must_use]
+    pub fn reasons(&self, verdict: &SnapVerdict) -> Vec<PruneReason> {
+        let mut all = Vec::new();
+        let rules = bits(verdict.rules).filter_map(|i| self.rules.get(i));
+        all.extend(rules.map(|rule| PruneReason::Rule { rule: rule.clone() }));
+        let peers = bits(verdict.base_with.into()).filter_map(|i| self.peers.get(i));
+        all.extend(peers.map(|with| PruneReason::Base { with: with.clone() }));
+        let peers = bits(verdict.unsent_to.into()).filter_map(|i| self.peers.get(i));
+        all.extend(peers.map(|to| PruneReason::Unsent { to: to.clone() }));
+        let protections = Protection::ALL.iter().filter(|p| verdict.protections & p.bit() != 0);
+        all.extend(protections.map(|by| PruneReason::Protected { by: *by }));
+        if all.is_empty() {
+            all.push(PruneReason::NoRule);
+        }
+        all
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Newest => "it is the newest snapshot of its policy",
+            Self::Held => "it is held",
+            Self::Cloned => "it has clones",
+            Self::Renamed => "it has a different name on the other side",
+            Self::NoRules => "a policy without retention rules keeps everything here",
+            Self::DestinationUnknown => "a destination has never been listed and may still need it",
+            Self::SourceUnknown => "the source has never been listed and may still need it",
+            Self::NothingInCommon => "no snapshot here is in common with the source",
+        })
+    }
+}
+
+impl fmt::Display for PruneReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule { rule } => write!(f, "kept by \"{rule}\""),
+            Self::Base { with } => write!(f, "it is the newest snapshot in common with {with}"),
+            Self::Unsent { to } => write!(f, "it is not yet on {to}"),
+            Self::Protected { by } => by.fmt(f),
+            Self::NoRule => f.write_str("no rule keeps it"),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Gathers what `zsync status` shows. It changes nothing: agents are asked only for their snapshots and for the size of
+//! transfers.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use crate::actions::health::{Health, health};
+use crate::catalog::{CatalogError, Outcome, open};
+use crate::commands::status::unsent;
+use crate::config;
+use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
+use crate::fleet::known::{self, Overview};
+use crate::fleet::live_status::LiveStatus;
+use crate::fleet::{Dispatcher, ask_all};
+use crate::model::{DatasetName, HostName, Place};
+use crate::policy::{Local, Policy};
+use crate::sys::{clock, runtime};
+use crate::zfs::Zfs;
+
+/// How many of the latest outcomes are searched for the last failure of each dataset.
+const OUTCOMES: usize = 2000;
+
+/// What is asked for.
+#[derive(Clone, Debug)]
+pub struct StatusSettings {
+    /// `server.json`.
+    pub config: PathBuf,
+    /// Path of `local.json`, for this host's own agent.
+    pub local_file: PathBuf,
+    /// Its content, if the file exists.
+    pub local: Option<Local>,
+    /// This host's name in the policy.
+    pub host_name: HostName,
+    /// Only datasets of this host, and what is sent to it.
+    pub host: Option<HostName>,
+    /// Only this dataset and its descendants.
+    pub dataset: Option<DatasetName>,
+    /// Whether no agent is asked.
+    pub offline: bool,
+}
+
+/// An order that failed, and that no later order of its kind has made up for.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct FailedOrder {
+    /// When it failed.
+    pub at: DateTime<Utc>,
+    /// The host that received the order.
+    pub host: HostName,
+    /// The dataset there.
+    pub dataset: Option<DatasetName>,
+    /// The destination of a transfer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<Place>,
+    /// The error.
+    pub error: String,
+}
+
+/// The state of the fleet.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Datasets, destinations and hosts, each with its findings.
+    #[serde(flatten)]
+    pub health: Health,
+    /// The last pass, and what is running.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass: Option<LiveStatus>,
+    /// Orders that failed.
+    pub errors: Vec<FailedOrder>,
+}
+
+/// Gathers the state of the fleet once.
+pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Result<Status> {
+    // An overview does not wait for temporary errors to pass.
+    let policy = Arc::new(Policy { retry_for: Duration::ZERO, ..config::load_policy(&settings.config)? });
+    let config = policy.catalog.clone();
+    let remembered = runtime::blocking(move || {
+        let reader = open::reader(&config)?;
+        Ok::<_, CatalogError>((reader.outcomes(OUTCOMES)?, reader.estimates()?))
+    });
+    let (outcomes, estimates) = remembered.await?;
+    let errors = failed_orders(outcomes);
+    let Overview { mut inventory, mut unseen, live } =
+        known::overview(&policy, &settings.host_name, settings.local.as_ref(), &*zfs).await?;
+    let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
+        (None, policy)
+    } else {
+        let tls = load_tls(&policy)?;
+        let own = OwnHost { name: &settings.host_name, local: &settings.local_file, state: None };
+        let agents = Arc::new(dispatcher(own, &policy, tls, zfs).await);
+        let (policy, _) = with_services(policy, &agents).await?;
+        (Some(agents), policy)
+    };
+    if let Some(agents) = &agents {
+        for (host, answer) in ask_all(&policy, agents).await {
+            match answer {
+                Ok(now) => {
+                    unseen.remove(&host);
+                    known::replace(&mut inventory, &host, now);
+                }
+                Err(reason) => {
+                    unseen.insert(host, reason);
+                }
+            }
+        }
+    }
+    let mut health = health(&policy, &inventory, &unseen, clock::now());
+    health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
+    match &agents {
+        Some(agents) => unsent::estimate(&mut health, &policy, &inventory, agents).await,
+        None => unsent::recall(&mut health, &policy, &inventory, &estimates),
+    }
+    let wanted = |error: &FailedOrder| concerns(settings, &error.host, error.dataset.as_ref(), error.to.as_ref());
+    let errors = errors.into_iter().filter(wanted).collect();
+    let pass = live.map(|mut live| {
+        live.running.retain(|t| concerns(settings, &t.host, t.dataset.as_ref(), t.to.as_ref()));
+        live
+    });
+    Ok(Status { health, pass, errors })
+}
+
+/// Whether something concerns the hosts and datasets that were asked for.
+fn concerns(settings: &StatusSettings, host: &HostName, dataset: Option<&DatasetName>, to: Option<&Place>) -> bool {
+    let of_host = |name: &HostName| settings.host.as_ref().is_none_or(|wanted| wanted == name);
+    let within = |name: &DatasetName| settings.dataset.as_ref().is_none_or(|root| name.is_within(root));
+    (of_host(host) || to.is_some_and(|to| of_host(&to.host)))
+        && (dataset.is_none_or(within) || to.is_some_and(|to| within(&to.dataset)))
+}
+
+/// The failures after which no order of the same kind succeeded, newest first. `outcomes` are newest first.
+fn failed_orders(outcomes: Vec<Outcome>) -> Vec<FailedOrder> {
+    let mut seen = BTreeSet::new();
+    let newest = outcomes.into_iter().filter(|o| {
+        let to = o.to.as_ref().map(|to| (to.host.clone(), to.dataset.clone()));
+        seen.insert((o.host.clone(), o.action.to_string(), o.dataset.clone(), to))
+    });
+    let failed = newest.filter(|o| !o.success).map(|o| FailedOrder {
+        at: o.at,
+        host: o.host,
+        dataset: o.dataset,
+        to: o.to,
+        error: o.error.unwrap_or_default(),
+    });
+    failed.collect()
+}

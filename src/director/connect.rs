@@ -1,0 +1,111 @@
+//! What a director, a preview and `zsync status` need before they can reach hosts: the catalog, TLS, this host's own agent,
+//! and the addresses that services have registered.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::agent::Agent;
+use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
+use crate::config;
+use crate::consul::Consul;
+use crate::fleet::health::{self, ServiceHealth};
+use crate::fleet::{Dispatcher, FleetState};
+use crate::host::publish::publisher::Publisher;
+use crate::model::HostName;
+use crate::policy::{CatalogConfig, Policy};
+use crate::sys::runtime;
+use crate::transport::tls::{Tls, TlsError};
+use crate::zfs::Zfs;
+
+/// Opens the policy's catalog for writing.
+pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<FleetState<dyn CatalogWrite>, CatalogError> {
+    let config = policy.catalog.clone();
+    let catalog = runtime::blocking(move || open::writer(&config, holder)).await?;
+    Ok(match &policy.catalog {
+        CatalogConfig::Embedded { .. } => FleetState::embedded(catalog),
+        CatalogConfig::Consul(_) => FleetState::shared(catalog),
+    })
+}
+
+/// The certificate and key with which a director authenticates itself to agents.
+pub fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
+    policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
+}
+
+/// How orders to this host are carried out within the process.
+#[derive(Clone, Copy)]
+pub struct OwnHost<'a> {
+    /// Its name.
+    pub name: &'a HostName,
+    /// Its `local.json`.
+    pub local: &'a Path,
+    /// The folder of what has to survive restarts; `None`: nothing is published in a shared catalog.
+    pub state: Option<&'a Path>,
+}
+
+/// Sets up a dispatcher, with an agent for this host within the process if the policy has any work for it.
+pub async fn dispatcher<Z: Zfs>(
+    host: OwnHost<'_>,
+    policy: &Policy,
+    tls: Option<Arc<Tls>>,
+    zfs: Arc<Z>,
+) -> Dispatcher<Z> {
+    let here = host.name;
+    let own = if has_own_work(policy, here) {
+        own_agent(host, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
+    } else {
+        Err(format!("{here} is not directed by this process"))
+    };
+    Dispatcher { here: here.clone(), own, tls }
+}
+
+/// Whether orders to this host are carried out in the director's process: the policy names the host and has no address
+/// for it.
+pub(crate) fn has_own_work(policy: &Policy, here: &HostName) -> bool {
+    policy.hosts.get(here).is_none_or(|host| host.address.is_none()) && policy.hosts_named().contains(here)
+}
+
+async fn own_agent<Z: Zfs>(host: OwnHost<'_>, policy: &Policy, zfs: Arc<Z>) -> anyhow::Result<Agent<Z>> {
+    let OwnHost { name, local, state } = host;
+    let local = config::load_local(local).with_context(|| {
+        format!("cannot carry out orders on this host ({name}): zsync touches no dataset without a local.json")
+    })?;
+    zfs.check_version().await?;
+    let publisher = match (&policy.catalog, state) {
+        (CatalogConfig::Consul(config), Some(state)) => {
+            let catalog = open::shared(config)?;
+            Some(Arc::new(Publisher::new(name.clone(), catalog, state, "director")))
+        }
+        _ => None,
+    };
+    // This agent authenticates itself to slaves. Director and agent of one host may share a certificate.
+    let files = local.tls.as_ref().or(policy.tls.as_ref());
+    let tls = files.map(Tls::load).transpose()?.map(Arc::new);
+    Ok(Agent::new(name.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
+}
+
+/// Completes the policy's addresses by those that services have registered in Consul. Without Consul the policy stays as
+/// it is.
+pub async fn with_services<Z: Zfs>(
+    policy: Arc<Policy>,
+    dispatcher: &Dispatcher<Z>,
+) -> Result<(Arc<Policy>, ServiceHealth), CatalogError> {
+    let CatalogConfig::Consul(config) = &policy.catalog else { return Ok((policy, ServiceHealth::default())) };
+    let consul = open::shared(config)?.consul().clone();
+    locate(&consul, policy, dispatcher).await
+}
+
+/// Completes the policy's addresses by those that services have registered.
+pub(crate) async fn locate<Z: Zfs>(
+    consul: &Consul,
+    policy: Arc<Policy>,
+    dispatcher: &Dispatcher<Z>,
+) -> Result<(Arc<Policy>, ServiceHealth), CatalogError> {
+    let (agents, slaves) = health::services(consul).await?;
+    let mut policy = Arc::unwrap_or_clone(policy);
+    let own = dispatcher.own.is_ok().then_some(&dispatcher.here);
+    let services = health::assess(&mut policy, &agents, &slaves, own);
+    Ok((Arc::new(policy), services))
+}

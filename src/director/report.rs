@@ -1,0 +1,114 @@
+//! What a pass did, and what went wrong in it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::actions::Notice;
+use crate::catalog::Outcome;
+use crate::model::{Action, HostName};
+
+/// The report of a pass.
+#[derive(Debug)]
+pub struct Report {
+    /// The moment for which it decided.
+    pub at: DateTime<Utc>,
+    /// How long it took.
+    pub took: Duration,
+    /// Hosts that could not be listed, with the reason.
+    pub unseen: BTreeMap<HostName, String>,
+    /// Where the catalog differed from what hosts hold, after a resync.
+    pub corrected: Vec<(HostName, String)>,
+    /// How each order ended.
+    pub outcomes: Vec<Outcome>,
+    /// What an administrator should know of the policy.
+    pub notices: Vec<Notice>,
+    /// Why the pass was interrupted, if it was.
+    pub interrupted: Option<String>,
+}
+
+impl Report {
+    /// Whether everything went well.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        failures(self).next().is_none()
+    }
+}
+
+/// Something that went wrong in a pass.
+pub enum Failure<'a> {
+    /// A host could not be listed.
+    Unseen(&'a HostName, &'a str),
+    /// The policy asks for something impossible.
+    Policy(&'a Notice),
+    /// An order failed.
+    Order(&'a Outcome),
+    /// The pass was interrupted.
+    Interrupted(&'a str),
+}
+
+impl Failure<'_> {
+    /// The subject of the failure, which is the same in every pass.
+    #[must_use]
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Unseen(host, _) => host.to_string(),
+            Self::Policy(notice) => {
+                let dataset = notice.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
+                format!("entry {} of the policy, {}:{dataset}", notice.entry, notice.host)
+            }
+            Self::Order(outcome) => subject(outcome),
+            Self::Interrupted(_) => "the pass".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Failure<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unseen(host, reason) => write!(f, "cannot list the snapshots of {host}: {reason}"),
+            Self::Policy(notice) => {
+                write!(f, "{notice}")?;
+                notice.kind.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
+            }
+            Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
+            Self::Interrupted(reason) => write!(f, "the pass was interrupted: {reason}"),
+        }
+    }
+}
+
+/// Everything that went wrong in a pass.
+pub fn failures(report: &Report) -> impl Iterator<Item = Failure<'_>> {
+    let unseen = report.unseen.iter().map(|(host, reason)| Failure::Unseen(host, reason));
+    let policy = report.notices.iter().filter(|n| n.kind.is_failure()).map(Failure::Policy);
+    let orders = report.outcomes.iter().filter(|o| !o.success).map(Failure::Order);
+    let interrupted = report.interrupted.iter().map(|reason| Failure::Interrupted(reason));
+    unseen.chain(policy).chain(orders).chain(interrupted)
+}
+
+/// An order's action, dataset and destination.
+pub(crate) fn subject(outcome: &Outcome) -> String {
+    let dataset = outcome.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
+    let mut text = format!("{} of {}:{dataset}", verb(outcome.action), outcome.host);
+    if let Some(to) = &outcome.to {
+        text = format!("{text} to {}:{}", to.host, to.dataset);
+    }
+    text
+}
+
+fn message(outcome: &Outcome) -> &str {
+    outcome.error.as_deref().unwrap_or("no reason was given")
+}
+
+/// An action as a word in a table.
+pub(crate) fn verb(action: Action) -> &'static str {
+    match action {
+        Action::TakeSnapshot => "take",
+        Action::SendSnapshot => "send",
+        Action::DestroySnapshot => "destroy",
+        Action::KvResync => "resync",
+        Action::EstimateSend | Action::EstimateDestroy => "estimate",
+    }
+}

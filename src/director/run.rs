@@ -1,0 +1,162 @@
+//! Starts a director: reads the policy, opens the catalog, and makes one pass or runs as a service.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use chrono::{DateTime, Utc};
+use futures_lite::future;
+
+use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
+use crate::cli::exit::Error;
+use crate::cli::report;
+use crate::config;
+use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
+use crate::director::leader::Election;
+use crate::director::leader_loop::{Lock, acquire};
+use crate::director::metrics::DirectorMetrics;
+use crate::director::once::{once, print};
+use crate::director::report::Report;
+use crate::director::saved::SavedPlan;
+use crate::director::service::{Service, pass_metrics};
+use crate::director::settings::DirectorSettings;
+use crate::fleet::{Dispatcher, FleetState};
+use crate::model::PeerRole;
+use crate::policy::{CatalogConfig, Policy};
+use crate::server::http;
+use crate::sys::files::Mode;
+use crate::sys::service::Signals;
+use crate::sys::{clock, files, runtime, service};
+use crate::transport::tls::Tls;
+use crate::zfs::Zfs;
+
+/// Directs: one pass with `once`, else until the process is asked to end.
+pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Error> {
+    let (policy, fingerprint) = config::load_policy_with_fingerprint(&settings.config).map_err(Error::unable)?;
+    let policy = Arc::new(policy);
+    let saved = match &settings.plan {
+        None => None,
+        Some(path) => Some(SavedPlan::load(path, fingerprint, clock::now()).map_err(Error::unable)?),
+    };
+    let tls = load_tls(&policy).map_err(Error::unable)?;
+    if let Some(tls) = &tls {
+        warn_of_certificate(tls, &settings);
+    }
+    let own = OwnHost { name: &settings.host, local: &settings.local, state: Some(&settings.state) };
+    let holder = if settings.once { Holder::Pass } else { Holder::Director };
+    // Side by side: one waits for a process, the other for a disk.
+    let connecting = dispatcher(own, &policy, tls, Arc::clone(&zfs));
+    let (dispatcher, state) = future::zip(connecting, open_catalog(&policy, holder)).await;
+    let dispatcher = Arc::new(dispatcher);
+    if let Err(reason) = &dispatcher.own
+        && has_own_work(&policy, &settings.host)
+        && policy.hosts_named().iter().all(|host| *host == settings.host)
+    {
+        // The policy names no other host that could do anything.
+        return Err(Error::unable(anyhow!("{reason}")));
+    }
+    let election = election(&policy, &settings)?;
+    let state = match state {
+        Ok(state) => state,
+        // Normal if a pass takes longer than cron's interval.
+        Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once && saved.is_none() => {
+            let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            let text = format!("the previous pass{pid} is still running, so this one does nothing");
+            log::info!("{text}");
+            if settings.verbose {
+                report::complain(&text);
+            }
+            return Ok(());
+        }
+        Err(error) => return Err(Error::unable(error)),
+    };
+    if settings.once {
+        return run_once(&settings, policy, dispatcher, state, saved, election).await;
+    }
+    let metrics = DirectorMetrics::default();
+    if let Some(address) = &settings.metrics {
+        let metrics = metrics.clone();
+        http::serve(address, Arc::new(move || metrics.text())).await.map_err(Error::unable)?;
+    }
+    let mut signals = Signals::of_service().map_err(Error::unable)?;
+    drop(runtime::spawn(service::watchdog()));
+    let mut director = Service::new(&settings, zfs, metrics, &mut signals, policy, dispatcher);
+    match election {
+        None => director.run(state, None).await,
+        Some(election) => director.run_elected(&election).await?,
+    }
+    log::info!("ended by {}", signals.end().unwrap_or("a signal"));
+    Ok(())
+}
+
+/// How several directors that share a catalog agree which of them gives orders; `None` with an embedded catalog.
+fn election(policy: &Policy, settings: &DirectorSettings) -> Result<Option<Election>, Error> {
+    match &policy.catalog {
+        CatalogConfig::Embedded { .. } => Ok(None),
+        CatalogConfig::Consul(config) => {
+            let catalog = open::shared(config).map_err(Error::unable)?;
+            Ok(Some(Election::new(catalog.consul().clone(), catalog.root(), settings.host.clone())))
+        }
+    }
+}
+
+async fn run_once<Z: Zfs>(
+    settings: &DirectorSettings,
+    policy: Arc<Policy>,
+    dispatcher: Arc<Dispatcher<Z>>,
+    state: FleetState<dyn CatalogWrite>,
+    saved: Option<SavedPlan>,
+    election: Option<Election>,
+) -> Result<(), Error> {
+    let leadership = match &election {
+        None => None,
+        Some(election) => match acquire(election).await.map_err(Error::unable)? {
+            Lock::Held(leadership) => Some(leadership),
+            Lock::Taken(holder) => {
+                report::print(&format!("{holder}; this director does nothing\n"));
+                return Ok(());
+            }
+        },
+    };
+    let began = clock::now();
+    let result = once(settings, Arc::clone(&policy), dispatcher, state.clone(), saved, leadership.as_ref()).await;
+    if let Some(leadership) = leadership {
+        leadership.resign().await;
+    }
+    let report = result?;
+    print(settings, &report);
+    let written = match &settings.metrics_file {
+        Some(file) => write_metrics(file, &policy, &state, &report, began).await,
+        None => Ok(()),
+    };
+    if let Err(error) = &written {
+        report::complain(&format_args!("{error:#}"));
+    }
+    if report.is_success() && written.is_ok() { Ok(()) } else { Err(Error::reported()) }
+}
+
+async fn write_metrics(
+    file: &Path,
+    policy: &Policy,
+    state: &FleetState<dyn CatalogWrite>,
+    report: &Report,
+    began: DateTime<Utc>,
+) -> anyhow::Result<()> {
+    let text = pass_metrics(policy, state, report, began).await?.text();
+    files::write(file, files::PUBLIC, Mode::ReplaceUnsynced, |new| new.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write metrics to {}", file.display()))
+}
+
+/// Warns of a certificate that is or will be unusable. A pass from cron, which would mail this each time, warns only of a
+/// key that others can use.
+fn warn_of_certificate(tls: &Tls, settings: &DirectorSettings) {
+    let warnings = if settings.once && !settings.verbose {
+        tls.loose_key().into_iter().collect()
+    } else {
+        tls.warnings(clock::now(), &settings.host, PeerRole::Director)
+    };
+    for warning in warnings {
+        log::warn!("{warning}");
+    }
+}

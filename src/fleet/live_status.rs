@@ -1,0 +1,142 @@
+//! The live status of a director, for `zsync status` and `zsync check`: what it is doing now.
+//!
+//! It is a small file beside the embedded catalog, or a pair in Consul. Nothing is decided by it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::catalog::open;
+use crate::consul::{Consul, Op};
+use crate::model::{Action, DatasetName, HostName, Place, SnapName};
+use crate::policy::CatalogConfig;
+use crate::sys::files::Mode;
+use crate::sys::{files, runtime};
+
+const FILE: &str = "live.json";
+/// A director whose status is older than this no longer runs.
+const STALE: chrono::TimeDelta = chrono::TimeDelta::seconds(20);
+
+/// Where the status is kept.
+#[derive(Clone)]
+pub enum StatusPlace {
+    /// In a file in this folder.
+    Folder(PathBuf),
+    /// In Consul, as the value of this key.
+    Shared(Consul, String),
+    /// Nowhere: Consul cannot be used at all, which is reported elsewhere.
+    Nowhere,
+}
+
+impl StatusPlace {
+    /// The place that belongs to a catalog.
+    #[must_use]
+    pub fn of(config: &CatalogConfig) -> Self {
+        match config {
+            CatalogConfig::Embedded { path } => Self::Folder(path.clone()),
+            CatalogConfig::Consul(config) => open::shared(config).map_or(Self::Nowhere, |catalog| {
+                Self::Shared(catalog.consul().clone(), format!("{}/live", catalog.root()))
+            }),
+        }
+    }
+
+    async fn read(&self) -> Option<Vec<u8>> {
+        match self {
+            Self::Folder(folder) => {
+                let file = folder.join(FILE);
+                runtime::blocking(move || fs::read(file)).await.ok()
+            }
+            Self::Shared(consul, key) => Some(consul.get(key).await.ok()?.0?.value),
+            Self::Nowhere => None,
+        }
+    }
+
+    /// Replaces the status.
+    pub async fn write(&self, value: Vec<u8>) -> anyhow::Result<()> {
+        match self {
+            Self::Folder(folder) => {
+                let file = folder.join(FILE);
+                let fill = move |new: &mut File| new.write_all(&value);
+                runtime::blocking(move || files::write(&file, files::PUBLIC, Mode::ReplaceUnsynced, fill)).await?;
+            }
+            Self::Shared(consul, key) => {
+                consul.commit(&[Op::Set { key: key.clone(), value }]).await?;
+            }
+            Self::Nowhere => {}
+        }
+        Ok(())
+    }
+}
+
+/// An order that is running.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunningTransfer {
+    /// The order's action.
+    pub action: Action,
+    /// The host that carries it out.
+    pub host: HostName,
+    /// The dataset there.
+    pub dataset: Option<DatasetName>,
+    /// The snapshot.
+    pub snapshot: Option<SnapName>,
+    /// The destination of a transfer.
+    pub to: Option<Place>,
+    /// How long it has been running, in seconds.
+    pub seconds: f64,
+    /// Bytes moved so far.
+    pub bytes: u64,
+    /// Bytes to move in all, by ZFS' estimate; `None` if there is none.
+    pub total: Option<u64>,
+}
+
+impl RunningTransfer {
+    /// Average rate since its start, in bytes per second.
+    #[must_use]
+    pub fn rate(&self) -> Option<f64> {
+        (self.seconds > 0.0 && self.bytes > 0).then(|| self.bytes as f64 / self.seconds)
+    }
+
+    /// Time left at that rate.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let left = self.total?.saturating_sub(self.bytes) as f64 / self.rate()?;
+        Duration::try_from_secs_f64(left).ok()
+    }
+}
+
+/// What a director is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LiveStatus {
+    /// When this was written.
+    pub at: DateTime<Utc>,
+    /// When the last pass began.
+    pub began: DateTime<Utc>,
+    /// When it ended; `None` while it runs.
+    pub ended: Option<DateTime<Utc>>,
+    /// Hosts that could not be listed, with the reason.
+    pub unseen: BTreeMap<HostName, String>,
+    /// The running orders.
+    pub running: Vec<RunningTransfer>,
+}
+
+impl LiveStatus {
+    /// Whether the director that wrote this is still working.
+    #[must_use]
+    pub fn is_alive(&self, now: DateTime<Utc>) -> bool {
+        self.ended.is_none() && now - self.at <= STALE
+    }
+
+    /// Reads what the director wrote last. The orders of a director that died are not running any more.
+    pub async fn read(place: &StatusPlace, now: DateTime<Utc>) -> Option<Self> {
+        let mut live: Self = serde_json::from_slice(&place.read().await?).ok()?;
+        if !live.is_alive(now) {
+            live.running.clear();
+        }
+        Some(live)
+    }
+}
