@@ -1,5 +1,6 @@
-//! The catalog in a real Consul, on disk as in the field: 1000 hosts with 10,000 datasets and a million snapshots. Beside
-//! it the ancestor's pair per snapshot, at a hundred thousand. Run it with `cargo bench --bench consul`.
+//! Measures the catalog in a real Consul on disk, as in production: 1000 hosts with 10,000 datasets and a million
+//! snapshots. For comparison it measures zeplic's layout, one key per snapshot, at a hundred thousand snapshots. Run it
+//! with `cargo bench --bench consul`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -8,19 +9,19 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use zsync::catalog::{CatalogRead, CatalogWrite, Change, ConsulCatalog, Generations};
-use zsync::consul::{Consul, MOST_OPS, Op, Settings};
+use zsync::consul::{MOST_OPS, Op};
 use zsync::model::{DatasetInventory, DatasetName, Guid, HostName, Marks, Prefix, Snapshot};
-use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
 
-#[path = "../tests/consul/agent.rs"]
-#[allow(dead_code, reason = "tests use more of it")]
-mod agent;
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use common::{consul, consul_at, resident};
 
 const HOSTS: u64 = 1000;
 const DATASETS: u64 = 10;
 const SNAPSHOTS: u64 = 100;
-/// Where a pair per snapshot still works.
+/// The number of snapshots that one key per snapshot still allows.
 const PAIRS: u64 = 100_000;
 
 fn host(n: u64) -> HostName {
@@ -57,26 +58,15 @@ fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
     (began.elapsed(), value)
 }
 
-fn resident_mb(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find(|l| l.starts_with("VmRSS"));
-    line.and_then(|l| l.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) / 1024
-}
-
-fn told(what: &str, took: Duration, bytes: u64) {
+fn print(what: &str, took: Duration, bytes: u64) {
     println!("{what:<58} {:>9.1} ms {:>10.2} MB", took.as_secs_f64() * 1e3, bytes as f64 / 1e6);
 }
 
-fn client(server: &agent::Agent) -> Consul {
-    let config = ConsulConfig { address: Some(server.address.clone()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
-}
-
 fn compact() -> bool {
-    let Some(server) = agent::Agent::start_server() else { return false };
-    let (consul, prefix) = (client(&server), "BACKUP".parse::<Prefix>().unwrap());
+    let Some(server) = consul::Agent::start_server() else { return false };
+    let (consul, prefix) = (consul_at(&server.address), "BACKUP".parse::<Prefix>().unwrap());
     let catalog = ConsulCatalog::new(consul.clone(), "zsync");
-    let empty = resident_mb(server.pid());
+    let empty = resident(server.pid()) >> 20;
     let (took, ()) = timed(|| {
         std::thread::scope(|scope| {
             for part in 0..4 {
@@ -94,7 +84,7 @@ fn compact() -> bool {
         });
     });
     println!("{HOSTS} hosts, {} datasets, {} snapshots", HOSTS * DATASETS, HOSTS * DATASETS * SNAPSHOTS);
-    told("every host publishes all it holds, 4 at once", took, 0);
+    print("every host publishes all it holds, 4 at once", took, 0);
     let stored = block_on(consul.list("zsync/inventory/")).unwrap();
     let bytes: usize = stored.iter().map(|pair| pair.value.len()).sum();
     println!(
@@ -102,7 +92,7 @@ fn compact() -> bool {
         stored.len(),
         bytes as f64 / 1e6,
         bytes as f64 / (HOSTS * DATASETS * SNAPSHOTS) as f64,
-        resident_mb(server.pid())
+        resident(server.pid()) >> 20
     );
     drop(stored);
     let (wanted, mut since): (BTreeSet<HostName>, _) = ((0..HOSTS).map(host).collect(), Generations::new());
@@ -110,7 +100,7 @@ fn compact() -> bool {
         let before = consul.received();
         let (took, published) = timed(|| catalog.published(&wanted, &mut since).unwrap().unwrap());
         let bytes = consul.received() - before;
-        told(what, took, bytes);
+        print(what, took, bytes);
         assert_eq!((published.changed.len() as u64, published.whole.len() as u64), (expected, HOSTS), "{what}");
         bytes
     };
@@ -124,17 +114,18 @@ fn compact() -> bool {
         });
         publishing += timed(|| catalog.update(&host(h), taken.collect()).unwrap()).0;
     }
-    told("one host publishes a new snapshot of each of 10 datasets", publishing / 10, 0);
+    print("one host publishes a new snapshot of each of 10 datasets", publishing / 10, 0);
     let pass = read("a pass in which 1 % of the hosts changed", HOSTS / 100);
     println!("that is {:.2} % of the bytes of the first read", pass as f64 / first as f64 * 100.0);
-    assert!(pass * 50 < first, "a pass is to read under 2 % then");
+    assert!(pass * 50 < first, "such a pass must read less than 2 %");
     true
 }
 
-/// As zeplic kept it: `zeplic/HOST/UUID` with the value `dataset@name#sent`, all of it read in each pass.
+/// zeplic's layout: a key `zeplic/HOST/UUID` with the value `dataset@name#sent` for each snapshot, all read in each
+/// pass.
 fn pair_per_snapshot() {
-    let Some(server) = agent::Agent::start_server() else { return };
-    let (consul, prefix) = (client(&server), "BACKUP".parse::<Prefix>().unwrap());
+    let Some(server) = consul::Agent::start_server() else { return };
+    let (consul, prefix) = (consul_at(&server.address), "BACKUP".parse::<Prefix>().unwrap());
     let (took, ()) = timed(|| {
         for first in (0..PAIRS).step_by(MOST_OPS) {
             let op = |n: u64| {
@@ -148,12 +139,12 @@ fn pair_per_snapshot() {
         }
     });
     println!("\na pair per snapshot, {PAIRS} snapshots");
-    told("writing them, 64 at once", took, 0);
-    println!("resident {} MB", resident_mb(server.pid()));
+    print("writing them, 64 at once", took, 0);
+    println!("resident {} MB", resident(server.pid()) >> 20);
     let before = consul.received();
     let (took, pairs) = timed(|| block_on(consul.list("zeplic/")).unwrap());
     assert_eq!(pairs.len() as u64, PAIRS);
-    told("every pass reads all of it", took, consul.received() - before);
+    print("every pass reads all of it", took, consul.received() - before);
 }
 
 fn main() {

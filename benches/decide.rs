@@ -1,4 +1,4 @@
-//! How long one pass takes to decide, from 10 thousand to a million snapshots, and the memory for it.
+//! Measures how long one pass takes to decide, and its memory, with 10 thousand to a million snapshots.
 //!
 //! Half of the hosts are sources with ten datasets of 100 snapshots each, the others receive from them:
 //! at a million snapshots, 1000 hosts with 10,000 datasets. Run it with `cargo bench --bench decide`.
@@ -105,7 +105,7 @@ fn inventory(pairs: usize, now: DateTime<Utc>) -> Inventory {
     inventory
 }
 
-/// The most memory that this process ever had, in MB; 0 where the system does not tell.
+/// The peak memory of this process in MB; 0 if the system does not report it.
 fn peak_mb() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|l| l.starts_with("VmHWM"));

@@ -1,14 +1,15 @@
-//! How long a director takes over a fleet of a thousand hosts, and how much memory: real TCP on loopback, agents and
-//! slaves on the in-memory stand-in for ZFS, all in this process. Run it with `cargo bench --bench fleet`.
+//! Measures how long the passes of a director over a thousand hosts take, and its memory. Agents and slaves run in this
+//! process, on pools in memory; the director reaches them over TCP on loopback. Run it with `cargo bench --bench
+//! fleet`.
 //!
 //! Half of the hosts send to the others. The first pass takes a snapshot of each dataset and sends everything, which
-//! leaves snapshots to prune, the second finds nothing to do. The last ones meet hosts that refuse, that answer late and
-//! that never answer: each kind costs its own deadline, once.
+//! leaves snapshots to prune; the second finds nothing to do. In the last ones, some hosts refuse connections, respond
+//! late or never respond: each kind costs its own deadline, once.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-#[path = "../tests/loopback/mod.rs"]
-mod loopback;
+#[path = "../tests/common/mod.rs"]
+mod common;
 mod watched;
 
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -19,7 +20,7 @@ use std::time::Duration;
 use std::{fs, io, thread};
 
 use chrono::{TimeDelta, Utc};
-use loopback::listen;
+use common::loopback::listen;
 use serde_json::json;
 use zsync::agent::Agent;
 use zsync::config::parse_local;
@@ -57,10 +58,10 @@ fn source(seed: u64) -> Fake {
     fake
 }
 
-/// How late those are that answer late.
+/// The delay of late hosts.
 const LATE: Duration = Duration::from_secs(3);
 
-/// Somebody who passes on what he is told, and what is answered, but begins late.
+/// A relay to an agent that starts to forward late.
 fn late(to: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, to) = (listener.local_addr().unwrap().to_string(), to.to_owned());
@@ -71,7 +72,7 @@ fn late(to: &str) -> String {
                 thread::sleep(LATE);
                 let (here, there) = (here.unwrap(), TcpStream::connect(to).unwrap());
                 let pass = |mut from: TcpStream, mut to: TcpStream| {
-                    // Either may leave when it likes.
+                    // Either side may close first.
                     let _: io::Result<u64> = io::copy(&mut from, &mut to);
                     let _: io::Result<()> = to.shutdown(Shutdown::Write);
                 };
@@ -84,7 +85,7 @@ fn late(to: &str) -> String {
     address
 }
 
-/// One pass, which ends as it should; how long it took, and the most memory that it was seen to have, in MB.
+/// Runs one pass, which must end with this status; gives its duration, and its peak memory in MB.
 fn pass(folder: &Path, policy: &Path, status: i32) -> (Duration, u64) {
     let mut director = Command::new(env!("CARGO_BIN_EXE_zsync"));
     let director = director
@@ -134,7 +135,7 @@ fn main() {
     };
     let refusing = with("refusing.json", 50, &|_| "127.0.0.1:1".to_owned());
     let later = with("late.json", 50, &|n| late(hosts[&name(n)]["address"].as_str().unwrap()));
-    // Its backlog takes connections, nobody reads them.
+    // The kernel accepts connections, and nobody reads them.
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = with("silent.json", 50, &|_| deaf.local_addr().unwrap().to_string());
     println!("{} hosts, {} datasets, {} snapshots", PAIRS * 2, PAIRS * DATASETS, PAIRS * DATASETS * SNAPSHOTS);

@@ -1,6 +1,6 @@
-//! What zsync costs while it does nothing: memory and wake-ups of an idle agent and slave, the program's size, and how
-//! long a small plan takes from its start to its end. Run it with `cargo bench --bench footprint`. No ZFS is needed: a
-//! script that knows no datasets stands in for it.
+//! Measures zsync when it is idle: memory and wake-ups of an agent and a slave, the program's size, and how long a
+//! small plan takes from start to end. Run it with `cargo bench --bench footprint`. No ZFS is needed: a script without
+//! datasets stands in for it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -21,11 +21,11 @@ use zsync::commands::tls::{Wanted, mint, mint_ca};
 use zsync::model::{DatasetInventory, Guid, Marks, PeerRole, Snapshot};
 
 const ZSYNC: &str = env!("CARGO_BIN_EXE_zsync");
-/// What a policy names, more than which the host does not have.
+/// The number of datasets that the policy names.
 const DATASETS: [&str; 3] = ["tank/home", "tank/mail", "tank/www"];
-/// How long idleness is watched.
+/// How long the idle services are observed.
 const WATCHED: Duration = Duration::from_secs(10);
-/// How often a plan is made.
+/// The number of plans.
 const PLANS: usize = 21;
 const MOST_RESIDENT_KB: u64 = 10 << 10;
 const MOST_WAKEUPS: f64 = 1.0;
@@ -41,14 +41,14 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    /// A number of a file in /proc whose lines are like "Pss:  4711 kB".
+    /// A number in a file of /proc with lines such as "Pss:  4711 kB".
     fn number(&self, file: &str, name: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/{file}", self.0.id())).unwrap();
         let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{file} has no {name}"));
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 
-    /// How often each of its threads went to sleep so far, by id and name: as often as each was woken.
+    /// How often each thread went to sleep so far, and so was woken, by id and name.
     fn naps(&self) -> BTreeMap<String, u64> {
         let threads = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
         let nap = |entry: std::io::Result<fs::DirEntry>| {
@@ -67,7 +67,7 @@ fn verdict(good: bool) -> &'static str {
 }
 
 fn idle(what: &str, daemon: &Daemon) {
-    // What its start left to do is over by then.
+    // By then, the start-up is over.
     sleep(Duration::from_secs(2));
     let before = daemon.naps();
     sleep(WATCHED);
@@ -107,13 +107,13 @@ fn start(role: &str, folder: &Path, local: &Path) -> (Daemon, u16) {
     (daemon, port)
 }
 
-/// Asks an agent for all that it holds.
+/// Orders a listing of everything from an agent.
 fn ask(port: u16) {
     let mut conn = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let order = json!({ "OrderUUID": uuid::Uuid::now_v7(), "Action": "kv_resync" });
     writeln!(conn, "{order}").unwrap();
     let answered = BufReader::new(conn).lines().any(|line| line.unwrap().contains("\"IsSuccess\":true"));
-    assert!(answered, "an agent did not tell what it holds");
+    assert!(answered, "an agent did not respond with its listing");
 }
 
 fn write_tls(folder: &Path) -> serde_json::Value {
@@ -213,7 +213,7 @@ fn main() {
     let mut times: Vec<Duration> = (0..PLANS)
         .map(|_| {
             let mut plan = Command::new(ZSYNC);
-            // Where no dataset is its own host's, all is in the catalog.
+            // If no dataset is on the own host, the catalog has everything.
             let plan = plan.args(["plan", "--dry-run", "--hostname", "ruler", "--config"]).arg(&policy);
             let began = Instant::now();
             let output = plan.output().unwrap();

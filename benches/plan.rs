@@ -1,5 +1,5 @@
-//! How long `zsync plan --catalog FILE` takes, reading and printing included, from 10 thousand to a million records, and
-//! its memory; and a simulation of each example. Run it with `cargo bench --bench plan`.
+//! Measures how long `zsync plan --catalog FILE` takes with 10 thousand to a million records, including reading and
+//! printing, and its memory; and a simulation of each example. Run it with `cargo bench --bench plan`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -57,7 +57,7 @@ fn write_catalog(path: &Path, pairs: u64) -> u64 {
     records
 }
 
-/// Runs a plan; how long it takes, and the most memory that it was seen to have, in MB.
+/// Runs a plan; gives its duration, and its peak memory in MB.
 fn plan(args: &[&str]) -> (Duration, u64) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zsync"));
     let (ended, took, peak) = watched::run(command.arg("plan").args(["--at", NOW]).args(args).stdout(Stdio::null()));

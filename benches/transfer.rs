@@ -1,15 +1,19 @@
-//! How fast streams pass: from a process that writes as fast as it can, through zsync, to a process that throws all away.
+//! Measures the throughput of streams from a process that writes as fast as it can, through zsync, to a process that
+//! discards everything.
 //!
-//! Beside it, in the same rounds, what a user would pick instead: a pipe, socat, mbuffer. No ZFS is needed: this program
-//! stands in for `zfs` when it is called by that name. Run it with `cargo bench --bench transfer`; BENCH_MIB says how
-//! much is sent each time, BENCH_ROUNDS how often.
+//! The same rounds measure the alternatives: a pipe, socat, mbuffer. No ZFS is needed: this program stands in for `zfs`
+//! when it is called by that name. Run it with `cargo bench --bench transfer`; BENCH_MIB sets the size of a stream,
+//! BENCH_ROUNDS the number of rounds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
 
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -17,9 +21,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
+use common::order;
+use common::tls::write_pem;
 use zsync::agent::Agent;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::config::parse_local;
 use zsync::model::{Action, Counter, Guid, PeerRole};
 use zsync::sys::runtime;
 use zsync::transport::tls::Tls;
@@ -27,7 +32,7 @@ use zsync::wire::DirectorsOrder;
 use zsync::zfs::system::System;
 
 const SNAPSHOT: u64 = 4711;
-/// What `zfs send` writes at once, mostly.
+/// The usual size of a write of `zfs send`.
 const CHUNK: usize = 128 << 10;
 
 fn number(name: &str, default: u64) -> u64 {
@@ -38,7 +43,7 @@ fn mib() -> u64 {
     number("BENCH_MIB", 2048)
 }
 
-// --- What stands in for zfs, in a folder that knows what was received.
+// --- The stand-in for zfs, whose folder records what was received.
 
 fn stand_in(folder: &Path, args: &[String]) -> ExitCode {
     let (received, mut out) = (folder.join("received"), std::io::stdout().lock());
@@ -77,7 +82,7 @@ fn stand_in(folder: &Path, args: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-// --- The ways that a stream can take.
+// --- The ways of a stream.
 
 struct Bench {
     folder: tempfile::TempDir,
@@ -88,7 +93,7 @@ struct Ended(Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _: std::io::Result<()> = self.0.kill();
         self.0.wait().unwrap();
     }
@@ -104,7 +109,7 @@ fn wait_for(port: u16) {
     }
 }
 
-/// Whether somebody listens there, without becoming a connection that socat and mbuffer would take for theirs.
+/// Waits for a listener without connecting: socat and mbuffer would take that connection for the stream.
 fn wait_listening(port: u16) {
     let wanted = format!(":{port:04X} 00000000:0000 0A");
     while !fs::read_to_string("/proc/net/tcp").unwrap().contains(&wanted) {
@@ -123,7 +128,7 @@ impl Bench {
         zfs
     }
 
-    /// A stream through `via`, each of whose commands reads from the one before.
+    /// Sends a stream through the pipeline `via`.
     fn through(&self, via: &mut [Command]) -> Duration {
         let began = Instant::now();
         let mut children = Vec::new();
@@ -164,19 +169,7 @@ impl Bench {
     fn tls(&self, host: &str, role: PeerRole) -> (String, Arc<Tls>) {
         let wanted = Wanted { host: host.parse().unwrap(), also: Vec::new(), roles: [role].into(), days: 30 };
         let minted = mint(&self.ca, &wanted, Utc::now()).unwrap();
-        let folder = self.folder.path().join(host);
-        fs::create_dir_all(&folder).unwrap();
-        let file = |name: &str, text: &str| {
-            let path = folder.join(name);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            path
-        };
-        let files = zsync::model::TlsFiles {
-            ca: file("ca.crt", &self.ca.certificate),
-            certificate: file("host.crt", &minted.certificate),
-            key: file("host.key", &minted.key),
-        };
+        let files = write_pem(&self.folder.path().join(host), &self.ca, &minted);
         let said = format!(
             r#""tls": {{ "ca": {:?}, "certificate": {:?}, "key": {:?} }},"#,
             files.ca, files.certificate, files.key
@@ -184,7 +177,7 @@ impl Bench {
         (said, Arc::new(Tls::load(&files).unwrap()))
     }
 
-    /// From an agent, in this process, to a slave of its own.
+    /// Sends a stream from an agent in this process to a slave in another one.
     fn sent(&self, secure: bool) -> Duration {
         let (tls_of_slave, _) = self.tls("beta", PeerRole::Slave);
         let (tls_of_agent, tls) = self.tls("alpha", PeerRole::Agent);
@@ -208,7 +201,7 @@ impl Bench {
         self.carried(&source, "beta", Some(format!("127.0.0.1:{port}")), secure.then_some(tls))
     }
 
-    /// From one pool to another of the same host.
+    /// Copies a stream from one pool to another one of the same host.
     fn copied(&self) -> Duration {
         let both = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "pool/copy", "slave": true } ] }"#;
         self.carried(both, "alpha", None, None)
@@ -216,16 +209,15 @@ impl Bench {
 
     fn carried(&self, local: &str, to: &str, address: Option<String>, tls: Option<Arc<Tls>>) -> Duration {
         let side = if to == "alpha" { "dest" } else { "source" };
-        let local = Arc::new(parse_local("local.json", local).unwrap());
+        let local = common::local(local);
         let agent = Agent::new("alpha".parse().unwrap(), Arc::new(System::new(&self.zfs(side))), local).with_tls(tls);
-        let text = format!(r#"{{"OrderUUID":"{}","Action":"{}"}}"#, uuid::Uuid::now_v7(), Action::SendSnapshot);
         let order = DirectorsOrder {
             destination: to.to_owned(),
             destination_address: address,
             snapshot_uuid: vec![Guid(SNAPSHOT).uuid().to_string()],
             dest_dataset: "pool/copy".into(),
             dataset: Some("tank/data".parse().unwrap()),
-            ..serde_json::from_str(&text).unwrap()
+            ..order(Action::SendSnapshot)
         };
         let (facts, _told) = runtime::channel::unbounded();
         let began = Instant::now();
@@ -287,7 +279,7 @@ fn main() -> ExitCode {
     let rounds = number("BENCH_ROUNDS", 5);
     let mut times = vec![Vec::new(); ways.len()];
     for _ in 0..rounds {
-        // In turns, so that whatever else the machine does hits all alike.
+        // The ways take turns, so that other load on the machine affects all alike.
         for ((_, there, way), times) in ways.iter().zip(&mut times) {
             if *there {
                 let _: std::io::Result<()> = fs::remove_file(bench.folder.path().join("dest/received"));
@@ -304,7 +296,7 @@ fn main() -> ExitCode {
             println!("{name:<32} is not installed");
             continue;
         };
-        // The first of each kind is what the others of it are measured by.
+        // The first of each kind is the reference for the others.
         if name.ends_with("a pipe") || name.ends_with("socat") {
             base = median;
         }

@@ -1,17 +1,16 @@
-//! `zsync check` as monitoring meets it: one line, performance data, a status. A shell script stands in for `zfs`.
+//! `zsync check` as monitoring uses it: one line, performance data, a status. A shell script stands in for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod program;
+mod common;
 
 use std::fs;
-use std::path::Path;
 
-use program::{POLICY, Place, TWO_HOSTS, ZFS};
+use common::program::{POLICY, Place, TWO_HOSTS, ZFS};
 use serde_json::Value;
 
 #[test]
-fn all_is_well_in_one_line_with_performance_data() {
+fn check_of_healthy_fleet_prints_one_line_with_performance_data() {
     let place = Place::new();
     let ended = place.run("check");
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
@@ -25,16 +24,14 @@ fn all_is_well_in_one_line_with_performance_data() {
         assert!(number == "U" || number.parse::<u64>().is_ok(), "{label}={value}");
     }
     assert!(data.contains("datasets=1 ") && data.contains("snapshots=1 ") && data.contains("critical=0 "), "{data}");
-    assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
+    assert!(!fs::exists(place.path("catalog")).unwrap(), "check creates no catalog");
 }
 
 #[test]
-fn what_is_wrong_is_told_with_its_status() {
+fn check_with_old_snapshot_ends_with_status_of_its_severity() {
     let place = Place::new();
-    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schema/health.schema.json");
-    let schema: Value = serde_json::from_str(&fs::read_to_string(schema).unwrap()).unwrap();
-    let schema = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
-    // The one snapshot of the scripted zfs is of now: made old.
+    let schema = common::schema("health.schema.json");
+    // The snapshot of the scripted zfs is new: here it becomes old.
     let old = ZFS.replace("$(date +%s)", "$(($(date +%s) - 7200))");
     place.zfs(&old);
     for (check, status, words) in [
@@ -53,18 +50,16 @@ fn what_is_wrong_is_told_with_its_status() {
         let json = place.run("check --format json");
         assert_eq!(json.status, Some(status), "{json:?}");
         let health: Value = serde_json::from_str(&json.stdout).unwrap();
-        let problems: Vec<String> =
-            schema.iter_errors(&health).map(|e| format!("{}: {e}", e.instance_path())).collect();
-        assert!(problems.is_empty(), "{problems:#?}\n{health:#}");
+        common::assert_valid(&schema, &health);
         assert_eq!(health["rows"][0]["findings"].as_array().unwrap().len(), usize::from(status > 0), "{health}");
     }
 }
 
 #[test]
-fn several_findings_are_counted_and_told_when_asked() {
+fn check_counts_findings_and_lists_them_when_verbose() {
     let place = Place::new();
     place.policy(&TWO_HOSTS.replace("tank/data", "tank/gone"));
-    // A host was looked at, the other one was not.
+    // One host was listed, the other one was not.
     place.run("director --once");
     let ended = place.run("check --verbose");
     assert_eq!(ended.status, Some(2), "{ended:?}");
@@ -77,7 +72,7 @@ fn several_findings_are_counted_and_told_when_asked() {
 }
 
 #[test]
-fn what_cannot_be_found_out_is_unknown_and_a_zfs_that_fails_is_told() {
+fn check_without_data_is_unknown_and_names_failing_zfs() {
     let place = Place::new();
     for arguments in ["check --config {}/none.json", "check --config {}"] {
         let ended = place.run(arguments);
@@ -91,7 +86,7 @@ fn what_cannot_be_found_out_is_unknown_and_a_zfs_that_fails_is_told() {
 }
 
 #[test]
-fn configuration_files_are_validated_and_nothing_else_is_looked_at() {
+fn check_config_only_validates_files_without_zfs() {
     let place = Place::new();
     let ended = place.run("check --config-only --zfs /nonexistent/zfs");
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
@@ -109,7 +104,7 @@ fn configuration_files_are_validated_and_nothing_else_is_looked_at() {
 }
 
 #[test]
-fn thresholds_that_make_no_sense_are_refused() {
+fn policy_with_invalid_thresholds_is_rejected() {
     let place = Place::new();
     for (check, words) in [
         (r#"{ "warn_age": "3h", "crit_age": "1h" }"#, "less than \"warn_age\""),

@@ -1,9 +1,9 @@
-//! The program as people and service managers meet it: what it says and which status it ends with when something is
-//! wrong. No ZFS is needed; where a `zfs` is, it is a shell script.
+//! The program as people and service managers use it: its messages and exit statuses when something is wrong. No ZFS is
+//! needed: a shell script stands in for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod program;
+mod common;
 
 use std::fs;
 use std::io::Read;
@@ -13,17 +13,17 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{Ended, LOCAL, POLICY, Place, Running, TWO_HOSTS, ZFS, bare, ended};
+use common::program::{Ended, LOCAL, POLICY, Place, Running, TWO_HOSTS, ZFS, bare, ended};
 
 #[test]
-fn all_is_well_and_nothing_is_said() {
+fn director_without_problems_prints_nothing() {
     let place = Place::new();
     let ended = place.run("director --once");
     assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""));
 }
 
 #[test]
-fn a_policy_that_cannot_be_read_is_told_with_the_way_out() {
+fn unreadable_policy_is_reported_with_hint() {
     let place = Place::new();
     for subcommand in ["director --once", "director", "plan --dry-run"] {
         let run = |config: &str| place.run(&format!("{subcommand} --config {config}"));
@@ -38,7 +38,7 @@ fn a_policy_that_cannot_be_read_is_told_with_the_way_out() {
 }
 
 #[test]
-fn what_is_wrong_in_a_policy_is_told_with_its_place() {
+fn invalid_policy_is_reported_with_position() {
     let place = Place::new();
     for (from, to, words) in [
         ("\"prefix\"", "\"prefiks\"", "prefiks"),
@@ -54,11 +54,11 @@ fn what_is_wrong_in_a_policy_is_told_with_its_place() {
             ended.says(&["server.json:", words]);
         }
     }
-    assert!(!Path::new(&place.path("catalog")).exists(), "a policy that is wrong leaves nothing behind");
+    assert!(!Path::new(&place.path("catalog")).exists(), "an invalid policy creates no catalog");
 }
 
 #[test]
-fn the_directors_own_host_needs_its_local_configuration() {
+fn director_needs_local_configuration_of_its_host() {
     let place = Place::new();
     place.run("director --once --local {}/none.json").fails(2, &["alpha", "none.json", "there is no such file"]);
     place.write("local.json", "{ \"local_datasets\": [ { \"nam\": \"tank/data\" } ] }");
@@ -68,13 +68,13 @@ fn the_directors_own_host_needs_its_local_configuration() {
 }
 
 #[test]
-fn a_wrong_local_configuration_is_not_passed_over_where_it_may_name_the_host() {
+fn invalid_local_configuration_is_reported_if_it_may_name_the_host() {
     let place = Place::new();
     place.write("local.json", "{ \"hostname\": \"alpha\", \"local_datasets\": [] ");
     for subcommand in ["director --once", "plan --dry-run"] {
         let mut command = place.command(&format!("{subcommand} --hostname="));
         let ended = ended(&mut command);
-        // An empty name is refused by itself; without any, the file is asked.
+        // An empty name is refused. Without a name, the file may contain it.
         assert_eq!(ended.status, Some(2), "{ended:?}");
         let mut command = bare();
         command.args(subcommand.split(' ')).args(["--config", &place.path("server.json")]);
@@ -86,7 +86,7 @@ fn a_wrong_local_configuration_is_not_passed_over_where_it_may_name_the_host() {
 }
 
 #[test]
-fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
+fn director_works_on_other_hosts_if_its_own_fails() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --local {}/none.json");
@@ -96,7 +96,7 @@ fn other_hosts_are_worked_on_where_the_own_one_cannot_be() {
 }
 
 #[test]
-fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
+fn director_reaches_its_own_host_through_configured_agent() {
     let place = Place::new();
     let policy =
         POLICY.replace("\"datasets\"", "\"hosts\": { \"alpha\": { \"address\": \"127.0.0.1:1\" } }, \"datasets\"");
@@ -107,16 +107,16 @@ fn the_only_host_may_be_the_directors_own_and_have_an_agent_all_the_same() {
 }
 
 #[test]
-fn an_agent_that_is_down_is_named_once_and_nothing_else_stops() {
+fn unreachable_agent_is_reported_once() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let ended = place.run("director --once --verbose");
     ended.fails(1, &["beta", "127.0.0.1:1", "refused", "is zsync agent running there?"]);
-    assert_eq!(ended.stderr.matches("beta").count(), 2, "by name, and as what is out of reach: {ended:?}");
+    assert_eq!(ended.stderr.matches("beta").count(), 2, "beta is named once, with its address: {ended:?}");
 }
 
 #[test]
-fn a_zfs_that_cannot_be_worked_with_is_told_with_the_way_out() {
+fn unusable_zfs_is_reported_with_hint() {
     let place = Place::new();
     let all = ["director --once", "director", "agent", "slave"];
     for subcommand in all {
@@ -139,7 +139,7 @@ fn a_zfs_that_cannot_be_worked_with_is_told_with_the_way_out() {
 }
 
 #[test]
-fn a_listing_that_is_nonsense_is_shown_and_changes_nothing() {
+fn malformed_listing_is_quoted() {
     let place = Place::new();
     place.zfs(&ZFS.replace(
         "tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-",
@@ -149,7 +149,7 @@ fn a_listing_that_is_nonsense_is_shown_and_changes_nothing() {
 }
 
 #[test]
-fn a_dataset_with_a_name_that_is_not_taken_hides_no_others() {
+fn dataset_with_unsupported_name_is_skipped_alone() {
     let place = Place::new();
     let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\ntank/data/x \\tfilesystem\\t3\\t0\\toff\\t-\\t-\\t-\\t-\\n'";
     place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\n'", strange));
@@ -159,7 +159,7 @@ fn a_dataset_with_a_name_that_is_not_taken_hides_no_others() {
 }
 
 #[test]
-fn a_dataset_of_the_policy_that_is_missing_fails_the_pass() {
+fn pass_fails_if_dataset_of_policy_is_missing() {
     let place = Place::new();
     place.policy(&POLICY.replace("tank/data", "tank/dada"));
     place.write("local.json", &LOCAL.replace("tank/data", "tank"));
@@ -168,7 +168,7 @@ fn a_dataset_of_the_policy_that_is_missing_fails_the_pass() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_told() {
+fn occupied_port_is_reported() {
     let place = Place::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
@@ -179,7 +179,7 @@ fn a_port_that_is_taken_is_told() {
 }
 
 #[test]
-fn listening_beyond_this_machine_in_plaintext_takes_a_word() {
+fn plaintext_beyond_loopback_needs_an_option() {
     let place = Place::new();
     for subcommand in ["agent", "slave"] {
         for address in ["0.0.0.0:0", "[::]:0"] {
@@ -194,7 +194,7 @@ fn listening_beyond_this_machine_in_plaintext_takes_a_word() {
 }
 
 #[test]
-fn an_address_that_is_none_is_told() {
+fn invalid_listen_address_is_reported() {
     let place = Place::new();
     for address in ["127.0.0.1:99999", "a:b:c", "http://localhost", "[::1", "no.such.host.invalid:7711", "192.0.2.1:1"]
     {
@@ -206,20 +206,20 @@ fn an_address_that_is_none_is_told() {
 }
 
 #[test]
-fn two_directors_do_not_share_a_catalog() {
+fn second_director_is_refused_by_embedded_catalog() {
     let place = Place::new();
     let mut first = Running::start(&mut place.command("director --interval 1s --log debug"));
     first.wait_for("the pass took", 1);
     let process = format!("process {}", first.child.id());
     place.run("director --once").fails(2, &["another director", &process, &place.path("catalog")]);
     let ended = place.run("plan --dry-run");
-    assert_eq!(ended.status, Some(0), "a plan may be made meanwhile: {ended:?}");
+    assert_eq!(ended.status, Some(0), "a plan does not need the lock: {ended:?}");
     assert_eq!(first.stop(), Some(0));
     assert_eq!(place.run("director --once").status, Some(0));
 }
 
 #[test]
-fn a_damaged_catalog_is_told_and_a_deleted_one_rebuilt() {
+fn damaged_catalog_is_reported_and_deleted_one_rebuilt() {
     let place = Place::new();
     assert_eq!(place.run("director --once").status, Some(0));
     place.write("catalog/catalog.sqlite", "this is no database at all, not at all, at all");
@@ -233,7 +233,7 @@ fn a_damaged_catalog_is_told_and_a_deleted_one_rebuilt() {
 }
 
 #[test]
-fn usage_errors_end_with_status_2() {
+fn usage_error_ends_with_status_2() {
     let place = Place::new();
     for arguments in [
         "",
@@ -259,7 +259,7 @@ fn usage_errors_end_with_status_2() {
 }
 
 #[test]
-fn every_subcommand_explains_itself() {
+fn every_subcommand_has_help() {
     for subcommand in ["", "director", "agent", "slave", "plan", "check"] {
         let ended = ended(bare().args(subcommand.split_whitespace()).arg("--help"));
         assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
@@ -269,7 +269,7 @@ fn every_subcommand_explains_itself() {
     assert_eq!(ended.stdout, format!("zsync {}\n", env!("CARGO_PKG_VERSION")));
 }
 
-/// Runs with a reader of one of its streams that goes away at once.
+/// Runs the program while one of its output streams is closed at once.
 fn unread(command: &mut Command, stdout: bool) -> Ended {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut rest = String::new();
@@ -286,9 +286,9 @@ fn unread(command: &mut Command, stdout: bool) -> Ended {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn closed_standard_output_is_no_error() {
     let place = Place::new();
-    // More than a pipe holds.
+    // More than a pipe can hold.
     let list = "i=0; while [ $i -lt 3000 ]; do i=$((i + 1)); \
                 printf 'tank/data@SYNC_2020-01-01_00:00:00_%d\\t%d\\t%d\\t1600000000\\t0\\n' $i $i $i; done";
     place.zfs(&ZFS.replace("printf 'tank/data@SYNC_2026-01-01_00:00:00\\t1\\t1\\t%s\\t0\\n' \"$(date +%s)\"", list));
@@ -300,11 +300,11 @@ fn a_reader_that_goes_away_is_no_error() {
     let ended = unread(bare().arg("--help"), true);
     assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""));
     let ended = unread(&mut place.command("director --once --config /nonexistent"), false);
-    assert_eq!(ended.status, Some(2), "it says why to nobody, and ends as it should: {ended:?}");
+    assert_eq!(ended.status, Some(2), "the status does not depend on standard error: {ended:?}");
 }
 
 #[test]
-fn services_end_well_and_soon_when_they_are_asked_to() {
+fn service_ends_soon_with_status_0_on_sigterm() {
     let place = Place::new();
     for (arguments, up) in [
         ("agent --listen 127.0.0.1:0", "agent listens on 127.0.0.1"),
@@ -317,7 +317,7 @@ fn services_end_well_and_soon_when_they_are_asked_to() {
         assert_eq!(running.stop(), Some(0), "{arguments}");
         assert!(asked.elapsed() < Duration::from_secs(5), "{arguments}: {:?}", asked.elapsed());
     }
-    // Also amidst a pass, here with a zfs that takes its time.
+    // Also during a pass, here with a slow zfs.
     place.zfs(&ZFS.replace("#!/bin/sh\n", "#!/bin/sh\n[ \"$*\" = version ] || exec sleep 60\n"));
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1s --log debug"));
     running.wait_for("runs", 2);
@@ -325,19 +325,19 @@ fn services_end_well_and_soon_when_they_are_asked_to() {
 }
 
 #[test]
-fn a_failure_that_stays_the_same_is_logged_once() {
+fn repeated_failure_is_logged_once() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let mut running = Running::start(&mut place.command("director --interval 1s --log debug"));
     running.wait_for("the pass took", 3);
     assert_eq!(running.count("cannot list the snapshots of beta"), 1, "{:#?}", running.seen);
-    // The file that is in force is changed into nonsense: said once as well, and the policy before it goes on.
+    // The policy becomes invalid: that is reported once as well, and the former policy stays in force.
     place.write("server.json", "{");
     running.wait_for("stays in force", 1);
     running.wait_for("the pass took", 3);
     assert_eq!(running.count("stays in force"), 1, "{:#?}", running.seen);
     assert_eq!(running.count("all is well again"), 0, "{:#?}", running.seen);
-    // What is put right is told, too.
+    // The correction is reported, too.
     place.policy(POLICY);
     running.wait_for("the policy: all is well again", 1);
     assert_eq!(running.count("beta: all is well again"), 1, "{:#?}", running.seen);
@@ -345,7 +345,7 @@ fn a_failure_that_stays_the_same_is_logged_once() {
 }
 
 #[test]
-fn a_host_that_was_not_ready_is_taken_up_when_it_is() {
+fn director_takes_up_its_host_once_it_is_ready() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let local: PathBuf = place.path("local.json").into();

@@ -1,4 +1,4 @@
-//! The Consul client against a real Consul: started here on loopback, in development mode.
+//! Tests the Consul client with a real Consul in development mode, which the tests start on loopback.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -11,9 +11,9 @@ use zsync::policy::{ConsulConfig, Secret};
 use zsync::sys::runtime;
 use zsync::sys::runtime::block_on;
 
-#[allow(dead_code, reason = "others use more of it")]
-#[path = "consul/agent.rs"]
-mod agent;
+mod common;
+
+use common::consul;
 
 fn client(config: &ConsulConfig) -> Consul {
     Consul::new(&Settings::with_environment(config, |_| None).unwrap()).unwrap()
@@ -24,7 +24,7 @@ fn at(address: &str) -> Consul {
 }
 
 fn shared() -> Option<Consul> {
-    agent::shared().map(at)
+    consul::shared().map(at)
 }
 
 fn set(key: &str, value: &[u8]) -> Op {
@@ -32,7 +32,7 @@ fn set(key: &str, value: &[u8]) -> Op {
 }
 
 #[test]
-fn pairs_of_any_name_come_back_as_they_were_written() {
+fn key_with_any_characters_is_read_as_written() {
     let Some(consul) = shared() else { return };
     let every_byte: Vec<u8> = (0..=255).collect();
     for key in ["names/plain", "names/with blank:and-._", "names/umläut%2Fslash", "names/a?b#c&d=e+f", "names/tank/a/b"]
@@ -48,18 +48,18 @@ fn pairs_of_any_name_come_back_as_they_were_written() {
 }
 
 #[test]
-fn a_transaction_happens_as_a_whole_or_not_at_all() {
+fn transaction_is_atomic() {
     let Some(consul) = shared() else { return };
     let cas = |key: &str, index| Op::Cas { key: key.to_owned(), value: b"x".to_vec(), index };
     let Committed::At(first) = block_on(consul.commit(&[cas("txn/a", 0), cas("txn/b", 0)])).unwrap() else { panic!() };
     let conflict = block_on(consul.commit(&[cas("txn/c", 0), cas("txn/a", 0)])).unwrap();
     assert!(matches!(conflict, Committed::Conflict(_)), "{conflict:?}");
-    assert_eq!(block_on(consul.get("txn/c")).unwrap().0, None, "nothing of it happened");
+    assert_eq!(block_on(consul.get("txn/c")).unwrap().0, None, "no part of the transaction was applied");
     let check = Op::Check { key: "txn/b".into(), index: first };
     let delete = Op::DeleteCas { key: "txn/a".into(), index: first };
     assert!(matches!(block_on(consul.commit(&[check, delete])).unwrap(), Committed::At(_)));
     assert_eq!(block_on(consul.list("txn/")).unwrap().len(), 1);
-    // As large as the catalog makes them.
+    // As large as the catalog's largest transaction.
     let large = set("txn/large", &vec![7; zsync::consul::MOST_BYTES]);
     assert!(matches!(block_on(consul.commit(&[large])).unwrap(), Committed::At(_)));
     let many: Vec<Op> = (0..zsync::consul::MOST_OPS).map(|n| set(&format!("txn/many/{n}"), b"")).collect();
@@ -69,7 +69,7 @@ fn a_transaction_happens_as_a_whole_or_not_at_all() {
 }
 
 #[test]
-fn a_watch_ends_with_the_change_or_its_time() {
+fn watch_ends_with_change_or_timeout() {
     let Some(consul) = shared() else { return };
     block_on(consul.commit(&[set("watched", b"1")])).unwrap();
     let (_, index) = block_on(consul.get("watched")).unwrap();
@@ -84,7 +84,7 @@ fn a_watch_ends_with_the_change_or_its_time() {
 }
 
 #[test]
-fn a_lock_has_one_holder_at_a_time() {
+fn lock_has_one_holder_at_a_time() {
     let Some(consul) = shared() else { return };
     let session =
         |name| block_on(consul.create_session(name, Duration::from_secs(10), Duration::from_secs(1))).unwrap();
@@ -96,14 +96,14 @@ fn a_lock_has_one_holder_at_a_time() {
     assert_eq!(pair.session.as_ref(), Some(&first));
     assert!(!acquire(&second));
     assert!(block_on(consul.release("lock", Vec::new(), &first)).unwrap());
-    assert!(acquire(&second), "what was released is free at once");
+    assert!(acquire(&second), "a released lock can be acquired at once");
     let after = block_on(consul.get("lock")).unwrap().0.unwrap();
     assert!(after.modify_index > pair.modify_index);
     assert!(block_on(consul.renew_session(&second, Duration::from_secs(5))).unwrap());
     block_on(consul.destroy_session(&second)).unwrap();
     assert!(!block_on(consul.renew_session(&second, Duration::from_secs(5))).unwrap());
-    assert!(!acquire(&second), "the session is not there any more");
-    assert!(!acquire(&first), "the lock's delay after a session that died");
+    assert!(!acquire(&second), "the session no longer exists");
+    assert!(!acquire(&first), "the lock is delayed after its session died");
     let begun = Instant::now();
     while !acquire(&first) {
         assert!(begun.elapsed() < Duration::from_secs(10));
@@ -112,7 +112,7 @@ fn a_lock_has_one_holder_at_a_time() {
 }
 
 #[test]
-fn a_service_is_as_well_as_it_says() {
+fn service_has_the_health_it_reports() {
     let Some(consul) = shared() else { return };
     let service = Registration {
         service: "zsync-test".into(),
@@ -129,14 +129,14 @@ fn a_service_is_as_well_as_it_says() {
         let found = block_on(consul.instances("zsync-test")).unwrap();
         found.into_iter().map(|one| (one.host, one.address, one.health, one.output)).collect::<Vec<_>>()
     };
-    assert_eq!(found()[0].2, Health::Critical, "until it says otherwise");
+    assert_eq!(found()[0].2, Health::Critical, "a new service is critical until it reports otherwise");
     assert!(block_on(consul.report(&service.id, Health::Warning, "behind")).unwrap());
     assert_eq!(found(), [("alpha".into(), "10.0.0.1:7711".into(), Health::Warning, "behind".into())]);
     assert!(block_on(consul.report(&service.id, Health::Passing, "well")).unwrap());
     assert_eq!(found()[0].2, Health::Passing);
     let begun = Instant::now();
     while found()[0].2 != Health::Critical {
-        assert!(begun.elapsed() < Duration::from_secs(20), "it said nothing for longer than its time");
+        assert!(begun.elapsed() < Duration::from_secs(20), "the service did not become critical after its TTL");
         block_on(runtime::sleep(Duration::from_millis(50)));
     }
     block_on(consul.deregister(&service.id)).unwrap();
@@ -146,15 +146,15 @@ fn a_service_is_as_well_as_it_says() {
 const TOKEN: &str = "11111111-2222-3333-4444-555555555555";
 
 #[test]
-fn tokens_are_sent_and_never_told() {
+fn token_is_sent_and_never_printed() {
     let acl = format!(r#"acl {{ enabled = true, default_policy = "deny", tokens {{ master = "{TOKEN}" }} }}"#);
-    let Some(consul) = agent::Agent::start(&[&acl]) else { return };
+    let Some(consul) = consul::Agent::start(&[&acl]) else { return };
     let with = |token: &str| ConsulConfig {
         address: Some(consul.address.clone()),
         token: Some(Secret::new(token)),
         ..ConsulConfig::default()
     };
-    // The token itself comes into force a moment after the leader.
+    // The token takes effect a moment after the election of the leader.
     let begun = Instant::now();
     while let Err(error) = block_on(client(&with(TOKEN)).commit(&[set("a", b"1")])) {
         assert!(begun.elapsed() < Duration::from_secs(20), "{error}");
@@ -171,8 +171,8 @@ fn tokens_are_sent_and_never_told() {
 }
 
 #[test]
-fn an_agent_that_is_away_is_said_in_one_line_and_found_again() {
-    let Some(mut consul) = agent::Agent::start(&[]) else { return };
+fn lost_consul_is_reported_in_one_line_and_found_again() {
+    let Some(mut consul) = consul::Agent::start(&[]) else { return };
     let client = at(&consul.address);
     block_on(client.commit(&[set("a", b"1")])).unwrap();
     consul.kill();
@@ -180,15 +180,15 @@ fn an_agent_that_is_away_is_said_in_one_line_and_found_again() {
     let said = error.to_string();
     assert!(said.starts_with(&format!("cannot reach Consul at {} (GET /v1/kv/a): ", consul.address)), "{said}");
     assert_eq!(said.lines().count(), 1);
-    assert_eq!(block_on(client.list("b")).unwrap_err().gist(), error.gist(), "whatever was asked, it is the same");
+    assert_eq!(block_on(client.list("b")).unwrap_err().gist(), error.gist(), "the gist does not depend on the request");
     consul.start_again();
-    // The kept connection is dead: it is asked again on a new one.
-    assert_eq!(block_on(client.get("a")).unwrap().0, None, "it has forgotten everything");
+    // The kept connection is dead, so the request is sent again on a new one.
+    assert_eq!(block_on(client.get("a")).unwrap().0, None, "a restarted Consul in development mode is empty");
     assert!(!block_on(client.leader()).unwrap().is_empty());
 }
 
-/// A server that answers each connection with the same bytes, and one that says nothing.
-fn nonsense(answer: &'static [u8]) -> String {
+/// A server that responds to each connection with the same bytes; with none, it stays silent.
+fn respond_with(answer: &'static [u8]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     std::thread::spawn(move || {
@@ -203,7 +203,7 @@ fn nonsense(answer: &'static [u8]) -> String {
 }
 
 #[test]
-fn what_is_no_consul_is_an_error_and_never_an_answer() {
+fn response_of_other_server_is_an_error() {
     for (answer, part) in [
         (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "cannot reach"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[]", "cannot reach"),
@@ -213,7 +213,7 @@ fn what_is_no_consul_is_an_error_and_never_an_answer() {
         (b"HTTP/1.1 500 Error\r\nContent-Length: 17\r\n\r\nNo cluster leader", "choosing a leader"),
         (b"", "cannot reach"),
     ] {
-        let consul = at(&nonsense(answer));
+        let consul = at(&respond_with(answer));
         let result = block_on(consul.get("a"));
         match result {
             Err(error) => assert!(!part.is_empty() && error.to_string().contains(part), "{error}"),
@@ -223,7 +223,7 @@ fn what_is_no_consul_is_an_error_and_never_an_answer() {
 }
 
 #[test]
-fn a_silent_server_is_given_up() {
+fn request_to_silent_server_times_out() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let consul = at(&listener.local_addr().unwrap().to_string());
     let begun = Instant::now();
@@ -234,19 +234,19 @@ fn a_silent_server_is_given_up() {
 }
 
 #[test]
-fn a_unix_socket_is_as_good() {
+fn client_speaks_over_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("consul.sock");
     let listen = format!(r#"addresses {{ http = "127.0.0.1 unix://{}" }}"#, socket.display());
-    let Some(_consul) = agent::Agent::start(&[&listen]) else { return };
+    let Some(_consul) = consul::Agent::start(&[&listen]) else { return };
     let client = at(&format!("unix://{}", socket.display()));
     block_on(client.commit(&[set("a", b"1")])).unwrap();
     assert_eq!(block_on(client.get("a")).unwrap().0.unwrap().value, b"1");
 }
 
 #[test]
-fn tls_is_checked_on_both_sides() {
-    let Some(program) = agent::program_or_skip() else { return };
+fn tls_is_verified_on_both_sides() {
+    let Some(program) = consul::program_or_skip() else { return };
     let folder = tempfile::tempdir().unwrap();
     let make = |below: &str, args: &[&str]| {
         let place = folder.path().join(below);
@@ -260,14 +260,14 @@ fn tls_is_checked_on_both_sides() {
     make("ours", &["cert", "create", "-client"]);
     let theirs = make("theirs", &["ca", "create"]);
     make("theirs", &["cert", "create", "-client"]);
-    let [https] = agent::free_ports();
+    let [https] = consul::free_ports();
     let listen = format!(
         r#"verify_incoming_https = true, ca_file = "{0}/consul-agent-ca.pem", cert_file = "{0}/dc1-server-consul-0.pem",
            key_file = "{0}/dc1-server-consul-0-key.pem", ports {{ https = {https} }}"#,
         ours.display()
     )
     .replace(", ", "\n");
-    let Some(_consul) = agent::Agent::start(&[&listen]) else { return };
+    let Some(_consul) = consul::Agent::start(&[&listen]) else { return };
     let config = |ca: &std::path::Path, identity: Option<&std::path::Path>| ConsulConfig {
         address: Some(format!("https://127.0.0.1:{https}")),
         ca_file: Some(ca.join("consul-agent-ca.pem")),

@@ -1,4 +1,4 @@
-//! Three Consul servers in network namespaces of their own: what a director does when the one it asks is cut off.
+//! Runs three Consul servers in network namespaces of their own, and isolates the one that a director uses.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -12,11 +12,11 @@ use zsync::model::HostName;
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
 
-#[allow(dead_code, reason = "other tests use more of it")]
-#[path = "consul/agent.rs"]
-mod agent;
+mod common;
 
-/// Servers in namespaces on one bridge, on which this process is as well.
+use common::consul;
+
+/// Servers in namespaces on one bridge, to which this process is connected as well.
 struct Cluster {
     name: String,
     servers: Vec<Child>,
@@ -37,7 +37,7 @@ fn address(server: usize) -> String {
 
 impl Cluster {
     fn start() -> Option<Self> {
-        let program = agent::program_or_skip()?;
+        let program = consul::program_or_skip()?;
         let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
         let tools = Command::new("ip").arg("-V").output().is_ok_and(|output| output.status.success());
         if !root || !tools {
@@ -75,7 +75,7 @@ impl Cluster {
                 "-hcl",
                 "ports { grpc = -1, dns = -1, serf_wan = -1 }",
             ]);
-            // As quick as it is meant to be in the field.
+            // Elections as fast as in production.
             command.args(["-hcl", "performance { raft_multiplier = 2 }"]);
             for other in (0..3).filter(|other| *other != n) {
                 command.args(["-retry-join", &address(other), "-retry-interval", "1s"]);
@@ -90,7 +90,7 @@ impl Cluster {
         format!("{}s{n}", self.name)
     }
 
-    /// Takes a server away from the others, not from this process.
+    /// Isolates a server from the others, but not from this process.
     fn cut(&self, server: usize, off: bool) {
         for other in (0..3).filter(|other| *other != server) {
             let verb = if off { "add" } else { "del" };
@@ -143,7 +143,7 @@ fn seek(server: usize, name: &str) -> Option<Leadership> {
 }
 
 #[test]
-fn a_director_at_a_server_that_is_cut_off_stops_before_another_one_begins() {
+fn director_at_isolated_server_stops_before_another_one_starts() {
     let Some(cluster) = Cluster::start() else { return };
     let cut = until("a leader is elected", 90, || cluster.leader());
     let other = (cut + 1) % 3;
@@ -159,16 +159,16 @@ fn a_director_at_a_server_that_is_cut_off_stops_before_another_one_begins() {
     let begun = Instant::now();
     let second = until("the other one takes over", 90, || {
         let taken = seek(other, "two");
-        // At every moment at most one of them gives orders.
+        // At any time at most one director gives orders.
         let both = taken.is_some() && first.fence().is_ok();
-        assert!(!both, "two directors in office");
+        assert!(!both, "two directors are leaders");
         taken
     });
     println!("another director took over {:.1} s after the cut", begun.elapsed().as_secs_f64());
     assert!(matches!(first.fence(), Err(CatalogError::LockLost(_))));
     assert!(!block_on(first.lost()).is_empty());
     until("a host publishes to the majority", 30, || listed(2).ok());
-    // The server that is cut off does not tell of the past as if it were the present.
+    // The isolated server does not serve stale data as current.
     let stale = catalog(cut).host(&host);
     assert!(stale.is_err(), "{stale:?}");
 
@@ -176,5 +176,5 @@ fn a_director_at_a_server_that_is_cut_off_stops_before_another_one_begins() {
     let known = until("it is back with the others", 90, || catalog(cut).host(&host).ok().flatten());
     assert_eq!(known.observed.unwrap().timestamp(), 2);
     second.fence().unwrap();
-    assert!(seek(cut, "one").is_none(), "there is one already");
+    assert!(seek(cut, "one").is_none(), "another director is the leader");
 }

@@ -1,4 +1,4 @@
-//! A fleet that shares its catalog in a real Consul: agents and slaves on pools in memory, over loopback.
+//! Runs a fleet that shares its catalog in a real Consul: agents and slaves over loopback, on pools in memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::config::{parse_local, parse_policy};
-use zsync::consul::{Consul, Health, Settings};
+use zsync::consul::{Consul, Health};
 use zsync::director::{Election, ElectionResult, Leadership, Pass, Report};
 use zsync::fleet::health::ServiceHealth;
 use zsync::fleet::{Dispatcher, FleetState};
@@ -17,45 +17,22 @@ use zsync::host::publish::fences::Fences;
 use zsync::host::publish::presence;
 use zsync::host::publish::presence::ServiceRegistration;
 use zsync::host::publish::publisher::Publisher;
-use zsync::model::{Action, Counter, DatasetName, HostName, ResponseStatus};
+use zsync::model::{Action, Counter, ResponseStatus};
 use zsync::policy::Local;
-use zsync::policy::{ConsulConfig, Policy};
+use zsync::policy::Policy;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::sys::runtime::block_on;
 use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::fake::Fake;
 
-#[allow(dead_code, reason = "others use more of it")]
-#[path = "consul/agent.rs"]
-mod agent;
-mod loopback;
+mod common;
 
-use loopback::listen;
+use common::consul;
+use common::loopback::listen;
+use common::{consul_at, ds, host, order, wait_until};
 
-fn at(address: &str) -> Consul {
-    let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
-}
-
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn host(text: &str) -> HostName {
-    text.parse().unwrap()
-}
-
-/// Waits for something, at most half a minute.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(30), "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// One host with everything that it runs.
+/// One host with its services.
 struct Host {
     fake: Fake,
     address: String,
@@ -64,7 +41,7 @@ struct Host {
     _state: tempfile::TempDir,
 }
 
-/// alpha has the data, beta receives; both have published all that they hold.
+/// A fleet: alpha has the data, beta receives it. Both have published what they hold.
 struct Fleet {
     consul: Consul,
     root: String,
@@ -96,7 +73,7 @@ impl Host {
             [(presence::AGENTS, &publisher, &address), (presence::SLAVES, &receives, &receive_address)]
         {
             let mut service = presence::registration(service, &host(name), address, Some(address));
-            // Other tests have a host of this name, too.
+            // Other tests use the same host name.
             service.id = format!("{}-{root}", service.id).replace('/', "-");
             let post = ServiceRegistration::new(service, Arc::clone(publisher), Arc::clone(&local));
             runtime::spawn(async move { presence::keep_registered(&post).await });
@@ -121,9 +98,9 @@ impl Fleet {
         fleet
     }
 
-    /// Until both hosts have published all, and say so.
+    /// Waits until both hosts have published everything and are healthy.
     fn settle(&self) {
-        until("everything is published", || {
+        wait_until("everything is published", || {
             let well = |service| {
                 let found = block_on(self.consul.instances(service)).unwrap_or_default();
                 let ours = [&self.alpha, &self.beta].map(|host| [&host.address, &host.receive_address]).concat();
@@ -135,7 +112,7 @@ impl Fleet {
     }
 
     fn policy(&self) -> Arc<Policy> {
-        // Others use the same Consul: the addresses are the policy's own.
+        // Other tests use the same Consul, so the policy names the addresses.
         let entry = |name: &str, host: &Host| {
             format!(r#""{name}": {{ "address": "{}", "receive_address": "{}" }}"#, host.address, host.receive_address)
         };
@@ -169,7 +146,7 @@ impl Fleet {
         Pass::new(self.policy(), dispatcher, world.clone(), at)
     }
 
-    /// With a director that has made so many passes.
+    /// A fleet after so many passes of a director.
     fn after(passes: usize, consul: Consul) -> (Self, Leadership, FleetState<ConsulCatalog>) {
         let mut fleet = Self::new(consul);
         let (leadership, world) = (fleet.lead("one"), fleet.world());
@@ -194,7 +171,7 @@ impl Fleet {
 
     fn lead(&self, name: &str) -> Leadership {
         let ElectionResult::Won(leadership) = block_on(self.office(name).try_win()).unwrap() else {
-            panic!("it is taken")
+            panic!("another director is the leader")
         };
         leadership
     }
@@ -204,31 +181,35 @@ impl Fleet {
     }
 }
 
-fn told(report: &Report) -> Vec<String> {
+fn outcomes(report: &Report) -> Vec<String> {
     let order = |o: &zsync::catalog::Outcome| format!("{} {}:{}", o.action, o.host, o.dataset.as_ref().unwrap());
     report.outcomes.iter().map(order).collect()
 }
 
 fn shared() -> Option<Consul> {
-    agent::shared().map(at)
+    consul::shared().map(consul_at)
 }
 
 #[test]
-fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
+fn next_director_knows_last_pass_without_listing() {
     let Some(consul) = shared() else { return };
     let (fleet, leadership, _) = Fleet::after(4, consul);
-    assert_eq!(fleet.alpha.names("tank/data").len(), 1, "the policy's rules are kept");
+    assert_eq!(fleet.alpha.names("tank/data").len(), 1, "the retention is applied");
     assert_eq!(fleet.beta.names("pool/copy/child").len(), 2);
     assert_eq!(fleet.beta.names("pool/copy").last(), fleet.alpha.names("tank/data").last());
     let listings = |host: &Host| host.fake.calls().iter().filter(|call| call.contains("list")).count();
     let before = (listings(&fleet.alpha), listings(&fleet.beta));
     let report = fleet.pass(&fleet.world(), ServiceHealth::default(), &leadership).unwrap();
-    assert!(report.is_success() && report.outcomes.is_empty(), "{:?}", told(&report));
-    assert_eq!((listings(&fleet.alpha), listings(&fleet.beta)), before, "nobody was asked");
+    assert!(report.is_success() && report.outcomes.is_empty(), "{:?}", outcomes(&report));
+    assert_eq!((listings(&fleet.alpha), listings(&fleet.beta)), before, "no host was listed");
     let catalog = fleet.catalog();
-    assert_eq!(catalog.destroyed(100).unwrap().len(), 3 * 2 + 2 * 2, "the history of what was destroyed");
+    assert_eq!(
+        catalog.destroyed(100).unwrap().len(),
+        3 * 2 + 2 * 2,
+        "the catalog keeps the history of destroyed snapshots"
+    );
     assert!(catalog.outcomes(100).unwrap().iter().any(|o| o.action == Action::SendSnapshot && o.bytes > 0));
-    // What the catalog says is what there is.
+    // The catalog agrees with the pools.
     for (name, host) in [("alpha", &fleet.alpha), ("beta", &fleet.beta)] {
         let known = catalog.host(&self::host(name)).unwrap().unwrap();
         for (dataset, known) in known.datasets {
@@ -239,9 +220,10 @@ fn what_one_pass_did_the_next_director_knows_without_asking_anybody() {
     block_on(leadership.resign());
 }
 
-/// The catalog is lost in between: it is rebuilt from the hosts alone, and nothing is sent or destroyed wrongly.
+/// The catalog is lost between two passes. It is rebuilt from the hosts alone, and nothing is sent or destroyed
+/// wrongly.
 #[test]
-fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
+fn pass_rebuilds_emptied_catalog() {
     let Some(consul) = shared() else { return };
     let (mut fleet, leadership, world) = Fleet::after(3, consul);
     let (ours, theirs) = (fleet.alpha.names("tank/data"), fleet.beta.names("pool/copy"));
@@ -249,7 +231,7 @@ fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
         block_on(fleet.consul.delete_tree(&format!("{}/{below}", fleet.root))).unwrap();
         for world in [fleet.world(), world.clone()] {
             let report = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
-            assert!(report.is_success() && report.outcomes.is_empty(), "{below}: {:?}", told(&report));
+            assert!(report.is_success() && report.outcomes.is_empty(), "{below}: {:?}", outcomes(&report));
         }
         assert_eq!((fleet.alpha.names("tank/data"), fleet.beta.names("pool/copy")), (ours.clone(), theirs.clone()));
         let known = fleet.catalog().inventory().unwrap();
@@ -265,16 +247,16 @@ fn an_emptied_catalog_is_rebuilt_by_the_next_pass() {
 }
 
 #[test]
-fn a_resync_tells_every_difference_and_mends_it() {
+fn resync_reports_and_fixes_every_difference() {
     let Some(consul) = shared() else { return };
     let (fleet, leadership, world) = Fleet::after(1, consul);
-    // Behind zsync's back: no pass sees it before the resync.
+    // Created without zsync, so that no pass sees it before the resync.
     fleet.alpha.fake.create(&ds("tank/new"));
     let quiet = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
     assert!(quiet.corrected.is_empty());
     let pass = fleet.made(&fleet.world(), fleet.now + TimeDelta::days(3650));
     let pass = pass.led(leadership.clone(), ServiceHealth::default()).resyncing(true);
-    // Far in the future everything is due; only what it mends matters here.
+    // Far in the future, everything is due. Here only the fixes count.
     let report = block_on(pass.run()).unwrap();
     let lines: Vec<String> = report.corrected.iter().map(|(host, line)| format!("{host}: {line}")).collect();
     assert!(lines.contains(&"alpha: tank/new was not known, with 0 snapshots".to_owned()), "{lines:?}");
@@ -283,7 +265,7 @@ fn a_resync_tells_every_difference_and_mends_it() {
 }
 
 #[test]
-fn only_one_directs_and_the_next_takes_over() {
+fn next_director_takes_over_after_resignation() {
     let Some(consul) = shared() else { return };
     let mut fleet = Fleet::new(consul);
     fleet.later(1);
@@ -293,17 +275,17 @@ fn only_one_directs_and_the_next_takes_over() {
     };
     assert!(holder.starts_with("one directs (process "), "{holder}");
     let old = first.fence().unwrap();
-    // It ends in order: who waits has it at once.
+    // The leader resigns: the next one takes over at once.
     let (waiting, office) = (Instant::now(), fleet.office("two"));
     let watching = runtime::spawn(async move { office.changed(Some(&holder), index).await });
     block_on(first.clone().resign());
     block_on(watching).unwrap();
     let second = fleet.lead("two");
     assert!(waiting.elapsed() < Duration::from_secs(10));
-    assert!(matches!(first.fence(), Err(CatalogError::LockLost(_))), "it gives no more orders");
+    assert!(matches!(first.fence(), Err(CatalogError::LockLost(_))), "the former leader gives no more orders");
     let new = second.fence().unwrap();
     assert!(new.catalog == old.catalog && new.index > old.index, "{old:?} {new:?}");
-    // The dead one's order comes late.
+    // An order of the former leader arrives late.
     let world = fleet.world();
     assert!(fleet.pass(&world, ServiceHealth::default(), &second).unwrap().is_success());
     let name = fleet.alpha.names("tank/data").pop().unwrap();
@@ -312,7 +294,7 @@ fn only_one_directs_and_the_next_takes_over() {
         fence: Some(fence),
         dest_dataset: "tank/data".into(),
         snapshot_uuid: vec![format!("{}:tank/data@{name}", guid.uuid())],
-        ..zsync_blank(Action::DestroySnapshot)
+        ..order(Action::DestroySnapshot)
     };
     let (refused, heeded) = (ask(&fleet.alpha.address, &order(old)), ask(&fleet.alpha.address, &order(new)));
     assert!(!refused.is_success && refused.status == ResponseStatus::Refused, "{refused:?}");
@@ -321,11 +303,7 @@ fn only_one_directs_and_the_next_takes_over() {
     block_on(second.resign());
 }
 
-fn zsync_blank(action: Action) -> DirectorsOrder {
-    serde_json::from_value(serde_json::json!({ "OrderUUID": uuid::Uuid::now_v7(), "Action": action })).unwrap()
-}
-
-/// Gives one order, past every director.
+/// Gives one order without a director.
 fn ask(address: &str, order: &DirectorsOrder) -> Response {
     let dispatcher: Dispatcher<Fake> =
         Dispatcher { here: host("by-hand"), own: Err("none here".to_owned()), tls: None };
@@ -335,7 +313,7 @@ fn ask(address: &str, order: &DirectorsOrder) -> Response {
 }
 
 #[test]
-fn a_broken_lock_is_noticed_at_once_and_no_more_orders_are_given() {
+fn director_stops_at_once_when_its_lock_is_deleted() {
     let Some(consul) = shared() else { return };
     let mut fleet = Fleet::new(consul);
     fleet.later(1);
@@ -343,21 +321,21 @@ fn a_broken_lock_is_noticed_at_once_and_no_more_orders_are_given() {
     let begun = Instant::now();
     block_on(fleet.consul.delete_tree(&format!("{}/lock", fleet.root))).unwrap();
     let reason = block_on(leadership.lost());
-    assert!(begun.elapsed() < Duration::from_secs(8), "sooner than by its time");
+    assert!(begun.elapsed() < Duration::from_secs(8), "the loss is noticed before the session expires");
     assert!(reason.contains("not there any more"), "{reason}");
     let error = fleet.pass(&fleet.world(), ServiceHealth::default(), &leadership).unwrap_err();
     assert!(matches!(error, CatalogError::LockLost(_)), "{error}");
     assert!(fleet.alpha.names("tank/data").is_empty());
-    // A catalog that lost its lock's pair has its id still: the next one's fence is higher all the same.
+    // The lock's key is lost, but the catalog keeps its id, and the next leader has a higher fence.
     let next = fleet.lead("two");
     next.fence().unwrap();
     block_on(next.resign());
 }
 
 #[test]
-fn while_consul_is_away_agents_finish_and_publish_later() {
-    let Some(mut server) = agent::Agent::start(&[]) else { return };
-    let mut fleet = Fleet::new(at(&server.address));
+fn agents_finish_orders_without_consul_and_publish_later() {
+    let Some(mut server) = consul::Agent::start(&[]) else { return };
+    let mut fleet = Fleet::new(consul_at(&server.address));
     let leadership = fleet.lead("one");
     let world = fleet.world();
     fleet.later(1);
@@ -367,19 +345,19 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
     [&fleet.alpha, &fleet.beta].into_iter().for_each(|host| host.fake.set_now(fleet.now));
     let error = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap_err();
     assert!(error.to_string().contains("Consul"), "{error}");
-    assert_eq!(fleet.alpha.names("tank/data").len(), 1, "no order is made");
-    // An order that was on its way is carried out.
+    assert_eq!(fleet.alpha.names("tank/data").len(), 1, "no order is given");
+    // An order that was given before is still carried out.
     let order = DirectorsOrder {
         snapshot_name: "by-hand".into(),
         dest_dataset: "tank/data".into(),
-        ..zsync_blank(Action::TakeSnapshot)
+        ..order(Action::TakeSnapshot)
     };
     let response = ask(&fleet.alpha.address, &order);
     assert!(response.is_success && response.unpublished, "{response:?}");
     assert!(fleet.alpha.publisher.behind().unwrap().contains("cannot reach Consul"));
-    assert!(block_on(leadership.lost()).contains("could not be renewed"), "by its own clock");
+    assert!(block_on(leadership.lost()).contains("could not be renewed"), "the leader stops by its own clock");
     server.start_again();
-    // It has forgotten everything: the hosts tell it again by themselves.
+    // Consul has lost everything: the hosts publish again by themselves.
     fleet.settle();
     let known = fleet.catalog().inventory().unwrap();
     let names: Vec<String> =
@@ -392,7 +370,7 @@ fn while_consul_is_away_agents_finish_and_publish_later() {
 }
 
 #[test]
-fn old_marks_are_forgotten_by_age() {
+fn catalog_forgets_old_marks_by_age() {
     let Some(consul) = shared() else { return };
     let (fleet, leadership, _) = Fleet::after(3, consul);
     let catalog = fleet.catalog();

@@ -1,17 +1,18 @@
-//! The director with its agents and slaves, over loopback, on pools and a catalog in memory: what a pass does.
+//! Runs passes of a director with agents and slaves over loopback, on pools and a catalog in memory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod loopback;
+mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use loopback::listen;
+use common::loopback::listen;
+use common::{ds, local};
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
-use zsync::config::{parse_local, parse_policy};
+use zsync::config::parse_policy;
 use zsync::director::{Pass, Report};
 use zsync::fleet::{Dispatcher, FleetState};
 use zsync::model::{Action, DatasetName, HostName};
@@ -21,7 +22,7 @@ use zsync::sys::runtime;
 use zsync::zfs::fake::Fake;
 use zsync::zfs::{ErrorKind, Zfs};
 
-/// A fleet: alpha directs and is its own agent, the others are reached over loopback.
+/// A fleet. alpha runs the director, which works on its own host itself, and reaches the others over loopback.
 struct Fleet {
     pools: BTreeMap<&'static str, Fake>,
     addresses: BTreeMap<&'static str, (String, String)>,
@@ -30,17 +31,12 @@ struct Fleet {
     now: DateTime<Utc>,
 }
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
 impl Fleet {
     fn new() -> Self {
         let mut pools = BTreeMap::new();
         let mut addresses = BTreeMap::new();
         let source = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/other" }, { "name": "spare", "slave": true } ] }"#;
         let copies = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "append_only": false } ] }"#;
-        let local = |text| Arc::new(parse_local("local.json", text).unwrap_or_else(|e| panic!("{e}")));
         for (seed, host) in ["alpha", "beta", "gamma"].into_iter().enumerate() {
             let fake = Fake::new(seed as u64 + 1);
             if host != "alpha" {
@@ -97,7 +93,7 @@ impl Fleet {
     }
 }
 
-fn told(report: &Report) -> Vec<String> {
+fn outcomes(report: &Report) -> Vec<String> {
     let order = |o: &zsync::catalog::Outcome| {
         let to = o.to.as_ref().map(|t| format!(" to {}:{}", t.host, t.dataset)).unwrap_or_default();
         let ended = if o.success { "" } else { " FAILED" };
@@ -111,13 +107,13 @@ const SYNC: &str = r#"{ "hostname": "alpha", "dataset": "tank/data", "recursive"
               "retention": ["1 in last day"], "sync_retention": ["2 in last day"] } }"#;
 
 #[test]
-fn one_pass_takes_sends_to_all_and_a_second_finds_nothing_to_do() {
+fn pass_takes_and_sends_to_all_and_leaves_nothing_to_the_next() {
     let fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     let report = fleet.pass(&policy);
     assert!(report.is_success(), "{report:?}");
     assert_eq!(
-        told(&report),
+        outcomes(&report),
         [
             "take_snapshot alpha:tank/data",
             "send_snapshot alpha:tank/data to beta:pool/copy",
@@ -130,11 +126,11 @@ fn one_pass_takes_sends_to_all_and_a_second_finds_nothing_to_do() {
         assert_eq!(fleet.names(host, "pool/copy/child"), fleet.names("alpha", "tank/data/child"));
     }
     let again = fleet.pass(&policy);
-    assert!(again.is_success() && again.outcomes.is_empty(), "{:?}", told(&again));
+    assert!(again.is_success() && again.outcomes.is_empty(), "{:?}", outcomes(&again));
 }
 
 #[test]
-fn both_sides_are_pruned_by_their_own_rules() {
+fn pass_prunes_each_side_by_its_own_retention() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     for _ in 0..5 {
@@ -147,7 +143,7 @@ fn both_sides_are_pruned_by_their_own_rules() {
 }
 
 #[test]
-fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
+fn unreachable_host_stops_nothing_else_and_loses_nothing() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     assert!(fleet.pass(&policy).is_success());
@@ -160,7 +156,7 @@ fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
         assert!(report.unseen["gamma".parse::<HostName>().as_ref().unwrap()].contains("out of reach"));
     }
     assert_eq!(fleet.names("beta", "pool/copy").last(), fleet.names("alpha", "tank/data").last());
-    assert_eq!(fleet.names("alpha", "tank/data").len(), 4, "nothing goes that gamma may still lack");
+    assert_eq!(fleet.names("alpha", "tank/data").len(), 4, "what gamma may still lack is not pruned");
     fleet.addresses.insert("gamma", (agent, slave));
     let policy = fleet.policy(SYNC);
     assert!(fleet.later(1, &policy).is_success());
@@ -168,9 +164,9 @@ fn a_host_that_is_down_stops_nothing_else_and_loses_nothing() {
 }
 
 #[test]
-fn a_host_that_never_answers_holds_up_only_what_has_to_do_with_it() {
+fn silent_host_delays_only_its_own_orders() {
     let mut fleet = Fleet::new();
-    // Whoever connects is answered nothing.
+    // It accepts connections and never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     fleet.addresses.insert("gamma", (address.clone(), address));
@@ -188,15 +184,15 @@ fn a_host_that_never_answers_holds_up_only_what_has_to_do_with_it() {
         while fleet.names("beta", "pool/copy").is_empty() {
             runtime::sleep(std::time::Duration::from_millis(1)).await;
         }
-        // Whoever was connected knows now that there will be no answer.
+        // The open connections are closed: there will be no response.
         drop(silent);
         pass.await.unwrap()
     });
-    // Its slave might have been there all the same.
+    // The order is given all the same, because the slave of an unreachable agent may run.
     let unseen: Vec<String> = report.unseen.keys().map(ToString::to_string).collect();
     assert_eq!(unseen, ["gamma"]);
     assert_eq!(
-        told(&report),
+        outcomes(&report),
         [
             "take_snapshot alpha:tank/data",
             "send_snapshot alpha:tank/data to beta:pool/copy",
@@ -207,15 +203,15 @@ fn a_host_that_never_answers_holds_up_only_what_has_to_do_with_it() {
 }
 
 #[test]
-fn a_dataset_that_fails_stops_no_other_one() {
+fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     assert!(fleet.pass(&policy).is_success());
-    // Of one of the two, whichever comes first: both are there, so neither waits for the other.
+    // The first of the two transfers fails. Both copies exist, so neither transfer waits for the other.
     fleet.pools["beta"].fail_next("receive -s -u pool/copy", ErrorKind::NoSpace, "cannot receive: out of space");
     let report = fleet.later(1, &policy);
     let failed: Vec<_> = report.outcomes.iter().filter(|o| !o.success).collect();
-    assert_eq!(failed.len(), 1, "{:?}", told(&report));
+    assert_eq!(failed.len(), 1, "{:?}", outcomes(&report));
     assert!(failed[0].error.as_ref().unwrap().contains("out of space"));
     let lags = |fleet: &Fleet, copy: &str, source: &str| {
         usize::from(fleet.names("beta", copy).last() != fleet.names("alpha", source).last())
@@ -227,9 +223,9 @@ fn a_dataset_that_fails_stops_no_other_one() {
     assert_eq!(lagging(&fleet), 0);
 }
 
-/// Where takes and transfers share a schedule, the newest snapshot is always too new to go.
+/// If takes and transfers share a schedule, the newest snapshot is always too new to be sent.
 #[test]
-fn a_transfer_by_schedule_is_not_starved_by_takes() {
+fn scheduled_transfer_is_not_starved_by_takes() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other",
@@ -243,9 +239,9 @@ fn a_transfer_by_schedule_is_not_starved_by_takes() {
     assert_eq!(fleet.names("beta", "pool/copy"), fleet.names("alpha", "tank/other")[..2]);
 }
 
-/// Two policies of one dataset: a snapshot of one does not stand in for one of the other.
+/// A snapshot of one policy does not replace a snapshot of another policy of the same dataset.
 #[test]
-fn what_one_policy_took_does_not_make_the_dataset_idle_for_another() {
+fn snapshot_of_one_policy_does_not_make_dataset_idle_for_another() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other",
@@ -261,7 +257,7 @@ fn what_one_policy_took_does_not_make_the_dataset_idle_for_another() {
 }
 
 #[test]
-fn an_idle_dataset_is_asked_once_per_slot() {
+fn idle_dataset_is_asked_once_per_slot() {
     let mut fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other", "sync": { "prefix": "S", "creation": "* * * * *" } }"#,
@@ -274,7 +270,7 @@ fn an_idle_dataset_is_asked_once_per_slot() {
 }
 
 #[test]
-fn a_copy_to_another_pool_of_the_same_host_needs_no_other_process() {
+fn local_copy_needs_no_other_process() {
     let fleet = Fleet::new();
     let policy = fleet.policy(
         r#"{ "hostname": "alpha", "dataset": "tank/other",
@@ -286,7 +282,7 @@ fn a_copy_to_another_pool_of_the_same_host_needs_no_other_process() {
 }
 
 #[test]
-fn every_outcome_is_in_the_catalog() {
+fn pass_records_every_outcome_in_catalog() {
     let fleet = Fleet::new();
     let policy = fleet.policy(SYNC);
     let report = fleet.pass(&policy);
@@ -298,7 +294,7 @@ fn every_outcome_is_in_the_catalog() {
 }
 
 #[test]
-fn datasets_that_are_far_behind_take_one_stream_each() {
+fn dataset_far_behind_takes_one_stream() {
     const DATASETS: usize = 20;
     const BEHIND: usize = 300;
     let mut fleet = Fleet::new();

@@ -1,14 +1,16 @@
-//! Everything that reads what a peer or `zfs` says, fed with what neither should say: seeds from `tests/corpus`, mutated
-//! at random. Whatever comes in, nothing panics, nothing takes long, memory does not grow, and what is accepted means
-//! the same when it is written and read again.
+//! Feeds random mutations of the seeds in `tests/corpus` to all code that parses data from peers or from `zfs`. No
+//! input causes a panic, takes long or makes memory grow, and accepted input means the same when it is written and read
+//! again.
 //!
-//! `make fuzz` runs ten million inputs; here a few thousand for each target. `ZSYNC_FUZZ_INPUTS` says how many in all,
-//! `ZSYNC_FUZZ_SEED` where chance begins; a failure prints the input.
+//! `make fuzz` runs ten million inputs, `cargo test` a few thousand for each target. `ZSYNC_FUZZ_INPUTS` sets the
+//! number of all inputs, `ZSYNC_FUZZ_SEED` the seed of the random numbers. A failure prints the input.
 //!
 //! The last long run, 2026-11-25 on two busy cores: 10,000,008 inputs in 310 s, the slowest took 0.6 s (a whole
 //! conversation with an agent), 7 MiB resident, at most 0.6 MiB more at the end than after a tenth.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod common;
 
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,13 +18,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_lite::io::Cursor;
+use common::{ds, resident};
+use futures_lite::io::{AsyncReadExt, Cursor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use zsync::agent::Agent;
 use zsync::commands::tls::{Wanted, mint, mint_ca};
 use zsync::config::{parse_local, parse_policy};
-use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SnapName};
+use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SendFlags, SnapName};
 use zsync::server::acceptor::Role;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -30,16 +33,16 @@ use zsync::transport::tls::{certificate, certificates_in};
 use zsync::wire::codec::{Conn, LARGEST_FRAME, StreamEnd};
 use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs::fake::Fake;
-use zsync::zfs::parse;
+use zsync::zfs::{SendFrom, SendSpec, Zfs, parse};
 
-/// How many targets there are: inputs are shared out among them.
+/// The number of targets, which share the inputs.
 const TARGETS: u64 = 12;
 /// No input may take longer, however large it is.
 const LONGEST: Duration = Duration::from_secs(2);
-/// How much memory a target may come to hold between its first tenth and its end.
+/// How much the memory may grow between the first tenth of a target and its end.
 const GROWTH: u64 = 48 << 20;
 
-// --- Chance.
+// --- Random numbers.
 
 struct Random(u64);
 
@@ -61,7 +64,7 @@ impl Random {
         all[self.below(all.len())]
     }
 
-    /// A place in a text, and one behind it that is mostly near.
+    /// A random range of a text, mostly a short one.
     fn range(&mut self, length: usize) -> std::ops::Range<usize> {
         let from = self.below(length + 1);
         let most = if self.below(4) == 0 { length - from } else { (length - from).min(8) };
@@ -69,7 +72,7 @@ impl Random {
     }
 }
 
-/// What means something to one of the readers, or should not.
+/// Pieces that mean something to one of the parsers, or should not.
 const WORDS: &[&[u8]] = &[
     b"{",
     b"}",
@@ -173,7 +176,7 @@ fn mutate(seeds: &[Vec<u8>], random: &mut Random, into: &mut Vec<u8>) {
                 into.splice(range, piece);
             }
             7 if random.below(8) == 0 => into.truncate(random.below(into.len() + 1)),
-            // Once in a while something long: nesting, a name without an end.
+            // Sometimes something long: deep nesting, an endless name.
             8 if random.below(64) == 0 => {
                 let piece = random.of(WORDS).repeat(1 + random.below(5000));
                 let at = random.below(into.len() + 1);
@@ -190,13 +193,7 @@ fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}={text}")))
 }
 
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
-}
-
-/// One target after the other: each looks at the memory of all.
+/// Targets run one after the other, because each measures the memory of the process.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
@@ -219,20 +216,20 @@ fn fuzz(target: &str, seeds: &[Vec<u8>], mut read: impl FnMut(&[u8])) {
         slowest = slowest.max(took);
         assert!(ended.is_ok() && took < LONGEST, "{target}, input {n}, {took:?}: {}", input.escape_ascii());
         if n == inputs / 10 {
-            before = resident();
+            before = resident(std::process::id());
         }
     }
-    let grown = resident().saturating_sub(before);
+    let grown = resident(std::process::id()).saturating_sub(before);
     println!(
         "{target}: {inputs} inputs in {:.1?}, the slowest {slowest:.1?}, {} MiB resident, {} KiB more than after a tenth",
         began.elapsed(),
-        resident() >> 20,
+        resident(std::process::id()) >> 20,
         grown >> 10
     );
     assert!(grown < GROWTH, "{target}: memory grew by {grown} bytes");
 }
 
-/// The seeds of a target: the pieces of a file of `tests/corpus`, between lines of four dashes.
+/// The seeds of a target: the pieces of a file in `tests/corpus`, separated by lines of four dashes.
 fn corpus(name: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus").join(name);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -241,7 +238,7 @@ fn corpus(name: &str) -> Vec<Vec<u8>> {
     seeds
 }
 
-/// Understood twice, a message is the same.
+/// A message that parses is the same after another round of writing and parsing.
 fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
     if let Ok(read) = serde_json::from_slice::<T>(bytes) {
         let written = serde_json::to_vec(&read).unwrap();
@@ -249,7 +246,7 @@ fn message<T: DeserializeOwned + Serialize + PartialEq + Debug>(bytes: &[u8]) {
     }
 }
 
-/// What ZFS takes for nothing but a name.
+/// Whether ZFS takes this for a name and nothing else.
 fn is_harmless(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= 255
@@ -260,7 +257,7 @@ fn is_harmless(name: &str) -> bool {
 // --- Targets.
 
 #[test]
-fn orders() {
+fn orders_are_parsed_without_panic() {
     fuzz("orders", &corpus("orders"), |bytes| {
         message::<DirectorsOrder>(bytes);
         message::<OrderToSlave>(bytes);
@@ -268,7 +265,7 @@ fn orders() {
 }
 
 #[test]
-fn answers_of_an_agent() {
+fn agent_lines_are_parsed_without_panic() {
     fuzz("answers of an agent", &corpus("agent"), |bytes| {
         message::<AgentLine>(bytes);
         message::<Response>(bytes);
@@ -276,7 +273,7 @@ fn answers_of_an_agent() {
 }
 
 #[test]
-fn words_of_a_slave() {
+fn slave_lines_are_parsed_without_panic() {
     fuzz("words of a slave", &corpus("slave"), |bytes| {
         message::<ListUuids>(bytes);
         message::<Response>(bytes);
@@ -287,7 +284,7 @@ fn words_of_a_slave() {
 }
 
 #[test]
-fn steps_of_a_transfer() {
+fn transfer_steps_are_parsed_without_panic() {
     fuzz("steps of a transfer", &corpus("steps"), |bytes| {
         message::<Step>(bytes);
         message::<StreamEnd>(bytes);
@@ -295,7 +292,7 @@ fn steps_of_a_transfer() {
 }
 
 fn conn(bytes: &[u8]) -> Conn {
-    // What is answered goes nowhere.
+    // Responses are discarded.
     let out = Box::new(futures_lite::io::sink());
     let mut conn = Conn::new(Box::new(Cursor::new(bytes.to_vec())), out, "fuzz".into());
     conn.patience = Duration::from_secs(1);
@@ -303,11 +300,11 @@ fn conn(bytes: &[u8]) -> Conn {
 }
 
 #[test]
-fn lines_and_frames() {
+fn lines_and_frames_are_read_within_limits() {
     let mut seeds = corpus("orders");
     seeds.push(b"\0\0\0\x03abc\xff\xff\xff\xff\0\0\0\x01x\0\0\0\0{\"IsSuccess\":true}\n".to_vec());
     seeds.push(b"a\nb\n\nc".to_vec());
-    // Compressed: what is read of it in the end is longer than what came.
+    // Compressed: its content is longer than the input.
     let packed = zstd::bulk::compress(&b"zsync ".repeat(5000), 3).unwrap();
     let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
     seeds.push([&b"\0\0\0\x03abc"[..], &length, &packed, &length, &packed, b"\0\0\0\0{\"IsSuccess\":true}\n"].concat());
@@ -332,7 +329,7 @@ fn lines_and_frames() {
 }
 
 #[test]
-fn names() {
+fn names_that_parse_are_harmless() {
     fuzz("names", &corpus("names"), |bytes| {
         let text = String::from_utf8_lossy(bytes);
         for text in text.lines() {
@@ -352,7 +349,7 @@ fn names() {
                 assert!(host.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)), "{host}");
                 assert!(!host.as_str().starts_with(['-', '.']), "{host}");
             }
-            // A token becomes an argument of zfs, and is never one of its options.
+            // A token becomes an argument of zfs, and must never be an option.
             assert!(!parse::is_token(text) || !text.starts_with('-') && !text.contains(['/', ' ', '@']), "{text}");
             if let Ok(record) = text.parse::<Record>() {
                 assert_eq!(record.to_string().parse::<Record>().unwrap(), record);
@@ -362,7 +359,7 @@ fn names() {
 }
 
 #[test]
-fn listings_of_zfs() {
+fn zfs_listings_are_parsed_without_panic() {
     fuzz("listings of zfs", &corpus("zfs-list"), |bytes| {
         let datasets = parse::datasets(bytes);
         let rows = parse::snapshots(bytes);
@@ -377,7 +374,7 @@ fn listings_of_zfs() {
 }
 
 #[test]
-fn other_output_of_zfs() {
+fn zfs_output_is_parsed_without_panic() {
     fuzz("other output of zfs", &corpus("zfs-other"), |bytes| {
         drop((parse::cloned(bytes), parse::values(bytes), parse::holds(bytes), parse::version(bytes)));
         if let Ok(resumable) = parse::resumable(bytes) {
@@ -388,7 +385,7 @@ fn other_output_of_zfs() {
 }
 
 #[test]
-fn certificates() {
+fn certificates_are_parsed_without_panic() {
     let ca = mint_ca("fuzz CA", chrono::Utc::now(), 30).unwrap();
     let also = vec!["alpha.example.org".parse().unwrap()];
     let roles = zsync::model::PeerRole::ALL.into_iter().collect();
@@ -409,7 +406,7 @@ fn certificates() {
 }
 
 #[test]
-fn configurations() {
+fn configurations_are_parsed_without_panic() {
     let mut seeds = Vec::new();
     for file in ["full/server.json", "full/local.json", "fleet/server.json", "two-hosts-tls/beta/local.json"] {
         seeds.push(std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(file)).unwrap());
@@ -422,7 +419,7 @@ fn configurations() {
     });
 }
 
-/// A role hears the first line of the input, and the rest is the rest of the conversation.
+/// Gives a role the first line of the input, and the rest as the rest of the conversation.
 fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     runtime::block_on(async {
         let mut conn = conn(bytes);
@@ -432,12 +429,25 @@ fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     });
 }
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
+/// What a send of a first snapshot with this guid gives.
+fn stream_of_snapshot(guid: u64) -> Vec<u8> {
+    let source = Fake::new(0);
+    // Each dataset takes a guid.
+    for number in 1..guid {
+        source.create(&ds(&format!("tank/{number}")));
+    }
+    let (dataset, name): (DatasetName, SnapName) = (ds("tank/1"), "S_1".parse().unwrap());
+    runtime::block_on(async {
+        source.snapshot(std::slice::from_ref(&dataset), &name).await.unwrap();
+        let spec = SendSpec::Snapshot { dataset, to: name, from: SendFrom::Nothing, flags: SendFlags::PLAIN };
+        let mut stream = Vec::new();
+        source.send(&spec).await.unwrap().data.read_to_end(&mut stream).await.unwrap();
+        stream
+    })
 }
 
 #[test]
-fn conversations_with_a_slave() {
+fn slave_survives_any_conversation() {
     let fake = Fake::new(1);
     fake.create(&ds("pool"));
     fake.create(&ds("pool/other"));
@@ -446,13 +456,12 @@ fn conversations_with_a_slave() {
     let mut fake = Arc::new(fake);
     let mut slave = Arc::new(Slave::new(Arc::clone(&fake), Arc::clone(&local)));
     let mut seeds = corpus("slave-conversations");
-    // One with a stream as the fake understands it.
-    let stream =
-        br#"{"kind":"filesystem","base":null,"snapshots":[{"name":"S_1","guid":"17","createtxg":12,"creation":7}]}"#;
+    // A conversation with a stream that the fake can receive.
+    let stream = &stream_of_snapshot(17);
     let length = u32::try_from(stream.len()).unwrap().to_be_bytes();
     let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
     seeds.push([&seeds[1][..], &length, stream, end].concat());
-    // The same, compressed.
+    // This conversation with a compressed stream.
     let packed = zstd::bulk::compress(stream, 3).unwrap();
     let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
     seeds.push([&seeds[1][..], &length, &packed, end].concat());
@@ -463,7 +472,7 @@ fn conversations_with_a_slave() {
             assert!(call.contains("pool/copy") && !call.contains("pool/copyist"), "{call}");
         }
         count += 1;
-        // What was received is remembered by the fake: a new one, now and then.
+        // The fake keeps what it received, so it is replaced from time to time.
         if count.is_multiple_of(64) {
             let fresh = Fake::new(1);
             fresh.create(&ds("pool"));
@@ -474,7 +483,7 @@ fn conversations_with_a_slave() {
 }
 
 #[test]
-fn conversations_with_an_agent() {
+fn agent_survives_any_conversation() {
     let local = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/off", "enable": false } ] }"#;
     let local = Arc::new(parse_local("f", local).unwrap());
     let set_up = || {
@@ -490,7 +499,7 @@ fn conversations_with_an_agent() {
     let mut count = 0u32;
     fuzz("conversations with an agent", &corpus("orders"), |bytes| {
         let first = bytes.split(|b| *b == b'\n').next().unwrap_or_default();
-        // It would call whoever the input names.
+        // The agent would connect to any address in the input.
         let calls_out =
             serde_json::from_slice::<DirectorsOrder>(first).is_ok_and(|order| order.action == Action::SendSnapshot);
         if !calls_out {

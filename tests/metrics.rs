@@ -1,9 +1,8 @@
-//! What Prometheus gets: names that follow its conventions, values that are true, and examples that name what exists.
+//! Metrics: names that follow Prometheus' conventions, correct values, and examples that use existing metrics.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod fleet;
-mod program;
+mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,8 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chrono::Utc;
-use fleet::Fleet;
-use program::{Place, Running, bare};
+use common::fleet::Fleet;
+use common::program::{Place, Running, bare};
 use zsync::director::{DirectorMetrics, PassMetrics};
 use zsync::server::counters::{AGENT, SLAVE};
 use zsync::server::{Counters, http};
@@ -25,7 +24,7 @@ fn project(path: &str) -> String {
     fs::read_to_string(&file).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The samples of an exposition: name with labels, value.
+/// The samples of an exposition: the value by name and labels.
 fn samples(text: &str) -> BTreeMap<String, f64> {
     let lines = text.lines().filter(|line| !line.starts_with('#'));
     lines
@@ -38,7 +37,7 @@ fn names(text: &str) -> BTreeSet<String> {
     samples(text).keys().map(|name| name.split('{').next().unwrap().to_owned()).collect()
 }
 
-/// After a pass in which one of two destinations got everything, and the other one diverged.
+/// The metrics of a pass in which one of two destinations received everything and the other one diverged.
 fn passed() -> PassMetrics {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
@@ -52,7 +51,7 @@ fn passed() -> PassMetrics {
 }
 
 #[test]
-fn a_pass_is_told_with_what_it_left() {
+fn pass_metrics_describe_its_result() {
     let passed = passed();
     let text = passed.text();
     assert!(text.ends_with("# EOF\n"), "{text}");
@@ -75,11 +74,11 @@ fn a_pass_is_told_with_what_it_left() {
     assert_eq!(newest as i64, row.newest.as_ref().unwrap().creation.timestamp());
     let oldest = found[&format!("zsync_replica_unsent_oldest_timestamp_seconds{{{one},{to}}}")];
     assert_eq!(oldest as i64, row.unsent_since.unwrap().timestamp());
-    // A destination that lacks nothing has no such moment.
+    // A destination that lacks nothing has no such time.
     assert_eq!(found.keys().filter(|name| name.starts_with("zsync_replica_unsent_oldest_")).count(), 1, "{text}");
 }
 
-/// Everything that zsync tells.
+/// All metrics of zsync.
 fn everything() -> String {
     let tally = |names| {
         let tally = Counters::new(names);
@@ -99,25 +98,29 @@ fn named(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn names_follow_the_conventions_and_are_in_the_page() {
-    let told = names(&everything());
-    assert!(told.len() > 20, "{told:?}");
-    for name in &told {
+fn metric_names_follow_conventions_and_are_documented() {
+    let exposed = names(&everything());
+    assert!(exposed.len() > 20, "{exposed:?}");
+    for name in &exposed {
         assert!(name.starts_with("zsync_") && name.chars().all(|c| c.is_ascii_lowercase() || c == '_'), "{name}");
         for unit in ["seconds", "bytes"] {
             let place = name.strip_suffix("_total").unwrap_or(name);
             assert!(!name.contains(unit) || place.ends_with(unit), "the unit comes last in {name}");
         }
     }
-    assert_eq!(named(&project("man/zsync-metrics.7")), told, "zsync-metrics.7 has others than are told");
+    assert_eq!(
+        named(&project("man/zsync-metrics.7")),
+        exposed,
+        "zsync-metrics.7 and the program have different metrics"
+    );
 }
 
 #[test]
-fn examples_name_what_exists() {
-    let told = names(&everything());
+fn examples_use_existing_metrics() {
+    let exposed = names(&everything());
     for file in ["examples/prometheus/zsync.rules.yml", "examples/grafana/zsync.json"] {
         let text = project(file);
-        let unknown: Vec<String> = named(&text).difference(&told).cloned().collect();
+        let unknown: Vec<String> = named(&text).difference(&exposed).cloned().collect();
         assert!(unknown.is_empty(), "{file}: {unknown:?}");
         assert!(named(&text).len() >= 5, "{file}");
     }
@@ -127,7 +130,7 @@ fn examples_name_what_exists() {
             assert!(!named(target["expr"].as_str().unwrap()).is_empty(), "{target}");
         }
     }
-    // Labels that alerts speak of are there, too.
+    // The labels in alerts exist, too.
     let rules = project("examples/prometheus/zsync.rules.yml");
     let everything = everything();
     for label in rules.split("$labels.").skip(1).map(|rest| rest.split(' ').next().unwrap()) {
@@ -138,10 +141,10 @@ fn examples_name_what_exists() {
 
 // --- HTTP.
 
-/// Says something to a server of metrics, and gives its answer.
+/// Sends a request to a metrics server, and gives its response.
 fn asked(address: &str, words: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(program::PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
     stream.write_all(words.as_bytes()).unwrap();
     drop(stream.shutdown(Shutdown::Write));
     let mut answer = String::new();
@@ -150,7 +153,7 @@ fn asked(address: &str, words: &str) -> String {
 }
 
 #[test]
-fn metrics_are_told_by_http_and_nothing_else_is() {
+fn http_serves_metrics_and_nothing_else() {
     let text: http::Text = Arc::new(|| "zsync_build_info 1\n# EOF\n".to_owned());
     let address = runtime::block_on(http::serve("127.0.0.1:0", text)).unwrap();
     let long = format!("GET /metrics HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(9000));
@@ -182,7 +185,7 @@ fn connection_is_closed_while_sixteen_are_open() {
     let request = "GET /metrics HTTP/1.1\r\n\r\n";
     let idle: Vec<_> = (0..16).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let mut refused = TcpStream::connect(&address).unwrap();
-    refused.set_read_timeout(Some(program::PATIENCE)).unwrap();
+    refused.set_read_timeout(Some(common::program::PATIENCE)).unwrap();
     let mut answer = Vec::new();
     drop(refused.read_to_end(&mut answer));
     assert_eq!(answer, b"");
@@ -196,14 +199,14 @@ fn connection_is_closed_while_sixteen_are_open() {
         answer.starts_with("HTTP/1.1 200 OK\r\n")
     };
     while !is_served() {
-        assert!(began.elapsed() < program::PATIENCE, "closed connections still count");
+        assert!(began.elapsed() < common::program::PATIENCE, "closed connections still count");
     }
 }
 
 // --- The program.
 
 #[test]
-fn a_pass_from_cron_writes_its_file_and_is_silent() {
+fn pass_from_cron_writes_metrics_file_silently() {
     let place = Place::new();
     let ended = place.run("director --once --metrics-file {}/zsync.prom");
     assert_eq!((ended.status, ended.stdout.as_str(), ended.stderr.as_str()), (Some(0), "", ""), "{ended:?}");
@@ -215,7 +218,7 @@ fn a_pass_from_cron_writes_its_file_and_is_silent() {
 }
 
 #[test]
-fn an_address_that_is_none_is_refused() {
+fn invalid_metrics_address_is_rejected() {
     let place = Place::new();
     for (arguments, words) in [
         ("agent --metrics beta", "has no port"),
@@ -232,7 +235,7 @@ fn an_address_that_is_none_is_refused() {
 }
 
 #[test]
-fn services_tell_theirs_on_this_machine_only() {
+fn service_metrics_listen_on_loopback_by_default() {
     let place = Place::new();
     for (arguments, name) in [
         ("agent --listen 127.0.0.1:0 --metrics 0", "zsync_agent_orders_running"),

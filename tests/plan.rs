@@ -1,15 +1,19 @@
-//! `zsync plan` as it is typed: the real binary on exported catalogs, compared with what is expected of it.
+//! Runs `zsync plan` on exported catalogs, and compares its output with the expected one.
 //!
-//! Each case has its expected output in `tests/plan/NAME.{txt,json,ndjson}`. With `UPDATE_EXPECTED` in the environment
-//! it is written instead, to be read in the diff. Every JSON is held against its schema in `examples/schema`.
+//! The expected output of a case is in `tests/plan/NAME.{txt,json,ndjson}`. With `UPDATE_EXPECTED` in the environment,
+//! the output is written there instead, for review in the diff. All JSON is validated by its schema in
+//! `examples/schema`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod common;
 
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use common::schema;
 use serde_json::{Value, json};
 
 #[path = "plan/saved.rs"]
@@ -21,10 +25,10 @@ fn project(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// The binary with nothing of the environment, in the folder of the inputs.
+/// The program without an environment, in the folder of the inputs.
 fn zsync(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zsync"));
-    // Neither a zfs program nor a local.json: with --catalog nothing else is to be read.
+    // There is no zfs and no local.json: with --catalog, plan must read nothing else.
     command.env_clear().current_dir(project("tests/plan/input")).stdin(Stdio::null()).arg("plan");
     command.args(["--zfs", "/nonexistent/zfs", "--local", "/nonexistent/local.json", "--hostname", "alpha"]).args(args);
     command
@@ -38,7 +42,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-/// Random parts of the output are blotted out.
+/// Replaces the random parts of the output.
 fn settled(text: &str) -> String {
     let key = "\"OrderUUID\":\"";
     let mut parts = text.split(key);
@@ -49,7 +53,7 @@ fn settled(text: &str) -> String {
     settled
 }
 
-/// `NAME.EXTENSION: status: arguments`. An empty policy or catalog is not given.
+/// Each case is `NAME.EXTENSION: status: arguments`. An empty policy or catalog is omitted.
 struct Case(&'static str, i32, &'static str, &'static str, &'static [&'static str]);
 
 const CASES: &[Case] = &[
@@ -142,7 +146,7 @@ const CASES: &[Case] = &[
 ];
 
 #[test]
-fn each_case_ends_as_expected() {
+fn plan_prints_expected_output_for_each_case() {
     let mut wrong = String::new();
     for Case(name, status, policy, catalog, more) in CASES {
         let mut args = vec!["--config", policy, "--catalog", catalog];
@@ -168,34 +172,27 @@ fn each_case_ends_as_expected() {
     assert!(wrong.is_empty(), "{wrong}");
 }
 
-fn schema(file: &str) -> Value {
-    serde_json::from_str(&fs::read_to_string(project("examples/schema").join(file)).unwrap()).unwrap()
-}
-
-/// Holds values against a schema, or against one of its parts.
+/// Validates documents by a schema, or by one of its parts.
 fn assert_valid<'v>(schema: &Value, part: Option<&str>, what: &str, values: impl IntoIterator<Item = &'v Value>) {
     let mut schema = schema.clone();
     if let Some(part) = part {
         schema = json!({ "$ref": format!("#/$defs/{part}"), "$defs": schema["$defs"] });
     }
-    let validator = jsonschema::options().should_validate_formats(true).build(&schema).unwrap();
     let mut count = 0;
     for value in values {
         count += 1;
-        let problems: Vec<String> =
-            validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-        assert!(problems.is_empty(), "{what}: {problems:#?}\n{value:#}");
+        common::assert_valid(&schema, value);
     }
-    assert!(count > 0, "{what}: nothing was held against the schema");
+    assert!(count > 0, "{what}: nothing was validated");
 }
 
 fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// The expected outputs are what each_case_ends_as_expected compares with.
+/// The expected outputs are those of plan_prints_expected_output_for_each_case.
 #[test]
-fn all_json_is_as_its_schema_says() {
+fn json_output_is_valid_by_its_schema() {
     let plan = schema("plan.schema.json");
     let expected = |file: &str| fs::read_to_string(project("tests/plan").join(file)).unwrap();
     let whole = |file: &str| -> Value { serde_json::from_str(&expected(file)).unwrap() };
@@ -229,9 +226,9 @@ fn all_json_is_as_its_schema_says() {
     }
 }
 
-/// A schema that takes anything would prove nothing.
+/// A schema that accepts everything would prove nothing.
 #[test]
-fn schemas_refuse_what_is_not_so() {
+fn schemas_reject_invalid_documents() {
     let plan = schema("plan.schema.json");
     let text = fs::read_to_string(project("tests/plan/explain.json")).unwrap();
     let good: Value = serde_json::from_str(&text).unwrap();
@@ -253,7 +250,7 @@ fn schemas_refuse_what_is_not_so() {
 }
 
 #[test]
-fn an_exported_catalog_decides_as_the_one_that_it_was_made_from() {
+fn exported_catalog_gives_the_same_plan() {
     let export = |catalog: &str, to: &[&str], input: &str| {
         let mut args = vec!["--config", "server.json", "--catalog", catalog, "--export-catalog"];
         args.extend(to);
@@ -263,7 +260,7 @@ fn an_exported_catalog_decides_as_the_one_that_it_was_made_from() {
         assert!(output.status.success());
         text(&output.stdout)
     };
-    // Without these lines every host counts as listed at the moment of reading, which passes.
+    // Without these lines, every host counts as listed at the time of reading.
     let listed = ["alpha", "beta"].map(|host| format!("{}\n", json!({ "host": host, "observed": NOW })));
     let catalog = fs::read_to_string(project("tests/plan/input/fleet.ndjson")).unwrap() + &listed.concat();
     let first = export("-", &[], &catalog);
@@ -285,9 +282,9 @@ fn an_exported_catalog_decides_as_the_one_that_it_was_made_from() {
     assert!(text(&refused.stderr).contains("cannot write /nonexistent/x"), "{}", text(&refused.stderr));
 }
 
-/// How long it takes is told by the benchmark.
+/// The benchmark measures how long that takes.
 #[test]
-fn a_simulation_of_every_example_keeps_its_promises() {
+fn simulation_of_every_example_keeps_its_promises() {
     for example in ["one-host", "two-hosts", "fleet", "full"] {
         let policy = project("examples").join(example).join("server.json");
         let policy = policy.to_str().unwrap();

@@ -1,130 +1,22 @@
-//! Agent and slave together, over loopback, on pools in memory: what an order leaves behind on both sides.
+//! Runs an agent and a slave over loopback, on pools in memory, and checks what an order leaves on both sides.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod common;
 
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
+use common::pair::Pair;
+use common::{ds, guids, local, order, snap};
 use zsync::agent::Agent;
-use zsync::config::parse_local;
-use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
-use zsync::policy::Local;
-use zsync::server::acceptor::Acceptor;
-use zsync::slave::Slave;
+use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
-use zsync::transport::tcp::Listener;
-use zsync::wire::{CommonBase, DirectorsOrder, Facts, Response};
-use zsync::zfs::fake::Fake;
+use zsync::wire::{CommonBase, DirectorsOrder, Response};
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn snap(text: &str) -> SnapName {
-    text.parse().unwrap()
-}
-
-fn local(text: &str) -> Arc<Local> {
-    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
-}
-
-/// A source host, alpha, and a destination host, beta, whose slave listens on loopback.
-struct Pair {
-    alpha: Fake,
-    beta: Fake,
-    agent: Arc<Agent<Fake>>,
-    slave: String,
-}
-
-impl Pair {
-    fn new() -> Self {
-        Self::with_destination(
-            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"], "append_only": false } ] }"#,
-        )
-    }
-
-    fn with_destination(destination: &str) -> Self {
-        let (alpha, beta) = (Fake::new(1), Fake::new(2));
-        alpha.create(&ds("tank"));
-        alpha.create(&ds("tank/data"));
-        beta.create(&ds("pool"));
-        let source =
-            local(r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "tank/copy", "slave": true } ] }"#);
-        let host: HostName = "alpha".parse().unwrap();
-        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
-        let slave = Arc::new(Slave::new(Arc::new(beta.clone()), local(destination)));
-        let address = runtime::block_on(async {
-            let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.address().unwrap().to_string();
-            let door = Arc::new(Acceptor::new(slave, None));
-            runtime::spawn(async move {
-                let tasks = runtime::Tasks::default();
-                while let Ok(incoming) = listener.accept().await {
-                    door.admit(incoming, &tasks);
-                }
-            });
-            address
-        });
-        Self { alpha, beta, agent, slave: address }
-    }
-
-    fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
-        let (sender, told) = runtime::channel::unbounded();
-        let response = runtime::block_on(self.agent.carry_out(order, sender, Counter::default()));
-        let mut facts = Vec::new();
-        while let Ok(fact) = told.try_recv() {
-            facts.push(fact);
-        }
-        (response, facts)
-    }
-
-    fn take(&self, name: &str) -> Guid {
-        self.alpha.write(&ds("tank/data"), 1000);
-        let order = DirectorsOrder {
-            snapshot_name: name.into(),
-            dest_dataset: "tank/data".into(),
-            ..order(Action::TakeSnapshot)
-        };
-        let (response, facts) = self.carry_out(&order);
-        assert!(response.is_success, "{response:?}");
-        facts[0].taken[0].1.guid
-    }
-
-    fn send_order(&self, guid: Guid) -> DirectorsOrder {
-        DirectorsOrder {
-            destination: "beta".into(),
-            destination_address: Some(self.slave.clone()),
-            snapshot_uuid: vec![guid.uuid().to_string()],
-            dest_dataset: "pool/copy".into(),
-            ..order(Action::SendSnapshot)
-        }
-    }
-
-    fn send(&self, guid: Guid) -> Response {
-        self.carry_out(&self.send_order(guid)).0
-    }
-
-    fn source(&self) -> Vec<Guid> {
-        guids(&self.alpha, "tank/data")
-    }
-
-    fn copy(&self) -> Vec<Guid> {
-        guids(&self.beta, "pool/copy")
-    }
-}
-
-fn guids(fake: &Fake, dataset: &str) -> Vec<Guid> {
-    fake.dataset(&ds(dataset)).map(|d| d.snapshots.iter().map(|s| s.guid).collect()).unwrap_or_default()
-}
-
-fn order(action: Action) -> DirectorsOrder {
-    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7());
-    serde_json::from_str(&text).unwrap()
-}
-
 #[test]
-fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {
+fn first_copy_brings_whole_history_and_leaves_one_hold_and_one_cursor() {
     let pair = Pair::new();
     let (first, second) = (pair.take("S_1"), pair.take("S_2"));
     let response = pair.send(second);
@@ -139,7 +31,7 @@ fn a_first_copy_brings_the_whole_history_and_leaves_one_hold_and_one_cursor() {
 }
 
 #[test]
-fn estimates_say_what_an_order_would_do_and_do_nothing() {
+fn estimate_tells_size_of_order_and_changes_nothing() {
     let pair = Pair::new();
     let (first, second, third) = (pair.take("S_1"), pair.take("S_2"), pair.take("S_3"));
     runtime::block_on(pair.alpha.hold("mine", &ds("tank/data"), &[snap("S_2")])).unwrap();
@@ -152,7 +44,7 @@ fn estimates_say_what_an_order_would_do_and_do_nothing() {
         assert!(response.is_success && facts.is_empty(), "{response:?} {facts:?}");
         response.estimate
     };
-    // Each snapshot has 1000 bytes, the first one what the dataset was made with, too.
+    // Each snapshot has 1000 bytes. The first one also has what the dataset was created with.
     let whole = send(None, first).unwrap();
     assert!(whole >= 1000);
     assert_eq!(send(None, third), Some(whole + 2000));
@@ -168,7 +60,7 @@ fn estimates_say_what_an_order_would_do_and_do_nothing() {
     assert_eq!((response.is_success, response.estimate), (true, Some(whole)), "{response:?}");
     assert!(response.error.contains("tank/data@S_2 stays: it is held"), "{}", response.error);
     assert!(response.error.contains("tank/data@S_3 stays: it is the newest of its dataset"), "{}", response.error);
-    // What local.json does not let orders do, it does not let them ask either.
+    // local.json denies an estimate to whoever may not give the order itself.
     for refused in [
         destroy(&[first], "tank"),
         pair.carry_out(&DirectorsOrder {
@@ -185,7 +77,7 @@ fn estimates_say_what_an_order_would_do_and_do_nothing() {
 }
 
 #[test]
-fn an_increment_moves_hold_and_cursor_on() {
+fn increment_moves_hold_and_cursor() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -201,7 +93,7 @@ fn an_increment_moves_hold_and_cursor_on() {
 }
 
 #[test]
-fn the_cursor_carries_on_where_the_common_snapshot_was_pruned_on_the_source() {
+fn send_continues_from_cursor_if_common_snapshot_was_pruned() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -213,7 +105,7 @@ fn the_cursor_carries_on_where_the_common_snapshot_was_pruned_on_the_source() {
 }
 
 #[test]
-fn a_failed_receive_changes_nothing_there_and_the_next_order_succeeds() {
+fn failed_receive_changes_nothing_and_next_order_succeeds() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.beta.fail_next("receive", ErrorKind::NoSpace, "cannot receive new filesystem stream: out of space");
@@ -223,11 +115,11 @@ fn a_failed_receive_changes_nothing_there_and_the_next_order_succeeds() {
     assert!(pair.copy().is_empty());
     assert!(pair.send(first).is_success);
     assert_eq!(pair.copy(), [first]);
-    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")).is_empty(), "the leftover hold of the first attempt");
+    assert!(pair.alpha.tags(&ds("tank/data"), &snap("S_1")).is_empty(), "the hold of the first attempt is released");
 }
 
 #[test]
-fn a_destination_with_snapshots_of_its_own_is_left_alone_and_shown() {
+fn diverged_destination_is_left_alone_and_reported() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -244,7 +136,7 @@ fn a_destination_with_snapshots_of_its_own_is_left_alone_and_shown() {
 }
 
 #[test]
-fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it() {
+fn written_destination_is_rolled_back_only_if_order_allows_it() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.send(first);
@@ -258,7 +150,7 @@ fn a_destination_that_was_written_to_is_rolled_back_only_if_the_order_allows_it(
 }
 
 #[test]
-fn what_receives_loses_nothing_unless_its_own_host_says_so() {
+fn append_only_destination_loses_nothing() {
     let open = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
     let refused = |response: &Response| {
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
@@ -269,19 +161,19 @@ fn what_receives_loses_nothing_unless_its_own_host_says_so() {
     assert!(pair.send(first).is_success);
     let second = pair.take("S_2");
     assert!(pair.send(second).is_success);
-    // Written to: not rolled back.
+    // The destination was written to: it is not rolled back.
     pair.beta.write(&ds("pool/copy"), 10);
     let third = pair.take("S_3");
     let rollback = |guid| DirectorsOrder { rollback_if_needed: true, ..pair.send_order(guid) };
     refused(&pair.carry_out(&rollback(third)).0);
-    // Pruned by nobody.
+    // Nobody may prune it.
     let beta = Agent::new("beta".parse().unwrap(), Arc::new(pair.beta.clone()), local(open));
     let record = format!("{}:pool/copy@S_1", first.uuid());
     let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
-    let (facts, _told) = runtime::channel::unbounded();
+    let (facts, _received) = runtime::channel::unbounded();
     refused(&runtime::block_on(beta.carry_out(&destroy, facts, Counter::default())));
     assert_eq!(pair.copy(), [first, second]);
-    // Without a snapshot: not replaced.
+    // A destination without snapshots is not replaced.
     let pair = Pair::with_destination(open);
     pair.beta.create(&ds("pool/copy"));
     let order = DirectorsOrder { rollback_if_needed: true, ..pair.send_order(pair.take("S_1")) };
@@ -290,7 +182,7 @@ fn what_receives_loses_nothing_unless_its_own_host_says_so() {
 }
 
 #[test]
-fn an_existing_dataset_without_snapshots_is_not_overwritten() {
+fn dataset_without_snapshots_is_not_overwritten() {
     let pair = Pair::new();
     pair.beta.create(&ds("pool/copy"));
     let first = pair.take("S_1");
@@ -301,7 +193,7 @@ fn an_existing_dataset_without_snapshots_is_not_overwritten() {
 }
 
 #[test]
-fn a_dataset_that_is_not_open_is_refused_with_the_way_out() {
+fn receive_into_closed_dataset_is_refused_with_hint() {
     for (local, words) in [
         (r#"{ "local_datasets": [ { "name": "pool/other", "slave": true } ] }"#, "is not listed"),
         (r#"{ "local_datasets": [ { "name": "pool/copy", "slave": false } ] }"#, "not open for receiving"),
@@ -318,7 +210,7 @@ fn a_dataset_that_is_not_open_is_refused_with_the_way_out() {
 }
 
 #[test]
-fn a_slave_that_is_down_is_out_of_reach_and_may_be_tried_again() {
+fn send_to_unreachable_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let order = DirectorsOrder { destination_address: Some("127.0.0.1:1".into()), ..pair.send_order(first) };
@@ -327,7 +219,7 @@ fn a_slave_that_is_down_is_out_of_reach_and_may_be_tried_again() {
 }
 
 #[test]
-fn a_copy_within_one_host_needs_no_slave() {
+fn local_copy_needs_no_slave() {
     let pair = Pair::new();
     pair.alpha.create(&ds("tank"));
     let first = pair.take("S_1");
@@ -340,7 +232,7 @@ fn a_copy_within_one_host_needs_no_slave() {
 }
 
 #[test]
-fn an_agent_destroys_only_what_is_safe_to_destroy() {
+fn destroy_spares_held_cloned_unsent_and_newest_snapshots() {
     let pair = Pair::new();
     let guids: Vec<Guid> = (1..=6).map(|n| pair.take(&format!("S_{n}"))).collect();
     pair.send(guids[3]);
@@ -357,10 +249,10 @@ fn an_agent_destroys_only_what_is_safe_to_destroy() {
     };
     let (response, facts) = pair.carry_out(&order);
     assert!(response.is_success, "{response:?}");
-    // S_1 is held, S_2 has a clone, S_5 is not on beta yet, S_6 is the newest; S_4 is common, but its cursor remains.
+    // S_1 is held, S_2 has a clone, beta lacks S_5, S_6 is the newest. S_4 is common, but its cursor stays.
     assert_eq!(pair.source(), [guids[0], guids[1], guids[4], guids[5]], "{}", response.error);
-    let told: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
-    assert_eq!(told, [guids[2], guids[3]]);
+    let reported: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
+    assert_eq!(reported, [guids[2], guids[3]]);
     for words in
         ["S_1 stays: it is held", "S_2 stays: it has clones", "S_5 stays: beta does not have it yet", "S_6 stays"]
     {
@@ -369,7 +261,7 @@ fn an_agent_destroys_only_what_is_safe_to_destroy() {
 }
 
 #[test]
-fn a_destroy_names_what_it_means_or_nothing_goes() {
+fn destroy_spares_renamed_snapshot() {
     let pair = Pair::new();
     let (first, _) = (pair.take("S_1"), pair.take("S_2"));
     let records = vec![format!("{}:tank/data@S_other", first.uuid())];
@@ -380,7 +272,7 @@ fn a_destroy_names_what_it_means_or_nothing_goes() {
 }
 
 #[test]
-fn nothing_written_makes_a_mark_instead_of_a_snapshot() {
+fn take_of_unwritten_dataset_leaves_mark_instead_of_snapshot() {
     let pair = Pair::new();
     pair.alpha.set_now(DateTime::<Utc>::UNIX_EPOCH);
     pair.take("S_1");
@@ -397,7 +289,7 @@ fn nothing_written_makes_a_mark_instead_of_a_snapshot() {
 }
 
 #[test]
-fn a_repeated_take_is_not_a_second_snapshot() {
+fn repeated_take_makes_no_second_snapshot() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     assert_eq!(pair.take("S_1"), first);
@@ -405,7 +297,7 @@ fn a_repeated_take_is_not_a_second_snapshot() {
 }
 
 #[test]
-fn what_may_pass_is_tried_again_and_what_may_not_is_told_at_once() {
+fn temporary_failure_is_retried_and_lasting_one_reported_at_once() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let patient = DirectorsOrder { retry_for: Some(20), ..pair.send_order(first) };
@@ -425,7 +317,7 @@ fn what_may_pass_is_tried_again_and_what_may_not_is_told_at_once() {
 }
 
 #[test]
-fn an_order_of_a_newer_protocol_is_refused() {
+fn order_of_newer_protocol_is_refused() {
     let pair = Pair::new();
     let newer = DirectorsOrder { protocol: 99, ..order(Action::KvResync) };
     let (response, _) = pair.carry_out(&newer);
@@ -435,7 +327,7 @@ fn an_order_of_a_newer_protocol_is_refused() {
 
 // --- Destinations that cannot take the next stream.
 
-/// A pair whose destination has gone its own way after the first snapshot.
+/// A pair whose destination diverged after the first snapshot.
 fn diverged() -> (Pair, Guid) {
     let pair = Pair::new();
     let first = pair.take("S_1");
@@ -455,7 +347,7 @@ fn allowed(pair: &Pair, guid: Guid, keys: &str) -> Response {
 }
 
 #[test]
-fn snapshots_of_the_destinations_own_go_only_if_the_order_says_so_twice() {
+fn rollback_destroys_snapshots_only_if_order_allows_both() {
     let (pair, second) = diverged();
     let before = pair.copy();
     for keys in ["", "RollbackIfNeeded=true", "RollbackMayDestroy=true"] {
@@ -473,7 +365,7 @@ fn snapshots_of_the_destinations_own_go_only_if_the_order_says_so_twice() {
 }
 
 #[test]
-fn a_rollback_destroys_nothing_that_is_held_there_and_then_nothing_at_all() {
+fn rollback_over_held_snapshot_destroys_nothing() {
     let (pair, second) = diverged();
     runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs-too"))).unwrap();
     runtime::block_on(pair.beta.hold("mine", &ds("pool/copy"), &[snap("theirs")])).unwrap();
@@ -481,11 +373,15 @@ fn a_rollback_destroys_nothing_that_is_held_there_and_then_nothing_at_all() {
     let response = allowed(&pair, second, "RollbackIfNeeded=true RollbackMayDestroy=true");
     assert!(!response.is_success && response.error.contains("pool/copy@theirs is held"), "{response:?}");
     assert_eq!(pair.copy(), before);
-    assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")), ["zsync:from:alpha"], "never without a hold");
+    assert_eq!(
+        pair.beta.tags(&ds("pool/copy"), &snap("S_1")),
+        ["zsync:from:alpha"],
+        "the common snapshot always has a hold"
+    );
 }
 
 #[test]
-fn a_diverged_destination_is_set_aside_and_copied_anew() {
+fn diverged_destination_is_set_aside_and_copied_again() {
     let (pair, second) = diverged();
     let before = pair.copy();
     let response = allowed(&pair, second, "OnDivergence=set_aside");
@@ -500,7 +396,7 @@ fn a_diverged_destination_is_set_aside_and_copied_anew() {
 }
 
 #[test]
-fn what_is_append_only_is_not_rolled_back_and_set_aside_only_to_where_it_is_as_safe() {
+fn append_only_destination_is_set_aside_only_within_append_only_entry() {
     for (above, is_set_aside) in [("", true), (r#", { "name": "pool" }"#, false)] {
         let destination = format!(r#"{{ "local_datasets": [ {{ "name": "pool/copy", "slave": true }} {above} ] }}"#);
         let pair = Pair::with_destination(&destination);
@@ -519,7 +415,7 @@ fn what_is_append_only_is_not_rolled_back_and_set_aside_only_to_where_it_is_as_s
 }
 
 #[test]
-fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
+fn copy_follows_no_source_without_proof_of_its_rename() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
@@ -527,7 +423,7 @@ fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
     let second = pair.take("S_2");
     let from =
         |source: &str| format!(r#"RenamedFrom={{"Dataset":"pool/old","SourceDataset":"{source}","Guid":"{first}"}}"#);
-    // No bookmark tells that it was ever sent to pool/old.
+    // No bookmark proves that it was ever sent to pool/old.
     let response = allowed(&pair, second, &from("tank/was"));
     assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
     assert!(response.error.contains("copied anew"), "{response:?}");
@@ -535,7 +431,7 @@ fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
 }
 
 #[test]
-fn a_cursors_name_on_another_snapshots_bookmark_is_an_error() {
+fn cursor_name_taken_by_other_bookmark_is_an_error() {
     let pair = Pair::new();
     let (first, second) = (pair.take("S_1"), pair.take("S_2"));
     let cursor = snap(&format!("zsync:beta:pool:copy:{:016x}", second.0));
@@ -543,11 +439,11 @@ fn a_cursors_name_on_another_snapshots_bookmark_is_an_error() {
     runtime::block_on(pair.alpha.bookmark(&ds("tank/data"), &named, &cursor)).unwrap();
     let response = pair.send(second);
     assert!(!response.is_success && response.error.contains("bookmark exists"), "{response:?}");
-    assert_eq!(pair.copy(), pair.source(), "what arrived is there");
+    assert_eq!(pair.copy(), pair.source(), "the snapshot has arrived");
 }
 
 #[test]
-fn holds_for_places_that_are_no_destinations_any_more_are_released() {
+fn send_releases_holds_of_former_destinations() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for tag in ["zsync:to:gamma:pool/gone", "zsync:to:delta:pool/other", "mine"] {
@@ -559,7 +455,7 @@ fn holds_for_places_that_are_no_destinations_any_more_are_released() {
 }
 
 #[test]
-fn a_clone_arrives_as_one_where_its_origin_is_and_else_whole() {
+fn clone_arrives_as_clone_if_origin_is_there_and_else_in_full() {
     for (origin, expected) in [("pool/copy/data", true), ("pool/copy/nowhere", false)] {
         let pair = Pair::new();
         let first = pair.take("S_1");
@@ -583,19 +479,19 @@ fn a_clone_arrives_as_one_where_its_origin_is_and_else_whole() {
         assert!(response.is_success, "{response:?}");
         let there = pair.beta.dataset(&ds("pool/copy/clone")).unwrap();
         assert_eq!(there.snapshots.len(), 1);
-        let told = there.origin.map(|origin| origin.dataset);
-        assert_eq!(told, expected.then(|| ds(origin)));
+        let reported = there.origin.map(|origin| origin.dataset);
+        assert_eq!(reported, expected.then(|| ds(origin)));
     }
 }
 
 #[test]
-fn a_copy_keeps_the_flags_that_it_was_made_with() {
+fn increment_keeps_send_flags_of_first_copy() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
     let own = pair.beta.dataset(&ds("pool/copy")).unwrap();
     assert_eq!(own.flags.unwrap().to_string(), "Lec");
-    // The source is another dataset by now, with the same snapshots, and encrypted.
+    // An encrypted dataset with the same snapshots has taken the place of the source.
     pair.alpha.encrypt(&ds("tank/data"));
     let second = pair.take("S_2");
     let response = pair.send(second);
@@ -610,7 +506,7 @@ fn a_copy_keeps_the_flags_that_it_was_made_with() {
 }
 
 #[test]
-fn properties_travel_only_where_the_receiver_asks_for_them() {
+fn properties_are_sent_only_if_receiver_asks() {
     let destination = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true,
         "properties": { "include": ["compression", "set*"], "override": { "atime": "off" } } } ] }"#;
     let pair = Pair::with_destination(destination);
@@ -620,6 +516,7 @@ fn properties_travel_only_where_the_receiver_asks_for_them() {
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
     let set = runtime::block_on(pair.beta.properties(&ds("pool/copy"))).unwrap();
-    let told: Vec<String> = set.iter().filter(|(n, _)| *n != "zsync:flags").map(|(n, v)| format!("{n}={v}")).collect();
-    assert_eq!(told, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
+    let reported: Vec<String> =
+        set.iter().filter(|(n, _)| *n != "zsync:flags").map(|(n, v)| format!("{n}={v}")).collect();
+    assert_eq!(reported, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
 }

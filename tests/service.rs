@@ -1,9 +1,9 @@
-//! The program under a service manager: what it tells it, sockets that it is handed, signals, the log's forms; and one
-//! pass from cron. A datagram socket stands in for systemd, a shell script for `zfs`.
+//! The program under a service manager: notifications, inherited sockets, signals and log formats; and single passes as
+//! from cron. A datagram socket stands in for systemd, a shell script for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod program;
+mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,10 +13,11 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use program::{LOCAL, PATIENCE, POLICY, Place, Running, ZFS, ended};
+use common::PATIENCE;
+use common::program::{LOCAL, POLICY, Place, Running, ZFS, ended};
 use serde_json::Value;
 
-/// What a service tells, message by message.
+/// The service manager, which receives the notifications of a service.
 struct Manager {
     socket: UnixDatagram,
     path: String,
@@ -30,12 +31,15 @@ impl Manager {
         Self { socket, path }
     }
 
-    /// Waits for a message with these words, and gives it.
+    /// Waits for a notification with these words, and gives it.
     #[track_caller]
-    fn told(&self, words: &str) -> String {
+    fn wait_for(&self, words: &str) -> String {
         let mut buffer = [0; 4096];
         loop {
-            let read = self.socket.recv(&mut buffer).unwrap_or_else(|e| panic!("nobody tells {words:?}: {e}"));
+            let read = self
+                .socket
+                .recv(&mut buffer)
+                .unwrap_or_else(|e| panic!("there is no notification with {words:?}: {e}"));
             let text = String::from_utf8_lossy(&buffer[..read]).into_owned();
             if text.contains(words) {
                 return text;
@@ -48,16 +52,16 @@ fn signal(running: &Running, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(&running.child), signal).unwrap();
 }
 
-/// Gives an agent an order; its answer is the last line.
+/// Gives an agent an order; the last line is its response.
 fn order(address: &str, order: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(order.as_bytes()).unwrap();
     stream.shutdown(Shutdown::Write).unwrap();
-    let last = BufReader::new(stream).lines().map_while(Result::ok).last().expect("an answer");
+    let last = BufReader::new(stream).lines().map_while(Result::ok).last().expect("a response");
     serde_json::from_str(&last).unwrap_or_else(|error| panic!("{error} in {last}"))
 }
 
-/// Orders are known by their UUID: each is another one.
+/// Each order has its own UUID, because agents recognise repeated orders by it.
 fn uuid() -> uuid::Uuid {
     uuid::Uuid::now_v7()
 }
@@ -77,13 +81,13 @@ fn listens(running: &mut Running) -> String {
     running.seen.last().unwrap().rsplit(' ').next().unwrap().to_owned()
 }
 
-/// Whether a process is still there; one that ended and was not waited for is not.
+/// Whether a process runs. A zombie does not.
 fn is_alive(pid: &str) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap().trim_start().starts_with('Z'))
 }
 
-/// A `zfs` whose listings take for ever; each notes its process in the file `pids`.
+/// Installs a `zfs` whose listings never end. Each one writes its process id to the file `pids`.
 fn slow_zfs(place: &Place) {
     let script = format!("[ \"$*\" = version ] || {{ echo $$ >>{}; exec sleep 60; }}", place.path("pids"));
     place.zfs(&ZFS.replace("#!/bin/sh\n", &format!("#!/bin/sh\n{script}\n")));
@@ -94,17 +98,17 @@ fn nothing_is_left(place: &Place) {
     let pids = fs::read_to_string(place.path("pids")).unwrap();
     let end = Instant::now() + Duration::from_secs(5);
     for pid in pids.lines() {
-        // It was killed; how soon it is gone is the kernel's affair.
+        // The kernel takes a moment to end a killed process.
         while is_alive(pid) {
             let shown = || fs::read_to_string(format!("/proc/{pid}/stat"));
-            assert!(Instant::now() < end, "process {pid} is left: {:?}", shown());
+            assert!(Instant::now() < end, "process {pid} still runs: {:?}", shown());
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
 
 #[test]
-fn the_service_manager_is_told_of_start_reload_and_end() {
+fn service_notifies_systemd_of_start_reload_and_stop() {
     let place = Place::new();
     let manager = Manager::new(&place);
     for subcommand in ["agent --listen 127.0.0.1:0", "slave --listen 127.0.0.1:0", "director --interval 1h"] {
@@ -112,28 +116,28 @@ fn the_service_manager_is_told_of_start_reload_and_end() {
         let mut command = place.command(subcommand);
         command.env("NOTIFY_SOCKET", &manager.path).env("WATCHDOG_USEC", "200000");
         let running = Running::start(&mut command);
-        let ready = manager.told("READY=1");
+        let ready = manager.wait_for("READY=1");
         assert!(ready.contains("STATUS="), "{ready}");
-        manager.told("WATCHDOG=1");
-        manager.told("WATCHDOG=1");
+        manager.wait_for("WATCHDOG=1");
+        manager.wait_for("WATCHDOG=1");
         signal(&running, rustix::process::Signal::HUP);
-        assert!(manager.told("RELOADING=1").contains("MONOTONIC_USEC="));
-        let well = manager.told("READY=1");
+        assert!(manager.wait_for("RELOADING=1").contains("MONOTONIC_USEC="));
+        let well = manager.wait_for("READY=1");
         assert!(!well.contains("wrong") && !well.contains("stays"), "{well}");
         place.write("local.json", "{ \"local_datasets\": [ { \"nam\": 1 } ] }");
         signal(&running, rustix::process::Signal::HUP);
-        manager.told("RELOADING=1");
-        let refused = manager.told("READY=1");
+        manager.wait_for("RELOADING=1");
+        let refused = manager.wait_for("READY=1");
         assert!(refused.contains("local.json:1:") && refused.lines().count() == 2, "{subcommand}: {refused}");
         assert_eq!(running.stop(), Some(0), "{subcommand}");
         if !subcommand.starts_with("director") {
-            manager.told("STOPPING=1");
+            manager.wait_for("STOPPING=1");
         }
     }
 }
 
 #[test]
-fn a_good_configuration_is_taken_over_on_sighup_and_a_bad_one_refused() {
+fn sighup_applies_valid_configuration_and_rejects_invalid_one() {
     let place = Place::new();
     let mut running = Running::start(&mut place.command("agent --listen 127.0.0.1:0"));
     let address = listens(&mut running);
@@ -149,17 +153,17 @@ fn a_good_configuration_is_taken_over_on_sighup_and_a_bad_one_refused() {
         signal(&running, rustix::process::Signal::HUP);
         running.wait_for("stays in force", 1);
         assert!(running.seen.iter().any(|line| line.contains("stays in force") && line.contains(words)));
-        assert!(!refusal("tank/other").contains("is not listed"), "the one before it stays in force");
+        assert!(!refusal("tank/other").contains("is not listed"), "the former configuration stays in force");
     }
     place.write("local.json", "{ \"listen\": \"127.0.0.1:4\", \"local_datasets\": [ { \"name\": \"tank/other\" } ] }");
     signal(&running, rustix::process::Signal::HUP);
     running.wait_for("reloaded the configuration", 1);
-    assert_eq!(running.count("until it is restarted"), 0, "--listen counts, whatever the file says");
+    assert_eq!(running.count("takes effect after a restart"), 0, "--listen overrides the file");
     assert_eq!(running.stop(), Some(0));
 }
 
 #[test]
-fn a_director_makes_a_pass_at_once_on_sighup() {
+fn sighup_starts_pass_at_once() {
     let place = Place::new();
     let mut running = Running::start(&mut place.command("director --interval 1h --log debug"));
     running.wait_for("the pass took", 1);
@@ -174,7 +178,7 @@ fn a_director_makes_a_pass_at_once_on_sighup() {
 }
 
 #[test]
-fn a_socket_of_the_service_manager_is_served() {
+fn agent_serves_socket_of_service_manager() {
     let place = Place::new();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
@@ -191,7 +195,7 @@ fn a_socket_of_the_service_manager_is_served() {
     assert_eq!(listens(&mut running), address);
     assert_eq!(order(&address, &resync())["IsSuccess"], true);
     assert_eq!(running.stop(), Some(0));
-    // Not a socket, and more than one.
+    // Something that is not a socket, and two sockets.
     for (count, words) in [("1", "no socket"), ("2", "one is wanted")] {
         let mut command = Command::new("/bin/sh");
         let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\" 3</dev/null 4</dev/null");
@@ -202,9 +206,9 @@ fn a_socket_of_the_service_manager_is_served() {
 }
 
 #[test]
-fn what_is_under_way_may_end_after_sigterm() {
+fn running_order_may_finish_after_sigterm() {
     let place = Place::new();
-    // The listing waits until the process was asked to end.
+    // The listing ends only after SIGTERM.
     let open = place.path("open");
     let wait = format!("#!/bin/sh\n[ \"$*\" = version ] || until [ -e {open} ]; do sleep 0.02; done\n");
     place.zfs(&ZFS.replace("#!/bin/sh\n", &wait));
@@ -222,14 +226,14 @@ fn what_is_under_way_may_end_after_sigterm() {
         std::thread::sleep(std::time::Duration::from_millis(20));
         TcpStream::connect(&address).is_err()
     };
-    assert!((0..500).any(closed), "nobody else gets in");
+    assert!((0..500).any(closed), "new connections are refused");
     fs::write(open, "").unwrap();
-    assert_eq!(asking.join().unwrap()["IsSuccess"], true, "what was under way ended well");
+    assert_eq!(asking.join().unwrap()["IsSuccess"], true, "the running order has succeeded");
     assert_eq!(running.stop(), Some(0));
 }
 
 #[test]
-fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
+fn running_order_is_aborted_after_grace_and_leaves_no_process() {
     let place = Place::new();
     slow_zfs(&place);
     for (subcommand, words) in [
@@ -251,7 +255,7 @@ fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
         assert!(asked.elapsed() < Duration::from_secs(8), "{:?}", asked.elapsed());
         nothing_is_left(&place);
     }
-    // Who is asked twice does not wait.
+    // A second signal ends the program at once.
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1h --log debug"));
     running.wait_for("runs", 3);
     signal(&running, rustix::process::Signal::INT);
@@ -261,7 +265,7 @@ fn what_takes_too_long_after_sigterm_is_broken_off_and_leaves_no_process() {
 }
 
 #[test]
-fn every_line_of_a_json_log_is_json() {
+fn json_log_has_json_on_every_line() {
     let place = Place::new();
     let mut running = Running::start(&mut place.command("agent --listen 127.0.0.1:0 --log debug --log-format json"));
     running.wait_for("listens on 127.0.0.1", 1);
@@ -272,7 +276,7 @@ fn every_line_of_a_json_log_is_json() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error} in {line}"));
     }
     assert_eq!(running.stop(), Some(0));
-    // What ends it too, however many lines that has.
+    // The fatal error is JSON as well, even if it has several lines.
     place.write("local.json", "{ \"local_datasets\": [ { \"nam\": 1 }, { \"nam\": 2 } ] }");
     let ended = place.run("agent --log-format json");
     assert_eq!(ended.status, Some(2));
@@ -281,7 +285,7 @@ fn every_line_of_a_json_log_is_json() {
 }
 
 #[test]
-fn the_journal_gets_priorities_and_no_time() {
+fn journal_gets_priorities_and_no_time() {
     let place = Place::new();
     let script = "JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec \"$@\"";
     let agent = place.command("agent --listen 127.0.0.1:0");
@@ -297,17 +301,17 @@ fn the_journal_gets_priorities_and_no_time() {
 // --- From cron.
 
 #[test]
-fn a_pass_makes_way_for_one_that_has_not_ended() {
+fn pass_makes_way_for_running_one() {
     let place = Place::new();
     slow_zfs(&place);
     let mut first = Running::start(&mut place.command("director --once --log debug --grace 0s"));
     first.wait_for("runs", 3);
     let second = place.run("director --once");
     assert_eq!((second.status, second.stdout.as_str(), second.stderr.as_str()), (Some(0), "", ""));
-    let told = place.run("director --once --verbose");
-    assert_eq!(told.status, Some(0), "{told:?}");
-    told.says(&[&format!("process {}", first.child.id()), "makes way"]);
-    // Asked to end, it says what is missing.
+    let second = place.run("director --once --verbose");
+    assert_eq!(second.status, Some(0), "{second:?}");
+    second.says(&[&format!("process {}", first.child.id()), "makes way"]);
+    // On SIGTERM, the pass reports what is missing.
     signal(&first, rustix::process::Signal::TERM);
     first.wait_for("ended by SIGTERM", 1);
     assert_eq!(first.stop(), Some(1));
@@ -315,7 +319,7 @@ fn a_pass_makes_way_for_one_that_has_not_ended() {
 }
 
 #[test]
-fn a_pass_ends_within_its_time_and_says_what_is_missing() {
+fn pass_ends_at_timeout_and_reports_missing_parts() {
     let place = Place::new();
     slow_zfs(&place);
     let began = Instant::now();
@@ -328,7 +332,7 @@ fn a_pass_ends_within_its_time_and_says_what_is_missing() {
 }
 
 #[test]
-fn an_order_that_takes_too_long_is_named_and_remembered() {
+fn order_that_exceeds_timeout_is_reported_and_recorded() {
     let place = Place::new();
     place.policy(&POLICY.replace("@yearly", "* * * * *").replace("tank/data", "tank/slow"));
     place.write("local.json", &LOCAL.replace("tank/data", "tank/slow"));

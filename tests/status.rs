@@ -1,25 +1,25 @@
-//! `zsync status`: what it finds out about a fleet on pools in memory, with a real catalog; and the program itself.
+//! `zsync status` of a fleet on pools in memory with an embedded catalog; and the program itself.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod fleet;
-mod program;
+mod common;
 
 use std::fs;
 use std::io::Read;
-use std::path::Path;
 use std::process::Stdio;
 
 use chrono::Utc;
-use fleet::{Fleet, ago, ds};
-use program::{PATIENCE, Place, TWO_HOSTS, ended};
+use common::PATIENCE;
+use common::fleet::{Fleet, ago};
+use common::program::{Place, TWO_HOSTS, ended};
+use common::{ds, schema};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
 use zsync::commands::status::{Status, StatusSettings, as_lines, as_text};
 use zsync::fleet::live_status::{LiveStatus, RunningTransfer};
 use zsync::model::Action;
 
-/// Of a fleet, held against the schema.
+/// The status of a fleet, validated by the schema.
 #[track_caller]
 fn status(fleet: &Fleet) -> Status {
     status_of(fleet, &fleet.settings())
@@ -32,26 +32,14 @@ fn status_of(fleet: &Fleet, settings: &StatusSettings) -> Status {
     status
 }
 
-fn schema() -> Value {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schema/status.schema.json");
-    serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap()
-}
-
-#[track_caller]
-fn assert_is(schema: &Value, value: &Value) {
-    let validator = jsonschema::options().should_validate_formats(true).build(schema).unwrap();
-    let problems: Vec<String> = validator.iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect();
-    assert!(problems.is_empty(), "{problems:#?}\n{value:#}");
-}
-
-/// As a document and line by line.
+/// Validates a status as a document and line by line.
 #[track_caller]
 fn assert_valid(status: &Status) {
-    let schema = schema();
-    assert_is(&schema, &serde_json::to_value(status).unwrap());
+    let schema = schema("status.schema.json");
+    common::assert_valid(&schema, &serde_json::to_value(status).unwrap());
     let line = json!({ "$ref": "#/$defs/line", "$defs": schema["$defs"] });
     for text in as_lines(status).lines() {
-        assert_is(&line, &serde_json::from_str(text).unwrap());
+        common::assert_valid(&line, &serde_json::from_str(text).unwrap());
     }
 }
 
@@ -60,7 +48,7 @@ fn row<'s>(status: &'s Status, dataset: &str) -> &'s Row {
 }
 
 #[test]
-fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
+fn status_shows_lag_in_snapshots_time_and_bytes() {
     let fleet = Fleet::new();
     let first = fleet.take("tank/one", 300);
     fleet.take("tank/two", 300);
@@ -72,7 +60,7 @@ fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
         assert!(row.findings.is_empty() && row.replica == row.newest, "{row:?}");
     }
     assert!(status.errors.is_empty() && status.health.hosts.iter().all(|h| h.unseen.is_none()), "{status:?}");
-    // Of what nobody has told the catalog: it is asked of the hosts.
+    // The catalog does not know these: status lists the hosts.
     fleet.take("tank/one", 185);
     let newest = fleet.take("tank/one", 125);
     let status = self::status(&fleet);
@@ -91,7 +79,7 @@ fn what_a_destination_lacks_is_told_in_snapshots_time_and_bytes() {
 }
 
 #[test]
-fn looking_asks_and_changes_nothing() {
+fn status_changes_nothing() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     fleet.pass();
@@ -105,7 +93,7 @@ fn looking_asks_and_changes_nothing() {
 }
 
 #[test]
-fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
+fn status_shows_unreachable_host_as_last_seen() {
     let mut fleet = Fleet::new();
     fleet.take("tank/one", 300);
     assert!(fleet.pass().is_success());
@@ -123,14 +111,14 @@ fn a_host_out_of_reach_is_shown_as_it_was_seen_last() {
         "{}",
         as_text(&status, None)
     );
-    // Agents left alone, nothing is known of that, nor of bytes.
+    // Offline, the reachability and the unsent bytes are unknown.
     let offline = status_of(&fleet, &StatusSettings { offline: true, ..fleet.settings() });
     assert!(offline.health.hosts.iter().all(|h| h.unseen.is_none()), "{offline:?}");
     assert_eq!((row(&offline, "tank/one").behind, row(&offline, "tank/one").unsent_bytes), (Some(1), None));
 }
 
 #[test]
-fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
+fn status_shows_diverged_destination_with_failed_order() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     assert!(fleet.pass().is_success());
@@ -149,10 +137,10 @@ fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
     let text = as_text(&status, Some(100));
     assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
     assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
-    // Only what is about what was asked for.
+    // The filter applies to errors and rows.
     let other = status_of(&fleet, &StatusSettings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
-    // What has gone well since is no error any more.
+    // An order that succeeded since is no error any more.
     let names = ["by-hand".parse().unwrap()];
     fleet.beta.destroy_by_hand(&ds("pool/one"), &names);
     assert!(fleet.pass().is_success());
@@ -160,7 +148,7 @@ fn a_destination_that_went_its_own_way_is_told_with_the_order_that_failed() {
 }
 
 #[test]
-fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
+fn status_shows_running_transfer_until_its_pass_is_gone() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);
     fleet.pass();
@@ -184,7 +172,7 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
     let line = text.lines().find(|line| line.starts_with("send alpha:tank/one to beta:pool/one")).unwrap();
     assert_eq!(line.split_whitespace().skip(4).collect::<Vec<_>>(), ["1.00M", "4.00M", "102K/s", "30s"], "{line}");
     assert!(text.contains("sending 25%") && text.contains("; a pass has been running for "), "{text}");
-    // It was killed meanwhile.
+    // The director was killed.
     let then = ago(125);
     fs::write(&file, serde_json::to_vec(&LiveStatus { at: then, ..live }).unwrap()).unwrap();
     let status = self::status(&fleet);
@@ -195,13 +183,13 @@ fn what_is_under_way_is_told_until_nobody_does_it_any_more() {
 // --- The program.
 
 #[test]
-fn the_program_tells_of_the_last_pass_in_every_format() {
+fn status_prints_last_pass_in_every_format() {
     let place = Place::new();
     place.policy(TWO_HOSTS);
     let before = place.run("status");
     assert_eq!((before.status, before.stderr.as_str()), (Some(0), ""), "{before:?}");
     assert!(before.stdout.contains("no pass has run yet"), "{before:?}");
-    assert!(!fs::exists(place.path("catalog")).unwrap(), "it leaves nothing behind");
+    assert!(!fs::exists(place.path("catalog")).unwrap(), "status creates no catalog");
     place.run("director --once");
     let table = place.run("status");
     assert_eq!(table.status, Some(0), "{table:?}");
@@ -209,7 +197,7 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
         assert!(table.stdout.contains(words), "{words}: {table:?}");
     }
     let json: Value = serde_json::from_str(&place.run("status --format json").stdout).unwrap();
-    assert_is(&schema(), &json);
+    common::assert_valid(&schema("status.schema.json"), &json);
     assert!(json["pass"]["unseen"]["beta"].is_string(), "{json:#}");
     let lines = place.run("status --offline --format ndjson").stdout;
     let kinds: Vec<String> = lines
@@ -220,27 +208,27 @@ fn the_program_tells_of_the_last_pass_in_every_format() {
 }
 
 #[test]
-fn it_watches_until_nobody_reads_any_more() {
+fn status_watch_ends_when_output_is_closed() {
     let place = Place::new();
     let mut watching = place.command("status --offline --watch 10ms");
     let mut child = watching.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut read = [0u8; 400];
     child.stdout.as_mut().unwrap().read_exact(&mut read).unwrap();
     let shown = String::from_utf8_lossy(&read).into_owned();
-    assert!(shown.matches("DATASET").count() >= 2, "it is shown again: {shown}");
+    assert!(shown.matches("DATASET").count() >= 2, "the status is printed repeatedly: {shown}");
     drop(child.stdout.take());
     let end = std::time::Instant::now() + PATIENCE;
     while child.try_wait().unwrap().is_none() {
         if std::time::Instant::now() > end {
             child.kill().unwrap();
-            panic!("it goes on for nobody");
+            panic!("status continues although its output is closed");
         }
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
 }
 
 #[test]
-fn what_cannot_be_shown_is_an_error_with_a_status() {
+fn status_with_invalid_arguments_ends_with_status_2() {
     let place = Place::new();
     place.run("status --config {}/none.json").fails(2, &["none.json"]);
     for (arguments, words) in [("status --watch=0s", "zero"), ("status --dataset /x", "--dataset")] {

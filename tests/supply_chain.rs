@@ -1,5 +1,5 @@
-//! What comes from elsewhere: only from the registry, only under licences that deny.toml lists, without what it denies,
-//! and every exception from an advisory with its reason. What needs advisory data is `make audit`'s.
+//! Dependencies: all of them come from the registry under licences that deny.toml allows, none is denied there, and
+//! every accepted advisory has a reason. `make audit` checks what needs advisory data.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -10,7 +10,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// The packages that the excepted advisories are about. An exception without its package goes.
+/// The packages of the accepted advisories. An exception whose package is gone must be removed.
 const EXCEPTED: &[(&str, &str)] = &[
     ("RUSTSEC-2020-0056", "stdweb"),
     ("RUSTSEC-2021-0059", "aesni"),
@@ -28,7 +28,7 @@ fn read(file: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap()
 }
 
-/// The packages of Cargo.lock: name, and its lines.
+/// The packages of Cargo.lock: name and lines.
 fn locked() -> Vec<(String, String)> {
     let name =
         |piece: &str| piece.lines().find_map(|line| line.strip_prefix("name = ")).unwrap().trim_matches('"').to_owned();
@@ -50,7 +50,7 @@ fn quoted(text: &str) -> Vec<&str> {
 }
 
 #[test]
-fn everything_is_of_the_registry_and_pinned() {
+fn dependencies_are_pinned_and_from_the_registry() {
     for (name, piece) in locked() {
         if name != "zsync" {
             assert!(piece.contains("\nsource = \"registry+"), "{name} is from elsewhere");
@@ -67,10 +67,10 @@ fn cargo(arguments: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// What is built on Linux, tests and all: name and licence. Others are in Cargo.lock, too, for WebAssembly above all.
+/// The packages that are built on Linux, with tests: name and licence. Cargo.lock has more, mostly for WebAssembly.
 fn built() -> BTreeMap<String, String> {
-    let told = cargo(&["metadata", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]);
-    let metadata: Value = serde_json::from_slice(&told).unwrap();
+    let output = cargo(&["metadata", "--format-version", "1", "--filter-platform", "x86_64-unknown-linux-gnu"]);
+    let metadata: Value = serde_json::from_slice(&output).unwrap();
     let used: BTreeSet<&str> =
         metadata["resolve"]["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_str().unwrap()).collect();
     let packages = metadata["packages"].as_array().unwrap().iter();
@@ -80,7 +80,7 @@ fn built() -> BTreeMap<String, String> {
 }
 
 #[test]
-fn nothing_that_is_denied_is_built() {
+fn denied_packages_are_not_built() {
     let bans = section("bans");
     let denied: BTreeSet<&str> = bans.lines().filter(|line| line.contains("{ name = ")).flat_map(quoted).collect();
     assert!(denied.len() >= 6, "{denied:?}");
@@ -90,7 +90,7 @@ fn nothing_that_is_denied_is_built() {
 }
 
 #[test]
-fn of_tokio_only_what_needs_no_runtime_is_built() {
+fn tokio_is_built_without_runtime() {
     let rule = section("[bans.features]");
     assert!(rule.contains("crate = \"tokio\""), "{rule}");
     let allowed = quoted(&rule);
@@ -102,7 +102,7 @@ fn of_tokio_only_what_needs_no_runtime_is_built() {
 }
 
 #[test]
-fn every_exception_has_a_reason_and_a_package() {
+fn advisory_exceptions_have_reason_and_package() {
     let advisories = section("advisories");
     let locked: BTreeSet<String> = locked().into_iter().map(|(name, _)| name).collect();
     let mut found = BTreeSet::new();
@@ -123,11 +123,11 @@ fn every_exception_has_a_reason_and_a_package() {
     }
 }
 
-/// Whether a licence expression can be met by those that are allowed.
+/// Whether the allowed licences satisfy a licence expression.
 fn is_met(expression: &str, allowed: &BTreeSet<&str>) -> bool {
     let expression = expression.replace('/', " OR ");
     let all = |choice: &str| choice.split(" AND ").all(|one| allowed.contains(one.trim_matches(['(', ')', ' '])));
-    // Brackets around a choice within a list of musts: each of these has to be met by itself.
+    // A choice in parentheses within a conjunction: each part has to be satisfied.
     if expression.contains(") AND") || expression.contains("AND (") {
         return expression.split(" AND ").all(|part| is_met(part.trim_matches(['(', ')', ' ']), allowed));
     }
@@ -135,7 +135,7 @@ fn is_met(expression: &str, allowed: &BTreeSet<&str>) -> bool {
 }
 
 #[test]
-fn licences_are_those_that_are_allowed() {
+fn licences_are_allowed() {
     let licenses = section("licenses");
     let allowed: BTreeSet<&str> = quoted(&licenses).into_iter().collect();
     assert!(is_met("MIT OR GPL-3.0", &allowed) && is_met("(MIT OR Apache-2.0) AND Unicode-3.0", &allowed));

@@ -1,9 +1,9 @@
-//! Who is let in and who is not: director, agent and slave over TLS on loopback, each with a certificate that is right
-//! or wrong in one way. Each refusal is one line of the log that names the peer, and one clear error at the other end.
+//! Authentication: director, agent and slave over TLS on loopback, each with a certificate that is valid or wrong in
+//! one way. Each refusal is one line of the log that names the peer, and one clear error at the other end.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
-mod loopback;
+mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -15,14 +15,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
-use loopback::listen;
+use common::loopback::listen;
+use common::tls::write_pem;
+use common::{ds, host, local};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
 use zsync::agent::Agent;
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::config::{parse_local, parse_policy};
+use zsync::config::parse_policy;
 use zsync::fleet::{Dispatcher, wire_order};
-use zsync::model::{Action, Counter, DatasetName, HostName, PeerRole, ResponseStatus, TlsFiles};
-use zsync::policy::Local;
+use zsync::model::{Action, Counter, PeerRole, ResponseStatus, TlsFiles};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tls::{Tls, certificate};
@@ -32,19 +33,11 @@ use zsync::zfs::fake::Fake;
 
 use PeerRole::{Agent as A, Director as D, Slave as S};
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn host(text: &str) -> HostName {
-    text.parse().unwrap()
-}
-
 // --- The log, line by line.
 
 struct Log(Mutex<Vec<String>>);
 static LOG: Log = Log(Mutex::new(Vec::new()));
-/// Cases that look at the log take turns.
+/// Tests that read the log take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
 impl log::Log for Log {
@@ -73,7 +66,7 @@ fn turn() -> MutexGuard<'static, ()> {
     turn
 }
 
-/// The line that was logged with these words, the only one about that peer. The other end may be quicker than the log.
+/// Waits for the line with these words, which must be the only one about its peer. The log may lag behind the peer.
 #[track_caller]
 fn logged(words: &str) {
     for _ in 0..5000 {
@@ -93,7 +86,7 @@ fn logged(words: &str) {
 
 // --- Certificates.
 
-/// A CA and a folder for what it issues.
+/// A CA, and a folder for the certificates that it issues.
 struct Pki {
     folder: tempfile::TempDir,
     ca: Minted,
@@ -106,33 +99,21 @@ impl Pki {
     }
 
     fn write(&self, name: &str, minted: &Minted) -> TlsFiles {
-        let folder = self.folder.path().join(name);
-        fs::create_dir_all(&folder).unwrap();
-        let file = |file: &str, text: &str| {
-            let path = folder.join(file);
-            fs::write(&path, text).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-            path
-        };
-        TlsFiles {
-            ca: file("ca.crt", &self.ca.certificate),
-            certificate: file("host.crt", &minted.certificate),
-            key: file("host.key", &minted.key),
-        }
+        write_pem(&self.folder.path().join(name), &self.ca, minted)
     }
 
     fn issue(&self, name: &str, roles: &[PeerRole]) -> Arc<Tls> {
         Arc::new(Tls::load(&self.write(name, &mint(&self.ca, &wanted(name, roles), Utc::now()).unwrap())).unwrap())
     }
 
-    /// By another CA, while it believes ours.
+    /// A certificate from another CA, for a host that trusts ours.
     fn foreign(&self, name: &str, roles: &[PeerRole]) -> Arc<Tls> {
         let other = mint_ca("other CA", Utc::now(), 3650).unwrap();
         let minted = mint(&other, &wanted(name, roles), Utc::now()).unwrap();
         Arc::new(Tls::load(&self.write(&format!("foreign-{name}"), &minted)).unwrap())
     }
 
-    /// As a company's CA would, that knows nothing of zsync.
+    /// A certificate without zsync's roles, as a company's CA issues it.
     fn unmarked(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Arc<Tls> {
         let key = KeyPair::from_pem(&self.ca.key).unwrap();
         let issuer = Issuer::from_ca_cert_pem(&self.ca.certificate, key).unwrap();
@@ -156,21 +137,17 @@ fn wanted(name: &str, roles: &[PeerRole]) -> Wanted {
 
 // --- Hosts.
 
-fn local(text: &str) -> Arc<Local> {
-    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
-}
-
 const SOURCE: &str = r#"{ "tls": {}, "directors": ["ruler", "delta"], "local_datasets": [ { "name": "tank" } ] }"#;
 const COPIES: &str = r#"{ "tls": {}, "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
 
-/// An agent on alpha with one snapshot, and what it was asked.
+/// An agent on alpha, and its pool.
 fn agent(with: Option<Arc<Tls>>) -> (String, Fake) {
     let fake = Fake::new(1);
     fake.create(&ds("tank"));
     (listen(Agent::new(host("alpha"), Arc::new(fake.clone()), local(SOURCE)).with_tls(with.clone()), with), fake)
 }
 
-/// Has a director ask an agent for a snapshot.
+/// Sends an agent a director's order to take a snapshot.
 fn order(director: Option<Arc<Tls>>, agent: &str) -> Response {
     let here = host("ruler");
     let dispatcher = Dispatcher::<Fake> { here, own: Err(String::new()), tls: director };
@@ -199,7 +176,7 @@ fn slave(with: Option<Arc<Tls>>, configuration: &str) -> (String, Fake) {
     (listen(Slave::new(Arc::new(fake.clone()), local(configuration)), with), fake)
 }
 
-/// Has an agent that calls itself `name` send to a slave.
+/// Sends from an agent that claims to be `name` to a slave.
 fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
     let fake = Fake::new(1);
     fake.create(&ds("tank"));
@@ -229,7 +206,7 @@ fn refused(response: &Response, words: &str) {
 }
 
 #[test]
-fn hosts_that_belong_talk() {
+fn hosts_with_valid_certificates_talk() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
@@ -244,11 +221,11 @@ fn hosts_that_belong_talk() {
 }
 
 #[test]
-fn agents_obey_only_their_directors() {
+fn agent_obeys_only_its_directors() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
-    // Not listed; listed, and not a director; both with certificates of the right CA.
+    // One host is not listed as a director; the other is, but its certificate lacks the role. The CA is right.
     refused(&order(Some(pki.issue("omega", &[D])), &address), "orders are not taken from omega, says local.json");
     logged("(omega): orders are not taken from omega");
     refused(
@@ -256,19 +233,19 @@ fn agents_obey_only_their_directors() {
         "the certificate of delta is for agent, slave, not for director",
     );
     logged("(delta): the certificate of delta is for agent, slave");
-    // Another CA's, and an expired one.
+    // A certificate of another CA, and an expired one.
     refused(&order(Some(pki.foreign("ruler", &[D])), &address), "does not know the CA of this host's certificate");
     logged("its certificate is not of a CA that is known here");
     refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired");
     logged("its certificate expired 2020-01-01");
-    // Without TLS.
+    // A plaintext connection.
     refused(&order(None, &address), "this port speaks TLS only");
     logged("speaks plaintext, and this port TLS only");
     assert!(alpha.calls().is_empty(), "{:?}", alpha.calls());
 }
 
 #[test]
-fn a_director_speaks_only_with_the_host_that_it_means() {
+fn director_refuses_agent_with_other_name() {
     let _turn = turn();
     let pki = Pki::new();
     let ruler = || Some(pki.issue("ruler", &[D]));
@@ -279,18 +256,18 @@ fn a_director_speaks_only_with_the_host_that_it_means() {
     logged("does not know the CA of this host's certificate");
     refused(&order(ruler(), &at(pki.expired("alpha"))), "its certificate expired 2020-01-01");
     logged("says that this host's certificate has expired");
-    // Whoever has a wildcard could be every host.
+    // A wildcard certificate would stand for every host.
     let wildcard = pki.unmarked(&["gamma.example.org", "*"], |_| {});
     refused(&order(ruler(), &at(wildcard)), "its certificate is not that of alpha");
-    // The right host, and yet not its agent: found out after the handshake, so that the other end just sees it go.
+    // The right host, but not its agent. The director notices after the handshake, so the peer only sees it disconnect.
     refused(&order(ruler(), &at(pki.issue("alpha", &[S, D]))), "its certificate is for director, slave, not for agent");
-    // One that does not speak TLS.
+    // A server without TLS.
     refused(&order(ruler(), &agent(None).0), "it does not speak TLS");
     logged("speaks TLS, and this port plaintext");
 }
 
 #[test]
-fn slaves_receive_only_from_the_host_that_the_certificate_names() {
+fn slave_receives_only_from_host_in_certificate() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, beta) = slave(Some(pki.issue("beta", &[S])), COPIES);
@@ -320,7 +297,7 @@ fn slaves_receive_only_from_the_host_that_the_certificate_names() {
 }
 
 #[test]
-fn an_agent_sends_only_to_the_host_that_it_means() {
+fn agent_refuses_slave_with_other_name() {
     let _turn = turn();
     let pki = Pki::new();
     let alpha = || Some(pki.issue("alpha", &[A]));
@@ -341,7 +318,7 @@ fn an_agent_sends_only_to_the_host_that_it_means() {
 }
 
 #[test]
-fn certificates_of_a_company_count_where_the_configuration_names_them() {
+fn certificate_without_roles_counts_if_configuration_names_it() {
     let _turn = turn();
     let pki = Pki::new();
     let of = |name: &str| Some(pki.unmarked(&[name, "www.example.org"], |_| {}));
@@ -349,7 +326,7 @@ fn certificates_of_a_company_count_where_the_configuration_names_them() {
     assert!(order(of("ruler"), &address).is_success);
     refused(&order(of("omega"), &address), "orders are not taken from omega, www.example.org");
     logged("(omega, www.example.org)");
-    // Any machine of the company has one: sources must be named then.
+    // Every machine of the company has such a certificate, so sources must be configured.
     let (open, _) = slave(of("beta"), COPIES);
     refused(&send("alpha", of("alpha"), &open), "has no \"sources\" that name it");
     logged("alpha may not send");
@@ -357,7 +334,7 @@ fn certificates_of_a_company_count_where_the_configuration_names_them() {
     assert!(send("alpha", of("alpha"), &named).is_success);
     refused(&send("gamma", of("gamma"), &named), "does not receive from gamma");
     logged("gamma may not send");
-    // One that only servers may show.
+    // A certificate for servers only.
     let server_only = pki.unmarked(&["ruler"], |params| {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
@@ -365,7 +342,7 @@ fn certificates_of_a_company_count_where_the_configuration_names_them() {
     logged("its certificate is not for this use: it has to be for server and client authentication");
 }
 
-/// A client that does as TLS clients do which have no certificate.
+/// A TLS client without a certificate.
 fn without_certificate(pki: &Pki, address: &str) -> String {
     use futures_rustls::rustls::crypto::ring;
     use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, version};
@@ -387,7 +364,7 @@ fn without_certificate(pki: &Pki, address: &str) -> String {
 }
 
 #[test]
-fn a_client_without_a_certificate_hears_why() {
+fn client_without_certificate_gets_reason() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
@@ -398,7 +375,7 @@ fn a_client_without_a_certificate_hears_why() {
 }
 
 #[test]
-fn a_plain_order_to_a_tls_port_gets_its_line() {
+fn plaintext_order_to_tls_port_gets_response() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, _) = agent(Some(pki.issue("alpha", &[A])));
@@ -412,19 +389,19 @@ fn a_plain_order_to_a_tls_port_gets_its_line() {
 }
 
 #[test]
-fn certificates_are_renewed_without_a_restart() {
+fn certificates_are_renewed_without_restart() {
     let _turn = turn();
     let pki = Pki::new();
     let served = pki.issue("alpha", &[S]);
     let (address, _) = agent(Some(Arc::clone(&served)));
     let ruler = pki.issue("ruler", &[D]);
     refused(&order(Some(Arc::clone(&ruler)), &address), "not for agent");
-    // Written anew, and read only when that is asked for.
+    // New files are read only when a reload is requested.
     pki.issue("alpha", &[A]);
     refused(&order(Some(Arc::clone(&ruler)), &address), "not for agent");
     served.reload().unwrap();
     assert!(order(Some(Arc::clone(&ruler)), &address).is_success);
-    // Broken files change nothing.
+    // Invalid files change nothing.
     let folder = pki.folder.path().join("alpha");
     fs::write(folder.join("host.key"), "no key").unwrap();
     let error = served.reload().unwrap_err().to_string();
@@ -438,7 +415,7 @@ fn certificates_are_renewed_without_a_restart() {
 }
 
 #[test]
-fn what_is_wrong_with_the_own_certificate_is_said_at_the_start() {
+fn invalid_own_certificate_is_reported_at_start() {
     let pki = Pki::new();
     let warned = |tls: &Tls, role| tls.warnings(Utc::now(), &host("alpha"), role).join("\n");
     assert_eq!(warned(&pki.issue("alpha", &[A]), A), "");
@@ -457,7 +434,7 @@ fn what_is_wrong_with_the_own_certificate_is_said_at_the_start() {
 }
 
 #[test]
-fn what_is_minted_says_what_was_asked_for() {
+fn minted_certificate_has_requested_contents() {
     let ca = mint_ca("test CA", Utc::now(), 30).unwrap();
     let wanted = Wanted { also: vec![host("alpha.example.org")], days: 10, ..wanted("alpha", &[A, D]) };
     let minted = mint(&ca, &wanted, Utc::now()).unwrap();
@@ -478,15 +455,15 @@ fn what_is_minted_says_what_was_asked_for() {
     let other = mint_ca("test CA", Utc::now(), 30).unwrap();
     let mixed = Minted { certificate: ca.certificate, key: other.key };
     assert!(mint(&mixed, &wanted, Utc::now()).err().unwrap().to_string().contains("is not that of its certificate"));
-    // What a host has is no CA.
+    // A host's certificate is not a CA's.
     assert!(mint(&minted, &wanted, Utc::now()).err().unwrap().to_string().contains("is not a CA's"));
 }
 
 #[test]
-fn a_host_does_not_issue_certificates() {
+fn host_certificate_cannot_issue_certificates() {
     let _turn = turn();
     let pki = Pki::new();
-    // beta signs a director's certificate with its own key, and shows its own as the link to the CA.
+    // beta signs a director's certificate with its own key, and presents its own certificate as an intermediate.
     let beta = mint(&pki.ca, &wanted("beta", &[A, S]), Utc::now()).unwrap();
     let issuer = Issuer::from_ca_cert_pem(&beta.certificate, KeyPair::from_pem(&beta.key).unwrap()).unwrap();
     let mut params = CertificateParams::new(vec!["ruler".to_owned()]).unwrap();
@@ -500,9 +477,9 @@ fn a_host_does_not_issue_certificates() {
     assert!(alpha.calls().is_empty());
 }
 
-/// Kept out of sight of everybody else, whatever the umask.
+/// The umask has no influence.
 #[test]
-fn keys_are_written_for_their_owner_alone() {
+fn keys_are_readable_by_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let zsync = |args: &[&str]| {
         let output = std::process::Command::new("sh")

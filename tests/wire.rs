@@ -1,24 +1,25 @@
-//! Agent and slave against peers that break the rules: whatever comes over the wire, each answers or gives up in time,
-//! changes nothing that it should not, and serves the next one.
+//! Confronts agent and slave with peers that violate the protocol. Whatever comes over the wire, both respond or give
+//! up in time, change nothing that they should not, and serve the next peer.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod common;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::loopback::Server;
+use common::{ds, host, local, order, snap, wait_until};
 use futures_lite::AsyncReadExt;
 use zsync::agent::Agent;
-use zsync::config::parse_local;
-use zsync::model::{
-    Action, Counter, DatasetInventory, DatasetName, Guid, HostName, PeerRole, ResponseStatus, SnapName, Snapshot,
-};
+use zsync::model::{Action, Counter, DatasetInventory, Guid, HostName, PeerRole, ResponseStatus, Snapshot};
 use zsync::policy::Local;
 use zsync::server::acceptor::{Acceptor, Role};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
-use zsync::transport::tcp::{Dial, Listener};
+use zsync::transport::tcp::Dial;
 use zsync::wire::codec::Conn;
 use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
@@ -31,29 +32,10 @@ const PATIENCE: Duration = Duration::from_millis(400);
 /// How long anything may take before it counts as hanging.
 const HANGS: Duration = Duration::from_secs(20);
 
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-fn snap(text: &str) -> SnapName {
-    text.parse().unwrap()
-}
-
 fn serve<R: Role>(role: &Arc<R>) -> SocketAddr {
-    let mut door = Acceptor::new(Arc::clone(role), None);
-    door.patience = PATIENCE;
-    let door = Arc::new(door);
-    runtime::block_on(async move {
-        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.address().unwrap();
-        runtime::spawn(async move {
-            let tasks = runtime::Tasks::default();
-            while let Ok(incoming) = listener.accept().await {
-                door.admit(incoming, &tasks);
-            }
-        });
-        address
-    })
+    let mut acceptor = Acceptor::new(Arc::clone(role), None);
+    acceptor.patience = PATIENCE;
+    Server::start(acceptor).address.parse().unwrap()
 }
 
 /// A source host, alpha, and a destination host, beta, both listening.
@@ -76,11 +58,9 @@ impl Pair {
         alpha.create(&ds("tank"));
         alpha.create(&ds("tank/data"));
         beta.create(&ds("pool"));
-        let local = |text: &str| Arc::new(parse_local("local.json", text).unwrap());
         let source = Arc::new(Local { stall_timeout: PATIENCE, ..Local::clone(&local(source)) });
         let destination = local(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#);
-        let host: HostName = "alpha".parse().unwrap();
-        let agent = Arc::new(Agent::new(host, Arc::new(alpha.clone()), source));
+        let agent = Arc::new(Agent::new(host("alpha"), Arc::new(alpha.clone()), source));
         let slave = Arc::new(Slave::new(Arc::new(beta.clone()), destination));
         let (agent_address, slave_address) = (serve(&agent), serve(&slave));
         Self { alpha, beta, agent, agent_address, slave_address }
@@ -101,11 +81,11 @@ impl Pair {
             dataset: Some(ds("tank/data")),
             ..order(Action::SendSnapshot)
         };
-        let (facts, _told) = runtime::channel::unbounded();
+        let (facts, _received) = runtime::channel::unbounded();
         runtime::block_on(self.agent.carry_out(&order, facts, Counter::default()))
     }
 
-    /// Opens a conversation with the slave, up to its listing.
+    /// Starts a conversation with the slave, and reads its listing.
     fn offer(&self) -> (TcpStream, BufReader<TcpStream>, ListUuids) {
         let order = OrderToSlave {
             source: "alpha".parse().unwrap(),
@@ -123,9 +103,9 @@ impl Pair {
             oldest_unsent: None,
         };
         let mut stream = connect(self.slave_address);
-        say(&mut stream, &order);
+        send_line(&mut stream, &order);
         let mut lines = BufReader::new(stream.try_clone().unwrap());
-        let listing = hear(&mut lines).unwrap();
+        let listing = recv_line(&mut lines).unwrap();
         (stream, lines, listing)
     }
 
@@ -151,11 +131,6 @@ impl Pair {
     }
 }
 
-fn order(action: Action) -> DirectorsOrder {
-    serde_json::from_str(&format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7()))
-        .unwrap()
-}
-
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(HANGS)).unwrap();
@@ -163,26 +138,26 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-fn say<T: serde::Serialize>(stream: &mut TcpStream, message: &T) {
+fn send_line<T: serde::Serialize>(stream: &mut TcpStream, message: &T) {
     let mut line = serde_json::to_vec(message).unwrap();
     line.push(b'\n');
     stream.write_all(&line).unwrap();
 }
 
-fn hear<T: serde::de::DeserializeOwned>(lines: &mut impl BufRead) -> Option<T> {
+fn recv_line<T: serde::de::DeserializeOwned>(lines: &mut impl BufRead) -> Option<T> {
     let mut line = String::new();
     let read = lines.read_line(&mut line).unwrap();
     (read > 0).then(|| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line:?}")))
 }
 
-/// The one line that answers these bytes; the connection is closed after it.
+/// Sends these bytes, and gives the one response. The connection must be closed after it.
 #[track_caller]
-fn only_answer(address: SocketAddr, bytes: &[u8]) -> Response {
+fn only_response(address: SocketAddr, bytes: &[u8]) -> Response {
     let mut stream = connect(address);
-    // A peer that has heard enough may close before all is said.
+    // The peer may close before it has read everything.
     stream.write_all(bytes).ok();
     let mut lines = BufReader::new(stream);
-    let answer = hear(&mut lines).expect("an answer");
+    let answer = recv_line(&mut lines).expect("a response");
     let mut rest = Vec::new();
     lines.read_to_end(&mut rest).unwrap();
     assert!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
@@ -190,7 +165,7 @@ fn only_answer(address: SocketAddr, bytes: &[u8]) -> Response {
 }
 
 #[test]
-fn nonsense_gets_one_answer_and_changes_nothing() {
+fn malformed_message_gets_one_response_and_changes_nothing() {
     let pair = Pair::new();
     let nested = format!("{}{}\n", "[".repeat(100_000), "]".repeat(100_000));
     let deep = format!(r#"{{"Unknown":{}1{}}}"#, r#"{"a":"#.repeat(100_000), "}".repeat(100_000)) + "\n";
@@ -210,7 +185,7 @@ fn nonsense_gets_one_answer_and_changes_nothing() {
     ];
     for address in [pair.agent_address, pair.slave_address] {
         for (bytes, words) in &cases {
-            let answer = only_answer(address, bytes);
+            let answer = only_response(address, bytes);
             assert!(!answer.is_success && answer.status == ResponseStatus::Refused, "{answer:?}");
             assert!(answer.error.contains(words), "{answer:?}");
             assert!(answer.error.len() < 1000, "{}", answer.error.len());
@@ -223,14 +198,14 @@ fn nonsense_gets_one_answer_and_changes_nothing() {
         (format!(r#"{{"OrderUUID":"{id}","Action":"kv_resync","Protocol":-1}}"#), "invalid value"),
         (r#"{"OrderUUID":"1","Action":"kv_resync"}"#.to_owned(), "UUID"),
     ] {
-        let answer = only_answer(pair.agent_address, (line + "\n").as_bytes());
+        let answer = only_response(pair.agent_address, (line + "\n").as_bytes());
         assert!(!answer.is_success && answer.error.contains(words), "{answer:?}");
     }
     assert!(pair.alpha.calls().is_empty() && pair.beta.calls().is_empty());
 }
 
 #[test]
-fn an_endless_line_is_answered_before_its_end() {
+fn endless_line_is_refused_before_its_end() {
     let pair = Pair::new();
     for address in [pair.agent_address, pair.slave_address] {
         let mut stream = connect(address);
@@ -241,23 +216,23 @@ fn an_endless_line_is_answered_before_its_end() {
                 if let Err(error) = stream.write_all(&[b'x'; 65536]) {
                     break error;
                 }
-                assert!(began.elapsed() < HANGS, "it is listened to for ever");
+                assert!(began.elapsed() < HANGS, "the peer reads forever");
             };
             assert_ne!(error.kind(), ErrorKind::WouldBlock, "the connection hangs");
         });
-        let answer: Response = hear(&mut lines).unwrap();
+        let answer: Response = recv_line(&mut lines).unwrap();
         assert!(answer.error.contains("a line of more than"), "{answer:?}");
         talking.join().unwrap();
     }
 }
 
 #[test]
-fn a_peer_that_says_nothing_is_told_so_and_parted_from() {
+fn silent_peer_is_disconnected_with_reason() {
     let pair = Pair::new();
     for address in [pair.agent_address, pair.slave_address] {
         for beginning in [&b""[..], b"{\"OrderUUID\":"] {
             let began = Instant::now();
-            let answer = only_answer(address, beginning);
+            let answer = only_response(address, beginning);
             assert!(answer.error.contains("said nothing for 400ms"), "{answer:?}");
             assert!(began.elapsed() >= PATIENCE);
         }
@@ -265,11 +240,11 @@ fn a_peer_that_says_nothing_is_told_so_and_parted_from() {
 }
 
 #[test]
-fn names_that_are_none_are_refused_before_zfs_is_asked() {
+fn invalid_names_are_refused_before_zfs_runs() {
     let pair = Pair::new();
     let answer = |fields: &str| {
         let id = uuid::Uuid::now_v7();
-        only_answer(pair.agent_address, format!("{{\"OrderUUID\":\"{id}\",{fields}}}\n").as_bytes())
+        only_response(pair.agent_address, format!("{{\"OrderUUID\":\"{id}\",{fields}}}\n").as_bytes())
     };
     let long = "x".repeat(300);
     for name in ["..", "a@b", "%recv", "a/b", "", "a\\nb", "a\\u0000b", "a,b", "a b#c", &long] {
@@ -304,17 +279,17 @@ fn names_that_are_none_are_refused_before_zfs_is_asked() {
         assert!(!answer.error.is_empty(), "{fields}");
     }
     assert!(pair.alpha.calls().is_empty(), "{:?}", pair.alpha.calls());
-    // ZFS takes it for what it is there: a name after @, never an option.
+    // Behind an @, ZFS never takes a name for an option.
     let order =
         DirectorsOrder { snapshot_name: "-R".into(), dest_dataset: "tank/data".into(), ..order(Action::TakeSnapshot) };
-    let (facts, _told) = runtime::channel::unbounded();
+    let (facts, _received) = runtime::channel::unbounded();
     let taken = runtime::block_on(pair.agent.carry_out(&order, facts, Counter::default()));
     assert!(taken.is_success, "{taken:?}");
     assert_eq!(pair.alpha.calls(), ["snapshot tank/data@-R"]);
 }
 
 #[test]
-fn an_order_with_very_many_names_is_handled_or_refused() {
+fn order_with_very_many_names_is_handled_or_refused() {
     let pair = Pair::new();
     let kept = pair.take("S_1");
     let order = |count: u64| DirectorsOrder {
@@ -324,20 +299,20 @@ fn an_order_with_very_many_names_is_handled_or_refused() {
     };
     let line = |count| serde_json::to_string(&order(count)).unwrap() + "\n";
     let began = Instant::now();
-    let answer = only_answer(pair.agent_address, line(20_000).as_bytes());
+    let answer = only_response(pair.agent_address, line(20_000).as_bytes());
     assert_eq!((answer.is_success, answer.status), (true, ResponseStatus::NothingToDo), "{answer:?}");
-    let answer = only_answer(pair.agent_address, line(100_000).as_bytes());
+    let answer = only_response(pair.agent_address, line(100_000).as_bytes());
     assert!(!answer.is_success && answer.error.contains("a line of more than"), "{answer:?}");
     let datasets = (0..20_001).map(|n| ds(&format!("tank/{n}"))).collect();
     let many = DirectorsOrder { datasets, ..order(1) };
-    let answer = only_answer(pair.agent_address, (serde_json::to_string(&many).unwrap() + "\n").as_bytes());
+    let answer = only_response(pair.agent_address, (serde_json::to_string(&many).unwrap() + "\n").as_bytes());
     assert!(!answer.is_success && answer.error.contains("20000 are allowed in one order"), "{answer:?}");
     assert!(began.elapsed() < HANGS);
     assert_eq!(pair.alpha.dataset(&ds("tank/data")).unwrap().snapshots[0].guid, kept.guid);
 }
 
 #[test]
-fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds() {
+fn cut_or_malformed_stream_changes_nothing_and_next_order_succeeds() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let receive = Step::Receive {
@@ -358,14 +333,14 @@ fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds(
         (half, None),
         (oversized, Some("a frame of 1048577 bytes")),
         (b"{\"Step\":\"finish\"}\n".to_vec(), Some("a frame of")),
-        (strange, Some("incomplete stream")),
+        (strange, Some("failed to read from stream")),
         (failed.concat(), Some("E")),
     ] {
         let (mut stream, mut lines) = pair.offer_when_free();
-        say(&mut stream, &receive);
+        send_line(&mut stream, &receive);
         stream.write_all(&bytes).unwrap();
         if let Some(words) = words {
-            let answer: Response = hear(&mut lines).unwrap();
+            let answer: Response = recv_line(&mut lines).unwrap();
             assert!(!answer.is_success && answer.error.contains(words), "{answer:?}");
         }
         drop((stream, lines));
@@ -375,35 +350,26 @@ fn a_stream_that_is_cut_or_nonsense_changes_nothing_and_the_next_order_succeeds(
     assert_eq!(pair.copy(), Some(vec![first.guid]));
 }
 
-#[track_caller]
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let end = Instant::now() + HANGS;
-    while !condition() {
-        assert!(Instant::now() < end, "it does not come about");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
-fn steps_that_make_no_sense_are_refused() {
+fn invalid_steps_are_refused() {
     let pair = Pair::new();
     pair.beta.create(&ds("pool/copy"));
     let (mut stream, mut lines, _) = pair.offer();
-    say(&mut stream, &Step::Rollback { guid: Guid(7), destroys: Vec::new() });
-    let answer: Response = hear(&mut lines).unwrap();
+    send_line(&mut stream, &Step::Rollback { guid: Guid(7), destroys: Vec::new() });
+    let answer: Response = recv_line(&mut lines).unwrap();
     assert!(answer.error.contains("the order does not allow it"), "{answer:?}");
-    let listing: ListUuids = hear(&mut lines).unwrap();
+    let listing: ListUuids = recv_line(&mut lines).unwrap();
     assert!(listing.inventory.is_some());
-    // The conversation goes on until somebody talks nonsense.
+    // The conversation continues until a message is malformed.
     stream.write_all(b"{\"Step\":\"format\"}\n").unwrap();
-    let answer: Response = hear(&mut lines).unwrap();
+    let answer: Response = recv_line(&mut lines).unwrap();
     assert!(answer.error.contains("unknown variant"), "{answer:?}");
-    assert_eq!(hear::<Response>(&mut lines), None);
+    assert_eq!(recv_line::<Response>(&mut lines), None);
     assert!(pair.beta.calls().is_empty(), "{:?}", pair.beta.calls());
 }
 
 #[test]
-fn who_comes_second_is_told_so_once_the_first_would_be_known_to_be_gone() {
+fn second_sender_is_refused_once_the_first_cannot_be_gone() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (stream, _lines, listing) = pair.offer();
@@ -415,16 +381,16 @@ fn who_comes_second_is_told_so_once_the_first_would_be_known_to_be_gone() {
     drop((stream, _lines));
     assert!(
         pair.send(first.guid, pair.slave_address).is_success,
-        "a slave lets go of what a vanished agent had claimed"
+        "the slave releases the dataset of an agent that has vanished"
     );
 }
 
 #[test]
-fn a_slave_that_is_busy_may_be_asked_again() {
+fn send_to_busy_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let occupied = r#"{"MapUUID":[],"Status":1,"Error":"pool/copy is being received into already"}"#;
-    let slave = slave_by_hand(move |mut stream, _| stream.write_all(format!("{occupied}\n").as_bytes()).unwrap());
+    let slave = fake_slave(move |mut stream, _| stream.write_all(format!("{occupied}\n").as_bytes()).unwrap());
     let busy = pair.send(first.guid, slave);
     assert_eq!((busy.status, busy.temporary), (ResponseStatus::Busy, true), "{busy:?}");
     assert!(busy.error.contains("pool/copy"), "{busy:?}");
@@ -432,27 +398,27 @@ fn a_slave_that_is_busy_may_be_asked_again() {
 }
 
 #[test]
-fn an_agent_that_comes_back_before_its_slave_knows_that_it_was_gone_is_not_turned_away() {
+fn reconnecting_agent_waits_for_its_own_dropped_conversation() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let gone = pair.offer();
     std::thread::scope(|scope| {
         let back = scope.spawn(|| pair.send(first.guid, pair.slave_address));
-        // In any order: it comes while the slave is with the one before, or after.
+        // The new order arrives while the slave still serves the earlier one, or after that.
         drop(gone);
         let back = back.join().unwrap();
         assert!(back.is_success, "{back:?}");
     });
 }
 
-/// A slave by hand: hears the order, then does as it is told here, each time somebody connects.
-fn slave_by_hand(act: impl Fn(TcpStream, BufReader<TcpStream>) + Send + 'static) -> SocketAddr {
+/// A fake slave: reads the order, then calls `act`, once for each connection.
+fn fake_slave(act: impl Fn(TcpStream, BufReader<TcpStream>) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
         for stream in listener.incoming().map_while(Result::ok) {
             let mut lines = BufReader::new(stream.try_clone().unwrap());
-            let _: Option<OrderToSlave> = hear(&mut lines);
+            let _: Option<OrderToSlave> = recv_line(&mut lines);
             act(stream, lines);
         }
     });
@@ -470,10 +436,10 @@ fn frames(lines: &mut impl BufRead) -> (u64, StreamEnd) {
         let mut length = [0; 4];
         lines.read_exact(&mut length).unwrap();
         match u32::from_be_bytes(length) {
-            0 => return (total, hear(lines).unwrap()),
+            0 => return (total, recv_line(lines).unwrap()),
             u32::MAX => {}
             length => {
-                assert!(length as usize <= LARGEST_FRAME, "what should begin with a length begins with {length:x}");
+                assert!(length as usize <= LARGEST_FRAME, "{length:x} is not the length of a frame");
                 let copied = std::io::copy(&mut lines.by_ref().take(u64::from(length)), &mut std::io::sink()).unwrap();
                 assert_eq!(copied, u64::from(length));
                 total += copied;
@@ -483,13 +449,13 @@ fn frames(lines: &mut impl BufRead) -> (u64, StreamEnd) {
 }
 
 #[test]
-fn a_second_order_for_a_dataset_is_busy_at_once_while_the_first_waits_for_its_slave() {
+fn second_order_for_dataset_is_busy_at_once() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (arrived, waiting) = std::sync::mpsc::channel();
-    let slow = slave_by_hand(move |stream, mut lines| {
+    let slow = fake_slave(move |stream, mut lines| {
         arrived.send(()).unwrap();
-        // Until the agent's patience ends.
+        // Reads until the agent gives up.
         std::io::copy(&mut lines, &mut std::io::sink()).ok();
         drop(stream);
     });
@@ -509,16 +475,16 @@ fn a_second_order_for_a_dataset_is_busy_at_once_while_the_first_waits_for_its_sl
 }
 
 #[test]
-fn a_slave_that_vanishes_at_any_point_is_told_and_may_be_tried_again() {
+fn send_to_vanishing_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for point in 0..4 {
-        let slave = slave_by_hand(move |mut stream, mut lines| {
+        let slave = fake_slave(move |mut stream, mut lines| {
             if point > 0 {
-                say(&mut stream, &absent());
+                send_line(&mut stream, &absent());
             }
             if point > 1 {
-                let _: Option<Step> = hear(&mut lines);
+                let _: Option<Step> = recv_line(&mut lines);
             }
             if point > 2 {
                 frames(&mut lines);
@@ -528,13 +494,13 @@ fn a_slave_that_vanishes_at_any_point_is_told_and_may_be_tried_again() {
         assert_eq!((response.status, response.temporary), (ResponseStatus::Unreachable, true), "{point}: {response:?}");
         assert!(response.error.contains("beta") && response.error.contains("closed"), "{point}: {response:?}");
     }
-    // What was held for going on later is let go of by the transfer that succeeds.
+    // The transfer that succeeds releases the holds that the failed ones left for resuming.
     assert!(pair.send(first.guid, pair.slave_address).is_success);
     assert!(pair.holds().is_empty(), "{:?}", pair.holds());
 }
 
 #[test]
-fn a_slave_that_talks_nonsense_or_refuses_is_told_with_its_words() {
+fn refusal_or_nonsense_of_slave_is_quoted() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for (line, words) in [
@@ -543,7 +509,7 @@ fn a_slave_that_talks_nonsense_or_refuses_is_told_with_its_words() {
         (r#"{"MapUUID":[],"Status":4,"Error":"closed today"}"#, "closed today"),
         (r#"{"OrderUUID":null,"IsSuccess":false,"Status":10,"Error":"not in this tone"}"#, "not in this tone"),
     ] {
-        let slave = slave_by_hand(move |mut stream, _| {
+        let slave = fake_slave(move |mut stream, _| {
             stream.write_all(format!("{line}\n").as_bytes()).unwrap();
         });
         let response = pair.send(first.guid, slave);
@@ -554,31 +520,31 @@ fn a_slave_that_talks_nonsense_or_refuses_is_told_with_its_words() {
 }
 
 #[test]
-fn what_arrived_counts_even_if_the_end_of_the_conversation_is_lost() {
+fn send_succeeds_if_only_end_of_conversation_is_lost() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let arrived = first.clone();
-    let slave = slave_by_hand(move |mut stream, mut lines| {
-        say(&mut stream, &absent());
-        let step: Option<Step> = hear(&mut lines);
+    let slave = fake_slave(move |mut stream, mut lines| {
+        send_line(&mut stream, &absent());
+        let step: Option<Step> = recv_line(&mut lines);
         assert!(matches!(step, Some(Step::Receive { .. })), "{step:?}");
         assert!(frames(&mut lines).1.is_success);
-        say(&mut stream, &Response::success(order(Action::SendSnapshot).order_uuid, ResponseStatus::Done, ""));
+        send_line(&mut stream, &Response::success(order(Action::SendSnapshot).order_uuid, ResponseStatus::Done, ""));
         let inventory = DatasetInventory { snapshots: vec![arrived.clone()], ..DatasetInventory::default() };
-        say(&mut stream, &ListUuids { inventory: Some(inventory), ..absent() });
-        let step: Option<Step> = hear(&mut lines);
+        send_line(&mut stream, &ListUuids { inventory: Some(inventory), ..absent() });
+        let step: Option<Step> = recv_line(&mut lines);
         assert!(matches!(step, Some(Step::Finish { .. })), "{step:?}");
     });
     let response = pair.send(first.guid, slave);
     assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
     assert!(response.error.contains("it arrived"), "{response:?}");
     let cursors = pair.alpha.dataset(&ds("tank/data")).unwrap().bookmarks;
-    assert_eq!(cursors.len(), 1, "the cursor moves: it is known to be there");
-    assert_eq!(pair.holds().len(), 1, "what may be unheld there stays held here");
+    assert_eq!(cursors.len(), 1, "the cursor moves, because the snapshot is known to have arrived");
+    assert_eq!(pair.holds().len(), 1, "the source keeps its hold, because the destination may have none");
 }
 
 #[test]
-fn what_arrived_and_cannot_be_held_is_a_failure_that_says_so() {
+fn send_fails_if_received_snapshot_cannot_be_held() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     pair.beta.fail_next("hold", zfs::ErrorKind::Permission, "cannot hold: permission denied");
@@ -587,13 +553,13 @@ fn what_arrived_and_cannot_be_held_is_a_failure_that_says_so() {
     assert!(response.error.contains("it arrived, but not all is well there"), "{response:?}");
     assert!(response.error.contains("permission denied"), "{response:?}");
     assert_eq!(pair.copy(), Some(vec![first.guid]));
-    assert!(pair.send(first.guid, pair.slave_address).is_success, "the next order puts it right");
+    assert!(pair.send(first.guid, pair.slave_address).is_success, "the next order repairs it");
     assert_eq!(pair.beta.tags(&ds("pool/copy"), &snap("S_1")).len(), 1);
     assert!(pair.holds().is_empty());
 }
 
 #[test]
-fn a_transfer_that_fails_leaves_no_holds_on_the_source() {
+fn failed_transfer_leaves_no_holds_on_source() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let out_of_space = "cannot receive new filesystem stream: out of space";
@@ -610,24 +576,24 @@ fn a_transfer_that_fails_leaves_no_holds_on_the_source() {
 }
 
 #[test]
-fn a_director_that_goes_away_leaves_no_order_hanging() {
+fn order_ends_after_director_disconnects() {
     let pair = Pair::new();
-    // More facts than are kept for a director that is slow to hear them.
+    // More facts than the agent keeps for a director that reads slowly.
     for n in 0..200 {
         pair.alpha.create(&ds(&format!("tank/data/{n}")));
     }
     let idle = Arc::strong_count(&pair.agent);
     for _ in 0..20 {
         let mut stream = connect(pair.agent_address);
-        say(&mut stream, &order(Action::KvResync));
+        send_line(&mut stream, &order(Action::KvResync));
         stream.shutdown(std::net::Shutdown::Both).unwrap();
     }
     let answer = pair.send(pair.take("S_1").guid, pair.slave_address);
     assert!(answer.is_success, "{answer:?}");
-    wait_until(|| Arc::strong_count(&pair.agent) == idle);
+    wait_until("the orders end", || Arc::strong_count(&pair.agent) == idle);
 }
 
-/// A connection, as the sender of a stream has it, and the other end by hand.
+/// The sender's side of a connection, and the raw socket at the other end.
 fn streaming() -> (zsync::wire::codec::Conn, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -643,16 +609,16 @@ fn streaming() -> (zsync::wire::codec::Conn, TcpStream) {
 }
 
 #[test]
-fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
+fn stream_refused_during_frame_ends_at_frame_boundary() {
     let (mut conn, mut peer) = streaming();
-    let by_hand = std::thread::spawn(move || {
+    let peer_thread = std::thread::spawn(move || {
         let mut lines = BufReader::new(peer.try_clone().unwrap());
-        // The sender fills what the connection holds, and waits amidst a frame.
+        // The sender fills the buffers of the connection, and blocks within a frame.
         let mut beginning = [0; 100_000];
         lines.read_exact(&mut beginning[..4]).unwrap();
         let length = u32::from_be_bytes(beginning[..4].try_into().unwrap());
         std::thread::sleep(PATIENCE / 4);
-        say(&mut peer, &Alive { alive: 0, refused: true });
+        send_line(&mut peer, &Alive { alive: 0, refused: true });
         std::thread::sleep(PATIENCE / 4);
         std::io::copy(&mut lines.by_ref().take(u64::from(length)), &mut std::io::sink()).unwrap();
         frames(&mut lines)
@@ -665,17 +631,17 @@ fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
         sent
     });
     assert_eq!(sent, Sent::Refused);
-    let (_, end) = by_hand.join().unwrap();
+    let (_, end) = peer_thread.join().unwrap();
     assert_eq!(end.error, "refused");
-    assert!(counter.get() < 1 << 28, "it stops soon: {}", counter.get());
+    assert!(counter.get() < 1 << 28, "{} bytes were sent after the refusal", counter.get());
 }
 
 #[test]
-fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
+fn sender_waits_for_slow_receiver_that_reports_progress() {
     let (mut conn, mut peer) = streaming();
-    let by_hand = std::thread::spawn(move || {
+    let peer_thread = std::thread::spawn(move || {
         for alive in 0..10 {
-            say(&mut peer, &Alive { alive, refused: false });
+            send_line(&mut peer, &Alive { alive, refused: false });
             std::thread::sleep(PATIENCE / 4);
         }
         frames(&mut BufReader::new(peer)).0
@@ -687,12 +653,12 @@ fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
         conn.end_stream(&StreamEnd { is_success: true, error: String::new() }).await.unwrap();
         sent
     });
-    assert_eq!((sent, by_hand.join().unwrap()), (Sent::All, 32 << 20));
+    assert_eq!((sent, peer_thread.join().unwrap()), (Sent::All, 32 << 20));
     assert_eq!(counter.get(), 32 << 20);
 }
 
 #[test]
-fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
+fn sender_gives_up_on_silent_receiver() {
     let (mut conn, peer) = streaming();
     let mut source = futures_lite::io::repeat(7).take(1 << 30);
     let began = Instant::now();
@@ -704,14 +670,14 @@ fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
 
 const COMPRESSING: &str = r#"{ "compression": { "beta": "zstd:1" }, "local_datasets": [ { "name": "tank" } ] }"#;
 
-/// The length of a stream's next frame, which is passed over, and whether it is compressed; `None` at the end.
+/// Skips the next frame of a stream; gives its length and whether it is compressed, `None` at the end of the stream.
 fn pass_frame(lines: &mut impl BufRead) -> Option<(u32, bool)> {
     loop {
         let mut length = [0; 4];
         lines.read_exact(&mut length).unwrap();
         match u32::from_be_bytes(length) {
             0 => return None,
-            // It only says that it is alive.
+            // A sign of life.
             u32::MAX => {}
             said => {
                 let length = said & !(1 << 31);
@@ -722,16 +688,16 @@ fn pass_frame(lines: &mut impl BufRead) -> Option<(u32, bool)> {
     }
 }
 
-/// The lengths of a stream's frames, and whether each is compressed; that the end is told comes after them.
+/// Reads a stream that ends well; gives the length of each frame and whether it is compressed.
 fn lengths(lines: &mut impl BufRead) -> Vec<(u32, bool)> {
     let all = std::iter::from_fn(|| pass_frame(lines)).collect();
-    let end: Option<StreamEnd> = hear(lines);
+    let end: Option<StreamEnd> = recv_line(lines);
     assert!(end.unwrap().is_success);
     all
 }
 
 #[test]
-fn a_compressed_stream_arrives() {
+fn compressed_stream_arrives() {
     let pair = Pair::with(COMPRESSING);
     assert_eq!(pair.offer().2.place.map(|place| place.takes_zstd), Some(true));
     let taken: Vec<Guid> = (0..40).map(|n| pair.take(&format!("S_{n}")).guid).collect();
@@ -741,42 +707,42 @@ fn a_compressed_stream_arrives() {
 }
 
 #[test]
-fn an_older_slave_gets_a_stream_as_it_is_and_a_newer_one_compressed() {
+fn stream_is_compressed_only_for_slaves_that_support_it() {
     for newer in [false, true] {
         let pair = Pair::with(COMPRESSING);
         let taken: Vec<Snapshot> = (0..40).map(|n| pair.take(&format!("S_{n}"))).collect();
-        let (told, lengths_of) = std::sync::mpsc::channel();
-        let slave = slave_by_hand(move |mut stream, mut lines| {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let slave = fake_slave(move |mut stream, mut lines| {
             let place = newer.then(|| Place { takes_zstd: true, ..Place::default() });
-            say(&mut stream, &ListUuids { place, ..absent() });
-            let step: Option<Step> = hear(&mut lines);
+            send_line(&mut stream, &ListUuids { place, ..absent() });
+            let step: Option<Step> = recv_line(&mut lines);
             assert!(matches!(step, Some(Step::Receive { .. })), "{step:?}");
-            told.send(lengths(&mut lines)).unwrap();
+            sender.send(lengths(&mut lines)).unwrap();
         });
-        // It ends here, which is another test's affair.
+        // The fake slave ends the conversation here; other tests check what that means.
         assert!(!pair.send(taken[39].guid, slave).is_success);
-        let frames = lengths_of.recv_timeout(HANGS).unwrap();
+        let frames = receiver.recv_timeout(HANGS).unwrap();
         assert!(!frames.is_empty() && frames.iter().all(|(_, packed)| *packed == newer), "{newer}: {frames:?}");
     }
 }
 
 #[test]
-fn a_host_that_compresses_nothing_sends_to_a_newer_slave_as_ever() {
+fn stream_is_not_compressed_unless_configured() {
     let pair = Pair::new();
     let first = pair.take("S_1");
-    let (told, lengths_of) = std::sync::mpsc::channel();
-    let slave = slave_by_hand(move |mut stream, mut lines| {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let slave = fake_slave(move |mut stream, mut lines| {
         let place = Some(Place { takes_zstd: true, ..Place::default() });
-        say(&mut stream, &ListUuids { place, ..absent() });
-        let _step: Option<Step> = hear(&mut lines);
-        told.send(lengths(&mut lines)).unwrap();
+        send_line(&mut stream, &ListUuids { place, ..absent() });
+        let _step: Option<Step> = recv_line(&mut lines);
+        sender.send(lengths(&mut lines)).unwrap();
     });
     assert!(!pair.send(first.guid, slave).is_success);
-    assert!(lengths_of.recv_timeout(HANGS).unwrap().iter().all(|(_, packed)| !packed));
+    assert!(receiver.recv_timeout(HANGS).unwrap().iter().all(|(_, packed)| !packed));
 }
 
 #[test]
-fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives() {
+fn damaged_compressed_stream_changes_nothing_and_next_one_arrives() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for frame in [&b"\x80\0\0\0"[..], b"\x80\0\0\x04what", b"\x80\x10\0\x01"] {
@@ -784,7 +750,7 @@ fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives(
         let line = r#"{"Step":"receive","Status":8,"Guid":"7","SnapshotName":"S_1","Create":"filesystem"}"#;
         stream.write_all(format!("{line}\n").as_bytes()).unwrap();
         stream.write_all(frame).unwrap();
-        let answer: Response = hear(&mut lines).unwrap();
+        let answer: Response = recv_line(&mut lines).unwrap();
         assert!(!answer.is_success && answer.error.contains("is damaged"), "{answer:?}");
         assert_eq!(pair.copy(), None);
     }
@@ -792,14 +758,14 @@ fn a_compressed_stream_that_is_damaged_changes_nothing_and_the_next_one_arrives(
 }
 
 #[test]
-fn a_compressed_stream_can_be_refused_amidst_it() {
+fn compressed_stream_can_be_refused_midway() {
     let (mut conn, mut peer) = streaming();
-    let by_hand = std::thread::spawn(move || {
+    let peer_thread = std::thread::spawn(move || {
         let mut lines = BufReader::new(peer.try_clone().unwrap());
         assert!(pass_frame(&mut lines).is_some());
-        say(&mut peer, &Alive { alive: 0, refused: true });
+        send_line(&mut peer, &Alive { alive: 0, refused: true });
         while pass_frame(&mut lines).is_some() {}
-        hear::<StreamEnd>(&mut lines).unwrap()
+        recv_line::<StreamEnd>(&mut lines).unwrap()
     });
     let counter = Counter::default();
     let sent = runtime::block_on(async {
@@ -810,5 +776,5 @@ fn a_compressed_stream_can_be_refused_amidst_it() {
         sent
     });
     assert_eq!(sent, Sent::Refused);
-    assert_eq!(by_hand.join().unwrap().error, "refused");
+    assert_eq!(peer_thread.join().unwrap().error, "refused");
 }

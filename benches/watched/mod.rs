@@ -1,10 +1,10 @@
-//! Programs that are measured while they run.
+//! Measures programs while they run.
 
 use std::fs;
 use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-/// Runs a program; how it ended, how long it took, and the most memory that it was seen to have, in MB.
+/// Runs a program; gives its exit status, its duration, and its peak memory in MB.
 pub fn run(command: &mut Command) -> (ExitStatus, Duration, u64) {
     let began = Instant::now();
     let mut child = command.spawn().unwrap();

@@ -11,6 +11,7 @@ mod difference;
 pub mod embedded;
 mod error;
 pub mod file;
+#[cfg(any(test, feature = "test-support"))]
 pub mod memory;
 mod merge;
 pub mod open;
@@ -31,6 +32,7 @@ pub use dataset::apply;
 pub use difference::differences;
 pub use embedded::{EmbeddedCatalog, EmbeddedReader, Holder};
 pub use error::CatalogError;
+#[cfg(any(test, feature = "test-support"))]
 pub use memory::MemoryCatalog;
 
 /// How old a mark is when the director forgets it: older than any `catch_up`, and than most people look back for.

@@ -16,7 +16,7 @@ use crate::model::{Bookmark, DatasetKind, HostInventory, Origin, SendFlags, Snap
 use crate::policy::ConsulConfig;
 
 #[allow(dead_code, clippy::disallowed_methods, reason = "other tests use more of it; it starts a Consul")]
-#[path = "../../tests/consul/agent.rs"]
+#[path = "../../tests/common/consul.rs"]
 mod agent;
 
 pub(super) fn host(name: &str) -> HostName {

@@ -6,6 +6,7 @@
 
 mod argv;
 mod error;
+#[cfg(any(test, feature = "test-support"))]
 pub mod fake;
 pub mod parse;
 mod pipe;

@@ -1,4 +1,5 @@
-//! Plans made from what agents say, saved, and carried out: on pools in memory, with a catalog in a folder.
+//! Makes plans from the listings of agents, saves them and carries them out, on pools in memory with an embedded
+//! catalog.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use zsync::cli::report::Format;
 use zsync::config;
 use zsync::fleet::estimate::Questions;
 use zsync::fleet::planned::{After, PlannedOrder};
-use zsync::model::{Counter, DatasetName, HostName, SnapName};
+use zsync::model::{Counter, HostName, SnapName};
 use zsync::plan::foresee::foresee;
 use zsync::plan::{Filter, PlanSettings, Question, Source};
 use zsync::sys::runtime;
@@ -22,17 +23,14 @@ use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 use zsync::{director, plan};
 
-use super::{assert_valid, schema};
+use super::assert_valid;
+use super::common::{ds, schema};
 
-/// One host with snapshots that are due to be destroyed, sent and taken.
+/// One host, for which snapshots are due to be taken, sent and destroyed.
 struct Fixture {
     folder: TempDir,
     fake: Fake,
     hour: DateTime<Utc>,
-}
-
-fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
 }
 
 impl Fixture {
@@ -133,7 +131,7 @@ impl Fixture {
         fs::write(self.path("plan.json"), saved.to_string()).unwrap();
     }
 
-    /// What the catalog remembers of failed orders.
+    /// The errors of failed orders in the catalog.
     fn errors(&self) -> Vec<String> {
         let outcomes = EmbeddedReader::new(&self.path("catalog")).outcomes(100).unwrap();
         outcomes.into_iter().filter(|o| !o.success).map(|o| o.error.unwrap_or_default()).collect()
@@ -147,7 +145,7 @@ fn refused(result: Result<(), Error>, words: &str) {
 }
 
 #[test]
-fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
+fn plan_from_agents_fills_catalog_and_gives_no_order() {
     let fixture = Fixture::new();
     let before = (fixture.names("tank/data"), fixture.names("tank/sent"), fixture.fake.calls().len());
     fixture.survey().unwrap();
@@ -164,7 +162,7 @@ fn a_plan_from_the_agents_fills_the_catalog_and_gives_no_order() {
 }
 
 #[test]
-fn the_agents_tell_how_much_would_be_sent_and_freed() {
+fn plan_estimates_bytes_sent_and_freed() {
     let fixture = Fixture::new();
     let policy = Arc::new(config::load_policy(&fixture.path("server.json")).unwrap());
     let here: HostName = "alpha".parse().unwrap();
@@ -189,7 +187,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         let questions = Questions::about(&mut orders, &policy, &inventory);
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
-        // Remembered, they are those of the same questions.
+        // The catalog gives them back for the same questions.
         catalog.estimated(answers.clone()).await.unwrap();
         assert_eq!(catalog.catalog().estimates().unwrap(), answers);
         let mut again = orders.clone();
@@ -198,7 +196,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         (orders, totals)
     });
     let (orders, totals) = orders;
-    let told: Vec<_> = orders
+    let estimated: Vec<_> = orders
         .iter()
         .map(|PlannedOrder { order, after, estimate }| {
             let action = match order {
@@ -209,10 +207,10 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
             (action, *after, estimate.as_ref().map(|e| e.bytes))
         })
         .collect();
-    // Of five snapshots with 1000 bytes each, the oldest has the megabyte that the dataset was made with.
+    // Five snapshots have 1000 bytes each; the oldest also has the 1 MiB that the dataset was created with.
     let whole = 1 << 20;
     assert_eq!(
-        told,
+        estimated,
         [
             ("take", None, None),
             ("send", None, Some(Some(whole + 5000))),
@@ -229,26 +227,30 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
 }
 
 #[test]
-fn a_saved_plan_is_carried_out_and_nothing_beyond_it() {
+fn saved_plan_is_carried_out_and_nothing_else() {
     let fixture = Fixture::new();
     fixture.survey().unwrap();
-    // Due since, but not in the plan.
+    // Due since the plan was made, but not in it.
     fixture.fake.create(&ds("spare/copy"));
     fixture.fake.destroy_by_hand(&ds("tank/data"), &[fixture.name(5)]);
     fixture.fake.write(&ds("tank/sent"), 1000);
     let result = fixture.carry_out();
-    // The destination has come into being meanwhile, without snapshots: the agent refuses to overwrite it.
+    // The destination was created meanwhile, without snapshots: the agent refuses to overwrite it.
     assert_eq!(result.unwrap_err().exit, Exit::Failed);
     assert_eq!(fixture.names("tank/data"), [fixture.name(2), fixture.name(1), fixture.name(0)]);
-    assert_eq!(fixture.names("tank/sent").len(), 5, "what can be destroyed only after the transfer is not in the plan");
-    // Again: what is done already is fine.
+    assert_eq!(
+        fixture.names("tank/sent").len(),
+        5,
+        "the plan contains nothing that can be destroyed only after the transfer"
+    );
+    // Orders that were carried out before do no harm.
     assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
     assert_eq!(fixture.names("tank/data").len(), 3);
     assert!(fixture.errors().iter().all(|error| error.contains("spare/copy")), "{:?}", fixture.errors());
 }
 
 #[test]
-fn a_saved_plan_is_carried_out_twice_without_harm() {
+fn saved_plan_can_be_carried_out_twice() {
     let fixture = Fixture::new();
     fixture.survey().unwrap();
     fixture.carry_out().unwrap();
@@ -259,7 +261,7 @@ fn a_saved_plan_is_carried_out_twice_without_harm() {
 }
 
 #[test]
-fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
+fn saved_destroy_is_refused_as_a_whole_after_changes() {
     type Move = fn(&Fixture);
     let moves: [(Move, &str); 3] = [
         (
@@ -276,7 +278,7 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
         ),
         (
             |fixture| {
-                // What stands for the last day is gone, so that older ones have to.
+                // The snapshots of the last day are gone, so the rule keeps older ones.
                 let newer = [fixture.name(1), fixture.name(2), fixture.name(3)];
                 fixture.fake.destroy_by_hand(&ds("tank/data"), &newer);
             },
@@ -296,10 +298,10 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
 }
 
 #[test]
-fn a_take_that_would_be_older_than_what_is_there_is_refused() {
+fn saved_take_is_refused_after_newer_snapshot() {
     let fixture = Fixture::new();
     fixture.survey().unwrap();
-    // Another pass, an hour later by its name.
+    // Another pass took a snapshot with a later time in its name.
     runtime::block_on(fixture.fake.snapshot(&[ds("tank/data")], &fixture.name(-1))).unwrap();
     assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
     assert!(!fixture.names("tank/data").contains(&fixture.name(0)));
@@ -308,7 +310,7 @@ fn a_take_that_would_be_older_than_what_is_there_is_refused() {
 }
 
 #[test]
-fn a_transfer_whose_snapshot_is_gone_is_refused() {
+fn saved_transfer_of_destroyed_snapshot_is_refused() {
     let fixture = Fixture::new();
     fixture.survey().unwrap();
     fixture.fake.destroy_by_hand(&ds("tank/sent"), &[fixture.name(1)]);
@@ -318,7 +320,7 @@ fn a_transfer_whose_snapshot_is_gone_is_refused() {
 }
 
 #[test]
-fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
+fn saved_plan_is_refused_if_old_or_of_other_policy() {
     let fixture = Fixture::new();
     fixture.survey().unwrap();
     let before = fixture.names("tank/data");
@@ -338,7 +340,7 @@ fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
     fs::write(fixture.path("plan.json"), "").unwrap();
     refused(fixture.carry_out(), "cannot read the plan");
     assert_eq!(fixture.names("tank/data"), before);
-    // The layout of the policy's file does not matter.
+    // White space in the policy's file does not matter.
     fixture.survey().unwrap();
     let text = fs::read_to_string(fixture.path("server.json")).unwrap();
     fs::write(fixture.path("server.json"), text.replace("  ", "\t").replace("{ ", "{\n")).unwrap();
@@ -346,18 +348,18 @@ fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
 }
 
 #[test]
-fn a_host_that_does_not_answer_is_told_and_the_rest_is_planned() {
+fn plan_reports_unreachable_host_and_covers_the_rest() {
     let fixture = Fixture::new();
     fixture.write_policy("2 in last day", r#""beta": { "address": "127.0.0.1:1" }"#);
     assert_eq!(fixture.survey().unwrap_err().exit, Exit::Failed);
     let saved = fixture.saved();
     let actions: Vec<&str> =
         saved["orders"].as_array().unwrap().iter().map(|o| o["action"].as_str().unwrap()).collect();
-    assert_eq!(actions, ["take", "send", "destroy"], "beta has not been listed; what it has, its slave would say");
+    assert_eq!(actions, ["take", "send", "destroy"], "beta was not listed, but its slave will tell what it has");
 }
 
 #[test]
-fn no_plan_is_made_beside_a_director() {
+fn plan_from_agents_is_refused_while_director_runs() {
     let fixture = Fixture::new();
     let _director = EmbeddedCatalog::open(&fixture.path("catalog")).unwrap();
     refused(fixture.survey(), "another director");

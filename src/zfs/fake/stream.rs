@@ -1,129 +1,80 @@
-//! What goes from a fake send to a fake receive.
+//! The format of a fake stream: for each snapshot a header line, its data, and a trailer line.
+//!
+//! The data is as long as what was written before the snapshot, up to [`LONGEST`] bytes, and every byte of it is known
+//! from the snapshot's guid and the byte's position. The receiver checks it record by record, as ZFS does: what arrived
+//! of an incomplete or damaged record is not kept.
 
-use std::io;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-
-use futures_lite::io::AsyncWrite;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DatasetKind, Guid, Marks, Origin, SnapName, Snapshot};
-use crate::zfs::fake::{Fake, error};
-use crate::zfs::{ErrorKind, ReceiveSpec, SendFrom, SendSpec, ZfsError};
+use crate::model::{DatasetKind, Guid, SendFlags, Snapshot};
+use crate::zfs::fake::token::checksum;
 
-/// What a fake stream says: the snapshots that it brings and what they build on.
-#[derive(Serialize, Deserialize)]
-pub struct Stream {
+/// The most data of one snapshot in a stream. It bounds the time of tests whose datasets are large.
+pub const LONGEST: u64 = 8 << 10;
+/// The size of a record. The data of a snapshot ends with a shorter one.
+pub const RECORD: u64 = 256;
+/// No header line is longer.
+const LONGEST_LINE: usize = 64 << 10;
+
+/// The header of one snapshot in a stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Header {
+    /// A filesystem or a volume.
     pub kind: DatasetKind,
-    pub base: Option<Guid>,
-    pub snapshots: Vec<Snapshot>,
+    /// The snapshot's full name on the sender.
+    pub toname: String,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// The guid of the snapshot that must be there already; `None` in a full stream.
+    pub from: Option<Guid>,
+    /// The flags of the send, as in `zsync:flags`.
+    pub flags: String,
+    /// Whether the blocks are raw, those of an encrypted dataset.
+    pub raw: bool,
+    /// How much data the snapshot has in all.
+    pub length: u64,
+    /// Where the data in this stream starts, if the stream continues an interrupted receive.
+    pub resume: Option<u64>,
+    /// Whether no other snapshot follows.
+    pub is_last: bool,
 }
 
-/// The input of a fake receive.
-#[derive(Clone, Default)]
-pub struct Gathered(Arc<Mutex<Vec<u8>>>);
-
-impl Gathered {
-    /// What was written so far.
-    pub fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut *self.0.lock())
-    }
-}
-
-impl AsyncWrite for Gathered {
-    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.0.lock().extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
+impl Header {
+    /// The flags of the send.
+    pub(super) fn flags(&self) -> SendFlags {
+        self.flags.parse().unwrap_or(SendFlags::PLAIN)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// Writes header, data and trailer.
+    pub(super) fn write(&self, into: &mut Vec<u8>) {
+        let json = serde_json::to_string(self).unwrap_or_default();
+        into.extend(format!("{json} {:x}\n", checksum(json.as_bytes())).bytes());
+        let guid = self.snapshot.guid;
+        into.extend((self.resume.unwrap_or(0)..self.length).map(|at| data(guid, at)));
+        into.extend(trailer(guid).bytes());
     }
 
-    fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Fake {
-    /// What a send gives.
-    pub(super) fn stream_of(&self, spec: &SendSpec, call: &str) -> Result<Stream, ZfsError> {
-        let state = self.call(call)?;
-        let SendSpec::Snapshot { dataset, to, from, .. } = spec else {
-            return Err(error(ErrorKind::StaleToken, call, "cannot resume send: the fake makes no tokens"));
+    /// Reads the header line at the beginning of `input`, and says how long it is; `None` if more is to come.
+    pub(super) fn read(input: &[u8]) -> Result<Option<(Self, usize)>, &'static str> {
+        let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
+            return if input.len() > LONGEST_LINE { Err("invalid stream (bad magic number)") } else { Ok(None) };
         };
-        let inventory = state.dataset(call, dataset)?;
-        let position = |name: &SnapName| inventory.snapshots.iter().position(|s| s.name == *name);
-        let missing = || error(ErrorKind::NotFound, call, "snapshot does not exist");
-        let to = position(to).ok_or_else(missing)?;
-        let (base, first) = match from {
-            SendFrom::Nothing => (None, to),
-            SendFrom::Snapshot(name) | SendFrom::Before(name) => {
-                let base = position(name).ok_or_else(missing)?;
-                let first = if matches!(from, SendFrom::Before(_)) { to } else { base + 1 };
-                (Some(inventory.snapshots[base].guid), first)
-            }
-            SendFrom::Bookmark(name) => {
-                let base = inventory.bookmarks.iter().find(|b| b.name == *name).ok_or_else(missing)?;
-                (Some(base.guid), to)
-            }
-            SendFrom::Origin(of, name) => {
-                let base = state.dataset(call, of)?.snapshots.iter().find(|s| s.name == *name).ok_or_else(missing)?;
-                (Some(base.guid), to)
-            }
-        };
-        Ok(Stream { kind: inventory.kind, base, snapshots: inventory.snapshots[first..=to].to_vec() })
+        let line = std::str::from_utf8(&input[..end]).unwrap_or_default();
+        let (json, sum) = line.rsplit_once(' ').ok_or("invalid stream (bad magic number)")?;
+        if u64::from_str_radix(sum, 16) != Ok(checksum(json.as_bytes())) {
+            return Err("invalid stream (checksum mismatch)");
+        }
+        serde_json::from_str(json).map(|header| Some((header, end + 1))).map_err(|_| "invalid stream (bad record type)")
     }
+}
 
-    /// What a receive makes of it.
-    pub(super) fn apply(&self, spec: &ReceiveSpec, stream: Stream, call: &str) -> Result<(), ZfsError> {
-        let mut state = self.call(call)?;
-        let existing = state.datasets.get(&spec.dataset);
-        let origin = spec.origin.as_ref().and_then(|(dataset, name)| {
-            let of = state.datasets.get(dataset)?.snapshots.iter().find(|s| s.name == *name)?;
-            Some((of.guid, Origin { dataset: dataset.clone(), name: name.clone() }))
-        });
-        match (stream.base, existing) {
-            (Some(base), None) if origin.as_ref().is_some_and(|(guid, _)| *guid == base) => {}
-            (None, Some(existing)) if !(spec.overwrite && existing.snapshots.is_empty()) => {
-                return Err(error(ErrorKind::Exists, call, "destination exists, must specify -F to overwrite it"));
-            }
-            (Some(_), None) => return Err(error(ErrorKind::NotFound, call, "destination does not exist")),
-            (Some(base), Some(existing)) => {
-                let fits = existing.newest().is_some_and(|newest| newest.guid == base);
-                if !fits || existing.written.unwrap_or(0) > 0 {
-                    let words = "destination has been modified since most recent snapshot";
-                    return Err(error(ErrorKind::Modified, call, words));
-                }
-            }
-            (None, _) => {
-                if spec.dataset.parent().is_some_and(|parent| !state.datasets.contains_key(&parent)) {
-                    return Err(error(ErrorKind::NotFound, call, "parent does not exist"));
-                }
-            }
-        }
-        state.guids += 1;
-        let own = Guid(state.guids);
-        let mut txg = state.txg;
-        let inventory = state.datasets.entry(spec.dataset.clone()).or_default();
-        inventory.guid.get_or_insert(own);
-        inventory.kind = stream.kind;
-        inventory.written = Some(0);
-        inventory.origin = origin.as_ref().map(|(_, origin)| origin.clone()).or(inventory.origin.take());
-        for mut snapshot in stream.snapshots {
-            txg += 1;
-            snapshot.createtxg = txg;
-            snapshot.userrefs = 0;
-            snapshot.marks = Marks::default();
-            inventory.snapshots.push(snapshot);
-        }
-        state.txg = txg;
-        if let Some((_, origin)) = origin {
-            state.clones.insert((origin.dataset, origin.name));
-        }
-        state.properties.entry(spec.dataset.clone()).or_default().extend(spec.properties.clone());
-        Ok(())
-    }
+/// The line behind the data of a snapshot.
+pub(super) fn trailer(guid: Guid) -> String {
+    format!("end {guid}\n")
+}
+
+/// The byte of a snapshot's data at a position.
+#[allow(clippy::cast_possible_truncation, reason = "one byte is wanted")]
+pub(super) fn data(guid: Guid, at: u64) -> u8 {
+    (guid.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (8 * (at % 8))) as u8 ^ (at / 8) as u8
 }

@@ -35,7 +35,7 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
             ],
             ErrorKind::NotFound,
         ),
-        (&["already exists", "destination exists", "tag already exists"], ErrorKind::Exists),
+        (&["already exists", "bookmark exists", "must specify -F to overwrite it"], ErrorKind::Exists),
     ];
     rules.iter().find(|(words, _)| words.iter().any(|w| stderr.contains(w))).map_or(ErrorKind::Other, |(_, kind)| *kind)
 }

@@ -1,4 +1,4 @@
-// A real Consul on loopback, for tests: started by them, gone with them.
+// A real Consul on loopback, which tests start and stop.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How long a Consul may take to start on a busy machine.
 const START_WITHIN: Duration = Duration::from_secs(60);
 
-/// The program: `ZSYNC_CONSUL`, or what `tests/consul/build` fetched, or what is installed.
+/// The program: `$ZSYNC_CONSUL`, else the one that `tests/consul/build` downloaded, else the one in `$PATH`.
 pub fn program() -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
@@ -22,23 +22,23 @@ pub fn program() -> Option<PathBuf> {
     named.or(fetched.filter(|file| file.is_file())).or(installed)
 }
 
-/// The program, or a loud word that tests are skipped; where everything is to be tested, that is an error.
+/// The program. Without one, the test prints that it is skipped; in CI, that is an error.
 pub fn program_or_skip() -> Option<PathBuf> {
     let found = program();
     if found.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "no consul: tests/consul/build fetches one (make setup)");
-        eprintln!("SKIPPED: no consul here; tests/consul/build fetches one");
+        assert!(std::env::var_os("CI").is_none(), "there is no consul; tests/consul/build (make setup) downloads one");
+        eprintln!("SKIPPED: there is no consul; tests/consul/build downloads one");
     }
     found
 }
 
-/// Ports that nobody listens on.
+/// Free ports.
 pub fn free_ports<const N: usize>() -> [u16; N] {
     let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
-/// A Consul all by itself.
+/// A single Consul.
 pub struct Agent {
     child: Child,
     /// `host:port` of its HTTP API.
@@ -49,12 +49,12 @@ pub struct Agent {
     folder: tempfile::TempDir,
 }
 
-/// Where a Consul keeps what it knows.
+/// Where a Consul keeps its data.
 #[derive(Clone, Copy)]
 enum Mode {
-    /// In memory; it prints its JSON for people, with blanks.
+    /// In memory. It prints its JSON indented.
     Development,
-    /// On disk, as in the field.
+    /// On disk, as in production.
     Server,
 }
 
@@ -64,12 +64,12 @@ impl Agent {
         Self::start_as(Mode::Development, more)
     }
 
-    /// Starts one as in the field.
+    /// Starts one as in production.
     pub fn start_server() -> Option<Self> {
         Self::start_as(Mode::Server, &[])
     }
 
-    /// Its process.
+    /// The id of its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -77,7 +77,7 @@ impl Agent {
     fn start_as(mode: Mode, more: &[&str]) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let more: Vec<String> = more.iter().map(|&text| text.to_owned()).collect();
-        // Somebody else may be quicker to take a port.
+        // Another process may take a port first.
         for _ in 0..5 {
             let ports = free_ports();
             let mut child = spawn(&ports, &more, mode, folder.path())?;
@@ -91,13 +91,13 @@ impl Agent {
         panic!("Consul does not start");
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again on the same ports; being in memory, it has forgotten everything.
+    /// Starts it again on the same ports. In development mode it is empty then.
     pub fn start_again(&mut self) {
         self.child = spawn(&self.ports, &self.more, self.mode, self.folder.path()).unwrap();
         assert!(leads(&self.address, &mut self.child), "Consul does not start again");
@@ -116,7 +116,7 @@ fn spawn(ports: &[u16; 4], more: &[String], mode: Mode, folder: &Path) -> Option
     let config = format!(
         "disable_update_check = true\nports {{ http = {http}, grpc = -1, dns = -1, server = {server}, serf_lan = {lan}, serf_wan = {wan} }}"
     );
-    // Should the tests be killed outright, it goes as well.
+    // It ends with the tests, even if they are killed.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program_or_skip()?);
     command.args(["agent", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-log-level", "warn", "-hcl", &config]);
@@ -131,15 +131,15 @@ fn spawn(ports: &[u16; 4], more: &[String], mode: Mode, folder: &Path) -> Option
     Some(command.spawn().unwrap())
 }
 
-/// Waits until it has elected itself.
+/// Waits until it is ready; false if it ends before that.
 fn leads(address: &str, child: &mut Child) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < START_WITHIN {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        // Leader and store answer, and the agent has registered itself: sessions need that. Without a token, nobody is
-        // told.
+        // Leader and store respond, and the agent has registered itself, which sessions need. Without a token, Consul
+        // does not sender.
         let health = ask(address, "GET", "/v1/health/state/passing");
         if health.is_some_and(|(status, body)| status == 403 || body.contains("serfHealth") || body == "[]") {
             let stored =
@@ -155,7 +155,7 @@ fn leads(address: &str, child: &mut Child) -> bool {
     false
 }
 
-/// One request, without any of zsync's code: status and body.
+/// Sends one request without zsync's code; gives status and body.
 pub fn ask(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
@@ -167,20 +167,20 @@ pub fn ask(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
     Some((status, answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned()).unwrap_or_default()))
 }
 
-/// One Consul for all tests of a program that do not mind others in it.
+/// The address of one Consul that all tests of a program may share.
 pub fn shared() -> Option<&'static str> {
     static SHARED: OnceLock<Option<String>> = OnceLock::new();
     let start = || {
-        let (tell, told) = std::sync::mpsc::channel();
-        // It goes with the thread that started it: one that stays.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        // It ends with the thread that started it, so that thread never ends.
         std::thread::spawn(move || {
             let agent = Agent::start(&[]);
-            let _ = tell.send(agent.as_ref().map(|agent| agent.address.clone()));
+            let _ = sender.send(agent.as_ref().map(|agent| agent.address.clone()));
             loop {
                 std::thread::park();
             }
         });
-        told.recv().unwrap_or(None)
+        receiver.recv().unwrap_or(None)
     };
     SHARED.get_or_init(start).as_deref()
 }

@@ -1,44 +1,37 @@
-//! A fleet of two on pools in memory, over loopback, with a real catalog and real files.
-
-#![allow(dead_code, reason = "each test program uses its own part")]
-
-#[path = "../loopback/mod.rs"]
-mod loopback;
+//! A fleet of two hosts over loopback, on pools in memory, with a catalog and configuration in files.
 
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use loopback::listen;
 use tempfile::TempDir;
 use zsync::agent::Agent;
 use zsync::catalog::Holder;
 use zsync::commands::status;
 use zsync::commands::status::{Status, StatusSettings};
-use zsync::config::{load_policy, parse_local};
+use zsync::config::load_policy;
 use zsync::director::connect::{OwnHost, dispatcher, open_catalog};
 use zsync::director::{Pass, Report};
-use zsync::model::{DatasetName, HostName};
+use zsync::model::HostName;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 
-pub fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
+use super::loopback::listen;
+use super::{ds, local};
 
 pub fn ago(minutes: i64) -> DateTime<Utc> {
     Utc::now() - TimeDelta::minutes(minutes) - TimeDelta::seconds(20)
 }
 
-/// alpha, which directs, with two datasets; beta, which receives both.
+/// alpha runs the director and has two datasets; beta receives both.
 pub struct Fleet {
     pub folder: TempDir,
     pub alpha: Fake,
     pub beta: Fake,
-    /// beta's agent and slave.
+    /// The addresses of beta's agent and slave.
     pub addresses: (String, String),
 }
 
@@ -51,8 +44,7 @@ impl Fleet {
         beta.create(&ds("pool"));
         let folder = TempDir::new().unwrap();
         fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
-        let local = r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#;
-        let local = Arc::new(parse_local("local.json", local).unwrap());
+        let local = local(r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#);
         let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)), None);
         let slave = listen(Slave::new(Arc::new(beta.clone()), local), None);
         let fleet = Self { folder, alpha, beta, addresses: (agent, slave) };
@@ -83,8 +75,8 @@ impl Fleet {
         fs::write(self.path("server.json"), text).unwrap();
     }
 
-    /// Takes a snapshot of a dataset of alpha, with new data, so many minutes ago and a bit: ages of hours are shown to the
-    /// minute, and stay what they are while a test runs.
+    /// Writes to a dataset of alpha and takes a snapshot, as if so many minutes and twenty seconds ago: ages are shown
+    /// to the minute, and do not change while a test runs.
     pub fn take(&self, dataset: &str, minutes: i64) -> String {
         let at = ago(minutes);
         let name = at.format("S_%F_%T").to_string();

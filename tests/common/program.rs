@@ -1,6 +1,4 @@
-//! The program under test: a folder with configuration, a catalog and a scripted `zfs`; what it says, how it ends.
-
-#![allow(dead_code, reason = "each test program uses its own part")]
+//! Runs the program in a folder with configuration, a catalog and a scripted `zfs`, and checks its output and status.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,10 +9,9 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How long anything here may take before it counts as hanging.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+use super::PATIENCE;
 
-/// A folder with configuration, a catalog and a `zfs`; a program started from it inherits no environment.
+/// A folder with configuration, a catalog and a `zfs`. Programs that are started from it inherit no environment.
 pub struct Place(pub TempDir);
 
 pub const POLICY: &str = r#"{
@@ -25,7 +22,7 @@ pub const POLICY: &str = r#"{
   ]
 }"#;
 
-/// As `POLICY`, with a second host whose agent nobody runs: port 1 is never listened on.
+/// [`POLICY`] with a second host, which is unreachable: nothing listens on port 1.
 pub const TWO_HOSTS: &str = r#"{
   "catalog": { "embedded": { "path": "CATALOG" } },
   "retry_for": "1s",
@@ -39,7 +36,7 @@ pub const TWO_HOSTS: &str = r#"{
 
 pub const LOCAL: &str = r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#;
 
-/// A `zfs` that has one dataset with one snapshot, and is too old to tell whether it has changed.
+/// A `zfs` with one dataset that has one snapshot. It is too old for `snapshots_changed`.
 pub const ZFS: &str = r#"#!/bin/sh
 case "$*" in
   version) echo zfs-2.1.15-1; echo zfs-kmod-2.1.15-1 ;;
@@ -71,13 +68,13 @@ impl Place {
     }
 
     pub fn zfs(&self, script: &str) {
-        // A new file each time: one that runs cannot be written.
+        // A running script cannot be written to, so each one is a new file.
         drop(fs::remove_file(self.path("zfs")));
         self.write("zfs", script);
         fs::set_permissions(self.path("zfs"), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// A subcommand with this place's files; `{}` in an argument stands for the place.
+    /// A subcommand with the files of this folder; `{}` in an argument stands for the folder.
     pub fn command(&self, arguments: &str) -> Command {
         let arguments = arguments.replace("{}", &self.0.path().display().to_string());
         let mut words = arguments.split_whitespace();
@@ -107,7 +104,7 @@ impl Place {
 
 pub fn bare() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zsync"));
-    // The scripted `zfs` needs a path to find `printf` and `date`.
+    // The scripted `zfs` needs `$PATH` to find `printf` and `date`.
     command.env_clear().env("PATH", "/usr/bin:/bin").current_dir("/").stdin(Stdio::null());
     command
 }
@@ -121,7 +118,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Fails with this status and one line that has all these words.
+    /// Checks that the program failed with this status and one line that has all these words.
     #[track_caller]
     pub fn fails(&self, status: i32, words: &[&str]) {
         assert_eq!(self.status, Some(status), "{self:?}");
@@ -145,7 +142,7 @@ pub fn ended(command: &mut Command) -> Ended {
     let Output { status, stdout, stderr } = waiting.recv_timeout(PATIENCE).map_or_else(
         |_| {
             rustix::process::kill_process(id, rustix::process::Signal::KILL).ok();
-            panic!("it does not end: {command:?}")
+            panic!("{command:?} does not end")
         },
         Result::unwrap,
     );
@@ -156,7 +153,7 @@ pub fn ended(command: &mut Command) -> Ended {
     }
 }
 
-/// A program that goes on, with its log.
+/// A running program, and its log.
 pub struct Running {
     pub child: Child,
     pub log: mpsc::Receiver<String>,
@@ -172,7 +169,7 @@ impl Running {
         Self { child, log, seen: Vec::new() }
     }
 
-    /// Waits for so many further lines with these words.
+    /// Waits for so many more lines with these words.
     #[track_caller]
     pub fn wait_for(&mut self, words: &str, mut times: usize) {
         let end = Instant::now() + PATIENCE;
@@ -191,7 +188,7 @@ impl Running {
         self.seen.iter().filter(|line| line.contains(words)).count()
     }
 
-    /// Asks it to end, and gives its status.
+    /// Sends SIGTERM, and gives the exit status.
     pub fn stop(mut self) -> Option<i32> {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
@@ -200,7 +197,7 @@ impl Running {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(asked.elapsed() < Duration::from_secs(10), "it does not end on SIGTERM");
+            assert!(asked.elapsed() < Duration::from_secs(10), "the program does not end on SIGTERM");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

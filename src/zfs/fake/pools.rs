@@ -1,0 +1,303 @@
+//! The pools of a machine, and how tests prepare and inspect them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use parking_lot::{Mutex, MutexGuard};
+
+use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, Origin, SendFlags, SnapName, Snapshot};
+use crate::zfs::fake::fault::Fault;
+use crate::zfs::fake::stream::LONGEST;
+use crate::zfs::fake::token::Token;
+use crate::zfs::{ErrorKind, ZfsError, parse};
+
+/// The pools of one machine. Clones share them.
+#[derive(Clone, Default)]
+pub struct Fake {
+    pools: Arc<Mutex<Pools>>,
+}
+
+/// Everything that the machine holds, and what the test wants to go wrong.
+#[derive(Default)]
+pub(super) struct Pools {
+    pub datasets: BTreeMap<DatasetName, DatasetInventory>,
+    pub holds: BTreeSet<(DatasetName, SnapName, String)>,
+    /// The snapshots that have clones.
+    pub clones: BTreeSet<(DatasetName, SnapName)>,
+    /// Interrupted and running receives.
+    pub partials: BTreeMap<DatasetName, PartialReceive>,
+    /// Bytes written between a snapshot and the one before it.
+    pub written_before: BTreeMap<Guid, u64>,
+    pub properties: BTreeMap<DatasetName, BTreeMap<String, String>>,
+    pub txg: u64,
+    pub guids: u64,
+    pub now: DateTime<Utc>,
+    calls: Vec<String>,
+    failures: Vec<(String, ZfsError)>,
+    faults: Vec<(String, Fault)>,
+}
+
+/// What a receive has saved so far (`zfs receive -s`).
+pub(super) struct PartialReceive {
+    /// The snapshot that is being received, by its full name on the sender.
+    pub toname: String,
+    pub snapshot: Snapshot,
+    pub kind: DatasetKind,
+    /// The guid of the snapshot that the stream starts from.
+    pub from: Option<Guid>,
+    /// How much data the snapshot has in all, and how much of it has arrived.
+    pub length: u64,
+    pub arrived: u64,
+    pub flags: SendFlags,
+    pub raw: bool,
+    /// Whether the receive created the dataset, which goes if the receive is aborted.
+    pub creates: bool,
+    /// Whether the `zfs receive` still runs.
+    pub is_running: bool,
+}
+
+impl PartialReceive {
+    /// The `receive_resume_token`.
+    pub fn token(&self) -> String {
+        let token = Token {
+            toname: self.toname.clone(),
+            toguid: self.snapshot.guid,
+            fromguid: self.from,
+            object: if self.arrived == 0 { 1 } else { 2 },
+            offset: self.arrived,
+            bytes: self.arrived,
+            largeblockok: false,
+            embedok: false,
+            compressok: false,
+            rawok: false,
+        };
+        token.with_flags(self.flags, self.raw).encode()
+    }
+}
+
+/// How the end of a process that was killed is printed, and of one whose reader is gone.
+pub(super) const SIGKILL: &str = "signal 9 (SIGKILL)";
+pub(super) const SIGPIPE: &str = "signal 13 (SIGPIPE)";
+
+/// A failed command. What it means is read from its words, as in the words of the real command.
+pub(super) fn failed(call: &str, words: impl Into<String>) -> ZfsError {
+    let stderr = words.into();
+    let kind = parse::error_kind(&stderr);
+    ZfsError { kind, command: format!("zfs {call}"), status: "exit status 1".into(), stderr }
+}
+
+/// A command that a signal has ended.
+pub(super) fn killed(call: &str, signal: &str) -> ZfsError {
+    let status = signal.into();
+    ZfsError { kind: ErrorKind::Killed, command: format!("zfs {call}"), status, stderr: String::new() }
+}
+
+/// Prepares and inspects.
+impl Fake {
+    /// A machine without datasets, whose snapshots get guids of their own from `seed` on.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let fake = Self::default();
+        fake.pools().guids = seed.wrapping_mul(1_000_000);
+        fake
+    }
+
+    pub(super) fn pools(&self) -> MutexGuard<'_, Pools> {
+        self.pools.lock()
+    }
+
+    /// Creates a dataset (and nothing above it) with some data in it.
+    pub fn create(&self, dataset: &DatasetName) {
+        let mut pools = self.pools();
+        let guid = Some(pools.next_guid());
+        pools
+            .datasets
+            .insert(dataset.clone(), DatasetInventory { guid, written: Some(1 << 20), ..DatasetInventory::default() });
+    }
+
+    /// Writes to a dataset.
+    pub fn write(&self, dataset: &DatasetName, bytes: u64) {
+        if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
+            inventory.written = Some(inventory.written.unwrap_or(0) + bytes);
+        }
+    }
+
+    /// Sets the time at which the next snapshots are taken.
+    pub fn set_now(&self, now: DateTime<Utc>) {
+        self.pools().now = now;
+    }
+
+    /// Destroys snapshots as an administrator does it by hand.
+    pub fn destroy_by_hand(&self, dataset: &DatasetName, names: &[SnapName]) {
+        if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
+            inventory.snapshots.retain(|s| !names.contains(&s.name));
+        }
+    }
+
+    /// Gives a snapshot a clone.
+    pub fn clone_of(&self, dataset: &DatasetName, name: &SnapName) {
+        self.pools().clones.insert((dataset.clone(), name.clone()));
+    }
+
+    /// Makes a clone.
+    pub fn clone_as(&self, of: &DatasetName, name: &SnapName, clone: &DatasetName) {
+        self.create(clone);
+        let mut pools = self.pools();
+        pools.clones.insert((of.clone(), name.clone()));
+        if let Some(inventory) = pools.datasets.get_mut(clone) {
+            inventory.origin = Some(Origin { dataset: of.clone(), name: name.clone() });
+        }
+    }
+
+    /// Makes a dataset an encrypted one, as if its snapshots had been restored into such a dataset.
+    pub fn encrypt(&self, dataset: &DatasetName) {
+        if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
+            inventory.encrypted = true;
+        }
+    }
+
+    /// Makes the next call that begins with `call` ("destroy", "receive -s -u tank/a", ...) fail.
+    pub fn fail_next(&self, call: &str, kind: ErrorKind, words: &str) {
+        let error = ZfsError { kind, ..failed(call, words) };
+        self.pools().failures.push((call.to_owned(), error));
+    }
+
+    /// Makes something go wrong with the next stream whose call begins with `call` ("send", "receive", ...).
+    pub fn disturb_next(&self, call: &str, fault: Fault) {
+        self.pools().faults.push((call.to_owned(), fault));
+    }
+
+    /// The calls so far that change something, in words like those of the command.
+    #[must_use]
+    pub fn calls(&self) -> Vec<String> {
+        self.pools().calls.clone()
+    }
+
+    /// A dataset as it is now.
+    #[must_use]
+    pub fn dataset(&self, dataset: &DatasetName) -> Option<DatasetInventory> {
+        self.pools().inventory(dataset)
+    }
+
+    /// How many bytes of data an interrupted or running receive has saved.
+    #[must_use]
+    pub fn arrived(&self, dataset: &DatasetName) -> Option<u64> {
+        self.pools().partials.get(dataset).map(|partial| partial.arrived)
+    }
+
+    /// The tags on a snapshot.
+    #[must_use]
+    pub fn tags(&self, dataset: &DatasetName, name: &SnapName) -> Vec<String> {
+        let pools = self.pools();
+        pools.holds.iter().filter(|(d, n, _)| d == dataset && n == name).map(|(_, _, tag)| tag.clone()).collect()
+    }
+
+    /// Logs a call, and makes it fail if the test wants that.
+    pub(super) fn call(&self, call: &str) -> Result<MutexGuard<'_, Pools>, ZfsError> {
+        let mut pools = self.pools();
+        pools.calls.push(call.to_owned());
+        pools.fail(call).map_or(Ok(pools), Err)
+    }
+}
+
+impl Pools {
+    /// The failure that the test wants for this call.
+    pub(super) fn fail(&mut self, call: &str) -> Option<ZfsError> {
+        let at = self.failures.iter().position(|(begin, _)| call.starts_with(begin.as_str()))?;
+        Some(self.failures.remove(at).1)
+    }
+
+    /// The fault that the test wants for this stream.
+    pub(super) fn fault(&mut self, call: &str) -> Option<Fault> {
+        let at = self.faults.iter().position(|(begin, _)| call.starts_with(begin.as_str()))?;
+        Some(self.faults.remove(at).1)
+    }
+
+    pub(super) fn next_guid(&mut self) -> Guid {
+        self.guids += 1;
+        Guid(self.guids)
+    }
+
+    pub(super) fn dataset(&self, call: &str, name: &DatasetName) -> Result<&DatasetInventory, ZfsError> {
+        self.datasets.get(name).ok_or_else(|| failed(call, format!("cannot open '{name}': dataset does not exist")))
+    }
+
+    pub(super) fn dataset_mut(&mut self, call: &str, name: &DatasetName) -> Result<&mut DatasetInventory, ZfsError> {
+        self.datasets.get_mut(name).ok_or_else(|| failed(call, format!("cannot open '{name}': dataset does not exist")))
+    }
+
+    /// A dataset as `zfs list` shows it.
+    pub(super) fn inventory(&self, dataset: &DatasetName) -> Option<DatasetInventory> {
+        let mut inventory = self.datasets.get(dataset)?.clone();
+        if let Some(partial) = self.partials.get(dataset) {
+            inventory.resume_token = Some(partial.token());
+            if partial.creates {
+                inventory.written = Some(partial.arrived);
+            }
+        }
+        for snapshot in &mut inventory.snapshots {
+            let held = self.holds.iter().filter(|(d, n, _)| d == dataset && *n == snapshot.name).count();
+            snapshot.userrefs = u32::try_from(held).unwrap_or(u32::MAX);
+        }
+        Some(inventory)
+    }
+
+    /// Removes a dataset with all that was set on it.
+    pub(super) fn remove(&mut self, dataset: &DatasetName) {
+        self.properties.remove(dataset);
+        if let Some(Origin { dataset, name }) = self.datasets.remove(dataset).and_then(|removed| removed.origin) {
+            self.clones.remove(&(dataset, name));
+        }
+    }
+
+    /// Renames a dataset, with all below it.
+    pub(super) fn rename(&mut self, from: &DatasetName, to: &DatasetName) {
+        let renamed = |name: DatasetName| match name.below(from) {
+            Some(below) => to.join(below).unwrap_or_else(|_| to.clone()),
+            None => name,
+        };
+        fn keys<T>(of: &mut BTreeMap<DatasetName, T>, renamed: impl Fn(DatasetName) -> DatasetName) {
+            *of = std::mem::take(of).into_iter().map(|(name, value)| (renamed(name), value)).collect();
+        }
+        keys(&mut self.datasets, renamed);
+        keys(&mut self.properties, renamed);
+        keys(&mut self.partials, renamed);
+        self.holds = std::mem::take(&mut self.holds).into_iter().map(|(d, n, tag)| (renamed(d), n, tag)).collect();
+        self.clones = std::mem::take(&mut self.clones).into_iter().map(|(d, n)| (renamed(d), n)).collect();
+        for origin in self.datasets.values_mut().filter_map(|inventory| inventory.origin.as_mut()) {
+            origin.dataset = renamed(origin.dataset.clone());
+        }
+    }
+
+    /// Whether a snapshot has clones. The partial state of an incremental receive is one of them (`DATASET/%recv`).
+    pub(super) fn has_clones(&self, dataset: &DatasetName, name: &SnapName) -> bool {
+        let is_base = || {
+            let guid = self.datasets.get(dataset)?.snapshots.iter().find(|s| s.name == *name)?.guid;
+            self.partials.get(dataset).filter(|partial| !partial.creates && partial.from == Some(guid))
+        };
+        self.clones.contains(&(dataset.clone(), name.clone())) || is_base().is_some()
+    }
+
+    /// The name of the snapshot with this guid, or the bookmark, in the pool of `near`, which is looked at first.
+    pub(super) fn by_guid(&self, near: &str, guid: Guid, bookmarks: bool) -> Option<(DatasetName, SnapName)> {
+        let pool = near.split(['/', '@']).next().unwrap_or_default();
+        let all = || self.datasets.iter().filter(|(name, _)| name.pool() == pool);
+        let first = all().filter(|(name, _)| near.split('@').next() == Some(name.as_str()));
+        let of = |(name, inventory): (&DatasetName, &DatasetInventory)| {
+            let snapshot = inventory.snapshots.iter().find(|s| s.guid == guid).map(|s| s.name.clone());
+            let bookmark = || inventory.bookmarks.iter().find(|b| b.guid == guid).map(|b| b.name.clone());
+            Some((name.clone(), snapshot.or_else(|| bookmarks.then(bookmark).flatten())?))
+        };
+        first.chain(all()).find_map(of)
+    }
+
+    /// How much data a stream has for a snapshot: what was written since the one that the stream starts from.
+    pub(super) fn length(&self, dataset: &DatasetInventory, from: Option<Guid>, to: &Snapshot) -> u64 {
+        let snapshot = dataset.snapshots.iter().find(|s| Some(s.guid) == from).map(|s| s.createtxg);
+        let bookmark = || dataset.bookmarks.iter().find(|b| Some(b.guid) == from).map(|b| b.createtxg);
+        let after = snapshot.or_else(bookmark).unwrap_or(0);
+        let newer = dataset.snapshots.iter().filter(|s| (after + 1..=to.createtxg).contains(&s.createtxg));
+        newer.filter_map(|s| self.written_before.get(&s.guid)).sum::<u64>().min(LONGEST)
+    }
+}

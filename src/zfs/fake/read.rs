@@ -1,0 +1,108 @@
+//! Listing and estimating.
+
+use std::collections::BTreeMap;
+
+use crate::model::{DatasetName, SnapName};
+use crate::zfs::fake::pools::{Fake, failed};
+use crate::zfs::fake::token::Token;
+use crate::zfs::{Depth, History, Listed, Resumable, SendFrom, SendSpec, ZfsError, ZfsRead, argv};
+
+impl ZfsRead for Fake {
+    async fn list(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
+        let mut pools = self.pools();
+        if let Some(error) = pools.fail("list") {
+            return Err(error);
+        }
+        let wanted = |name: &DatasetName| {
+            roots.iter().any(|root| match depth {
+                Depth::Recursive => name.is_within(root),
+                Depth::Around => root.is_within(name),
+                Depth::Only | Depth::Bare => name == root,
+            })
+        };
+        let mut listed = Vec::new();
+        for name in pools.datasets.keys().filter(|name| wanted(name)) {
+            let Some(mut inventory) = pools.inventory(name) else { continue };
+            if depth == Depth::Bare || !roots.contains(name) && depth == Depth::Around {
+                inventory.snapshots.clear();
+                inventory.bookmarks.clear();
+            }
+            listed.push((name.clone(), inventory));
+        }
+        Ok(listed)
+    }
+
+    async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
+        let listed = self.list(std::slice::from_ref(dataset), Depth::Only).await?;
+        Ok(listed.into_iter().next().map(|(_, found)| (found.snapshots, found.bookmarks)))
+    }
+
+    async fn cloned(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<SnapName>, ZfsError> {
+        let pools = self.pools();
+        Ok(names.iter().filter(|name| pools.has_clones(dataset, name)).cloned().collect())
+    }
+
+    async fn written_since(
+        &self,
+        datasets: &[DatasetName],
+        name: &SnapName,
+    ) -> Result<Vec<(DatasetName, u64)>, ZfsError> {
+        let pools = self.pools();
+        let mut all = Vec::new();
+        for dataset in datasets {
+            let inventory = pools.dataset("get written@", dataset)?;
+            let newer = inventory.snapshots.iter().skip_while(|s| s.name != *name).skip(1);
+            let between: u64 = newer.filter_map(|s| pools.written_before.get(&s.guid)).sum();
+            all.push((dataset.clone(), between + inventory.written.unwrap_or(0)));
+        }
+        Ok(all)
+    }
+
+    async fn resumable(&self, token: &str) -> Result<Resumable, ZfsError> {
+        let call = argv::resumable(token).join(" ");
+        let pools = self.pools();
+        let (token, dataset) = pools.resume(token).map_err(|words| failed(&call, words))?;
+        Ok(Resumable { dataset, guid: token.toguid, raw: token.rawok })
+    }
+
+    async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
+        Ok(self.pools().properties.get(dataset).cloned().unwrap_or_default())
+    }
+
+    async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
+        let call = argv::size_of_send(spec).join(" ");
+        let pools = self.pools();
+        let (dataset, to, from) = match spec {
+            SendSpec::Snapshot { dataset, to, from, .. } => (dataset, to, from),
+            SendSpec::Resume { token } => {
+                let (Token { toguid, fromguid, bytes, .. }, dataset) =
+                    pools.resume(token).map_err(|words| failed(&call, words))?;
+                let inventory = pools.dataset(&call, &dataset)?;
+                let to = inventory.snapshots.iter().find(|s| s.guid == toguid);
+                return Ok(to.map(|to| pools.length(inventory, fromguid, to).saturating_sub(bytes)));
+            }
+        };
+        let inventory = pools.dataset(&call, dataset)?;
+        let place = |name: &SnapName| inventory.snapshots.iter().position(|s| s.name == *name);
+        let missing = || failed(&call, format!("cannot open '{}': dataset does not exist", dataset.at(to)));
+        let last = place(to).ok_or_else(missing)?;
+        let first = match from {
+            SendFrom::Nothing => 0,
+            SendFrom::Snapshot(base) | SendFrom::Before(base) => place(base).map_or(0, |at| at + 1),
+            SendFrom::Bookmark(_) | SendFrom::Origin(..) => return Ok(None),
+        };
+        let written = inventory.snapshots[first..=last].iter().filter_map(|s| pools.written_before.get(&s.guid));
+        Ok(Some(written.sum()))
+    }
+
+    async fn size_of_destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Option<u64>, ZfsError> {
+        let pools = self.pools();
+        let inventory = pools.dataset("destroy -nvp", dataset)?;
+        let victims = inventory.snapshots.iter().filter(|s| names.contains(&s.name));
+        Ok(Some(victims.filter_map(|s| pools.written_before.get(&s.guid)).sum()))
+    }
+
+    async fn check_version(&self) -> Result<String, ZfsError> {
+        Ok("zfs-fake".into())
+    }
+}

@@ -1,0 +1,98 @@
+//! What several test programs share. Each one compiles all of it and uses a part.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+pub mod consul;
+pub mod fleet;
+pub mod loopback;
+pub mod pair;
+pub mod program;
+pub mod tls;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use zsync::config::parse_local;
+use zsync::consul::{Consul, Settings};
+use zsync::model::{Action, DatasetName, Guid, HostName, SnapName};
+use zsync::policy::{ConsulConfig, Local};
+use zsync::wire::DirectorsOrder;
+use zsync::zfs::fake::Fake;
+
+pub fn ds(text: &str) -> DatasetName {
+    text.parse().unwrap()
+}
+
+pub fn snap(text: &str) -> SnapName {
+    text.parse().unwrap()
+}
+
+pub fn host(text: &str) -> HostName {
+    text.parse().unwrap()
+}
+
+/// A `local.json`.
+#[track_caller]
+pub fn local(text: &str) -> Arc<Local> {
+    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// An order with nothing but its action, which is not retried.
+pub fn order(action: Action) -> DirectorsOrder {
+    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7());
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The snapshots of a dataset by guid, oldest first; none if it does not exist.
+pub fn guids(fake: &Fake, dataset: &str) -> Vec<Guid> {
+    fake.dataset(&ds(dataset)).map(|d| d.snapshots.iter().map(|s| s.guid).collect()).unwrap_or_default()
+}
+
+/// The snapshots of a dataset by name, oldest first; none if it does not exist.
+pub fn names(fake: &Fake, dataset: &str) -> Vec<String> {
+    fake.dataset(&ds(dataset)).map(|d| d.snapshots.iter().map(|s| s.name.to_string()).collect()).unwrap_or_default()
+}
+
+/// A client of the Consul at an address, whatever the environment says.
+pub fn consul_at(address: &str) -> Consul {
+    let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
+    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
+}
+
+/// A schema of `examples/schema`.
+pub fn schema(file: &str) -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/schema").join(file);
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// Fails with everything that is wrong with a document by its schema.
+#[track_caller]
+pub fn assert_valid(schema: &Value, document: &Value) {
+    let validator = jsonschema::options().should_validate_formats(true).build(schema).unwrap();
+    let problems: Vec<String> =
+        validator.iter_errors(document).map(|e| format!("{}: {e}", e.instance_path())).collect();
+    assert!(problems.is_empty(), "{problems:#?}\n{document:#}");
+}
+
+/// How long anything may take before it counts as hanging.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until a condition holds.
+#[track_caller]
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The memory of a process in bytes, as far as it is resident.
+pub fn resident(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+}
