@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use zsync::catalog::{CatalogRead, CatalogWrite, Change, ConsulCatalog, Generations};
-use zsync::consul::{Consul, MOST_OPS, Op, Settings};
+use zsync::consul::{Consul, ConsulSettings, MOST_OPS, Op};
 use zsync::model::{DatasetInventory, DatasetName, Guid, HostName, Marks, Prefix, Snapshot};
 use zsync::policy::ConsulConfig;
 use zsync::sys::runtime::block_on;
@@ -69,7 +69,7 @@ fn told(what: &str, took: Duration, bytes: u64) {
 
 fn client(server: &agent::Agent) -> Consul {
     let config = ConsulConfig { address: Some(server.address.clone()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
+    Consul::new(&ConsulSettings::with_environment(&config, |_| None).unwrap()).unwrap()
 }
 
 fn compact() -> bool {

@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
 use zsync::config::{parse_local, parse_policy};
-use zsync::consul::{Consul, Health, Settings};
+use zsync::consul::{Consul, ConsulSettings, Health};
 use zsync::director::{Election, Leadership, Pass, Report, Sought};
 use zsync::fleet::health::ServiceHealth;
 use zsync::fleet::{Dispatcher, FleetState};
@@ -35,7 +35,7 @@ use loopback::listen;
 
 fn at(address: &str) -> Consul {
     let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
+    Consul::new(&ConsulSettings::with_environment(&config, |_| None).unwrap()).unwrap()
 }
 
 fn ds(text: &str) -> DatasetName {
