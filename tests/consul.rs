@@ -207,10 +207,10 @@ fn what_is_no_consul_is_an_error_and_never_an_answer() {
     for (answer, part) in [
         (&b"SSH-2.0-OpenSSH_9.2\r\n"[..], "cannot reach"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[]", "cannot reach"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhelo", "something that is not understood"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhelo", "cannot parse the response"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]", ""),
-        (b"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\nLocation: /x\r\n\r\n", "with 301"),
-        (b"HTTP/1.1 500 Error\r\nContent-Length: 17\r\n\r\nNo cluster leader", "choosing a leader"),
+        (b"HTTP/1.1 301 Moved\r\nContent-Length: 0\r\nLocation: /x\r\n\r\n", "with status 301"),
+        (b"HTTP/1.1 500 Error\r\nContent-Length: 17\r\n\r\nNo cluster leader", "electing a leader"),
         (b"", "cannot reach"),
     ] {
         let consul = at(&nonsense(answer));

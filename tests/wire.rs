@@ -20,7 +20,7 @@ use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tcp::{Dial, Listener};
 use zsync::wire::codec::Conn;
-use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
+use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, StreamOptions, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
 use zsync::zfs;
 use zsync::zfs::Zfs;
@@ -206,7 +206,7 @@ fn nonsense_gets_one_answer_and_changes_nothing() {
         (deep.as_bytes(), "missing field"),
         (long.as_bytes(), "a line of more than"),
         (b"GET / HTTP/1.1\r\n", "expected value"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "this port speaks plaintext"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "this port accepts only plaintext"),
     ];
     for address in [pair.agent_address, pair.slave_address] {
         for (bytes, words) in &cases {
@@ -258,7 +258,7 @@ fn a_peer_that_says_nothing_is_told_so_and_parted_from() {
         for beginning in [&b""[..], b"{\"OrderUUID\":"] {
             let began = Instant::now();
             let answer = only_answer(address, beginning);
-            assert!(answer.error.contains("said nothing for 400ms"), "{answer:?}");
+            assert!(answer.error.contains("sent nothing for 400ms"), "{answer:?}");
             assert!(began.elapsed() >= PATIENCE);
         }
     }
@@ -503,7 +503,7 @@ fn a_second_order_for_a_dataset_is_busy_at_once_while_the_first_waits_for_its_sl
         assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
         let earlier = earlier.join().unwrap();
         assert_eq!((earlier.status, earlier.temporary), (ResponseStatus::Unreachable, true), "{earlier:?}");
-        assert!(earlier.error.contains("said nothing for 400ms"), "{earlier:?}");
+        assert!(earlier.error.contains("sent nothing for 400ms"), "{earlier:?}");
     });
     assert!(pair.send(first.guid, pair.slave_address).is_success);
 }
@@ -660,7 +660,7 @@ fn a_stream_that_is_refused_amidst_a_frame_ends_where_a_frame_may_end() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(1 << 30);
-        let sent = conn.send_stream(&mut source, Way::default(), &counter).await.unwrap();
+        let sent = conn.send_stream(&mut source, StreamOptions::default(), &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
         sent
     });
@@ -683,7 +683,7 @@ fn a_receiver_that_works_slowly_is_waited_for_as_long_as_it_says_so() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(32 << 20);
-        let sent = conn.send_stream(&mut source, Way::default(), &counter).await.unwrap();
+        let sent = conn.send_stream(&mut source, StreamOptions::default(), &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: true, error: String::new() }).await.unwrap();
         sent
     });
@@ -696,7 +696,8 @@ fn a_receiver_that_takes_nothing_and_says_nothing_is_given_up() {
     let (mut conn, peer) = streaming();
     let mut source = futures_lite::io::repeat(7).take(1 << 30);
     let began = Instant::now();
-    let error = runtime::block_on(conn.send_stream(&mut source, Way::default(), &Counter::default())).unwrap_err();
+    let error =
+        runtime::block_on(conn.send_stream(&mut source, StreamOptions::default(), &Counter::default())).unwrap_err();
     assert!(matches!(error, WireError::Silent { .. }), "{error}");
     assert!(began.elapsed() < HANGS);
     drop(peer);
@@ -804,7 +805,7 @@ fn a_compressed_stream_can_be_refused_amidst_it() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(1 << 40);
-        let way = Way { zstd: Some(1), ..Way::default() };
+        let way = StreamOptions { zstd: Some(1), ..StreamOptions::default() };
         let sent = conn.send_stream(&mut source, way, &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
         sent
