@@ -27,7 +27,7 @@ pub(super) struct DestroyedSnapshot {
 }
 
 /// Applies a change to an inventory, as a catalog would.
-pub fn apply(host: &mut HostInventory, name: &DatasetName, change: Change) {
+pub(crate) fn apply(host: &mut HostInventory, name: &DatasetName, change: Change) {
     let mut dataset = CatalogDataset::default();
     if let Some(known) = host.datasets.remove(name) {
         dataset.set_listed(known);

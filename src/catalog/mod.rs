@@ -34,7 +34,7 @@ use crate::model::{
     Record, ResponseStatus, SnapName, Snapshot,
 };
 pub use consul::ConsulCatalog;
-pub use dataset::apply;
+pub(crate) use dataset::apply;
 pub use difference::differences;
 pub use embedded::{EmbeddedCatalog, EmbeddedReader};
 pub use error::CatalogError;
@@ -42,11 +42,11 @@ pub use holder::Holder;
 pub use memory::MemoryCatalog;
 
 /// Marks older than this are forgotten: it is longer than any `catch_up`, and than most people look back.
-pub const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
+pub(crate) const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
 /// How many outcomes the catalog of a director keeps. The oldest are dropped first.
-pub const MAX_OUTCOMES: usize = 10_000;
+pub(crate) const MAX_OUTCOMES: usize = 10_000;
 /// How many records of destroyed snapshots the catalog of a director keeps. The oldest are dropped first.
-pub const MAX_DESTROYED: usize = 100_000;
+pub(crate) const MAX_DESTROYED: usize = 100_000;
 
 /// The generation of each host that was read, as Consul's index of the pair that stores it.
 pub type Generations = BTreeMap<HostName, u64>;

@@ -437,7 +437,7 @@ fn perform(catalog: &dyn CatalogWrite, call: &CatalogCall) -> usize {
         CatalogCall::Put(of, name, numbers) => catalog.put_dataset(&h(of), &d(name), listing(numbers)).unwrap(),
         CatalogCall::Remove(of, name) => catalog.remove_dataset(&h(of), &d(name)).unwrap(),
         CatalogCall::Mark(of, name, guid, marks, when) => {
-            catalog.mark(&h(of), &d(name), Guid(guid), marks, at(when)).unwrap()
+            catalog.mark(&h(of), &d(name), Guid(guid), marks, at(when)).unwrap();
         }
         CatalogCall::NotWritten(of, name, slot, when) => {
             catalog.add_not_written(&h(of), &d(name), not_written(&format!("P_{slot}"), when)).unwrap();

@@ -162,7 +162,7 @@ fn refuse_zeplic_keys(object: &mut Object<'_>, name: Option<&DatasetName>, hostn
         _ => {
             let prefix = prefix.as_ref().filter(|node| node.is_text()).map_or("\"BACKUP\"", Node::raw);
             let count = retention.as_ref().map(|node| node.raw().trim_matches('"'));
-            let count = count.and_then(|digits| digits.parse::<u32>().ok());
+            let count = count.and_then(|digits| digits.parse::<u32>().ok()).filter(|count| *count > 0);
             // Without a number, the policy keeps every snapshot: following a hint must never destroy any.
             let retention = count.map(|count| format!(", \"retention\": [\"{count} in last 10 years\"]"));
             format!("{{ \"prefix\": {prefix}, \"creation\": \"0 * * * *\"{} }}", retention.unwrap_or_default())

@@ -67,7 +67,7 @@ fn hint(status: u16, text: &str) -> &'static str {
 impl ConsulError {
     /// Whether Consul refused because the session does not exist (any more).
     #[must_use]
-    pub fn is_about_session(&self) -> bool {
+    pub(super) fn is_about_session(&self) -> bool {
         matches!(self, Self::Refused { status: 400.., text, .. } if text.contains("session"))
     }
 

@@ -100,7 +100,7 @@ impl Consul {
         let body = serde_json::json!({
             "Name": service, "ID": id, "Address": address, "Port": port, "Meta": { "host": host },
             "Check": {
-                "CheckID": check_id(id), "Name": "says that it is well", "TTL": seconds(*ttl),
+                "CheckID": check_id(id), "Name": "reported by zsync", "TTL": seconds(*ttl),
                 "DeregisterCriticalServiceAfter": seconds(*forget_after),
             },
         });

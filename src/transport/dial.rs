@@ -12,14 +12,14 @@ use crate::sys::runtime;
 use crate::transport::tcp::{TransportError, resolve};
 
 /// A stream of bytes in both directions.
-pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// A byte stream of any kind.
-pub type BoxStream = Box<dyn ByteStream>;
+pub(crate) type BoxStream = Box<dyn ByteStream>;
 
 /// Connects to `host:port`, and tries each address of the host. Each attempt may take as long as `timeout`.
-pub async fn tcp(address: &str, timeout: Duration) -> Result<BoxStream, TransportError> {
+pub(crate) async fn tcp(address: &str, timeout: Duration) -> Result<BoxStream, TransportError> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for candidate in resolve(address).await? {
         match runtime::timeout(timeout, TcpStream::connect(candidate)).await {
@@ -37,7 +37,7 @@ pub async fn tcp(address: &str, timeout: Duration) -> Result<BoxStream, Transpor
 }
 
 /// Connects to a Unix socket.
-pub async fn unix(path: &Path, timeout: Duration) -> Result<BoxStream, TransportError> {
+pub(crate) async fn unix(path: &Path, timeout: Duration) -> Result<BoxStream, TransportError> {
     let failed = |source| TransportError::Connect { address: path.display().to_string(), source };
     match runtime::timeout(timeout, UnixStream::connect(path)).await {
         Ok(Ok(stream)) => Ok(Box::new(stream)),

@@ -15,7 +15,7 @@ use crate::sys::runtime;
 use crate::transport::tls::{Secured, Tls};
 
 /// How long each step of connecting may take: resolving the name, connecting, and the TLS handshake.
-pub const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// The first byte of a TLS handshake, with which no plaintext message begins.
 const HANDSHAKE: u8 = 0x16;
 /// How many connections can wait to be accepted.
@@ -317,7 +317,7 @@ impl Incoming {
             ),
             (None, true) => (
                 " sent TLS, but this port accepts only plaintext: \"tls\" is not set on this host",
-                "this port accepts only plaintext; set \"tls\" on both hosts or on neither",
+                "this port accepts only plaintext; set \"tls\" in the configuration of its host, too",
             ),
         };
         let answer = Some((Connection::plain(stream, peer.clone()), answer.to_owned()));
@@ -329,7 +329,7 @@ impl Incoming {
 pub struct Listener(TcpListener);
 
 /// Whether an address can be reached only from this machine.
-pub async fn is_loopback(address: &str) -> Result<bool, TransportError> {
+pub(crate) async fn is_loopback(address: &str) -> Result<bool, TransportError> {
     Ok(resolve(address).await?.iter().all(|a| a.ip().is_loopback()))
 }
 

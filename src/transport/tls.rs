@@ -118,7 +118,7 @@ pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErro
 
 /// Whether a certificate can name a host of this name.
 #[must_use]
-pub fn is_dns_name(host: &HostName) -> bool {
+pub(crate) fn is_dns_name(host: &HostName) -> bool {
     server_name(host).is_some()
 }
 
@@ -267,7 +267,7 @@ impl Tls {
 
     /// Why peers with the same CAs would not trust this host's certificate, if they would not.
     #[must_use]
-    pub fn doubt(&self) -> Option<String> {
+    pub(crate) fn doubt(&self) -> Option<String> {
         self.current().doubt.clone()
     }
 

@@ -162,7 +162,7 @@ fn foreign_write_makes_host_incomplete_until_listed() {
             write_by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value });
         }),
         ("a pair is added", |c| {
-            write_by_hand(c, Op::Set { key: key(c, "inventory/alpha/no@dataset%"), value: Vec::new() })
+            write_by_hand(c, Op::Set { key: key(c, "inventory/alpha/no@dataset%"), value: Vec::new() });
         }),
         ("the generation is overwritten", |c| {
             write_by_hand(c, Op::Set { key: key(c, "generation/alpha"), value: b"{".to_vec() });

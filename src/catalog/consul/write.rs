@@ -139,8 +139,8 @@ impl<'a> HostWriter<'a> {
         Ok((parts, checks))
     }
 
-    /// Commits groups of operations in as few transactions as possible. Every transaction also writes the generation;
-    /// only the last one says that the host is `observed`, so that an interrupted write leaves it incomplete.
+    /// Commits groups of operations in as few transactions as possible. Every transaction also writes the generation, and
+    /// the last one sets when the host was `observed`.
     async fn commit_groups(
         &self,
         groups: Vec<OpGroup>,

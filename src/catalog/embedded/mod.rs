@@ -129,7 +129,7 @@ impl EmbeddedCatalog {
         Self::open_as(folder, Holder::Director)
     }
 
-    /// Opens the catalog as [`Self::open`] does. Other programs that try to open it meanwhile are told of this `holder`.
+    /// Opens the catalog as [`Self::open`] does. Other programs that try to do so get an error that names this `holder`.
     pub fn open_as(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
         let file = folder.join(FILE);
         let lock = Lock::take(folder, holder)?;

@@ -16,12 +16,12 @@ use crate::wire::codec::pack::Unpacker;
 use crate::wire::{LONGEST_LINE, Response};
 
 /// How long a peer may be silent. A working peer reports that it is alive several times in that time.
-pub const SILENCE: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 /// How long a stream may make no progress, unless local.json sets another limit. ZFS may have to read much before it
 /// continues.
-pub const STALL: Duration = Duration::from_secs(600);
+const STALL: Duration = Duration::from_secs(600);
 /// How often a peer that works silently reports that it is alive.
-pub const ALIVE_EVERY: Duration = Duration::from_secs(5);
+pub(crate) const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long, and in how many reads, the rest of what a peer sends is discarded before the connection is closed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const MOST_DRAIN_READS: usize = 256;

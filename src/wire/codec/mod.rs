@@ -10,7 +10,8 @@ mod line;
 mod pack;
 mod stream;
 
-pub use conn::{ALIVE_EVERY, Conn, SILENCE, STALL};
+pub use conn::Conn;
+pub(crate) use conn::{ALIVE_EVERY, SILENCE};
 pub use error::WireError;
 pub use frame::{LARGEST_FRAME, StreamEnd};
 pub use stream::{Pace, Sent, StreamOptions, Wait};
