@@ -296,5 +296,5 @@ fn tls_is_checked_on_both_sides() {
     }
     let plain = ConsulConfig { address: Some(format!("http://127.0.0.1:{https}")), ..ConsulConfig::default() };
     let error = block_on(client(&plain).get("a")).unwrap_err().to_string();
-    assert!(error.contains("write https:// in consul.address"), "{error}");
+    assert!(error.contains("begin consul.address with https://"), "{error}");
 }

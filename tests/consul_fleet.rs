@@ -276,7 +276,7 @@ fn a_resync_tells_every_difference_and_mends_it() {
     // Far in the future everything is due; only what it mends matters here.
     let report = block_on(pass.run()).unwrap();
     let lines: Vec<String> = report.mended.iter().map(|(host, line)| format!("{host}: {line}")).collect();
-    assert!(lines.contains(&"alpha: tank/new was not known, with 0 snapshots".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"alpha: tank/new (with 0 snapshots) was not in the catalog".to_owned()), "{lines:?}");
     assert!(fleet.catalog().inventory().unwrap().dataset(&host("alpha"), &ds("tank/new")).is_some());
     block_on(leadership.resign());
 }
