@@ -108,8 +108,8 @@ fn policy_with_invalid_thresholds_is_rejected() {
     let place = Place::new();
     for (check, words) in [
         (r#"{ "warn_age": "3h", "crit_age": "1h" }"#, "less than \"warn_age\""),
-        (r#"{ "warn_age": "soon" }"#, "is not a duration for this"),
-        (r#"{ "warn_age": "0s" }"#, "it is not between 1s and"),
+        (r#"{ "warn_age": "soon" }"#, "is not a duration:"),
+        (r#"{ "warn_age": "0s" }"#, "is not between 1s and"),
         (r#"{ "max_snapshots": 0 }"#, "a whole number from 1"),
         (r#"{ "max_snapshots": "many" }"#, "a whole number from 1"),
         (r#"{ "warn": "1h" }"#, "warn_age"),

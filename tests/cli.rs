@@ -27,13 +27,13 @@ fn unreadable_policy_is_reported_with_hint() {
     let place = Place::new();
     for subcommand in ["director --once", "director", "plan --dry-run"] {
         let run = |config: &str| place.run(&format!("{subcommand} --config {config}"));
-        run("{}/none.json").fails(2, &["none.json", "there is no such file", "--config"]);
+        run("{}/none.json").fails(2, &["none.json", "it does not exist", "--config"]);
         run("{}").fails(2, &["it is a folder", "--config"]);
-        run("/proc/self/mem").fails(2, &["/proc/self/mem", "cannot be read"]);
+        run("/proc/self/mem").fails(2, &["/proc/self/mem", "cannot read the file"]);
     }
     if !rustix::process::geteuid().is_root() {
         fs::set_permissions(place.path("server.json"), fs::Permissions::from_mode(0o000)).unwrap();
-        place.run("director --once").fails(2, &["server.json", "may not be read by this user"]);
+        place.run("director --once").fails(2, &["server.json", "permission denied"]);
     }
 }
 
@@ -60,7 +60,7 @@ fn invalid_policy_is_reported_with_position() {
 #[test]
 fn director_needs_local_configuration_of_its_host() {
     let place = Place::new();
-    place.run("director --once --local {}/none.json").fails(2, &["alpha", "none.json", "there is no such file"]);
+    place.run("director --once --local {}/none.json").fails(2, &["alpha", "none.json", "it does not exist", "--local"]);
     place.write("local.json", "{ \"local_datasets\": [ { \"nam\": \"tank/data\" } ] }");
     let ended = place.run("director --once");
     assert_eq!(ended.status, Some(2), "{ended:?}");
@@ -224,7 +224,7 @@ fn damaged_catalog_is_reported_and_deleted_one_rebuilt() {
     assert_eq!(place.run("director --once").status, Some(0));
     place.write("catalog/catalog.sqlite", "this is no database at all, not at all, at all");
     for subcommand in ["director --once", "director", "plan --dry-run"] {
-        place.run(subcommand).fails(2, &["damaged", "delete the folder", &place.path("catalog")]);
+        place.run(subcommand).fails(2, &["damaged", "move the folder", &place.path("catalog")]);
     }
     fs::remove_dir_all(place.path("catalog")).unwrap();
     assert_eq!(place.run("director --once").status, Some(0));

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
-use zsync::consul::{Consul, Settings};
+use zsync::consul::{Consul, ConsulSettings};
 use zsync::director::{Election, ElectionResult, Leadership};
 use zsync::model::HostName;
 use zsync::policy::ConsulConfig;
@@ -120,7 +120,7 @@ impl Drop for Cluster {
 
 fn client(server: usize) -> Consul {
     let config = ConsulConfig { address: Some(format!("{}:8500", address(server))), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
+    Consul::new(&ConsulSettings::with_environment(&config, |_| None).unwrap()).unwrap()
 }
 
 fn until<T>(what: &str, within: u64, mut found: impl FnMut() -> Option<T>) -> T {

@@ -259,7 +259,7 @@ fn resync_reports_and_fixes_every_difference() {
     // Far in the future, everything is due. Here only the fixes count.
     let report = block_on(pass.run()).unwrap();
     let lines: Vec<String> = report.corrected.iter().map(|(host, line)| format!("{host}: {line}")).collect();
-    assert!(lines.contains(&"alpha: tank/new was not known, with 0 snapshots".to_owned()), "{lines:?}");
+    assert!(lines.contains(&"alpha: tank/new (with 0 snapshots) was not in the catalog".to_owned()), "{lines:?}");
     assert!(fleet.catalog().inventory().unwrap().dataset(&host("alpha"), &ds("tank/new")).is_some());
     block_on(leadership.resign());
 }

@@ -369,7 +369,7 @@ fn every_action_and_field_of_an_order_is_in_the_page() {
     ] {
         assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
     }
-    let source = read("src/wire/mod.rs");
+    let source = read("src/wire/director.rs");
     let after = source.split("pub struct DirectorsOrder {").nth(1).unwrap();
     let protocol = self::page("zsync-protocol.7");
     let mut fields = 0;

@@ -185,7 +185,7 @@ fn connection_is_closed_while_sixteen_are_open() {
     let request = "GET /metrics HTTP/1.1\r\n\r\n";
     let idle: Vec<_> = (0..16).map(|_| TcpStream::connect(&address).unwrap()).collect();
     let mut refused = TcpStream::connect(&address).unwrap();
-    refused.set_read_timeout(Some(common::program::PATIENCE)).unwrap();
+    refused.set_read_timeout(Some(common::PATIENCE)).unwrap();
     let mut answer = Vec::new();
     drop(refused.read_to_end(&mut answer));
     assert_eq!(answer, b"");
@@ -199,7 +199,7 @@ fn connection_is_closed_while_sixteen_are_open() {
         answer.starts_with("HTTP/1.1 200 OK\r\n")
     };
     while !is_served() {
-        assert!(began.elapsed() < common::program::PATIENCE, "closed connections still count");
+        assert!(began.elapsed() < common::PATIENCE, "closed connections still count");
     }
 }
 

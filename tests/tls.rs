@@ -235,12 +235,12 @@ fn agent_obeys_only_its_directors() {
     logged("(delta): the certificate of delta is for agent, slave");
     // A certificate of another CA, and an expired one.
     refused(&order(Some(pki.foreign("ruler", &[D])), &address), "does not know the CA of this host's certificate");
-    logged("its certificate is not of a CA that is known here");
+    logged("its certificate was not issued by a CA that is known here");
     refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired");
     logged("its certificate expired 2020-01-01");
     // A plaintext connection.
-    refused(&order(None, &address), "this port speaks TLS only");
-    logged("speaks plaintext, and this port TLS only");
+    refused(&order(None, &address), "this port accepts only TLS");
+    logged("sent plaintext, but this port accepts only TLS");
     assert!(alpha.calls().is_empty(), "{:?}", alpha.calls());
 }
 
@@ -251,8 +251,11 @@ fn director_refuses_agent_with_other_name() {
     let ruler = || Some(pki.issue("ruler", &[D]));
     let at = |tls| agent(Some(tls)).0;
     refused(&order(ruler(), &at(pki.issue("gamma", &[A]))), "its certificate is not that of alpha, it names gamma");
-    logged("breaks off the handshake");
-    refused(&order(ruler(), &at(pki.foreign("alpha", &[A]))), "its certificate is not of a CA that is known here");
+    logged("aborted the handshake");
+    refused(
+        &order(ruler(), &at(pki.foreign("alpha", &[A]))),
+        "its certificate was not issued by a CA that is known here",
+    );
     logged("does not know the CA of this host's certificate");
     refused(&order(ruler(), &at(pki.expired("alpha"))), "its certificate expired 2020-01-01");
     logged("says that this host's certificate has expired");
@@ -285,11 +288,11 @@ fn slave_receives_only_from_host_in_certificate() {
         &send("alpha", Some(pki.foreign("alpha", &[A])), &address),
         "does not know the CA of this host's certificate",
     );
-    logged("its certificate is not of a CA that is known here");
+    logged("its certificate was not issued by a CA that is known here");
     refused(&send("alpha", Some(pki.expired("alpha")), &address), "says that this host's certificate has expired");
     logged("its certificate expired");
-    refused(&send("alpha", None, &address), "this port speaks TLS only");
-    logged("speaks plaintext, and this port TLS only");
+    refused(&send("alpha", None, &address), "this port accepts only TLS");
+    logged("sent plaintext, but this port accepts only TLS");
     let (strict, _) = slave(Some(pki.issue("beta", &[S])), &COPIES.replace("true", r#"true, "sources": ["gamma"]"#));
     refused(&send("alpha", Some(pki.issue("alpha", &[A])), &strict), "does not receive from alpha");
     logged("(alpha): alpha may not send to pool/copy: pool/copy does not receive from alpha");
@@ -306,7 +309,7 @@ fn agent_refuses_slave_with_other_name() {
         &send("alpha", alpha(), &at(Some(pki.issue("gamma", &[S])))),
         "its certificate is not that of beta, it names gamma",
     );
-    logged("breaks off the handshake");
+    logged("aborted the handshake");
     refused(
         &send("alpha", alpha(), &at(Some(pki.issue("beta", &[A, D])))),
         "its certificate is for director, agent, not for slave",
@@ -370,7 +373,7 @@ fn client_without_certificate_gets_reason() {
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
     let said = without_certificate(&pki, &address);
     assert!(said.contains("CertificateRequired"), "{said}");
-    logged("it showed no certificate");
+    logged("it sent no certificate");
     assert!(alpha.calls().is_empty());
 }
 
@@ -384,8 +387,8 @@ fn plaintext_order_to_tls_port_gets_response() {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
     let answer: Response = serde_json::from_str(&line).unwrap();
-    refused(&answer, "this port speaks TLS only; set \"tls\" where you come from");
-    logged("speaks plaintext");
+    refused(&answer, "this port accepts only TLS; set \"tls\"");
+    logged("sent plaintext");
 }
 
 #[test]
@@ -421,16 +424,16 @@ fn invalid_own_certificate_is_reported_at_start() {
     assert_eq!(warned(&pki.issue("alpha", &[A]), A), "");
     assert!(warned(&pki.issue("alpha", &[A]), S).contains("is for agent, not for slave"));
     assert!(warned(&pki.issue("beta", &[A]), A).contains("names beta, not alpha"));
-    assert!(warned(&pki.foreign("alpha", &[A]), A).contains("others will not trust"));
+    assert!(warned(&pki.foreign("alpha", &[A]), A).contains("other hosts will not trust"));
     assert!(warned(&pki.expired("alpha"), A).contains("expired 2020-01-01"));
     let soon = Wanted { days: 5, ..wanted("alpha", &[A]) };
     let soon = pki.write("soon", &mint(&pki.ca, &soon, Utc::now()).unwrap());
-    assert!(warned(&Tls::load(&soon).unwrap(), A).contains("issue another one"));
+    assert!(warned(&Tls::load(&soon).unwrap(), A).contains("issue a new one"));
     fs::set_permissions(&soon.key, fs::Permissions::from_mode(0o640)).unwrap();
     assert!(Tls::load(&soon).unwrap().loose_key().unwrap().contains("has the mode 0640"));
     let missing = TlsFiles { ca: pki.folder.path().join("none"), ..soon };
     let error = Tls::load(&missing).err().unwrap().to_string();
-    assert!(error.contains("/none: there is no such file; see zsync-tls(8)"), "{error}");
+    assert!(error.contains("/none: the file does not exist; create it as zsync-tls(8) describes"), "{error}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tcp::Dial;
 use zsync::wire::codec::Conn;
-use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, Way, WireError};
+use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, StreamOptions, WireError};
 use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
 use zsync::zfs;
 use zsync::zfs::Zfs;
@@ -181,7 +181,7 @@ fn malformed_message_gets_one_response_and_changes_nothing() {
         (deep.as_bytes(), "missing field"),
         (long.as_bytes(), "a line of more than"),
         (b"GET / HTTP/1.1\r\n", "expected value"),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "this port speaks plaintext"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\n", "this port accepts only plaintext"),
     ];
     for address in [pair.agent_address, pair.slave_address] {
         for (bytes, words) in &cases {
@@ -469,7 +469,7 @@ fn second_order_for_dataset_is_busy_at_once() {
         assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
         let earlier = earlier.join().unwrap();
         assert_eq!((earlier.status, earlier.temporary), (ResponseStatus::Unreachable, true), "{earlier:?}");
-        assert!(earlier.error.contains("said nothing for 400ms"), "{earlier:?}");
+        assert!(earlier.error.contains("sent nothing for 400ms"), "{earlier:?}");
     });
     assert!(pair.send(first.guid, pair.slave_address).is_success);
 }
@@ -626,7 +626,7 @@ fn stream_refused_during_frame_ends_at_frame_boundary() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(1 << 30);
-        let sent = conn.send_stream(&mut source, Way::default(), &counter).await.unwrap();
+        let sent = conn.send_stream(&mut source, StreamOptions::default(), &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
         sent
     });
@@ -649,7 +649,7 @@ fn sender_waits_for_slow_receiver_that_reports_progress() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(32 << 20);
-        let sent = conn.send_stream(&mut source, Way::default(), &counter).await.unwrap();
+        let sent = conn.send_stream(&mut source, StreamOptions::default(), &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: true, error: String::new() }).await.unwrap();
         sent
     });
@@ -662,7 +662,8 @@ fn sender_gives_up_on_silent_receiver() {
     let (mut conn, peer) = streaming();
     let mut source = futures_lite::io::repeat(7).take(1 << 30);
     let began = Instant::now();
-    let error = runtime::block_on(conn.send_stream(&mut source, Way::default(), &Counter::default())).unwrap_err();
+    let error =
+        runtime::block_on(conn.send_stream(&mut source, StreamOptions::default(), &Counter::default())).unwrap_err();
     assert!(matches!(error, WireError::Silent { .. }), "{error}");
     assert!(began.elapsed() < HANGS);
     drop(peer);
@@ -770,7 +771,7 @@ fn compressed_stream_can_be_refused_midway() {
     let counter = Counter::default();
     let sent = runtime::block_on(async {
         let mut source = futures_lite::io::repeat(7).take(1 << 40);
-        let way = Way { zstd: Some(1), ..Way::default() };
+        let way = StreamOptions { zstd: Some(1), ..StreamOptions::default() };
         let sent = conn.send_stream(&mut source, way, &counter).await.unwrap();
         conn.end_stream(&StreamEnd { is_success: false, error: "refused".into() }).await.unwrap();
         sent

@@ -1,5 +1,4 @@
-//! What a catalog knows of one dataset, and what changes do to it: the same for every catalog that keeps whole
-//! datasets.
+//! What a catalog knows of one dataset, and how a [`Change`] alters it. Catalogs that store whole datasets share this.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,51 +7,51 @@ use chrono::{DateTime, Utc};
 use crate::catalog::Change;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, Marks, NotWritten, SnapName, Snapshot};
 
-/// One dataset.
+/// What a catalog knows of one dataset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Dataset {
-    /// Without marks of any kind; `None` while the dataset is not there.
-    pub held: Option<DatasetInventory>,
-    /// `#sent` and `#sync`, and when they were first made; also of snapshots that are not there.
+pub(super) struct CatalogDataset {
+    /// The latest listing, without any marks; `None` while the dataset does not exist.
+    pub listed: Option<DatasetInventory>,
+    /// `#sent` and `#sync`, and when a snapshot was first marked. Includes snapshots that do not exist.
     pub marks: BTreeMap<Guid, (Marks, DateTime<Utc>)>,
-    /// `#NotWritten`.
+    /// `#NotWritten`, and when the mark was last made.
     pub not_written: BTreeMap<SnapName, DateTime<Utc>>,
 }
 
-/// A snapshot that became history.
-pub(super) struct Gone {
+/// A snapshot that an order destroyed, to be recorded in the history.
+pub(super) struct DestroyedSnapshot {
     pub name: SnapName,
     pub guid: Guid,
     pub marks: Marks,
     pub at: DateTime<Utc>,
 }
 
-/// Makes a change in an inventory, as a catalog would.
-pub fn apply(host: &mut HostInventory, name: &DatasetName, change: Change) {
-    let mut dataset = Dataset::default();
+/// Applies a change to an inventory, as a catalog would.
+pub(crate) fn apply(host: &mut HostInventory, name: &DatasetName, change: Change) {
+    let mut dataset = CatalogDataset::default();
     if let Some(known) = host.datasets.remove(name) {
-        dataset.put(known);
+        dataset.set_listed(known);
     }
-    dataset.change(change);
+    dataset.apply(change);
     if let Some(now) = dataset.into_inventory() {
         host.datasets.insert(name.clone(), now);
     }
 }
 
-impl Dataset {
-    /// Makes a change; what it destroyed is given back.
-    pub fn change(&mut self, change: Change) -> Vec<Gone> {
+impl CatalogDataset {
+    /// Applies a change, and returns the snapshots that it moved to the history.
+    pub fn apply(&mut self, change: Change) -> Vec<DestroyedSnapshot> {
         match change {
-            Change::Listed(inventory) => self.put(inventory),
-            Change::Gone => self.empty(),
-            Change::Taken(snapshot) => self.taken(snapshot),
+            Change::Listed(inventory) => self.set_listed(inventory),
+            Change::Gone => self.clear_listed(),
+            Change::Taken(snapshot) => self.add_snapshot(snapshot),
             Change::Mark { guid, marks, at } => return self.mark(guid, marks, at),
             Change::NotWritten(mark) => self.add_not_written(mark),
         }
         Vec::new()
     }
 
-    fn add(&mut self, guid: Guid, marks: Marks, at: DateTime<Utc>) {
+    fn add_marks(&mut self, guid: Guid, marks: Marks, at: DateTime<Utc>) {
         if marks.sent || marks.sync {
             let (known, _) = self.marks.entry(guid).or_insert((Marks::default(), at));
             known.sent |= marks.sent;
@@ -60,34 +59,34 @@ impl Dataset {
         }
     }
 
-    /// Replaces what the dataset holds; marks stay, and those of the listing are added.
-    pub fn put(&mut self, mut inventory: DatasetInventory) {
+    /// Replaces the listing. Marks are kept, and those in the listing are added.
+    pub fn set_listed(&mut self, mut inventory: DatasetInventory) {
         for snapshot in &mut inventory.snapshots {
             let marks = std::mem::take(&mut snapshot.marks);
-            self.add(snapshot.guid, marks, snapshot.creation);
+            self.add_marks(snapshot.guid, marks, snapshot.creation);
         }
         for mark in std::mem::take(&mut inventory.not_written) {
             self.add_not_written(mark);
         }
         inventory.sort();
-        self.held = Some(inventory);
+        self.listed = Some(inventory);
     }
 
-    /// Takes the dataset from the inventory; its marks wait for it to come back.
-    pub fn empty(&mut self) {
-        self.held = None;
+    /// Removes the dataset from the inventory. Its marks are kept in case it comes back.
+    pub fn clear_listed(&mut self) {
+        self.listed = None;
         self.not_written.clear();
     }
 
-    fn taken(&mut self, mut snapshot: Snapshot) {
+    fn add_snapshot(&mut self, mut snapshot: Snapshot) {
         let marks = std::mem::take(&mut snapshot.marks);
-        self.add(snapshot.guid, marks, snapshot.creation);
-        let held = self.held.get_or_insert_default();
-        if held.by_guid(snapshot.guid).is_none() {
-            held.snapshots.push(snapshot);
-            held.sort();
+        self.add_marks(snapshot.guid, marks, snapshot.creation);
+        let listed = self.listed.get_or_insert_default();
+        if listed.by_guid(snapshot.guid).is_none() {
+            listed.snapshots.push(snapshot);
+            listed.sort();
         }
-        held.written = Some(0);
+        listed.written = Some(0);
     }
 
     fn add_not_written(&mut self, mark: NotWritten) {
@@ -95,39 +94,41 @@ impl Dataset {
         *at = mark.at.max(*at);
     }
 
-    fn mark(&mut self, guid: Guid, marks: Marks, at: DateTime<Utc>) -> Vec<Gone> {
-        self.add(guid, marks, at);
+    fn mark(&mut self, guid: Guid, marks: Marks, at: DateTime<Utc>) -> Vec<DestroyedSnapshot> {
+        self.add_marks(guid, marks, at);
         if !marks.deleted {
             return Vec::new();
         }
-        let (last, _) = self.marks.remove(&guid).unwrap_or_default();
-        let Some(held) = &mut self.held else { return Vec::new() };
-        let gone = held.snapshots.extract_if(.., |one| one.guid == guid);
-        gone.map(|one| Gone { name: one.name, guid, marks: Marks { deleted: true, ..last }, at }).collect()
+        let (last_marks, _) = self.marks.remove(&guid).unwrap_or_default();
+        let Some(listed) = &mut self.listed else { return Vec::new() };
+        let destroyed = listed.snapshots.extract_if(.., |snapshot| snapshot.guid == guid);
+        let marks = Marks { deleted: true, ..last_marks };
+        destroyed.map(|snapshot| DestroyedSnapshot { name: snapshot.name, guid, marks, at }).collect()
     }
 
-    /// Forgets what is older; marks of snapshots that are there have no age. Gives how many were forgotten.
+    /// Deletes marks older than `older_than`, except those of existing snapshots. Returns how many were deleted.
     pub fn forget(&mut self, older_than: DateTime<Utc>) -> usize {
-        let held: BTreeSet<Guid> = self.held.iter().flat_map(|held| &held.snapshots).map(|one| one.guid).collect();
+        let existing: BTreeSet<Guid> =
+            self.listed.iter().flat_map(|listed| &listed.snapshots).map(|snapshot| snapshot.guid).collect();
         let before = self.marks.len() + self.not_written.len();
-        self.marks.retain(|guid, (_, at)| held.contains(guid) || *at >= older_than);
+        self.marks.retain(|guid, (_, at)| existing.contains(guid) || *at >= older_than);
         self.not_written.retain(|_, at| *at >= older_than);
         before - self.marks.len() - self.not_written.len()
     }
 
     /// Whether nothing is known any more.
-    pub fn is_forgotten(&self) -> bool {
-        self.held.is_none() && self.marks.is_empty() && self.not_written.is_empty()
+    pub fn is_empty(&self) -> bool {
+        self.listed.is_none() && self.marks.is_empty() && self.not_written.is_empty()
     }
 
-    /// The dataset as an inventory shows it, with its marks; `None` if it is not there.
+    /// Returns the dataset with its marks, as an inventory shows it, or `None` if the dataset does not exist.
     pub fn inventory(&self) -> Option<DatasetInventory> {
         self.clone().into_inventory()
     }
 
-    /// The same of one that is not needed any more.
+    /// Converts into what [`Self::inventory`] returns, without a copy.
     pub fn into_inventory(self) -> Option<DatasetInventory> {
-        let mut inventory = self.held?;
+        let mut inventory = self.listed?;
         if !self.marks.is_empty() {
             for snapshot in &mut inventory.snapshots {
                 snapshot.marks = self.marks.get(&snapshot.guid).map(|(marks, _)| *marks).unwrap_or_default();

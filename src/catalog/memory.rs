@@ -1,4 +1,4 @@
-//! A catalog in memory, for one process: it forgets everything at its end, and can be told to fail.
+//! A catalog in memory, for a single process. It is lost when the process ends. Tests can make its writes fail.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -7,76 +7,79 @@ use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-use crate::catalog::dataset::{Dataset, Gone};
+use crate::catalog::dataset::{CatalogDataset, DestroyedSnapshot};
 use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome,
 };
 use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory, Record};
 
-/// A catalog that keeps everything in memory; it means the same as the embedded one.
+/// A catalog that keeps everything in memory, and otherwise behaves like the embedded one.
 #[derive(Debug, Default)]
 pub struct MemoryCatalog {
-    state: Mutex<State>,
+    contents: Mutex<Contents>,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    hosts: BTreeMap<HostName, Host>,
+struct Contents {
+    hosts: BTreeMap<HostName, MemoryHost>,
     outcomes: VecDeque<Outcome>,
     destroyed: VecDeque<Destroyed>,
     estimates: BTreeMap<Uuid, Estimated>,
-    refuses: bool,
+    refuses_writes: bool,
 }
 
 #[derive(Debug, Default)]
-struct Host {
+struct MemoryHost {
     observed: Option<DateTime<Utc>>,
-    datasets: BTreeMap<DatasetName, Dataset>,
+    datasets: BTreeMap<DatasetName, CatalogDataset>,
 }
 
 impl MemoryCatalog {
-    /// An empty catalog.
+    /// Creates an empty catalog.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes every write fail as on a full disk, or succeed again.
+    /// Makes every write fail as if the disk were full, or succeed again.
     pub fn refuse_writes(&self, refuse: bool) {
-        self.state().refuses = refuse;
+        self.contents().refuses_writes = refuse;
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.contents.lock()
     }
 
-    fn writable(&self) -> Result<MutexGuard<'_, State>, CatalogError> {
-        let state = self.state();
-        if state.refuses { Err(CatalogError::Full { path: PathBuf::from("in memory") }) } else { Ok(state) }
+    fn writable(&self) -> Result<MutexGuard<'_, Contents>, CatalogError> {
+        let contents = self.contents();
+        if contents.refuses_writes {
+            return Err(CatalogError::Full { path: PathBuf::from("in memory") });
+        }
+        Ok(contents)
     }
 }
 
-impl State {
-    fn dataset(&mut self, host: &HostName, dataset: &DatasetName) -> &mut Dataset {
+impl Contents {
+    fn dataset(&mut self, host: &HostName, dataset: &DatasetName) -> &mut CatalogDataset {
         self.hosts.entry(host.clone()).or_default().datasets.entry(dataset.clone()).or_default()
     }
 }
 
-fn push<T>(history: &mut VecDeque<T>, value: T, most: usize) {
+fn push_newest<T>(history: &mut VecDeque<T>, value: T, most: usize) {
     history.push_front(value);
     history.truncate(most);
 }
 
 impl CatalogRead for MemoryCatalog {
     fn inventory(&self) -> Result<Inventory, CatalogError> {
-        let state = self.state();
-        let hosts = state.hosts.iter().map(|(name, host)| {
+        let contents = self.contents();
+        let hosts = contents.hosts.iter().map(|(name, host)| {
             let datasets =
                 host.datasets.iter().filter_map(|(name, dataset)| Some((name.clone(), dataset.inventory()?)));
             (name.clone(), HostInventory { observed: host.observed, datasets: datasets.collect() })
         });
-        let seen = |host: &HostInventory| host.observed.is_some() || !host.datasets.is_empty();
-        Ok(Inventory { hosts: hosts.filter(|(_, host)| seen(host)).collect() })
+        let is_known = |host: &HostInventory| host.observed.is_some() || !host.datasets.is_empty();
+        Ok(Inventory { hosts: hosts.filter(|(_, host)| is_known(host)).collect() })
     }
 
     fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
@@ -84,15 +87,15 @@ impl CatalogRead for MemoryCatalog {
     }
 
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
-        Ok(self.state().outcomes.iter().take(limit).cloned().collect())
+        Ok(self.contents().outcomes.iter().take(limit).cloned().collect())
     }
 
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
-        Ok(self.state().destroyed.iter().take(limit).cloned().collect())
+        Ok(self.contents().destroyed.iter().take(limit).cloned().collect())
     }
 
     fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
-        Ok(self.state().estimates.clone())
+        Ok(self.contents().estimates.clone())
     }
 }
 
@@ -103,43 +106,44 @@ impl CatalogWrite for MemoryCatalog {
         observed: DateTime<Utc>,
         datasets: Vec<(DatasetName, DatasetInventory)>,
     ) -> Result<(), CatalogError> {
-        let mut state = self.writable()?;
-        let host = state.hosts.entry(host.clone()).or_default();
+        let mut contents = self.writable()?;
+        let host = contents.hosts.entry(host.clone()).or_default();
         host.observed = Some(observed);
         let listed: BTreeSet<_> = datasets.iter().map(|(name, _)| name.clone()).collect();
         for (name, inventory) in datasets {
-            host.datasets.entry(name).or_default().put(inventory);
+            host.datasets.entry(name).or_default().set_listed(inventory);
         }
         for (_, dataset) in host.datasets.iter_mut().filter(|(name, _)| !listed.contains(*name)) {
-            dataset.empty();
+            dataset.clear_listed();
         }
         Ok(())
     }
 
     fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {
-        let mut state = self.writable()?;
+        let mut contents = self.writable()?;
         for (dataset, change) in changes {
-            for Gone { name, guid, marks, at } in state.dataset(host, &dataset).change(change) {
+            for gone in contents.dataset(host, &dataset).apply(change) {
+                let DestroyedSnapshot { name, guid, marks, at } = gone;
                 let record = Record { uuid: guid.uuid(), dataset: dataset.clone(), name, marks };
-                push(&mut state.destroyed, Destroyed { host: host.clone(), record, at }, MAX_DESTROYED);
+                push_newest(&mut contents.destroyed, Destroyed { host: host.clone(), record, at }, MAX_DESTROYED);
             }
         }
         Ok(())
     }
 
     fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
-        let mut state = self.writable()?;
-        let before = state.destroyed.len();
-        state.destroyed.retain(|destroyed| destroyed.at >= older_than);
-        let mut forgotten = before - state.destroyed.len();
-        for dataset in state.hosts.values_mut().flat_map(|host| host.datasets.values_mut()) {
+        let mut contents = self.writable()?;
+        let before = contents.destroyed.len();
+        contents.destroyed.retain(|destroyed| destroyed.at >= older_than);
+        let mut forgotten = before - contents.destroyed.len();
+        for dataset in contents.hosts.values_mut().flat_map(|host| host.datasets.values_mut()) {
             forgotten += dataset.forget(older_than);
         }
         Ok(forgotten)
     }
 
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
-        push(&mut self.writable()?.outcomes, outcome.clone(), MAX_OUTCOMES);
+        push_newest(&mut self.writable()?.outcomes, outcome.clone(), MAX_OUTCOMES);
         Ok(())
     }
 

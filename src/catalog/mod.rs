@@ -1,9 +1,17 @@
-//! What the director remembers between passes: every host's snapshots, marks that ZFS does not know, and how
-//! orders ended.
+//! The catalog is what the director remembers between passes: every host's snapshots, marks that ZFS does not store,
+//! and how orders ended.
 //!
-//! ZFS itself is the truth; a catalog is a cache that can be deleted and is rebuilt from the hosts. The embedded one
-//! is written by the director alone; in Consul every host writes what it knows of itself, by the same calls. All calls
-//! block: asynchronous callers make them on a thread of their own. Nothing here reads a clock.
+//! ZFS holds the truth. A catalog is a cache: it can be deleted, and the next pass rebuilds it from the hosts. There are
+//! three kinds, all behind [`CatalogRead`] and [`CatalogWrite`]:
+//!
+//! - [`embedded`]: a SQLite file that only the director writes;
+//! - [`consul`]: pairs in Consul, where every host publishes its own datasets;
+//! - [`memory`]: for one process and for tests.
+//!
+//! [`mod@file`] reads and writes a catalog as text. `dataset` has the rules by which a [`Change`] alters a dataset, for the
+//! catalogs that store whole datasets; [`open`] opens the catalog that a policy names.
+//!
+//! All calls block, so asynchronous callers make them on a separate thread. Nothing here reads a clock.
 
 pub mod consul;
 mod dataset;
@@ -11,11 +19,10 @@ mod difference;
 pub mod embedded;
 mod error;
 pub mod file;
+mod holder;
 #[cfg(any(test, feature = "test-support"))]
 pub mod memory;
-mod merge;
 pub mod open;
-mod rows;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,31 +34,45 @@ use crate::model::{
     Action, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, OrderId, Place,
     Record, ResponseStatus, SnapName, Snapshot,
 };
-pub use consul::{ConsulCatalog, Generations, Published};
-pub use dataset::apply;
+pub use consul::ConsulCatalog;
+pub(crate) use dataset::apply;
 pub use difference::differences;
-pub use embedded::{EmbeddedCatalog, EmbeddedReader, Holder};
+pub use embedded::{EmbeddedCatalog, EmbeddedReader};
 pub use error::CatalogError;
+pub use holder::Holder;
 #[cfg(any(test, feature = "test-support"))]
 pub use memory::MemoryCatalog;
 
-/// How old a mark is when the director forgets it: older than any `catch_up`, and than most people look back for.
-pub const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
-/// How many outcomes a catalog keeps; the oldest go first.
-pub const MAX_OUTCOMES: usize = 10_000;
-/// How many records of destroyed snapshots a catalog keeps; the oldest go first.
-pub const MAX_DESTROYED: usize = 100_000;
+/// Marks older than this are forgotten: it is longer than any `catch_up`, and than most people look back.
+pub(crate) const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
+/// How many outcomes the catalog of a director keeps. The oldest are dropped first.
+pub(crate) const MAX_OUTCOMES: usize = 10_000;
+/// How many records of destroyed snapshots the catalog of a director keeps. The oldest are dropped first.
+pub(crate) const MAX_DESTROYED: usize = 100_000;
 
-/// Reading a catalog.
+/// The generation of each host that was read, as Consul's index of the pair that stores it.
+pub type Generations = BTreeMap<HostName, u64>;
+
+/// What hosts have published to a shared catalog.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// Current state of the hosts that changed since the last call. If the records of a host are not reliable, its
+    /// `observed` is `None`.
+    pub changed: BTreeMap<HostName, HostInventory>,
+    /// Hosts whose records are complete, changed or not.
+    pub whole: BTreeSet<HostName>,
+}
+
+/// Read access to a catalog.
 pub trait CatalogRead: Send + Sync {
-    /// Everything known of every host, as it was at one instant. Snapshots destroyed by an order are not in it.
+    /// Returns everything known of every host, as of one instant, without the snapshots that an order destroyed.
     fn inventory(&self) -> Result<Inventory, CatalogError>;
 
-    /// What is known of one host; `None` if it was never seen.
+    /// Returns what is known of one host, or `None` if the host was never seen.
     fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError>;
 
-    /// What hosts have written themselves since `since`, which is brought up to date; `None`: hosts do not write to
-    /// this catalog, and each has to be asked.
+    /// Returns what the hosts themselves have written since `since`, and updates `since`. `None` means that hosts do not
+    /// write to this catalog, so that each of them has to be polled.
     fn published(
         &self,
         _wanted: &BTreeSet<HostName>,
@@ -60,24 +81,24 @@ pub trait CatalogRead: Send + Sync {
         Ok(None)
     }
 
-    /// How the latest orders ended, newest first, at most `limit`.
+    /// Returns how the latest orders ended, newest first, at most `limit` of them.
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError>;
 
-    /// The `#deleted` records of snapshots destroyed by an order, newest first, at most `limit`.
+    /// Returns the `#deleted` records of snapshots that an order destroyed, newest first, at most `limit` of them.
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError>;
 
-    /// What agents estimated for the latest plan, by the question that they were asked. A catalog need not keep it.
+    /// Returns the agents' estimates for the latest plan, by the UUID of the question. A catalog need not keep them.
     fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
         Ok(BTreeMap::new())
     }
 }
 
-/// Writing a catalog. Each call happens as a whole or not at all, also when the process is killed.
+/// Write access to a catalog. Each call takes effect completely or not at all, even if the process is killed.
 pub trait CatalogWrite: CatalogRead {
-    /// Replaces what is known of a host by a whole listing of its ZFS, which was made at `observed`.
+    /// Replaces what is known of a host by a complete listing of its ZFS, made at `observed`.
     ///
-    /// What only the catalog knows stays: `#sent` and `#sync` by guid, and the `#NotWritten` marks of datasets
-    /// that still exist. Marks that the listing carries are added.
+    /// What only the catalog stores is kept: `#sent` and `#sync` by guid, and the `#NotWritten` marks of datasets
+    /// that still exist. Marks in the listing are added to them.
     fn replace_host(
         &self,
         host: &HostName,
@@ -85,22 +106,22 @@ pub trait CatalogWrite: CatalogRead {
         datasets: Vec<(DatasetName, DatasetInventory)>,
     ) -> Result<(), CatalogError>;
 
-    /// Makes changes to datasets of one host, in this order; marks stay as above.
+    /// Applies changes to datasets of one host, in the given order. Marks are kept as by [`Self::replace_host`].
     fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError>;
 
-    /// Forgets `#deleted` records and `#NotWritten` marks made before `older_than`, and marks of that age whose
-    /// snapshots are not there any more. Returns how many.
+    /// Deletes `#deleted` records and `#NotWritten` marks made before `older_than`, and marks of that age whose
+    /// snapshots no longer exist. Returns how many were deleted.
     fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError>;
 
-    /// Remembers how an order ended.
+    /// Records how an order ended.
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError>;
 
-    /// Writes what was only noted down so far, durably. A catalog may collect outcomes until then.
+    /// Makes everything recorded so far durable. A catalog may buffer outcomes until this call.
     fn flush(&self) -> Result<(), CatalogError> {
         Ok(())
     }
 
-    /// Remembers what agents estimated for a plan, instead of what is remembered of an earlier one.
+    /// Replaces the stored estimates by those of a new plan.
     fn replace_estimates(&self, _estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         Ok(())
     }
@@ -109,77 +130,77 @@ pub trait CatalogWrite: CatalogRead {
 /// One change to what is known of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
-    /// The dataset as it was listed. Snapshots that an order destroyed are to be marked first, while their names are
-    /// known.
+    /// The dataset was listed. Snapshots that an order destroyed have to be marked before, while the catalog still knows
+    /// their names.
     Listed(DatasetInventory),
-    /// It does not exist any more. Nothing happens if it was not known.
+    /// The dataset no longer exists. Has no effect if the dataset was not known.
     Gone,
-    /// A snapshot was taken, and nothing was written since.
+    /// A snapshot was taken, and nothing has been written to the dataset since.
     Taken(Snapshot),
-    /// Adds marks to a snapshot, also to one that no listing has shown yet; what is `false` stays as it is.
+    /// Adds marks to a snapshot, even to one that no listing has shown yet. Marks that are `false` are left unchanged.
     ///
-    /// `deleted` moves the snapshot from the inventory to the history. One that is not in the inventory has no
-    /// name and leaves no record.
+    /// `deleted` moves the snapshot from the inventory to the history. A snapshot that is not in the inventory has no
+    /// known name, and leaves no record.
     Mark {
-        /// The snapshot.
+        /// The snapshot to mark.
         guid: Guid,
-        /// What is added.
+        /// The marks to add.
         marks: Marks,
-        /// Since when.
+        /// When they were made.
         at: DateTime<Utc>,
     },
-    /// A slot made no snapshot because nothing had been written.
+    /// No snapshot was taken in a slot, because nothing had been written.
     NotWritten(NotWritten),
 }
 
-/// What an order would send or free, as an agent answered when it was asked.
+/// An agent's estimate of how much an order would send or free.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Estimated {
-    /// When.
+    /// When the agent answered.
     pub at: DateTime<Utc>,
-    /// Bytes; `None` where nobody could tell.
+    /// The number of bytes; `None` if ZFS could not tell.
     pub bytes: Option<u64>,
-    /// Why nobody could, or what the agent would leave out.
+    /// Why ZFS could not tell, or what the agent would leave out.
     pub remark: String,
 }
 
 /// How one order ended.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// The order.
+    /// The order's identity.
     pub order_id: OrderId,
-    /// When it ended.
+    /// When the order ended.
     pub at: DateTime<Utc>,
-    /// The host that carried it out, or was to.
+    /// The host that carried the order out, or should have.
     pub host: HostName,
-    /// What it asked for.
+    /// The action that was ordered.
     pub action: Action,
-    /// The dataset on that host; `None` for a listing of everything.
+    /// The dataset on that host; `None` for a listing of the whole host.
     pub dataset: Option<DatasetName>,
-    /// The snapshot taken, sent, or destroyed; `None` when there was none or there were several.
+    /// The snapshot taken, sent, or destroyed; `None` if there was none, or more than one.
     pub snapshot: Option<SnapName>,
-    /// Where it was sent to.
+    /// Where the snapshot was sent.
     pub to: Option<Place>,
-    /// Whether what was asked for is so.
+    /// Whether the order succeeded.
     pub success: bool,
-    /// How, beyond that.
+    /// The status that the agent reported.
     pub status: Option<ResponseStatus>,
-    /// Bytes that went over the wire or through the pipe.
+    /// Bytes transferred over the network, or through the pipe within the host.
     pub bytes: u64,
-    /// How long it took.
+    /// How long the order took.
     pub seconds: f64,
-    /// What went wrong.
+    /// The error, if the order failed.
     pub error: Option<String>,
 }
 
 /// A snapshot that an order destroyed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Destroyed {
-    /// The host that it was on.
+    /// The host that had the snapshot.
     pub host: HostName,
     /// The snapshot with its last marks, `#deleted` among them.
     pub record: Record,
-    /// When it was destroyed.
+    /// When the snapshot was destroyed.
     pub at: DateTime<Utc>,
 }
 

@@ -1,14 +1,14 @@
-//! The catalog that a policy names, opened.
+//! Opens the catalog that a policy names.
 
 use std::sync::Arc;
 
 use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog, EmbeddedCatalog, EmbeddedReader, Holder};
-use crate::consul::Settings;
+use crate::consul::ConsulSettings;
 use crate::model::Inventory;
 use crate::policy::{CatalogConfig, ConsulConfig};
 use crate::sys::runtime;
 
-/// For reading.
+/// Opens the catalog for reading.
 pub fn reader(config: &CatalogConfig) -> Result<Box<dyn CatalogRead>, CatalogError> {
     Ok(match config {
         CatalogConfig::Embedded { path } => Box::new(EmbeddedReader::new(path)),
@@ -16,7 +16,8 @@ pub fn reader(config: &CatalogConfig) -> Result<Box<dyn CatalogRead>, CatalogErr
     })
 }
 
-/// For writing. The embedded one can be opened by one process at a time, and tells others what its `holder` is.
+/// Opens the catalog for writing. Only one process at a time can do so with an embedded catalog; others get an error that
+/// names the `holder`.
 pub fn writer(config: &CatalogConfig, holder: Holder) -> Result<Arc<dyn CatalogWrite>, CatalogError> {
     Ok(match config {
         CatalogConfig::Embedded { path } => Arc::new(EmbeddedCatalog::open_as(path, holder)?),
@@ -24,12 +25,12 @@ pub fn writer(config: &CatalogConfig, holder: Holder) -> Result<Arc<dyn CatalogW
     })
 }
 
-/// The one in Consul.
+/// Opens the catalog in Consul.
 pub fn shared(config: &ConsulConfig) -> Result<ConsulCatalog, CatalogError> {
-    ConsulCatalog::open(&Settings::new(config)?)
+    ConsulCatalog::open(&ConsulSettings::new(config)?)
 }
 
-/// Everything that a catalog knows.
+/// Reads everything that the catalog knows.
 pub async fn inventory(config: &CatalogConfig) -> Result<Inventory, CatalogError> {
     let config = config.clone();
     runtime::blocking(move || reader(&config)?.inventory()).await

@@ -1,4 +1,4 @@
-//! What a director relies on, of both catalogs; and of the embedded one, what a killed process leaves.
+//! What a director relies on, for every kind of catalog, and what a killed process leaves in the embedded one.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rusqlite::Connection;
 use uuid::Uuid;
 
 use super::*;
-use crate::consul::{Consul, Settings};
+use crate::consul::{Consul, ConsulSettings};
 use crate::model::{Bookmark, DatasetKind, HostInventory, Origin, SendFlags, Snapshot};
 use crate::policy::ConsulConfig;
 
@@ -31,7 +31,7 @@ pub(super) fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap()
 }
 
-/// A snapshot whose every number follows from one.
+/// A snapshot whose fields all derive from one number.
 pub(super) fn snapshot(number: u64) -> Snapshot {
     Snapshot {
         name: format!("BACKUP_{number}").parse().unwrap(),
@@ -62,7 +62,7 @@ const SENT: Marks = Marks { sent: true, sync: false, deleted: false };
 const SYNC: Marks = Marks { sent: false, sync: true, deleted: false };
 const DELETED: Marks = Marks { sent: false, sync: false, deleted: true };
 
-/// Runs a test on a new catalog of each kind.
+/// Runs a test with a new catalog of each kind.
 fn on_each(test: impl Fn(&dyn CatalogWrite)) {
     test(&MemoryCatalog::new());
     let folder = tempfile::tempdir().unwrap();
@@ -72,15 +72,15 @@ fn on_each(test: impl Fn(&dyn CatalogWrite)) {
     }
 }
 
-/// An empty catalog in a real Consul; `None` where there is none.
+/// An empty catalog in a real Consul; `None` if no Consul is installed.
 pub(super) fn in_consul() -> Option<ConsulCatalog> {
     let config = ConsulConfig { address: Some(agent::shared()?.to_owned()), ..ConsulConfig::default() };
-    let settings = Settings::with_environment(&config, |_| None).unwrap();
+    let settings = ConsulSettings::with_environment(&config, |_| None).unwrap();
     Some(ConsulCatalog::new(Consul::new(&settings).unwrap(), &format!("test/{}", Uuid::now_v7())))
 }
 
-/// One change at a time.
-trait OneByOne {
+/// Shorthands for a single change.
+trait SingleChange {
     fn change(&self, host: &HostName, dataset: &DatasetName, change: Change) -> Result<(), CatalogError>;
 
     fn put_dataset(&self, host: &HostName, dataset: &DatasetName, now: DatasetInventory) -> Result<(), CatalogError> {
@@ -107,16 +107,20 @@ trait OneByOne {
     }
 }
 
-impl<C: CatalogWrite + ?Sized> OneByOne for C {
+impl<C: CatalogWrite + ?Sized> SingleChange for C {
     fn change(&self, host: &HostName, dataset: &DatasetName, change: Change) -> Result<(), CatalogError> {
         self.update(host, vec![(dataset.clone(), change)])
     }
 }
 
-/// `1 2#sent 5#sent#sync`: the snapshots of a dataset with their marks, `-` when it is not known.
-fn held(catalog: &dyn CatalogRead, of: &str, name: &str) -> String {
+/// The snapshots of a dataset with their marks, as in `1 2#sent 5#sent#sync`; `-` if the dataset is not known.
+fn snapshots_of(catalog: &dyn CatalogRead, of: &str, name: &str) -> String {
     let inventory = catalog.inventory().unwrap();
-    assert_eq!(catalog.host(&host(of)).unwrap().as_ref(), inventory.hosts.get(&host(of)), "the same, asked for alone");
+    assert_eq!(
+        catalog.host(&host(of)).unwrap().as_ref(),
+        inventory.hosts.get(&host(of)),
+        "host() and inventory() agree"
+    );
     let Some(found) = inventory.dataset(&host(of), &dataset(name)) else { return "-".to_owned() };
     let mark = |set: bool, flag: &'static str| if set { flag } else { "" };
     let snapshots = found.snapshots.iter().map(|one| {
@@ -127,7 +131,7 @@ fn held(catalog: &dyn CatalogRead, of: &str, name: &str) -> String {
 }
 
 #[test]
-fn what_was_listed_is_in_the_inventory_to_the_last_field() {
+fn inventory_returns_every_listed_field() {
     on_each(|catalog| {
         let whole = DatasetInventory {
             kind: DatasetKind::Volume,
@@ -157,16 +161,16 @@ fn what_was_listed_is_in_the_inventory_to_the_last_field() {
 }
 
 #[test]
-fn a_whole_listing_replaces_the_host_and_nothing_else() {
+fn replace_host_leaves_other_hosts_unchanged() {
     on_each(|catalog| {
         let (alpha, beta) = (host("alpha"), host("beta"));
         let both = |a, b| vec![(dataset("tank/a"), listing(a)), (dataset("tank/b"), listing(b))];
         catalog.replace_host(&alpha, at(0), both(1..4, 4..6)).unwrap();
         catalog.replace_host(&beta, at(0), both(1..2, 1..2)).unwrap();
         catalog.replace_host(&alpha, at(9), vec![(dataset("tank/a"), listing([2, 3, 9]))]).unwrap();
-        assert_eq!(held(catalog, "alpha", "tank/a"), "2 3 9");
-        assert_eq!(held(catalog, "alpha", "tank/b"), "-");
-        assert_eq!(held(catalog, "beta", "tank/a"), "1");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "2 3 9");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/b"), "-");
+        assert_eq!(snapshots_of(catalog, "beta", "tank/a"), "1");
         let observed = |name| catalog.inventory().unwrap().hosts[&host(name)].observed;
         assert_eq!((observed("alpha"), observed("beta")), (Some(at(9)), Some(at(0))));
         catalog.replace_host(&alpha, at(10), Vec::new()).unwrap();
@@ -175,7 +179,7 @@ fn a_whole_listing_replaces_the_host_and_nothing_else() {
 }
 
 #[test]
-fn a_listing_after_an_order_changes_its_dataset_only() {
+fn update_leaves_other_datasets_unchanged() {
     on_each(|catalog| {
         let (alpha, a, b) = (host("alpha"), dataset("tank/a"), dataset("tank/b"));
         catalog.put_dataset(&alpha, &a, listing([1])).unwrap();
@@ -190,35 +194,35 @@ fn a_listing_after_an_order_changes_its_dataset_only() {
         assert_eq!(inventory.dataset(&alpha, &b), Some(&listing([1])));
         catalog.remove_dataset(&alpha, &a).unwrap();
         catalog.remove_dataset(&alpha, &dataset("tank/never")).unwrap();
-        assert_eq!(held(catalog, "alpha", "tank/a"), "-");
-        assert_eq!(held(catalog, "alpha", "tank/b"), "1");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "-");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/b"), "1");
         assert_eq!(catalog.inventory().unwrap().hosts[&alpha].observed, Some(at(0)));
     });
 }
 
 #[test]
-fn marks_survive_listings_and_the_absence_of_their_dataset() {
+fn marks_survive_listings_and_absence_of_dataset() {
     on_each(|catalog| {
         let (alpha, a) = (host("alpha"), dataset("tank/a"));
         catalog.mark(&alpha, &a, Guid(2), SENT, at(1)).unwrap();
-        assert!(catalog.inventory().unwrap().hosts.is_empty(), "a mark alone is no host");
+        assert!(catalog.inventory().unwrap().hosts.is_empty(), "a mark alone does not make a host known");
         let list = |numbers: &[u64]| {
             catalog.replace_host(&alpha, at(2), vec![(a.clone(), listing(numbers.iter().copied()))]).unwrap();
         };
         list(&[1, 2]);
-        assert_eq!(held(catalog, "alpha", "tank/a"), "1 2#sent");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "1 2#sent");
         catalog.mark(&alpha, &a, Guid(2), SYNC, at(3)).unwrap();
         catalog.mark(&alpha, &a, Guid(1), SYNC, at(3)).unwrap();
         catalog.put_dataset(&alpha, &a, listing([1, 2, 3])).unwrap();
-        assert_eq!(held(catalog, "alpha", "tank/a"), "1#sync 2#sent#sync 3");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "1#sync 2#sent#sync 3");
         catalog.replace_host(&alpha, at(4), Vec::new()).unwrap();
         list(&[2, 3]);
-        assert_eq!(held(catalog, "alpha", "tank/a"), "2#sent#sync 3", "the pool was imported again");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "2#sent#sync 3", "the pool was imported again");
     });
 }
 
 #[test]
-fn a_snapshot_that_an_order_destroyed_is_history_only() {
+fn destroyed_snapshot_moves_to_history() {
     on_each(|catalog| {
         let (alpha, a) = (host("alpha"), dataset("tank/a"));
         catalog.put_dataset(&alpha, &a, listing(1..4)).unwrap();
@@ -226,11 +230,11 @@ fn a_snapshot_that_an_order_destroyed_is_history_only() {
         catalog.mark(&alpha, &a, Guid(1), DELETED, at(6)).unwrap();
         catalog.mark(&alpha, &a, Guid(3), DELETED, at(7)).unwrap();
         catalog.mark(&alpha, &a, Guid(99), DELETED, at(8)).unwrap();
-        assert_eq!(held(catalog, "alpha", "tank/a"), "2");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "2");
         let history = |limit| {
-            let shown =
+            let rendered =
                 |one: Destroyed| format!("{} {} {}", one.host, one.record, one.at.timestamp() - at(0).timestamp());
-            catalog.destroyed(limit).unwrap().into_iter().map(shown).collect::<Vec<_>>()
+            catalog.destroyed(limit).unwrap().into_iter().map(rendered).collect::<Vec<_>>()
         };
         let third = format!("alpha {}:tank/a@BACKUP_3#deleted 7", Guid(3).uuid());
         let first = format!("alpha {}:tank/a@BACKUP_1#sent#deleted 6", Guid(1).uuid());
@@ -242,7 +246,7 @@ fn a_snapshot_that_an_order_destroyed_is_history_only() {
 }
 
 #[test]
-fn not_written_marks_live_as_long_as_their_dataset_and_their_age() {
+fn not_written_marks_end_with_dataset_or_age() {
     on_each(|catalog| {
         let (alpha, a, b) = (host("alpha"), dataset("tank/a"), dataset("tank/b"));
         let list = |names: &[&DatasetName]| {
@@ -272,7 +276,7 @@ fn not_written_marks_live_as_long_as_their_dataset_and_their_age() {
 }
 
 #[test]
-fn only_marks_of_snapshots_that_are_gone_are_forgotten_with_age() {
+fn forget_marks_keeps_marks_of_existing_snapshots() {
     on_each(|catalog| {
         let (alpha, a) = (host("alpha"), dataset("tank/a"));
         catalog.put_dataset(&alpha, &a, listing([1])).unwrap();
@@ -281,7 +285,7 @@ fn only_marks_of_snapshots_that_are_gone_are_forgotten_with_age() {
         }
         assert_eq!(catalog.forget_marks(at(3)).unwrap(), 1);
         catalog.put_dataset(&alpha, &a, listing([1, 2, 3])).unwrap();
-        assert_eq!(held(catalog, "alpha", "tank/a"), "1#sent 2 3#sent");
+        assert_eq!(snapshots_of(catalog, "alpha", "tank/a"), "1#sent 2 3#sent");
     });
 }
 
@@ -303,7 +307,7 @@ fn outcome(number: u64) -> Outcome {
 }
 
 #[test]
-fn outcomes_come_back_whole_and_newest_first() {
+fn outcomes_are_complete_and_newest_first() {
     on_each(|catalog| {
         let bare = Outcome {
             action: Action::KvResync,
@@ -323,7 +327,7 @@ fn outcomes_come_back_whole_and_newest_first() {
 }
 
 #[test]
-fn the_history_of_outcomes_is_bounded() {
+fn embedded_outcomes_are_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     let most = i64::try_from(MAX_OUTCOMES).unwrap();
@@ -341,7 +345,7 @@ fn the_history_of_outcomes_is_bounded() {
 }
 
 #[test]
-fn estimates_are_those_of_the_latest_plan() {
+fn replace_estimates_discards_earlier_ones() {
     let estimated = |bytes| Estimated { at: at(7), bytes, remark: "why".to_owned() };
     let first: BTreeMap<Uuid, Estimated> =
         [(1, Some(u64::MAX)), (2, None)].map(|(n, bytes)| (Uuid::from_u128(n), estimated(bytes))).into();
@@ -355,9 +359,9 @@ fn estimates_are_those_of_the_latest_plan() {
     });
 }
 
-/// Only the catalog of a director's own keeps it: hosts that write a shared one list what has changed.
+/// Only the embedded catalog stores it: hosts that write to a shared catalog remember it themselves.
 #[test]
-fn by_what_it_is_told_that_nothing_has_changed_is_in_the_directors_own_catalog() {
+fn embedded_keeps_what_shows_that_a_dataset_is_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     for unchanged in [Some(crate::model::Unchanged { from: i64::MIN, to: 1, listed: i64::MAX }), None] {
@@ -370,7 +374,7 @@ fn by_what_it_is_told_that_nothing_has_changed_is_in_the_directors_own_catalog()
 
 /// `plan --dry-run` may read a catalog before a director of this version has opened it.
 #[test]
-fn a_catalog_from_before_there_were_estimates_is_read_and_brought_up_to_date() {
+fn embedded_of_version_1_is_read_and_migrated() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedCatalog::open(folder.path()).unwrap());
     let added = ["origin_dataset", "origin_name", "excluded", "flags", "unchanged_from", "unchanged_to", "listed"];
@@ -384,7 +388,7 @@ fn a_catalog_from_before_there_were_estimates_is_read_and_brought_up_to_date() {
 }
 
 #[test]
-fn a_catalog_in_memory_fails_when_it_is_told_to() {
+fn memory_refuses_writes_on_request() {
     let catalog = MemoryCatalog::new();
     catalog.refuse_writes(true);
     assert!(matches!(catalog.record_outcome(&outcome(1)), Err(CatalogError::Full { .. })));
@@ -393,7 +397,7 @@ fn a_catalog_in_memory_fails_when_it_is_told_to() {
 }
 
 #[derive(Clone, Debug)]
-enum Step {
+enum CatalogCall {
     Replace(u8, Vec<(u8, Vec<u64>)>),
     Put(u8, u8, Vec<u64>),
     Remove(u8, u8),
@@ -403,40 +407,42 @@ enum Step {
     Forget(i64),
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
+fn calls() -> impl Strategy<Value = Vec<CatalogCall>> {
     let numbers = || prop::collection::btree_set(0..6_u64, 0..5).prop_map(|set| set.into_iter().collect::<Vec<_>>());
     let datasets = prop::collection::btree_map(0..3_u8, numbers(), 0..3).prop_map(|map| map.into_iter().collect());
     let marks =
         (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(sent, sync, deleted)| Marks { sent, sync, deleted });
-    let step = prop_oneof![
-        (0..2_u8, datasets).prop_map(|(h, d)| Step::Replace(h, d)),
-        (0..2_u8, 0..3_u8, numbers()).prop_map(|(h, d, n)| Step::Put(h, d, n)),
-        (0..2_u8, 0..3_u8).prop_map(|(h, d)| Step::Remove(h, d)),
-        (0..2_u8, 0..3_u8, 0..6_u64).prop_map(|(h, d, n)| Step::Taken(h, d, n)),
-        (0..2_u8, 0..3_u8, 0..6_u64, marks, 0..9_i64).prop_map(|(h, d, g, m, t)| Step::Mark(h, d, g, m, t)),
-        (0..2_u8, 0..3_u8, 0..3_u8, 0..9_i64).prop_map(|(h, d, n, t)| Step::NotWritten(h, d, n, t)),
-        (0..9_i64).prop_map(Step::Forget),
+    let call = prop_oneof![
+        (0..2_u8, datasets).prop_map(|(h, d)| CatalogCall::Replace(h, d)),
+        (0..2_u8, 0..3_u8, numbers()).prop_map(|(h, d, n)| CatalogCall::Put(h, d, n)),
+        (0..2_u8, 0..3_u8).prop_map(|(h, d)| CatalogCall::Remove(h, d)),
+        (0..2_u8, 0..3_u8, 0..6_u64).prop_map(|(h, d, n)| CatalogCall::Taken(h, d, n)),
+        (0..2_u8, 0..3_u8, 0..6_u64, marks, 0..9_i64).prop_map(|(h, d, g, m, t)| CatalogCall::Mark(h, d, g, m, t)),
+        (0..2_u8, 0..3_u8, 0..3_u8, 0..9_i64).prop_map(|(h, d, n, t)| CatalogCall::NotWritten(h, d, n, t)),
+        (0..9_i64).prop_map(CatalogCall::Forget),
     ];
-    prop::collection::vec(step, 1..25)
+    prop::collection::vec(call, 1..25)
 }
 
-fn take(catalog: &dyn CatalogWrite, step: &Step) -> usize {
+fn perform(catalog: &dyn CatalogWrite, call: &CatalogCall) -> usize {
     let (h, d) = (|h: u8| host(&format!("h{h}")), |d: u8| dataset(&format!("tank/d{d}")));
-    match step.clone() {
-        Step::Taken(of, name, number) => {
+    match call.clone() {
+        CatalogCall::Taken(of, name, number) => {
             catalog.change(&h(of), &d(name), Change::Taken(snapshot(number))).unwrap();
         }
-        Step::Replace(of, datasets) => {
+        CatalogCall::Replace(of, datasets) => {
             let datasets = datasets.into_iter().map(|(name, numbers)| (d(name), listing(numbers))).collect();
             catalog.replace_host(&h(of), at(0), datasets).unwrap();
         }
-        Step::Put(of, name, numbers) => catalog.put_dataset(&h(of), &d(name), listing(numbers)).unwrap(),
-        Step::Remove(of, name) => catalog.remove_dataset(&h(of), &d(name)).unwrap(),
-        Step::Mark(of, name, guid, marks, when) => catalog.mark(&h(of), &d(name), Guid(guid), marks, at(when)).unwrap(),
-        Step::NotWritten(of, name, slot, when) => {
+        CatalogCall::Put(of, name, numbers) => catalog.put_dataset(&h(of), &d(name), listing(numbers)).unwrap(),
+        CatalogCall::Remove(of, name) => catalog.remove_dataset(&h(of), &d(name)).unwrap(),
+        CatalogCall::Mark(of, name, guid, marks, when) => {
+            catalog.mark(&h(of), &d(name), Guid(guid), marks, at(when)).unwrap();
+        }
+        CatalogCall::NotWritten(of, name, slot, when) => {
             catalog.add_not_written(&h(of), &d(name), not_written(&format!("P_{slot}"), when)).unwrap();
         }
-        Step::Forget(before) => return catalog.forget_marks(at(before)).unwrap(),
+        CatalogCall::Forget(before) => return catalog.forget_marks(at(before)).unwrap(),
     }
     0
 }
@@ -445,11 +451,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
     #[test]
-    fn both_catalogs_mean_the_same(steps in steps()) {
+    fn embedded_equals_memory_after_any_calls(calls in calls()) {
         let folder = tempfile::tempdir().unwrap();
         let (memory, embedded) = (MemoryCatalog::new(), EmbeddedCatalog::open(folder.path()).unwrap());
-        for step in &steps {
-            prop_assert_eq!(take(&memory, step), take(&embedded, step), "{:?}", step);
+        for call in &calls {
+            prop_assert_eq!(perform(&memory, call), perform(&embedded, call), "{:?}", call);
         }
         prop_assert_eq!(memory.inventory().unwrap(), embedded.inventory().unwrap());
         prop_assert_eq!(memory.destroyed(99).unwrap(), embedded.destroyed(99).unwrap());
@@ -462,11 +468,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 12, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_catalog_in_consul_means_the_same(steps in steps()) {
+    fn consul_equals_memory_after_any_calls(calls in calls()) {
         let Some(consul) = in_consul() else { return Ok(()) };
         let memory = MemoryCatalog::new();
-        for step in &steps {
-            prop_assert_eq!(take(&memory, step), take(&consul, step), "{:?}", step);
+        for call in &calls {
+            prop_assert_eq!(perform(&memory, call), perform(&consul, call), "{:?}", call);
         }
         prop_assert_eq!(memory.inventory().unwrap(), consul.inventory().unwrap());
         let history = |catalog: &dyn CatalogRead| {
@@ -479,7 +485,7 @@ proptest! {
 }
 
 #[test]
-fn a_reader_of_a_missing_catalog_finds_nothing_and_creates_nothing() {
+fn reader_of_missing_catalog_creates_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("not/there");
     let reader = EmbeddedReader::new(&path);
@@ -489,29 +495,32 @@ fn a_reader_of_a_missing_catalog_finds_nothing_and_creates_nothing() {
 }
 
 #[test]
-fn only_one_writer_at_a_time() {
+fn second_writer_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let first = EmbeddedCatalog::open(folder.path()).unwrap();
     let error = EmbeddedCatalog::open(folder.path()).unwrap_err();
     assert!(matches!(&error, CatalogError::Locked { pid: Some(pid), .. } if *pid == std::process::id()), "{error:?}");
-    let said = error.to_string();
-    assert!(said.contains("another director (process ") && said.contains("wait until it ends, or stop it"), "{said}");
+    let message = error.to_string();
+    assert!(
+        message.contains("another director (process ") && message.contains("wait until it ends, or stop it"),
+        "{message}"
+    );
     EmbeddedReader::new(folder.path()).inventory().unwrap();
     drop(first);
     EmbeddedCatalog::open(folder.path()).unwrap();
 }
 
 #[test]
-fn a_child_that_is_being_started_does_not_keep_the_catalog_locked() {
+fn starting_child_does_not_keep_the_lock() {
     let folder = tempfile::tempdir().unwrap();
     let first = EmbeddedCatalog::open(folder.path()).unwrap();
-    let _inherited = first.inherited();
+    let _inherited = first.inherited_lock();
     drop(first);
     EmbeddedCatalog::open(folder.path()).unwrap();
 }
 
 #[test]
-fn the_folder_is_created_for_its_owner_alone() {
+fn folder_is_created_for_its_owner_only() {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lib/zsync/catalog");
@@ -520,7 +529,7 @@ fn the_folder_is_created_for_its_owner_alone() {
 }
 
 #[test]
-fn a_reader_sees_the_state_before_while_a_writer_works() {
+fn reader_sees_last_commit_during_a_write() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
@@ -528,34 +537,34 @@ fn a_reader_sees_the_state_before_while_a_writer_works() {
     writer.execute_batch("BEGIN IMMEDIATE; DELETE FROM snapshot; DELETE FROM dataset").unwrap();
     let reader = EmbeddedReader::new(folder.path());
     let begin = Instant::now();
-    assert_eq!(held(&reader, "alpha", "tank"), "1");
+    assert_eq!(snapshots_of(&reader, "alpha", "tank"), "1");
     assert!(begin.elapsed() < Duration::from_secs(5), "it does not wait for the writer");
     writer.execute_batch("COMMIT").unwrap();
-    assert_eq!(held(&reader, "alpha", "tank"), "-");
+    assert_eq!(snapshots_of(&reader, "alpha", "tank"), "-");
 }
 
 #[test]
-fn readers_beside_a_busy_writer_never_see_half_a_listing() {
+fn reader_never_sees_partial_listing() {
     let folder = tempfile::tempdir().unwrap();
     let (catalog, done) = (EmbeddedCatalog::open(folder.path()).unwrap(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let passes = scope.spawn(|| {
-            let goes_on = |pass: &u64| *pass < 40 || !done.load(Ordering::Relaxed);
-            (1..).take_while(goes_on).map(|pass| write_pass(&catalog, pass)).count()
+            let more = |pass: &u64| *pass < 40 || !done.load(Ordering::Relaxed);
+            (1..).take_while(more).map(|pass| write_pass(&catalog, pass)).count()
         });
         let reader = EmbeddedReader::new(folder.path());
         let mut seen = BTreeSet::new();
         while seen.len() < 10 && !passes.is_finished() {
-            seen.insert(whole_pass(&reader.inventory().unwrap()));
+            seen.insert(complete_pass(&reader.inventory().unwrap()));
         }
         done.store(true, Ordering::Relaxed);
         assert!(seen.len() > 1);
-        assert!(passes.join().unwrap() >= seen.len() - 1, "before the first, there is none");
+        assert!(passes.join().unwrap() >= seen.len() - 1, "the reader may also have seen the empty catalog");
     });
 }
 
 #[test]
-fn a_reader_that_comes_while_the_catalog_is_created_sees_none_or_one() {
+fn reader_during_creation_succeeds() {
     for _ in 0..100 {
         let folder = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
@@ -580,11 +589,11 @@ fn database(folder: &Path, sql: &str) {
 }
 
 #[test]
-fn what_is_no_catalog_is_refused_with_the_way_out() {
+fn unusable_file_is_refused_with_hint() {
     let (writing, reading) = open_error(|folder| fs::write(folder.join("catalog.sqlite"), [b'x'; 5000]).unwrap());
     for error in [writing, reading] {
         assert!(matches!(error, CatalogError::Damaged { .. }), "{error:?}");
-        assert!(error.to_string().contains("stop the director and delete the folder"), "{error}");
+        assert!(error.to_string().contains("stop the director and move the folder"), "{error}");
     }
     let (writing, reading) = open_error(|folder| database(folder, "CREATE TABLE cookies (a); PRAGMA user_version = 7"));
     for error in [writing, reading] {
@@ -597,12 +606,12 @@ fn what_is_no_catalog_is_refused_with_the_way_out() {
     });
     for error in [writing, reading] {
         assert!(matches!(error, CatalogError::Newer { found: 99, .. }), "{error:?}");
-        assert!(error.to_string().contains("use the newer zsync, or delete the folder"), "{error}");
+        assert!(error.to_string().contains("use the newer zsync, or move the folder"), "{error}");
     }
 }
 
 #[test]
-fn a_foreign_database_is_left_as_it_was() {
+fn foreign_database_is_not_changed() {
     let folder = tempfile::tempdir().unwrap();
     database(folder.path(), "CREATE TABLE cookies (a)");
     let before = fs::read(folder.path().join("catalog.sqlite")).unwrap();
@@ -611,7 +620,7 @@ fn a_foreign_database_is_left_as_it_was() {
 }
 
 #[test]
-fn a_page_of_rubbish_is_a_damaged_catalog() {
+fn overwritten_page_is_damage() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     catalog.put_dataset(&host("alpha"), &dataset("tank"), listing(0..2000)).unwrap();
@@ -625,13 +634,13 @@ fn a_page_of_rubbish_is_a_damaged_catalog() {
 }
 
 #[test]
-fn values_that_nobody_here_wrote_are_damage_too() {
+fn impossible_value_is_damage() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
     for (sql, word) in [
         ("UPDATE snapshot SET name = 'a/b'", "not a snapshot name"),
-        ("UPDATE snapshot SET name = 'a', creation = 9223372036854775807", "no moment"),
+        ("UPDATE snapshot SET name = 'a', creation = 9223372036854775807", "not a valid time"),
         ("UPDATE snapshot SET creation = 0; DROP TABLE mark", "no such table"),
     ] {
         database(folder.path(), sql);
@@ -641,7 +650,7 @@ fn values_that_nobody_here_wrote_are_damage_too() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_is_an_error_of_the_folder() {
+fn impossible_folder_is_a_folder_error() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
@@ -653,19 +662,19 @@ fn a_folder_that_cannot_be_is_an_error_of_the_folder() {
 }
 
 #[test]
-fn a_full_disk_leaves_the_catalog_as_it_was() {
+fn full_disk_leaves_catalog_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
     catalog.limit_pages(20);
     let error = catalog.put_dataset(&host("alpha"), &dataset("tank"), listing(0..10_000)).unwrap_err();
     assert!(matches!(error, CatalogError::Full { .. }), "{error:?}");
-    assert!(error.to_string().contains("no space is left for the catalog"), "{error}");
-    assert_eq!(held(&catalog, "alpha", "tank"), "1");
+    assert!(error.to_string().contains("no space left on its filesystem"), "{error}");
+    assert_eq!(snapshots_of(&catalog, "alpha", "tank"), "1");
     catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1, 2])).unwrap();
 }
 
-/// One pass of a director, in three calls that each have to be whole.
+/// Writes what one pass of a director writes, in three calls. Each has to take effect completely or not at all.
 fn write_pass(catalog: &EmbeddedCatalog, pass: u64) {
     let a = DatasetInventory { written: Some(pass), ..listing(pass..pass + 50) };
     let datasets = ["tank/a", "tank/b", "tank/c"].map(|name| (dataset(name), a.clone())).to_vec();
@@ -674,8 +683,8 @@ fn write_pass(catalog: &EmbeddedCatalog, pass: u64) {
     catalog.record_outcome(&outcome(pass)).unwrap();
 }
 
-/// Checks that an inventory shows one pass as a whole; returns its number.
-fn whole_pass(inventory: &Inventory) -> u64 {
+/// Checks that an inventory shows one complete pass, and returns its number.
+fn complete_pass(inventory: &Inventory) -> u64 {
     let Some(alpha) = inventory.hosts.get(&host("alpha")) else { return 0 };
     let pass = u64::try_from(alpha.observed.unwrap().timestamp() - at(0).timestamp()).unwrap();
     assert_eq!(alpha.datasets.len(), 3);
@@ -691,21 +700,21 @@ fn whole_pass(inventory: &Inventory) -> u64 {
 
 const CHILD: &str = "ZSYNC_TEST_CATALOG_TO_WRITE";
 
-/// Not a test by itself: the process that the test below kills.
+/// Not a test by itself, but the process that the test below kills.
 #[test]
-fn a_process_that_is_killed_while_it_writes() {
+fn writer_process_to_be_killed() {
     let Some(folder) = std::env::var_os(CHILD) else { return };
     let catalog = EmbeddedCatalog::open(Path::new(&folder)).unwrap();
-    let first = whole_pass(&catalog.inventory().unwrap()) + 1;
+    let first = complete_pass(&catalog.inventory().unwrap()) + 1;
     for pass in first.. {
         write_pass(&catalog, pass);
     }
 }
 
-/// Kills a process when it is dropped, so that a test that fails leaves none behind.
-struct Killed(std::process::Child);
+/// Kills a process when it is dropped, so that a failing test leaves none behind.
+struct KillOnDrop(std::process::Child);
 
-impl Drop for Killed {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
@@ -714,35 +723,35 @@ impl Drop for Killed {
 
 #[test]
 #[allow(clippy::disallowed_methods, reason = "kill -9 needs a process to kill")]
-fn kill_9_at_any_instant_leaves_a_whole_catalog() {
+fn kill_9_leaves_complete_catalog() {
     let folder = tempfile::tempdir().unwrap();
     let (mut reached, mut recorded_before) = (0, 0);
     for round in 0..12 {
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "catalog::tests::a_process_that_is_killed_while_it_writes"])
+            .args(["--exact", "catalog::tests::writer_process_to_be_killed"])
             .env(CHILD, folder.path())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let child = Killed(child);
+        let child = KillOnDrop(child);
         let reader = EmbeddedReader::new(folder.path());
         let begin = Instant::now();
-        while whole_pass(&reader.inventory().unwrap()) <= reached {
+        while complete_pass(&reader.inventory().unwrap()) <= reached {
             assert!(begin.elapsed() < Duration::from_secs(60), "the process writes nothing");
             std::thread::sleep(Duration::from_millis(5));
         }
         std::thread::sleep(Duration::from_millis(round * 7));
         drop(child);
-        // A reader comes first, as `plan` may: it has to manage with what the dead writer left.
-        let found = whole_pass(&reader.inventory().unwrap());
+        // A reader opens it first, as `plan` may: it has to cope with what the dead writer left.
+        let found = complete_pass(&reader.inventory().unwrap());
         let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
-        assert_eq!(whole_pass(&catalog.inventory().unwrap()), found);
-        assert!(found > reached, "what was committed is still there");
+        assert_eq!(complete_pass(&catalog.inventory().unwrap()), found);
+        assert!(found > reached, "committed passes are still there");
         let outcomes = catalog.outcomes(1).unwrap();
-        // Killed after the first listing and before the first outcome, there is none.
+        // There is no outcome if the process was killed after its first listing and before its first outcome.
         let recorded = outcomes.first().map_or(0, |outcome| outcome.at.timestamp() - at(0).timestamp());
         let behind = i64::try_from(found).unwrap() - recorded;
-        // One that got no further than its first listing has added no outcome to those of the one before it.
+        // A process that got no further than its first listing has added no outcome to those of its predecessor.
         let none_added = found == reached + 1 && recorded == recorded_before;
         assert!((0..=1).contains(&behind) || none_added, "{recorded} beside {found}");
         (reached, recorded_before) = (found, recorded);

@@ -1,28 +1,30 @@
-//! `bandwidth` and `timezone` of `local.json`: how much is sent to other hosts, and when.
+//! The keys `bandwidth` and `timezone` of `local.json`: how fast a host may send, and when.
 
 use std::collections::BTreeSet;
 
 use chrono::Weekday;
 
 use crate::config::json::{Node, Object};
-use crate::config::server::{hours, timezone};
+use crate::config::values::{hours, timezone};
 use crate::model::HostName;
 use crate::policy::{Bandwidth, Limit, Zone};
 
 const DAYS: &str = "a list of days, as in [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\"]";
 
-/// Reads both keys; `None` where something is wrong, which is reported.
+/// Reads both keys. Returns `None` if a problem was reported.
 pub(super) fn bandwidth(object: &mut Object<'_>) -> Option<Bandwidth> {
     let zone = object.get("timezone");
     let limits = object.get("bandwidth");
     if let (Some(zone), None) = (&zone, &limits) {
-        zone.problem("it means nothing without \"bandwidth\": snapshots follow the \"timezone\" of server.json");
+        zone.problem(
+            "it has no effect without \"bandwidth\"; remove it (schedules use the \"timezone\" of server.json)",
+        );
     }
     let timezone = zone.map_or(Some(Zone::UTC), |node| timezone(&node));
     let Some(node) = limits else { return Some(Bandwidth::default()) };
     let items = node.list("a list of limits, as in [{ \"rate\": \"20MB/s\", \"hours\": [\"08:00\", \"18:00\"] }]")?;
     if items.is_empty() {
-        node.problem("the list is empty; name a limit, or leave \"bandwidth\" out");
+        node.problem("the list is empty; add a limit, or remove \"bandwidth\"");
     }
     let limits: Vec<Option<Limit>> = items.iter().map(limit).collect();
     Some(Bandwidth { timezone: timezone?, limits: limits.into_iter().collect::<Option<_>>()? })
@@ -30,13 +32,13 @@ pub(super) fn bandwidth(object: &mut Object<'_>) -> Option<Bandwidth> {
 
 fn limit(node: &Node<'_>) -> Option<Limit> {
     let mut object = node.object("an object with \"rate\"")?;
-    let rate = object.require("rate", "how much a second, as in \"20MB/s\"");
+    let rate = object.require("rate", "the rate of the limit, as in \"20MB/s\"");
     let rate = rate.and_then(|node| node.parse("a rate, as in \"20MB/s\""));
     let destination = object.get("destination").map(|node| node.parse::<HostName>("a host name"));
     let hours = object.get("hours").map(|node| hours(&node));
     let days = object.get("days").map_or(Some(Vec::new()), |node| days(&node));
     object.finish();
-    // One that is there and wrong is not taken for one that is not there.
+    // An invalid value must not be treated as a missing one.
     let (destination, hours) =
         (destination.map_or(Some(None), |d| d.map(Some)), hours.map_or(Some(None), |h| h.map(Some)));
     Some(Limit { rate: rate?, destination: destination?, hours: hours?, days: days? })
@@ -45,20 +47,20 @@ fn limit(node: &Node<'_>) -> Option<Limit> {
 fn days(node: &Node<'_>) -> Option<Vec<Weekday>> {
     let items = node.list(DAYS)?;
     if items.is_empty() {
-        node.problem("the list is empty; name a day, or leave \"days\" out for all of them");
+        node.problem("the list is empty; name a day, or remove \"days\" for all days");
     }
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
     for item in items {
         let text = item.text("a day, as in \"mon\"")?;
-        // chrono takes long names as well, and any case; one spelling is enough.
+        // chrono also accepts long names and any case, but one spelling is enough.
         let short = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"].contains(&&*text);
         let Some(day) = text.parse::<Weekday>().ok().filter(|_| short) else {
-            item.wrong("one of \"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\" and \"sun\"");
+            item.unexpected("one of \"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\" and \"sun\"");
             return None;
         };
         if !seen.insert(day.num_days_from_monday()) {
-            item.problem(format!("{} stands in the list twice", item.raw()));
+            item.problem(format!("duplicate value {}; remove one of them", item.raw()));
         }
         all.push(day);
     }

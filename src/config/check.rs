@@ -1,44 +1,44 @@
-//! What must hold between the entries of `server.json`; each problem names both places.
+//! Checks the entries of `server.json` against each other. Each problem names both positions.
 
 use std::collections::{BTreeMap, HashMap};
 
 use crate::config::json::Node;
 use crate::model::{DatasetName, HostName, Place, Prefix};
 
-/// One entry of `datasets`, as far as it could be read.
+/// The parts of one entry of `datasets` that could be read.
 pub(super) struct Entry<'d> {
-    /// The entry's place.
+    /// The entry itself.
     pub node: Node<'d>,
     /// The host whose dataset it is.
     pub hostname: Option<HostName>,
     /// The dataset.
     pub dataset: Option<DatasetName>,
-    /// What its policies lay claim to.
-    pub policies: Vec<Claims<'d>>,
+    /// The prefixes and targets of its policies.
+    pub policies: Vec<PolicyClaims<'d>>,
 }
 
-/// What one policy lays claim to.
-pub(super) struct Claims<'d> {
+/// The prefix and the targets of one policy, which no other policy may use.
+pub(super) struct PolicyClaims<'d> {
     /// The policy's name.
     pub name: String,
-    /// The prefix that is its own on the dataset.
-    pub prefix: Option<Prefixed<'d>>,
-    /// Where it sends.
+    /// The prefix of its snapshots.
+    pub prefix: Option<PrefixNode<'d>>,
+    /// The datasets to which it sends.
     pub targets: Vec<Place>,
-    /// Where the targets are written.
-    pub place: Node<'d>,
+    /// The value that names the targets.
+    pub target_node: Node<'d>,
 }
 
-/// A prefix and where it is written.
-pub(super) struct Prefixed<'d> {
+/// A prefix, and the value that it was read from.
+pub(super) struct PrefixNode<'d> {
     /// The prefix.
     pub prefix: Prefix,
-    /// Its place.
+    /// The value.
     pub node: Node<'d>,
 }
 
 impl<'d> Entry<'d> {
-    fn prefixes(&self) -> impl Iterator<Item = &Prefixed<'d>> {
+    fn prefixes(&self) -> impl Iterator<Item = &PrefixNode<'d>> {
         self.policies.iter().filter_map(|policy| policy.prefix.as_ref())
     }
 
@@ -47,14 +47,14 @@ impl<'d> Entry<'d> {
     }
 }
 
-/// Checks one entry by itself.
-pub(super) fn within(entry: &Entry<'_>) {
+/// Checks the policies of one entry.
+pub(super) fn check_entry(entry: &Entry<'_>) {
     let mut seen: HashMap<&Prefix, (&str, usize)> = HashMap::new();
     for policy in &entry.policies {
-        let Some(Prefixed { prefix, node }) = &policy.prefix else { continue };
+        let Some(PrefixNode { prefix, node }) = &policy.prefix else { continue };
         if let Some((name, line)) = seen.get(prefix) {
             node.problem(format!(
-                "{prefix:?} is the prefix of the policy {name:?} too (line {line}); each policy needs its own"
+                "{prefix:?} is also the prefix of the policy {name:?} (line {line}); give each policy its own prefix"
             ));
         } else {
             seen.insert(prefix, (&policy.name, node.line()));
@@ -63,39 +63,40 @@ pub(super) fn within(entry: &Entry<'_>) {
     let Some((host, source)) = entry.source() else { return };
     for policy in &entry.policies {
         for target in policy.targets.iter().filter(|target| target.host == *host) {
-            let how = if target.dataset == *source {
+            let relation = if target.dataset == *source {
                 "is the dataset itself"
             } else if target.dataset.is_within(source) {
-                "lies inside of the dataset itself"
+                "is inside the dataset itself"
             } else if source.is_within(&target.dataset) {
                 "contains the dataset itself"
             } else {
                 continue;
             };
             let line = entry.node.line();
-            policy.place.problem(format!(
-                "{} on {host} {how}, {source} on {host} (line {line}); a copy on the same host needs a place outside of it",
+            policy.target_node.problem(format!(
+                "the destination {} on {host} {relation}, {source} on {host} (line {line}); name a destination outside of it",
                 target.dataset
             ));
         }
     }
 }
 
-/// Checks the entries against each other.
-pub(super) fn across(entries: &[Entry<'_>]) {
-    prefixes_have_one_owner(entries);
-    targets_have_one_source(entries);
+/// Checks all entries against each other.
+pub(super) fn check_all(entries: &[Entry<'_>]) {
+    check_prefixes(entries);
+    check_targets(entries);
 }
 
-fn prefixes_have_one_owner(entries: &[Entry<'_>]) {
-    let mut owners: HashMap<(&HostName, &DatasetName, &Prefix), (usize, &Prefixed<'_>)> = HashMap::new();
+/// Checks that on each dataset, a prefix belongs to a single entry.
+fn check_prefixes(entries: &[Entry<'_>]) {
+    let mut owners: HashMap<(&HostName, &DatasetName, &Prefix), (usize, &PrefixNode<'_>)> = HashMap::new();
     for (index, entry) in entries.iter().enumerate() {
         let Some((host, dataset)) = entry.source() else { continue };
         for claim in entry.prefixes() {
             let (owner, first) = *owners.entry((host, dataset, &claim.prefix)).or_insert((index, claim));
             if owner != index {
                 claim.node.problem(format!(
-                    "{:?} on {dataset} of {host} belongs to {} (line {}) already; a dataset's prefix has one policy",
+                    "the prefix {:?} of {dataset} on {host} belongs to {} (line {}) already; use another prefix, or combine the policies",
                     claim.prefix,
                     first.node.path(),
                     first.node.line(),
@@ -105,20 +106,21 @@ fn prefixes_have_one_owner(entries: &[Entry<'_>]) {
     }
 }
 
-fn targets_have_one_source(entries: &[Entry<'_>]) {
+/// Checks that each target has a single source.
+fn check_targets(entries: &[Entry<'_>]) {
     let mut sources: BTreeMap<&Place, (&HostName, &DatasetName, &Node<'_>)> = BTreeMap::new();
     for entry in entries {
         let Some((host, dataset)) = entry.source() else { continue };
         for policy in &entry.policies {
             for target in &policy.targets {
-                let (first_host, first, place) = *sources.entry(target).or_insert((host, dataset, &policy.place));
+                let (first_host, first, node) = *sources.entry(target).or_insert((host, dataset, &policy.target_node));
                 if (first_host, first) != (host, dataset) {
-                    policy.place.problem(format!(
-                        "{} on {} receives {first} of {first_host} ({}, line {}) already; a dataset can be the copy of one other only",
+                    policy.target_node.problem(format!(
+                        "{} on {} already receives {first} of {first_host} ({}, line {}); a dataset can be the copy of only one other: name another destination",
                         target.dataset,
                         target.host,
-                        place.path(),
-                        place.line(),
+                        node.path(),
+                        node.line(),
                     ));
                 }
             }

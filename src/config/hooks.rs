@@ -1,14 +1,14 @@
-//! Reads `hooks` of an entry of `local.json`.
+//! The key `hooks` of an entry of `local.json`: commands that run before and after an order.
 
 use crate::config::json::Node;
-use crate::config::quantity::duration;
+use crate::config::values::duration;
 use crate::policy::hooks::DEFAULT_HOOK_TIMEOUT;
 use crate::policy::{Hook, Hooks};
 
-/// An order, and whoever waits for it, waits for its hooks.
+/// An order waits for its hooks, and so does the director.
 const TIMEOUT_BOUNDS: [&str; 2] = ["1s", "1h"];
 
-/// Reads the object; what is wrong is reported.
+/// Reads the object. Invalid values are reported and left out.
 pub(super) fn hooks(node: &Node<'_>, slave: bool) -> Hooks {
     let example = "an object, as in { \"before_snapshot\": { \"command\": [\"/usr/local/sbin/freeze\"] } }";
     let Some(mut object) = node.object(example) else { return Hooks::default() };
@@ -16,7 +16,7 @@ pub(super) fn hooks(node: &Node<'_>, slave: bool) -> Hooks {
     let (before_snapshot, after_snapshot) = (read("before_snapshot"), read("after_snapshot"));
     let received = object.get("after_receive");
     if let Some(node) = received.as_ref().filter(|_| !slave) {
-        node.problem("only a receiving dataset receives; set \"slave\": true, or leave \"after_receive\" out");
+        node.problem("this dataset does not receive, because \"slave\" is not true; remove \"after_receive\", or set \"slave\": true if other hosts may send to it");
     }
     let after_receive = received.and_then(|node| hook(&node));
     object.finish();
@@ -28,16 +28,16 @@ fn hook(node: &Node<'_>) -> Option<Hook> {
     let command =
         object.require("command", "the program and its arguments, as in [\"/usr/local/sbin/freeze\", \"db\"]");
     let command = command.and_then(|node| command_line(&node));
-    let allowed = "a duration as in \"30s\"";
+    let expected = "a duration, as in \"30s\"";
     let timeout =
-        object.get("timeout").map_or(Some(DEFAULT_HOOK_TIMEOUT), |node| duration(&node, allowed, TIMEOUT_BOUNDS));
+        object.get("timeout").map_or(Some(DEFAULT_HOOK_TIMEOUT), |node| duration(&node, expected, TIMEOUT_BOUNDS));
     let aborts = object.get("on_failure").map_or(Some(true), |node| {
-        let allowed = "\"abort\" or \"continue\"";
-        match node.text(allowed)?.as_ref() {
+        let expected = "\"abort\" or \"continue\"";
+        match node.text(expected)?.as_ref() {
             "abort" => Some(true),
             "continue" => Some(false),
             _ => {
-                node.wrong(allowed);
+                node.unexpected(expected);
                 None
             }
         }
@@ -47,11 +47,14 @@ fn hook(node: &Node<'_>) -> Option<Hook> {
 }
 
 fn command_line(node: &Node<'_>) -> Option<Vec<String>> {
-    let items = node.list("a list of texts: the program and its arguments")?;
-    let words: Vec<String> = items.iter().map(|item| Some(item.text("a text")?.into_owned())).collect::<Option<_>>()?;
+    let items = node.list("a list of strings: the program and its arguments")?;
+    let words: Vec<String> =
+        items.iter().map(|item| Some(item.text("a string")?.into_owned())).collect::<Option<_>>()?;
     let is_path = words.first().is_some_and(|program| program.starts_with('/'));
     if !is_path || words.iter().any(|word| word.contains('\0')) {
-        node.problem("it begins with the path of a program, from the root, as in [\"/usr/local/sbin/freeze\", \"db\"]");
+        node.problem(
+            "the list must begin with the absolute path of a program, as in [\"/usr/local/sbin/freeze\", \"db\"]",
+        );
         return None;
     }
     Some(words)

@@ -1,7 +1,9 @@
-//! Reads `server.json` and `local.json`, strictly, and tells everything that is wrong with them at once.
+//! Reads `server.json` (a [`Policy`]) and `local.json` (a [`Local`]), strictly, and reports all problems of a file at once.
 //!
-//! The files are read here; what they say is understood by pure functions. What comes out is valid:
-//! nobody checks it again.
+//! This module opens the files. [`parse_policy`] and [`parse_local`] are pure functions of the text. Their results are
+//! valid, and need no further checks. `json` parses JSON with positions, `problem` has the errors, `values` reads values
+//! that both files have, `check` compares the entries of a policy with each other, and each of the other modules reads
+//! one key or file.
 
 mod bandwidth;
 mod check;
@@ -13,10 +15,10 @@ mod local;
 mod nearest;
 mod problem;
 mod properties;
-mod quantity;
 mod server;
 mod thresholds;
 mod tls;
+mod values;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -31,13 +33,13 @@ use uuid::Uuid;
 
 use crate::policy::{Local, Policy};
 
-/// The JSON schema of `server.json`: its keys are those that [`parse_policy`] knows.
-pub const SERVER_SCHEMA: &str = include_str!("../../examples/schema/server.schema.json");
-/// The JSON schema of `local.json`: its keys are those that [`parse_local`] knows.
-pub const LOCAL_SCHEMA: &str = include_str!("../../examples/schema/local.schema.json");
-/// Where the director's policy is unless `--config` says otherwise.
+/// The JSON schema of `server.json`, with the same keys as [`parse_policy`].
+pub const SERVER_SCHEMA: &str = include_str!("schema/server.schema.json");
+/// The JSON schema of `local.json`, with the same keys as [`parse_local`].
+pub const LOCAL_SCHEMA: &str = include_str!("schema/local.schema.json");
+/// The director's policy, unless `--config` names another file.
 pub const DEFAULT_SERVER_FILE: &str = "/etc/zsync/server.json";
-/// Where the agent's and the slave's configuration is unless `--local` says otherwise.
+/// A host's own configuration, unless `--local` names another file.
 pub const DEFAULT_LOCAL_FILE: &str = "/etc/zsync/local.json";
 
 /// Reads the director's policy.
@@ -45,14 +47,14 @@ pub fn load_policy(path: &Path) -> Result<Policy, ConfigError> {
     load_policy_with_fingerprint(path).map(|(policy, _)| policy)
 }
 
-/// Reads the director's policy, with what tells it from any other.
+/// Reads the director's policy, and computes its fingerprint.
 pub fn load_policy_with_fingerprint(path: &Path) -> Result<(Policy, Fingerprint), ConfigError> {
     let file = path.display().to_string();
-    let text = read(path, &file, "zsync-server.json(5)")?;
+    let text = read(path, &file, "--config", "zsync-server.json(5)")?;
     Ok((parse_policy(&file, &text)?, Fingerprint::of(&text)))
 }
 
-/// What tells one policy from another: the same for the same JSON, however it is laid out.
+/// Identifies a policy. It does not depend on the layout of the file, only on its JSON value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Fingerprint(Uuid);
@@ -63,49 +65,57 @@ impl Fingerprint {
     /// The fingerprint of the text of a `server.json`.
     #[must_use]
     pub fn of(text: &str) -> Self {
-        // Read and written again, so that blanks and the order of keys do not matter.
+        // Parsed and printed again, so that blanks and the order of keys do not matter.
         let value: Option<serde_json::Value> = serde_json::from_str(text).ok();
         let canonical = value.map_or_else(|| text.to_owned(), |value| value.to_string());
         Self(Uuid::new_v5(&Self::NAMESPACE, canonical.as_bytes()))
     }
 }
 
-/// Reads the configuration of an agent or a slave.
+/// Reads a host's own configuration.
 pub fn load_local(path: &Path) -> Result<Local, ConfigError> {
     let file = path.display().to_string();
-    let text = read(path, &file, "zsync-local.json(5)")?;
+    let text = read(path, &file, "--local", "zsync-local.json(5)")?;
     parse_local(&file, &text)
 }
 
-fn read(path: &Path, file: &str, manual: &str) -> Result<String, ConfigError> {
+/// Reads a file. Hints name the `option` and the manual page of the file.
+fn read(path: &Path, file: &str, option: &str, manual: &str) -> Result<String, ConfigError> {
     let fail = |message: String| ConfigError::of_file(file, message);
-    let cannot = |error: &io::Error| fail(cannot_read(error, manual));
+    let cannot = |error: &io::Error| fail(read_error(error, option, manual));
     let opened = File::open(path).map_err(|error| cannot(&error))?;
     let is_folder = opened.metadata().map_err(|error| cannot(&error))?.is_dir();
     if is_folder {
-        return Err(fail(format!("it is a folder; name the file in it with --config (see {manual})")));
+        return Err(fail(format!(
+            "cannot read the file: it is a folder; name the file in it with {option} (see {manual})"
+        )));
     }
     let mut bytes = Vec::new();
-    // Not the file's length: a pipe has none, and /dev/zero has no end.
+    // Not limited by the length that the system reports: a pipe has none, and /dev/zero has no end.
     opened.take(json::MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
     if bytes.len() > json::MAX_BYTES {
-        return Err(fail(format!("it is larger than the {} MiB that are allowed", json::MAX_BYTES >> 20)));
+        return Err(fail(format!(
+            "cannot read the file: it is larger than the {} MiB that are allowed",
+            json::MAX_BYTES >> 20
+        )));
     }
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count();
-        fail(format!("it is not UTF-8 text, first on line {line}; save it as UTF-8"))
+        fail(format!("cannot read the file: line {line} is not UTF-8 text; save the file as UTF-8"))
     })
 }
 
-fn cannot_read(error: &io::Error, manual: &str) -> String {
+fn read_error(error: &io::Error, option: &str, manual: &str) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
-            format!("there is no such file; write it (see {manual}) or name another one with --config")
+            format!(
+                "cannot read the file: it does not exist; create it (see {manual}), or name another one with {option}"
+            )
         }
-        io::ErrorKind::PermissionDenied => {
-            "it may not be read by this user; run as a user who may, or name another one with --config".to_owned()
-        }
-        _ => format!("it cannot be read: {error}; name another one with --config"),
+        io::ErrorKind::PermissionDenied => format!(
+            "cannot read the file: permission denied; run zsync as a user who may read it, or name another one with {option}"
+        ),
+        _ => format!("cannot read the file: {error}; name another one with {option}"),
     }
 }
 

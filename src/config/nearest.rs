@@ -1,51 +1,35 @@
-//! What somebody may have meant by a word that is not known.
+//! Finds the known word that was probably meant by an unknown one.
 
-/// Words longer than this are not compared: they are not slips of the keyboard.
+/// Longer words are not compared, because they are not the result of a typing mistake.
 const MAX_CHARS: usize = 64;
 
-/// The candidate that is a slip of the keyboard away from `word`, if there is one.
+/// Returns the candidate that differs from `word` only by a typing mistake, if there is one.
 pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     candidates
         .into_iter()
-        .filter_map(|candidate| slips(word, candidate).map(|distance| (distance, candidate)))
+        .filter_map(|candidate| distance(word, candidate).map(|distance| (distance, candidate)))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
 
-/// How many slips lie between two words, unless they are too many: a third of the longer word, at least one.
-pub(super) fn slips(word: &str, candidate: &str) -> Option<usize> {
-    let (a, b) = (folded(word)?, folded(candidate)?);
-    let allowed = (a.len().max(b.len()) / 3).max(1);
-    if a.len().abs_diff(b.len()) > allowed {
+/// The number of characters to add, remove, replace, or swap with a neighbour. `None` if that is more than a third of the
+/// longer word (but at least one).
+pub(super) fn distance(word: &str, candidate: &str) -> Option<usize> {
+    let (word, candidate) = (normalized(word)?, normalized(candidate)?);
+    let lengths = [word.chars().count(), candidate.chars().count()];
+    let most = (lengths[0].max(lengths[1]) / 3).max(1);
+    if lengths[0].abs_diff(lengths[1]) > most {
         return None;
     }
-    let distance = distance(&a, &b);
-    (distance <= allowed).then_some(distance)
+    Some(strsim::osa_distance(&word, &candidate)).filter(|distance| *distance <= most)
 }
 
-/// Case and the kind of separator are not told apart: they are never the difference between two keys.
-fn folded(word: &str) -> Option<Vec<char>> {
-    let word: Vec<char> = word.chars().take(MAX_CHARS + 1).collect();
-    let fold = |c: char| if matches!(c, '-' | ' ') { '_' } else { c.to_ascii_lowercase() };
-    (word.len() <= MAX_CHARS).then(|| word.into_iter().map(fold).collect())
-}
-
-/// The number of characters added, left out, replaced or swapped with a neighbour (optimal string alignment).
-fn distance(a: &[char], b: &[char]) -> usize {
-    let mut before: Vec<usize> = Vec::new();
-    let mut above: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, y) in b.iter().enumerate() {
-            let mut best = (above[j] + usize::from(x != y)).min(above[j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *x == b[j - 1] && a[i - 1] == *y {
-                best = best.min(before[j - 1] + 1);
-            }
-            row.push(best);
-        }
-        before = std::mem::replace(&mut above, row);
+/// Removes differences in case and separator, by which no two keys differ.
+fn normalized(word: &str) -> Option<String> {
+    if word.chars().nth(MAX_CHARS).is_some() {
+        return None;
     }
-    above[b.len()]
+    Some(word.chars().map(|c| if matches!(c, '-' | ' ') { '_' } else { c.to_ascii_lowercase() }).collect())
 }
 
 #[cfg(test)]
@@ -53,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slips_of_the_keyboard_are_recognised_and_other_words_are_not() {
+    fn nearest_finds_typing_mistakes_only() {
         let keys = ["hostname", "dataset", "datasets", "recursive", "sync_on", "sync_dataset"];
         for (typed, meant) in [
             ("hostnmae", Some("hostname")),

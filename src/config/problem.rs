@@ -1,20 +1,20 @@
-//! What is wrong with a configuration file, and where.
+//! The problems of a configuration file, with their positions.
 
 use std::fmt;
 
-/// How many problems one error prints; what is beyond is counted.
-const SHOWN: usize = 20;
+/// How many problems an error prints. Further ones are counted.
+const MOST_PRINTED: usize = 20;
 
-/// One thing that is wrong with a configuration file.
+/// One problem of a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file as it was named.
+    /// The name of the file, as the user gave it.
     pub file: String,
-    /// Line and column, both from 1, the column in characters; `None` when the file could not be read at all.
+    /// Line and column, both from 1, the column in characters; `None` if the file could not be read.
     pub at: Option<(usize, usize)>,
-    /// The way to the value, as in `datasets[0].backup.prefix`; empty for the file as a whole.
+    /// The path of the value, as in `datasets[0].backup.prefix`; empty for the file as a whole.
     pub key: String,
-    /// What was found and what is allowed.
+    /// What is wrong, and how to fix it.
     pub message: String,
 }
 
@@ -31,26 +31,27 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with one configuration file, in the file's order.
+/// All problems of one configuration file, in the order of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
     problems: Vec<Problem>,
-    uncounted: usize,
+    /// The number of problems that are not in `problems`.
+    more: usize,
 }
 
 impl ConfigError {
-    /// `beyond` problems were found that are not among `problems`, for there were too many to keep.
-    pub(super) fn new(mut problems: Vec<Problem>, beyond: usize) -> Self {
+    /// An error with these problems, and `more` that were too many to keep.
+    pub(super) fn new(mut problems: Vec<Problem>, more: usize) -> Self {
         problems.sort_by_key(|problem| problem.at);
-        Self { problems, uncounted: beyond }
+        Self { problems, more }
     }
 
-    /// The one problem of a file that could not be read.
+    /// An error with a single problem, which has no position in the file.
     pub(super) fn of_file(file: &str, message: String) -> Self {
         Self::new(vec![Problem { file: file.to_owned(), at: None, key: String::new(), message }], 0)
     }
 
-    /// The problems in the file's order. There is at least one; beyond a thousand they are only counted.
+    /// The problems, in the order of the file. There is at least one, and at most a thousand.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         &self.problems
@@ -58,15 +59,15 @@ impl ConfigError {
 }
 
 impl fmt::Display for ConfigError {
-    /// One problem per line, the first twenty.
+    /// Prints the first twenty problems, one per line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.problems.iter().take(SHOWN).enumerate() {
+        for (index, problem) in self.problems.iter().take(MOST_PRINTED).enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
             problem.fmt(f)?;
         }
-        match self.problems.len().saturating_sub(SHOWN) + self.uncounted {
+        match self.problems.len().saturating_sub(MOST_PRINTED) + self.more {
             0 => Ok(()),
             1 => f.write_str("\nand 1 more problem"),
             more => write!(f, "\nand {more} more problems"),

@@ -1,4 +1,4 @@
-//! Reads `properties` of a receiving entry of `local.json`.
+//! The key `properties` of a receiving entry of `local.json`: the properties that received datasets get.
 
 use std::collections::BTreeMap;
 
@@ -10,32 +10,32 @@ use crate::model::tags::OURS;
 use crate::policy::Properties;
 use crate::policy::properties::{IN_THE_STREAM, SETTABLE, is_known};
 
-/// Reads the object.
+/// Reads the object. Invalid values are reported and left out.
 pub(super) fn properties(node: &Node<'_>, slave: bool) -> Option<Properties> {
     let example = "an object, as in { \"include\": [\"compression\"], \"override\": { \"atime\": \"off\" } }";
     let mut object: Object<'_> = node.object(example)?;
     if !slave {
-        node.problem("only a receiving dataset has properties set; set \"slave\": true, or leave \"properties\" out");
+        node.problem("this dataset does not receive, because \"slave\" is not true; remove \"properties\", or set \"slave\": true if other hosts may send to it");
     }
     let include = object.get("include").map_or_else(Vec::new, |node| patterns(&node, true));
     let exclude = object.get("exclude").map_or_else(Vec::new, |node| patterns(&node, false));
     let overrides = object.get("override").map_or_else(BTreeMap::new, |node| overrides(&node));
     if !object.has("include") && object.has("exclude") {
-        node.problem("\"exclude\" means nothing without \"include\": nothing of the source's properties travels unless asked for");
+        node.problem("\"exclude\" has no effect without \"include\", because only included properties are received; remove it, or add \"include\"");
     }
     object.finish();
     Some(Properties::new(include, exclude, overrides))
 }
 
-/// Names or patterns of properties.
-fn patterns(node: &Node<'_>, asks: bool) -> Vec<Pattern> {
+/// Reads names of properties, or patterns of names. `included` ones must be properties that can be set.
+fn patterns(node: &Node<'_>, included: bool) -> Vec<Pattern> {
     let items = node.list("a list of property names, as in [\"compression\", \"com.example:*\"]").unwrap_or_default();
     let read = |item: &Node<'_>| {
         let text = item.text("the name of a property, or a pattern with *")?;
-        if !text.contains(['*', '?', '[']) && (asks || !is_known(&text)) {
-            name(item, &text)?;
+        if !text.contains(['*', '?', '[']) && (included || !is_known(&text)) {
+            check_name(item, &text)?;
         }
-        Pattern::new(&text).map_err(|error| item.problem(format!("{text:?} is not a pattern: {error}"))).ok()
+        Pattern::new(&text).map_err(|error| item.problem(format!("{text:?} is not a valid pattern: {error}"))).ok()
     };
     items.iter().filter_map(read).collect()
 }
@@ -45,8 +45,8 @@ fn overrides(node: &Node<'_>) -> BTreeMap<String, String> {
     let Some(object) = node.object(example) else { return BTreeMap::new() };
     let mut all = BTreeMap::new();
     for member in object.into_members() {
-        let value = member.node.text("the property's value as a text, as zfs set takes it");
-        if name(&member.node, &member.name).is_none() {
+        let value = member.node.text("the value of the property as a string, as in zfs-set(8)");
+        if check_name(&member.node, &member.name).is_none() {
             continue;
         }
         if let Some(value) = value {
@@ -56,12 +56,12 @@ fn overrides(node: &Node<'_>) -> BTreeMap<String, String> {
     all
 }
 
-/// Checks that a property can be set on what is received; reports why not.
-fn name(node: &Node<'_>, name: &str) -> Option<()> {
+/// Checks that a property can be set on a received dataset, and reports it otherwise.
+fn check_name(node: &Node<'_>, name: &str) -> Option<()> {
     let problem = if name.starts_with(OURS) {
-        format!("{name:?} is zsync's own, and is not set from outside")
+        format!("{name:?} is a property of zsync itself, and cannot be configured; remove it")
     } else if IN_THE_STREAM.contains(&name) {
-        format!("{name:?} is decided by the stream, and cannot be set on what is received")
+        format!("{name:?} is determined by the stream, and cannot be set on a received dataset; remove it")
     } else if is_known(name) {
         return Some(());
     } else {

@@ -1,4 +1,4 @@
-//! Both files as their users meet them: what is understood, what is refused, and in which words.
+//! What the two configuration files accept and refuse, and the words of their errors.
 
 use crate::policy::{Denied, LocalDataset, SLAVE_PORT};
 use std::fs;
@@ -27,7 +27,7 @@ fn json_files(folder: &Path, found: &mut Vec<PathBuf>) {
     found.sort();
 }
 
-fn refused(file: &str, text: &str) -> Option<ConfigError> {
+fn parse_error(file: &str, text: &str) -> Option<ConfigError> {
     if file.starts_with("local") { parse_local(file, text).err() } else { parse_policy(file, text).err() }
 }
 
@@ -39,10 +39,10 @@ fn host(name: &str) -> HostName {
     name.parse().unwrap()
 }
 
-/// Every `tests/config/invalid/NAME.json` is refused in the words of `NAME.expected`. With
-/// `UPDATE_EXPECTED` in the environment the words are written instead, to be read in the diff.
+/// Every `tests/config/invalid/NAME.json` is refused with the text of `NAME.expected`. With
+/// `UPDATE_EXPECTED` in the environment, the texts are written instead, to be reviewed in the diff.
 #[test]
-fn invalid_files_are_refused_in_the_expected_words() {
+fn invalid_files_are_refused_with_expected_text() {
     let mut files = Vec::new();
     json_files(&project("tests/config/invalid"), &mut files);
     assert!(files.len() > 50, "only {} cases", files.len());
@@ -50,7 +50,7 @@ fn invalid_files_are_refused_in_the_expected_words() {
     for path in files {
         let name = path.file_name().unwrap().to_str().unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        let Some(error) = refused(name, &text) else {
+        let Some(error) = parse_error(name, &text) else {
             wrong += &format!("{name} is accepted\n");
             continue;
         };
@@ -111,7 +111,7 @@ fn the_full_example_has_every_key() {
 }
 
 #[test]
-fn a_policy_says_what_the_file_says() {
+fn parse_policy_returns_every_value() {
     let text = r#"{
         "$schema": "server.schema.json",
         "datacenter": "dc1",
@@ -170,14 +170,14 @@ fn a_policy_says_what_the_file_says() {
     let targets: Vec<_> = sync.sync_on.iter().map(|target| format!("{}:{}", target.host, target.dataset)).collect();
     assert_eq!(targets, ["gamma:pool/live", "alpha:pool/live"]);
     assert_eq!(sync.sync_policy, SyncPolicy::Asap);
-    assert_eq!(sync.sync_retention, sync.retention, "the source's rules hold on the destinations by default");
+    assert_eq!(sync.sync_retention, sync.retention, "the default is the retention of the source");
     assert!(!sync.prune_unsent);
     assert_eq!((by_hand.name.as_str(), by_hand.creation.is_none()), ("by hand", true));
     assert_eq!(by_hand.sync_retention, None);
 }
 
 #[test]
-fn what_is_left_out_has_the_documented_default() {
+fn missing_keys_have_documented_defaults() {
     let text = r#"{ "datasets": [
         { "hostname": "alpha", "dataset": "tank", "backup": { "prefix": "B", "creation": "@daily" } }
     ] }"#;
@@ -192,7 +192,7 @@ fn what_is_left_out_has_the_documented_default() {
 }
 
 #[test]
-fn what_is_allowed_between_entries_is_accepted() {
+fn compatible_entries_are_accepted() {
     let text = r#"{ "datasets": [
         { "hostname": "alpha", "dataset": "tank", "recursive": true,
           "backup": { "prefix": "B", "creation": "@daily", "sync_on": "gamma", "sync_dataset": "pool/alpha" } },
@@ -208,14 +208,14 @@ fn what_is_allowed_between_entries_is_accepted() {
 }
 
 #[test]
-fn a_wrong_retention_rule_is_pointed_at_to_the_word() {
+fn position_of_invalid_retention_is_the_word() {
     let rules = ["24 in last day", "12 in last dayz"];
     let text = format!(
         "{{ \"datasets\": [ {{ \"hostname\": \"a\", \"dataset\": \"t\", \"backup\": {{ \"prefix\": \"B\", \"retention\": [\n\
          {:?},\n  {:?} ] }} }} ] }}",
         rules[0], rules[1]
     );
-    // The grammar's own tests say which word is wrong; here only the way from there to the file matters.
+    // The tests of the grammar check which word is wrong; this one checks its position in the file.
     let Err(errors) = Retention::parse(&rules) else { return };
     let (index, error) = &errors[0];
     assert_eq!(*index, 1);
@@ -224,7 +224,7 @@ fn a_wrong_retention_rule_is_pointed_at_to_the_word() {
 }
 
 #[test]
-fn all_problems_are_told_at_once_and_counted_beyond_twenty() {
+fn error_prints_twenty_problems_and_counts_the_rest() {
     let entry = r#"{ "hostname": "alpha", "dataset": "tank", "x": 1 }"#;
     let text = format!("{{ \"datasets\": [ {} ] }}", [entry; 30].join(",\n"));
     let error = parse_policy("f", &text).unwrap_err();
@@ -235,30 +235,33 @@ fn all_problems_are_told_at_once_and_counted_beyond_twenty() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_says_the_way_out() {
+fn unreadable_file_error_has_hint() {
     let folder = tempfile::tempdir().unwrap();
-    let words = |path: &Path| load_policy(path).unwrap_err().to_string();
+    let message = |path: &Path| load_policy(path).unwrap_err().to_string();
     let path = folder.path().join("server.json");
     let named = path.display();
     assert_eq!(
-        words(&path),
+        message(&path),
         format!(
-            "{named}: there is no such file; write it (see zsync-server.json(5)) or name another one with --config"
+            "{named}: cannot read the file: it does not exist; create it (see zsync-server.json(5)), or name another one with --config"
         )
     );
-    let said = words(folder.path());
+    let said = message(folder.path());
     assert!(said.contains("it is a folder; name the file in it with --config"), "{said}");
     fs::write(&path, b"{\n\xff}").unwrap();
-    assert_eq!(words(&path), format!("{named}: it is not UTF-8 text, first on line 2; save it as UTF-8"));
+    assert_eq!(
+        message(&path),
+        format!("{named}: cannot read the file: line 2 is not UTF-8 text; save the file as UTF-8")
+    );
     fs::write(&path, "\u{feff}{ \"datasets\": [] }").unwrap();
     load_policy(&path).expect("a byte order mark is no problem");
     fs::write(&path, vec![b' '; json::MAX_BYTES + 1]).unwrap();
-    assert_eq!(words(&path), format!("{named}: it is larger than the 16 MiB that are allowed"));
+    assert_eq!(message(&path), format!("{named}: cannot read the file: it is larger than the 16 MiB that are allowed"));
     let said = load_local(&folder.path().join("local.json")).unwrap_err().to_string();
-    assert!(said.contains("(see zsync-local.json(5))"), "{said}");
+    assert!(said.contains("(see zsync-local.json(5)), or name another one with --local"), "{said}");
 }
 
-fn a_local() -> Local {
+fn example_local() -> Local {
     let text = r#"{
         "$schema": "local.schema.json", "listen": "0.0.0.0", "hostname": "beta",
         "local_datasets": [
@@ -272,8 +275,8 @@ fn a_local() -> Local {
 }
 
 #[test]
-fn the_nearest_entry_decides_what_is_permitted() {
-    let local = a_local();
+fn nearest_entry_determines_permissions() {
+    let local = example_local();
     assert_eq!(local.listen.as_ref().unwrap().with_default_port(SLAVE_PORT), "0.0.0.0:7722");
     assert_eq!(local.hostname, Some(host("beta")));
     let covers = |name: &str| local.entry_for(&dataset(name)).map(|entry| entry.name.to_string());
@@ -331,7 +334,7 @@ fn seeds() -> Vec<String> {
         .to_vec()
 }
 
-fn both(text: &str) {
+fn parse_as_both(text: &str) {
     for result in [parse_policy("f", text).err(), parse_local("f", text).err()].into_iter().flatten() {
         assert!(!result.to_string().is_empty());
     }
@@ -341,12 +344,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
     #[test]
-    fn arbitrary_text_never_panics(text in any::<String>()) {
-        both(&text);
+    fn arbitrary_text_does_not_panic(text in any::<String>()) {
+        parse_as_both(&text);
     }
 
     #[test]
-    fn a_damaged_file_never_panics(
+    fn damaged_file_does_not_panic(
         seed in 0..2_usize,
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0..4_u8), 1..6),
     ) {
@@ -360,21 +363,21 @@ proptest! {
                 _ => bytes.insert(at, b"{}[]\",:\\"[usize::from(byte) % 8]),
             }
         }
-        both(&String::from_utf8_lossy(&bytes));
+        parse_as_both(&String::from_utf8_lossy(&bytes));
     }
 
     #[test]
-    fn values_of_the_wrong_kind_never_panic(
+    fn value_of_wrong_type_does_not_panic(
         seed in 0..2_usize,
         at in any::<prop::sample::Index>(),
         with in prop::sample::select(vec!["null", "true", "-1e999", "\"\"", "\"\\ud83d\\ude00\\n\"", "[]", "{}", "[{}]", "[[]]", "{\"\":{}}"]),
     ) {
         let text = seeds().swap_remove(seed);
-        // Where a value begins: behind a colon or a bracket.
+        // A value begins after a colon.
         let places: Vec<usize> = text.match_indices(": ").map(|(at, _)| at + 2).collect();
         let at = places[at.index(places.len())];
         let end = text[at..].find([',', '\n', '}', ']']).map_or(text.len(), |end| at + end);
-        both(&format!("{}{with}{}", &text[..at], &text[end..]));
-        both(&format!("{}{with}, \"x\": {}", &text[..at], &text[at..]));
+        parse_as_both(&format!("{}{with}{}", &text[..at], &text[end..]));
+        parse_as_both(&format!("{}{with}, \"x\": {}", &text[..at], &text[at..]));
     }
 }

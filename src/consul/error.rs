@@ -1,82 +1,82 @@
-//! What can go wrong with Consul. Every error names the address, what was asked, and Consul's own words.
+//! Errors of the Consul client. Each names the address, the request, and what Consul said.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Why Consul could not be asked, or what it said instead.
+/// Why a request to Consul failed.
 #[derive(Debug, Error)]
 pub enum ConsulError {
-    /// What is configured, or in the environment, cannot be used.
+    /// The configuration, or the environment, is not usable.
     #[error("cannot use Consul: {0}")]
     Setup(String),
-    /// No connection came about, or it broke.
+    /// The connection failed.
     #[error("cannot reach Consul at {address} ({endpoint}): {reason}")]
     Unreachable {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// Method and path.
+        /// Method and path of the request.
         endpoint: String,
-        /// Why.
+        /// The cause.
         reason: String,
     },
-    /// The deadline passed.
-    #[error("Consul at {address} did not answer {endpoint} within {}", humantime::format_duration(*.within))]
-    Silent {
-        /// As configured.
+    /// No response arrived in time.
+    #[error("Consul at {address} did not answer {endpoint} within {}", humantime::format_duration(*.limit))]
+    Timeout {
+        /// The address, as configured.
         address: String,
-        /// Method and path.
+        /// Method and path of the request.
         endpoint: String,
-        /// The deadline.
-        within: Duration,
+        /// How long the client waited.
+        limit: Duration,
     },
-    /// Consul says no.
-    #[error("Consul at {address} answered {endpoint} with {status}: {text}{}", way_out(*.status, .text))]
+    /// Consul answered with an error.
+    #[error("Consul at {address} refused {endpoint} with status {status}: {text}{}", hint(*.status, .text))]
     Refused {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// Method and path.
+        /// Method and path of the request.
         endpoint: String,
-        /// HTTP's status.
+        /// The HTTP status.
         status: u16,
-        /// Consul's words.
+        /// Consul's message.
         text: String,
     },
-    /// The answer is not what Consul documents.
-    #[error("Consul at {address} answered {endpoint} with something that is not understood: {detail}; is it a Consul?")]
-    Nonsense {
-        /// As configured.
+    /// The response is not what Consul documents.
+    #[error("cannot parse the response of {address} to {endpoint}: {detail}; check that Consul is what listens there")]
+    InvalidResponse {
+        /// The address, as configured.
         address: String,
-        /// Method and path.
+        /// Method and path of the request.
         endpoint: String,
-        /// What is wrong.
+        /// What is wrong with it.
         detail: String,
     },
 }
 
-fn way_out(status: u16, text: &str) -> &'static str {
+fn hint(status: u16, text: &str) -> &'static str {
     match status {
-        403 => "; give a token that may do this: consul.token_file, or CONSUL_HTTP_TOKEN",
-        400 if text.contains("HTTPS") => "; write https:// in consul.address",
-        413 => "; the servers' limits kv_max_value_size and txn_max_req_len are below Consul's defaults",
-        _ if text.contains("No cluster leader") => "; its servers are choosing a leader, or most of them are away",
+        403 => "; configure a token with this permission in consul.token_file or CONSUL_HTTP_TOKEN",
+        400 if text.contains("HTTPS") => "; begin consul.address with https://",
+        413 => "; raise kv_max_value_size and txn_max_req_len on the Consul servers at least to Consul's defaults",
+        _ if text.contains("No cluster leader") => "; the servers are electing a leader, or most of them are down",
         _ => "",
     }
 }
 
 impl ConsulError {
-    /// Whether Consul said that the session is not there (any more).
+    /// Whether Consul refused because the session does not exist (any more).
     #[must_use]
-    pub fn is_about_session(&self) -> bool {
+    pub(super) fn is_about_session(&self) -> bool {
         matches!(self, Self::Refused { status: 400.., text, .. } if text.contains("session"))
     }
 
-    /// The same whatever the endpoint was: what is said once while it lasts.
+    /// The error without the endpoint, so that a lasting failure always reads the same, and can be logged only once.
     #[must_use]
     pub fn gist(&self) -> String {
         match self {
             Self::Unreachable { address, reason, .. } => format!("cannot reach Consul at {address}: {reason}"),
-            Self::Silent { address, .. } => format!("Consul at {address} does not answer"),
+            Self::Timeout { address, .. } => format!("Consul at {address} does not answer"),
             other => other.to_string(),
         }
     }

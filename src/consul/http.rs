@@ -1,7 +1,7 @@
-//! The HTTP client under surf: hyper's HTTP/1.1 over our own streams, with a deadline for everything.
+//! The HTTP client beneath surf: hyper's HTTP/1.1 on the transport's streams, with a timeout for every wait.
 //!
-//! surf's own clients are outdated, and answer a body that was cut short as if it were whole. Connections are kept
-//! and used again; a request is repeated on a new one only if it cannot have been carried out.
+//! surf's own clients are outdated, and return a truncated body as if it were complete. Connections are kept and reused. A
+//! request is repeated on a new connection only if the server cannot have executed it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,50 +16,51 @@ use surf::http::{Error, Request, Response, headers};
 use surf::utils::async_trait;
 use thiserror::Error;
 
-use crate::consul::settings::{Settings, Target};
+use crate::consul::error::ConsulError;
+use crate::consul::settings::{ConsulSettings, Target};
 use crate::consul::tls;
 use crate::sys::runtime;
 use crate::transport::dial;
 use crate::transport::dial::BoxStream;
 use crate::transport::tcp::TransportError;
 
-/// How long a connection may take to come about, its TLS included.
+/// How long connecting may take, including the TLS handshake.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How long an answer may take, unless the request says otherwise.
+/// How long a response may take, unless the request sets another [`Deadline`].
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(20);
-/// The longest answer: some million snapshots of one host.
-const LONGEST_ANSWER: usize = 256 << 20;
-/// How long an unused connection is kept; Consul keeps it for two minutes.
-const KEEP: Duration = Duration::from_secs(60);
-/// How many unused connections are kept.
-const MOST_KEPT: usize = 16;
+/// The largest response, in bytes: a few million snapshots of one host.
+const LARGEST_RESPONSE: usize = 256 << 20;
+/// How long an idle connection is kept. Consul closes it after two minutes.
+const KEEP_IDLE: Duration = Duration::from_secs(60);
+/// How many idle connections are kept.
+const MOST_IDLE: usize = 16;
 
-/// The deadline of one request, as its extension.
+/// How long the response to a request may take. Attached to the request as an extension.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Within(pub Duration);
+pub(super) struct Deadline(pub Duration);
 
-/// Why there is no answer.
+/// Why a request got no response.
 #[derive(Debug, Error)]
-pub(super) enum Fail {
+pub(super) enum HttpError {
     #[error("{0}")]
     Connect(String),
     #[error("TLS: {0}")]
     Tls(String),
-    #[error("no answer within {0:?}")]
-    Silent(Duration),
-    #[error("the connection broke: {0}")]
-    Broke(String),
-    #[error("the answer is longer than {} MiB", LONGEST_ANSWER >> 20)]
-    TooLong,
-    #[error("the request cannot be made: {0}")]
+    #[error("no response within {0:?}")]
+    Timeout(Duration),
+    #[error("the connection failed: {0}")]
+    Broken(String),
+    #[error("the response is larger than {} MiB", LARGEST_RESPONSE >> 20)]
+    TooLarge,
+    #[error("cannot build the request: {0}")]
     Request(String),
 }
 
-impl From<TransportError> for Fail {
+impl From<TransportError> for HttpError {
     fn from(error: TransportError) -> Self {
-        // The address is in the message around this one.
+        // The message that contains this one names the address.
         Self::Connect(match error {
-            TransportError::Resolve { source, .. } => format!("its name has no address: {source}"),
+            TransportError::Resolve { source, .. } => format!("cannot resolve its name: {source}"),
             TransportError::Connect { source, .. } | TransportError::Listen { source, .. } => source.to_string(),
             #[allow(unreachable_patterns, reason = "other transports may have errors of their own")]
             other => format!("{:#}", anyhow::Error::from(other)),
@@ -67,46 +68,48 @@ impl From<TransportError> for Fail {
     }
 }
 
-/// A connection.
-struct Line {
+/// A connection that carries one request at a time.
+struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// Why it ended: only the task that reads from it comes to know, of a certificate that is refused for one.
-    ended: runtime::channel::Receiver<Fail>,
+    /// Why the connection ended. Only the task that reads from it learns that, for example that the server refused the
+    /// certificate.
+    ended: runtime::channel::Receiver<HttpError>,
 }
 
-/// Speaks HTTP to one address.
-pub(super) struct Http {
+/// An HTTP client for one address.
+pub(super) struct HttpClient {
     target: Target,
     tls: Option<(TlsConnector, tls::ServerName)>,
-    kept: Arc<Mutex<Vec<(Line, Instant)>>>,
+    /// Idle connections, and since when they have been idle.
+    idle: Arc<Mutex<Vec<(HttpConnection, Instant)>>>,
 }
 
-impl std::fmt::Debug for Http {
+impl std::fmt::Debug for HttpClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Http").field("target", &self.target).finish_non_exhaustive()
+        f.debug_struct("HttpClient").field("target", &self.target).finish_non_exhaustive()
     }
 }
 
-impl Http {
-    /// For an address; certificates are read here.
-    pub fn new(settings: &Settings) -> Result<Self, crate::consul::ConsulError> {
-        Ok(Self { target: settings.target.clone(), tls: tls::connector(settings)?, kept: Arc::default() })
+impl HttpClient {
+    /// Creates a client, and reads the certificate files. Does not connect yet.
+    pub fn new(settings: &ConsulSettings) -> Result<Self, ConsulError> {
+        Ok(Self { target: settings.target.clone(), tls: tls::connector(settings)?, idle: Arc::default() })
     }
 
-    fn kept(&self) -> Option<Line> {
-        let mut kept = self.kept.lock();
-        kept.retain(|(line, since)| line.sender.is_ready() && since.elapsed() < KEEP);
-        kept.pop().map(|(line, _)| line)
+    fn take_idle(&self) -> Option<HttpConnection> {
+        let mut idle = self.idle.lock();
+        idle.retain(|(connection, since)| connection.sender.is_ready() && since.elapsed() < KEEP_IDLE);
+        idle.pop().map(|(connection, _)| connection)
     }
 
-    fn keep(&self, line: Line) {
-        let mut kept = self.kept.lock();
-        if kept.len() < MOST_KEPT {
-            kept.push((line, Instant::now()));
+    fn keep_idle(&self, connection: HttpConnection) {
+        let mut idle = self.idle.lock();
+        if idle.len() < MOST_IDLE {
+            idle.push((connection, Instant::now()));
         }
     }
 
-    async fn connect(&self) -> Result<Line, Fail> {
+    async fn connect(&self) -> Result<HttpConnection, HttpError> {
         let plain = match &self.target {
             Target::Tcp(address) => dial::tcp(address, CONNECT_WITHIN).await?,
             Target::Unix(path) => dial::unix(path, CONNECT_WITHIN).await?,
@@ -115,94 +118,97 @@ impl Http {
             None => plain,
             Some((connector, name)) => match connector.connect(name.clone(), plain).await {
                 Ok(stream) => Box::new(stream),
-                Err(error) => return Err(Fail::Tls(error.to_string())),
+                Err(error) => return Err(HttpError::Tls(error.to_string())),
             },
         };
-        let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(|e| broke(&e))?;
-        let (tell, ended) = runtime::channel::bounded(1);
-        // It ends with the sender, or with the server.
+        let (sender, connection) = http1::handshake(FuturesIo::new(stream)).await.map_err(|e| broken(&e))?;
+        let (report, ended) = runtime::channel::bounded(1);
+        // The task ends when the sender is dropped, or when the server closes the connection.
         drop(runtime::spawn(async move {
             if let Err(error) = connection.await {
-                drop(tell.try_send(broke(&error)));
+                drop(report.try_send(broken(&error)));
             }
         }));
-        Ok(Line { sender, ended })
+        Ok(HttpConnection { sender, ended })
     }
 
     async fn exchange(
         &self,
         request: hyper::Request<Full<Bytes>>,
-    ) -> Result<(hyper::http::response::Parts, Bytes), Fail> {
-        let safe = request.method() == hyper::Method::GET;
-        if let Some(line) = self.kept() {
-            match self.once(line, request.clone()).await {
-                // The server had closed it meanwhile.
-                Err(Sent { maybe, fail: Fail::Broke(_) }) if safe || !maybe => {}
-                result => return result.map_err(|sent| sent.fail),
+    ) -> Result<(hyper::http::response::Parts, Bytes), HttpError> {
+        let repeatable = request.method() == hyper::Method::GET;
+        if let Some(connection) = self.take_idle() {
+            match self.exchange_on(connection, request.clone()).await {
+                // The server had closed the idle connection.
+                Err(ExchangeError { maybe_sent, cause: HttpError::Broken(_) }) if repeatable || !maybe_sent => {}
+                result => return result.map_err(|error| error.cause),
             }
         }
         let connecting = runtime::timeout(CONNECT_WITHIN, self.connect()).await;
-        let line = connecting.map_err(|_| Fail::Connect(format!("no connection within {CONNECT_WITHIN:?}")))??;
-        self.once(line, request).await.map_err(|sent| sent.fail)
+        let connection =
+            connecting.map_err(|_| HttpError::Connect(format!("no connection within {CONNECT_WITHIN:?}")))??;
+        self.exchange_on(connection, request).await.map_err(|error| error.cause)
     }
 
-    async fn once(
+    async fn exchange_on(
         &self,
-        mut line: Line,
+        mut connection: HttpConnection,
         request: hyper::Request<Full<Bytes>>,
-    ) -> Result<(hyper::http::response::Parts, Bytes), Sent> {
+    ) -> Result<(hyper::http::response::Parts, Bytes), ExchangeError> {
         let answering = async {
-            let sender = &mut line.sender;
-            sender.ready().await.map_err(|error| Sent { maybe: false, fail: broke(&error) })?;
-            let answer = sender.send_request(request).await;
-            answer.map_err(|error| Sent { maybe: !error.is_canceled(), fail: broke(&error) })
+            let sender = &mut connection.sender;
+            sender.ready().await.map_err(|error| ExchangeError { maybe_sent: false, cause: broken(&error) })?;
+            let response = sender.send_request(request).await;
+            response.map_err(|error| ExchangeError { maybe_sent: !error.is_canceled(), cause: broken(&error) })
         };
-        let answer = match answering.await {
-            Ok(answer) => answer,
-            // The reading task ends, too, and knows better.
-            Err(Sent { maybe, fail }) => {
-                let fail = line.ended.recv().await.unwrap_or(fail);
-                return Err(Sent { maybe, fail });
+        let response = match answering.await {
+            Ok(response) => response,
+            // The reading task ends as well, and knows the cause better.
+            Err(ExchangeError { maybe_sent, cause }) => {
+                let cause = connection.ended.recv().await.unwrap_or(cause);
+                return Err(ExchangeError { maybe_sent, cause });
             }
         };
-        let (parts, body) = answer.into_parts();
-        let body = Limited::new(body, LONGEST_ANSWER).collect().await.map_err(|error| {
-            let fail = match error.downcast::<hyper::Error>() {
-                Ok(error) => broke(&error),
-                Err(_) => Fail::TooLong,
+        let (parts, body) = response.into_parts();
+        let body = Limited::new(body, LARGEST_RESPONSE).collect().await.map_err(|error| {
+            let cause = match error.downcast::<hyper::Error>() {
+                Ok(error) => broken(&error),
+                Err(_) => HttpError::TooLarge,
             };
-            Sent { maybe: true, fail }
+            ExchangeError { maybe_sent: true, cause }
         })?;
-        self.keep(line);
+        self.keep_idle(connection);
         Ok((parts, body.to_bytes()))
     }
 }
 
-/// A failure, and whether the server may have had the request all the same.
-struct Sent {
-    maybe: bool,
-    fail: Fail,
+/// A failed exchange.
+struct ExchangeError {
+    /// Whether the server may have received the request nevertheless.
+    maybe_sent: bool,
+    cause: HttpError,
 }
 
-/// hyper keeps the cause one or two levels below; a TLS alert is among them.
-fn broke(error: &hyper::Error) -> Fail {
+/// Finds the cause of an error, which hyper keeps one or two levels deeper. It may be a TLS alert.
+fn broken(error: &hyper::Error) -> HttpError {
     let mut cause: &dyn std::error::Error = error;
-    let mut words = error.to_string();
+    let mut text = error.to_string();
     while let Some(below) = cause.source() {
-        words = below.to_string();
+        text = below.to_string();
         let tls = below.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
         if let Some(inner) = tls
             && inner.is::<futures_rustls::rustls::Error>()
         {
-            return Fail::Tls(words);
+            return HttpError::Tls(text);
         }
         cause = below;
     }
-    Fail::Broke(words)
+    HttpError::Broken(text)
 }
 
-async fn converted(request: &mut Request) -> Result<hyper::Request<Full<Bytes>>, Fail> {
-    let bad = |error: &dyn std::fmt::Display| Fail::Request(error.to_string());
+/// Converts surf's request into hyper's.
+async fn converted(request: &mut Request) -> Result<hyper::Request<Full<Bytes>>, HttpError> {
+    let bad = |error: &dyn std::fmt::Display| HttpError::Request(error.to_string());
     let body = request.body_bytes().await.map_err(|e| bad(&e))?;
     let url = request.url();
     let mut path = url.path().to_owned();
@@ -216,7 +222,7 @@ async fn converted(request: &mut Request) -> Result<hyper::Request<Full<Bytes>>,
     let mut built =
         hyper::Request::builder().method(request.method().to_string().as_str()).uri(path).header("host", host);
     for (name, values) in request.iter() {
-        // The length is hyper's own to say.
+        // hyper sets these headers itself.
         if *name == headers::CONTENT_LENGTH || *name == headers::HOST {
             continue;
         }
@@ -228,15 +234,15 @@ async fn converted(request: &mut Request) -> Result<hyper::Request<Full<Bytes>>,
 }
 
 #[async_trait]
-impl surf::HttpClient for Http {
+impl surf::HttpClient for HttpClient {
     async fn send(&self, mut request: Request) -> Result<Response, Error> {
-        let within = request.ext().get::<Within>().map_or(ANSWER_WITHIN, |within| within.0);
+        let limit = request.ext().get::<Deadline>().map_or(ANSWER_WITHIN, |deadline| deadline.0);
         let answering = async {
             let request = converted(&mut request).await?;
             self.exchange(request).await
         };
-        let answered = runtime::timeout(within, answering).await.unwrap_or(Err(Fail::Silent(within)));
-        let (parts, body) = answered.map_err(|fail| Error::new(503, fail))?;
+        let answered = runtime::timeout(limit, answering).await.unwrap_or(Err(HttpError::Timeout(limit)));
+        let (parts, body) = answered.map_err(|error| Error::new(503, error))?;
         let mut response = Response::new(parts.status.as_u16());
         for (name, value) in &parts.headers {
             if let Ok(value) = value.to_str() {

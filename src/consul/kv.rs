@@ -1,4 +1,4 @@
-//! Pairs: read, watched, and written in transactions with check-and-set.
+//! Pairs: reads, watches, and transactions with check-and-set.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -7,24 +7,26 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
-use crate::consul::{Ask, Consul, ConsulError};
+use crate::consul::client::{ApiRequest, Consul, seconds};
+use crate::consul::error::ConsulError;
+use crate::consul::http::ANSWER_WITHIN;
 
-/// How many operations a transaction may have; Consul's limit.
+/// The largest number of operations in a transaction, which is Consul's limit.
 pub const MOST_OPS: usize = 64;
-/// How many bytes the values and keys of one transaction may have, so that its JSON stays below Consul's default
-/// limit of 512 KiB.
+/// The largest total size of the keys and values in a transaction, so that its JSON stays below Consul's default limit of
+/// 512 KiB.
 pub const MOST_BYTES: usize = 360 << 10;
 
-/// One pair.
+/// A key with its value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pair {
-    /// Its key.
+    /// The key.
     pub key: String,
-    /// Its value.
+    /// The value.
     pub value: Vec<u8>,
-    /// The index of its last change: what check-and-set is done with.
+    /// The index of the last change, for check-and-set.
     pub modify_index: u64,
-    /// The session that has it locked.
+    /// The session that holds the pair's lock.
     pub session: Option<String>,
 }
 
@@ -54,48 +56,48 @@ impl TryFrom<RawPair<'_>> for Pair {
     }
 }
 
-/// One step of a transaction; all of them happen, or none.
+/// One operation of a transaction. Either all operations are applied, or none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Writes a pair that has this index; 0: that does not exist.
+    /// Writes a pair if its index is this one, or, for index 0, if the pair does not exist.
     Cas {
         /// The key.
         key: String,
         /// The new value.
         value: Vec<u8>,
-        /// The index that it has to have.
+        /// The required index.
         index: u64,
     },
-    /// Writes a pair.
+    /// Writes a pair unconditionally.
     Set {
         /// The key.
         key: String,
         /// The new value.
         value: Vec<u8>,
     },
-    /// Deletes a pair that has this index.
+    /// Deletes a pair if its index is this one.
     DeleteCas {
         /// The key.
         key: String,
-        /// The index that it has to have.
+        /// The required index.
         index: u64,
     },
-    /// Makes sure that a pair has this index.
+    /// Checks that the index of a pair is this one.
     Check {
         /// The key.
         key: String,
-        /// The index that it has to have.
+        /// The required index.
         index: u64,
     },
 }
 
 impl Op {
-    /// How much it counts towards [`MOST_BYTES`].
+    /// The size that counts towards [`MOST_BYTES`].
     #[must_use]
     pub fn bytes(&self) -> usize {
-        // Signs and words around it.
-        const AROUND: usize = 100;
-        AROUND
+        // The JSON around key and value.
+        const OVERHEAD: usize = 100;
+        OVERHEAD
             + match self {
                 Self::Cas { key, value, .. } | Self::Set { key, value } => key.len() + value.len(),
                 Self::DeleteCas { key, .. } | Self::Check { key, .. } => key.len(),
@@ -132,7 +134,7 @@ struct RawKv<'a> {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct TxnAnswer<'a> {
+struct TxnResponse<'a> {
     #[serde(borrow, default)]
     results: Option<Vec<TxnResult<'a>>>,
     #[serde(default)]
@@ -151,97 +153,103 @@ struct TxnError {
     what: String,
 }
 
-/// How a transaction ended.
+/// The result of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Committed {
-    /// Everything happened, with this index.
+    /// All operations were applied, at this index.
     At(u64),
-    /// Something had changed meanwhile, and nothing happened.
+    /// A pair had changed meanwhile, and no operation was applied. Contains Consul's reason.
     Conflict(String),
 }
 
 impl Consul {
-    /// One pair, if it is there, and the index to watch it from.
+    /// Reads one pair, if it exists, and the index from which to watch it.
     pub async fn get(&self, key: &str) -> Result<(Option<Pair>, u64), ConsulError> {
         self.watch(key, 0, Duration::ZERO).await
     }
 
-    /// The same once its index is no longer `index`, or after `wait`.
+    /// Like [`Self::get`], but waits until the index differs from `index`, or until `wait` has passed.
     pub async fn watch(&self, key: &str, index: u64, wait: Duration) -> Result<(Option<Pair>, u64), ConsulError> {
         let path = kv_path(key);
-        let mut ask = Ask { also: &[404], ..Ask::get(&path).consistent() };
+        let mut request = ApiRequest { accepted: &[404], ..ApiRequest::get(&path).consistent() };
         if index > 0 {
-            // Consul adds up to a sixteenth of it.
-            ask.within = wait + wait / 16 + crate::consul::http::ANSWER_WITHIN;
-            ask = ask.with("index", index.to_string()).with("wait", crate::consul::seconds(wait));
+            // Consul waits up to a sixteenth longer.
+            request.timeout = wait + wait / 16 + ANSWER_WITHIN;
+            request = request.with_query("index", index.to_string()).with_query("wait", seconds(wait));
         }
-        let answer = self.ask(ask).await?;
-        if answer.status == 404 {
-            return Ok((None, answer.index));
+        let response = self.send(request).await?;
+        if response.status == 404 {
+            return Ok((None, response.index));
         }
         let pairs: Vec<RawPair<'_>> =
-            serde_json::from_slice(&answer.body).map_err(|error| self.nonsense(&answer, error))?;
+            serde_json::from_slice(&response.body).map_err(|error| self.invalid_response(&response, error))?;
         let pair = pairs.into_iter().next().map(Pair::try_from).transpose();
-        Ok((pair.map_err(|error| self.nonsense(&answer, error))?, answer.index))
+        Ok((pair.map_err(|error| self.invalid_response(&response, error))?, response.index))
     }
 
-    /// All pairs whose keys begin with `prefix`, as they are at one instant.
+    /// Reads all pairs whose keys begin with `prefix`, as of one instant.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Pair>, ConsulError> {
         let path = kv_path(prefix);
-        let answer = self.ask(Ask { also: &[404], ..Ask::get(&path).with("recurse", "").consistent() }).await?;
-        if answer.status == 404 {
+        let request = ApiRequest { accepted: &[404], ..ApiRequest::get(&path).with_query("recurse", "").consistent() };
+        let response = self.send(request).await?;
+        if response.status == 404 {
             return Ok(Vec::new());
         }
         let pairs: Vec<RawPair<'_>> =
-            serde_json::from_slice(&answer.body).map_err(|error| self.nonsense(&answer, error))?;
-        pairs.into_iter().map(|raw| Pair::try_from(raw).map_err(|error| self.nonsense(&answer, error))).collect()
+            serde_json::from_slice(&response.body).map_err(|error| self.invalid_response(&response, error))?;
+        pairs
+            .into_iter()
+            .map(|raw| Pair::try_from(raw).map_err(|error| self.invalid_response(&response, error)))
+            .collect()
     }
 
-    /// All pairs below several prefixes, as they are at one instant.
+    /// Reads all pairs below several prefixes, as of one instant.
     pub async fn read_trees(&self, prefixes: &[&str]) -> Result<Vec<Pair>, ConsulError> {
         let ops: Vec<RawOp<'_>> = prefixes
             .iter()
             .map(|key| RawOp { kv: RawKv { verb: "get-tree", key, value: None, index: None } })
             .collect();
-        let ask = Ask::put(&["v1", "txn"], self.json(&ops)?).consistent();
-        let answer = self.ask(ask).await?;
-        let parsed: TxnAnswer<'_> =
-            serde_json::from_slice(&answer.body).map_err(|error| self.nonsense(&answer, error))?;
+        let request = ApiRequest::put(&["v1", "txn"], self.json(&ops)?).consistent();
+        let response = self.send(request).await?;
+        let parsed: TxnResponse<'_> =
+            serde_json::from_slice(&response.body).map_err(|error| self.invalid_response(&response, error))?;
         let pairs = parsed.results.unwrap_or_default().into_iter().filter_map(|result| result.kv);
-        pairs.map(|raw| Pair::try_from(raw).map_err(|error| self.nonsense(&answer, error))).collect()
+        pairs.map(|raw| Pair::try_from(raw).map_err(|error| self.invalid_response(&response, error))).collect()
     }
 
-    /// Carries out a transaction.
+    /// Commits a transaction.
     pub async fn commit(&self, ops: &[Op]) -> Result<Committed, ConsulError> {
         let raw: Vec<RawOp<'_>> = ops.iter().map(Op::raw).collect();
-        let answer = self.ask(Ask { also: &[409], ..Ask::put(&["v1", "txn"], self.json(&raw)?) }).await?;
-        let parsed: TxnAnswer<'_> =
-            serde_json::from_slice(&answer.body).map_err(|error| self.nonsense(&answer, error))?;
-        if answer.status == 409 {
-            let what = parsed.errors.unwrap_or_default().into_iter().next().map(|error| error.what).unwrap_or_default();
-            // The same status for what was changed meanwhile and for what is not allowed.
-            if ["denied", "ACL"].iter().any(|word| what.contains(word)) {
-                let (address, endpoint) = (self.address().to_owned(), answer.endpoint);
-                return Err(ConsulError::Refused { address, endpoint, status: 403, text: what });
+        let request = ApiRequest { accepted: &[409], ..ApiRequest::put(&["v1", "txn"], self.json(&raw)?) };
+        let response = self.send(request).await?;
+        let parsed: TxnResponse<'_> =
+            serde_json::from_slice(&response.body).map_err(|error| self.invalid_response(&response, error))?;
+        if response.status == 409 {
+            let errors = parsed.errors.unwrap_or_default();
+            let reason = errors.into_iter().next().map(|error| error.what).unwrap_or_default();
+            // Consul uses the same status for conflicts and for missing permissions.
+            if ["denied", "ACL"].iter().any(|word| reason.contains(word)) {
+                let (address, endpoint) = (self.address().to_owned(), response.endpoint);
+                return Err(ConsulError::Refused { address, endpoint, status: 403, text: reason });
             }
-            return Ok(Committed::Conflict(what));
+            return Ok(Committed::Conflict(reason));
         }
         let indices = parsed.results.unwrap_or_default().into_iter().filter_map(|r| r.kv).map(|kv| kv.modify_index);
         Ok(Committed::At(indices.max().unwrap_or(0)))
     }
 
-    /// Deletes everything below a prefix.
+    /// Deletes all pairs whose keys begin with `prefix`.
     pub async fn delete_tree(&self, prefix: &str) -> Result<(), ConsulError> {
         let path = kv_path(prefix);
-        self.ask(Ask::new(surf::http::Method::Delete, &path).with("recurse", "")).await.map(drop)
+        self.send(ApiRequest::new(surf::http::Method::Delete, &path).with_query("recurse", "")).await.map(drop)
     }
 
     pub(super) fn json(&self, value: &impl Serialize) -> Result<Vec<u8>, ConsulError> {
-        serde_json::to_vec(value).map_err(|error| ConsulError::Setup(format!("a request cannot be written: {error}")))
+        serde_json::to_vec(value).map_err(|error| ConsulError::Setup(format!("a request cannot be encoded: {error}")))
     }
 }
 
-/// The path of a key; each of its segments is encoded by itself.
+/// The path of a key, as segments that are percent-encoded separately.
 pub(super) fn kv_path(key: &str) -> Vec<&str> {
     ["v1", "kv"].into_iter().chain(key.split('/')).collect()
 }

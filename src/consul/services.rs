@@ -1,43 +1,44 @@
-//! Services: what a host offers, and whether it is well.
+//! Services: registration with health checks, and the instances of a service.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::consul::{Ask, Consul, ConsulError, seconds};
+use crate::consul::client::{ApiRequest, Consul, seconds};
+use crate::consul::error::ConsulError;
 
-/// A service of this host, to be registered with the Consul agent that is asked.
+/// A service of this host, to be registered with the local Consul agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// The service's name.
+    /// The name of the service.
     pub service: String,
-    /// What tells it from others at this agent.
+    /// An id that is unique at this Consul agent.
     pub id: String,
-    /// The host that it belongs to, as policies call it.
+    /// The host that offers the service, by its name in policies.
     pub host: String,
-    /// Where it is reached; empty: at the address of Consul's node.
+    /// The address of the service; empty for the address of Consul's node.
     pub address: String,
-    /// Its port.
+    /// The port of the service.
     pub port: u16,
-    /// How long it is well without saying so again.
+    /// How long a report of its health is valid.
     pub ttl: Duration,
-    /// After how long of not being well it is forgotten.
+    /// How long it may be critical before Consul removes it.
     pub forget_after: Duration,
 }
 
-/// How a service is.
+/// The health of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Health {
-    /// It says that all is well.
+    /// The service reports no problem.
     Passing,
-    /// It says that something is not as it should be.
+    /// The service reports a problem.
     Warning,
-    /// It has said nothing for too long, or its node is down.
+    /// The service has not reported for too long, or its node is down.
     Critical,
 }
 
 impl Health {
-    fn word(self) -> &'static str {
+    fn status(self) -> &'static str {
         match self {
             Self::Passing => "passing",
             Self::Warning => "warning",
@@ -46,37 +47,37 @@ impl Health {
     }
 }
 
-/// A service as Consul knows it.
+/// One registered instance of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance {
-    /// The host that it belongs to.
+    /// The host that offers the service, by its name in policies.
     pub host: String,
     /// `host:port`.
     pub address: String,
-    /// The worst of its checks.
+    /// The health by its worst check.
     pub health: Health,
-    /// What that check says.
+    /// The output of that check.
     pub output: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
-    node: Node,
-    service: Service,
+struct HealthEntry {
+    node: EntryNode,
+    service: EntryService,
     #[serde(default)]
-    checks: Option<Vec<Check>>,
+    checks: Option<Vec<EntryCheck>>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Node {
+struct EntryNode {
     address: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Service {
+struct EntryService {
     #[serde(default)]
     address: String,
     port: u16,
@@ -86,51 +87,51 @@ struct Service {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Check {
+struct EntryCheck {
     status: String,
     #[serde(default)]
     output: String,
 }
 
 impl Consul {
-    /// Registers a service, or changes what it is registered with. Its check is critical until [`Consul::report`].
+    /// Registers a service, or updates its registration. It is critical until the first [`Consul::report`].
     pub async fn register(&self, service: &Registration) -> Result<(), ConsulError> {
         let Registration { service, id, host, address, port, ttl, forget_after } = service;
         let body = serde_json::json!({
             "Name": service, "ID": id, "Address": address, "Port": port, "Meta": { "host": host },
             "Check": {
-                "CheckID": check_id(id), "Name": "says that it is well", "TTL": seconds(*ttl),
+                "CheckID": check_id(id), "Name": "reported by zsync", "TTL": seconds(*ttl),
                 "DeregisterCriticalServiceAfter": seconds(*forget_after),
             },
         });
         let path = ["v1", "agent", "service", "register"];
-        self.ask(Ask::put(&path, self.json(&body)?)).await.map(drop)
+        self.send(ApiRequest::put(&path, self.json(&body)?)).await.map(drop)
     }
 
-    /// Says how a service is; `false`: it is not registered (any more).
+    /// Reports the health of a service. Returns `false` if the service is not registered (any more).
     pub async fn report(&self, id: &str, health: Health, output: &str) -> Result<bool, ConsulError> {
-        let body = serde_json::json!({ "Status": health.word(), "Output": output });
+        let body = serde_json::json!({ "Status": health.status(), "Output": output });
         let check = check_id(id);
         let path = ["v1", "agent", "check", "update", check.as_str()];
-        // Versions differ in how they say that they do not know it.
-        match self.ask(Ask { also: &[404], ..Ask::put(&path, self.json(&body)?) }).await {
-            Ok(answer) => Ok(answer.status != 404),
+        // How Consul reports an unknown check depends on its version.
+        match self.send(ApiRequest { accepted: &[404], ..ApiRequest::put(&path, self.json(&body)?) }).await {
+            Ok(response) => Ok(response.status != 404),
             Err(ConsulError::Refused { text, .. }) if text.contains("CheckID") || text.contains("TTL") => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    /// Ends a registration.
+    /// Removes a registration.
     pub async fn deregister(&self, id: &str) -> Result<(), ConsulError> {
         let path = ["v1", "agent", "service", "deregister", id];
-        self.ask(Ask { also: &[404], ..Ask::put(&path, Vec::new()) }).await.map(drop)
+        self.send(ApiRequest { accepted: &[404], ..ApiRequest::put(&path, Vec::new()) }).await.map(drop)
     }
 
-    /// All services of a name, wherever they are registered.
+    /// Returns all instances of a service in the datacenter.
     pub async fn instances(&self, service: &str) -> Result<Vec<Instance>, ConsulError> {
         let path = ["v1", "health", "service", service];
-        let answer = self.ask(Ask::get(&path).consistent()).await?;
-        let entries: Vec<Entry> = self.understand(&answer)?;
+        let response = self.send(ApiRequest::get(&path).consistent()).await?;
+        let entries: Vec<HealthEntry> = self.parse(&response)?;
         Ok(entries.into_iter().filter_map(instance).collect())
     }
 }
@@ -139,8 +140,8 @@ fn check_id(service: &str) -> String {
     format!("service:{service}")
 }
 
-/// One that says no host is somebody else's.
-fn instance(entry: Entry) -> Option<Instance> {
+/// Converts an entry. One that names no host in its metadata was not registered by zsync.
+fn instance(entry: HealthEntry) -> Option<Instance> {
     let host = entry.service.meta.unwrap_or_default().remove("host")?;
     let address = if entry.service.address.is_empty() { entry.node.address } else { entry.service.address };
     let address = if address.contains(':') && !address.starts_with('[') { format!("[{address}]") } else { address };

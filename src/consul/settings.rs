@@ -1,4 +1,6 @@
-//! From what is configured, and the variables that Consul's own tools know, to what is dialled.
+//! Combines the configuration of Consul with the environment variables that Consul's own tools use.
+//!
+//! An environment variable takes precedence over the configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -7,38 +9,38 @@ use surf::Url;
 use crate::consul::error::ConsulError;
 use crate::policy::{ConsulConfig, Secret};
 
-/// Where Consul listens, by its own default.
+/// Consul's default address.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:8500";
 
-/// What all keys begin with, unless it is configured.
+/// The prefix of all keys, unless another one is configured.
 const DEFAULT_PREFIX: &str = "zsync";
 
-/// Where a stream goes.
+/// What to connect to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     /// `host:port`.
     Tcp(String),
-    /// A socket in the filesystem.
+    /// The path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// All that is needed to reach a Consul.
+/// Everything needed to connect to a Consul.
 #[derive(Clone, Debug)]
-pub struct Settings {
-    /// As people know it, for messages.
-    pub(super) shown: String,
-    /// Where the stream goes.
+pub struct ConsulSettings {
+    /// The address as configured, without user and password, for messages.
+    pub(super) display_address: String,
+    /// What to connect to.
     pub(super) target: Target,
-    /// What paths are appended to; ends with a slash.
+    /// The URL that paths are appended to. Ends with a slash.
     pub(super) base: Url,
     pub(super) token: Option<Secret>,
     pub(super) ca_file: Option<PathBuf>,
-    /// Certificate and key.
+    /// The files of the client certificate and its key.
     pub(super) identity: Option<(PathBuf, PathBuf)>,
-    /// The name that the server's certificate is to have; `None` without TLS.
+    /// The name that the server's certificate must have; `None` without TLS.
     pub(super) tls_name: Option<String>,
     pub(super) datacenter: Option<String>,
-    /// What all keys begin with.
+    /// The prefix of all keys.
     pub prefix: String,
 }
 
@@ -46,13 +48,13 @@ fn setup<T>(message: impl Into<String>) -> Result<T, ConsulError> {
     Err(ConsulError::Setup(message.into()))
 }
 
-impl Settings {
-    /// What `config` and the process' environment say.
+impl ConsulSettings {
+    /// Combines `config` with the environment of the process.
     pub fn new(config: &ConsulConfig) -> Result<Self, ConsulError> {
         Self::with_environment(config, |name| std::env::var(name).ok())
     }
 
-    /// The same with an environment of the caller's.
+    /// Like [`Self::new`], with an environment that the caller provides.
     pub fn with_environment(
         config: &ConsulConfig,
         environment: impl Fn(&str) -> Option<String>,
@@ -68,8 +70,8 @@ impl Settings {
             .is_some_and(|v| matches!(v.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False"))
         {
             return setup(
-                "CONSUL_HTTP_SSL_VERIFY=false asks not to check Consul's certificate, which zsync always does; unset it, \
-                 and name the CA with CONSUL_CACERT",
+                "CONSUL_HTTP_SSL_VERIFY=false is set, but zsync always verifies Consul's certificate; unset it, and set \
+                 CONSUL_CACERT to the CA's certificate",
             );
         }
         let (target, base, tls) = endpoint(&address, ssl)?;
@@ -81,14 +83,14 @@ impl Settings {
                 (Some(cert), Some(key)) => Some((cert, key)),
                 (None, None) => None,
                 (Some(_), None) => {
-                    return setup("there is a client certificate without a key: set key_file, or CONSUL_CLIENT_KEY");
+                    return setup("the client certificate has no key; set key_file or CONSUL_CLIENT_KEY");
                 }
                 (None, Some(_)) => {
-                    return setup("there is a client key without a certificate: set cert_file, or CONSUL_CLIENT_CERT");
+                    return setup("the client key has no certificate; set cert_file or CONSUL_CLIENT_CERT");
                 }
             };
         Ok(Self {
-            shown: shown(&address),
+            display_address: without_credentials(&address),
             target,
             base,
             token,
@@ -101,28 +103,29 @@ impl Settings {
     }
 }
 
-/// An address without user and password.
-fn shown(address: &str) -> String {
+/// Removes user and password from an address.
+fn without_credentials(address: &str) -> String {
     match (address.find("://"), address.rfind('@')) {
         (Some(scheme), Some(at)) if at > scheme => format!("{}{}", &address[..scheme + 3], &address[at + 1..]),
         _ => address.to_owned(),
     }
 }
 
+/// Parses an address: what to connect to, the base URL, and whether to use TLS.
 fn endpoint(address: &str, ssl: bool) -> Result<(Target, Url, bool), ConsulError> {
-    let wrong = |reason: &str| {
-        let text = shown(address);
+    let invalid = |reason: &str| {
+        let text = without_credentials(address);
         setup(format!(
-            "{text:?} is not an address: {reason}; write host:port, http(s)://host:port or unix:///path (consul.address, \
-             or CONSUL_HTTP_ADDR)"
+            "{text:?} is not a valid address: {reason}; set consul.address or CONSUL_HTTP_ADDR to host:port, \
+             http(s)://host:port or unix:///path"
         ))
     };
     let parsed = |text: &str| Url::parse(text).map_err(|error| error.to_string());
     if let Some(path) = address.strip_prefix("unix://") {
         if !path.starts_with('/') {
-            return wrong("the path of a socket begins with /");
+            return invalid("the path of a socket must begin with /");
         }
-        let Ok(base) = parsed("http://localhost/") else { return wrong("no URL") };
+        let Ok(base) = parsed("http://localhost/") else { return invalid("not a URL") };
         return Ok((Target::Unix(Path::new(path).to_owned()), base, false));
     }
     let text = if address.contains("://") {
@@ -132,25 +135,25 @@ fn endpoint(address: &str, ssl: bool) -> Result<(Target, Url, bool), ConsulError
     };
     let mut base = match parsed(&text) {
         Ok(url) => url,
-        Err(reason) => return wrong(&reason),
+        Err(reason) => return invalid(&reason),
     };
     let tls = match base.scheme() {
         "https" => true,
         "http" => ssl,
-        other => return wrong(&format!("{other} is no scheme of Consul")),
+        other => return invalid(&format!("the scheme {other} is not http or https")),
     };
     if !base.username().is_empty() || base.password().is_some() {
-        return wrong("user and password are not for here");
+        return invalid("it must not have a user or a password");
     }
     if base.query().is_some() || base.fragment().is_some() {
-        return wrong("it has a ? or #");
+        return invalid("it must not have a query or a fragment");
     }
-    let Some(host) = base.host_str().map(str::to_owned) else { return wrong("it has no host") };
-    // 8500 and 8501 are Consul's ports; a URL without one means the scheme's.
+    let Some(host) = base.host_str().map(str::to_owned) else { return invalid("it has no host") };
+    // An address without scheme and port means Consul's port; a URL without a port means the port of its scheme.
     let port = match base.port_or_known_default() {
         _ if !address.contains("://") && base.port().is_none() => 8500,
         Some(port) => port,
-        None => return wrong("it has no port"),
+        None => return invalid("it has no port"),
     };
     if !base.path().ends_with('/') {
         let path = format!("{}/", base.path());
@@ -162,7 +165,7 @@ fn endpoint(address: &str, ssl: bool) -> Result<(Target, Url, bool), ConsulError
 fn token(config: &ConsulConfig, variable: &impl Fn(&str) -> Option<String>) -> Result<Option<Secret>, ConsulError> {
     let file = |path: &Path| match std::fs::read_to_string(path) {
         Ok(text) => Ok(text),
-        Err(error) => setup(format!("the token's file {} cannot be read: {error}", path.display())),
+        Err(error) => setup(format!("cannot read the token in {}: {error}", path.display())),
     };
     let text =
         match (variable("CONSUL_HTTP_TOKEN"), variable("CONSUL_HTTP_TOKEN_FILE"), &config.token, &config.token_file) {
@@ -177,7 +180,9 @@ fn token(config: &ConsulConfig, variable: &impl Fn(&str) -> Option<String>) -> R
         return Ok(None);
     }
     if !text.chars().all(|c| c.is_ascii_graphic()) {
-        return setup("the token has blanks, control or other characters that no token has");
+        return setup(
+            "the token contains blanks, control characters or other characters that are not allowed in a token",
+        );
     }
     Ok(Some(Secret::new(text)))
 }
@@ -186,16 +191,16 @@ fn token(config: &ConsulConfig, variable: &impl Fn(&str) -> Option<String>) -> R
 mod tests {
     use super::*;
 
-    fn settings(address: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
+    fn settings(address: &str, environment: &[(&str, &str)]) -> Result<ConsulSettings, String> {
         let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
         let environment: Vec<(String, String)> =
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let find = move |name: &str| environment.iter().find(|(n, _)| n == name).map(|(_, value)| value.clone());
-        Settings::with_environment(&config, find).map_err(|error| error.to_string())
+        ConsulSettings::with_environment(&config, find).map_err(|error| error.to_string())
     }
 
     #[test]
-    fn addresses_are_read_as_consuls_tools_read_them() {
+    fn addresses_mean_the_same_as_for_consuls_tools() {
         for (address, environment, target, base, tls) in [
             ("127.0.0.1:8500", &[][..], "127.0.0.1:8500", "http://127.0.0.1:8500/", None),
             ("consul", &[], "consul:8500", "http://consul/", None),
@@ -227,24 +232,24 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_refused_with_the_way_out_and_without_secrets() {
+    fn unusable_settings_are_refused_without_secrets() {
         for (address, environment, part) in [
-            ("ftp://consul:1", &[][..], "ftp is no scheme"),
-            ("http://user:b1gs3cr3t@consul:1", &[], "user and password"),
-            ("unix://relative", &[], "begins with /"),
-            ("http://", &[], "is not an address"),
-            ("a:1", &[("CONSUL_HTTP_TOKEN", "b1gs3cr3t\r\nX-Evil: 1")], "no token has"),
-            ("a:1", &[("CONSUL_HTTP_TOKEN_FILE", "/does/not/exist")], "/does/not/exist cannot be read"),
+            ("ftp://consul:1", &[][..], "the scheme ftp is not"),
+            ("http://user:b1gs3cr3t@consul:1", &[], "a user or a password"),
+            ("unix://relative", &[], "must begin with /"),
+            ("http://", &[], "is not a valid address"),
+            ("a:1", &[("CONSUL_HTTP_TOKEN", "b1gs3cr3t\r\nX-Evil: 1")], "not allowed in a token"),
+            ("a:1", &[("CONSUL_HTTP_TOKEN_FILE", "/does/not/exist")], "cannot read the token in /does/not/exist"),
             ("a:1", &[("CONSUL_CLIENT_CERT", "/x")], "CONSUL_CLIENT_KEY"),
             ("a:1", &[("CONSUL_HTTP_SSL_VERIFY", "false")], "CONSUL_CACERT"),
         ] {
-            let said = settings(address, environment).unwrap_err();
-            assert!(said.contains(part) && !said.contains("b1gs3cr3t"), "{said}");
+            let message = settings(address, environment).unwrap_err();
+            assert!(message.contains(part) && !message.contains("b1gs3cr3t"), "{message}");
         }
     }
 
     #[test]
-    fn a_token_comes_from_the_nearest_place_and_is_trimmed() {
+    fn token_of_environment_precedes_configuration_and_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, "from-file\n").unwrap();
@@ -255,7 +260,7 @@ mod tests {
         };
         let found = |token, environment: &'static str| {
             let variable = move |name: &str| (name == "CONSUL_HTTP_TOKEN").then(|| environment.to_owned());
-            let settings = Settings::with_environment(&config(token), variable).unwrap();
+            let settings = ConsulSettings::with_environment(&config(token), variable).unwrap();
             settings.token.unwrap().reveal().to_owned()
         };
         assert_eq!(found(None, ""), "from-file");

@@ -1,4 +1,4 @@
-//! TLS to Consul: rustls, with the CA that is configured and no other.
+//! TLS for connections to Consul, which trusts only the configured CA.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use futures_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use futures_rustls::rustls::{self, ClientConfig, RootCertStore};
 
 use crate::consul::error::ConsulError;
-use crate::consul::settings::Settings;
+use crate::consul::settings::ConsulSettings;
 
-/// The name that a certificate is checked for.
+/// The name that the server's certificate must have.
 pub(super) type ServerName = Name<'static>;
 
 fn setup<T>(message: String) -> Result<T, ConsulError> {
@@ -24,29 +24,35 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ConsulError
     match read {
         Ok(found) => {
             let found: Vec<_> = found;
-            if found.is_empty() { setup(format!("{} holds no certificate in PEM", path.display())) } else { Ok(found) }
+            if found.is_empty() {
+                setup(format!("{} contains no certificate in PEM format", path.display()))
+            } else {
+                Ok(found)
+            }
         }
-        Err(error) => setup(format!("the certificates in {} cannot be read: {error}", path.display())),
+        Err(error) => setup(format!("cannot read the certificates in {}: {error}", path.display())),
     }
 }
 
-/// What makes TLS out of a stream; `None` where none is wanted.
-pub(super) fn connector(settings: &Settings) -> Result<Option<(TlsConnector, ServerName)>, ConsulError> {
+/// Creates the TLS connector and the expected server name, or `None` without TLS.
+pub(super) fn connector(settings: &ConsulSettings) -> Result<Option<(TlsConnector, ServerName)>, ConsulError> {
     let Some(name) = &settings.tls_name else { return Ok(None) };
     let bare = name.trim_start_matches('[').trim_end_matches(']').to_owned();
     let Ok(server_name) = ServerName::try_from(bare) else {
-        return setup(format!("{name:?} is no name that a certificate can have; set tls_server_name"));
+        return setup(format!(
+            "a certificate cannot have the name {name:?}; set consul.tls_server_name to the name in Consul's certificate"
+        ));
     };
     let Some(ca) = &settings.ca_file else {
         return setup(format!(
-            "{} is https, and nothing says which CA to trust: set consul.ca_file, or CONSUL_CACERT",
-            settings.shown
+            "{} uses https, but no CA is configured; set consul.ca_file or CONSUL_CACERT",
+            settings.display_address
         ));
     };
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca)? {
         if let Err(error) = roots.add(certificate) {
-            return setup(format!("a certificate in {} is none of a CA: {error}", ca.display()));
+            return setup(format!("a certificate in {} is not one of a CA: {error}", ca.display()));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -61,15 +67,12 @@ pub(super) fn connector(settings: &Settings) -> Result<Option<(TlsConnector, Ser
             let chain = certificates(cert)?;
             let key = match PrivateKeyDer::from_pem_file(key) {
                 Ok(key) => key,
-                Err(error) => return setup(format!("the key in {} cannot be read: {error}", key.display())),
+                Err(error) => return setup(format!("cannot read the key in {}: {error}", key.display())),
             };
             match builder.with_client_auth_cert(chain, key) {
                 Ok(config) => config,
                 Err(error) => {
-                    return setup(format!(
-                        "the certificate {} and its key do not go together: {error}",
-                        cert.display()
-                    ));
+                    return setup(format!("the certificate {} does not match its key: {error}", cert.display()));
                 }
             }
         }

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::model::Counter;
     use crate::policy::Limit;
-    use crate::wire::codec::{Conn, Sent, Way};
+    use crate::wire::codec::{Conn, Sent, StreamOptions};
 
     /// Clocks that advance only by sleeping.
     #[derive(Clone)]
@@ -210,7 +210,7 @@ mod tests {
         runtime::block_on(async {
             let mut conn = Conn::new(Box::new(Silence), Box::new(Cursor::new(Vec::new())), "peer".into());
             let (to, mut stream) = (host(to), Cursor::new(vec![7; bytes]));
-            let way = Way { pace: Some(&throttle.towards(&to)), zstd };
+            let way = StreamOptions { pace: Some(&throttle.towards(&to)), zstd };
             assert_eq!(conn.send_stream(&mut stream, way, &counter).await.unwrap(), Sent::All);
         });
         assert_eq!(counter.get(), bytes as u64);

@@ -147,7 +147,7 @@ impl<R: Role> Acceptor<R> {
         let Err(error) = result else { return conn.close().await };
         let answer = matches!(
             error,
-            WireError::Nonsense { .. }
+            WireError::InvalidMessage { .. }
                 | WireError::Silent { .. }
                 | WireError::Damaged { .. }
                 | WireError::Stalled { .. }

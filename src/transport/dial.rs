@@ -1,4 +1,4 @@
-//! Plain byte streams to servers that are no role of ours: TCP, Unix sockets.
+//! Plain byte streams to servers other than zsync, over TCP or a Unix socket.
 
 use std::io;
 use std::path::Path;
@@ -11,21 +11,21 @@ use futures_lite::io::{AsyncRead, AsyncWrite};
 use crate::sys::runtime;
 use crate::transport::tcp::{TransportError, resolve};
 
-/// Bytes in both directions.
-pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// A stream of bytes in both directions.
+pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// A stream of any kind.
-pub type BoxStream = Box<dyn Stream>;
+/// A byte stream of any kind.
+pub(crate) type BoxStream = Box<dyn ByteStream>;
 
-/// Connects to `host:port`, trying each address of the name.
-pub async fn tcp(address: &str, within: Duration) -> Result<BoxStream, TransportError> {
+/// Connects to `host:port`, and tries each address of the host. Each attempt may take as long as `timeout`.
+pub(crate) async fn tcp(address: &str, timeout: Duration) -> Result<BoxStream, TransportError> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for candidate in resolve(address).await? {
-        match runtime::timeout(within, TcpStream::connect(candidate)).await {
+        match runtime::timeout(timeout, TcpStream::connect(candidate)).await {
             Ok(Ok(stream)) => {
                 if let Err(error) = stream.set_nodelay(true) {
-                    log::debug!("TCP_NODELAY for {address}: {error}");
+                    log::debug!("cannot set TCP_NODELAY for {address}: {error}");
                 }
                 return Ok(Box::new(stream));
             }
@@ -37,9 +37,9 @@ pub async fn tcp(address: &str, within: Duration) -> Result<BoxStream, Transport
 }
 
 /// Connects to a Unix socket.
-pub async fn unix(path: &Path, within: Duration) -> Result<BoxStream, TransportError> {
+pub(crate) async fn unix(path: &Path, timeout: Duration) -> Result<BoxStream, TransportError> {
     let failed = |source| TransportError::Connect { address: path.display().to_string(), source };
-    match runtime::timeout(within, UnixStream::connect(path)).await {
+    match runtime::timeout(timeout, UnixStream::connect(path)).await {
         Ok(Ok(stream)) => Ok(Box::new(stream)),
         Ok(Err(error)) => Err(failed(error)),
         Err(runtime::Elapsed) => Err(failed(io::ErrorKind::TimedOut.into())),

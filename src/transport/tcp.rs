@@ -1,4 +1,4 @@
-//! TCP by async-std.
+//! TCP connections between roles, in plaintext or over TLS.
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
@@ -14,55 +14,55 @@ use crate::model::{HostName, Identity, PeerRole};
 use crate::sys::runtime;
 use crate::transport::tls::{Secured, Tls};
 
-/// How long a connection may take to come about.
-pub const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// The first byte of a TLS handshake; nothing that is said in plaintext begins with it.
+/// How long each step of connecting may take: resolving the name, connecting, and the TLS handshake.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// The first byte of a TLS handshake, with which no plaintext message begins.
 const HANDSHAKE: u8 = 0x16;
-/// How many connections may wait to be accepted.
+/// How many connections can wait to be accepted.
 const BACKLOG: i32 = 1024;
 
-/// Why no connection came about, or no listening.
+/// Why connecting or listening failed.
 #[derive(Debug, Error)]
 pub enum TransportError {
-    /// The name has no address.
+    /// The name cannot be resolved.
     #[error("cannot find the address of {address:?}")]
     Resolve {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// The resolver's words.
+        /// The resolver's error.
         #[source]
         source: io::Error,
     },
-    /// Nobody answers there.
+    /// The address cannot be connected to.
     #[error("cannot connect to {address}")]
     Connect {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Somebody answers there, but not whom we look for.
+    /// The peer has not proven to be the expected host.
     #[error("cannot trust {peer}: {reason}")]
     Tls {
-        /// Name and address.
+        /// The peer's name and address.
         peer: String,
-        /// Why not.
+        /// Why it cannot be trusted.
         reason: String,
     },
-    /// The address cannot be listened on.
+    /// Listening on the address is not possible.
     #[error("cannot listen on {address}")]
     Listen {
-        /// As configured.
+        /// The address, as configured.
         address: String,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
 }
 
 impl TransportError {
-    /// Whether trying again may help: not with somebody whom we cannot trust, which only a person can mend.
+    /// Whether another attempt may succeed. It cannot if the peer is not trusted, which only an administrator can fix.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         !matches!(self, Self::Tls { .. })
@@ -70,8 +70,8 @@ impl TransportError {
 }
 
 pub(super) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportError> {
-    let wanted = address.to_owned();
-    let resolving = runtime::blocking(move || wanted.to_socket_addrs().map(Iterator::collect));
+    let name = address.to_owned();
+    let resolving = runtime::blocking(move || name.to_socket_addrs().map(Iterator::collect));
     let failed = |source| TransportError::Resolve { address: address.to_owned(), source };
     let found: Vec<SocketAddr> = runtime::timeout(CONNECT_WITHIN, resolving)
         .await
@@ -80,18 +80,18 @@ pub(super) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportE
     if found.is_empty() { Err(failed(io::ErrorKind::NotFound.into())) } else { Ok(found) }
 }
 
-/// Small lines must not wait for each other; streams are written in large pieces anyway.
-fn no_delay(stream: &TcpStream, peer: &str) {
+/// Sets TCP_NODELAY, so that small messages are sent at once (streams are written in large pieces anyway), and keep-alive.
+fn set_options(stream: &TcpStream, peer: &str) {
     if let Err(error) = stream.set_nodelay(true) {
-        log::debug!("TCP_NODELAY for {peer}: {error}");
+        log::debug!("cannot set TCP_NODELAY for {peer}: {error}");
     }
-    // A peer whose machine went down says nothing any more, not even goodbye.
+    // A machine that crashed does not close its connections.
     if let Err(error) = keep_alive(stream) {
-        log::debug!("keep-alive for {peer}: {error}");
+        log::debug!("cannot set keep-alive for {peer}: {error}");
     }
 }
 
-/// Has the system find out within a minute that a silent peer is gone: for waits that may rightly be long.
+/// Makes the system detect within a minute that the machine of a silent peer is down, because some waits have to be long.
 fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
     use rustix::net::sockopt;
     sockopt::set_socket_keepalive(stream, true)?;
@@ -102,9 +102,9 @@ fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
 
 /// An established connection with a peer.
 pub struct Connection {
-    /// The bytes that the peer sends.
+    /// Reads what the peer sends.
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
-    /// The bytes that are sent to the peer.
+    /// Writes to the peer.
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
     /// The peer's name and address, for messages.
     pub peer: String,
@@ -122,7 +122,7 @@ impl Connection {
     }
 }
 
-/// A connection for TLS to read and write: it reads 16 KiB at a time, which is many system calls for a stream.
+/// A connection with a read buffer beneath TLS, which reads only 16 KiB at a time: many system calls for a stream.
 struct Buffered {
     stream: WriteHalf,
     buffer: Vec<u8>,
@@ -130,8 +130,9 @@ struct Buffered {
 }
 
 impl Buffered {
-    /// What is read at once at first, and of a stream: few connections ever carry one.
+    /// The initial size. Most connections never carry a stream.
     const LEAST: usize = 4 * 1024;
+    /// The size to which the buffer grows for a stream.
     const MOST: usize = 256 * 1024;
 
     fn new(stream: TcpStream) -> Self {
@@ -161,7 +162,7 @@ impl AsyncWrite for Buffered {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    /// TLS writes an alert behind other records, and tries only once.
+    /// Passed on, because rustls writes an alert together with earlier records, in a single attempt.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -179,7 +180,8 @@ impl AsyncWrite for Buffered {
     }
 }
 
-/// The half of a connection that is written to. Closed, it lets the peer see the end: async-std's own closing does not.
+/// The writing half of a connection. Closing it shows the peer the end of the connection, which async-std's own `close`
+/// does not.
 struct WriteHalf(TcpStream);
 
 impl AsyncWrite for WriteHalf {
@@ -201,39 +203,39 @@ impl AsyncWrite for WriteHalf {
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(match self.0.shutdown(Shutdown::Write) {
-            // The peer was faster.
+            // The peer has closed the connection already.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,
         })
     }
 }
 
-/// Whom to connect to.
+/// A peer to connect to.
 #[derive(Clone, Copy)]
 pub struct Dial<'a> {
-    /// The host, as the policy names it.
+    /// The host's name in the policy.
     pub host: &'a HostName,
-    /// What it has to be.
+    /// The role that it must have.
     pub role: PeerRole,
-    /// Its `host:port`.
+    /// The peer's `host:port`.
     pub address: &'a str,
-    /// What to prove ourselves with; `None`: in plaintext.
+    /// The certificates of this host; `None` for plaintext.
     pub tls: Option<&'a Tls>,
 }
 
 impl Dial<'_> {
-    /// Connects. With TLS the peer has proven by then that it is that host, and may be what it has to be.
+    /// Connects. With TLS, this succeeds only if the peer has proven to be that host, with that role.
     pub async fn connect(self) -> Result<Connection, TransportError> {
         let (host, address) = (self.host, self.address);
-        let stream = self.reach().await?;
+        let stream = self.connect_tcp().await?;
         let name = format!("{host} ({address})");
-        no_delay(&stream, &name);
+        set_options(&stream, &name);
         let Some(tls) = self.tls else { return Ok(Connection::plain(stream, name)) };
         let refused = |reason| TransportError::Tls { peer: name.clone(), reason };
         let handshake = runtime::timeout(CONNECT_WITHIN, tls.connect(host, Buffered::new(stream)));
         let peer = handshake
             .await
-            .map_err(|runtime::Elapsed| refused("it does not answer the TLS handshake".to_owned()))?
+            .map_err(|runtime::Elapsed| refused("it did not answer the TLS handshake".to_owned()))?
             .map_err(refused)?;
         if !peer.identity.may_be(self.role) {
             let roles = peer.identity.roles_in_words();
@@ -242,7 +244,7 @@ impl Dial<'_> {
         Ok(Connection::secured(peer, name))
     }
 
-    async fn reach(&self) -> Result<TcpStream, TransportError> {
+    async fn connect_tcp(&self) -> Result<TcpStream, TransportError> {
         let mut last = io::Error::from(io::ErrorKind::NotFound);
         for candidate in resolve(self.address).await? {
             match runtime::timeout(CONNECT_WITHIN, TcpStream::connect(candidate)).await {
@@ -255,84 +257,84 @@ impl Dial<'_> {
     }
 }
 
-/// A connection that came in, and that nothing is known of yet.
+/// An accepted connection, before anything was received on it.
 pub struct Incoming {
     stream: TcpStream,
     from: SocketAddr,
 }
 
-/// Why a connection that came in is not talked on.
+/// Why an accepted connection is refused.
 pub struct Rejected {
-    /// What it did, for the log.
+    /// The reason, for the log.
     pub reason: String,
-    /// Where a last word can be said, and what.
+    /// The connection on which the peer can be told, and what to tell it.
     pub answer: Option<(Connection, String)>,
 }
 
 impl Incoming {
-    /// Where it comes from.
+    /// The peer's address.
     #[must_use]
     pub fn from(&self) -> SocketAddr {
         self.from
     }
 
-    /// What it says, byte by byte: for who does not speak zsync's language.
+    /// The plain stream, for other protocols.
     pub fn bytes(self) -> impl AsyncRead + AsyncWrite + Send + Unpin {
         self.stream
     }
 
-    /// Makes a conversation of it, as soon as the peer begins to speak: with `tls` only if it proves who it is. For each
-    /// of both it may take so long.
-    pub async fn welcome(self, tls: Option<&Tls>, within: Duration) -> Result<Connection, Rejected> {
+    /// Waits until the peer sends something, and, with `tls`, until it has proven its identity. Each may take as long as
+    /// `timeout`.
+    pub async fn welcome(self, tls: Option<&Tls>, timeout: Duration) -> Result<Connection, Rejected> {
         let Self { stream, from } = self;
         let peer = from.to_string();
-        no_delay(&stream, &peer);
+        set_options(&stream, &peer);
         let mut first = [0];
-        let unwelcome = |reason: String| Rejected { reason: format!("{peer}{reason}"), answer: None };
-        let silent = || format!(" said nothing for {}", humantime::format_duration(within));
-        let speaks_tls = match runtime::timeout(within, stream.peek(&mut first)).await {
+        let reject = |reason: String| Rejected { reason: format!("{peer}{reason}"), answer: None };
+        let silent = || format!(" sent nothing for {}", humantime::format_duration(timeout));
+        let speaks_tls = match runtime::timeout(timeout, stream.peek(&mut first)).await {
             Ok(Ok(0)) => return Ok(Connection::plain(stream, peer)),
             Ok(Ok(_)) => first[0] == HANDSHAKE,
-            Ok(Err(error)) => return Err(unwelcome(format!(": {error}"))),
+            Ok(Err(error)) => return Err(reject(format!(": {error}"))),
             Err(runtime::Elapsed) => {
                 let answer =
                     tls.is_none().then(|| (Connection::plain(stream, peer.clone()), format!("{peer}{}", silent())));
-                return Err(Rejected { answer, ..unwelcome(silent()) });
+                return Err(Rejected { answer, ..reject(silent()) });
             }
         };
         let (reason, answer) = match (tls, speaks_tls) {
             (None, false) => return Ok(Connection::plain(stream, peer)),
             (Some(tls), true) => {
-                let stranger = |reason| unwelcome(format!(": no TLS connection comes about: {reason}"));
-                let proven = runtime::timeout(within, tls.accept(Buffered::new(stream))).await;
-                let proven = proven.map_err(|runtime::Elapsed| unwelcome(silent()))?.map_err(stranger)?;
+                let untrusted = |reason| reject(format!(": the TLS handshake failed: {reason}"));
+                let proven = runtime::timeout(timeout, tls.accept(Buffered::new(stream))).await;
+                let proven = proven.map_err(|runtime::Elapsed| reject(silent()))?.map_err(untrusted)?;
                 let name = format!("{peer} ({})", proven.identity);
                 return Ok(Connection::secured(proven, name));
             }
             (Some(_), false) => (
-                " speaks plaintext, and this port TLS only",
-                "this port speaks TLS only; set \"tls\" where you come from",
+                " sent plaintext, but this port accepts only TLS",
+                "this port accepts only TLS; set \"tls\" in the configuration of the host that connects",
             ),
             (None, true) => (
-                " speaks TLS, and this port plaintext: \"tls\" is not set here",
-                "this port speaks plaintext; set \"tls\" on this host, or not where you come from",
+                " sent TLS, but this port accepts only plaintext: \"tls\" is not set on this host",
+                "this port accepts only plaintext; set \"tls\" in the configuration of its host, too",
             ),
         };
         let answer = Some((Connection::plain(stream, peer.clone()), answer.to_owned()));
-        Err(Rejected { answer, ..unwelcome(reason.to_owned()) })
+        Err(Rejected { answer, ..reject(reason.to_owned()) })
     }
 }
 
-/// A socket that connections come in on.
+/// A listening socket.
 pub struct Listener(TcpListener);
 
-/// Whether an address is reachable from this machine only.
-pub async fn is_loopback(address: &str) -> Result<bool, TransportError> {
+/// Whether an address can be reached only from this machine.
+pub(crate) async fn is_loopback(address: &str) -> Result<bool, TransportError> {
     Ok(resolve(address).await?.iter().all(|a| a.ip().is_loopback()))
 }
 
 impl From<std::net::TcpListener> for Listener {
-    /// A socket that listens already.
+    /// Wraps a socket that is already listening.
     fn from(socket: std::net::TcpListener) -> Self {
         Self(socket.into())
     }
@@ -344,18 +346,18 @@ impl Listener {
         let candidates = resolve(address).await?;
         let failed = |source| TransportError::Listen { address: address.to_owned(), source };
         let listener = TcpListener::bind(&candidates[..]).await.map_err(failed)?;
-        // A peer that connects a thousand times a second must not keep others from being accepted.
+        // A larger backlog, so that a peer that connects a thousand times per second does not displace others.
         rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
         Ok(Self(listener))
     }
 
-    /// The address listened on, with the port that was chosen for port 0.
+    /// The address of the socket, with the actual port if port 0 was configured.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.local_addr().ok()
     }
 
-    /// The next connection.
+    /// Accepts the next connection.
     pub async fn accept(&self) -> io::Result<Incoming> {
         let (stream, from) = self.0.accept().await?;
         Ok(Incoming { stream, from })

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use zsync::config::parse_local;
-use zsync::consul::{Consul, Settings};
+use zsync::consul::{Consul, ConsulSettings};
 use zsync::model::{Action, DatasetName, Guid, HostName, SnapName};
 use zsync::policy::{ConsulConfig, Local};
 use zsync::wire::DirectorsOrder;
@@ -59,7 +59,7 @@ pub fn names(fake: &Fake, dataset: &str) -> Vec<String> {
 /// A client of the Consul at an address, whatever the environment says.
 pub fn consul_at(address: &str) -> Consul {
     let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
-    Consul::new(&Settings::with_environment(&config, |_| None).unwrap()).unwrap()
+    Consul::new(&ConsulSettings::with_environment(&config, |_| None).unwrap()).unwrap()
 }
 
 /// A schema of `examples/schema`.

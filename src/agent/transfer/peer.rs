@@ -16,7 +16,7 @@ use crate::policy::Zstd;
 use crate::slave::receive::{Around, Incoming, Receiving, StepError, occupied, stalled};
 use crate::sys::{clock, runtime};
 use crate::transport::tcp::{Dial, TransportError};
-use crate::wire::codec::{Conn, Sent, StreamEnd, Way, WireError};
+use crate::wire::codec::{Conn, Sent, StreamEnd, StreamOptions, WireError};
 use crate::wire::{self, Alive, ListUuids, OrderToSlave, Response, Step};
 use crate::zfs::{SendSpec, Zfs};
 
@@ -381,7 +381,7 @@ impl Remote {
         self.conn.send(&step).await?;
         let sent = {
             let pace = self.out.throttle.towards(&self.host);
-            let way = Way { pace: Some(&pace), zstd: self.out.compression.map(Zstd::level) };
+            let way = StreamOptions { pace: Some(&pace), zstd: self.out.compression.map(Zstd::level) };
             self.conn.send_stream(&mut *data, way, counter).await?
         };
         // The read end goes first: a process that is blocked on a full pipe ends when the pipe does.

@@ -1,7 +1,7 @@
-//! A dataset as the value of a pair: columns of JSON, compressed.
+//! Encodes a dataset as the value of a pair: columns in JSON, compressed with zlib.
 //!
-//! Numbers that grow are kept as differences, so that they compress to a byte or two; a guid is random and keeps
-//! its eight bytes. `consul kv get KEY | zlib-flate -uncompress` shows it.
+//! Numbers that grow are stored as differences, so that they compress to one or two bytes. A guid is random, and takes
+//! its eight bytes. `consul kv get KEY | zlib-flate -uncompress` prints a value.
 
 use chrono::{DateTime, Utc};
 use miniz_oxide::deflate::compress_to_vec_zlib;
@@ -10,44 +10,44 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::catalog::dataset::Dataset;
+use crate::catalog::dataset::CatalogDataset;
 use crate::model::{Bookmark, DatasetInventory, DatasetKind, Guid, Marks, Origin, SendFlags, SnapName, Snapshot};
 
-/// The version of the format; a newer one is not read, and written over by the host that it belongs to.
+/// The version of the format. A value of another version is not read, and its host overwrites it.
 const VERSION: u32 = 1;
-/// What a value may become when it is uncompressed.
-const LARGEST: usize = 512 << 20;
-/// Half of zlib's levels: a third slower than the quickest, and a fifth smaller.
+/// The largest decompressed value, in bytes.
+const LARGEST_JSON: usize = 512 << 20;
+/// A middle level of zlib: a third slower than the fastest, and a fifth smaller.
 const LEVEL: u8 = 6;
 
-/// What the value of a dataset's pair is.
+/// The decoded value of a dataset's pair.
 pub(super) enum Value {
-    /// The dataset.
-    Whole(Box<Dataset>),
-    /// It lies in other pairs.
+    /// The dataset itself.
+    Whole(Box<CatalogDataset>),
+    /// A reference to other pairs that together store the dataset.
     Parts(Parts),
 }
 
-/// Where a dataset lies that is too large for one pair.
+/// The pairs of a dataset that is too large for one pair.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Parts {
-    /// What tells these parts from those of another writing.
+    /// Distinguishes these parts from those of an earlier or later write.
     pub set: Uuid,
-    /// How many.
+    /// The number of parts.
     pub count: usize,
-    /// The bytes of them all.
+    /// The total size of the parts.
     pub bytes: usize,
 }
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Stored {
+struct StoredDataset {
     version: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
     parts: Option<Parts>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    held: Option<Held>,
-    /// guid, flags, since when.
+    held: Option<StoredListing>,
+    /// Guid, flags, and when the snapshot was first marked.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     marks: Vec<(u64, u8, i64)>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -56,7 +56,7 @@ struct Stored {
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Held {
+struct StoredListing {
     kind: DatasetKind,
     #[serde(skip_serializing_if = "Option::is_none")]
     guid: Option<u64>,
@@ -83,22 +83,22 @@ struct Held {
 struct Columns {
     guid: Vec<u64>,
     name: Vec<SnapName>,
-    /// Differences.
+    /// As differences.
     createtxg: Vec<i64>,
-    /// Differences, of seconds.
+    /// As differences, in seconds.
     creation: Vec<i64>,
-    /// Left out when all are 0.
+    /// Omitted if all are 0.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     userrefs: Vec<u32>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     used: Vec<u64>,
-    /// The places of those that have clones.
+    /// The indices of the rows that have clones.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     has_clones: Vec<usize>,
 }
 
-/// What snapshots and bookmarks have in common: guid, name, createtxg, creation.
-type Common = (Guid, SnapName, u64, DateTime<Utc>);
+/// The columns that snapshots and bookmarks share: guid, name, createtxg, creation.
+type SharedColumns = (Guid, SnapName, u64, DateTime<Utc>);
 
 impl Columns {
     fn is_empty(&self) -> bool {
@@ -110,38 +110,40 @@ impl Columns {
         self.name.push(name.clone());
     }
 
-    /// The common columns of each row.
-    fn rows(&self) -> Result<Vec<Common>, String> {
+    /// Decodes the shared columns of each row.
+    fn rows(&self) -> Result<Vec<SharedColumns>, String> {
         let rows = self.guid.len();
         if [self.name.len(), self.createtxg.len(), self.creation.len()] != [rows; 3] {
-            return Err("its columns have different lengths".to_owned());
+            return Err("its columns differ in length".to_owned());
         }
         let (mut txg, mut seconds) = (0_i64, 0_i64);
         let row = |((guid, name), (txg_step, step)): ((&u64, &SnapName), (&i64, &i64))| {
             txg = txg.wrapping_add(*txg_step);
             seconds = seconds.wrapping_add(*step);
-            let creation = DateTime::from_timestamp(seconds, 0).ok_or_else(|| format!("{seconds} is no moment"))?;
+            let creation =
+                DateTime::from_timestamp(seconds, 0).ok_or_else(|| format!("{seconds} is not a valid time"))?;
             Ok((Guid(*guid), name.clone(), txg.cast_unsigned(), creation))
         };
         self.guid.iter().zip(&self.name).zip(self.createtxg.iter().zip(&self.creation)).map(row).collect()
     }
 }
 
-fn steps(values: impl Iterator<Item = i64>) -> Vec<i64> {
+/// Encodes values as the difference of each from the one before.
+fn differences(values: impl Iterator<Item = i64>) -> Vec<i64> {
     let mut last = 0_i64;
     values.map(|value| value.wrapping_sub(std::mem::replace(&mut last, value))).collect()
 }
 
-/// `values`, or nothing when all are 0.
+/// Returns `values`, or an empty list if all are 0.
 fn unless_zero<T: PartialEq + From<u8>>(values: Vec<T>) -> Vec<T> {
     if values.iter().all(|value| *value == T::from(0)) { Vec::new() } else { values }
 }
 
-impl From<&DatasetInventory> for Held {
+impl From<&DatasetInventory> for StoredListing {
     fn from(of: &DatasetInventory) -> Self {
         let mut snapshots = Columns {
-            createtxg: steps(of.snapshots.iter().map(|s| s.createtxg.cast_signed())),
-            creation: steps(of.snapshots.iter().map(|s| s.creation.timestamp())),
+            createtxg: differences(of.snapshots.iter().map(|s| s.createtxg.cast_signed())),
+            creation: differences(of.snapshots.iter().map(|s| s.creation.timestamp())),
             userrefs: unless_zero(of.snapshots.iter().map(|s| s.userrefs).collect()),
             used: unless_zero(of.snapshots.iter().map(|s| s.used).collect()),
             has_clones: of.snapshots.iter().enumerate().filter(|(_, s)| s.has_clones).map(|(at, _)| at).collect(),
@@ -149,8 +151,8 @@ impl From<&DatasetInventory> for Held {
         };
         of.snapshots.iter().for_each(|s| snapshots.push(s.guid, &s.name));
         let mut bookmarks = Columns {
-            createtxg: steps(of.bookmarks.iter().map(|b| b.createtxg.cast_signed())),
-            creation: steps(of.bookmarks.iter().map(|b| b.creation.timestamp())),
+            createtxg: differences(of.bookmarks.iter().map(|b| b.createtxg.cast_signed())),
+            creation: differences(of.bookmarks.iter().map(|b| b.creation.timestamp())),
             ..Columns::default()
         };
         of.bookmarks.iter().for_each(|b| bookmarks.push(b.guid, &b.name));
@@ -169,14 +171,14 @@ impl From<&DatasetInventory> for Held {
     }
 }
 
-impl TryFrom<Held> for DatasetInventory {
+impl TryFrom<StoredListing> for DatasetInventory {
     type Error = String;
 
-    fn try_from(held: Held) -> Result<Self, String> {
+    fn try_from(held: StoredListing) -> Result<Self, String> {
         let Columns { userrefs, used, has_clones, .. } = &held.snapshots;
         let rows = held.snapshots.guid.len();
         if [userrefs.len(), used.len()].iter().any(|length| ![0, rows].contains(length)) {
-            return Err("its columns have different lengths".to_owned());
+            return Err("its columns differ in length".to_owned());
         }
         let snapshot = |(at, (guid, name, createtxg, creation)): (usize, _)| Snapshot {
             name,
@@ -198,7 +200,7 @@ impl TryFrom<Held> for DatasetInventory {
             excluded: held.excluded,
             flags: held.flags,
             resume_token: held.resume_token,
-            // Whoever lists a host knows itself what it listed before.
+            // A host remembers its own earlier listings.
             unchanged: None,
             snapshots: held.snapshots.rows()?.into_iter().enumerate().map(snapshot).collect(),
             bookmarks: held.bookmarks.rows()?.into_iter().map(bookmark).collect(),
@@ -210,45 +212,45 @@ impl TryFrom<Held> for DatasetInventory {
 }
 
 fn micros(value: i64) -> Result<DateTime<Utc>, String> {
-    DateTime::from_timestamp_micros(value).ok_or_else(|| format!("{value} is no moment"))
+    DateTime::from_timestamp_micros(value).ok_or_else(|| format!("{value} is not a valid time"))
 }
 
-/// Any value, as it is stored.
+/// Encodes any value.
 pub(super) fn pack(value: &impl Serialize) -> Vec<u8> {
-    // Strings, numbers and lists: nothing that JSON does not have.
+    // Cannot fail: all values are strings, numbers, lists and structures.
     let json = serde_json::to_vec(value).unwrap_or_default();
     compress_to_vec_zlib(&json, LEVEL)
 }
 
-/// The other way round.
+/// Decodes what [`pack`] encoded.
 pub(super) fn unpack<T: DeserializeOwned>(value: &[u8]) -> Result<T, String> {
-    let json =
-        decompress_to_vec_zlib_with_limit(value, LARGEST).map_err(|error| format!("it is not compressed: {error}"))?;
+    let json = decompress_to_vec_zlib_with_limit(value, LARGEST_JSON)
+        .map_err(|error| format!("it is not compressed with zlib: {error}"))?;
     serde_json::from_slice(&json).map_err(|error| error.to_string())
 }
 
-/// The value of a dataset's pair.
-pub(super) fn encode(dataset: &Dataset) -> Vec<u8> {
+/// Encodes the value of a dataset's pair.
+pub(super) fn encode(dataset: &CatalogDataset) -> Vec<u8> {
     let flags = |marks: Marks| u8::from(marks.sent) | u8::from(marks.sync) << 1;
-    pack(&Stored {
+    pack(&StoredDataset {
         version: VERSION,
         parts: None,
-        held: dataset.held.as_ref().map(Held::from),
+        held: dataset.listed.as_ref().map(StoredListing::from),
         marks: dataset.marks.iter().map(|(guid, (marks, at))| (guid.0, flags(*marks), at.timestamp_micros())).collect(),
         not_written: dataset.not_written.iter().map(|(name, at)| (name.clone(), at.timestamp_micros())).collect(),
     })
 }
 
-/// The value of a pair whose dataset lies in others.
+/// Encodes the value of a dataset's pair that refers to other pairs.
 pub(super) fn encode_parts(parts: Parts) -> Vec<u8> {
-    pack(&Stored { version: VERSION, parts: Some(parts), ..Stored::default() })
+    pack(&StoredDataset { version: VERSION, parts: Some(parts), ..StoredDataset::default() })
 }
 
-/// Reads a value.
+/// Decodes the value of a dataset's pair.
 pub(super) fn decode(value: &[u8]) -> Result<Value, String> {
-    let Stored { version, parts, held, marks, not_written } = unpack(value)?;
+    let StoredDataset { version, parts, held, marks, not_written } = unpack(value)?;
     if version != VERSION {
-        return Err(format!("it has version {version}, known is {VERSION}"));
+        return Err(format!("it has version {version}, only version {VERSION} is supported"));
     }
     if let Some(parts) = parts {
         return Ok(Value::Parts(parts));
@@ -257,8 +259,8 @@ pub(super) fn decode(value: &[u8]) -> Result<Value, String> {
         let marks = Marks { sent: flags & 1 != 0, sync: flags & 2 != 0, deleted: false };
         Ok::<_, String>((Guid(guid), (marks, micros(at)?)))
     };
-    Ok(Value::Whole(Box::new(Dataset {
-        held: held.map(DatasetInventory::try_from).transpose()?,
+    Ok(Value::Whole(Box::new(CatalogDataset {
+        listed: held.map(DatasetInventory::try_from).transpose()?,
         marks: marks.into_iter().map(mark).collect::<Result<_, _>>()?,
         not_written: not_written
             .into_iter()
@@ -290,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_stored_is_read_to_the_last_field(
+        fn decode_returns_every_field_that_was_encoded(
             snapshots in snapshots(),
             kept in any::<bool>(),
             written in any::<Option<u64>>(),
@@ -314,8 +316,8 @@ mod tests {
             inventory.sort();
             let at = DateTime::from_timestamp_micros(1_800_000_000_123_456).unwrap();
             let marks = Marks { sent: true, sync: kept, deleted: false };
-            let dataset = Dataset {
-                held: kept.then_some(inventory),
+            let dataset = CatalogDataset {
+                listed: kept.then_some(inventory),
                 marks: snapshots.iter().take(2).map(|s| (s.guid, (marks, at))).collect(),
                 not_written: snapshots.iter().take(2).map(|s| (s.name.clone(), at)).collect(),
             };
@@ -325,19 +327,19 @@ mod tests {
         }
 
         #[test]
-        fn a_strangers_value_is_an_error(mut bytes in any::<Vec<u8>>(), json in any::<String>()) {
+        fn decode_of_foreign_value_fails(mut bytes in any::<Vec<u8>>(), json in any::<String>()) {
             prop_assert!(decode(&bytes).is_err());
             prop_assert!(decode(&compress_to_vec_zlib(json.as_bytes(), 1)).is_err());
-            let whole = encode(&Dataset::default());
+            let whole = encode(&CatalogDataset::default());
             bytes.truncate(3);
             bytes.extend(&whole[bytes.len().min(whole.len())..]);
-            // Damaged or not: it must not panic.
+            // Whether this is valid or not, it must not panic.
             drop(decode(&bytes));
         }
     }
 
     #[test]
-    fn a_snapshot_takes_about_twenty_bytes() {
+    fn snapshot_takes_about_twenty_bytes() {
         let snapshot = |n: u64| Snapshot {
             name: format!("BACKUP_2026-11-{:02}_{:02}:00:00", 1 + n / 24, n % 24).parse().unwrap(),
             guid: Guid((n + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)),
@@ -349,7 +351,7 @@ mod tests {
             marks: Marks::default(),
         };
         let inventory = DatasetInventory { snapshots: (0..100).map(snapshot).collect(), ..DatasetInventory::default() };
-        let value = encode(&Dataset { held: Some(inventory), ..Dataset::default() });
+        let value = encode(&CatalogDataset { listed: Some(inventory), ..CatalogDataset::default() });
         assert!(value.len() < 2200, "{} bytes for 100 snapshots", value.len());
     }
 }

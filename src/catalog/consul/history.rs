@@ -1,29 +1,29 @@
-//! What was: destroyed snapshots and the outcomes of orders, a pair per host for each. No pass reads them.
+//! The history: destroyed snapshots, and the outcomes of orders, in one pair per host for each. No pass reads it.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::consul::codec;
-use crate::catalog::consul::record::Keys;
-use crate::catalog::dataset::Gone;
+use crate::catalog::consul::keys::Keys;
+use crate::catalog::dataset::DestroyedSnapshot;
 use crate::catalog::{CatalogError, Destroyed, Outcome};
 use crate::consul::{Consul, Op};
 use crate::model::{DatasetName, Guid, HostName, Marks, Record, SnapName};
 
-/// How many destroyed snapshots are remembered of each host.
+/// How many destroyed snapshots of each host are kept.
 const MOST_DESTROYED: usize = 1000;
-/// How many outcomes are remembered of each host.
+/// How many outcomes of each host are kept.
 const MOST_OUTCOMES: usize = 200;
 
 /// The destroyed snapshots of one host, newest first.
 #[derive(Default)]
-pub(super) struct History {
-    rows: Vec<Row>,
+pub(super) struct DestroyedHistory {
+    rows: Vec<DestroyedRow>,
     index: u64,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
-struct Row {
+struct DestroyedRow {
     at: i64,
     dataset: DatasetName,
     name: SnapName,
@@ -36,28 +36,28 @@ fn is_default(marks: &Marks) -> bool {
     *marks == Marks::default()
 }
 
-impl History {
-    /// As it is now. What is not understood is written over.
+impl DestroyedHistory {
+    /// Reads the pair. A value that cannot be decoded counts as empty, and is overwritten.
     pub async fn read(consul: &Consul, keys: &Keys) -> Result<Self, CatalogError> {
         let Some(pair) = consul.get(&keys.destroyed).await?.0 else { return Ok(Self::default()) };
         Ok(Self { rows: codec::unpack(&pair.value).unwrap_or_default(), index: pair.modify_index })
     }
 
-    /// With more, in the order in which they were destroyed.
-    pub fn with(mut self, gone: Vec<(DatasetName, Gone)>) -> Self {
-        let row = |(dataset, Gone { name, guid, marks, at }): (DatasetName, Gone)| Row {
-            at: at.timestamp_micros(),
+    /// Adds snapshots, given in the order in which they were destroyed.
+    pub fn with(mut self, destroyed: Vec<(DatasetName, DestroyedSnapshot)>) -> Self {
+        let row = |(dataset, snapshot): (DatasetName, DestroyedSnapshot)| DestroyedRow {
+            at: snapshot.at.timestamp_micros(),
             dataset,
-            name,
-            guid: guid.0,
-            marks: Marks { deleted: false, ..marks },
+            name: snapshot.name,
+            guid: snapshot.guid.0,
+            marks: Marks { deleted: false, ..snapshot.marks },
         };
-        self.rows.splice(0..0, gone.into_iter().rev().map(row));
+        self.rows.splice(0..0, destroyed.into_iter().rev().map(row));
         self.rows.truncate(MOST_DESTROYED);
         self
     }
 
-    /// Without what is older, and how many those were.
+    /// Removes the snapshots destroyed before `older_than`, and counts them.
     pub fn without(mut self, older_than: DateTime<Utc>) -> (Self, usize) {
         let before = self.rows.len();
         self.rows.retain(|row| row.at >= older_than.timestamp_micros());
@@ -65,14 +65,14 @@ impl History {
         (self, forgotten)
     }
 
-    /// The step that writes it.
+    /// Returns the operation that writes the pair.
     pub fn op(&self, keys: &Keys) -> Op {
         Op::Cas { key: keys.destroyed.clone(), value: codec::pack(&self.rows), index: self.index }
     }
 }
 
-/// All pairs below a prefix that are understood, by host.
-async fn all<T: serde::de::DeserializeOwned>(
+/// Reads the pairs of all hosts below a prefix, except those that cannot be decoded.
+async fn read_all<T: serde::de::DeserializeOwned>(
     consul: &Consul,
     prefix: &str,
 ) -> Result<Vec<(HostName, Vec<T>)>, CatalogError> {
@@ -84,10 +84,10 @@ async fn all<T: serde::de::DeserializeOwned>(
     Ok(read.collect())
 }
 
-/// The newest destroyed snapshots of all hosts.
+/// Returns the latest destroyed snapshots of all hosts, newest first.
 pub(super) async fn destroyed(consul: &Consul, root: &str, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
     let mut found = Vec::new();
-    for (host, rows) in all::<Row>(consul, &format!("{root}/destroyed/")).await? {
+    for (host, rows) in read_all::<DestroyedRow>(consul, &format!("{root}/destroyed/")).await? {
         found.extend(rows.into_iter().filter_map(|row| {
             let marks = Marks { deleted: true, ..row.marks };
             let record = Record { uuid: Guid(row.guid).uuid(), dataset: row.dataset, name: row.name, marks };
@@ -99,16 +99,16 @@ pub(super) async fn destroyed(consul: &Consul, root: &str, limit: usize) -> Resu
     Ok(found)
 }
 
-/// The newest outcomes of all hosts.
+/// Returns the latest outcomes of all hosts, newest first.
 pub(super) async fn outcomes(consul: &Consul, root: &str, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
-    let all = all::<Outcome>(consul, &format!("{root}/outcomes/")).await?;
+    let all = read_all::<Outcome>(consul, &format!("{root}/outcomes/")).await?;
     let mut found: Vec<Outcome> = all.into_iter().flat_map(|(_, outcomes)| outcomes).collect();
     found.sort_by_key(|one| std::cmp::Reverse(one.at));
     found.truncate(limit);
     Ok(found)
 }
 
-/// The step that adds outcomes of one host, given in the order in which they came.
+/// Returns the operation that adds outcomes to the pair of one host, given oldest first.
 pub(super) async fn with_outcomes(consul: &Consul, keys: &Keys, more: &[Outcome]) -> Result<Op, CatalogError> {
     let pair = consul.get(&keys.outcomes).await?.0.unwrap_or_default();
     let mut outcomes: Vec<Outcome> = codec::unpack(&pair.value).unwrap_or_default();

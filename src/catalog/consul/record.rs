@@ -1,8 +1,8 @@
-//! What the pairs of one host say together, and whether they are whole.
+//! Assembles the pairs of one host, and determines whether they are complete.
 //!
-//! `ROOT/generation/HOST` tells when the host was last listed as a whole and how many datasets it has pairs of. Every
-//! transaction that writes pairs of the host writes it too: a pair that is newer is a stranger's, and with fewer or
-//! more pairs than it says something is missing.
+//! `ROOT/generation/HOST` says when the host was last listed as a whole, and how many datasets have a pair. Every
+//! transaction that writes pairs of the host writes this pair, too. Therefore a dataset's pair with a higher index was
+//! written by something other than zsync, and another number of pairs means that some are missing or foreign.
 
 use std::collections::BTreeMap;
 
@@ -10,64 +10,32 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::consul::codec;
-use crate::catalog::consul::codec::{Parts, Value};
-use crate::catalog::dataset::Dataset;
-use crate::consul::Pair;
-use crate::model::{DatasetName, HostInventory, HostName};
+use crate::catalog::consul::codec::Value;
+use crate::catalog::consul::keys::{Keys, MOST_PARTS};
+use crate::catalog::dataset::CatalogDataset;
+use crate::consul::{Consul, ConsulError, Pair};
+use crate::model::{DatasetName, HostInventory};
+use crate::sys::runtime;
 
-/// Where the pairs of one host are.
-pub(super) struct Keys {
-    /// The generation pair.
-    pub generation: String,
-    /// What the pairs of its datasets begin with; ends with a slash.
-    pub inventory: String,
-    /// The history of its destroyed snapshots.
-    pub destroyed: String,
-    /// How its orders ended.
-    pub outcomes: String,
-}
-
-impl Keys {
-    pub fn new(root: &str, host: &HostName) -> Self {
-        Self {
-            generation: format!("{root}/generation/{host}"),
-            inventory: format!("{root}/inventory/{host}/"),
-            destroyed: format!("{root}/destroyed/{host}"),
-            outcomes: format!("{root}/outcomes/{host}"),
-        }
-    }
-
-    /// A dataset's pair. Every name that ZFS takes can be part of a key as it is.
-    pub fn dataset(&self, dataset: &DatasetName) -> String {
-        format!("{}{dataset}", self.inventory)
-    }
-
-    /// A part of a dataset too large for one pair. No dataset's name has an `@`.
-    pub fn part(&self, dataset: &DatasetName, parts: &Parts, number: usize) -> String {
-        format!("{}{dataset}@{}/{number:04}", self.inventory, parts.set)
-    }
-}
-
-/// The generation pair's value.
+/// The value of the generation pair.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Generation {
-    /// Another one at each writing: Consul leaves a pair that is written with the value that it has as it was, and its
-    /// index too.
+    /// Changes with every write, because Consul does not raise the index of a pair that is written with the same value.
     pub number: u64,
-    /// When the host was last listed as a whole, in seconds; missing while its pairs are incomplete.
+    /// When the host was last listed as a whole, in seconds. Missing while its pairs are incomplete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed: Option<i64>,
-    /// How many datasets have a pair.
+    /// The number of datasets that have a pair.
     pub datasets: usize,
 }
 
 impl Generation {
-    pub fn read(value: &[u8]) -> Option<Self> {
+    pub fn decode(value: &[u8]) -> Option<Self> {
         serde_json::from_slice(value).ok()
     }
 
-    pub fn value(self) -> Vec<u8> {
+    pub fn encode(self) -> Vec<u8> {
         serde_json::to_vec(&self).unwrap_or_default()
     }
 
@@ -76,121 +44,133 @@ impl Generation {
     }
 }
 
-/// A dataset's pair.
+/// The pair of one dataset.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct DatasetPair {
+    /// The index of the pair's last change.
     pub index: u64,
-    /// Other pairs that it lies in, with their indices.
+    /// The keys and indices of the other pairs that store parts of the dataset.
     pub parts: Vec<(String, u64)>,
-    /// `None`: it is not understood.
-    pub dataset: Option<Dataset>,
+    /// `None` if the value cannot be decoded.
+    pub dataset: Option<CatalogDataset>,
 }
 
 /// All pairs of one host.
 #[derive(Debug, Default)]
 pub(super) struct HostRecord {
-    /// With its index.
+    /// The generation and the index of its pair.
     pub generation: Option<(Generation, u64)>,
-    pub datasets: BTreeMap<DatasetName, Kept>,
-    /// Pairs that belong to nothing, with their indices.
+    pub datasets: BTreeMap<DatasetName, DatasetPair>,
+    /// The keys and indices of pairs that nothing refers to.
     pub strays: Vec<(String, u64)>,
-    /// Why what is here cannot be relied on.
+    /// Why the record is not reliable; empty if it is.
     pub doubts: Vec<String>,
 }
 
 impl HostRecord {
-    /// Puts the pairs together.
-    pub fn new(keys: &Keys, pairs: Vec<Pair>) -> Self {
+    /// Reads the host's pairs, as of one instant.
+    pub async fn read(consul: &Consul, keys: Keys) -> Result<Self, ConsulError> {
+        let pairs = consul.read_trees(&[&keys.generation, &keys.inventory]).await?;
+        // Decompressing a large host takes time.
+        Ok(runtime::blocking(move || Self::assemble(&keys, pairs)).await)
+    }
+
+    fn assemble(keys: &Keys, pairs: Vec<Pair>) -> Self {
         let mut record = Self::default();
         let mut parts: BTreeMap<String, BTreeMap<String, Pair>> = BTreeMap::new();
         let mut heads: Vec<(DatasetName, Pair)> = Vec::new();
         for pair in pairs {
             if pair.key == keys.generation {
-                match Generation::read(&pair.value) {
+                match Generation::decode(&pair.value) {
                     Some(generation) => record.generation = Some((generation, pair.modify_index)),
-                    None => record.doubts.push(format!("{} is not understood", pair.key)),
+                    None => record.doubts.push(format!("{} cannot be decoded", pair.key)),
                 }
                 continue;
             }
-            // Another host's generation, whose name begins like this one's.
+            // The prefix also matches the generation of a host whose name begins with this host's name.
             let Some(name) = pair.key.strip_prefix(&keys.inventory) else { continue };
             if let Some((dataset, _)) = name.split_once('@') {
                 parts.entry(dataset.to_owned()).or_default().insert(pair.key.clone(), pair);
             } else if let Ok(dataset) = name.parse::<DatasetName>() {
                 heads.push((dataset, pair));
             } else {
-                record.doubts.push(format!("{} is no dataset", pair.key));
+                record.doubts.push(format!("{} is not the name of a dataset", pair.key));
                 record.strays.push((pair.key, pair.modify_index));
             }
         }
         let newest = record.generation.map_or(0, |(_, index)| index);
         for (name, pair) in heads {
             if pair.modify_index > newest {
-                record.doubts.push(format!("{} was written by a stranger", pair.key));
+                record.doubts.push(format!("{} was not written by zsync", pair.key));
             }
-            let kept = kept(keys, &name, &pair, parts.get_mut(name.as_str()).unwrap_or(&mut BTreeMap::new()));
-            match kept {
-                Ok(kept) => drop(record.datasets.insert(name, kept)),
-                Err(reason) => {
-                    record.doubts.push(format!("{}: {reason}", pair.key));
-                    let kept = Kept { index: pair.modify_index, parts: Vec::new(), dataset: None };
-                    record.datasets.insert(name, kept);
-                }
-            }
+            let parts = parts.get_mut(name.as_str());
+            let read = DatasetPair::read(keys, &name, &pair, parts.unwrap_or(&mut BTreeMap::new()));
+            let dataset = read.unwrap_or_else(|reason| {
+                record.doubts.push(format!("{}: {reason}", pair.key));
+                DatasetPair::undecodable(&pair)
+            });
+            record.datasets.insert(name, dataset);
         }
-        // What no pair refers to was left behind by a writer that died, or is being written.
+        // Parts that no pair refers to were left behind by a writer that died, or are just being written.
         record.strays.extend(parts.into_values().flatten().map(|(key, pair)| (key, pair.modify_index)));
         if let Some((generation, _)) = record.generation
             && generation.datasets != record.datasets.len()
         {
             let found = record.datasets.len();
-            record.doubts.push(format!("{} datasets have pairs, and {} should have", found, generation.datasets));
+            record.doubts.push(format!("{found} datasets have pairs, and {} should", generation.datasets));
         }
         record
     }
 
-    /// When the host was last listed as a whole; `None` if what is here cannot be relied on.
+    /// When the host was last listed as a whole; `None` if the record is not reliable.
     pub fn observed(&self) -> Option<DateTime<Utc>> {
         let (generation, _) = self.generation?;
         if self.doubts.is_empty() { generation.observed() } else { None }
     }
 
-    /// What the pairs say of the host.
+    /// Converts into the host's inventory.
     pub fn into_inventory(self) -> HostInventory {
         let observed = self.observed();
-        let present = |(name, kept): (DatasetName, Kept)| Some((name, kept.dataset?.into_inventory()?));
+        let present = |(name, pair): (DatasetName, DatasetPair)| Some((name, pair.dataset?.into_inventory()?));
         HostInventory { observed, datasets: self.datasets.into_iter().filter_map(present).collect() }
     }
 }
 
-/// Understands a dataset's pair; parts that it lies in are taken from `parts`.
-pub(super) fn kept(
-    keys: &Keys,
-    name: &DatasetName,
-    pair: &Pair,
-    parts: &mut BTreeMap<String, Pair>,
-) -> Result<Kept, String> {
-    let index = pair.modify_index;
-    let head = match codec::decode(&pair.value)? {
-        Value::Whole(dataset) => return Ok(Kept { index, parts: Vec::new(), dataset: Some(*dataset) }),
-        Value::Parts(head) => head,
-    };
-    let mut value = Vec::new();
-    let mut found = Vec::new();
-    for number in 0..head.count.min(crate::catalog::consul::MOST_PARTS) {
-        let key = keys.part(name, &head, number);
-        let part = parts.get(&key).ok_or_else(|| format!("its part {number} is missing"))?;
-        value.extend_from_slice(&part.value);
-        found.push((key, part.modify_index));
-    }
-    if value.len() != head.bytes {
-        return Err("its parts do not belong together".to_owned());
-    }
-    match codec::decode(&value)? {
-        Value::Whole(dataset) => {
-            found.iter().for_each(|(key, _)| drop(parts.remove(key)));
-            Ok(Kept { index, parts: found, dataset: Some(*dataset) })
+impl DatasetPair {
+    /// Decodes a dataset's pair. If it refers to parts, they are taken from `parts`.
+    pub fn read(
+        keys: &Keys,
+        name: &DatasetName,
+        pair: &Pair,
+        parts: &mut BTreeMap<String, Pair>,
+    ) -> Result<Self, String> {
+        let index = pair.modify_index;
+        let head = match codec::decode(&pair.value)? {
+            Value::Whole(dataset) => return Ok(Self { index, parts: Vec::new(), dataset: Some(*dataset) }),
+            Value::Parts(head) => head,
+        };
+        let mut value = Vec::new();
+        let mut found = Vec::new();
+        for number in 0..head.count.min(MOST_PARTS) {
+            let key = keys.part(name, &head, number);
+            let part = parts.get(&key).ok_or_else(|| format!("its part {number} is missing"))?;
+            value.extend_from_slice(&part.value);
+            found.push((key, part.modify_index));
         }
-        Value::Parts(_) => Err("its parts lie in parts".to_owned()),
+        if value.len() != head.bytes {
+            return Err("its parts do not have the size that it names".to_owned());
+        }
+        match codec::decode(&value)? {
+            Value::Whole(dataset) => {
+                found.iter().for_each(|(key, _)| drop(parts.remove(key)));
+                Ok(Self { index, parts: found, dataset: Some(*dataset) })
+            }
+            Value::Parts(_) => Err("its parts refer to other parts".to_owned()),
+        }
+    }
+
+    /// A pair whose value cannot be decoded.
+    pub fn undecodable(pair: &Pair) -> Self {
+        Self { index: pair.modify_index, parts: Vec::new(), dataset: None }
     }
 }

@@ -1,13 +1,16 @@
-//! What only the catalog in Consul has: generations, large datasets, strangers, two writers at once.
+//! What is specific to the catalog in Consul: generations, large datasets, foreign writes, concurrent writers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
 use super::*;
-use crate::catalog::dataset::Dataset;
+use crate::catalog::dataset::CatalogDataset;
 use crate::catalog::tests::{at, dataset, host, in_consul, listing, snapshot};
-use crate::model::{Guid, Marks};
+use crate::catalog::{CatalogRead, CatalogWrite, Change, Generations, Published};
+use crate::consul::{Committed, Op};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Marks};
+use crate::sys::runtime;
 
 fn all(names: &[&str]) -> BTreeSet<HostName> {
     names.iter().map(|name| host(name)).collect()
@@ -21,21 +24,21 @@ fn put(catalog: &ConsulCatalog, of: &str, name: &str, numbers: impl IntoIterator
     catalog.update(&host(of), vec![(dataset(name), Change::Listed(listing(numbers)))]).unwrap();
 }
 
-/// Everything below a key, written by hand.
+/// All pairs below a key.
 fn pairs(catalog: &ConsulCatalog, below: &str) -> Vec<crate::consul::Pair> {
-    runtime::block_on(catalog.consul.list(&format!("{}/{below}", catalog.root))).unwrap()
+    runtime::block_on(catalog.consul().list(&format!("{}/{below}", catalog.root()))).unwrap()
 }
 
-fn by_hand(catalog: &ConsulCatalog, op: Op) {
-    assert!(matches!(runtime::block_on(catalog.consul.commit(&[op])).unwrap(), Committed::At(_)));
+fn write_by_hand(catalog: &ConsulCatalog, op: Op) {
+    assert!(matches!(runtime::block_on(catalog.consul().commit(&[op])).unwrap(), Committed::At(_)));
 }
 
 fn key(catalog: &ConsulCatalog, below: &str) -> String {
-    format!("{}/{below}", catalog.root)
+    format!("{}/{below}", catalog.root())
 }
 
 #[test]
-fn only_hosts_whose_generation_is_another_are_read_again() {
+fn published_reads_only_hosts_with_new_generation() {
     let Some(catalog) = in_consul() else { return };
     let (wanted, mut since) = (all(&["alpha", "beta", "gamma"]), Generations::new());
     let mut read = || {
@@ -43,26 +46,26 @@ fn only_hosts_whose_generation_is_another_are_read_again() {
         let names = |hosts: Vec<&HostName>| hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         (names(changed.keys().collect()), names(whole.iter().collect()))
     };
-    let said = |changed: &str, whole: &str| (changed.to_owned(), whole.to_owned());
-    assert_eq!(read(), said("", ""), "nobody has published anything");
+    let expected = |changed: &str, whole: &str| (changed.to_owned(), whole.to_owned());
+    assert_eq!(read(), expected("", ""), "nobody has published anything");
     catalog.replace_host(&host("alpha"), at(0), listed([1])).unwrap();
     catalog.replace_host(&host("beta"), at(0), listed([1])).unwrap();
     put(&catalog, "gamma", "tank/a", [1]);
-    assert_eq!(read(), said("alpha beta gamma", "alpha beta"), "gamma was never listed as a whole");
-    assert_eq!(read(), said("gamma", "alpha beta"));
+    assert_eq!(read(), expected("alpha beta gamma", "alpha beta"), "gamma was never listed as a whole");
+    assert_eq!(read(), expected("gamma", "alpha beta"));
     put(&catalog, "alpha", "tank/a", [1, 2]);
-    assert_eq!(read(), said("alpha gamma", "alpha beta"));
+    assert_eq!(read(), expected("alpha gamma", "alpha beta"));
     put(&catalog, "alpha", "tank/a", [1, 2]);
-    assert_eq!(read(), said("gamma", "alpha beta"), "what was known already is not written again");
-    // As many datasets as before, observed at the same moment: Consul would leave an equal value as it was.
+    assert_eq!(read(), expected("gamma", "alpha beta"), "unchanged datasets are not written again");
+    // As many datasets as before, observed at the same time: Consul would not raise the index for an equal value.
     catalog.replace_host(&host("alpha"), at(0), vec![(dataset("tank/b"), listing([1]))]).unwrap();
-    assert_eq!(read(), said("alpha gamma", "alpha beta"));
+    assert_eq!(read(), expected("alpha gamma", "alpha beta"));
 }
 
 #[test]
-fn a_dataset_too_large_for_one_pair_is_never_seen_half() {
+fn large_dataset_is_never_seen_partially() {
     let Some(catalog) = in_consul() else { return };
-    // Random guids, names and times do not compress: more than one pair takes.
+    // Random guids, names and times do not compress, so that they need more than one pair.
     let large = |seed: u64, count: u64| {
         let random = |n: u64| {
             (seed << 32 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17).wrapping_mul(0xd6e8_feb8_6659_fd93)
@@ -84,15 +87,15 @@ fn a_dataset_too_large_for_one_pair_is_never_seen_half() {
     let parts = pairs(&catalog, "inventory/alpha/tank/large@").len();
     assert!(parts > 1, "{parts}");
     std::thread::scope(|scope| {
-        let reader = ConsulCatalog::new(catalog.consul.clone(), catalog.root());
+        let reader = ConsulCatalog::new(catalog.consul().clone(), catalog.root());
         let (first, second, read) = (&first, &second, &read);
         let reads = scope.spawn(move || {
             let mut seen = 0;
             while seen < 100 {
                 let record = reader.host(&host("alpha")).unwrap().unwrap();
-                assert!(record.observed.is_some(), "it is whole at every moment");
+                assert!(record.observed.is_some(), "the record is complete at every moment");
                 let now = read(&reader);
-                assert!(now == *first || now == *second, "one or the other");
+                assert!(now == *first || now == *second, "either the old or the new dataset");
                 if now == *second {
                     return true;
                 }
@@ -103,17 +106,17 @@ fn a_dataset_too_large_for_one_pair_is_never_seen_half() {
         write(second.clone()).unwrap();
         assert!(reads.join().unwrap());
     });
-    assert_eq!(pairs(&catalog, "inventory/alpha/tank/large@").len(), second_parts(&catalog));
+    assert_eq!(pairs(&catalog, "inventory/alpha/tank/large@").len(), referred_parts(&catalog));
     write(listing([1])).unwrap();
-    assert!(pairs(&catalog, "inventory/alpha/tank/large@").is_empty(), "the parts went with their dataset");
+    assert!(pairs(&catalog, "inventory/alpha/tank/large@").is_empty(), "the parts are deleted with their dataset");
     assert_eq!(read(&catalog), listing([1]));
     catalog.update(&host("alpha"), vec![(name.clone(), Change::Gone)]).unwrap();
     assert!(pairs(&catalog, "inventory/alpha/").is_empty());
 }
 
-/// How many parts the pair speaks of.
-fn second_parts(catalog: &ConsulCatalog) -> usize {
-    let head = runtime::block_on(catalog.consul.get(&key(catalog, "inventory/alpha/tank/large"))).unwrap().0.unwrap();
+/// The number of parts that the pair refers to.
+fn referred_parts(catalog: &ConsulCatalog) -> usize {
+    let head = runtime::block_on(catalog.consul().get(&key(catalog, "inventory/alpha/tank/large"))).unwrap().0.unwrap();
     match codec::decode(&head.value).unwrap() {
         codec::Value::Parts(parts) => parts.count,
         codec::Value::Whole(_) => 0,
@@ -121,7 +124,7 @@ fn second_parts(catalog: &ConsulCatalog) -> usize {
 }
 
 #[test]
-fn many_datasets_are_written_in_transactions_that_consul_takes() {
+fn many_datasets_fit_into_transactions() {
     let Some(catalog) = in_consul() else { return };
     let datasets: BTreeMap<DatasetName, DatasetInventory> =
         (0..300).map(|n| (dataset(&format!("tank/d {n}:x")), listing(1..40))).collect();
@@ -132,35 +135,37 @@ fn many_datasets_are_written_in_transactions_that_consul_takes() {
     assert_eq!(catalog.host(&host("alpha")).unwrap().unwrap().datasets.len(), 1);
 }
 
-/// The engine acts on nothing of a host that was not observed.
+/// When the host was observed. The director does not act on a host that was not.
 fn observed(catalog: &ConsulCatalog) -> Option<DateTime<Utc>> {
     catalog.inventory().unwrap().hosts.get(&host("alpha")).and_then(|host| host.observed)
 }
 
 #[test]
-fn what_strangers_did_puts_the_host_in_doubt_until_it_is_listed_again() {
+fn foreign_write_makes_host_incomplete_until_listed() {
     type Damage = (&'static str, fn(&ConsulCatalog));
     let damages: [Damage; 8] = [
         ("a dataset's pair is deleted", |c| {
-            runtime::block_on(c.consul.delete_tree(&key(c, "inventory/alpha/tank/a"))).unwrap();
+            runtime::block_on(c.consul().delete_tree(&key(c, "inventory/alpha/tank/a"))).unwrap();
         }),
         ("all of the host's datasets are deleted", |c| {
-            runtime::block_on(c.consul.delete_tree(&key(c, "inventory/alpha"))).unwrap();
+            runtime::block_on(c.consul().delete_tree(&key(c, "inventory/alpha"))).unwrap();
         }),
         ("the generation is deleted", |c| {
-            runtime::block_on(c.consul.delete_tree(&key(c, "generation/alpha"))).unwrap();
+            runtime::block_on(c.consul().delete_tree(&key(c, "generation/alpha"))).unwrap();
         }),
-        ("everything is deleted", |c| runtime::block_on(c.consul.delete_tree(&c.root)).unwrap()),
+        ("everything is deleted", |c| runtime::block_on(c.consul().delete_tree(c.root())).unwrap()),
         ("a pair is overwritten", |c| {
-            by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value: b"hello".to_vec() });
+            write_by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value: b"hello".to_vec() });
         }),
         ("a pair is overwritten with a valid one", |c| {
-            let value = codec::encode(&Dataset::default());
-            by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value });
+            let value = codec::encode(&CatalogDataset::default());
+            write_by_hand(c, Op::Set { key: key(c, "inventory/alpha/tank/a"), value });
         }),
-        ("a pair is added", |c| by_hand(c, Op::Set { key: key(c, "inventory/alpha/no@dataset%"), value: Vec::new() })),
+        ("a pair is added", |c| {
+            write_by_hand(c, Op::Set { key: key(c, "inventory/alpha/no@dataset%"), value: Vec::new() });
+        }),
         ("the generation is overwritten", |c| {
-            by_hand(c, Op::Set { key: key(c, "generation/alpha"), value: b"{".to_vec() });
+            write_by_hand(c, Op::Set { key: key(c, "generation/alpha"), value: b"{".to_vec() });
         }),
     ];
     for (what, damage) in damages {
@@ -169,12 +174,12 @@ fn what_strangers_did_puts_the_host_in_doubt_until_it_is_listed_again() {
         catalog.replace_host(&host("alpha"), at(0), both()).unwrap();
         assert_eq!(observed(&catalog), Some(at(0)), "{what}");
         damage(&catalog);
-        // A stray part harms nobody: nothing refers to it.
+        // A stray part does no harm, because nothing refers to it.
         if what != "a pair is added" {
             assert_eq!(observed(&catalog), None, "{what}");
             let (wanted, mut since) = (all(&["alpha"]), Generations::new());
             assert!(catalog.published(&wanted, &mut since).unwrap().unwrap().whole.is_empty(), "{what}");
-            // An order's outcome does not make it whole.
+            // A change by an order does not make it complete.
             catalog.update(&host("alpha"), vec![(dataset("tank/a"), Change::Taken(snapshot(9)))]).unwrap();
             assert_eq!(observed(&catalog), None, "{what}, then an order");
         }
@@ -186,16 +191,16 @@ fn what_strangers_did_puts_the_host_in_doubt_until_it_is_listed_again() {
 }
 
 #[test]
-fn two_who_write_at_once_lose_nothing_of_each_other() {
+fn concurrent_writers_lose_no_changes() {
     let Some(catalog) = in_consul() else { return };
     catalog.replace_host(&host("alpha"), at(0), listed([])).unwrap();
     std::thread::scope(|scope| {
         for writer in 0..4_u64 {
-            let catalog = ConsulCatalog::new(catalog.consul.clone(), catalog.root());
+            let catalog = ConsulCatalog::new(catalog.consul().clone(), catalog.root());
             scope.spawn(move || {
                 for n in 0..8 {
                     let taken = Change::Taken(snapshot(writer * 100 + n));
-                    // Two of them write the same dataset.
+                    // Two of the writers change the same dataset.
                     let name = dataset(&format!("tank/{}", writer % 2));
                     while catalog.update(&host("alpha"), vec![(name.clone(), taken.clone())]).is_err() {}
                 }
@@ -209,7 +214,7 @@ fn two_who_write_at_once_lose_nothing_of_each_other() {
 }
 
 #[test]
-fn a_listing_from_before_somebody_elses_writing_is_not_written() {
+fn outdated_listing_is_not_written() {
     let Some(catalog) = in_consul() else { return };
     catalog.replace_host(&host("alpha"), at(0), listed([1])).unwrap();
     let before = runtime::block_on(catalog.generation(&host("alpha"))).unwrap();
@@ -224,7 +229,7 @@ fn a_listing_from_before_somebody_elses_writing_is_not_written() {
 }
 
 #[test]
-fn the_history_is_bounded_and_read_by_no_pass() {
+fn destroyed_history_is_bounded() {
     let Some(catalog) = in_consul() else { return };
     catalog.replace_host(&host("alpha"), at(0), listed(1..1500)).unwrap();
     let deleted = Marks { deleted: true, ..Marks::default() };

@@ -1,58 +1,107 @@
-//! Writing: from a fresh read to transactions that Consul carries out whole or not at all.
+//! Changes the pairs of one host: from a fresh read to transactions that Consul applies completely or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use crate::catalog::consul::codec;
 use crate::catalog::consul::codec::Parts;
-use crate::catalog::consul::history::History;
-use crate::catalog::consul::record::{Generation, Kept, Keys};
-use crate::catalog::consul::{ConsulCatalog, MOST_PARTS, PART, Stop};
-use crate::catalog::consul::{codec, record};
-use crate::catalog::dataset::{Dataset, Gone};
+use crate::catalog::consul::history::DestroyedHistory;
+use crate::catalog::consul::keys::{Keys, MOST_PARTS, PART};
+use crate::catalog::consul::record::{DatasetPair, Generation, HostRecord};
+use crate::catalog::dataset::CatalogDataset;
 use crate::catalog::{CatalogError, Change};
-use crate::consul::{Committed, MOST_BYTES, MOST_OPS, Op};
+use crate::consul::{Committed, Consul, MOST_BYTES, MOST_OPS, Op};
 use crate::model::{DatasetInventory, DatasetName, HostName};
 use crate::sys::runtime;
 
-/// Steps that belong together, and by how much they change the number of datasets.
+/// How often a write is attempted.
+const ATTEMPTS: usize = 12;
+
+/// Why a write was not made.
+pub(super) enum WriteError {
+    /// Another writer changed a pair meanwhile.
+    Conflict,
+    /// The write failed.
+    Failed(CatalogError),
+}
+
+impl<E: Into<CatalogError>> From<E> for WriteError {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// Operations that have to be in the same transaction, and by how much they change the number of datasets.
 #[derive(Debug, Default)]
-struct Group {
+struct OpGroup {
     ops: Vec<Op>,
     datasets: i64,
 }
 
-impl ConsulCatalog {
-    /// One dataset's pair as it is now.
-    async fn kept(&self, keys: &Keys, name: &DatasetName) -> Result<Option<Kept>, Stop> {
-        let key = keys.dataset(name);
+/// Writes the pairs of one host.
+pub(super) struct HostWriter<'a> {
+    consul: &'a Consul,
+    host: &'a HostName,
+    keys: Keys,
+}
+
+impl<'a> HostWriter<'a> {
+    /// A writer for the pairs of `host` below `root`.
+    pub fn new(consul: &'a Consul, root: &str, host: &'a HostName) -> Self {
+        Self { consul, host, keys: Keys::new(root, host) }
+    }
+
+    /// Attempts a write until no other writer interferes.
+    pub async fn retry_on_conflict<T, F: Future<Output = Result<T, WriteError>>>(
+        &self,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, CatalogError> {
+        for number in 1..=ATTEMPTS {
+            match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(WriteError::Failed(error)) => return Err(error),
+                Err(WriteError::Conflict) => {
+                    log::debug!("{} in Consul changed during attempt {number} to write it", self.host);
+                    // Of random length, because two writers in step would conflict again.
+                    let jitter = u64::from(Uuid::now_v7().as_bytes()[15]) % 16;
+                    runtime::sleep(Duration::from_millis(number as u64 * (5 + jitter))).await;
+                }
+            }
+        }
+        Err(CatalogError::Contended { key: self.keys.generation.clone(), tries: ATTEMPTS })
+    }
+
+    /// Reads the pair of one dataset.
+    async fn read_dataset(&self, name: &DatasetName) -> Result<Option<DatasetPair>, WriteError> {
+        let key = self.keys.dataset(name);
         let Some(pair) = self.consul.get(&key).await?.0 else { return Ok(None) };
-        if let Ok(kept) = record::kept(keys, name, &pair, &mut BTreeMap::new()) {
-            return Ok(Some(kept));
+        if let Ok(whole) = DatasetPair::read(&self.keys, name, &pair, &mut BTreeMap::new()) {
+            return Ok(Some(whole));
         }
         let parts = self.consul.list(&format!("{key}@")).await?;
         let mut parts = parts.into_iter().map(|part| (part.key.clone(), part)).collect();
-        let not_understood = Kept { index: pair.modify_index, parts: Vec::new(), dataset: None };
-        Ok(Some(record::kept(keys, name, &pair, &mut parts).unwrap_or(not_understood)))
+        let read = DatasetPair::read(&self.keys, name, &pair, &mut parts);
+        Ok(Some(read.unwrap_or_else(|_| DatasetPair::undecodable(&pair))))
     }
 
-    /// The steps from what is kept to what is to be; `None` if it is so already. Parts are written before.
-    async fn group(
+    /// Returns the operations that change a dataset's pair from `stored` to `now`, or `None` if they are equal. If the
+    /// dataset needs parts, they are written here, and the operations check that they are still the same.
+    async fn dataset_ops(
         &self,
-        host: &HostName,
         name: &DatasetName,
-        kept: Option<&Kept>,
-        now: &Dataset,
-    ) -> Result<Option<Group>, Stop> {
-        if kept.and_then(|kept| kept.dataset.as_ref()) == Some(now) {
+        stored: Option<&DatasetPair>,
+        now: &CatalogDataset,
+    ) -> Result<Option<OpGroup>, WriteError> {
+        if stored.and_then(|pair| pair.dataset.as_ref()) == Some(now) {
             return Ok(None);
         }
-        let keys = self.keys(host);
-        let (key, index) = (keys.dataset(name), kept.map_or(0, |kept| kept.index));
+        let (key, index) = (self.keys.dataset(name), stored.map_or(0, |pair| pair.index));
         let mut ops: Vec<Op> = Vec::new();
-        if now.is_forgotten() {
-            let Some(_) = kept else { return Ok(None) };
+        if now.is_empty() {
+            let Some(_) = stored else { return Ok(None) };
             ops.push(Op::DeleteCas { key, index });
         } else {
             let dataset = now.clone();
@@ -60,62 +109,69 @@ impl ConsulCatalog {
             if value.len() <= PART {
                 ops.push(Op::Cas { key, value, index });
             } else {
-                let parts = Parts { set: Uuid::now_v7(), count: value.len().div_ceil(PART), bytes: value.len() };
-                if parts.count > MOST_PARTS {
-                    let (host, dataset) = (host.clone(), name.clone());
-                    let (bytes, most) = (value.len(), MOST_PARTS * PART);
-                    return Err(Stop::Failed(CatalogError::TooLarge { host, dataset, bytes, most }));
-                }
-                for (number, part) in value.chunks(PART).enumerate() {
-                    let key = keys.part(name, &parts, number);
-                    match self.consul.commit(&[Op::Cas { key: key.clone(), value: part.to_vec(), index: 0 }]).await? {
-                        Committed::At(index) => ops.push(Op::Check { key, index }),
-                        Committed::Conflict(_) => return Err(Stop::Conflict),
-                    }
-                }
+                let (parts, checks) = self.write_parts(name, &value).await?;
+                ops = checks;
                 ops.push(Op::Cas { key, value: codec::encode_parts(parts), index });
             }
         }
-        let old = kept.iter().flat_map(|kept| &kept.parts);
-        ops.extend(old.map(|(key, index)| Op::DeleteCas { key: key.clone(), index: *index }));
-        let datasets = i64::from(!now.is_forgotten()) - i64::from(kept.is_some());
-        Ok(Some(Group { ops, datasets }))
+        let old_parts = stored.iter().flat_map(|pair| &pair.parts);
+        ops.extend(old_parts.map(|(key, index)| Op::DeleteCas { key: key.clone(), index: *index }));
+        let datasets = i64::from(!now.is_empty()) - i64::from(stored.is_some());
+        Ok(Some(OpGroup { ops, datasets }))
     }
 
-    /// Writes groups of steps, each whole; the generation goes with every transaction, and says in the last one when
-    /// the host was `observed`.
-    async fn write(
+    /// Writes a value that is too large for one pair as parts. Returns the operations that check that nobody changed them.
+    async fn write_parts(&self, name: &DatasetName, value: &[u8]) -> Result<(Parts, Vec<Op>), WriteError> {
+        let parts = Parts { set: Uuid::now_v7(), count: value.len().div_ceil(PART), bytes: value.len() };
+        if parts.count > MOST_PARTS {
+            let (host, dataset) = (self.host.clone(), name.clone());
+            let (bytes, most) = (value.len(), MOST_PARTS * PART);
+            return Err(WriteError::Failed(CatalogError::TooLarge { host, dataset, bytes, most }));
+        }
+        let mut checks = Vec::new();
+        for (number, part) in value.chunks(PART).enumerate() {
+            let key = self.keys.part(name, &parts, number);
+            match self.consul.commit(&[Op::Cas { key: key.clone(), value: part.to_vec(), index: 0 }]).await? {
+                Committed::At(index) => checks.push(Op::Check { key, index }),
+                Committed::Conflict(_) => return Err(WriteError::Conflict),
+            }
+        }
+        Ok((parts, checks))
+    }
+
+    /// Commits groups of operations in as few transactions as possible. Every transaction also writes the generation, and
+    /// the last one sets when the host was `observed`.
+    async fn commit_groups(
         &self,
-        keys: &Keys,
-        groups: Vec<Group>,
+        groups: Vec<OpGroup>,
         (mut generation, mut index): (Generation, u64),
         observed: Option<i64>,
-    ) -> Result<(), Stop> {
-        let mut waiting = groups.into_iter().peekable();
+    ) -> Result<(), WriteError> {
+        let mut pending = groups.into_iter().peekable();
         loop {
             let (mut ops, mut bytes) = (Vec::new(), 0);
-            while let Some(group) = waiting.peek() {
+            while let Some(group) = pending.peek() {
                 let more: usize = group.ops.iter().map(Op::bytes).sum();
                 if !ops.is_empty() && (ops.len() + group.ops.len() >= MOST_OPS || bytes + more > MOST_BYTES) {
                     break;
                 }
-                let Some(group) = waiting.next() else { break };
+                let Some(group) = pending.next() else { break };
                 bytes += more;
                 ops.extend(group.ops);
                 generation.datasets =
                     generation.datasets.saturating_add_signed(isize::try_from(group.datasets).unwrap_or(0));
             }
-            let last = waiting.peek().is_none();
+            let last = pending.peek().is_none();
             if last {
                 generation.observed = observed;
             }
             generation.number = generation.number.wrapping_add(1);
-            ops.push(Op::Cas { key: keys.generation.clone(), value: generation.value(), index });
+            ops.push(Op::Cas { key: self.keys.generation.clone(), value: generation.encode(), index });
             match self.consul.commit(&ops).await? {
                 Committed::At(written) => index = written,
-                Committed::Conflict(what) => {
-                    log::debug!("{}: {what}", keys.generation);
-                    return Err(Stop::Conflict);
+                Committed::Conflict(reason) => {
+                    log::debug!("conflict at {}: {reason}", self.keys.generation);
+                    return Err(WriteError::Conflict);
                 }
             }
             if last {
@@ -124,19 +180,14 @@ impl ConsulCatalog {
         }
     }
 
-    pub(super) async fn try_update(
-        &self,
-        host: &HostName,
-        changes: &[(DatasetName, Change)],
-        expected: Option<u64>,
-    ) -> Result<(), Stop> {
-        let keys = self.keys(host);
-        let pair = self.consul.get(&keys.generation).await?.0;
+    /// Applies changes to datasets, unless the index of the generation differs from `expected`.
+    pub async fn try_update(&self, changes: &[(DatasetName, Change)], expected: Option<u64>) -> Result<(), WriteError> {
+        let pair = self.consul.get(&self.keys.generation).await?.0;
         let index = pair.as_ref().map_or(0, |pair| pair.modify_index);
         if expected.is_some_and(|expected| expected != index) {
-            return Err(Stop::Conflict);
+            return Err(WriteError::Conflict);
         }
-        let generation = pair.as_ref().and_then(|pair| Generation::read(&pair.value)).unwrap_or_default();
+        let generation = pair.as_ref().and_then(|pair| Generation::decode(&pair.value)).unwrap_or_default();
         let mut observed = generation.observed;
         let mut touched: BTreeMap<&DatasetName, Vec<&Change>> = BTreeMap::new();
         for (name, change) in changes {
@@ -144,89 +195,88 @@ impl ConsulCatalog {
         }
         let (mut groups, mut destroyed) = (Vec::new(), Vec::new());
         for (name, changes) in touched {
-            let kept = self.kept(&keys, name).await?;
-            if kept.as_ref().is_some_and(|kept| kept.dataset.is_none() || kept.index > index) {
-                // A stranger wrote it: it is written over, and the host is listed as a whole before it is relied on.
+            let stored = self.read_dataset(name).await?;
+            if stored.as_ref().is_some_and(|pair| pair.dataset.is_none() || pair.index > index) {
+                // Something other than zsync wrote this pair. It is overwritten, and the host counts as incomplete until it
+                // is listed as a whole.
                 observed = None;
             }
-            let mut now = kept.as_ref().and_then(|kept| kept.dataset.clone()).unwrap_or_default();
+            let mut now = stored.as_ref().and_then(|pair| pair.dataset.clone()).unwrap_or_default();
             for change in changes {
-                let gone = now.change(change.clone());
-                destroyed.extend(gone.into_iter().map(|gone: Gone| (name.clone(), gone)));
+                destroyed.extend(now.apply(change.clone()).into_iter().map(|snapshot| (name.clone(), snapshot)));
             }
-            groups.extend(self.group(host, name, kept.as_ref(), &now).await?);
+            groups.extend(self.dataset_ops(name, stored.as_ref(), &now).await?);
         }
         if !destroyed.is_empty() {
-            let history = History::read(&self.consul, &keys).await?;
-            let op = history.with(destroyed).op(&keys);
-            // With the first dataset of which something was destroyed, so that both are told or none.
+            let history = DestroyedHistory::read(self.consul, &self.keys).await?;
+            let op = history.with(destroyed).op(&self.keys);
+            // In the transaction of the first changed dataset, so that both are written or neither.
             match groups.first_mut() {
                 Some(group) => group.ops.push(op),
-                None => groups.push(Group { ops: vec![op], datasets: 0 }),
+                None => groups.push(OpGroup { ops: vec![op], datasets: 0 }),
             }
         }
         if groups.is_empty() && pair.is_some() {
             return Ok(());
         }
-        self.write(&keys, groups, (generation, index), observed).await
+        self.commit_groups(groups, (generation, index), observed).await
     }
 
-    pub(super) async fn try_replace(
+    /// Replaces all datasets of the host, unless the index of the generation differs from `expected`.
+    pub async fn try_replace(
         &self,
-        host: &HostName,
         observed: DateTime<Utc>,
         listed: &BTreeMap<DatasetName, DatasetInventory>,
         expected: Option<u64>,
-    ) -> Result<(), Stop> {
-        let keys = self.keys(host);
-        let record = self.record(host).await?;
+    ) -> Result<(), WriteError> {
+        let record = HostRecord::read(self.consul, self.keys.clone()).await?;
         let names: BTreeSet<&DatasetName> = record.datasets.keys().chain(listed.keys()).collect();
         let mut groups = Vec::new();
         for name in names {
-            let kept = record.datasets.get(name);
-            let mut now = kept.and_then(|kept| kept.dataset.clone()).unwrap_or_default();
+            let stored = record.datasets.get(name);
+            let mut now = stored.and_then(|pair| pair.dataset.clone()).unwrap_or_default();
             match listed.get(name) {
-                Some(inventory) => now.put(inventory.clone()),
-                None => now.empty(),
+                Some(inventory) => now.set_listed(inventory.clone()),
+                None => now.clear_listed(),
             }
-            groups.extend(self.group(host, name, kept, &now).await?);
+            groups.extend(self.dataset_ops(name, stored, &now).await?);
         }
         let strays = record.strays.iter().map(|(key, index)| {
-            log::warn!("{key} in Consul belongs to nothing and is deleted");
-            Group { ops: vec![Op::DeleteCas { key: key.clone(), index: *index }], datasets: 0 }
+            log::warn!("deletes {key} in Consul: nothing refers to it");
+            OpGroup { ops: vec![Op::DeleteCas { key: key.clone(), index: *index }], datasets: 0 }
         });
         groups.extend(strays);
-        let pair = self.consul.get(&keys.generation).await?.0;
+        let pair = self.consul.get(&self.keys.generation).await?.0;
         let index = pair.as_ref().map_or(0, |pair| pair.modify_index);
-        // One that is not understood has an index all the same.
-        let understood = pair.and_then(|pair| Some((Generation::read(&pair.value)?, index)));
-        if record.generation != understood || expected.is_some_and(|expected| expected != index) {
-            return Err(Stop::Conflict);
+        // A generation that cannot be decoded still has an index.
+        let decoded = pair.and_then(|pair| Some((Generation::decode(&pair.value)?, index)));
+        if record.generation != decoded || expected.is_some_and(|expected| expected != index) {
+            return Err(WriteError::Conflict);
         }
-        // Counted anew: who knows what was deleted by hand.
+        // Counted again, because pairs may have been deleted by hand.
         let before = record.generation.map(|(generation, _)| generation).unwrap_or_default();
         let generation = Generation { datasets: record.datasets.len(), ..before };
-        self.write(&keys, groups, (generation, index), Some(observed.timestamp())).await
+        self.commit_groups(groups, (generation, index), Some(observed.timestamp())).await
     }
 
-    pub(super) async fn try_forget(&self, host: &HostName, older_than: DateTime<Utc>) -> Result<usize, Stop> {
-        let keys = self.keys(host);
-        let record = self.record(host).await?;
+    /// Deletes marks and records of destroyed snapshots that are older than `older_than`, and counts them.
+    pub async fn try_forget(&self, older_than: DateTime<Utc>) -> Result<usize, WriteError> {
+        let record = HostRecord::read(self.consul, self.keys.clone()).await?;
         let (mut forgotten, mut groups) = (0, Vec::new());
-        for (name, kept) in &record.datasets {
-            let Some(mut now) = kept.dataset.clone() else { continue };
+        for (name, stored) in &record.datasets {
+            let Some(mut now) = stored.dataset.clone() else { continue };
             forgotten += now.forget(older_than);
-            groups.extend(self.group(host, name, Some(kept), &now).await?);
+            groups.extend(self.dataset_ops(name, Some(stored), &now).await?);
         }
-        let history = History::read(&self.consul, &keys).await?;
+        let history = DestroyedHistory::read(self.consul, &self.keys).await?;
         let (history, old) = history.without(older_than);
         if old > 0 {
             forgotten += old;
-            groups.push(Group { ops: vec![history.op(&keys)], datasets: 0 });
+            groups.push(OpGroup { ops: vec![history.op(&self.keys)], datasets: 0 });
         }
         if let (false, Some((generation, index))) = (groups.is_empty(), record.generation) {
             let observed = generation.observed;
-            self.write(&keys, groups, (generation, index), observed).await?;
+            self.commit_groups(groups, (generation, index), observed).await?;
         }
         Ok(forgotten)
     }

@@ -1,4 +1,4 @@
-//! One line: which keys it may have, and the forms that their values may take.
+//! One line of a catalog file: the keys that it may have, and the forms of their values.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,7 +8,7 @@ use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
 use crate::model::{DatasetKind, SendFlags};
 
-/// Every key that a record may have, whatever its kind.
+/// Every key that a record of any kind may have.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Line<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Line<'a> {
     #[serde(default)]
     pub createtxg: Option<Number>,
     #[serde(default)]
-    pub creation: Option<Moment>,
+    pub creation: Option<Timestamp>,
     #[serde(default)]
     pub flags: Flags,
     #[serde(default)]
@@ -46,16 +46,16 @@ pub(super) struct Line<'a> {
     pub excluded: Option<bool>,
     #[serde(default)]
     pub send_flags: Option<SendFlags>,
-    /// Outer: whether the key is there; inner: whether it is not `null`.
-    #[serde(default, deserialize_with = "given")]
-    pub observed: Option<Option<Moment>>,
+    /// `Some(None)` if the value is `null`, `None` if the key is missing.
+    #[serde(default, deserialize_with = "null_or_value")]
+    pub observed: Option<Option<Timestamp>>,
 }
 
-fn given<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Option<Moment>>, D::Error> {
+fn null_or_value<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Option<Timestamp>>, D::Error> {
     Option::deserialize(d).map(Some)
 }
 
-/// A text, not copied where it stands in the line as it is.
+/// A string, borrowed from the line unless it contains escapes.
 pub(super) struct Text<'a>(pub Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -64,7 +64,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
         impl<'de> Visitor<'de> for Reader {
             type Value = Text<'de>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text")
+                f.write_str("a string")
             }
             fn visit_borrowed_str<E: de::Error>(self, text: &'de str) -> Result<Text<'de>, E> {
                 Ok(Text(Cow::Borrowed(text)))
@@ -77,7 +77,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// A whole number, or its decimal digits as a text: numbers above 2^53 do not survive every writer.
+/// A whole number, or a string with its decimal digits, because not every program preserves numbers above 2^53.
 #[derive(Clone, Copy)]
 pub(super) struct Number(pub u64);
 
@@ -87,7 +87,7 @@ impl<'de> Deserialize<'de> for Number {
         impl Visitor<'_> for Reader {
             type Value = Number;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, "a whole number from 0 to {}, or its digits as a text", u64::MAX)
+                write!(f, "a whole number from 0 to {}, or a string with its digits", u64::MAX)
             }
             fn visit_u64<E: de::Error>(self, number: u64) -> Result<Number, E> {
                 Ok(Number(number))
@@ -102,42 +102,42 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// A moment: RFC 3339 or Unix seconds. Parts of a second are dropped: ZFS has none.
+/// A time in RFC 3339 or in Unix seconds. Fractions of a second are dropped, because ZFS stores none.
 #[derive(Clone, Copy)]
-pub(super) struct Moment(pub DateTime<Utc>);
+pub(super) struct Timestamp(pub DateTime<Utc>);
 
-impl<'de> Deserialize<'de> for Moment {
+impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         struct Reader;
         impl Visitor<'_> for Reader {
-            type Value = Moment;
+            type Value = Timestamp;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a moment like \"2026-11-23T10:30:00Z\" or its Unix seconds")
+                f.write_str("a time like \"2026-11-23T10:30:00Z\", or Unix seconds")
             }
-            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Moment, E> {
-                let moment = DateTime::from_timestamp(seconds, 0);
-                moment.map(Moment).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(seconds), &self))
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Timestamp, E> {
+                let time = DateTime::from_timestamp(seconds, 0);
+                time.map(Timestamp).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(seconds), &self))
             }
-            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Moment, E> {
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Timestamp, E> {
                 let signed = i64::try_from(seconds);
                 signed
                     .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(seconds), &self))
                     .and_then(|s| self.visit_i64(s))
             }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Moment, E> {
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
                 if let Ok(seconds) = text.parse() {
                     return self.visit_i64(seconds);
                 }
-                let moment = DateTime::parse_from_rfc3339(text).ok();
-                let whole = moment.and_then(|m| DateTime::from_timestamp(m.timestamp(), 0));
-                whole.map(Moment).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+                let time = DateTime::parse_from_rfc3339(text).ok();
+                let whole = time.and_then(|m| DateTime::from_timestamp(m.timestamp(), 0));
+                whole.map(Timestamp).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
             }
         }
         d.deserialize_any(Reader)
     }
 }
 
-/// Flags as a list (`["#sent"]`, the `#` may be missing) or in one text (`"#sent#sync"`).
+/// Flags as a list (`["#sent"]`, the `#` is optional) or in one string (`"#sent#sync"`).
 #[derive(Clone, Copy, Default)]
 pub(super) struct Flags {
     pub sent: bool,
@@ -159,7 +159,7 @@ impl Flags {
             "NotWritten" => self.not_written = true,
             other => {
                 return Err(E::custom(format_args!(
-                    "{other:?} is not a flag: #sent, #sync, #deleted and #NotWritten are"
+                    "{other:?} is not a flag; expected #sent, #sync, #deleted or #NotWritten"
                 )));
             }
         }
@@ -173,7 +173,7 @@ impl<'de> Deserialize<'de> for Flags {
         impl<'de> Visitor<'de> for Reader {
             type Value = Flags;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of flags, or a text like \"#sent#sync\"")
+                f.write_str("a list of flags, or a string like \"#sent#sync\"")
             }
             fn visit_unit<E: de::Error>(self) -> Result<Flags, E> {
                 Ok(Flags::default())
@@ -195,7 +195,7 @@ impl<'de> Deserialize<'de> for Flags {
     }
 }
 
-/// Whether there are clones: their names, their number, or just whether.
+/// Whether a snapshot has clones, given as their names, their number, or a boolean.
 #[derive(Clone, Copy)]
 pub(super) struct Clones(pub bool);
 
@@ -205,7 +205,7 @@ impl<'de> Deserialize<'de> for Clones {
         impl<'de> Visitor<'de> for Reader {
             type Value = Clones;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the clones: a list of names, how many there are, or true or false")
+                f.write_str("the clones: a list of names, their number, or true or false")
             }
             fn visit_bool<E: de::Error>(self, any: bool) -> Result<Clones, E> {
                 Ok(Clones(any))

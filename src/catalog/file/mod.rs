@@ -1,16 +1,16 @@
-//! A catalog as a text file, one JSON record a line: what `plan --export-catalog` writes and `plan --catalog` reads.
+//! A catalog as a text file with one JSON record per line: `plan --export-catalog` writes it, `plan --catalog` reads it.
 //!
-//! What a record is, is told by its keys:
+//! The keys of a record determine what it describes:
 //!
 //! - `host`, `dataset`, `name`, `guid`, `createtxg`, `creation` (and `flags`, `userrefs`, `clones`, `used`): a snapshot;
-//! - the same with a name that begins with `#`: a bookmark;
-//! - `host`, `dataset`, `name`, `creation` and the flag `#NotWritten`: a slot that made no snapshot;
+//! - the same keys with a `name` that begins with `#`: a bookmark;
+//! - `host`, `dataset`, `name`, `creation` and the flag `#NotWritten`: a slot in which no snapshot was taken;
 //! - `host`, `dataset` (and `kind`, `guid`, `written`, `encrypted`, `resume_token`, `origin`, `excluded`, `send_flags`):
-//!   a dataset, which may be empty;
-//! - `host`, `observed`: when the host was listed; `null` for a host that was not.
+//!   a dataset, which may have no snapshots;
+//! - `host`, `observed`: when the host was listed; `null` for a host that was not listed.
 //!
-//! Records may come in any order. A dataset needs no record of its own if it has others, and a host of which the file
-//! says nothing else counts as listed.
+//! Records may come in any order. A dataset that has other records needs none of its own. A host without an `observed`
+//! record counts as listed.
 
 mod line;
 mod read;
@@ -25,39 +25,39 @@ pub use write::write;
 
 /// The longest line, in bytes.
 pub const MAX_LINE: usize = 1 << 20;
-/// How many broken lines are told; what is beyond is counted.
-const SHOWN: usize = 20;
+/// How many invalid lines an error names. Further ones are counted.
+const MOST_NAMED: usize = 20;
 
-/// Why a catalog file is not read: nothing of it is used then.
+/// Why a catalog file cannot be read. None of its content is used then.
 #[derive(Debug, Error)]
 pub enum FileError {
     /// The file cannot be read, or not to its end.
     #[error("cannot read the catalog file {file}")]
     Unreadable {
-        /// The file as it was named.
+        /// The name of the file, as the user gave it.
         file: String,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
-    /// Some lines are wrong.
+    /// Some lines are invalid.
     #[error("{0}")]
-    Broken(Broken),
+    Invalid(InvalidLines),
 }
 
-/// What is wrong with which lines.
+/// The invalid lines of a catalog file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Broken {
-    /// The file as it was named.
+pub struct InvalidLines {
+    /// The name of the file, as the user gave it.
     pub file: String,
-    /// The first broken lines, by number from 1, each with its reason.
+    /// The number of each of the first invalid lines, counted from 1, and the reason.
     pub lines: Vec<(u32, String)>,
-    /// How many more there are.
+    /// The number of further invalid lines.
     pub more: usize,
 }
 
-impl Broken {
+impl InvalidLines {
     fn add(&mut self, line: u32, reason: impl Into<String>) {
-        if self.lines.len() < SHOWN {
+        if self.lines.len() < MOST_NAMED {
             self.lines.push((line, reason.into()));
         } else {
             self.more += 1;
@@ -65,9 +65,9 @@ impl Broken {
     }
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for InvalidLines {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the catalog file {} is broken, nothing is decided:", self.file)?;
+        write!(f, "cannot use the catalog file {}: these lines are invalid:", self.file)?;
         for (line, reason) in &self.lines {
             write!(f, "\n{}:{line}: {reason}", self.file)?;
         }

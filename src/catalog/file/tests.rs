@@ -1,4 +1,4 @@
-//! The catalog file as its users meet it: what is understood, what is refused, and in which words.
+//! What the catalog file accepts and refuses, and the words of its errors.
 
 use proptest::prelude::*;
 
@@ -12,13 +12,13 @@ fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, 0).unwrap()
 }
 
-fn understood(text: &str) -> Inventory {
+fn read_valid(text: &str) -> Inventory {
     read(text.as_bytes(), "c.ndjson", at(99)).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn refused(text: &[u8]) -> Vec<(u32, String)> {
+fn invalid_lines(text: &[u8]) -> Vec<(u32, String)> {
     match read(text, "c.ndjson", at(99)) {
-        Err(FileError::Broken(broken)) => broken.lines,
+        Err(FileError::Invalid(invalid)) => invalid.lines,
         other => panic!("{other:?}"),
     }
 }
@@ -28,7 +28,7 @@ fn dataset(inventory: &Inventory) -> &DatasetInventory {
 }
 
 #[test]
-fn values_may_take_any_of_their_forms() {
+fn read_accepts_every_form_of_a_value() {
     let forms = [
         (
             r##""guid":"18446744073709551615","createtxg":"7","creation":"1970-01-01T00:01:40Z","flags":["#sent","sync"],"clones":["tank/c"]"##,
@@ -46,7 +46,7 @@ fn values_may_take_any_of_their_forms() {
         ),
     ];
     for (form, has_clones) in forms {
-        let inventory = understood(&format!(r#"{{"host":"a","dataset":"tank/x","name":"s",{form}}}"#));
+        let inventory = read_valid(&format!(r#"{{"host":"a","dataset":"tank/x","name":"s",{form}}}"#));
         assert_eq!(inventory.hosts[&"a".parse().unwrap()].observed, Some(at(99)));
         let marks = Marks { sent: true, sync: true, deleted: false };
         let expected = Snapshot {
@@ -64,8 +64,8 @@ fn values_may_take_any_of_their_forms() {
 }
 
 #[test]
-fn records_come_in_any_order_and_are_sorted() {
-    let inventory = understood(
+fn read_sorts_records_of_any_order() {
+    let inventory = read_valid(
         r##"{"host":"a","dataset":"tank/x","name":"new","guid":2,"createtxg":20,"creation":200}
 
             {"host":"a","dataset":"tank/x","name":"#mark","guid":1,"createtxg":10,"creation":100}
@@ -85,13 +85,13 @@ fn records_come_in_any_order_and_are_sorted() {
 }
 
 #[test]
-fn every_broken_line_is_told_with_its_reason() {
+fn read_names_each_invalid_line_and_its_reason() {
     let base = r#""host":"a","dataset":"tank/x""#;
     let good = r#""name":"s","guid":1,"createtxg":1,"creation":1"#;
     let cases: &[(&str, &str)] = &[
-        ("x", "it is not a JSON object"),
+        ("x", "not a JSON object"),
         (r#"{"host":"a""#, "EOF while parsing an object (at column 11)"),
-        (r#"["a"]"#, "it is not a JSON object"),
+        (r#"["a"]"#, "not a JSON object"),
         (&format!("{{{base},{good},\"extra\":1}}"), "unknown field `extra`"),
         (&format!("{{{base},{good},\"guid\":1}}"), "duplicate field `guid`"),
         (&format!("{{{base},{good}}} {{}}"), "trailing characters"),
@@ -115,37 +115,37 @@ fn every_broken_line_is_told_with_its_reason() {
         (&format!("{{{base},{good},\"clones\":\"-\"}}"), "invalid type: string \"-\", expected the clones"),
         (&format!("{{{base},{good},\"userrefs\":4294967296}}"), "\"userrefs\" is larger"),
         (&format!("{{{base},{good},\"written\":1}}"), "a snapshot has no \"written\""),
-        (&format!("{{{base},{good},\"observed\":1}}"), "\"observed\" is said of a host"),
-        (&format!(r#"{{{base},"used":1}}"#), "tells of a dataset, has no \"used\""),
+        (&format!("{{{base},{good},\"observed\":1}}"), "\"observed\" belongs to a host"),
+        (&format!(r#"{{{base},"used":1}}"#), "(one without \"name\") has no \"used\""),
         (&format!(r##"{{{base},"name":"#b","guid":1,"createtxg":1,"creation":1,"used":1}}"##), "a bookmark has no"),
         (&format!("{{{base},{good},\"flags\":\"#NotWritten\"}}"), "a #NotWritten mark has no \"guid\""),
         (&format!(r#"{{{base},"name":"s","flags":["NotWritten"]}}"#), "\"creation\" is missing"),
     ];
     for (line, reason) in cases {
         let text = format!("{{{base}}}\n{line}\n");
-        let broken = refused(text.as_bytes());
-        assert_eq!(broken.len(), 1, "{line}: {broken:?}");
-        assert_eq!(broken[0].0, 2, "{line}: {broken:?}");
-        assert!(broken[0].1.contains(reason), "{line}: {}", broken[0].1);
+        let invalid = invalid_lines(text.as_bytes());
+        assert_eq!(invalid.len(), 1, "{line}: {invalid:?}");
+        assert_eq!(invalid[0].0, 2, "{line}: {invalid:?}");
+        assert!(invalid[0].1.contains(reason), "{line}: {}", invalid[0].1);
     }
 }
 
 #[test]
-fn twice_the_same_is_told_with_both_lines() {
+fn read_names_both_lines_of_a_duplicate() {
     let line = |name: &str, guid: u64| {
         format!(r#"{{"host":"a","dataset":"tank/x","name":"{name}","guid":{guid},"createtxg":1,"creation":1}}"#)
     };
-    let broken = refused(format!("{}\n{}\n{}\n", line("s", 1), line("t", 1), line("s", 2)).as_bytes());
-    let expected = ["the guid 1 is that of a:tank/x@s on line 1 already", "a:tank/x@s is on line 1 already"];
-    assert_eq!(broken, [(2, expected[0].to_owned()), (3, expected[1].to_owned())]);
+    let invalid = invalid_lines(format!("{}\n{}\n{}\n", line("s", 1), line("t", 1), line("s", 2)).as_bytes());
+    let expected = ["line 1 already has the guid 1, for a:tank/x@s", "line 1 already has a:tank/x@s"];
+    assert_eq!(invalid, [(2, expected[0].to_owned()), (3, expected[1].to_owned())]);
     let twice = "{\"host\":\"a\",\"dataset\":\"tank/x\"}\n".repeat(2) + &"{\"host\":\"a\",\"observed\":1}\n".repeat(2);
-    assert_eq!(refused(twice.as_bytes()).len(), 2);
-    // In another dataset, the same guid is the same snapshot.
-    understood(&format!("{}\n{}", line("s", 1), line("s", 1).replace("tank/x", "tank/y")));
+    assert_eq!(invalid_lines(twice.as_bytes()).len(), 2);
+    // In another dataset, the same guid is a copy of the snapshot.
+    read_valid(&format!("{}\n{}", line("s", 1), line("s", 1).replace("tank/x", "tank/y")));
 }
 
 #[test]
-fn a_file_of_rubbish_is_told_shortly() {
+fn error_about_many_invalid_lines_is_short() {
     let mut text = vec![0xffu8; 100];
     text.push(b'\n');
     text.extend(vec![b' '; MAX_LINE + 10]);
@@ -153,9 +153,9 @@ fn a_file_of_rubbish_is_told_shortly() {
     text.extend(b"x\n".repeat(100));
     let Err(error) = read(text.as_slice(), "c.ndjson", at(0)) else { panic!() };
     let shown = error.to_string();
-    assert!(shown.contains("c.ndjson:2: it is longer than 1048576 bytes"), "{shown}");
+    assert!(shown.contains("c.ndjson:2: longer than 1048576 bytes"), "{shown}");
     assert!(shown.ends_with("and 82 more lines"), "{shown}");
-    assert_eq!(understood(""), Inventory::default());
+    assert_eq!(read_valid(""), Inventory::default());
 }
 
 prop_compose! {
@@ -206,7 +206,7 @@ prop_compose! {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn what_is_written_is_read_back(
+    fn read_returns_what_was_written(
         hosts in proptest::collection::btree_map(
             "[a-z]{1,5}",
             (
@@ -217,7 +217,7 @@ proptest! {
         )
     ) {
         let hosts = hosts.into_iter().map(|(host, (observed, datasets))| {
-            let datasets = datasets.into_iter().map(|(name, held)| (name.parse().unwrap(), held)).collect();
+            let datasets = datasets.into_iter().map(|(name, listed)| (name.parse().unwrap(), listed)).collect();
             (host.parse().unwrap(), HostInventory { observed: observed.map(at), datasets })
         });
         let inventory = Inventory { hosts: hosts.collect() };

@@ -1,4 +1,4 @@
-//! Writing: hosts and datasets in the order of their names, snapshots in the order of their creation.
+//! Writes a catalog file: hosts and datasets ordered by name, snapshots by creation.
 
 use std::io::{self, Write};
 
@@ -69,20 +69,25 @@ struct NotWrittenRecord<'a> {
     flags: [&'static str; 1],
 }
 
-/// Writes a catalog.
+/// Writes all of a catalog.
 pub fn write(inventory: &Inventory, mut out: impl Write) -> io::Result<()> {
     for (host, known) in &inventory.hosts {
-        line(&mut out, &HostRecord { host, observed: known.observed.map(time) })?;
-        for (dataset, held) in &known.datasets {
-            of_dataset(&mut out, host, dataset, held)?;
+        write_line(&mut out, &HostRecord { host, observed: known.observed.map(time) })?;
+        for (dataset, listed) in &known.datasets {
+            write_dataset(&mut out, host, dataset, listed)?;
         }
     }
     out.flush()
 }
 
-fn of_dataset(out: &mut impl Write, host: &HostName, dataset: &DatasetName, held: &DatasetInventory) -> io::Result<()> {
-    let DatasetInventory { kind, guid, written, encrypted, origin, excluded, flags, resume_token, .. } = held;
-    let DatasetInventory { snapshots, bookmarks, not_written, .. } = held;
+fn write_dataset(
+    out: &mut impl Write,
+    host: &HostName,
+    dataset: &DatasetName,
+    listed: &DatasetInventory,
+) -> io::Result<()> {
+    let DatasetInventory { kind, guid, written, encrypted, origin, excluded, flags, resume_token, .. } = listed;
+    let DatasetInventory { snapshots, bookmarks, not_written, .. } = listed;
     let record = DatasetRecord {
         host,
         dataset,
@@ -95,7 +100,7 @@ fn of_dataset(out: &mut impl Write, host: &HostName, dataset: &DatasetName, held
         excluded: *excluded,
         send_flags: *flags,
     };
-    line(out, &record)?;
+    write_line(out, &record)?;
     for Snapshot { name, guid, createtxg, creation, userrefs, has_clones, used, marks } in snapshots {
         let Marks { sent, sync, deleted } = *marks;
         let flags = [(sent, "#sent"), (sync, "#sync"), (deleted, "#deleted")];
@@ -111,20 +116,20 @@ fn of_dataset(out: &mut impl Write, host: &HostName, dataset: &DatasetName, held
             clones: *has_clones,
             used: *used,
         };
-        line(out, &record)?;
+        write_line(out, &record)?;
     }
     for Bookmark { name, guid, createtxg, creation } in bookmarks {
         let (guid, createtxg, creation) = (*guid, Guid(*createtxg), time(*creation));
-        line(out, &BookmarkRecord { host, dataset, name: format!("#{name}"), guid, createtxg, creation })?;
+        write_line(out, &BookmarkRecord { host, dataset, name: format!("#{name}"), guid, createtxg, creation })?;
     }
     for NotWritten { name, at } in not_written {
         let (name, creation, flags) = (name.as_str(), time(*at), ["#NotWritten"]);
-        line(out, &NotWrittenRecord { host, dataset, name, creation, flags })?;
+        write_line(out, &NotWrittenRecord { host, dataset, name, creation, flags })?;
     }
     Ok(())
 }
 
-fn line(out: &mut impl Write, record: &impl Serialize) -> io::Result<()> {
+fn write_line(out: &mut impl Write, record: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, record)?;
     out.write_all(b"\n")
 }

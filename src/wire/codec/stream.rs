@@ -1,7 +1,4 @@
-//! Streams on a connection, in frames.
-//!
-//! A frame is a length (four bytes, big endian) and that many bytes; with the highest bit set they are compressed. Length
-//! 0 ends the stream and is followed by one line, [`StreamEnd`]; length 0xFFFFFFFF says only that the sender is alive.
+//! Sending and receiving streams in frames.
 
 use std::io;
 use std::pin::Pin;
@@ -9,116 +6,100 @@ use std::time::Instant;
 
 use futures_lite::future;
 use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use serde::{Deserialize, Serialize};
 
 use crate::model::Counter;
 use crate::sys::runtime;
 use crate::wire::Alive;
+use crate::wire::codec::conn::{ALIVE_EVERY, Conn};
+use crate::wire::codec::error::WireError;
+use crate::wire::codec::frame::{ALIVE, LARGEST_FRAME, PACKED, StreamEnd};
+use crate::wire::codec::line::Received;
 use crate::wire::codec::pack::{Packer, Unpacker};
-use crate::wire::codec::{ALIVE_EVERY, Conn, Received, WireError};
 
-/// What a frame carries at the most, in bytes: what a widened pipe gives in one read.
-pub const LARGEST_FRAME: usize = 1 << 20;
-const ALIVE: u32 = u32::MAX;
-/// Set in the length of a frame whose bytes are compressed.
-pub(super) const PACKED: u32 = 1 << 31;
-/// How much of a stream is compressed at once at the least, as far as there is so much: less does not compress well.
+/// The smallest amount to read for a compressed frame, even if the pace asks for less, because less compresses badly.
 const LEAST_PACKED: usize = 64 << 10;
 
-/// How a sender's process ended; the line after the last frame.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct StreamEnd {
-    /// Whether the stream is whole.
-    pub is_success: bool,
-    /// Why not.
-    #[serde(default)]
-    pub error: String,
-}
-
-/// What may be waited for before more goes out.
+/// A delay before more of a stream may be sent.
 pub type Wait = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// How fast a stream may go out.
+/// Limits how fast a stream is sent.
 pub trait Pace: Send + Sync {
-    /// How many bytes may go out at once; `None`: as many as there are.
+    /// The largest number of bytes to send at once; `None` for no limit.
     fn at_once(&self) -> Option<usize>;
-    /// Counts bytes that went out. Until what is given ends, no more may; `None`: more may at once.
+    /// Counts bytes that were sent. No more may be sent until the returned delay has ended; `None` for no delay.
     fn went_out(&self, bytes: usize) -> Option<Wait>;
 }
 
-/// How a stream is sent: as fast as it goes and as it is, unless said otherwise.
+/// How to send a stream. The default is without a limit and uncompressed.
 #[derive(Clone, Copy, Default)]
-pub struct Way<'a> {
-    /// How fast.
+pub struct StreamOptions<'a> {
+    /// The limit on the speed.
     pub pace: Option<&'a dyn Pace>,
-    /// The level at which zstd compresses it, which the peer must have said that it takes.
+    /// The level at which to compress with zstd. The peer must have declared that it accepts that.
     pub zstd: Option<i32>,
 }
 
-/// How sending a stream ended.
+/// The result of sending a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// The source came to its end.
+    /// The source reached its end.
     All,
-    /// The peer does not want the rest.
+    /// The peer refused the rest.
     Refused,
-    /// The source gave nothing for too long.
+    /// The source provided no data for too long.
     Stalled,
 }
 
-/// What happens while a stream is sent.
-enum Event {
-    /// The source gave so much.
+/// What can happen next while a frame is read from the source.
+enum SourceEvent {
+    /// The source provided this many bytes.
     Read(io::Result<usize>),
-    /// The source gives nothing for now.
+    /// The source provides no data at the moment.
     Idle,
-    /// The connection took so much.
-    Written(io::Result<usize>),
-    /// The peer spoke.
+    /// The peer sent a line.
     Received(io::Result<Received>),
-    /// The peer neither spoke nor took anything.
+}
+
+/// What can happen next while a frame is written to the peer.
+enum WriteEvent {
+    /// The connection accepted this many bytes.
+    Written(io::Result<usize>),
+    /// The peer sent a line.
+    Received(io::Result<Received>),
+    /// The peer neither sent nor accepted anything.
     Silence,
 }
 
 impl Conn {
-    /// Sends what `source` gives, frame by frame, until its end or until the peer does not want more.
-    /// The caller then says how it ended with [`Conn::end_stream`].
+    /// Sends what `source` provides, frame by frame, until its end or until the peer refuses more. The caller then sends
+    /// the result with [`Conn::end_stream`].
     ///
-    /// A frame that was begun is finished whatever the peer says: what follows must stand where a frame may begin.
+    /// A frame is always completed once it has been started, even if the peer refuses it, because whatever follows must
+    /// begin where a frame may begin.
     pub async fn send_stream(
         &mut self,
         source: &mut (dyn AsyncRead + Send + Unpin),
-        way: Way<'_>,
+        options: StreamOptions<'_>,
         counter: &Counter,
     ) -> Result<Sent, WireError> {
-        let mut packer = way.zstd.map(Packer::new).transpose().map_err(|e| self.io(e))?;
+        let mut packer = options.zstd.map(Packer::new).transpose().map_err(|e| self.io(e))?;
         let mut frame = vec![0; 4 + LARGEST_FRAME];
-        let mut moved = Instant::now();
-        let mut wait: Option<Wait> = None;
+        let mut last_progress = Instant::now();
+        let mut delay: Option<Wait> = None;
         loop {
-            let input = &mut self.input;
-            let receiving = async { Event::Received(input.line().await) };
-            let reading = async {
-                if let Some(until) = &mut wait {
-                    until.await;
-                    wait = None;
-                }
-                let least = if packer.is_some() { LEAST_PACKED } else { 1 };
-                let most = way.pace.and_then(Pace::at_once).map_or(LARGEST_FRAME, |some| some.max(least));
-                source.read(&mut frame[4..4 + most.min(LARGEST_FRAME)]).await
-            };
-            let reading = async { runtime::timeout(ALIVE_EVERY, reading).await.map_or(Event::Idle, Event::Read) };
-            let length = match future::or(receiving, reading).await {
-                Event::Read(read) => read.map_err(|e| self.io(e))?,
-                Event::Received(heard) => {
-                    if self.is_refusal(heard)? {
+            let least = if packer.is_some() { LEAST_PACKED } else { 1 };
+            let most = options.pace.and_then(Pace::at_once).map_or(LARGEST_FRAME, |limit| limit.max(least));
+            let room = &mut frame[4..4 + most.min(LARGEST_FRAME)];
+            let length = match self.next_source_event(source, room, &mut delay).await {
+                SourceEvent::Read(read) => read.map_err(|e| self.io(e))?,
+                SourceEvent::Received(received) => {
+                    if self.is_refusal(received)? {
                         return Ok(Sent::Refused);
                     }
                     continue;
                 }
-                Event::Idle | Event::Written(_) | Event::Silence => {
-                    if moved.elapsed() >= self.stall {
+                SourceEvent::Idle => {
+                    if last_progress.elapsed() >= self.stall {
                         return Ok(Sent::Stalled);
                     }
                     self.write_all(&ALIVE.to_be_bytes()).await?;
@@ -138,50 +119,72 @@ impl Conn {
                 packer = Some(packing);
             }
             let packed = packer.as_ref().and_then(|packer| packer.packed());
-            let goes_out = packed.unwrap_or(&frame[..4 + length]);
-            let refused = self.write_and_listen(goes_out).await?;
-            wait = way.pace.and_then(|pace| pace.went_out(goes_out.len()));
+            let bytes = packed.unwrap_or(&frame[..4 + length]);
+            let refused = self.write_and_listen(bytes).await?;
+            delay = options.pace.and_then(|pace| pace.went_out(bytes.len()));
             counter.add(length as u64);
-            moved = Instant::now();
+            last_progress = Instant::now();
             if refused {
                 return Ok(Sent::Refused);
             }
         }
     }
 
-    /// Writes a frame while hearing what the peer says, which may be that it works although it takes nothing.
+    /// Reads from the source after the delay, and listens to the peer meanwhile.
+    async fn next_source_event(
+        &mut self,
+        source: &mut (dyn AsyncRead + Send + Unpin),
+        room: &mut [u8],
+        delay: &mut Option<Wait>,
+    ) -> SourceEvent {
+        let receiving = async { SourceEvent::Received(self.input.line().await) };
+        let reading = async {
+            if let Some(until) = delay {
+                until.await;
+                *delay = None;
+            }
+            source.read(room).await
+        };
+        let reading =
+            async { runtime::timeout(ALIVE_EVERY, reading).await.map_or(SourceEvent::Idle, SourceEvent::Read) };
+        future::or(receiving, reading).await
+    }
+
+    /// Writes a frame, and listens meanwhile, because a peer that accepts nothing may report that it is still working.
+    /// Returns whether the peer refuses the rest of the stream.
     async fn write_and_listen(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
         let mut refused = false;
         let mut rest = bytes;
-        let mut moved = Instant::now();
+        let mut last_progress = Instant::now();
         while !rest.is_empty() {
-            if moved.elapsed() >= self.stall {
+            if last_progress.elapsed() >= self.stall {
                 return Err(WireError::Stalled { peer: self.peer.clone(), gives: false, limit: self.stall });
             }
             let (input, writer, patience) = (&mut self.input, &mut self.writer, self.patience);
-            let writing = async { Event::Written(writer.write(rest).await) };
-            let receiving =
-                async { runtime::timeout(patience, input.line()).await.map_or(Event::Silence, Event::Received) };
+            let writing = async { WriteEvent::Written(writer.write(rest).await) };
+            let receiving = async {
+                runtime::timeout(patience, input.line()).await.map_or(WriteEvent::Silence, WriteEvent::Received)
+            };
             match future::or(writing, receiving).await {
-                Event::Written(Ok(0)) => return Err(self.closed()),
-                Event::Written(Ok(taken)) => {
-                    rest = &rest[taken..];
-                    moved = Instant::now();
+                WriteEvent::Written(Ok(0)) => return Err(self.closed()),
+                WriteEvent::Written(Ok(written)) => {
+                    rest = &rest[written..];
+                    last_progress = Instant::now();
                 }
-                Event::Written(Err(error)) => return Err(self.io(error)),
-                Event::Received(heard) => refused |= self.is_refusal(heard)?,
-                Event::Silence | Event::Idle | Event::Read(_) => return Err(self.silent(patience)),
+                WriteEvent::Written(Err(error)) => return Err(self.io(error)),
+                WriteEvent::Received(received) => refused |= self.is_refusal(received)?,
+                WriteEvent::Silence => return Err(self.silent(patience)),
             }
         }
         Ok(refused)
     }
 
-    /// Whether the peer wants no more of the stream: it may also only have said that it is alive.
-    fn is_refusal(&self, heard: io::Result<Received>) -> Result<bool, WireError> {
-        match heard.map_err(|e| self.io(e))? {
+    /// Whether the peer refuses the rest of the stream. Otherwise it has only reported that it is alive.
+    fn is_refusal(&self, received: io::Result<Received>) -> Result<bool, WireError> {
+        match received.map_err(|e| self.io(e))? {
             Received::Line(line) => match self.parse::<Alive>(&line) {
                 Ok(alive) => Ok(alive.refused),
-                Err(error) => Err(self.last_words(&line, error)),
+                Err(error) => Err(self.abort_reason(&line, error)),
             },
             Received::End => Err(self.closed()),
             Received::TooLong => Err(self.too_long()),
@@ -189,24 +192,24 @@ impl Conn {
         }
     }
 
-    /// Ends a stream.
+    /// Ends a stream that was sent, with its result.
     pub async fn end_stream(&mut self, end: &StreamEnd) -> Result<(), WireError> {
         self.write_all(&0u32.to_be_bytes()).await?;
         self.send(end).await
     }
 
-    /// Hears how the stream ended, after its last frame.
+    /// Receives the result of the stream, after its last frame.
     pub async fn recv_stream_end(&mut self) -> Result<StreamEnd, WireError> {
         let line = self.recv_line(self.patience).await?.ok_or_else(|| self.closed())?;
-        self.parse(&line).map_err(|_| self.damaged("the line at its end is none"))
+        self.parse(&line).map_err(|_| self.damaged("the line after its last frame is invalid"))
     }
 
     fn damaged(&self, reason: impl Into<String>) -> WireError {
         WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
     }
 
-    /// Hears the next frame into `buffer`: `false` at the end of the stream. After an error the buffer has what arrived
-    /// of the frame: data that need not travel again.
+    /// Receives the next frame into `buffer`. Returns `false` at the end of the stream. After an error, the buffer contains
+    /// the part of the frame that arrived, so that it need not be sent again.
     pub async fn recv_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
         let (length, packed) = match self.recv_length().await {
             Ok(length) => length,
@@ -221,9 +224,9 @@ impl Conn {
         self.fill(buffer, length).await.map(|()| length > 0)
     }
 
-    /// Fills a buffer with so many bytes, or with what arrives of them.
+    /// Receives `length` bytes into a buffer, or after an error, the part of them that arrived.
     async fn fill(&mut self, buffer: &mut Vec<u8>, length: usize) -> Result<(), WireError> {
-        // Not cleared: old bytes are overwritten.
+        // Not cleared first, because the old bytes are overwritten.
         buffer.resize(length, 0);
         let mut filled = 0;
         while filled < length {
@@ -238,7 +241,7 @@ impl Conn {
         Ok(())
     }
 
-    /// Hears a frame that is compressed in so many bytes.
+    /// Receives a compressed frame of `length` bytes.
     async fn recv_packed(&mut self, length: usize, buffer: &mut Vec<u8>) -> Result<(), WireError> {
         let mut unpacker = match self.unpacker.take() {
             Some(unpacker) => unpacker,
@@ -260,8 +263,8 @@ impl Conn {
         })
     }
 
-    /// Hears how long the next frame is that is more than a sign of life, and whether it is compressed; 0 at the end of
-    /// the stream.
+    /// Receives the length of the next frame with data, and whether it is compressed. The length is 0 at the end of the
+    /// stream.
     async fn recv_length(&mut self) -> Result<(usize, bool), WireError> {
         let began = Instant::now();
         loop {
@@ -270,17 +273,17 @@ impl Conn {
             while filled < length.len() {
                 filled += self.read_some(&mut length[filled..]).await?;
             }
-            let said = u32::from_be_bytes(length);
-            if said == ALIVE {
-                // The peer notices first that its source gives nothing, and says so.
+            let header = u32::from_be_bytes(length);
+            if header == ALIVE {
+                // Longer than the peer's own limit, because the peer should notice first, and report the reason.
                 if began.elapsed() >= self.stall + self.patience {
                     return Err(WireError::Stalled { peer: self.peer.clone(), gives: true, limit: self.stall });
                 }
                 continue;
             }
-            let (length, packed) = ((said & !PACKED) as usize, said & PACKED != 0);
+            let (length, packed) = ((header & !PACKED) as usize, header & PACKED != 0);
             if length > LARGEST_FRAME {
-                return Err(self.damaged(format!("a frame of {length} bytes; {LARGEST_FRAME} are allowed")));
+                return Err(self.damaged(format!("a frame of {length} bytes, and at most {LARGEST_FRAME} are allowed")));
             }
             return Ok((length, packed));
         }
@@ -299,14 +302,14 @@ mod tests {
     }
 
     #[test]
-    fn an_oversized_frame_is_refused_before_it_is_read() {
+    fn oversized_frame_is_refused_before_it_is_read() {
         let mut conn = receiving(&0x7fff_ffffu32.to_be_bytes());
         let error = runtime::block_on(conn.recv_frame(&mut Vec::new())).unwrap_err();
         assert!(error.to_string().contains("a frame of 2147483647 bytes"), "{error}");
     }
 
     #[test]
-    fn of_a_truncated_frame_what_arrived_is_kept() {
+    fn truncated_frame_keeps_what_arrived() {
         let mut bytes = 10u32.to_be_bytes().to_vec();
         bytes.extend(b"abc");
         let mut frame = b"an older one".to_vec();
@@ -317,14 +320,14 @@ mod tests {
         assert!(frame.is_empty());
     }
 
-    /// A frame as it travels compressed.
+    /// A compressed frame with its length.
     fn packed(stream: &[u8]) -> Vec<u8> {
         let mut packer = Packer::new(3).unwrap();
         packer.pack(stream);
         packer.packed().unwrap().to_vec()
     }
 
-    /// So many bytes of so many bits each, that do not repeat.
+    /// Pseudo-random bytes, each with a value of this many bits.
     fn noise(length: usize, bits: u32) -> Vec<u8> {
         let mut random = 1u64;
         let next = || {
@@ -334,13 +337,13 @@ mod tests {
         std::iter::repeat_with(next).take(length).collect()
     }
 
-    /// What compresses, and not to nothing.
+    /// Bytes that compress moderately.
     fn text(length: usize) -> Vec<u8> {
         noise(length, 3)
     }
 
     #[test]
-    fn compressed_frames_are_heard_among_others() {
+    fn compressed_frames_mix_with_others() {
         let (first, last) = (text(LARGEST_FRAME), text(80));
         let mut bytes = packed(&first);
         assert!(bytes.len() < first.len() / 2, "{}", bytes.len());
@@ -359,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compressed_frame_that_is_damaged_is_never_taken_for_good() {
+    fn damaged_compressed_frame_is_refused() {
         let good = packed(&text(50_000));
         let framed = |bytes: &[u8]| [&(PACKED | bytes.len() as u32).to_be_bytes()[..], bytes].concat();
         let mut cases: Vec<Vec<u8>> = (4..good.len())
@@ -373,7 +376,7 @@ mod tests {
         cases.extend([
             framed(b""),
             framed(b"what is this"),
-            // Half a frame, two frames, one and a bit, a skippable one.
+            // Half a frame, two frames, a frame with trailing bytes, a skippable frame.
             framed(&good[4..good.len() / 2]),
             framed(&[&good[4..], &good[4..]].concat()),
             framed(&[&good[4..], b"more"].concat()),
@@ -388,12 +391,12 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_that_expands_without_end_is_refused() {
-        // Sixty-four megabytes of nothing in a few bytes: with its size said in advance, and without.
+    fn decompression_bomb_is_refused() {
+        // 64 MiB of zeros in a few bytes, with and without the size in the header.
         let zeros = vec![0; 64 << 20];
-        let told = zstd::bulk::compress(&zeros, 3).unwrap();
-        let untold = zstd::stream::encode_all(&zeros[..], 3).unwrap();
-        for bomb in [told, untold] {
+        let with_size = zstd::bulk::compress(&zeros, 3).unwrap();
+        let without_size = zstd::stream::encode_all(&zeros[..], 3).unwrap();
+        for bomb in [with_size, without_size] {
             assert!(bomb.len() < 10_000);
             let bytes = [&(PACKED | bomb.len() as u32).to_be_bytes()[..], &bomb].concat();
             let mut frame = Vec::new();
@@ -404,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_compressed_frame_that_is_cut_what_arrived_is_kept() {
+    fn truncated_compressed_frame_keeps_what_arrived() {
         let stream = text(LARGEST_FRAME);
         let bytes = packed(&stream);
         let mut frame = Vec::new();
@@ -414,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_shrink_goes_as_it_is() {
+    fn incompressible_frame_is_sent_uncompressed() {
         let mut packer = Packer::new(3).unwrap();
         packer.pack(&text(1000));
         assert!(packer.packed().is_some());

@@ -1,0 +1,84 @@
+//! Why a conversation ended early.
+
+use std::io;
+use std::time::Duration;
+
+use thiserror::Error;
+
+/// Why a conversation ended early.
+#[derive(Debug, Error)]
+pub enum WireError {
+    /// The peer closed the connection.
+    #[error("{peer} closed the connection")]
+    Closed {
+        /// The peer's name and address.
+        peer: String,
+    },
+    /// The peer sent nothing for too long.
+    #[error("{peer} sent nothing for {}", humantime::format_duration(*limit))]
+    Silent {
+        /// The peer's name and address.
+        peer: String,
+        /// How long this side waited.
+        limit: Duration,
+    },
+    /// The peer sent something that is not a message of the protocol.
+    #[error("cannot parse what {peer} sent: {reason}")]
+    InvalidMessage {
+        /// The peer's name and address.
+        peer: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The frames of a stream are not what a peer would send, so they were changed in transit.
+    #[error("the stream from {peer} is damaged: {reason}")]
+    Damaged {
+        /// The peer's name and address.
+        peer: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A stream makes no progress although the peer reports that it is alive.
+    #[error("{peer} {} no data of the stream for {}", if *gives { "sent" } else { "accepted" }, humantime::format_duration(*limit))]
+    Stalled {
+        /// The peer's name and address.
+        peer: String,
+        /// Whether the peer is the sender of the stream.
+        gives: bool,
+        /// How long this side waited.
+        limit: Duration,
+    },
+    /// The peer aborted the conversation, with a reason.
+    #[error("{peer} aborted: {reason}")]
+    Aborted {
+        /// The peer's name and address.
+        peer: String,
+        /// The peer's reason.
+        reason: String,
+        /// Whether a later attempt may succeed, according to the peer.
+        temporary: bool,
+    },
+    /// The connection failed.
+    #[error("the connection with {peer} failed")]
+    Io {
+        /// The peer's name and address.
+        peer: String,
+        /// The system's error.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl WireError {
+    /// Whether another attempt may succeed. It cannot if the peer does not speak the protocol, or refuses this host (which
+    /// a connection reports as [`io::ErrorKind::PermissionDenied`]).
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::InvalidMessage { .. } => false,
+            Self::Aborted { temporary, .. } => *temporary,
+            Self::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
+            Self::Closed { .. } | Self::Silent { .. } | Self::Damaged { .. } | Self::Stalled { .. } => true,
+        }
+    }
+}

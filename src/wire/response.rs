@@ -1,0 +1,70 @@
+//! The message that ends an order or a step.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{OrderId, ResponseStatus};
+
+/// The result of an order or a step; zeplic's `ZFSResponseToAgent` (for its agent, `ZFSResponseFromSlave`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Response {
+    /// The order's identity; `None` if the order could not be parsed.
+    #[serde(rename = "OrderUUID")]
+    pub order_uuid: Option<OrderId>,
+    /// Whether the order or the step succeeded.
+    pub is_success: bool,
+    /// The status, which is more detailed.
+    pub status: ResponseStatus,
+    /// The error, or a remark after a success.
+    #[serde(default)]
+    pub error: String,
+    /// Whether a later attempt may succeed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub temporary: bool,
+    /// Whether the agent could not write the result to the shared catalog yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unpublished: bool,
+    /// The number of bytes that were transferred.
+    #[serde(default)]
+    pub bytes: u64,
+    /// The duration in milliseconds.
+    #[serde(default)]
+    pub millis: u64,
+    /// The estimated number of bytes that would be sent or freed. Missing if ZFS cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimate: Option<u64>,
+}
+
+impl Response {
+    /// A successful result, with a remark.
+    #[must_use]
+    pub fn success(order: OrderId, status: ResponseStatus, remark: impl Into<String>) -> Self {
+        Self {
+            order_uuid: Some(order),
+            is_success: true,
+            status,
+            error: remark.into(),
+            temporary: false,
+            unpublished: false,
+            bytes: 0,
+            millis: 0,
+            estimate: None,
+        }
+    }
+
+    /// A failure, with the error.
+    #[must_use]
+    pub fn failure(order: Option<OrderId>, status: ResponseStatus, error: impl Into<String>) -> Self {
+        Self {
+            order_uuid: order,
+            is_success: false,
+            status,
+            error: error.into(),
+            temporary: false,
+            unpublished: false,
+            bytes: 0,
+            millis: 0,
+            estimate: None,
+        }
+    }
+}

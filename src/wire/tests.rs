@@ -1,0 +1,61 @@
+//! The messages as they are written, and zeplic's names in them.
+
+use super::*;
+use crate::model::{Action, DatasetInventory, DatasetStatus, Guid, OrderId, ResponseStatus, Snapshot};
+
+#[test]
+fn order_of_zeplic_is_parsed() {
+    let order: DirectorsOrder = serde_json::from_str(
+        r#"{"OrderUUID":"9b2c1c4e-1111-4222-8333-0123456789ab","Action":"take_snapshot","Destination":"",
+            "SnapshotUUID":[],"SnapshotName":"BACKUP_2017-July-01_10:30:00","DestDataset":"tank/foo",
+            "RollbackIfNeeded":false,"SkipIfRenamed":true,"SkipIfNotWritten":true,"SkipIfCloned":true}"#,
+    )
+    .unwrap();
+    assert_eq!((order.action, order.protocol, order.skip_if_cloned), (Action::TakeSnapshot, 1, true));
+    assert!(order.datasets.is_empty() && order.dataset.is_none());
+}
+
+#[test]
+fn field_names_of_zeplic_are_kept() {
+    let response = Response::success(OrderId(uuid::Uuid::nil()), ResponseStatus::NothingToDo, "");
+    assert_eq!(
+        serde_json::to_string(&response).unwrap(),
+        r#"{"OrderUUID":"00000000-0000-0000-0000-000000000000","IsSuccess":true,"Status":3,"Error":"","Bytes":0,"Millis":0}"#
+    );
+    let list = ListUuids { status: Some(DatasetStatus::False), ..ListUuids::default() };
+    assert_eq!(serde_json::to_string(&list).unwrap(), r#"{"MapUUID":[],"Status":2}"#);
+}
+
+#[test]
+fn agent_lines_are_distinguished() {
+    for line in [
+        AgentLine::Progress { progress: Progress { bytes: 7, expected: None } },
+        AgentLine::Facts { facts: Box::default() },
+        AgentLine::Response(Response::failure(None, ResponseStatus::Refused, "no")),
+    ] {
+        let text = serde_json::to_string(&line).unwrap();
+        assert_eq!(serde_json::from_str::<AgentLine>(&text).unwrap(), line, "{text}");
+    }
+}
+
+#[test]
+fn large_listing_is_divided_into_lines_that_fit() {
+    let snapshot = |n: u64| Snapshot {
+        name: format!("S_{n}_{}", "x".repeat(200)).parse().unwrap(),
+        guid: Guid(u64::MAX - n),
+        createtxg: u64::MAX,
+        creation: chrono::DateTime::UNIX_EPOCH,
+        userrefs: u32::MAX,
+        has_clones: true,
+        used: u64::MAX,
+        marks: crate::model::Marks { sent: true, sync: true, deleted: true },
+    };
+    let inventory = DatasetInventory { snapshots: (0..2500).map(snapshot).collect(), ..DatasetInventory::default() };
+    let parts = Listing::parts(&"alpha".parse().unwrap(), &"tank/a".parse().unwrap(), inventory.clone());
+    let lengths: Vec<usize> = parts.iter().map(|p| p.inventory.snapshots.len()).collect();
+    assert_eq!(lengths, [1000, 1000, 500]);
+    assert_eq!(parts.iter().map(|p| p.continued).collect::<Vec<_>>(), [false, true, true]);
+    for part in &parts {
+        assert!(serde_json::to_vec(part).unwrap().len() < LONGEST_LINE);
+    }
+}
