@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use zsync::agent::Agent;
+use zsync::agent::{Agent, CheckedOrder, FactSink};
 use zsync::config::parse_local;
 use zsync::model::{Action, Counter, DatasetName, Guid, HostName, OrderId, ResponseStatus, SnapName};
 use zsync::policy::Local;
@@ -71,7 +71,7 @@ impl Pair {
 
     fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
         let (sender, told) = runtime::channel::unbounded();
-        let response = runtime::block_on(self.agent.carry_out(order, sender, Counter::default()));
+        let response = carry_out(&self.agent, order, sender);
         let mut facts = Vec::new();
         while let Ok(fact) = told.try_recv() {
             facts.push(fact);
@@ -111,6 +111,13 @@ impl Pair {
 
     fn copy(&self) -> Vec<Guid> {
         guids(&self.beta, "pool/copy")
+    }
+}
+
+fn carry_out(agent: &Agent<Fake>, order: &DirectorsOrder, facts: FactSink) -> Response {
+    match CheckedOrder::try_from(order.clone()) {
+        Ok(order) => runtime::block_on(agent.carry_out(order, facts, Counter::default())),
+        Err(error) => error.response(order.order_uuid),
     }
 }
 
@@ -262,7 +269,7 @@ fn what_receives_loses_nothing_unless_its_own_host_says_so() {
     let open = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
     let refused = |response: &Response| {
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
-        assert!(response.error.contains("set \"append_only\": false there"), "{response:?}");
+        assert!(response.message().contains("set \"append_only\": false in"), "{response:?}");
     };
     let pair = Pair::with_destination(open);
     let first = pair.take("S_1");
@@ -279,7 +286,7 @@ fn what_receives_loses_nothing_unless_its_own_host_says_so() {
     let record = format!("{}:pool/copy@S_1", first.uuid());
     let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
     let (facts, _told) = runtime::channel::unbounded();
-    refused(&runtime::block_on(beta.carry_out(&destroy, facts, Counter::default())));
+    refused(&carry_out(&beta, &destroy, facts));
     assert_eq!(pair.copy(), [first, second]);
     // Without a snapshot: not replaced.
     let pair = Pair::with_destination(open);
@@ -462,7 +469,7 @@ fn snapshots_of_the_destinations_own_go_only_if_the_order_says_so_twice() {
         let response = allowed(&pair, second, keys);
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::WasWritten), "{response:?}");
         for words in ["only there: theirs", "only here: S_2", "rollback_may_destroy", "zfs rename"] {
-            assert!(response.error.contains(words), "{words:?} is not in {}", response.error);
+            assert!(response.message().contains(words), "{words:?} is not in {response:?}");
         }
         assert_eq!(pair.copy(), before);
     }
@@ -530,7 +537,7 @@ fn a_copy_follows_a_source_that_was_renamed_and_no_other_one() {
     // No bookmark tells that it was ever sent to pool/old.
     let response = allowed(&pair, second, &from("tank/was"));
     assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
-    assert!(response.error.contains("copied anew"), "{response:?}");
+    assert!(response.error.contains("a new copy was made"), "{response:?}");
     assert_eq!(guids(&pair.beta, "pool/old"), [first]);
 }
 
@@ -601,7 +608,7 @@ fn a_copy_keeps_the_flags_that_it_was_made_with() {
     let response = pair.send(second);
     assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty), "{response:?}");
     for words in ["the copy was made not raw", "sent raw", "zfs rename", "set_aside"] {
-        assert!(response.error.contains(words), "{words:?} is not in {}", response.error);
+        assert!(response.message().contains(words), "{words:?} is not in {response:?}");
     }
     assert_eq!(pair.copy(), [first]);
     let response = allowed(&pair, second, "OnDivergence=set_aside");

@@ -17,7 +17,7 @@ use std::time::Duration;
 use chrono::{TimeDelta, Utc};
 use loopback::listen;
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
-use zsync::agent::Agent;
+use zsync::agent::{Agent, CheckedOrder};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::{parse_local, parse_policy};
 use zsync::fleet::{Dispatcher, wire_order};
@@ -218,13 +218,13 @@ fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
         ..order
     };
     let (facts, _told) = runtime::channel::unbounded();
-    runtime::block_on(agent.carry_out(&order, facts, Counter::default()))
+    runtime::block_on(agent.carry_out(CheckedOrder::try_from(order).unwrap(), facts, Counter::default()))
 }
 
 #[track_caller]
 fn refused(response: &Response, words: &str) {
     assert!(!response.is_success, "{response:?}");
-    assert!(response.error.contains(words), "{words:?} is not in {:?}", response.error);
+    assert!(response.message().contains(words), "{words:?} is not in {response:?}");
     assert!(!response.error.contains('\n') && response.error.len() < 400, "{}", response.error);
 }
 

@@ -291,14 +291,14 @@ fn the_nearest_entry_decides_what_is_permitted() {
 
     let said = |denied: Result<&LocalDataset, Denied>| {
         let denied = denied.unwrap_err();
-        (denied.status(), denied.to_string())
+        (denied.status(), format!("{denied}; {}", denied.hint()))
     };
     assert_eq!(
         said(local.permission_to_take(&dataset("pool/x"))),
         (
             DatasetStatus::NotConf,
             "pool/x is not listed in local_datasets of local.json; to allow it add \
-             { \"enable\": true, \"slave\": false, \"name\": \"pool/x\" }"
+             { \"enable\": true, \"slave\": false, \"name\": \"pool/x\" } to local_datasets of local.json"
                 .to_owned()
         )
     );
@@ -306,7 +306,8 @@ fn the_nearest_entry_decides_what_is_permitted() {
         said(local.permission_to_destroy(&dataset("tank/off/x"))),
         (
             DatasetStatus::Disable,
-            "tank/off/x is disabled by the entry \"tank/off\" in local.json; to allow it set \"enable\": true there"
+            "tank/off/x is disabled by the entry \"tank/off\" in local.json; to allow it set \"enable\": true in the \
+             entry \"tank/off\" of local.json"
                 .to_owned()
         )
     );
@@ -315,12 +316,9 @@ fn the_nearest_entry_decides_what_is_permitted() {
     assert!(text.contains("tank/a is not open for receiving") && text.contains("\"slave\": true"), "{text}");
     let (status, text) = said(local.permission_to_receive(&dataset("tank/copy"), &gamma));
     assert_eq!(status, DatasetStatus::Docker);
-    assert!(
-        text.contains("does not receive from gamma") && text.contains("add \"gamma\" to its \"sources\""),
-        "{text}"
-    );
+    assert!(text.contains("does not receive from gamma") && text.contains("add \"gamma\" to \"sources\""), "{text}");
     let (_, text) = said(local.permission_to_destroy(&dataset("tank/copy/x")));
-    assert!(text.contains("append-only") && text.contains("set \"append_only\": false there"), "{text}");
+    assert!(text.contains("append-only") && text.contains("set \"append_only\": false in"), "{text}");
     assert!(local.permission_to_destroy(&dataset("tank/copy/any/x")).is_ok());
 }
 

@@ -2,6 +2,7 @@
 //! and what they publish in Consul.
 
 pub mod clones;
+pub mod error;
 pub mod hooks;
 pub mod locks;
 pub mod publish;

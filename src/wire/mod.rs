@@ -327,6 +327,9 @@ pub struct ListUuids {
     /// Why it is not open, for 3, 4 and 5.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
+    /// The way out of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// What the dataset holds, as far as this line goes; `None` where it does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory: Option<DatasetInventory>,
@@ -416,6 +419,9 @@ pub struct Response {
     /// What went wrong, or a remark.
     #[serde(default)]
     pub error: String,
+    /// The way out of a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Whether trying again later may help.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub temporary: bool,
@@ -442,6 +448,7 @@ impl Response {
             is_success: true,
             status,
             error: remark.into(),
+            hint: None,
             temporary: false,
             unpublished: false,
             bytes: 0,
@@ -458,11 +465,21 @@ impl Response {
             is_success: false,
             status,
             error: error.into(),
+            hint: None,
             temporary: false,
             unpublished: false,
             bytes: 0,
             millis: 0,
             estimate: None,
+        }
+    }
+
+    /// The error or remark, with the hint after it: for where there is one text for both.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.error),
+            None => self.error.clone(),
         }
     }
 }
@@ -492,6 +509,16 @@ mod tests {
         );
         let list = ListUuids { status: Some(DatasetStatus::False), ..ListUuids::default() };
         assert_eq!(serde_json::to_string(&list).unwrap(), r#"{"MapUUID":[],"Status":2}"#);
+    }
+
+    #[test]
+    fn hint_is_a_field_of_its_own_and_optional() {
+        let failure = Response::failure(None, ResponseStatus::Refused, "no");
+        assert!(!serde_json::to_string(&failure).unwrap().contains("Hint"));
+        let failure = Response { hint: Some("ask again".into()), ..failure };
+        let text = serde_json::to_string(&failure).unwrap();
+        assert!(text.contains(r#""Error":"no","Hint":"ask again""#), "{text}");
+        assert_eq!(serde_json::from_str::<Response>(&text).unwrap().message(), "no; ask again");
     }
 
     #[test]

@@ -274,7 +274,8 @@ impl Conn {
 
     fn last_words(&self, line: &[u8], not_understood: WireError) -> WireError {
         match self.parse::<Response>(line) {
-            Ok(Response { is_success: false, error: reason, temporary, .. }) => {
+            Ok(response) if !response.is_success => {
+                let (reason, temporary) = (response.message(), response.temporary);
                 WireError::BrokenOff { peer: self.peer.clone(), reason, temporary }
             }
             _ => not_understood,
@@ -304,7 +305,8 @@ impl Conn {
         self.end().await;
     }
 
-    async fn end(&mut self) {
+    /// The same for a connection that is kept a while; nothing more can be sent.
+    pub(crate) async fn end(&mut self) {
         if let Ok(Err(error)) = runtime::timeout(ALIVE_EVERY, self.writer.close()).await {
             log::debug!("closing the connection with {}: {error}", self.peer);
         }
