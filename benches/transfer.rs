@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use chrono::Utc;
 use common::order;
 use common::tls::write_pem;
-use zsync::agent::Agent;
+use zsync::agent::{Agent, CheckedOrder};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::model::{Action, Counter, Guid, PeerRole};
 use zsync::sys::runtime;
@@ -222,7 +222,11 @@ impl Bench {
         let (facts, _told) = runtime::channel::unbounded();
         let began = Instant::now();
         let counter = Counter::default();
-        let response = runtime::block_on(agent.carry_out(&order, facts, counter.clone()));
+        let response = runtime::block_on(agent.carry_out(
+            CheckedOrder::try_from(order).expect("a valid order"),
+            facts,
+            counter.clone(),
+        ));
         assert!(response.is_success, "{response:?}");
         assert_eq!(counter.get(), mib() << 20);
         began.elapsed()

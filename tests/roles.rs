@@ -9,7 +9,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use common::pair::Pair;
 use common::{ds, guids, local, order, snap};
-use zsync::agent::Agent;
+use zsync::agent::{Agent, CheckedOrder};
 use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
 use zsync::wire::{CommonBase, DirectorsOrder, Response};
@@ -154,7 +154,7 @@ fn append_only_destination_loses_nothing() {
     let open = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
     let refused = |response: &Response| {
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
-        assert!(response.error.contains("set \"append_only\": false there"), "{response:?}");
+        assert!(response.message().contains("set \"append_only\": false in"), "{response:?}");
     };
     let pair = Pair::with_destination(open);
     let first = pair.take("S_1");
@@ -171,7 +171,11 @@ fn append_only_destination_loses_nothing() {
     let record = format!("{}:pool/copy@S_1", first.uuid());
     let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
     let (facts, _received) = runtime::channel::unbounded();
-    refused(&runtime::block_on(beta.carry_out(&destroy, facts, Counter::default())));
+    refused(&runtime::block_on(beta.carry_out(
+        CheckedOrder::try_from(destroy.clone()).unwrap(),
+        facts,
+        Counter::default(),
+    )));
     assert_eq!(pair.copy(), [first, second]);
     // A destination without snapshots is not replaced.
     let pair = Pair::with_destination(open);
@@ -354,7 +358,7 @@ fn rollback_destroys_snapshots_only_if_order_allows_both() {
         let response = allowed(&pair, second, keys);
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::WasWritten), "{response:?}");
         for words in ["only there: theirs", "only here: S_2", "rollback_may_destroy", "zfs rename"] {
-            assert!(response.error.contains(words), "{words:?} is not in {}", response.error);
+            assert!(response.message().contains(words), "{words:?} is not in {response:?}");
         }
         assert_eq!(pair.copy(), before);
     }
@@ -426,7 +430,7 @@ fn copy_follows_no_source_without_proof_of_its_rename() {
     // No bookmark proves that it was ever sent to pool/old.
     let response = allowed(&pair, second, &from("tank/was"));
     assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
-    assert!(response.error.contains("copied anew"), "{response:?}");
+    assert!(response.error.contains("a new copy was made"), "{response:?}");
     assert_eq!(guids(&pair.beta, "pool/old"), [first]);
 }
 
@@ -497,7 +501,7 @@ fn increment_keeps_send_flags_of_first_copy() {
     let response = pair.send(second);
     assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty), "{response:?}");
     for words in ["the copy was made not raw", "sent raw", "zfs rename", "set_aside"] {
-        assert!(response.error.contains(words), "{words:?} is not in {}", response.error);
+        assert!(response.message().contains(words), "{words:?} is not in {response:?}");
     }
     assert_eq!(pair.copy(), [first]);
     let response = allowed(&pair, second, "OnDivergence=set_aside");

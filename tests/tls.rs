@@ -19,7 +19,7 @@ use common::loopback::listen;
 use common::tls::write_pem;
 use common::{ds, host, local};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
-use zsync::agent::Agent;
+use zsync::agent::{Agent, CheckedOrder};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::parse_policy;
 use zsync::fleet::{Dispatcher, wire_order};
@@ -195,13 +195,13 @@ fn send(name: &str, agent: Option<Arc<Tls>>, slave: &str) -> Response {
         ..order
     };
     let (facts, _told) = runtime::channel::unbounded();
-    runtime::block_on(agent.carry_out(&order, facts, Counter::default()))
+    runtime::block_on(agent.carry_out(CheckedOrder::try_from(order).unwrap(), facts, Counter::default()))
 }
 
 #[track_caller]
 fn refused(response: &Response, words: &str) {
     assert!(!response.is_success, "{response:?}");
-    assert!(response.error.contains(words), "{words:?} is not in {:?}", response.error);
+    assert!(response.message().contains(words), "{words:?} is not in {response:?}");
     assert!(!response.error.contains('\n') && response.error.len() < 400, "{}", response.error);
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::loopback::Server;
 use common::{ds, host, local, order, snap, wait_until};
 use futures_lite::AsyncReadExt;
-use zsync::agent::Agent;
+use zsync::agent::{Agent, CheckedOrder};
 use zsync::model::{Action, Counter, DatasetInventory, Guid, HostName, PeerRole, ResponseStatus, Snapshot};
 use zsync::policy::Local;
 use zsync::server::acceptor::{Acceptor, Role};
@@ -22,7 +22,7 @@ use zsync::sys::runtime;
 use zsync::transport::tcp::Dial;
 use zsync::wire::codec::Conn;
 use zsync::wire::codec::{LARGEST_FRAME, Sent, StreamEnd, StreamOptions, WireError};
-use zsync::wire::{Alive, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Place, Response, Step};
+use zsync::wire::{Alive, DestinationInfo, DirectorsOrder, LONGEST_LINE, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
@@ -82,7 +82,11 @@ impl Pair {
             ..order(Action::SendSnapshot)
         };
         let (facts, _received) = runtime::channel::unbounded();
-        runtime::block_on(self.agent.carry_out(&order, facts, Counter::default()))
+        runtime::block_on(self.agent.carry_out(
+            CheckedOrder::try_from(order.clone()).unwrap(),
+            facts,
+            Counter::default(),
+        ))
     }
 
     /// Starts a conversation with the slave, and reads its listing.
@@ -283,7 +287,11 @@ fn invalid_names_are_refused_before_zfs_runs() {
     let order =
         DirectorsOrder { snapshot_name: "-R".into(), dest_dataset: "tank/data".into(), ..order(Action::TakeSnapshot) };
     let (facts, _received) = runtime::channel::unbounded();
-    let taken = runtime::block_on(pair.agent.carry_out(&order, facts, Counter::default()));
+    let taken = runtime::block_on(pair.agent.carry_out(
+        CheckedOrder::try_from(order.clone()).unwrap(),
+        facts,
+        Counter::default(),
+    ));
     assert!(taken.is_success, "{taken:?}");
     assert_eq!(pair.alpha.calls(), ["snapshot tank/data@-R"]);
 }
@@ -537,7 +545,7 @@ fn send_succeeds_if_only_end_of_conversation_is_lost() {
     });
     let response = pair.send(first.guid, slave);
     assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
-    assert!(response.error.contains("it arrived"), "{response:?}");
+    assert!(response.error.contains("the stream arrived"), "{response:?}");
     let cursors = pair.alpha.dataset(&ds("tank/data")).unwrap().bookmarks;
     assert_eq!(cursors.len(), 1, "the cursor moves, because the snapshot is known to have arrived");
     assert_eq!(pair.holds().len(), 1, "the source keeps its hold, because the destination may have none");
@@ -550,7 +558,7 @@ fn send_fails_if_received_snapshot_cannot_be_held() {
     pair.beta.fail_next("hold", zfs::ErrorKind::Permission, "cannot hold: permission denied");
     let response = pair.send(first.guid, pair.slave_address);
     assert!(!response.is_success, "{response:?}");
-    assert!(response.error.contains("it arrived, but not all is well there"), "{response:?}");
+    assert!(response.error.contains("the stream arrived, but the destination cannot complete"), "{response:?}");
     assert!(response.error.contains("permission denied"), "{response:?}");
     assert_eq!(pair.copy(), Some(vec![first.guid]));
     assert!(pair.send(first.guid, pair.slave_address).is_success, "the next order repairs it");
@@ -565,7 +573,7 @@ fn failed_transfer_leaves_no_holds_on_source() {
     let out_of_space = "cannot receive new filesystem stream: out of space";
     pair.beta.fail_next("receive", zfs::ErrorKind::NoSpace, out_of_space);
     let response = pair.send(first.guid, pair.slave_address);
-    assert!(response.error.contains(out_of_space) && response.error.contains("free space"), "{response:?}");
+    assert!(response.error.contains(out_of_space) && response.message().contains("free space"), "{response:?}");
     assert!(pair.holds().is_empty(), "{:?}", pair.holds());
     pair.alpha.fail_next("send", zfs::ErrorKind::Permission, "cannot send: permission denied");
     let response = pair.send(first.guid, pair.slave_address);
@@ -714,7 +722,7 @@ fn stream_is_compressed_only_for_slaves_that_support_it() {
         let taken: Vec<Snapshot> = (0..40).map(|n| pair.take(&format!("S_{n}"))).collect();
         let (sender, receiver) = std::sync::mpsc::channel();
         let slave = fake_slave(move |mut stream, mut lines| {
-            let place = newer.then(|| Place { takes_zstd: true, ..Place::default() });
+            let place = newer.then(|| DestinationInfo { takes_zstd: true, ..DestinationInfo::default() });
             send_line(&mut stream, &ListUuids { place, ..absent() });
             let step: Option<Step> = recv_line(&mut lines);
             assert!(matches!(step, Some(Step::Receive { .. })), "{step:?}");
@@ -733,7 +741,7 @@ fn stream_is_not_compressed_unless_configured() {
     let first = pair.take("S_1");
     let (sender, receiver) = std::sync::mpsc::channel();
     let slave = fake_slave(move |mut stream, mut lines| {
-        let place = Some(Place { takes_zstd: true, ..Place::default() });
+        let place = Some(DestinationInfo { takes_zstd: true, ..DestinationInfo::default() });
         send_line(&mut stream, &ListUuids { place, ..absent() });
         let _step: Option<Step> = recv_line(&mut lines);
         sender.send(lengths(&mut lines)).unwrap();

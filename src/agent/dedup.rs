@@ -1,66 +1,58 @@
-//! Exactly once: an order that comes again is answered as the first time, and does nothing a second time.
+//! Carries out each order once: an order that arrives again gets the answer of the first time.
 //!
-//! What ended is remembered in the [`Journal`], what still runs in memory. A crash between an order's work and its
-//! answer leaves it unknown: carried out afresh, it finds what it did by name and guid, and does the rest.
+//! Answers are remembered in the [`Journal`], running orders in memory. After a crash between an order's work and its
+//! answer, the order is carried out again: it finds by name and guid what it did, and does the rest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use uuid::Uuid;
 
-use crate::agent::journal::{Journal, Remembered};
-use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{Action, Counter, OrderId};
+use crate::agent::journal::{Answer, Journal};
+use crate::agent::request::OrderKey;
+use crate::model::{Counter, OrderId};
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::{Receiver, Sender};
 use crate::sys::{clock, runtime};
-use crate::wire::{DirectorsOrder, Response};
+use crate::wire::Response;
 
 /// The orders of an agent.
 #[derive(Debug, Default)]
 pub(crate) struct Dedup {
     journal: Option<Journal>,
-    running: Arc<Mutex<HashMap<OrderId, Run>>>,
+    running: RunningOrders,
 }
 
-/// An order that is being carried out.
+type RunningOrders = Arc<Mutex<HashMap<OrderId, RunningEntry>>>;
+
 #[derive(Debug)]
-struct Run {
-    content: Uuid,
+struct RunningEntry {
+    fingerprint: Uuid,
     counter: Counter,
-    others: Vec<Sender<Response>>,
+    /// Connections on which the same order arrived again.
+    waiting: Vec<Sender<Response>>,
 }
 
-/// What is to be done about an order that came in.
-pub(crate) enum Begin {
-    /// It is new: to be carried out, and ended with [`Running::ended`].
-    New(Running),
+/// What to do with an order that arrived.
+pub(crate) enum Admission {
+    /// Carry it out, and end it with [`RunningOrder::ended`].
+    New(RunningOrder),
     /// It was carried out before, with this answer.
-    Again(Box<Response>),
-    /// It is being carried out: its answer will come here; meanwhile its bytes are counted.
-    Join(Receiver<Response>, Counter),
-    /// Another order had the same OrderUUID.
-    Other,
+    Answered(Box<Response>),
+    /// It is being carried out: the channel will have its answer, and the counter has its bytes so far.
+    Running(Receiver<Response>, Counter),
+    /// A different order had the same OrderUUID.
+    Conflict,
 }
 
-/// An order that is being carried out; forgotten when it is dropped.
-pub(crate) struct Running {
-    order: OrderId,
-    content: Uuid,
-    /// Its bytes.
+/// An order that is being carried out. Dropped without an answer, it is forgotten.
+pub(crate) struct RunningOrder {
+    key: OrderKey,
+    /// Counts the bytes of a transfer.
     pub(crate) counter: Counter,
     journal: Option<Journal>,
-    running: Arc<Mutex<HashMap<OrderId, Run>>>,
-}
-
-/// An order's content as a number: two orders that say the same have the same.
-fn condensed(order: &DirectorsOrder) -> Uuid {
-    Uuid::new_v5(&SNAPSHOT_NAMESPACE, &serde_json::to_vec(order).unwrap_or_default())
-}
-
-fn lock(running: &Mutex<HashMap<OrderId, Run>>) -> MutexGuard<'_, HashMap<OrderId, Run>> {
-    running.lock()
+    running: RunningOrders,
 }
 
 impl Dedup {
@@ -68,60 +60,59 @@ impl Dedup {
         Self { journal: Some(journal), ..Self::default() }
     }
 
-    /// Looks whether an order is new.
-    pub(crate) async fn begin(&self, order: &DirectorsOrder) -> Begin {
-        let (id, content) = (order.order_uuid, condensed(order));
-        let journal = match order.action {
-            // They do nothing, and their answer is of the moment.
-            Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => None,
-            Action::TakeSnapshot | Action::SendSnapshot | Action::DestroySnapshot => self.journal.clone(),
-        };
+    /// Finds out whether an order is new.
+    pub(crate) async fn begin(&self, key: OrderKey) -> Admission {
+        let OrderKey { id, fingerprint, has_effects } = key;
+        // The answer to an order without effects is only valid at its moment.
+        let journal = self.journal.clone().filter(|_| has_effects);
         if let Some(journal) = journal.clone() {
             match runtime::blocking(move || journal.find(id)).await {
-                Ok(Some(known)) if known.content == content => return Begin::Again(Box::new(known.response)),
-                Ok(Some(_)) => return Begin::Other,
+                Ok(Some(known)) if known.fingerprint == fingerprint => {
+                    return Admission::Answered(Box::new(known.response));
+                }
+                Ok(Some(_)) => return Admission::Conflict,
                 Ok(None) => {}
-                Err(error) => log::warn!("{id}: it cannot be told whether this order came before: {error}"),
+                Err(error) => log::warn!("{id}: cannot find out whether this order arrived before: {error}"),
             }
         }
         let counter = Counter::default();
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         match running.get_mut(&id) {
-            Some(run) if run.content == content => {
+            Some(entry) if entry.fingerprint == fingerprint => {
                 let (sender, receiver) = channel::bounded(1);
-                run.others.push(sender);
-                Begin::Join(receiver, run.counter.clone())
+                entry.waiting.push(sender);
+                Admission::Running(receiver, entry.counter.clone())
             }
-            Some(_) => Begin::Other,
+            Some(_) => Admission::Conflict,
             None => {
-                running.insert(id, Run { content, counter: counter.clone(), others: Vec::new() });
-                Begin::New(Running { order: id, content, counter, journal, running: Arc::clone(&self.running) })
+                running.insert(id, RunningEntry { fingerprint, counter: counter.clone(), waiting: Vec::new() });
+                Admission::New(RunningOrder { key, counter, journal, running: Arc::clone(&self.running) })
             }
         }
     }
 }
 
-impl Running {
-    /// Remembers the answer, and gives it to everybody else who waits for it. What may pass is not remembered: nothing
-    /// was done, and the order may be given again.
+impl RunningOrder {
+    /// Remembers the answer, and passes it to every connection that waits for it. A temporary failure is not remembered:
+    /// nothing was done, and the order may be given again.
     pub(crate) async fn ended(self, response: &Response) {
+        let OrderKey { id, fingerprint, .. } = self.key;
         if let Some(journal) = self.journal.clone().filter(|_| !response.temporary) {
-            let (id, remembered) = (self.order, Remembered { content: self.content, response: response.clone() });
-            let added = runtime::blocking(move || journal.add(id, &remembered, clock::now())).await;
-            if let Err(error) = added {
-                log::warn!("{}: its answer is not remembered: {error}", self.order);
+            let answer = Answer { fingerprint, response: response.clone() };
+            if let Err(error) = runtime::blocking(move || journal.add(id, &answer, clock::now())).await {
+                log::warn!("{id}: cannot remember its answer: {error}");
             }
         }
-        let run = lock(&self.running).remove(&self.order);
-        for other in run.into_iter().flat_map(|run| run.others) {
-            drop(other.try_send(response.clone()));
+        let entry = self.running.lock().remove(&id);
+        for waiting in entry.into_iter().flat_map(|entry| entry.waiting) {
+            drop(waiting.try_send(response.clone()));
         }
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningOrder {
     fn drop(&mut self) {
-        lock(&self.running).remove(&self.order);
+        self.running.lock().remove(&self.key.id);
     }
 }
 
@@ -129,46 +120,47 @@ impl Drop for Running {
 mod tests {
     use super::*;
     use crate::model::ResponseStatus;
+    use crate::wire::DirectorsOrder;
 
-    fn order(id: u128, name: &str) -> DirectorsOrder {
+    fn order(id: u128, name: &str) -> OrderKey {
         let id = Uuid::from_u128(id);
         let text = format!(r#"{{"OrderUUID":"{id}","Action":"take_snapshot","SnapshotName":"{name}"}}"#);
-        serde_json::from_str(&text).unwrap()
+        OrderKey::from(&serde_json::from_str::<DirectorsOrder>(&text).unwrap())
     }
 
     #[test]
-    fn an_order_is_carried_out_once_whenever_it_comes_again() {
+    fn repeated_order_gets_first_answer() {
         let folder = tempfile::tempdir().unwrap();
         let open = || Dedup::remembering(Journal::open(folder.path()).unwrap());
         runtime::block_on(async {
-            let once = open();
-            let Begin::New(running) = once.begin(&order(1, "a")).await else { panic!() };
-            let Begin::Join(answer, _) = once.begin(&order(1, "a")).await else { panic!() };
-            assert!(matches!(once.begin(&order(1, "b")).await, Begin::Other));
+            let dedup = open();
+            let Admission::New(running) = dedup.begin(order(1, "a")).await else { panic!() };
+            let Admission::Running(answer, _) = dedup.begin(order(1, "a")).await else { panic!() };
+            assert!(matches!(dedup.begin(order(1, "b")).await, Admission::Conflict));
             let done = Response::success(OrderId(Uuid::from_u128(1)), ResponseStatus::Done, "took 1");
             running.ended(&done).await;
             assert_eq!(answer.recv().await.unwrap(), done);
-            // Also after a restart.
-            let once = open();
-            let Begin::Again(again) = once.begin(&order(1, "a")).await else { panic!() };
+            // After a restart as well.
+            let dedup = open();
+            let Admission::Answered(again) = dedup.begin(order(1, "a")).await else { panic!() };
             assert_eq!(*again, done);
-            assert!(matches!(once.begin(&order(1, "b")).await, Begin::Other));
+            assert!(matches!(dedup.begin(order(1, "b")).await, Admission::Conflict));
         });
     }
 
     #[test]
-    fn what_failed_for_now_or_was_broken_off_is_carried_out_afresh() {
+    fn temporary_failure_and_interrupted_order_are_carried_out_again() {
         let folder = tempfile::tempdir().unwrap();
-        let once = Dedup::remembering(Journal::open(folder.path()).unwrap());
+        let dedup = Dedup::remembering(Journal::open(folder.path()).unwrap());
         runtime::block_on(async {
-            let Begin::New(running) = once.begin(&order(1, "a")).await else { panic!() };
+            let Admission::New(running) = dedup.begin(order(1, "a")).await else { panic!() };
             let busy = Response::failure(Some(OrderId(Uuid::from_u128(1))), ResponseStatus::Busy, "busy");
             running.ended(&Response { temporary: true, ..busy }).await;
-            let Begin::New(running) = once.begin(&order(1, "a")).await else { panic!() };
-            let Begin::Join(answer, _) = once.begin(&order(1, "a")).await else { panic!() };
+            let Admission::New(running) = dedup.begin(order(1, "a")).await else { panic!() };
+            let Admission::Running(answer, _) = dedup.begin(order(1, "a")).await else { panic!() };
             drop(running);
             assert!(answer.recv().await.is_err());
-            assert!(matches!(once.begin(&order(1, "a")).await, Begin::New(_)));
+            assert!(matches!(dedup.begin(order(1, "a")).await, Admission::New(_)));
         });
     }
 }

@@ -1,52 +1,66 @@
 //! destroy_snapshot: every destroy is proven safe here and now, whatever the order says.
 
-use std::collections::BTreeMap;
-
-use crate::agent::{Agent, Failure, OrderContext, Success};
-use crate::model::{DatasetInventory, DatasetName, Guid, Record, ResponseStatus, SnapName, Snapshot, SnapshotId};
-use crate::wire::{DirectorsOrder, Facts, PER_LINE};
+use crate::agent::context::{OrderContext, Success};
+use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
+use crate::agent::service::Agent;
+use crate::host::error::OrderError;
+use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, Snapshot};
+use crate::wire::{Facts, PER_LINE};
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsRead};
 
-/// What an order names.
-pub(crate) struct Wanted {
-    id: SnapshotId,
-    /// The name that the director knows, if the order told it.
-    name: Option<SnapName>,
+/// The snapshots of one dataset that an order names, judged against ZFS as it is now.
+pub(crate) struct Judged {
+    /// The snapshots that may be destroyed.
+    pub(crate) victims: Vec<Named>,
+    /// The snapshots that must still exist when the victims are destroyed.
+    pub(crate) guards: Vec<Named>,
+    /// Why the other snapshots stay.
+    pub(crate) kept: Vec<String>,
 }
 
-pub(crate) fn wanted(order: &DirectorsOrder) -> Result<BTreeMap<DatasetName, Vec<Wanted>>, Failure> {
-    let mut all: BTreeMap<DatasetName, Vec<Wanted>> = BTreeMap::new();
-    for text in &order.snapshot_uuid {
-        let (dataset, wanted) = match text.parse::<Record>() {
-            Ok(record) => (record.dataset, Wanted { id: record.uuid, name: Some(record.name) }),
-            Err(error) => match (text.parse(), order.dest_dataset.parse()) {
-                (Ok(uuid), Ok(dataset)) => (dataset, Wanted { id: SnapshotId(uuid), name: None }),
-                (Ok(_), Err(error)) => {
-                    return Err(Failure::refused(format!("a UUID alone needs DestDataset: {error}")));
-                }
-                (Err(_), _) => return Err(Failure::refused(format!("SnapshotUUID: {error}"))),
-            },
-        };
-        all.entry(dataset).or_default().push(wanted);
+/// Judges the snapshots that an order names of one dataset. Snapshots that no longer exist appear nowhere. ZFS itself
+/// leaves out the ones that have clones.
+pub(crate) async fn judge(
+    zfs: &impl ZfsRead,
+    dataset: &DatasetName,
+    wanted: &[SnapshotToDestroy],
+    request: &DestroyRequest,
+) -> Result<Judged, OrderError> {
+    let listed = zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
+    let Some((_, inventory)) = listed.into_iter().find(|(name, _)| name == dataset) else {
+        return Err(OrderError::refused(format!("{dataset} does not exist")));
+    };
+    let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new() };
+    for SnapshotToDestroy { id, name } in wanted {
+        // A snapshot that no longer exists is as the order wants it.
+        let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else { continue };
+        let renamed = name.as_ref().filter(|name| request.skip_if_renamed && **name != snapshot.name);
+        let objection = renamed
+            .map(|name| format!("it was renamed from @{name}"))
+            .or_else(|| objection(snapshot, &inventory, request));
+        match objection {
+            Some(reason) => judged.kept.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
+            None => judged.victims.push(Named { name: snapshot.name.clone(), guid: snapshot.guid }),
+        }
     }
-    Ok(all)
+    Ok(judged)
 }
 
-/// Why one snapshot may not go, if so; `None` if it may.
-fn objection(snapshot: &Snapshot, of: &DatasetInventory, order: &DirectorsOrder) -> Option<String> {
+/// Why a snapshot may not be destroyed; `None` if it may.
+fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyRequest) -> Option<String> {
     if snapshot.userrefs > 0 {
         return Some("it is held".into());
     }
     if of.newest().is_some_and(|newest| newest.guid == snapshot.guid) {
         return Some("it is the newest of its dataset".into());
     }
-    for base in &order.keep_common_with {
+    for base in &request.keep_common_with {
         let txg = of.by_guid(base.guid).map(|s| s.createtxg);
         let bookmark = of.bookmarks.iter().find(|b| b.guid == base.guid).map(|b| b.createtxg);
         match (txg, bookmark) {
-            (None, None) => return Some(format!("what it has in common with {} is no longer here", base.host)),
+            (None, None) => return Some(format!("the snapshot in common with {} no longer exists here", base.host)),
             (Some(_), None) if base.guid == snapshot.guid => {
-                return Some(format!("it is the newest that {} has too", base.host));
+                return Some(format!("it is the newest in common with {}", base.host));
             }
             (Some(txg), _) | (None, Some(txg)) if snapshot.createtxg > txg && base.awaits => {
                 return Some(format!("{} does not have it yet", base.host));
@@ -57,99 +71,81 @@ fn objection(snapshot: &Snapshot, of: &DatasetInventory, order: &DirectorsOrder)
     None
 }
 
-/// The snapshots that must still be there when the others go: what the dataset has in common with other hosts.
-fn guards(of: &DatasetInventory, order: &DirectorsOrder) -> Vec<Named> {
-    let common = order.keep_common_with.iter().filter_map(|base| of.by_guid(base.guid));
+/// The snapshots that must still exist when others are destroyed: those in common with other hosts.
+fn guards(of: &DatasetInventory, request: &DestroyRequest) -> Vec<Named> {
+    let common = request.keep_common_with.iter().filter_map(|base| of.by_guid(base.guid));
     common.map(|s| Named { name: s.name.clone(), guid: s.guid }).collect()
 }
 
-/// The snapshots of one dataset that an order names, judged here and now.
-pub(crate) struct Judged {
-    /// What may go.
-    pub(crate) going: Vec<Named>,
-    /// What must still be there when it goes.
-    pub(crate) guards: Vec<Named>,
-    /// Why the others stay.
-    pub(crate) stayed: Vec<String>,
+/// What became of an order's snapshots.
+#[derive(Default)]
+struct Tally {
+    destroyed: usize,
+    kept: Vec<String>,
+    failed: Vec<String>,
 }
 
-/// Judges what an order names of one dataset. What is gone already is neither going nor staying; what has clones, ZFS
-/// itself leaves out.
-pub(crate) async fn judge(
-    zfs: &impl ZfsRead,
-    dataset: &DatasetName,
-    wanted: &[Wanted],
-    order: &DirectorsOrder,
-) -> Result<Judged, Failure> {
-    let listed = zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
-    let Some((_, inventory)) = listed.into_iter().find(|(name, _)| name == dataset) else {
-        return Err(Failure::refused(format!("{dataset} does not exist")));
-    };
-    let mut judged = Judged { going: Vec::new(), guards: guards(&inventory, order), stayed: Vec::new() };
-    for Wanted { id, name } in wanted {
-        let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else {
-            // It is gone already, which is what was wanted.
-            continue;
-        };
-        let renamed = name.as_ref().filter(|name| order.skip_if_renamed && **name != snapshot.name);
-        let objection = renamed
-            .map(|name| format!("it was renamed from @{name}"))
-            .or_else(|| objection(snapshot, &inventory, order));
-        match objection {
-            Some(reason) => judged.stayed.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
-            None => judged.going.push(Named { name: snapshot.name.clone(), guid: snapshot.guid }),
+impl Tally {
+    /// Counts the fates of one dataset's victims; gives the guids that are gone.
+    fn count(&mut self, dataset: &DatasetName, victims: Vec<Named>, fates: Vec<Fate>) -> Vec<Guid> {
+        let mut gone = Vec::new();
+        for (Named { name, guid }, fate) in victims.into_iter().zip(fates) {
+            let reason = match fate {
+                Fate::Destroyed | Fate::Gone => {
+                    gone.push(guid);
+                    continue;
+                }
+                Fate::Another => "the name is another snapshot's by now",
+                Fate::Held => "it is held",
+                Fate::Cloned => "it has clones",
+                Fate::Spared => "the snapshot in common with another host has just changed",
+                Fate::Failed(number) => {
+                    self.failed.push(format!("{} (error {number})", dataset.at(&name)));
+                    continue;
+                }
+            };
+            self.kept.push(format!("{} stays: {reason}", dataset.at(&name)));
         }
+        self.destroyed += gone.len();
+        gone
     }
-    Ok(judged)
+
+    fn finish(self) -> Result<Success, OrderError> {
+        if !self.failed.is_empty() {
+            let reason = format!("zfs could not destroy {}", self.failed.join(", "));
+            return Err(OrderError::new(ResponseStatus::Zerror, reason));
+        }
+        let status = if self.destroyed == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
+        let mut remark = format!("destroyed {}", self.destroyed);
+        if !self.kept.is_empty() {
+            remark = format!("{remark}; {}", self.kept.join("; "));
+        }
+        Ok(Success::new(status, remark))
+    }
 }
 
 impl<Z: Zfs> Agent<Z> {
-    /// Destroys the snapshots of the order that may go, and says why the others stay.
-    pub(crate) async fn destroy(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
-        let mut destroyed = 0;
-        let (mut stayed, mut failed) = (Vec::new(), Vec::new());
-        for (dataset, wanted) in wanted(order)? {
-            self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-            self.held.changed(&dataset, None);
-            let judged = judge(&*self.zfs, &dataset, &wanted, order).await?;
-            stayed.extend(judged.stayed);
-            if judged.going.is_empty() {
+    /// Destroys the order's snapshots that may be destroyed, and says why the others stay.
+    pub(crate) async fn destroy(
+        &self,
+        request: &DestroyRequest,
+        context: &OrderContext,
+    ) -> Result<Success, OrderError> {
+        let mut tally = Tally::default();
+        for (dataset, wanted) in &request.snapshots {
+            self.local.permission_to_destroy(dataset)?;
+            self.cache.invalidate(dataset);
+            let Judged { victims, guards, kept } = judge(&*self.zfs, dataset, wanted, request).await?;
+            tally.kept.extend(kept);
+            if victims.is_empty() {
                 continue;
             }
-            let fates = self.zfs.destroy(&dataset, &judged.going, &judged.guards, false).await?;
-            let mut gone: Vec<Guid> = Vec::new();
-            for (Named { name, guid }, fate) in judged.going.into_iter().zip(fates) {
-                let reason = match fate {
-                    Fate::Destroyed | Fate::Gone => {
-                        gone.push(guid);
-                        continue;
-                    }
-                    Fate::Another => "the name is another snapshot's by now",
-                    Fate::Held => "it is held",
-                    Fate::Cloned => "it has clones",
-                    Fate::Spared => "what it has in common with another host has just changed",
-                    Fate::Failed(number) => {
-                        failed.push(format!("{} (error {number})", dataset.at(&name)));
-                        continue;
-                    }
-                };
-                stayed.push(format!("{} stays: {reason}", dataset.at(&name)));
-            }
-            destroyed += gone.len();
-            for part in gone.chunks(PER_LINE) {
+            let fates = self.zfs.destroy(dataset, &victims, &guards, false).await?;
+            for part in tally.count(dataset, victims, fates).chunks(PER_LINE) {
                 let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
-                desk.tell(Facts { destroyed, ..Facts::default() }).await;
+                context.report(Facts { destroyed, ..Facts::default() }).await;
             }
         }
-        if !failed.is_empty() {
-            let reason = format!("zfs could not destroy {}", failed.join(", "));
-            return Err(Failure { status: ResponseStatus::Zerror, reason, temporary: false });
-        }
-        let status = if destroyed == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
-        let mut remark = format!("destroyed {destroyed}");
-        if !stayed.is_empty() {
-            remark = format!("{remark}; {}", stayed.join("; "));
-        }
-        Ok(Success::new(status, remark))
+        tally.finish()
     }
 }

@@ -1,65 +1,65 @@
-//! estimate_send and estimate_destroy: what an order would send or free.
+//! estimate_send and estimate_destroy: how much an order would send or free.
 //!
-//! They are checked as the real orders are, and nothing here is handed a ZFS that could change anything.
+//! Estimates are checked as the real orders are. The code that computes them has a ZFS that can only read.
 
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
-use crate::agent::destroy::{Judged, judge, wanted};
-use crate::agent::transfer::request::{errand, named};
-use crate::agent::{Agent, Failure, Success};
+use crate::agent::context::Success;
+use crate::agent::destroy::{Judged, judge};
+use crate::agent::request::{DestroyRequest, EstimateSendRequest};
+use crate::agent::service::Agent;
+use crate::agent::transfer::request::find_snapshot;
+use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, DatasetName, Guid, Marks, ResponseStatus, SendFlags, SnapName, Snapshot};
-use crate::wire::DirectorsOrder;
 use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs, ZfsError, ZfsRead};
 
 impl<Z: Zfs> Agent<Z> {
-    /// Tells about how many bytes a send_snapshot would send.
-    pub(crate) async fn estimate_send(&self, order: &DirectorsOrder) -> Result<Success, Failure> {
-        let (id, to) = errand(order)?;
-        let (source, ours) = self.find(order, id).await?;
-        let target = named(&source, &ours, id)?.guid;
-        if to.host == self.host {
-            let permission = self.local.permission_to_receive(&to.dataset, &self.host);
-            permission.map_err(|denied| Failure::refused(denied.to_string()))?;
+    /// Estimates how many bytes a send_snapshot would send.
+    pub(crate) async fn estimate_send(&self, request: &EstimateSendRequest) -> Result<Success, OrderError> {
+        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot).await?;
+        let ours = self.list_source(&source).await?;
+        let target = find_snapshot(&source, &ours, request.snapshot)?.guid;
+        if request.to.host == self.host {
+            self.local.permission_to_receive(&request.to.dataset, &self.host)?;
         }
-        let course = Course { zfs: &*self.zfs, source: &source, ours: &ours, target };
-        let common = order.keep_common_with.iter().find(|base| base.host == to.host && base.dataset == to.dataset);
-        let estimate = course.size(common.map(|base| base.guid), order.resume_token.as_deref()).await?;
+        let transfer = PlannedTransfer { zfs: &*self.zfs, source: &source, ours: &ours, target };
+        let estimate = transfer.size(request.common, request.resume_token.as_deref()).await?;
         let status = if estimate == Some(0) { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
         Ok(Success { estimate, ..Success::new(status, "") })
     }
 
-    /// Tells how many bytes a destroy_snapshot would free, and what it would leave.
-    pub(crate) async fn estimate_destroy(&self, order: &DirectorsOrder) -> Result<Success, Failure> {
-        let (mut estimate, mut all_stayed) = (Some(0u64), Vec::new());
-        for (dataset, wanted) in wanted(order)? {
-            self.local.permission_to_destroy(&dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-            let Judged { going, guards: _, stayed } = judge(&*self.zfs, &dataset, &wanted, order).await?;
-            all_stayed.extend(stayed);
-            let mut names: Vec<SnapName> = going.into_iter().map(|s| s.name).collect();
-            // ZFS gives no size for a list of which one cannot go.
-            let cloned = self.zfs.cloned(&dataset, &names).await?;
-            all_stayed.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
+    /// Estimates how many bytes a destroy_snapshot would free, and says which snapshots would stay.
+    pub(crate) async fn estimate_destroy(&self, request: &DestroyRequest) -> Result<Success, OrderError> {
+        let (mut estimate, mut all_kept) = (Some(0u64), Vec::new());
+        for (dataset, wanted) in &request.snapshots {
+            self.local.permission_to_destroy(dataset)?;
+            let Judged { victims, guards: _, kept } = judge(&*self.zfs, dataset, wanted, request).await?;
+            all_kept.extend(kept);
+            let mut names: Vec<SnapName> = victims.into_iter().map(|s| s.name).collect();
+            // ZFS gives no size for a list that contains a snapshot with clones.
+            let cloned = self.zfs.cloned(dataset, &names).await?;
+            all_kept.extend(cloned.iter().map(|name| format!("{} stays: it has clones", dataset.at(name))));
             names.retain(|name| !cloned.contains(name));
             if !names.is_empty() {
-                let size = self.zfs.size_of_destroy(&dataset, &names).await?;
+                let size = self.zfs.size_of_destroy(dataset, &names).await?;
                 estimate = estimate.zip(size).map(|(all, size)| all.saturating_add(size));
             }
         }
-        Ok(Success { estimate, ..Success::new(ResponseStatus::Done, all_stayed.join("; ")) })
+        Ok(Success { estimate, ..Success::new(ResponseStatus::Done, all_kept.join("; ")) })
     }
 }
 
-/// A transfer that is only thought of.
-struct Course<'a, Z> {
+/// A transfer that is only estimated.
+struct PlannedTransfer<'a, Z> {
     zfs: &'a Z,
     source: &'a DatasetName,
     ours: &'a DatasetInventory,
     target: Guid,
 }
 
-impl<Z: ZfsRead> Course<'_, Z> {
-    /// The size of all streams to a destination whose newest common snapshot is `common`, the rest of one that broke
-    /// off first; `None` where ZFS cannot tell.
-    async fn size(&self, common: Option<Guid>, token: Option<&str>) -> Result<Option<u64>, Failure> {
+impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
+    /// The size of all streams to a destination whose newest common snapshot is `common`, the rest of an interrupted
+    /// stream first; `None` if ZFS cannot tell.
+    async fn size(&self, common: Option<Guid>, token: Option<&str>) -> Result<Option<u64>, OrderError> {
         let mut total = Some(0u64);
         let mut add = |size: Option<u64>| total = total.zip(size).map(|(all, size)| all.saturating_add(size));
         let mut there = common;
@@ -86,17 +86,18 @@ impl<Z: ZfsRead> Course<'_, Z> {
         Ok(total)
     }
 
-    fn steps(&self, there: Option<Guid>, resume: Option<&Resume>) -> Result<Vec<Step>, Failure> {
-        let theirs: Vec<Snapshot> = there.and_then(|guid| self.point(guid)).into_iter().collect();
+    /// The streams to a destination whose newest common snapshot is `there`.
+    fn steps(&self, there: Option<Guid>, resume: Option<&Resume>) -> Result<Vec<Step>, OrderError> {
+        let theirs: Vec<Snapshot> = there.and_then(|guid| self.snapshot_there(guid)).into_iter().collect();
         match steps(&self.ours.snapshots, &self.ours.bookmarks, &theirs, resume, None, self.target) {
             Ok(Transfer::Steps { steps }) => Ok(steps),
             Ok(_) => Ok(Vec::new()),
-            Err(conflict) => Err(Failure::refused(format!("{}: {conflict}", self.source))),
+            Err(conflict) => Err(OrderError::refused(format!("{}: {conflict}", self.source))),
         }
     }
 
-    /// What the destination has, as far as its guid says so.
-    fn point(&self, guid: Guid) -> Option<Snapshot> {
+    /// The destination's snapshot with this guid, as far as the source's snapshot or bookmark of it shows.
+    fn snapshot_there(&self, guid: Guid) -> Option<Snapshot> {
         let bookmark = || {
             let of = self.ours.bookmarks.iter().find(|b| b.guid == guid)?;
             Some(Snapshot {
@@ -113,8 +114,8 @@ impl<Z: ZfsRead> Course<'_, Z> {
         self.ours.by_guid(guid).cloned().or_else(bookmark)
     }
 
-    /// What the destination can go on with, if it is of this dataset and still leads somewhere.
-    async fn resumable(&self, token: Option<&str>) -> Result<Option<(String, Guid)>, Failure> {
+    /// The token of an interrupted receive, if it is of this dataset and still valid, and the snapshot that it leads to.
+    async fn resumable(&self, token: Option<&str>) -> Result<Option<(String, Guid)>, OrderError> {
         let Some(token) = token else { return Ok(None) };
         match self.zfs.resumable(token).await {
             Ok(of) => Ok((of.dataset == *self.source).then(|| (token.to_owned(), of.guid))),
@@ -123,11 +124,11 @@ impl<Z: ZfsRead> Course<'_, Z> {
         }
     }
 
-    /// One stream's size. Not every version of ZFS knows that of a stream from a bookmark.
+    /// The size of one stream. Not every version of ZFS knows that of a stream from a bookmark.
     async fn size_of(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
         match self.zfs.size_of_send(spec).await {
             Err(error) if matches!(spec, SendSpec::Snapshot { from: SendFrom::Bookmark(_), .. }) => {
-                log::debug!("the size of a stream from a bookmark is not known: {error}");
+                log::debug!("the size of a stream from a bookmark is unknown: {error}");
                 Ok(None)
             }
             size => size,

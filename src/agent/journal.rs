@@ -1,7 +1,7 @@
-//! What an agent remembers of the orders that it carried out: their answers, across restarts.
+//! The journal of an agent: the answers to recent orders, kept across restarts.
 //!
-//! A SQLite file in the state folder, written before the answer is given. Bounded in number and age. Losing it loses
-//! nothing else: every order can be carried out again without doing anything twice.
+//! It is a SQLite file in the state folder, written before an answer is sent, and limited in number and age of answers.
+//! Losing the file is harmless: every order can be carried out again without doing anything twice.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -21,68 +21,67 @@ use crate::wire::Response;
 
 const FILE: &str = "orders.sqlite";
 /// How many answers are kept, and how long.
-const MOST: u32 = 10_000;
-const OLDEST: TimeDelta = TimeDelta::days(7);
-/// What is kept of a remark.
-const LONGEST_REMARK: usize = 4096;
-/// How long to wait for another agent that shares the folder.
-const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_ANSWERS: u32 = 10_000;
+const MAX_AGE: TimeDelta = TimeDelta::days(7);
+/// How many characters of an error or a remark are kept.
+const MAX_REMARK: usize = 4096;
+/// How long to wait for another agent that uses the same folder.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the state folder cannot be used.
 #[derive(Debug, Error)]
 pub enum JournalError {
-    /// It cannot be created or entered.
-    #[error("cannot use the state folder {}; run as a user who may write it, or name another one with --state", .path.display())]
+    /// The folder cannot be created or entered.
+    #[error("cannot use the state folder {}: {cause}; run as a user who may write it, or name another one with --state", .path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// What the system says.
-        source: io::Error,
+        /// The system's error.
+        cause: io::Error,
     },
-    /// The file cannot be used.
+    /// The journal's file cannot be used.
     #[error(
-        "cannot use {}; run as a user who may write it, name another folder with --state, or, if it is damaged, delete it: \
-         it only remembers how recent orders ended", .path.display()
+        "cannot use {}: {cause}; run as a user who may write it, name another folder with --state, or, if it is damaged, \
+         delete it: it only remembers how recent orders ended", .path.display()
     )]
     File {
         /// The file.
         path: PathBuf,
-        /// What SQLite says.
-        source: rusqlite::Error,
+        /// SQLite's error.
+        cause: rusqlite::Error,
     },
 }
 
-/// The answers to recent orders; clones share the file.
+/// The answers to recent orders. Clones share the file.
 #[derive(Clone, Debug)]
 pub struct Journal {
     connection: Arc<Mutex<Connection>>,
     file: PathBuf,
 }
 
-/// A remembered order.
+/// A remembered answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Remembered {
-    /// What was ordered, condensed.
-    pub(crate) content: Uuid,
-    /// How it was answered.
+pub(crate) struct Answer {
+    /// The fingerprint of the order.
+    pub(crate) fingerprint: Uuid,
     pub(crate) response: Response,
 }
 
 impl Journal {
-    /// Opens the journal in this folder; both are created if they do not exist.
+    /// Opens the journal in a folder. Both are created if they do not exist.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
-        let cannot = |source| JournalError::Folder { path: folder.to_owned(), source };
+        let cannot = |cause| JournalError::Folder { path: folder.to_owned(), cause };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
         let file = folder.join(FILE);
-        let of_file = |source| JournalError::File { path: file.clone(), source };
+        let of_file = |cause| JournalError::File { path: file.clone(), cause };
         let connection = Connection::open(&file).map_err(of_file)?;
-        connection.busy_timeout(PATIENCE).map_err(of_file)?;
-        let prepare = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 1048576;
+        connection.busy_timeout(LOCK_TIMEOUT).map_err(of_file)?;
+        let schema = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 1048576;
             CREATE TABLE IF NOT EXISTS orders (
                 id BLOB PRIMARY KEY, content BLOB NOT NULL, ended INTEGER NOT NULL, response TEXT NOT NULL
             ) WITHOUT ROWID;
             CREATE INDEX IF NOT EXISTS by_age ON orders (ended);";
-        connection.execute_batch(prepare).map_err(of_file)?;
+        connection.execute_batch(schema).map_err(of_file)?;
         Ok(Self { connection: Arc::new(Mutex::new(connection)), file })
     }
 
@@ -90,12 +89,12 @@ impl Journal {
         self.connection.lock()
     }
 
-    fn failed(&self, source: rusqlite::Error) -> JournalError {
-        JournalError::File { path: self.file.clone(), source }
+    fn failed(&self, cause: rusqlite::Error) -> JournalError {
+        JournalError::File { path: self.file.clone(), cause }
     }
 
-    /// What is remembered of an order.
-    pub(crate) fn find(&self, order: OrderId) -> Result<Option<Remembered>, JournalError> {
+    /// The answer to an order, if it is remembered.
+    pub(crate) fn find(&self, order: OrderId) -> Result<Option<Answer>, JournalError> {
         let connection = self.connection();
         let found = connection
             .prepare_cached("SELECT content, response FROM orders WHERE id = ?1")
@@ -105,33 +104,41 @@ impl Journal {
                     .optional()
             })
             .map_err(|e| self.failed(e))?;
-        // An answer of a version that wrote it otherwise is as good as forgotten.
+        // An answer in another version's format counts as forgotten.
         Ok(found.and_then(|(content, text)| {
-            serde_json::from_str(&text).ok().map(|response| Remembered { content: Uuid::from_bytes(content), response })
+            let fingerprint = Uuid::from_bytes(content);
+            serde_json::from_str(&text).ok().map(|response| Answer { fingerprint, response })
         }))
     }
 
-    /// Remembers an order, durably, and forgets what is too old or too much.
-    pub(crate) fn add(&self, order: OrderId, remembered: &Remembered, at: DateTime<Utc>) -> Result<(), JournalError> {
-        let mut response = remembered.response.clone();
-        if let Some((cut, _)) = response.error.char_indices().nth(LONGEST_REMARK) {
-            response.error.truncate(cut);
-            response.error.push('…');
+    /// Remembers an answer durably, and deletes those that are too old or too many.
+    pub(crate) fn add(&self, order: OrderId, answer: &Answer, at: DateTime<Utc>) -> Result<(), JournalError> {
+        let mut response = answer.response.clone();
+        shorten(&mut response.error);
+        if let Some(hint) = &mut response.hint {
+            shorten(hint);
         }
         let text = serde_json::to_string(&response).unwrap_or_default();
         let write = |connection: &mut Connection| {
             let transaction = connection.transaction()?;
             transaction.execute(
                 "INSERT OR REPLACE INTO orders VALUES (?1, ?2, ?3, ?4)",
-                (order.0.as_bytes(), remembered.content.as_bytes(), at.timestamp(), text),
+                (order.0.as_bytes(), answer.fingerprint.as_bytes(), at.timestamp(), text),
             )?;
             transaction.execute(
                 "DELETE FROM orders WHERE ended < ?1 OR id IN (SELECT id FROM orders ORDER BY ended DESC LIMIT -1 OFFSET ?2)",
-                ((at - OLDEST).timestamp(), MOST),
+                ((at - MAX_AGE).timestamp(), MAX_ANSWERS),
             )?;
             transaction.commit()
         };
         write(&mut self.connection()).map_err(|e| self.failed(e))
+    }
+}
+
+fn shorten(text: &mut String) {
+    if let Some((cut, _)) = text.char_indices().nth(MAX_REMARK) {
+        text.truncate(cut);
+        text.push('…');
     }
 }
 
@@ -140,32 +147,32 @@ mod tests {
     use super::*;
     use crate::model::ResponseStatus;
 
-    fn remembered(n: u32) -> (OrderId, Remembered) {
+    fn answer(n: u32) -> (OrderId, Answer) {
         let id = OrderId(Uuid::from_u128(n.into()));
         let response = Response::success(id, ResponseStatus::Done, format!("took {n}"));
-        (id, Remembered { content: Uuid::from_u128(7), response })
+        (id, Answer { fingerprint: Uuid::from_u128(7), response })
     }
 
     #[test]
-    fn answers_outlive_the_process_and_are_forgotten_in_time() {
+    fn answers_survive_restart_and_expire() {
         let folder = tempfile::tempdir().unwrap();
         let state = folder.path().join("a/b");
         let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
         let journal = Journal::open(&state).unwrap();
-        let (first, what) = remembered(1);
+        let (first, what) = answer(1);
         journal.add(first, &what, now).unwrap();
         drop(journal);
         let journal = Journal::open(&state).unwrap();
         assert_eq!(journal.find(first).unwrap(), Some(what));
-        let (second, what) = remembered(2);
+        let (second, what) = answer(2);
         assert_eq!(journal.find(second).unwrap(), None);
-        journal.add(second, &what, now + OLDEST + TimeDelta::seconds(1)).unwrap();
+        journal.add(second, &what, now + MAX_AGE + TimeDelta::seconds(1)).unwrap();
         assert_eq!(journal.find(first).unwrap(), None);
         assert_eq!(journal.find(second).unwrap(), Some(what));
     }
 
     #[test]
-    fn a_folder_that_cannot_be_used_is_an_error_with_the_way_out() {
+    fn unusable_folder_error_names_a_way_out() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "x").unwrap();

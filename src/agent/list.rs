@@ -1,55 +1,49 @@
-//! kv_resync: tells what this host holds.
+//! kv_resync: lists what this host holds.
 
 use std::collections::BTreeMap;
 
-use crate::agent::{Agent, Failure, OrderContext, Success};
+use crate::agent::context::{OrderContext, Success};
+use crate::agent::request::ListRequest;
+use crate::agent::service::Agent;
+use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, DatasetName, ResponseStatus};
-use crate::wire::{DirectorsOrder, Facts, Listing};
-use crate::zfs::{Known, Zfs};
+use crate::wire::{Facts, Listing};
+use crate::zfs::{Known, Listed, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
-    /// Takes it that this is what the host held, from whoever has written it down.
+    /// Takes over what a catalog knows of this host: datasets that ZFS calls unchanged since then need not be listed.
     pub fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
-        self.held.remember(datasets);
+        self.cache.remember(datasets);
     }
 
-    /// Lists everything that local.json lets zsync touch, or the order's dataset and what is below it. What is
-    /// published of this host is compared with that, and mended.
-    pub(crate) async fn resync(&self, order: &DirectorsOrder, desk: &OrderContext) -> Result<Success, Failure> {
-        let listed: Vec<_> = match &self.publisher {
-            Some(publisher) if order.dest_dataset.is_empty() => {
-                publisher.publish_host(&self.local).await?.into_iter().collect()
-            }
-            _ => {
-                let known = if order.anew { Known::default() } else { self.held.listed() };
-                let began = self.held.begin();
-                let listed = self.zfs.list_changed(&self.roots(order)?, &known).await?;
-                if order.dest_dataset.is_empty() {
-                    self.held.set(began, &listed);
-                }
-                listed
-            }
-        };
+    /// Reports everything that local.json permits zsync to touch, or one dataset and everything below it. A whole listing
+    /// is also compared with the published records, which are corrected.
+    pub(crate) async fn list(&self, request: &ListRequest, context: &OrderContext) -> Result<Success, OrderError> {
         let mut datasets = 0;
-        for (dataset, inventory) in listed {
+        for (dataset, inventory) in self.listed(request).await? {
             if self.local.permission_to_take(&dataset).is_err() {
                 continue;
             }
             datasets += 1;
             for listing in Listing::parts(&self.host, &dataset, inventory) {
-                desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;
+                context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
             }
         }
         Ok(Success::new(ResponseStatus::Done, format!("listed {datasets} datasets")))
     }
 
-    fn roots(&self, order: &DirectorsOrder) -> Result<Vec<DatasetName>, Failure> {
-        if order.dest_dataset.is_empty() {
-            return Ok(self.local.roots());
+    async fn listed(&self, request: &ListRequest) -> Result<Vec<Listed>, OrderError> {
+        let known = if request.relist { Known::default() } else { self.cache.listed() };
+        if let Some(root) = &request.root {
+            self.local.permission_to_take(root)?;
+            return Ok(self.zfs.list_changed(std::slice::from_ref(root), &known).await?);
         }
-        let root: DatasetName =
-            order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
-        self.local.permission_to_take(&root).map_err(|denied| Failure::refused(denied.to_string()))?;
-        Ok(vec![root])
+        if let Some(publisher) = &self.publisher {
+            return Ok(publisher.publish_host(&self.local).await?.into_iter().collect());
+        }
+        let began = self.cache.begin();
+        let listed = self.zfs.list_changed(&self.local.roots(), &known).await?;
+        self.cache.set(began, &listed);
+        Ok(listed)
     }
 }

@@ -294,14 +294,14 @@ fn nearest_entry_determines_permissions() {
 
     let said = |denied: Result<&LocalDataset, Denied>| {
         let denied = denied.unwrap_err();
-        (denied.status(), denied.to_string())
+        (denied.status(), format!("{denied}; {}", denied.hint()))
     };
     assert_eq!(
         said(local.permission_to_take(&dataset("pool/x"))),
         (
             DatasetStatus::NotConf,
             "pool/x is not listed in local_datasets of local.json; to allow it add \
-             { \"enable\": true, \"slave\": false, \"name\": \"pool/x\" }"
+             { \"enable\": true, \"slave\": false, \"name\": \"pool/x\" } to local_datasets of local.json"
                 .to_owned()
         )
     );
@@ -309,7 +309,8 @@ fn nearest_entry_determines_permissions() {
         said(local.permission_to_destroy(&dataset("tank/off/x"))),
         (
             DatasetStatus::Disable,
-            "tank/off/x is disabled by the entry \"tank/off\" in local.json; to allow it set \"enable\": true there"
+            "tank/off/x is disabled by the entry \"tank/off\" in local.json; to allow it set \"enable\": true in the \
+             entry \"tank/off\" of local.json"
                 .to_owned()
         )
     );
@@ -318,12 +319,9 @@ fn nearest_entry_determines_permissions() {
     assert!(text.contains("tank/a is not open for receiving") && text.contains("\"slave\": true"), "{text}");
     let (status, text) = said(local.permission_to_receive(&dataset("tank/copy"), &gamma));
     assert_eq!(status, DatasetStatus::Docker);
-    assert!(
-        text.contains("does not receive from gamma") && text.contains("add \"gamma\" to its \"sources\""),
-        "{text}"
-    );
+    assert!(text.contains("does not receive from gamma") && text.contains("add \"gamma\" to \"sources\""), "{text}");
     let (_, text) = said(local.permission_to_destroy(&dataset("tank/copy/x")));
-    assert!(text.contains("append-only") && text.contains("set \"append_only\": false there"), "{text}");
+    assert!(text.contains("append-only") && text.contains("set \"append_only\": false in"), "{text}");
     assert!(local.permission_to_destroy(&dataset("tank/copy/any/x")).is_ok());
 }
 

@@ -459,6 +459,6 @@ fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
         status: Some(response.status),
         bytes: response.bytes,
         seconds: response.millis as f64 / 1000.0,
-        error: (!response.error.is_empty()).then(|| response.error.clone()),
+        error: Some(response.message()).filter(|message| !message.is_empty()),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_lite::future;
 
 use crate::actions::Order;
-use crate::agent::{Agent, FactSink};
+use crate::agent::{Agent, CheckedOrder, FactSink};
 use crate::model::{
     Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
     SnapName,
@@ -223,7 +223,10 @@ impl<Z: Zfs> Dispatcher<Z> {
         let address = policy.hosts.get(host).and_then(|h| h.address.clone());
         match address {
             None if *host == self.here => match &self.own {
-                Ok(agent) => agent.carry_out(order, facts, counter).await,
+                Ok(agent) => match CheckedOrder::try_from(order.clone()) {
+                    Ok(order) => agent.carry_out(order, facts, counter).await,
+                    Err(error) => error.response(order.order_uuid),
+                },
                 Err(reason) => Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason.clone()),
             },
             address => {

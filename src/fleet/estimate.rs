@@ -83,7 +83,7 @@ impl Questions {
                             let (response, _) =
                                 dispatcher.ask(&policy, &question.host, &question.wire, Counter::default()).await;
                             asked.add(1);
-                            (question.key(), answer(response))
+                            (question.key(), answer(&response))
                         }
                     })
                     .collect();
@@ -120,9 +120,9 @@ impl Question {
 }
 
 /// What an agent says. One that does not know the question refuses it, as it does every action that it does not know.
-fn answer(response: Response) -> Estimated {
+fn answer(response: &Response) -> Estimated {
     let bytes = response.estimate.filter(|_| response.is_success);
-    let remark = match (bytes, response.error) {
+    let remark = match (bytes, response.message()) {
         (None, said) if said.is_empty() => "ZFS does not tell".to_owned(),
         (_, said) => said,
     };

@@ -161,7 +161,7 @@ async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         return Ok(Err(format!("it did not tell all that it holds within {within}")));
     };
     if !response.is_success {
-        return Ok(Err(response.error));
+        return Ok(Err(response.message()));
     }
     let told = state.listed(host, clock::now(), facts, due).await?;
     if response.unpublished {
@@ -211,7 +211,7 @@ pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z
                         .filter_map(|((of, dataset), listed)| (of == host).then_some((dataset, listed)))
                         .collect(),
                 }),
-                Ok((response, _)) => Err(response.error),
+                Ok((response, _)) => Err(response.message()),
                 Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(GLANCE))),
             };
             (host, answer)

@@ -2,6 +2,7 @@
 //! clones, and publishing in Consul.
 
 pub mod clones;
+pub mod error;
 pub mod hooks;
 pub mod locks;
 pub mod publish;

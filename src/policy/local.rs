@@ -8,26 +8,27 @@ use thiserror::Error;
 use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
 use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Hooks, Properties};
 
-/// How many datasets are sent and received at once, unless local.json says otherwise: enough to keep disks and network
-/// busy while one of them waits for its pool.
+/// How many datasets are sent at once unless local.json says otherwise: enough to keep disks and network busy while one
+/// transfer waits for its pool.
 pub const DEFAULT_MAX_SENDS: usize = 8;
-/// See [`DEFAULT_MAX_SENDS`]; a host that receives often does so from several.
+/// How many datasets are received at once unless local.json says otherwise. A receiving host often has several senders.
 pub const DEFAULT_MAX_RECEIVES: usize = 8;
-/// How long a transfer may not move, unless local.json says otherwise: ZFS may have much to look through in silence.
+/// How long a transfer may make no progress unless local.json says otherwise: ZFS may read much metadata before it sends
+/// the first byte.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The whole of `local.json`. What it does not list, or lists as disabled, zsync never touches.
+/// The whole of `local.json`. zsync never touches a dataset that it does not list, or lists as disabled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
     /// The file's name in messages.
     pub file: String,
     /// Where the agent or the slave listens. Without a port it serves both, each on its own default port.
     pub listen: Option<Address>,
-    /// The host's name in the policy; `None`: what the system calls itself.
+    /// The host's name in the policy; `None`: the system's own host name.
     pub hostname: Option<HostName>,
-    /// The shared catalog in which this host publishes what it holds; `None`: it does not.
+    /// The shared catalog in which this host publishes its datasets; `None`: it publishes nothing.
     pub consul: Option<ConsulConfig>,
-    /// What agent and slave prove themselves with; `None`: they speak plaintext.
+    /// The certificate and key of agent and slave; `None`: they speak plaintext.
     pub tls: Option<TlsFiles>,
     /// The hosts whose directors the agent takes orders from; only with `tls`.
     pub directors: Vec<HostName>,
@@ -35,20 +36,20 @@ pub struct Local {
     pub max_sends: usize,
     /// How many datasets are received at once.
     pub max_receives: usize,
-    /// How long a transfer may not move before it is ended.
+    /// How long a transfer may make no progress before it is ended.
     pub stall_timeout: Duration,
-    /// How much is sent to other hosts, and when.
+    /// The bandwidth limits towards other hosts.
     pub bandwidth: Bandwidth,
     /// How streams to other hosts are compressed.
     pub compression: Compression,
-    /// The entries, each covering its dataset and what is below it.
+    /// The entries; each covers its dataset and everything below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
 
 /// One entry of `local_datasets`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalDataset {
-    /// The dataset that the entry covers, with what is below it.
+    /// The dataset that the entry covers, with everything below it.
     pub name: DatasetName,
     /// Whether zsync may touch it at all.
     pub enable: bool,
@@ -56,44 +57,42 @@ pub struct LocalDataset {
     pub slave: bool,
     /// The hosts that may send into it; `None`: every host.
     pub sources: Option<Vec<HostName>>,
-    /// Whether nothing in it is destroyed, rolled back or replaced by any order: by default where it receives.
+    /// Whether no order may destroy, roll back or replace anything in it: the default where it receives.
     pub append_only: bool,
-    /// What is set on what it receives.
+    /// The properties of received datasets.
     pub properties: Properties,
-    /// What is run around snapshots and after a receive.
+    /// The commands that run around snapshots and after a receive.
     pub hooks: Hooks,
-    /// The ancestor's clone of the newest snapshot.
+    /// The clone that follows the newest snapshot, as zeplic made it.
     pub clone: Option<CloneConfig>,
 }
 
 /// A clone that follows the newest snapshot of the entry's own dataset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CloneConfig {
-    /// Whether it is kept.
+    /// Whether zsync keeps such a clone.
     pub enable: bool,
     /// The clone's dataset.
     pub name: Option<DatasetName>,
-    /// Whether it is destroyed and made anew when there is a newer snapshot.
+    /// Whether it is destroyed and created again when there is a newer snapshot.
     pub delete: bool,
 }
 
-/// Why this host's configuration does not let something happen to a dataset. Displayed, it shows the way out.
+/// Why this host's configuration forbids something. `Display` gives the reason, [`Denied::hint`] the way out.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Denied {
     /// No entry covers the dataset.
-    #[error(
-        "{dataset} is not listed in local_datasets of {file}; to allow it add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }}"
-    )]
+    #[error("{dataset} is not listed in local_datasets of {file}")]
     NotConfigured {
         /// The configuration's file.
         file: String,
         /// The dataset that was asked for.
         dataset: DatasetName,
-        /// Whether it was asked for to receive.
+        /// Whether it was to receive.
         receiving: bool,
     },
     /// The entry that covers the dataset is disabled.
-    #[error("{dataset} is disabled by the entry {entry:?} in {file}; to allow it set \"enable\": true there")]
+    #[error("{dataset} is disabled by the entry {entry:?} in {file}")]
     Disabled {
         /// The configuration's file.
         file: String,
@@ -103,9 +102,7 @@ pub enum Denied {
         entry: DatasetName,
     },
     /// The entry that covers the dataset does not say `slave: true`.
-    #[error(
-        "{dataset} is not open for receiving, says the entry {entry:?} in {file}; to open it set \"slave\": true there, or add an entry for what may be received"
-    )]
+    #[error("{dataset} is not open for receiving: the entry {entry:?} in {file} lacks \"slave\": true")]
     NotOpenForReceiving {
         /// The configuration's file.
         file: String,
@@ -115,9 +112,7 @@ pub enum Denied {
         entry: DatasetName,
     },
     /// The sending host is not among the entry's sources.
-    #[error(
-        "{dataset} does not receive from {source_host}, says the entry {entry:?} in {file}; to allow it add {source_host:?} to its \"sources\""
-    )]
+    #[error("{dataset} does not receive from {source_host}: \"sources\" of the entry {entry:?} in {file} lacks it")]
     SourceNotAllowed {
         /// The configuration's file.
         file: String,
@@ -128,41 +123,35 @@ pub enum Denied {
         /// The host that wants to send.
         source_host: HostName,
     },
-    /// The one who gives the order is not among the directors.
-    #[error(
-        "orders are not taken from {peer}, says {file}; to take them add one of its certificate's names to \"directors\" there"
-    )]
+    /// The peer that gives an order is not among the directors.
+    #[error("orders are not taken from {peer}: \"directors\" in {file} lacks it")]
     NotDirector {
         /// The configuration's file.
         file: String,
-        /// Who gave the order.
+        /// The peer, as its certificate names it.
         peer: String,
     },
-    /// The certificate is for something else.
-    #[error(
-        "the certificate of {peer} is for {roles}, not for {wanted}; issue it another one (zsync tls issue --role {wanted})"
-    )]
+    /// The peer's certificate was issued for another role.
+    #[error("the certificate of {peer} is for {roles}, not for {wanted}")]
     WrongRole {
-        /// Who it was shown by.
+        /// The peer, as its certificate names it.
         peer: String,
-        /// What it is for.
+        /// The roles in its certificate.
         roles: String,
-        /// What it was used for.
+        /// The role that it needs here.
         wanted: PeerRole,
     },
-    /// The certificate does not name the host that its holder says it is.
-    #[error(
-        "{peer} says that it is {claimed}, and its certificate does not; name hosts in the policy as their certificates do"
-    )]
+    /// The peer's certificate does not name the host that the peer claims to be.
+    #[error("{peer} says that it is {claimed}, but its certificate does not name that host")]
     NotThatHost {
-        /// Whom the certificate names.
+        /// The peer, as its certificate names it.
         peer: String,
-        /// Who it says that it is.
+        /// The host that it claims to be.
         claimed: HostName,
     },
-    /// The certificate has no mark of zsync, and the configuration does not name its holder.
+    /// The peer's certificate carries no role of zsync, and the configuration does not name the peer.
     #[error(
-        "{dataset} does not receive from {source_host}: the CA of its certificate does not say that it is an agent, and the entry {entry:?} in {file} has no \"sources\" that name it"
+        "{dataset} does not receive from {source_host}: its certificate does not say that it is an agent, and the entry {entry:?} in {file} has no \"sources\" that name it"
     )]
     SourceNotNamed {
         /// The configuration's file.
@@ -174,9 +163,9 @@ pub enum Denied {
         /// The host that wants to send.
         source_host: HostName,
     },
-    /// Nothing in the dataset is ever destroyed by an order.
+    /// No order destroys anything in the dataset.
     #[error(
-        "{dataset} is append-only by the entry {entry:?} in {file}, as what receives is unless it says otherwise: no order destroys snapshots there, rolls back or replaces; to let the policy do so set \"append_only\": false there"
+        "{dataset} is append-only: no order destroys its snapshots, rolls it back or replaces it; the entry {entry:?} in {file} sets that, or receives and does not say otherwise"
     )]
     AppendOnly {
         /// The configuration's file.
@@ -189,7 +178,37 @@ pub enum Denied {
 }
 
 impl Denied {
-    /// What a slave answers on the wire in this case.
+    /// What an administrator changes to permit it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NotConfigured { file, dataset, receiving } => format!(
+                "to allow it add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }} to local_datasets of {file}"
+            ),
+            Self::Disabled { file, entry, .. } => {
+                format!("to allow it set \"enable\": true in the entry {entry:?} of {file}")
+            }
+            Self::NotOpenForReceiving { file, entry, .. } => format!(
+                "to allow it set \"slave\": true in the entry {entry:?} of {file}, or add an entry for the dataset alone"
+            ),
+            Self::SourceNotAllowed { file, entry, source_host, .. }
+            | Self::SourceNotNamed { file, entry, source_host, .. } => {
+                format!("to allow it add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
+            }
+            Self::NotDirector { file, .. } => {
+                format!("to allow it add one of the names in its certificate to \"directors\" in {file}")
+            }
+            Self::WrongRole { wanted, .. } => {
+                format!("issue it another certificate (zsync tls issue --role {wanted})")
+            }
+            Self::NotThatHost { .. } => "name hosts in server.json as their certificates do".to_owned(),
+            Self::AppendOnly { file, entry, .. } => {
+                format!("to allow it set \"append_only\": false in the entry {entry:?} of {file}")
+            }
+        }
+    }
+
+    /// The status that a slave answers.
     #[must_use]
     pub fn status(&self) -> DatasetStatus {
         match self {
@@ -207,7 +226,7 @@ impl Denied {
 }
 
 impl Local {
-    /// The entry that covers a dataset: that of the dataset itself or of the nearest one above it.
+    /// The entry that covers a dataset: its own, or that of the nearest dataset above it.
     #[must_use]
     pub fn entry_for(&self, dataset: &DatasetName) -> Option<&LocalDataset> {
         let mut above = Some(dataset.clone());
@@ -220,7 +239,8 @@ impl Local {
         None
     }
 
-    /// The datasets of the enabled entries that lie below no other one: what to list to see everything allowed.
+    /// The datasets of enabled entries that lie below no other such dataset. A recursive listing of them shows every
+    /// dataset that zsync may touch.
     #[must_use]
     pub fn roots(&self) -> Vec<DatasetName> {
         let enabled = || self.datasets.values().filter(|entry| entry.enable).map(|entry| &entry.name);
@@ -228,7 +248,7 @@ impl Local {
         enabled().filter(|name| !covered(name)).cloned().collect()
     }
 
-    /// Whether orders of a peer are carried out; one without an identity came in by a port that anyone may use.
+    /// Whether orders of a peer are carried out. A peer without an identity came by a plaintext port, which anyone may use.
     pub fn permission_to_order(&self, peer: Option<&Identity>) -> Result<(), Denied> {
         let Some(peer) = peer else { return Ok(()) };
         if !self.directors.iter().any(|director| peer.is(director)) {
@@ -237,7 +257,7 @@ impl Local {
         has_role(peer, PeerRole::Director)
     }
 
-    /// Whether a peer may speak for the host that it says it is, to send into the dataset.
+    /// Whether a peer may send into the dataset in the name of the host that it claims to be.
     pub fn permission_to_speak_for(
         &self,
         peer: Option<&Identity>,
@@ -250,7 +270,7 @@ impl Local {
         }
         has_role(peer, PeerRole::Agent)?;
         match self.entry_for(dataset) {
-            // Any machine of a company may have a certificate of its CA.
+            // A company's CA may issue certificates to any of its machines.
             Some(entry) if entry.sources.is_none() && peer.roles.is_none() => Err(Denied::SourceNotNamed {
                 file: self.file.clone(),
                 dataset: dataset.clone(),
@@ -284,7 +304,7 @@ impl Local {
         Ok(entry)
     }
 
-    /// Whether snapshots of the dataset may be destroyed, and what was written to it be lost.
+    /// Whether an order may destroy snapshots of the dataset, or discard what was written to it.
     pub fn permission_to_destroy(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         let entry = self.enabled(dataset, false)?;
         if entry.append_only {
@@ -294,7 +314,8 @@ impl Local {
         Ok(entry)
     }
 
-    /// Whether a dataset may be renamed. What is append-only may, but only to where no order destroys it either.
+    /// Whether a dataset may be renamed. An append-only one may be renamed only to a name where no order can destroy it
+    /// either.
     pub fn permission_to_rename(&self, dataset: &DatasetName, to: &DatasetName) -> Result<(), Denied> {
         let entry = self.enabled(dataset, true)?;
         let is_as_safe = self.entry_for(to).is_none_or(|there| there.append_only || !there.enable);
@@ -317,7 +338,7 @@ impl Local {
     }
 }
 
-/// Whether a peer's certificate may be used as this.
+/// Whether a peer's certificate permits a role.
 fn has_role(peer: &Identity, wanted: PeerRole) -> Result<(), Denied> {
     if peer.may_be(wanted) {
         return Ok(());

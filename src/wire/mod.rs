@@ -20,7 +20,7 @@ mod slave;
 
 pub use director::{AgentLine, CommonBase, DirectorsOrder, Facts, Fence, Listing, Progress, RenamedFrom};
 pub use response::Response;
-pub use slave::{Alive, CloneOf, ListUuids, OrderToSlave, Place, Step};
+pub use slave::{Alive, CloneOf, DestinationInfo, ListUuids, OrderToSlave, Step};
 
 /// The protocol's version. Version 1 is zeplic's messages on one connection, with listings, steps and framed streams.
 pub const PROTOCOL: u32 = 1;

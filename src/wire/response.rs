@@ -18,6 +18,9 @@ pub struct Response {
     /// The error, or a remark after a success.
     #[serde(default)]
     pub error: String,
+    /// What somebody can do about a failure.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// Whether a later attempt may succeed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub temporary: bool,
@@ -44,6 +47,7 @@ impl Response {
             is_success: true,
             status,
             error: remark.into(),
+            hint: None,
             temporary: false,
             unpublished: false,
             bytes: 0,
@@ -60,11 +64,21 @@ impl Response {
             is_success: false,
             status,
             error: error.into(),
+            hint: None,
             temporary: false,
             unpublished: false,
             bytes: 0,
             millis: 0,
             estimate: None,
+        }
+    }
+
+    /// The error or remark followed by the hint, for places that have one text for both.
+    #[must_use]
+    pub fn message(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}; {hint}", self.error),
+            None => self.error.clone(),
         }
     }
 }

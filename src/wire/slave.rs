@@ -67,7 +67,7 @@ pub struct CloneOf {
 /// What an agent has to know of the receiving side, besides the content of the dataset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
-pub struct Place {
+pub struct DestinationInfo {
     /// Whether a new dataset would be encrypted.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypts: bool,
@@ -95,10 +95,13 @@ pub struct ListUuids {
     pub status: Option<DatasetStatus>,
     /// What the agent has to know of the receiving side; only in the first line.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
+    pub place: Option<DestinationInfo>,
     /// Why the agent may not send, for the statuses 3, 4 and 5, or why it cannot send now.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
+    /// What somebody can do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
     /// The content of the dataset in this line; `None` if the dataset does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory: Option<DatasetInventory>,

@@ -27,6 +27,16 @@ fn field_names_of_zeplic_are_kept() {
 }
 
 #[test]
+fn hint_is_a_field_of_its_own_and_optional() {
+    let failure = Response::failure(None, ResponseStatus::Refused, "no");
+    assert!(!serde_json::to_string(&failure).unwrap().contains("Hint"));
+    let failure = Response { hint: Some("ask again".into()), ..failure };
+    let text = serde_json::to_string(&failure).unwrap();
+    assert!(text.contains(r#""Error":"no","Hint":"ask again""#), "{text}");
+    assert_eq!(serde_json::from_str::<Response>(&text).unwrap().message(), "no; ask again");
+}
+
+#[test]
 fn agent_lines_are_distinguished() {
     for line in [
         AgentLine::Progress { progress: Progress { bytes: 7, expected: None } },

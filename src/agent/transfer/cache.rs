@@ -1,36 +1,40 @@
-//! What this host held when it was listed last, or dealt with since: a transfer that begins right after need not list its
-//! datasets once more. Whatever has changed meanwhile is noticed as the stream is made, and then all is looked at.
+//! A cache of this host's listings: a transfer that begins right after a listing need not list its datasets again.
+//!
+//! A cached listing may be out of date. A transfer that was planned from one and fails before any byte was sent is planned
+//! again from a new listing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use crate::model::{DatasetInventory, DatasetName, SnapName, SnapshotId};
-use crate::slave::receive::Around;
+use crate::slave::receive::Surroundings;
 use crate::sys::clock;
 use crate::zfs::{History, Known, Listed};
 
-/// For how long a listing is good to plan by.
-pub(crate) const FRESH: Duration = Duration::from_secs(30);
+/// For how long a transfer may be planned from a listing.
+pub(super) const FRESH: Duration = Duration::from_secs(30);
 
-/// It; clones share it.
+/// The cache. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ListingCache(Arc<Mutex<State>>);
+pub(crate) struct ListingCache(Arc<Mutex<Listings>>);
 
 #[derive(Debug, Default)]
-struct State {
-    /// What was listed as a whole, and when that began.
-    listed: Known,
+struct Listings {
+    /// The last listing of the whole host.
+    whole: Known,
+    /// When that listing began; `None`: it is too old, or unreliable, to plan from.
     began: Option<Moment>,
-    /// What was dealt with since, with how many were before; without an inventory it is not known any more.
-    later: BTreeMap<DatasetName, (u64, Option<Seen>)>,
-    count: u64,
+    /// The datasets that orders changed since, each with the number of its change.
+    changed: BTreeMap<DatasetName, (u64, AfterChange)>,
+    /// The number of changes so far.
+    changes: u64,
 }
 
-/// A moment, for how long ago it was and for what was taken before it.
+/// A moment, both as a time of the clock and for measuring durations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     at: Instant,
@@ -43,130 +47,164 @@ impl Moment {
     }
 }
 
-/// A dataset as it was found since a moment.
+/// What is known of a dataset after an order changed it.
 #[derive(Clone, Debug)]
-struct Seen {
-    since: Moment,
-    found: DatasetInventory,
-    /// The snapshot that was taken before it was listed.
-    taken: Option<SnapName>,
+enum AfterChange {
+    Unknown,
+    Listed {
+        since: Moment,
+        inventory: Box<DatasetInventory>,
+        /// The snapshot that was taken right before the listing.
+        taken: Option<SnapName>,
+    },
 }
 
-/// What a transfer within this host is planned by.
+/// What the cache knows of a dataset.
+enum Lookup<'a> {
+    /// Nothing that is fresh.
+    Unknown,
+    /// It did not exist.
+    Absent { since: Moment },
+    /// It existed.
+    Present { since: Moment, inventory: &'a DatasetInventory, taken: Option<&'a SnapName> },
+}
+
+/// Both sides of a transfer, before it begins.
 pub(crate) struct Sides {
-    pub(crate) at: Instant,
-    /// Whether there are all snapshots that are older than the one to be sent. A listing may lack one that was taken while
-    /// it was made, and have another that was taken right after that.
-    pub(crate) sees_all: bool,
-    pub(crate) ours: DatasetInventory,
-    pub(crate) theirs: Option<DatasetInventory>,
-    pub(crate) around: Around,
+    /// When the older of the two was listed.
+    pub(super) at: Instant,
+    pub(super) from_cache: bool,
+    /// Whether `ours` has every snapshot that is older than the one to be sent. A listing may lack a snapshot that was
+    /// taken while it ran, and yet have another one that was taken right after that.
+    pub(super) sees_all: bool,
+    /// The source.
+    pub(super) ours: DatasetInventory,
+    /// The destination; `None` if it does not exist, or is on another host.
+    pub(super) theirs: Option<DatasetInventory>,
+    /// The datasets above the destination.
+    pub(super) surroundings: Surroundings,
 }
 
 impl ListingCache {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
-    }
-
-    /// What was listed as a whole.
+    /// The last listing of the whole host.
     pub(crate) fn listed(&self) -> Known {
-        Arc::clone(&self.state().listed)
+        Arc::clone(&self.0.lock().whole)
     }
 
-    /// All is about to be listed; what comes back is for [`set`](Self::set).
+    /// Begins a listing of the whole host. The result is for [`set`](Self::set).
     pub(crate) fn begin(&self) -> (Moment, u64) {
-        (Moment::now(), self.state().count)
+        (Moment::now(), self.0.lock().changes)
     }
 
-    /// All was listed. What was dealt with meanwhile is later than that.
-    pub(crate) fn set(&self, (began, count): (Moment, u64), listed: &[Listed]) {
-        let mut state = self.state();
-        state.listed = Arc::new(listed.iter().cloned().collect());
-        state.began = Some(began);
-        state.later.retain(|_, (number, _)| *number >= count);
+    /// Stores a listing of the whole host. Changes that were made while it ran are newer than it.
+    pub(crate) fn set(&self, (began, changes): (Moment, u64), listed: &[Listed]) {
+        let mut listings = self.0.lock();
+        listings.whole = Arc::new(listed.iter().cloned().collect());
+        listings.began = Some(began);
+        listings.changed.retain(|_, (number, _)| *number >= changes);
     }
 
-    /// Takes it that this is what the host held, at some time.
+    /// Stores an older listing: good for [`listed`](Self::listed), but not to plan from.
     pub(crate) fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
-        let mut state = self.state();
-        (state.listed, state.began) = (Arc::new(datasets), None);
+        let mut listings = self.0.lock();
+        (listings.whole, listings.began) = (Arc::new(datasets), None);
     }
 
-    /// A dataset was changed, and is as it was found since a moment; or nobody has looked.
-    pub(crate) fn changed(&self, dataset: &DatasetName, found: Option<(Moment, &DatasetInventory)>) {
-        let seen = found.map(|(since, found)| Seen { since, found: found.clone(), taken: None });
-        self.state().note(dataset, seen);
+    /// Forgets a dataset that was changed and not listed since.
+    pub(crate) fn invalidate(&self, dataset: &DatasetName) {
+        self.0.lock().change(dataset, AfterChange::Unknown);
     }
 
-    /// A snapshot of a dataset was taken, and then listed what it has.
+    /// Forgets everything that transfers could be planned from.
+    pub(crate) fn invalidate_all(&self) {
+        let mut listings = self.0.lock();
+        listings.began = None;
+        listings.changed.clear();
+    }
+
+    /// Stores a dataset that was changed, and listed after that.
+    pub(crate) fn update(&self, dataset: &DatasetName, since: Moment, inventory: &DatasetInventory) {
+        let listed = AfterChange::Listed { since, inventory: Box::new(inventory.clone()), taken: None };
+        self.0.lock().change(dataset, listed);
+    }
+
+    /// Stores the history of a dataset, listed right after a snapshot of it was taken.
     pub(crate) fn taken(&self, dataset: &DatasetName, name: &SnapName, (snapshots, bookmarks): &History) {
-        let mut state = self.state();
-        let known = state.find(dataset).and_then(|(since, found, _)| Some((since, found?)));
-        let seen = known.map(|(since, found)| Seen {
-            since,
-            found: DatasetInventory { snapshots: snapshots.clone(), bookmarks: bookmarks.clone(), ..found.clone() },
-            taken: Some(name.clone()),
-        });
-        state.note(dataset, seen);
+        let mut listings = self.0.lock();
+        let change = match listings.find(dataset) {
+            Lookup::Present { since, inventory, .. } => {
+                let (snapshots, bookmarks) = (snapshots.clone(), bookmarks.clone());
+                let inventory = DatasetInventory { snapshots, bookmarks, ..inventory.clone() };
+                AfterChange::Listed { since, inventory: Box::new(inventory), taken: Some(name.clone()) }
+            }
+            Lookup::Unknown | Lookup::Absent { .. } => AfterChange::Unknown,
+        };
+        listings.change(dataset, change);
     }
 
-    /// Nothing of it is to be planned by any more.
-    pub(crate) fn doubt(&self) {
-        let mut state = self.state();
-        state.began = None;
-        state.later.clear();
-    }
-
-    /// The two datasets, if what is known of them is fresh and leaves nothing open: the snapshot to be sent is there, and
-    /// the other one can take it, or is yet to be created in a place that is there.
-    pub(crate) fn sides(&self, source: &DatasetName, snapshot: SnapshotId, to: &DatasetName) -> Option<Sides> {
-        let state = self.state();
-        let (since, ours, taken) = state.find(source)?;
-        let (ours, sent) =
-            ours.and_then(|ours| Some((ours, ours.snapshots.iter().find(|s| s.guid.uuid() == snapshot)?)))?;
+    /// Both sides of a transfer within this host, if the cache knows them well enough: the source has the snapshot, and
+    /// the destination can take the next stream, or is to be created below an existing dataset.
+    pub(super) fn sides(&self, source: &DatasetName, snapshot: SnapshotId, to: &DatasetName) -> Option<Sides> {
+        let listings = self.0.lock();
+        let Lookup::Present { since, inventory: ours, taken } = listings.find(source) else { return None };
+        let sent = ours.snapshots.iter().find(|s| s.guid.uuid() == snapshot)?;
         // ZFS counts whole seconds.
         let sees_all = taken == Some(&sent.name) || sent.creation.timestamp() < since.time.timestamp();
-        let (begun, theirs, _) = state.find(to)?;
-        let around = match theirs {
-            Some(theirs) => {
-                let takes = theirs.newest().is_some_and(|newest| ours.by_guid(newest.guid).is_some());
-                (takes && theirs.resume_token.is_none()).then(Around::default)?
+        let (listed, theirs, surroundings) = match listings.find(to) {
+            Lookup::Unknown => return None,
+            Lookup::Present { since, inventory: theirs, .. } => {
+                let takes_increment = theirs.newest().is_some_and(|newest| ours.by_guid(newest.guid).is_some());
+                if !takes_increment || theirs.resume_token.is_some() {
+                    return None;
+                }
+                (since, Some(theirs), Surroundings::default())
             }
-            None => {
-                let (_, parent, _) = state.find(&to.parent()?)?;
-                Around { encrypts: parent?.encrypted, has_parent: true }
+            Lookup::Absent { since } => {
+                let Lookup::Present { inventory: parent, .. } = listings.find(&to.parent()?) else { return None };
+                (since, None, Surroundings { encrypts: parent.encrypted, has_parent: true })
             }
         };
-        let at = since.at.min(begun.at);
-        Some(Sides { at, sees_all, ours: ours.clone(), theirs: theirs.cloned(), around })
+        let at = since.at.min(listed.at);
+        let (ours, theirs) = (ours.clone(), theirs.cloned());
+        Some(Sides { at, from_cache: true, sees_all, ours, theirs, surroundings })
     }
 }
 
-impl State {
-    fn note(&mut self, dataset: &DatasetName, seen: Option<Seen>) {
-        self.later.insert(dataset.clone(), (self.count, seen));
-        self.count += 1;
+impl Listings {
+    fn change(&mut self, dataset: &DatasetName, change: AfterChange) {
+        self.changed.insert(dataset.clone(), (self.changes, change));
+        self.changes += 1;
     }
 
-    /// A dataset as it was when it was seen, and the snapshot that was taken right before; the inner `None` says that it
-    /// was not there.
-    fn find(&self, dataset: &DatasetName) -> Option<(Moment, Option<&DatasetInventory>, Option<&SnapName>)> {
-        let (since, found, taken) = match self.later.get(dataset) {
-            Some((_, later)) => later.as_ref().map(|seen| (seen.since, Some(&seen.found), seen.taken.as_ref()))?,
-            None => {
-                let found = self.listed.get(dataset);
-                // What was not listed may lie where nothing was.
-                let near = found.is_some() || dataset.parent().is_some_and(|parent| self.listed.contains_key(&parent));
-                (self.began.filter(|_| near || self.is_new_below(dataset))?, found, None)
+    fn find(&self, dataset: &DatasetName) -> Lookup<'_> {
+        let found = match self.changed.get(dataset) {
+            Some((_, AfterChange::Unknown)) => Lookup::Unknown,
+            Some((_, AfterChange::Listed { since, inventory, taken })) => {
+                Lookup::Present { since: *since, inventory, taken: taken.as_ref() }
             }
+            None => self.find_in_whole(dataset),
         };
-        (since.at.elapsed() < FRESH).then_some((since, found, taken))
+        match &found {
+            Lookup::Absent { since } | Lookup::Present { since, .. } if since.at.elapsed() >= FRESH => Lookup::Unknown,
+            _ => found,
+        }
     }
 
-    /// Whether a dataset lies in one that was created since all was listed.
-    fn is_new_below(&self, dataset: &DatasetName) -> bool {
-        let parent = dataset.parent();
-        parent.is_some_and(|parent| matches!(self.later.get(&parent), Some((_, Some(_)))))
+    fn find_in_whole(&self, dataset: &DatasetName) -> Lookup<'_> {
+        let Some(since) = self.began else { return Lookup::Unknown };
+        match self.whole.get(dataset) {
+            Some(inventory) => Lookup::Present { since, inventory, taken: None },
+            // Absence is only known below a dataset that was listed or created. Elsewhere nothing may have been listed.
+            None if self.has_known_parent(dataset) => Lookup::Absent { since },
+            None => Lookup::Unknown,
+        }
+    }
+
+    fn has_known_parent(&self, dataset: &DatasetName) -> bool {
+        dataset.parent().is_some_and(|parent| {
+            let was_created = matches!(self.changed.get(&parent), Some((_, AfterChange::Listed { .. })));
+            was_created || self.whole.contains_key(&parent)
+        })
     }
 }
 
@@ -194,62 +232,62 @@ mod tests {
     }
 
     #[test]
-    fn only_what_leaves_nothing_open_is_planned_by() {
-        let held = ListingCache::default();
+    fn sides_are_known_only_if_nothing_is_open() {
+        let cache = ListingCache::default();
         let (a, copy, child) = (ds("tank/a"), ds("pool/copy"), ds("pool/copy/new"));
         let listing = [(a.clone(), with(&[1, 2])), (copy.clone(), with(&[1])), (ds("tank/b"), with(&[1, 2]))];
-        let sides = |source: &DatasetName, guid, to: &DatasetName| held.sides(source, Guid(guid).uuid(), to);
+        let sides = |source: &DatasetName, guid, to: &DatasetName| cache.sides(source, Guid(guid).uuid(), to);
         assert!(sides(&a, 2, &copy).is_none(), "nothing was listed");
-        let began = held.begin();
-        held.set(began, &listing);
+        let began = cache.begin();
+        cache.set(began, &listing);
         let found = sides(&a, 2, &copy).unwrap();
         assert_eq!((found.ours, found.theirs), (with(&[1, 2]), Some(with(&[1]))));
-        assert!(sides(&a, 3, &copy).is_none(), "a snapshot that was taken since");
-        assert!(sides(&a, 2, &ds("pool/other")).is_none(), "what surrounds it is not known");
-        assert!(sides(&a, 2, &child).unwrap().around.has_parent);
-        // A copy that has gone its own way is looked at first.
-        held.changed(&copy, Some((Moment::now(), &with(&[1, 7]))));
+        assert!(sides(&a, 3, &copy).is_none(), "the snapshot was taken since");
+        assert!(sides(&a, 2, &ds("pool/other")).is_none(), "its parent is unknown");
+        assert!(sides(&a, 2, &child).unwrap().surroundings.has_parent);
+        // A diverged copy is listed first.
+        cache.update(&copy, Moment::now(), &with(&[1, 7]));
         assert!(sides(&a, 2, &copy).is_none());
-        held.changed(&copy, Some((Moment::now(), &with(&[1, 2]))));
+        cache.update(&copy, Moment::now(), &with(&[1, 2]));
         assert!(sides(&a, 2, &copy).is_some());
-        held.changed(&copy, None);
+        cache.invalidate(&copy);
         assert!(sides(&a, 2, &copy).is_none());
-        held.doubt();
+        cache.invalidate_all();
         assert!(sides(&a, 2, &copy).is_none() && sides(&ds("tank/b"), 2, &copy).is_none());
-        // What is written down spares a listing, and is nothing to plan by.
-        held.remember(BTreeMap::from(listing));
-        assert!(held.listed().contains_key(&a) && sides(&a, 2, &copy).is_none());
+        // A remembered listing saves listing unchanged datasets, but nothing is planned from it.
+        cache.remember(BTreeMap::from(listing));
+        assert!(cache.listed().contains_key(&a) && sides(&a, 2, &copy).is_none());
     }
 
     #[test]
-    fn what_was_taken_while_all_was_listed_may_have_others_before_it() {
-        let held = ListingCache::default();
+    fn snapshot_taken_during_listing_may_have_unseen_predecessors() {
+        let cache = ListingCache::default();
         let (a, copy) = (ds("tank/a"), ds("pool/copy"));
         let mut ours = with(&[1, 2, 3]);
-        let began = held.begin();
+        let began = cache.begin();
         ours.snapshots[2].creation = began.0.time;
-        held.set(began, &[(a.clone(), ours.clone()), (copy.clone(), with(&[1]))]);
-        let sees_all = |guid: u64| held.sides(&a, Guid(guid).uuid(), &copy).unwrap().sees_all;
+        cache.set(began, &[(a.clone(), ours.clone()), (copy.clone(), with(&[1]))]);
+        let sees_all = |guid: u64| cache.sides(&a, Guid(guid).uuid(), &copy).unwrap().sees_all;
         assert!(sees_all(2) && !sees_all(3));
-        held.taken(&a, &"s3".parse().unwrap(), &(ours.snapshots, Vec::new()));
-        assert!(sees_all(3), "listed after it was there");
+        cache.taken(&a, &"s3".parse().unwrap(), &(ours.snapshots, Vec::new()));
+        assert!(sees_all(3), "listed after it was taken");
     }
 
     #[test]
-    fn what_is_dealt_with_while_all_is_listed_is_later() {
-        let held = ListingCache::default();
+    fn change_during_listing_is_newer_than_listing() {
+        let cache = ListingCache::default();
         let (a, copy) = (ds("tank/a"), ds("pool/copy"));
         let listing = [(a.clone(), with(&[1])), (copy.clone(), with(&[1]))];
-        held.changed(&copy, None);
-        let began = held.begin();
-        held.changed(&a, None);
-        held.set(began, &listing);
-        assert!(held.sides(&a, Guid(1).uuid(), &copy).is_none());
-        held.changed(&a, Some((Moment::now(), &with(&[1]))));
-        assert!(held.sides(&a, Guid(1).uuid(), &copy).is_some(), "the copy was dealt with before");
+        cache.invalidate(&copy);
+        let began = cache.begin();
+        cache.invalidate(&a);
+        cache.set(began, &listing);
+        assert!(cache.sides(&a, Guid(1).uuid(), &copy).is_none());
+        cache.update(&a, Moment::now(), &with(&[1]));
+        assert!(cache.sides(&a, Guid(1).uuid(), &copy).is_some(), "the copy was changed before the listing");
         let history = (with(&[1, 3, 4]).snapshots, Vec::new());
-        held.taken(&a, &"s4".parse().unwrap(), &history);
-        let sides = held.sides(&a, Guid(4).uuid(), &copy).unwrap();
+        cache.taken(&a, &"s4".parse().unwrap(), &history);
+        let sides = cache.sides(&a, Guid(4).uuid(), &copy).unwrap();
         assert!(sides.sees_all && sides.ours.by_guid(Guid(3)).is_some());
     }
 }

@@ -1,519 +1,414 @@
-//! send_snapshot: brings a destination up to a snapshot, by guid, step by step.
+//! send_snapshot: brings a destination up to a snapshot, stream by stream, comparing snapshots by guid.
 //!
-//! Around each transfer (the order matters, so that a crash at any point loses nothing): send; once that takes time, or
-//! where it breaks off and can be gone on with, hold base and target on the source; verify; hold the received snapshot
-//! on the destination, then release the older hold there, and meanwhile move the cursor; release the source. Leftovers
-//! of an attempt that broke off are the same names again, and are put right by the next one.
+//! A transfer repeats one step until the destination has the snapshot: compare both sides, send the one stream that comes
+//! next, and verify by a listing what arrived. The order of operations around a stream makes a crash at any point
+//! harmless:
+//!
+//! 1. The stream is sent. If it takes long, or is interrupted and may be resumed, its base and its target are held on the
+//!    source.
+//! 2. The destination is listed.
+//! 3. The received snapshot is held on the destination, then the older hold there is released. Meanwhile the cursor on the
+//!    source moves.
+//! 4. The holds on the source are released.
+//!
+//! Whatever an interrupted attempt leaves has the same names in the next one, which corrects it.
+//!
+//! `request` finds what the order names, with the help of `cache`; `state` has the transfer; `next_step` compares both
+//! sides; `peer` is the receiving end; `conflict` deals with destinations that cannot take the next stream; `holds` has
+//! what a transfer leaves in ZFS on the source.
 
-pub mod cache;
-pub mod conflict;
-pub mod course;
-pub mod holds;
-pub mod peer;
-pub mod request;
+pub(super) mod cache;
+mod conflict;
+mod holds;
+mod next_step;
+mod peer;
+pub(super) mod request;
+pub(super) mod state;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
-use crate::actions::divergence::{Allowed, Trouble};
+use crate::actions::divergence::Trouble;
 use crate::actions::lineage;
-use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
+use crate::agent::context::{OrderContext, Success};
+use crate::agent::request::SendRequest;
+use crate::agent::service::Agent;
 use crate::agent::transfer::cache::{FRESH, Moment, Sides};
-use crate::agent::transfer::course::{RetryState, SendRequest, TransferState};
-use crate::agent::transfer::peer::{Ended, Found, LocalReservation, Outgoing, Receiver};
-use crate::agent::transfer::request::{errand, named, newest_common};
-use crate::agent::{Agent, Failure, OrderContext, Success};
-use crate::host::locks::Claim;
+use crate::agent::transfer::next_step::{NextStep, NextStream};
+use crate::agent::transfer::peer::{LocalReservation, Outgoing, Peer, SlaveAddress, StepOutcome, StreamToSend};
+use crate::agent::transfer::request::newest_common;
+use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
+use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetInventory, DatasetName, PeerRole, Place, ResponseStatus, SnapshotId};
+use crate::model::{DatasetName, OrderId, ResponseStatus};
 use crate::policy::SLAVE_PORT;
-use crate::slave::receive::{Around, Incoming};
+use crate::slave::receive::IncomingStream;
 use crate::sys::{clock, runtime};
-use crate::transport::tcp::Dial;
-use crate::wire::{CloneOf, DirectorsOrder, Facts, Listing, OrderToSlave};
-use crate::zfs::{Depth, ErrorKind, SendFrom, SendSpec, Zfs};
+use crate::wire::{Facts, Listing};
+use crate::zfs::{SendFrom, SendSpec, Zfs};
 
-/// From when on a stream is one that takes time: what it needs is held, and it is found out how long it will be. ZFS itself
-/// keeps what it sends for as long as it does; a hold is for going on later with what broke off. Of a stream that is over
-/// in a moment nothing is left to go on with.
-const TAKES_TIME: Duration = Duration::from_secs(10);
-/// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some
-/// that have to be planned again.
-const MOST_STREAMS: usize = 8;
+/// When a stream counts as long: then the snapshots that it needs are held, and its size is estimated. ZFS keeps what it
+/// is sending anyway; the holds are for resuming later, and a shorter stream leaves nothing worth resuming.
+const LONG_STREAM: Duration = Duration::from_secs(10);
+/// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some that are
+/// planned again.
+const MAX_STREAMS: usize = 8;
+
+/// How one step of a transfer ended.
+enum StepEnd {
+    /// Something was done at the destination, perhaps in vain.
+    Taken(Box<StepOutcome>),
+    /// The destination has the snapshot, or a newer one: nothing is left to do.
+    Arrived,
+}
 
 impl<Z: Zfs> Agent<Z> {
-    /// Sends the order's snapshot, with what the destination lacks before it.
-    pub(crate) async fn send(
+    /// Makes one attempt to send the order's snapshot. One that was planned from the cache, and fails before any byte was
+    /// sent, is repeated at once with a new listing: the cache may be the reason.
+    pub(super) async fn send(
         &self,
-        order: &DirectorsOrder,
-        kept: &mut RetryState,
-        desk: &OrderContext,
-    ) -> Result<Success, Failure> {
-        let before = desk.counter.get();
-        let ended = match self.try_to_send(order, kept, desk).await {
-            // Nobody has looked, and nothing has gone: that may be why.
-            Err(failure) if std::mem::replace(&mut kept.failed, true) || !kept.unseen => Err(failure),
-            Err(failure) if desk.counter.get() == before => {
-                log::debug!("{}: is looked at now: {}", order.order_uuid, failure.reason);
-                self.try_to_send(order, kept, desk).await
+        id: OrderId,
+        request: &SendRequest,
+        retry: &mut RetryState,
+        context: &OrderContext,
+    ) -> Result<Success, OrderError> {
+        let bytes_before = context.counter.get();
+        let mut ended = self.attempt_send(id, request, retry, context).await;
+        if let Err(error) = &ended {
+            let may_repeat = !std::mem::replace(&mut retry.has_failed, true) && retry.from_cache;
+            if may_repeat && context.counter.get() == bytes_before {
+                log::debug!("{id}: trying again with a new listing: {error}");
+                ended = self.attempt_send(id, request, retry, context).await;
             }
-            ended => ended,
-        };
-        if let Some((source, _)) = &kept.claim {
-            self.held.changed(source, None);
+        }
+        if let Some((source, _)) = &retry.claim {
+            self.cache.invalidate(source);
         }
         ended
     }
 
-    async fn try_to_send(
+    async fn attempt_send(
         &self,
-        order: &DirectorsOrder,
-        kept: &mut RetryState,
-        desk: &OrderContext,
-    ) -> Result<Success, Failure> {
-        kept.unseen = false;
-        let (id, to) = errand(order)?;
-        // Claimed before it is looked at: who comes second is told so at once, and whatever is planned is planned on
-        // what the one before left.
-        let source = match &kept.claim {
-            Some((source, _)) => source.clone(),
+        id: OrderId,
+        request: &SendRequest,
+        retry: &mut RetryState,
+        context: &OrderContext,
+    ) -> Result<Success, OrderError> {
+        retry.from_cache = false;
+        // Locked before anything is listed: a second order is refused at once, and plans start from what this one leaves.
+        let source = self.lock_source(request, retry).await?;
+        let to = &request.to;
+        let is_local = to.host == self.host;
+        if is_local && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
+            let reason = format!("cannot send {source} into {}: one contains the other", to.dataset);
+            return Err(OrderError::refused(reason));
+        }
+        let since = request.oldest_unsent.unwrap_or_else(clock::now);
+        let reserve = || LocalReservation::claim(&self.receiver, &self.host, &to.dataset, since);
+        let mut reservation = is_local.then(reserve).transpose()?;
+        // Listed before there is a slot: transfers that wait together are listed together.
+        let destination = is_local.then_some(&to.dataset);
+        let may_use_cache = !retry.has_failed && request.renamed_from.is_none() && request.origin_dataset.is_none();
+        let mut sides = self.sides(&source, request.snapshot, destination, may_use_cache).await?;
+        retry.from_cache = sides.from_cache;
+        let slot = self.send_slot(since).await?;
+        if let Some(reservation) = &mut reservation {
+            reservation.wait_for_slot(&self.receiver).await?;
+        }
+        if sides.at.elapsed() > FRESH {
+            sides = self.sides(&source, request.snapshot, destination, false).await?;
+            retry.from_cache = false;
+        }
+        let plan = self.plan_send(request, source, &sides.ours).await?;
+        let mut transfer = self.open(id, request, plan, reservation, sides, context).await?;
+        (transfer.since, transfer.slot) = (since, Some(slot));
+        if let (None, Some(from)) = (&transfer.theirs, &request.renamed_from) {
+            transfer.theirs = transfer.follow_rename(from).await?;
+        }
+        transfer.run().await
+    }
+
+    /// The order's dataset, locked until the order has ended.
+    async fn lock_source(&self, request: &SendRequest, retry: &mut RetryState) -> Result<DatasetName, OrderError> {
+        if let Some((source, _)) = &retry.claim {
+            return Ok(source.clone());
+        }
+        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot).await?;
+        let Some(claim) = self.locks.claim(&source) else {
+            return Err(OrderError::busy(format!("{source} is being sent already"))
+                .with_hint("the next order sends what is missing then"));
+        };
+        retry.claim = Some((source.clone(), claim));
+        Ok(source)
+    }
+
+    /// A slot for one stream.
+    async fn send_slot(&self, since: DateTime<Utc>) -> Result<QueueSlot, OrderError> {
+        self.queue.take(since).await.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
+    }
+
+    /// Opens the transfer: reaches the slave, or this host as receiver, and learns what the destination has.
+    async fn open<'a>(
+        &'a self,
+        id: OrderId,
+        request: &SendRequest,
+        plan: SendPlan,
+        reservation: Option<LocalReservation>,
+        sides: Sides,
+        context: &'a OrderContext,
+    ) -> Result<Transfer<'a, Z>, OrderError> {
+        let order = self.order_to_slave(id, request, &plan);
+        let Sides { sees_all, ours, theirs, surroundings, .. } = sides;
+        let (peer, theirs) = match reservation {
+            Some(reservation) => {
+                (Peer::local(&self.receiver, order, reservation, &theirs, surroundings).await?, theirs)
+            }
             None => {
-                let source = self.whose(order, id).await?;
-                kept.claim = Some((source.clone(), self.claim(&source)?));
-                source
+                let to = &plan.to;
+                let default_address = || format!("{}:{SLAVE_PORT}", to.host);
+                let address = request.address.clone().unwrap_or_else(default_address);
+                let (tls, stall_timeout) = (self.tls.as_deref(), self.local.stall_timeout);
+                let slave = SlaveAddress { to, address: &address, tls, stall_timeout };
+                let (throttle, compression) = (Arc::clone(&self.throttle), self.local.compression.to(&to.host));
+                Peer::remote(slave, &order, Outgoing { throttle, compression }).await?
             }
         };
-        let is_here = to.host == self.host;
-        if is_here && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
-            return Err(Failure::refused(format!(
-                "{source} cannot be sent into {}: one contains the other",
-                to.dataset
-            )));
-        }
-        let (since, other) = (order.oldest_unsent.unwrap_or_else(clock::now), is_here.then_some(&to.dataset));
-        let claim = || LocalReservation::claim(&self.receiving, &self.host, &to.dataset, since);
-        let mut berth = is_here.then(claim).transpose()?;
-        // Looked at before there is a place: what waits together is listed together.
-        let known = match other {
-            Some(other) if !kept.failed && order.renamed_from.is_none() && order.origin_dataset.is_none() => {
-                self.local.permission_to_send(&source).map_err(|denied| Failure::refused(denied.to_string()))?;
-                self.held.sides(&source, id, other)
-            }
-            _ => None,
-        };
-        kept.unseen = known.is_some();
-        let (looked_at, mut sees_all, mut sides) = match known {
-            Some(Sides { at, sees_all, ours, theirs, around }) => (at, sees_all, (ours, (theirs, around))),
-            None => (Instant::now(), true, self.sides(&source, other).await?),
-        };
-        let slot = self.slot(since).await?;
-        if let Some(berth) = &mut berth {
-            berth.wait(&self.receiving).await?;
-        }
-        if looked_at.elapsed() > FRESH {
-            (kept.unseen, sees_all) = (false, true);
-            sides = self.sides(&source, other).await?;
-        }
-        let mut course = TransferState { sees_all, ..TransferState::new(since, slot) };
-        let (ours, there) = sides;
-        let target = named(&source, &ours, id)?.clone();
-        let allowed = Allowed {
-            rollback: order.rollback_if_needed,
-            may_destroy: order.rollback_may_destroy,
-            on_divergence: order.on_divergence,
-        };
-        let origin = self.origin(&ours, order.origin_dataset.as_ref()).await?;
-        let to_slave = OrderToSlave {
-            source: self.host.clone(),
-            order_uuid: order.order_uuid,
-            snapshot_uuid: id.to_string(),
-            snapshot_name: target.name.clone(),
-            dest_dataset: to.dataset.clone(),
-            protocol: order.protocol,
-            source_dataset: Some(source.clone()),
-            rollback_if_needed: allowed.rollback,
-            rollback_may_destroy: allowed.may_destroy,
-            on_divergence: allowed.on_divergence,
-            clone_of: order
-                .origin_dataset
-                .clone()
-                .zip(origin.as_ref())
-                .map(|(dataset, (_, guid))| CloneOf { dataset, guid: *guid }),
-            renamed_from: order.renamed_from.clone(),
-            oldest_unsent: order.oldest_unsent,
-        };
-        let (mut receiver, mut theirs) = if let Some(berth) = berth {
-            Receiver::local(&self.receiving, to_slave, berth, there).await?
-        } else {
-            let address = order.destination_address.clone().unwrap_or_else(|| format!("{}:{SLAVE_PORT}", to.host));
-            let dial = Dial { host: &to.host, role: PeerRole::Slave, address: &address, tls: self.tls.as_deref() };
-            let out =
-                Outgoing { throttle: Arc::clone(&self.throttle), compression: self.local.compression.to(&to.host) };
-            Receiver::remote(&to, dial, &to_slave, self.local.stall_timeout, out).await?
-        };
-        let destinations =
-            order.destinations.iter().map(|(host, dataset)| Place { host: host.clone(), dataset: dataset.clone() });
-        let job = SendRequest { dataset: source, target, to, allowed, origin, destinations: destinations.collect() };
-        if theirs.is_none() {
-            theirs = self.follow(order, &job, &mut receiver, &ours, &mut course).await?;
-        }
-        self.transfer(&job, receiver, ours, theirs, course, desk).await
+        let (holds, progress) = (SourceHolds::new(&plan.source, &plan.to), TransferProgress::default());
+        let (since, slot) = (clock::now(), None);
+        Ok(Transfer { agent: self, context, plan, peer, ours, theirs, sees_all, progress, holds, since, slot })
     }
+}
 
-    /// The place for the next stream of a transfer: what comes after one is written down while others send.
-    async fn next_slot(&self, course: &mut TransferState) -> Result<QueueSlot, Failure> {
-        match course.slot.take() {
-            Some(slot) => Ok(slot),
-            None => self.slot(course.since).await,
-        }
-    }
-
-    /// A place for one stream.
-    async fn slot(&self, since: DateTime<Utc>) -> Result<QueueSlot, Failure> {
-        self.sends.take(since).await.map_err(|limit| Failure::queue_timeout("max_sends", limit))
-    }
-
-    fn claim(&self, source: &DatasetName) -> Result<Claim, Failure> {
-        let reason = || format!("{source} is being sent already; what it lacks then is sent by the next order");
-        self.busy.claim(source).ok_or_else(|| Failure::busy(reason()))
-    }
-
-    /// The dataset of the order's snapshot, as it is now.
-    pub(crate) async fn find(
-        &self,
-        order: &DirectorsOrder,
-        id: SnapshotId,
-    ) -> Result<(DatasetName, DatasetInventory), Failure> {
-        let source = self.whose(order, id).await?;
-        let ours = self.ours(&source).await?;
-        Ok((source, ours))
-    }
-
-    /// The dataset of the order's snapshot: as the order says, else as is found.
-    async fn whose(&self, order: &DirectorsOrder, id: SnapshotId) -> Result<DatasetName, Failure> {
-        if let Some(dataset) = &order.dataset {
-            return Ok(dataset.clone());
-        }
-        let listed = self.zfs.list(&self.local.roots(), Depth::Recursive).await?;
-        let found = listed.into_iter().find(|(name, inventory)| {
-            self.local.permission_to_send(name).is_ok() && inventory.snapshots.iter().any(|s| s.guid.uuid() == id)
-        });
-        let none = || Failure::refused(format!("no dataset here has a snapshot with the UUID {id}"));
-        found.map(|(name, _)| name).ok_or_else(none)
-    }
-
-    /// A dataset as it is now.
-    async fn ours(&self, dataset: &DatasetName) -> Result<DatasetInventory, Failure> {
-        Ok(self.sides(dataset, None).await?.0)
-    }
-
-    /// A dataset as it is now, and another one of this host beside it, with what surrounds that.
-    async fn sides(
-        &self,
-        dataset: &DatasetName,
-        other: Option<&DatasetName>,
-    ) -> Result<(DatasetInventory, (Found, Around)), Failure> {
-        self.local.permission_to_send(dataset).map_err(|denied| Failure::refused(denied.to_string()))?;
-        let names: Vec<DatasetName> = [Some(dataset), other].into_iter().flatten().cloned().collect();
-        // Not as what is listed after a stream, for which others are waited for: who waits for a place is in the queue first.
-        let listed = self.zfs.list(&names, Depth::Around).await?;
-        let around = other.map(|other| Around::of(other, &listed)).unwrap_or_default();
-        let mut listed: BTreeMap<_, _> = listed.into_iter().collect();
-        let ours = listed.remove(dataset).ok_or_else(|| Failure::refused(format!("{dataset} does not exist")))?;
-        Ok((ours, (other.and_then(|other| listed.remove(other)), around)))
-    }
-
-    async fn transfer(
-        &self,
-        job: &SendRequest,
-        mut receiver: Receiver<Z>,
-        ours: DatasetInventory,
-        mut theirs: Found,
-        mut course: TransferState,
-        desk: &OrderContext,
-    ) -> Result<Success, Failure> {
-        self.release_leftovers(job, &ours).await?;
+impl<Z: Zfs> Transfer<'_, Z> {
+    /// Takes steps until the destination has the snapshot, then ends the transfer on both sides.
+    async fn run(mut self) -> Result<Success, OrderError> {
+        self.release_obsolete_holds().await?;
         let began = Moment::now();
-        let ended = loop {
-            // Planned from how both sides are after the stream before it; our own snapshots may only become more
-            // meanwhile, or fail to be held.
-            match self.stream(job, &mut receiver, &ours, &theirs, &mut course, desk).await {
-                Ok(Some((result, now))) => {
-                    theirs = now;
-                    if let Err(error) = result {
-                        break Err(error.into());
+        loop {
+            let error = match self.step().await {
+                Ok(StepEnd::Arrived) => return self.complete(began).await,
+                // The next step is planned from the destination as it is now. The source can only gain snapshots.
+                Ok(StepEnd::Taken(outcome)) => {
+                    self.theirs = outcome.destination;
+                    match outcome.result {
+                        Ok(()) => continue,
+                        Err(error) => error,
                     }
                 }
-                Ok(None) => break Ok(()),
-                Err(failure) => break Err(failure),
-            }
-        };
-        if let Err(failure) = ended {
-            self.held.changed(&job.dataset, None);
-            if job.to.host == self.host {
-                self.held.changed(&job.to.dataset, None);
-            }
-            self.tell_theirs(job, &theirs, desk).await;
-            self.break_off(job, receiver, &ours, &theirs, course, &failure).await;
-            return Err(failure);
-        }
-        let status = course.status;
-        let common = theirs.as_ref().and_then(|theirs| newest_common(&ours, theirs));
-        // A full pool has no room for a bookmark. The holds are released all the same: what they keep is what pruning
-        // would free, and the common snapshot stays without a cursor.
-        let moving = async {
-            match common {
-                Some(guid) => self.move_cursor(job, &ours, guid).await,
-                None => Ok(()),
-            }
-        };
-        // Side by side: each waits for a transaction group of its own pool.
-        let (settled, moved) = future::zip(receiver.finish(status, common, &mut theirs), moving).await;
-        if job.to.host == self.host {
-            self.held.changed(&job.to.dataset, theirs.as_ref().map(|theirs| (began, theirs)));
-        }
-        self.tell_theirs(job, &theirs, desk).await;
-        let mut remarks = std::mem::take(&mut course.remarks);
-        match settled {
-            Ok(()) => {
-                self.release(job, &ours, &mut course).await?;
-                moved.map_err(|f| Failure { reason: format!("it arrived, but the cursor here: {}", f.reason), ..f })?;
-            }
-            // It arrived, that was verified. The source keeps its holds until the next transfer puts things right.
-            Err(failure) if failure.status == ResponseStatus::Unreachable => {
-                self.keep(job, &mut course).await;
-                let lost = format!("it arrived, but the end of the conversation was lost: {}", failure.reason);
-                log::warn!("{}: {lost}", job.dataset);
-                remarks.push(lost);
-            }
-            Err(failure) => {
-                self.keep(job, &mut course).await;
-                let reason = format!("it arrived, but not all is well there: {}", failure.reason);
-                return Err(Failure { reason, ..failure });
-            }
-        }
-        Ok(Success::new(status, remarks.join("; ")))
-    }
-
-    /// Leaves the source as it was before a transfer that failed, unless the destination can go on with it later: then
-    /// what it needs for that stays held. So it does where nobody knows what the destination has.
-    async fn break_off(
-        &self,
-        job: &SendRequest,
-        receiver: Receiver<Z>,
-        ours: &DatasetInventory,
-        theirs: &Found,
-        mut course: TransferState,
-        failure: &Failure,
-    ) {
-        if failure.status == ResponseStatus::Unreachable {
-            self.keep(job, &mut course).await;
-            return;
-        }
-        receiver.leave(failure.status).await;
-        if theirs.as_ref().is_some_and(|theirs| theirs.resume_token.is_some()) {
-            self.keep(job, &mut course).await;
-        } else if let Err(left) = self.release(job, ours, &mut course).await {
-            log::warn!("{}: holds of the failed transfer are left: {}", job.dataset, left.reason);
+                Err(error) => error,
+            };
+            self.interrupt(&error).await;
+            return Err(error);
         }
     }
 
-    /// Plans one stream from how both sides are, and has it received; `None` when nothing is left to send.
-    async fn stream(
-        &self,
-        job: &SendRequest,
-        receiver: &mut Receiver<Z>,
-        ours: &DatasetInventory,
-        theirs: &Found,
-        course: &mut TransferState,
-        desk: &OrderContext,
-    ) -> Result<Option<Ended>, Failure> {
-        if course.streams >= MOST_STREAMS {
-            return Err(Failure {
-                status: ResponseStatus::Zerror,
-                reason: format!("{} is not there after {MOST_STREAMS} streams", job.target.name),
-                temporary: true,
-            });
+    /// Plans the next step from what both sides have, and takes it.
+    async fn step(&mut self) -> Result<StepEnd, OrderError> {
+        if self.progress.streams >= MAX_STREAMS {
+            let reason = format!("{} did not arrive with {MAX_STREAMS} streams", self.plan.target.name);
+            return Err(OrderError::temporary(ResponseStatus::Zerror, reason));
         }
-        let there = theirs.as_ref().map(|t| t.snapshots.as_slice()).unwrap_or_default();
-        let resume = match theirs.as_ref().and_then(|t| t.resume_token.clone()) {
-            None => None,
-            Some(token) => match self.resumable(job, token, ours.encrypted, course).await? {
-                Some(resume) => Some(resume),
-                None => return receiver.abort().await.map(Some),
-            },
+        let outcome = match self.next_step().await? {
+            NextStep::Arrived => return Ok(StepEnd::Arrived),
+            NextStep::Send(stream) => self.send_stream(stream).await?,
+            NextStep::Resume { token } => self.resume(token).await?,
+            NextStep::Discard { why } => {
+                let SendPlan { source, to, .. } = &self.plan;
+                log::info!("{source}: discarding an interrupted stream at {}: {why}", to.host);
+                self.peer.abort().await?
+            }
+            NextStep::Resolve(trouble) => self.resolve(&trouble).await?,
         };
-        let origin = job.origin.as_ref().filter(|_| receiver.place().has_origin);
-        let planned = steps(&ours.snapshots, &ours.bookmarks, there, resume.as_ref(), origin, job.target.guid);
-        let next = match planned {
-            Ok(Transfer::Steps { steps }) => steps.into_iter().next(),
-            Ok(arrived) => {
-                course.arrived(&arrived);
-                None
-            }
-            Err(conflict) => return self.resolve(job, receiver, theirs, &conflict.into(), course).await.map(Some),
-        };
-        let (from, to, base) = match next {
-            Some(Step::Full { to }) => (SendFrom::Nothing, to, None),
-            Some(Step::Incremental { from: Base::Snapshot(base), to, intermediates }) => {
-                // Where some may be between that were not seen, ZFS itself finds them.
-                let from = SendFrom::since(base.name.clone(), intermediates || !course.sees_all);
-                (from, to, Some(base.name))
-            }
-            Some(Step::Incremental { from: Base::Bookmark(base), to, .. }) => (SendFrom::Bookmark(base.name), to, None),
-            Some(Step::Incremental { from: Base::Origin(of, _), to, .. }) => {
-                (SendFrom::Origin(of.dataset, of.name), to, None)
-            }
-            Some(Step::Resume { token }) => {
-                let status = if there.is_empty() { ResponseStatus::Full } else { ResponseStatus::Incremental };
-                return self.resume(job, receiver, token, status, course, desk).await.map(Some);
-            }
-            Some(Step::Discard { .. }) => {
-                log::info!("{}: what {} has of an earlier stream leads nowhere: thrown away", job.dataset, job.to.host);
-                return receiver.abort().await.map(Some);
-            }
-            None => return Ok(None),
-        };
+        Ok(StepEnd::Taken(Box::new(outcome)))
+    }
+
+    /// Sends one new stream.
+    async fn send_stream(&mut self, stream: NextStream) -> Result<StepOutcome, OrderError> {
+        let NextStream { from, to, base } = stream;
         let cloned = matches!(from, SendFrom::Origin(..));
         let creates = cloned || from == SendFrom::Nothing;
-        let exists = theirs.is_some();
-        if creates && exists && !self.may_replace(job) {
-            return self.resolve(job, receiver, theirs, &Trouble::Bare, course).await.map(Some);
+        let exists = self.theirs.is_some();
+        if creates && exists && !self.may_replace() {
+            return self.resolve(&Trouble::Bare).await;
         }
-        let flags = match lineage::flags(ours, theirs.as_ref(), receiver.place().encrypts) {
+        let flags = match lineage::flags(&self.ours, self.theirs.as_ref(), self.peer.place().encrypts) {
             Ok(flags) => flags,
-            Err(flip) => return self.resolve(job, receiver, theirs, &flip.into(), course).await.map(Some),
+            Err(flip) => return self.resolve(&flip.into()).await,
         };
-        course.needed = base.into_iter().chain([to.name.clone()]).collect();
-        let properties =
-            if receiver.place().wants_properties { self.zfs.properties(&job.dataset).await? } else { BTreeMap::new() };
-        let spec = SendSpec::Snapshot { dataset: job.dataset.clone(), to: to.name.clone(), from, flags };
-        let incoming = Incoming {
+        self.holds.needed = base.into_iter().chain([to.name.clone()]).collect();
+        let source = &self.plan.source;
+        let spec = SendSpec::Snapshot { dataset: source.clone(), to: to.name.clone(), from, flags };
+        let wants_properties = self.peer.place().wants_properties;
+        let incoming = IncomingStream {
             guid: Some(to.guid),
             name: to.name,
-            create: creates.then_some(ours.kind),
+            create: creates.then_some(self.ours.kind),
             overwrite: creates && exists,
             cloned,
             flags: Some(flags),
-            properties,
+            properties: if wants_properties { self.agent.zfs.properties(source).await? } else { BTreeMap::new() },
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
-        course.sends(status);
-        let slot = self.next_slot(course).await?;
-        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter, slot);
-        let (result, now) = self.beside(job, &spec, course, desk, received).await?;
-        match (result, now.as_ref().and_then(Trouble::written)) {
-            // Written to since its newest snapshot: only the policy may say that this does not matter.
+        let StepOutcome { result, destination } = self.run_stream(&spec, &incoming, status).await?;
+        match (result, destination.as_ref().and_then(Trouble::written)) {
+            // The destination was modified since its newest snapshot. Only the policy may permit to discard that.
             (Err(error), Some(written)) if error.status == ResponseStatus::WasWritten => {
-                log::debug!("{}: {}", job.dataset, error.reason);
-                self.resolve(job, receiver, &now, &written, course).await.map(Some)
+                log::debug!("{}: {error}", self.plan.source);
+                self.theirs = destination;
+                self.resolve(&written).await
             }
-            (result, _) => Ok(Some((result, now))),
+            (result, _) => Ok(StepOutcome::new(result, destination)),
         }
     }
 
-    /// Has what a stream needs held once it takes time, and finds out how much there is to send, so that who looks on may
-    /// tell how long it takes.
-    async fn beside<T>(
-        &self,
-        job: &SendRequest,
-        spec: &SendSpec,
-        course: &mut TransferState,
-        desk: &OrderContext,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let before = desk.counter.get();
-        let beside = async {
-            runtime::sleep(TAKES_TIME).await;
-            self.begin_to_hold(job, course);
-            match self.zfs.size_of_send(spec).await {
-                Ok(Some(size)) => {
-                    // What was sent before this stream counts, too.
-                    let expected = desk.counter.expected().unwrap_or_default();
-                    desk.counter.expect((before + size).saturating_sub(expected));
-                }
-                Ok(None) => {}
-                Err(error) => log::debug!("how much there is to send is not known: {error}"),
-            }
-            future::pending().await
-        };
-        future::or(work, beside).await
-    }
-
-    /// What the destination can go on with; `None` where that leads nowhere and is to be thrown away.
-    async fn resumable(
-        &self,
-        job: &SendRequest,
-        token: String,
-        raw: bool,
-        course: &TransferState,
-    ) -> Result<Option<Resume>, Failure> {
-        let useless = |why: &str| {
-            log::info!("{}: what {} has of an earlier stream is thrown away: {why}", job.dataset, job.to.host);
-            Ok(None)
-        };
-        if course.resumed {
-            return useless("it cannot be gone on with");
-        }
-        match self.zfs.resumable(&token).await {
-            // A token is the destination's word: it must not make this host send anything else.
-            Ok(of) if of.dataset != job.dataset => useless(&format!("it is of {}", of.dataset)),
-            Ok(of) if of.raw != raw => useless(if raw { "it is not of a raw stream" } else { "it is of a raw stream" }),
-            Ok(of) => Ok(Some(Resume { token, to: Some(of.guid) })),
-            Err(error) if error.kind == ErrorKind::StaleToken => useless(&error.to_string()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Goes on with a stream that broke off.
-    async fn resume(
-        &self,
-        job: &SendRequest,
-        receiver: &mut Receiver<Z>,
-        token: String,
-        status: ResponseStatus,
-        course: &mut TransferState,
-        desk: &OrderContext,
-    ) -> Result<Ended, Failure> {
-        log::info!("{}: goes on with the stream to {} that broke off", job.dataset, job.to.host);
-        course.resumed = true;
-        course.sends(status);
-        let incoming = Incoming {
+    /// Resumes an interrupted stream.
+    async fn resume(&mut self, token: String) -> Result<StepOutcome, OrderError> {
+        let SendPlan { source, target, to, .. } = &self.plan;
+        log::info!("{source}: resuming the interrupted stream to {}", to.host);
+        self.progress.resumed = true;
+        let has_snapshots = self.theirs.as_ref().is_some_and(|theirs| !theirs.snapshots.is_empty());
+        let status = if has_snapshots { ResponseStatus::Incremental } else { ResponseStatus::Full };
+        let incoming = IncomingStream {
             guid: None,
-            name: job.target.name.clone(),
+            name: target.name.clone(),
             create: None,
             overwrite: false,
             cloned: false,
             flags: None,
             properties: BTreeMap::new(),
         };
-        let spec = SendSpec::Resume { token };
-        let slot = self.next_slot(course).await?;
-        let received = receiver.receive(&self.zfs, &spec, &incoming, status, &desk.counter, slot);
-        let (result, now) = self.beside(job, &spec, course, desk, received).await?;
-        match result {
+        let StepOutcome { result, destination } =
+            self.run_stream(&SendSpec::Resume { token }, &incoming, status).await?;
+        let has_token = destination.as_ref().is_some_and(|now| now.resume_token.is_some());
+        let result = match result {
             Ok(()) => {
-                // There may be another one later in this transfer.
-                course.resumed = false;
-                Ok((Ok(()), now))
+                // Another stream may be interrupted later in this transfer.
+                self.progress.resumed = false;
+                Ok(())
             }
-            // What is there may be what cannot be gone on with: thrown away, and all planned anew.
-            Err(error) if !error.temporary && now.as_ref().is_some_and(|n| n.resume_token.is_some()) => {
-                log::info!("{}: the stream cannot be gone on with: {}", job.dataset, error.reason);
-                Ok((Ok(()), now))
+            // The partial state may be unusable: the next step discards it, and the transfer is planned again.
+            Err(error) if !error.temporary && has_token => {
+                log::info!("{}: cannot resume the stream: {error}", self.plan.source);
+                Ok(())
             }
-            result => Ok((result, now)),
+            Err(error) => Err(error),
+        };
+        Ok(StepOutcome::new(result, destination))
+    }
+
+    /// Runs one stream. If it takes long, the snapshots that it needs are held meanwhile, and its size is estimated for
+    /// the progress display.
+    async fn run_stream(
+        &mut self,
+        spec: &SendSpec,
+        incoming: &IncomingStream,
+        status: ResponseStatus,
+    ) -> Result<StepOutcome, OrderError> {
+        self.progress.count_stream(status);
+        let slot = match self.slot.take() {
+            Some(slot) => slot,
+            // Given back after each stream: others send while this transfer lists and writes down what arrived.
+            None => self.agent.send_slot(self.since).await?,
+        };
+        let Self { agent, context, peer, holds, .. } = self;
+        let (zfs, counter) = (&agent.zfs, &context.counter);
+        let bytes_before = counter.get();
+        let receiving = peer.receive(zfs, StreamToSend { spec, incoming, status }, counter, slot);
+        let alongside = async {
+            runtime::sleep(LONG_STREAM).await;
+            holds.start(zfs);
+            match zfs.size_of_send(spec).await {
+                Ok(Some(size)) => {
+                    // The counter's expectation includes the streams before this one.
+                    let expected = counter.expected().unwrap_or_default();
+                    counter.expect((bytes_before + size).saturating_sub(expected));
+                }
+                Ok(None) => {}
+                Err(error) => log::debug!("the size of the stream is unknown: {error}"),
+            }
+            future::pending().await
+        };
+        future::or(receiving, alongside).await
+    }
+
+    /// Ends a transfer whose snapshot arrived: moves the destination's hold and the source's cursor, releases the source.
+    async fn complete(mut self, began: Moment) -> Result<Success, OrderError> {
+        let status = self.progress.status;
+        let common = self.theirs.as_ref().and_then(|theirs| newest_common(&self.ours, theirs));
+        let Self { agent, plan, peer, ours, theirs, .. } = &mut self;
+        // In a full pool there is no room for a bookmark. The holds are released all the same: pruning frees what they
+        // keep, and the common snapshot stays without a cursor.
+        let moving = async {
+            match common {
+                Some(guid) => plan.move_cursor(&*agent.zfs, ours, guid).await,
+                None => Ok(()),
+            }
+        };
+        // Both at once: each waits for a transaction group of its own pool.
+        let (finished, moved) = future::zip(peer.finish(status, common, theirs), moving).await;
+        self.cache_destination(Some(began));
+        self.report_destination().await;
+        match finished {
+            Ok(()) => {
+                self.release_holds().await?;
+                moved.map_err(|error| {
+                    error.context("the stream arrived, but the cursor on the source cannot be moved")
+                })?;
+            }
+            // The listing proved that it arrived. The source keeps its holds until the next transfer corrects both sides.
+            Err(error) if error.status == ResponseStatus::Unreachable => {
+                self.keep_holds().await;
+                let remark = format!("the stream arrived, but the connection was lost at the end: {}", error.message());
+                log::warn!("{}: {remark}", self.plan.source);
+                self.progress.remarks.push(remark);
+            }
+            Err(error) => {
+                self.keep_holds().await;
+                return Err(error.context("the stream arrived, but the destination cannot complete the transfer"));
+            }
+        }
+        Ok(Success::new(status, self.progress.remarks.join("; ")))
+    }
+
+    /// Ends a transfer that failed. The source is left as it was before, unless the destination can resume the transfer
+    /// later, or its state is unknown: then the snapshots that it needs stay held.
+    async fn interrupt(mut self, error: &OrderError) {
+        self.agent.cache.invalidate(&self.plan.source);
+        self.cache_destination(None);
+        self.report_destination().await;
+        if error.status == ResponseStatus::Unreachable {
+            self.keep_holds().await;
+            return;
+        }
+        self.peer.leave(error.status).await;
+        if self.theirs.as_ref().is_some_and(|theirs| theirs.resume_token.is_some()) {
+            self.keep_holds().await;
+        } else if let Err(left) = self.release_holds().await {
+            log::warn!("{}: cannot release the holds of the failed transfer: {left}", self.plan.source);
         }
     }
 
-    /// Tells the director what the destination has now.
-    async fn tell_theirs(&self, job: &SendRequest, theirs: &Found, desk: &OrderContext) {
-        let Some(inventory) = theirs.clone() else { return };
-        for listing in Listing::parts(&job.to.host, &job.to.dataset, inventory) {
-            desk.tell(Facts { listing: Some(listing), ..Facts::default() }).await;
+    /// Stores the destination in the cache if it is on this host: as it is known `since` a moment, or as unknown.
+    fn cache_destination(&self, since: Option<Moment>) {
+        let SendPlan { to, .. } = &self.plan;
+        if to.host != self.agent.host {
+            return;
+        }
+        match since.zip(self.theirs.as_ref()) {
+            Some((since, theirs)) => self.agent.cache.update(&to.dataset, since, theirs),
+            None => self.agent.cache.invalidate(&to.dataset),
+        }
+    }
+
+    /// Reports to the director what the destination has now.
+    async fn report_destination(&mut self) {
+        let Some(inventory) = self.theirs.clone() else { return };
+        for listing in Listing::parts(&self.plan.to.host, &self.plan.to.dataset, inventory) {
+            self.context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
         }
     }
 }

@@ -1,36 +1,132 @@
-//! What an order to send asks for, and what both sides have of it.
+//! Finds in ZFS what an order to send names: its dataset, its snapshot, and what both sides have in common.
 
-use crate::agent::Failure;
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, Snapshot, SnapshotId};
-use crate::wire::DirectorsOrder;
+use std::time::Instant;
 
-/// Which snapshot an order sends, and where to.
-pub(crate) fn errand(order: &DirectorsOrder) -> Result<(SnapshotId, Place), Failure> {
-    let host: HostName = order.destination.parse().map_err(|e| Failure::refused(format!("Destination: {e}")))?;
-    let dataset: DatasetName = order.dest_dataset.parse().map_err(|e| Failure::refused(format!("DestDataset: {e}")))?;
-    let id = match order.snapshot_uuid.as_slice() {
-        [one] => one.split(':').next().unwrap_or(one).parse().map(SnapshotId),
-        _ => return Err(Failure::refused("SnapshotUUID names not exactly one snapshot")),
-    };
-    let id = id.map_err(|e| Failure::refused(format!("SnapshotUUID: {e}")))?;
-    Ok((id, Place { host, dataset }))
+use crate::agent::request::SendRequest;
+use crate::agent::service::Agent;
+use crate::agent::transfer::cache::Sides;
+use crate::agent::transfer::state::SendPlan;
+use crate::host::error::OrderError;
+use crate::model::{DatasetInventory, DatasetName, Guid, OrderId, Origin, Snapshot, SnapshotId};
+use crate::slave::receive::Surroundings;
+use crate::wire::{CloneOf, OrderToSlave, PROTOCOL};
+use crate::zfs::{Depth, Zfs};
+
+impl<Z: Zfs> Agent<Z> {
+    /// The dataset of a snapshot: as the order says, else the one in which it is found.
+    pub(crate) async fn dataset_of(
+        &self,
+        dataset: Option<&DatasetName>,
+        snapshot: SnapshotId,
+    ) -> Result<DatasetName, OrderError> {
+        if let Some(dataset) = dataset {
+            return Ok(dataset.clone());
+        }
+        let listed = self.zfs.list(&self.local.roots(), Depth::Recursive).await?;
+        let found = listed.into_iter().find(|(name, inventory)| {
+            self.local.permission_to_send(name).is_ok() && inventory.snapshots.iter().any(|s| s.guid.uuid() == snapshot)
+        });
+        let none = || OrderError::refused(format!("no dataset here has a snapshot with the UUID {snapshot}"));
+        found.map(|(name, _)| name).ok_or_else(none)
+    }
+
+    /// Lists a dataset that is to be sent.
+    pub(crate) async fn list_source(&self, dataset: &DatasetName) -> Result<DatasetInventory, OrderError> {
+        self.local.permission_to_send(dataset)?;
+        Ok(self.list_sides(dataset, None).await?.ours)
+    }
+
+    /// Both sides of a transfer, or only the source if the destination is on another host. With `may_use_cache`, the
+    /// cache answers if it leaves nothing open.
+    pub(super) async fn sides(
+        &self,
+        source: &DatasetName,
+        snapshot: SnapshotId,
+        destination: Option<&DatasetName>,
+        may_use_cache: bool,
+    ) -> Result<Sides, OrderError> {
+        self.local.permission_to_send(source)?;
+        let cached = destination.filter(|_| may_use_cache).and_then(|to| self.cache.sides(source, snapshot, to));
+        match cached {
+            Some(sides) => Ok(sides),
+            None => self.list_sides(source, destination).await,
+        }
+    }
+
+    async fn list_sides(&self, source: &DatasetName, destination: Option<&DatasetName>) -> Result<Sides, OrderError> {
+        let names: Vec<DatasetName> = [Some(source), destination].into_iter().flatten().cloned().collect();
+        // Listed apart from the listings after streams, which wait for each other: first come, first in the queue.
+        let mut listed = self.zfs.list(&names, Depth::Around).await?;
+        let at = Instant::now();
+        let surroundings = destination.map(|to| Surroundings::of(to, &listed)).unwrap_or_default();
+        let mut take = |wanted: &DatasetName| {
+            let at = listed.iter().position(|(name, _)| name == wanted)?;
+            Some(listed.swap_remove(at).1)
+        };
+        let ours = take(source).ok_or_else(|| OrderError::refused(format!("{source} does not exist")))?;
+        let theirs = destination.and_then(take);
+        Ok(Sides { at, from_cache: false, sees_all: true, ours, theirs, surroundings })
+    }
+
+    /// The order's plan for a source as it is now.
+    pub(super) async fn plan_send(
+        &self,
+        request: &SendRequest,
+        source: DatasetName,
+        ours: &DatasetInventory,
+    ) -> Result<SendPlan, OrderError> {
+        let target = find_snapshot(&source, ours, request.snapshot)?.clone();
+        let origin = match request.origin_dataset {
+            Some(_) => self.origin(ours).await?,
+            None => None,
+        };
+        let (to, allowed, destinations) = (request.to.clone(), request.allowed, request.destinations.clone());
+        Ok(SendPlan { source, target, to, allowed, origin, destinations })
+    }
+
+    /// The snapshot that a dataset is a clone of.
+    async fn origin(&self, ours: &DatasetInventory) -> Result<Option<(Origin, Guid)>, OrderError> {
+        let Some(origin) = &ours.origin else { return Ok(None) };
+        let listed = self.zfs.list(std::slice::from_ref(&origin.dataset), Depth::Only).await?;
+        let mut snapshots = listed.into_iter().flat_map(|(_, inventory)| inventory.snapshots);
+        Ok(snapshots.find(|s| s.name == origin.name).map(|s| (origin.clone(), s.guid)))
+    }
+
+    /// The order that a receiver gets.
+    pub(super) fn order_to_slave(&self, id: OrderId, request: &SendRequest, plan: &SendPlan) -> OrderToSlave {
+        let clone_of = request.origin_dataset.clone().zip(plan.origin.as_ref());
+        OrderToSlave {
+            source: self.host.clone(),
+            order_uuid: id,
+            snapshot_uuid: request.snapshot.to_string(),
+            snapshot_name: plan.target.name.clone(),
+            dest_dataset: plan.to.dataset.clone(),
+            protocol: PROTOCOL,
+            source_dataset: Some(plan.source.clone()),
+            rollback_if_needed: plan.allowed.rollback,
+            rollback_may_destroy: plan.allowed.may_destroy,
+            on_divergence: plan.allowed.on_divergence,
+            clone_of: clone_of.map(|(dataset, (_, guid))| CloneOf { dataset, guid: *guid }),
+            renamed_from: request.renamed_from.clone(),
+            oldest_unsent: request.oldest_unsent,
+        }
+    }
 }
 
-/// The snapshot that an order names, as it is now.
-pub(crate) fn named<'a>(
+/// The order's snapshot in a listing of its dataset.
+pub(crate) fn find_snapshot<'a>(
     source: &DatasetName,
     ours: &'a DatasetInventory,
     id: SnapshotId,
-) -> Result<&'a Snapshot, Failure> {
+) -> Result<&'a Snapshot, OrderError> {
     ours.snapshots.iter().find(|s| s.guid.uuid() == id).ok_or_else(|| {
-        Failure::refused(format!(
-            "{source} has no snapshot with the UUID {id} any more; the next pass sends the newest that it has"
-        ))
+        OrderError::refused(format!("{source} no longer has a snapshot with the UUID {id}"))
+            .with_hint("the next pass of the director sends the newest one")
     })
 }
 
 /// The newest of `theirs` that `ours` has as a snapshot or as a bookmark.
-pub(crate) fn newest_common(ours: &DatasetInventory, theirs: &DatasetInventory) -> Option<Guid> {
+pub(super) fn newest_common(ours: &DatasetInventory, theirs: &DatasetInventory) -> Option<Guid> {
     let has = |guid: Guid| ours.by_guid(guid).is_some() || ours.bookmarks.iter().any(|b| b.guid == guid);
     theirs.snapshots.iter().rev().map(|s| s.guid).find(|guid| has(*guid))
 }

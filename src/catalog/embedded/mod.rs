@@ -16,10 +16,9 @@ mod schema;
 mod write;
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};

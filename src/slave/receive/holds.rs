@@ -1,18 +1,18 @@
-//! What is held of what was received: always the newest that the source has as well.
+//! Holds on received snapshots: the newest snapshot that a copy has in common with its source is always held.
 
 use std::collections::BTreeMap;
 
 use crate::model::tags;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, SnapName};
-use crate::slave::receive::Receiving;
+use crate::slave::receive::Receiver;
 use crate::zfs::{Zfs, ZfsError};
 
-impl<Z: Zfs> Receiving<Z> {
-    /// Holds the newest common snapshot for its source, then releases what was held of it before: there is always one
-    /// hold. What other hosts held is left over from before: it has one source.
+impl<Z: Zfs> Receiver<Z> {
+    /// Moves the hold of a source to the newest common snapshot: first the new hold, then the older ones go, so that
+    /// there is always one. Holds of other source hosts go as well, because a dataset has one source.
     ///
-    /// `inventory` is the dataset as it is now, and then as it is after that.
-    pub async fn settle(
+    /// `inventory` is the dataset as listed, and is updated.
+    pub(crate) async fn move_hold(
         &self,
         dataset: &DatasetName,
         inventory: &mut DatasetInventory,
@@ -24,8 +24,8 @@ impl<Z: Zfs> Receiving<Z> {
         let ours = (common.name.clone(), tags::received(from));
         let mut held = inventory.snapshots.iter().filter(|s| s.userrefs > 0);
         let holds = match (held.next(), held.next()) {
-            // As every transfer leaves it: the one before is held, once, and this very hold is to go. If it is another
-            // one after all, it stays, and is seen beside ours at the next transfer.
+            // Every transfer leaves exactly one older snapshot with one hold, which is to go now. If that hold turns out
+            // to be somebody else's, releasing our tag does nothing, and the next transfer finds two held snapshots.
             (Some(before), None) if before.userrefs == 1 && before.guid != guid => {
                 vec![(before.name.clone(), ours.1.clone())]
             }
@@ -44,8 +44,8 @@ impl<Z: Zfs> Receiving<Z> {
         Ok(())
     }
 
-    /// What is held of what was received, with the tags.
-    pub(crate) async fn received_holds(
+    /// The holds that receives left on a dataset, with their tags.
+    pub(super) async fn received_holds(
         &self,
         dataset: &DatasetName,
         inventory: &DatasetInventory,
@@ -57,16 +57,16 @@ impl<Z: Zfs> Receiving<Z> {
         Ok(holds)
     }
 
-    pub(crate) async fn release(
+    pub(super) async fn release(
         &self,
         dataset: &DatasetName,
         holds: impl IntoIterator<Item = (SnapName, String)>,
     ) -> Result<(), ZfsError> {
-        let mut left: BTreeMap<String, Vec<SnapName>> = BTreeMap::new();
+        let mut by_tag: BTreeMap<String, Vec<SnapName>> = BTreeMap::new();
         for (name, tag) in holds {
-            left.entry(tag).or_default().push(name);
+            by_tag.entry(tag).or_default().push(name);
         }
-        for (tag, names) in left {
+        for (tag, names) in by_tag {
             self.zfs.release(&tag, dataset, &names).await?;
         }
         Ok(())

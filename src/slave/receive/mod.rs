@@ -1,53 +1,59 @@
-//! The receiving side of a transfer: the slave's, and that of a copy within one host.
+//! The receiving side of a transfer. A slave uses it for streams from other hosts, an agent for copies between pools of
+//! its own host.
 //!
-//! Whatever could cost something there is proven here, at the moment that it is done, whatever the sender says.
+//! Whatever an order may ask for, a step that could lose data is checked here, against ZFS as it is at that moment.
+//! [`Receiver`] prepares a receive and verifies what arrived; `conflict` changes a destination that cannot take the next
+//! stream; `holds` keeps the newest common snapshot held.
 
 mod conflict;
 mod holds;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use crate::host::error::OrderError;
 use crate::host::locks::DatasetLocks;
 use crate::host::publish::publisher::Publisher;
 use crate::host::queue::TransferQueue;
 use crate::host::{clones, hooks};
-use crate::model::tags;
+use crate::model::Place;
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, Place, ResponseStatus, SendFlags, SnapName,
+    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, ResponseStatus, SendFlags, SnapName,
 };
 use crate::policy::{Denied, Local};
-use crate::wire::{self, CloneOf, OrderToSlave};
-use crate::zfs::{Depth, ErrorKind, Listed, ReceiveSpec, Zfs, ZfsError};
+use crate::wire::{CloneOf, DestinationInfo, OrderToSlave};
+use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError};
 
-/// What a host does to receive.
-pub struct Receiving<Z> {
-    /// Its ZFS.
-    pub zfs: Arc<Z>,
-    /// What it lets in.
-    pub local: Arc<Local>,
-    /// The datasets being received into.
-    pub busy: DatasetLocks,
-    /// Places for receives.
-    pub slots: TransferQueue,
-    /// Where what this host holds is published, if anywhere.
-    pub publisher: Option<Arc<Publisher>>,
+/// The property of a copy that records the flags of its streams.
+const FLAGS: &str = "zsync:flags";
+/// The property that makes zsync leave a dataset alone.
+const EXCLUDE: &str = "zsync:exclude";
+
+/// The receiving engine of a host.
+pub struct Receiver<Z> {
+    pub(crate) zfs: Arc<Z>,
+    /// What the host permits.
+    pub(crate) local: Arc<Local>,
+    /// The datasets that streams are received into.
+    pub(crate) locks: DatasetLocks,
+    /// Limits how many streams are received at once.
+    pub(crate) queue: TransferQueue,
+    /// Publishes this host's datasets, if a shared catalog is configured.
+    pub(crate) publisher: Option<Arc<Publisher>>,
 }
 
-/// What surrounds a dataset, when it was last looked at.
+/// The datasets above a destination, as last listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Around {
-    /// Whether what is created there inherits encryption, as it does from the nearest one above it.
-    pub encrypts: bool,
-    /// Whether the dataset that contains it exists.
-    pub has_parent: bool,
+pub struct Surroundings {
+    /// Whether the nearest existing dataset above is encrypted: a new dataset inherits that.
+    pub(crate) encrypts: bool,
+    /// Whether the parent dataset exists.
+    pub(crate) has_parent: bool,
 }
 
-impl Around {
-    /// From a listing with the datasets that contain it.
-    #[must_use]
-    pub fn of(dataset: &DatasetName, listed: &[Listed]) -> Self {
+impl Surroundings {
+    /// The surroundings of a dataset in a listing with [`Depth::Around`].
+    pub(crate) fn of(dataset: &DatasetName, listed: &[Listed]) -> Self {
         let above = listed.iter().filter(|(name, _)| name != dataset && dataset.is_within(name));
         let nearest = above.max_by_key(|(name, _)| name.as_str().len());
         Self {
@@ -57,178 +63,127 @@ impl Around {
     }
 }
 
-/// How a step failed.
-#[derive(Debug)]
-pub struct StepError {
-    /// For the wire.
-    pub status: ResponseStatus,
-    /// In words.
-    pub reason: String,
-    /// Whether trying again later may help.
-    pub temporary: bool,
-    /// Whether it was for lack of space.
-    pub no_space: bool,
-}
-
-impl StepError {
-    /// What a failure means that is not one of ZFS.
-    #[must_use]
-    pub fn new(status: ResponseStatus, reason: impl Into<String>) -> Self {
-        Self { status, reason: reason.into(), temporary: false, no_space: false }
-    }
-
-    /// The same, where trying again later may help.
-    #[must_use]
-    pub fn temporary(status: ResponseStatus, reason: impl Into<String>) -> Self {
-        Self { temporary: true, ..Self::new(status, reason) }
-    }
-}
-
-/// What is said to who comes second.
-#[must_use]
-pub fn occupied(dataset: &DatasetName) -> String {
+/// The reason given to a second order for a dataset that already receives.
+pub(crate) fn occupied(dataset: &DatasetName) -> String {
     format!("{dataset} is being received into already")
-}
-
-/// What it means that a process at one end of a stream does nothing for too long.
-#[must_use]
-pub fn stalled(what: &str, limit: Duration) -> StepError {
-    let limit = humantime::format_duration(limit);
-    let reason = format!("{what} for {limit} (stall_timeout); is the pool suspended? see zpool status");
-    StepError::temporary(ResponseStatus::Zerror, reason)
-}
-
-impl From<ZfsError> for StepError {
-    fn from(error: ZfsError) -> Self {
-        let status = match error.kind {
-            ErrorKind::Modified => ResponseStatus::WasWritten,
-            ErrorKind::Exists => ResponseStatus::NotEmpty,
-            _ => ResponseStatus::Zerror,
-        };
-        let (temporary, no_space) = (error.kind.is_temporary(), error.kind == ErrorKind::NoSpace);
-        Self { status, reason: error.to_string(), temporary, no_space }
-    }
-}
-
-impl From<Denied> for StepError {
-    fn from(denied: Denied) -> Self {
-        Self::new(ResponseStatus::Refused, denied.to_string())
-    }
 }
 
 /// What a stream will bring.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incoming {
+pub struct IncomingStream {
     /// The guid of the snapshot that will be the newest; `None` for a resumed stream, whose end only ZFS knows.
-    pub guid: Option<Guid>,
-    /// Its name.
-    pub name: SnapName,
-    /// What a new dataset becomes; `None` for an increment or a resumed receive.
-    pub create: Option<DatasetKind>,
+    pub(crate) guid: Option<Guid>,
+    /// The name of that snapshot.
+    pub(crate) name: SnapName,
+    /// The kind of a new dataset; `None` for an increment or a resumed receive.
+    pub(crate) create: Option<DatasetKind>,
     /// Whether an existing dataset without snapshots is replaced.
-    pub overwrite: bool,
-    /// Whether it becomes a clone of what the order names.
-    pub cloned: bool,
-    /// What its blocks look like; `None` for a resumed receive.
-    pub flags: Option<SendFlags>,
-    /// The source's properties, where they were asked for.
-    pub properties: BTreeMap<String, String>,
+    pub(crate) overwrite: bool,
+    /// Whether the dataset becomes a clone of the snapshot that the order names.
+    pub(crate) cloned: bool,
+    /// The flags of the stream; `None` for a resumed receive.
+    pub(crate) flags: Option<SendFlags>,
+    /// The source's properties, where the receiver asked for them.
+    pub(crate) properties: BTreeMap<String, String>,
 }
 
-impl<Z> Clone for Receiving<Z> {
+impl<Z> Clone for Receiver<Z> {
     fn clone(&self) -> Self {
         let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
-        let (busy, slots, publisher) = (self.busy.clone(), self.slots.clone(), self.publisher.clone());
-        Self { zfs, local, busy, slots, publisher }
+        let (locks, queue, publisher) = (self.locks.clone(), self.queue.clone(), self.publisher.clone());
+        Self { zfs, local, locks, queue, publisher }
     }
 }
 
-/// Where an order's stream comes from.
-#[must_use]
-pub fn sender(order: &OrderToSlave) -> Place {
+/// The dataset that an order's streams come from.
+fn source_of(order: &OrderToSlave) -> Place {
     let dataset = order.source_dataset.clone().unwrap_or_else(|| order.dest_dataset.clone());
     Place { host: order.source.clone(), dataset }
 }
 
-impl<Z: Zfs> Receiving<Z> {
-    /// Nothing is being received yet.
-    #[must_use]
-    pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        let slots = TransferQueue::new(local.max_receives);
-        Self { zfs, local, busy: DatasetLocks::default(), slots, publisher: None }
+impl<Z: Zfs> Receiver<Z> {
+    pub(crate) fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        let queue = TransferQueue::new(local.max_receives);
+        Self { zfs, local, locks: DatasetLocks::default(), queue, publisher: None }
     }
 
-    /// The same, of a host that publishes what it holds.
-    #[must_use]
-    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+    /// Publishes what the host receives.
+    pub(crate) fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
         Self { publisher, ..self }
     }
 
-    /// The same with another configuration; what is under way keeps its claims on datasets and its places.
-    #[must_use]
-    pub fn with_local(&self, local: Arc<Local>) -> Self {
-        let slots = if local.max_receives == self.local.max_receives {
-            self.slots.clone()
+    /// Applies another configuration. Running receives keep their locks and slots.
+    pub(crate) fn with_local(&self, local: Arc<Local>) -> Self {
+        let queue = if local.max_receives == self.local.max_receives {
+            self.queue.clone()
         } else {
             TransferQueue::new(local.max_receives)
         };
-        Self { local, slots, ..self.clone() }
+        Self { local, queue, ..self.clone() }
     }
 
-    /// Checks that `source` may send into `dataset`, and that a peer may speak for it.
-    pub fn permit(&self, source: &HostName, peer: Option<&Identity>, dataset: &DatasetName) -> Result<(), Denied> {
+    /// Checks that `source` may send into `dataset`, and that `peer` may act in the name of `source`.
+    pub(crate) fn check_permission(
+        &self,
+        source: &HostName,
+        peer: Option<&Identity>,
+        dataset: &DatasetName,
+    ) -> Result<(), Denied> {
         self.local.permission_to_speak_for(peer, source, dataset)?;
         self.local.permission_to_receive(dataset, source).map(drop)
     }
 
-    /// The dataset as it is; `None` if it does not exist.
-    pub async fn look(&self, dataset: &DatasetName) -> Result<Option<DatasetInventory>, ZfsError> {
+    /// Lists one dataset; `None` if it does not exist.
+    pub(crate) async fn list(&self, dataset: &DatasetName) -> Result<Option<DatasetInventory>, ZfsError> {
         let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
         Ok(listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory))
     }
 
-    /// The dataset as it is, and its surroundings.
-    pub async fn look_around(&self, dataset: &DatasetName) -> Result<(Option<DatasetInventory>, Around), ZfsError> {
+    /// Lists one dataset and the datasets above it.
+    pub(crate) async fn list_around(
+        &self,
+        dataset: &DatasetName,
+    ) -> Result<(Option<DatasetInventory>, Surroundings), ZfsError> {
         let mut listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Around).await?;
-        let around = Around::of(dataset, &listed);
+        let surroundings = Surroundings::of(dataset, &listed);
         let at = listed.iter().position(|(name, _)| name == dataset);
-        Ok((at.map(|at| listed.swap_remove(at).1), around))
+        Ok((at.map(|at| listed.swap_remove(at).1), surroundings))
     }
 
-    /// What the sender has to know of the place, besides what is there.
-    pub async fn place(
+    /// What the sender has to know of the destination besides its snapshots.
+    pub(crate) async fn place(
         &self,
         order: &OrderToSlave,
         found: Option<&DatasetInventory>,
-        around: Around,
-    ) -> Result<wire::Place, ZfsError> {
+        surroundings: Surroundings,
+    ) -> Result<DestinationInfo, ZfsError> {
         let dataset = &order.dest_dataset;
-        let encrypts = found.map_or(around.encrypts, |found| found.encrypted);
+        let encrypts = found.map_or(surroundings.encrypts, |found| found.encrypted);
         let has_origin = match &order.clone_of {
             Some(of) if found.is_none_or(|found| found.snapshots.is_empty()) => self.origin(order, of).await?.is_some(),
             _ => false,
         };
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
-        Ok(wire::Place { encrypts, wants_properties, has_origin, ..wire::Place::default() })
+        Ok(DestinationInfo { encrypts, wants_properties, has_origin, ..DestinationInfo::default() })
     }
 
-    /// The name here of the snapshot that a clone is to be made of, if it is there and the sender may know of it.
+    /// The local name of the snapshot that the order's clone is made of, if it exists and the sender may see it.
     async fn origin(&self, order: &OrderToSlave, of: &CloneOf) -> Result<Option<SnapName>, ZfsError> {
         let is_of_same_pool = of.dataset.pool() == order.dest_dataset.pool();
         if !is_of_same_pool || self.local.permission_to_receive(&of.dataset, &order.source).is_err() {
             return Ok(None);
         }
-        let found = self.look(&of.dataset).await?;
+        let found = self.list(&of.dataset).await?;
         Ok(found.and_then(|found| found.by_guid(of.guid).map(|s| s.name.clone())))
     }
 
-    /// Makes ready for a stream, and says how it is to be received.
-    pub async fn prepare(
+    /// Prepares a receive: checks permissions, creates missing parents, and gives the arguments of `zfs receive`.
+    pub(crate) async fn prepare(
         &self,
         order: &OrderToSlave,
-        incoming: &Incoming,
-        around: Around,
-    ) -> Result<ReceiveSpec, StepError> {
+        incoming: &IncomingStream,
+        surroundings: Surroundings,
+    ) -> Result<ReceiveSpec, OrderError> {
         let dataset = &order.dest_dataset;
         let entry = self.local.permission_to_receive(dataset, &order.source)?;
         if incoming.overwrite {
@@ -237,8 +192,8 @@ impl<Z: Zfs> Receiving<Z> {
         let origin = match &order.clone_of {
             Some(of) if incoming.cloned => {
                 let gone = || {
-                    let reason = format!("{} has no snapshot with the guid {} any more to clone", of.dataset, of.guid);
-                    StepError::temporary(ResponseStatus::Refused, reason)
+                    let reason = format!("{} no longer has a snapshot with the guid {} to clone", of.dataset, of.guid);
+                    OrderError::temporary(ResponseStatus::Refused, reason)
                 };
                 Some((of.dataset.clone(), self.origin(order, of).await?.ok_or_else(gone)?))
             }
@@ -247,26 +202,28 @@ impl<Z: Zfs> Receiving<Z> {
         let kind = match incoming.create {
             Some(kind) => kind,
             None if entry.properties.is_empty() => DatasetKind::default(),
-            None => self.look(dataset).await?.map(|found| found.kind).unwrap_or_default(),
+            None => self.list(dataset).await?.map(|found| found.kind).unwrap_or_default(),
         };
-        if incoming.create.is_some() && !around.has_parent {
-            self.zfs.create_ancestors(dataset).await?;
+        if incoming.create.is_some() && !surroundings.has_parent {
+            self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
         }
         let properties = entry.properties.settings(kind, incoming.create.is_some(), &incoming.properties);
         Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin, overwrite: incoming.overwrite })
     }
 
-    /// Verifies what came by listing it: neither a zero exit status alone is a success nor another one alone a
-    /// failure (a mount may fail after everything arrived). `before` is the dataset as it was then.
-    pub async fn verify(
+    /// Verifies a receive by listing the dataset, and gives what was listed.
+    ///
+    /// The exit status alone does not decide: a zero one proves no snapshot, and after another one everything may have
+    /// arrived (if only the mount failed). `before` is the dataset as it was before the receive.
+    pub(crate) async fn verify(
         &self,
         dataset: &DatasetName,
-        incoming: &Incoming,
+        incoming: &IncomingStream,
         before: Option<&DatasetInventory>,
-        ended: Result<(), StepError>,
-    ) -> Result<Option<DatasetInventory>, StepError> {
+        ended: Result<(), OrderError>,
+    ) -> Result<Option<DatasetInventory>, OrderError> {
         let mut found = match before {
-            // An increment that came in one piece adds snapshots and leaves the rest as it was.
+            // A complete increment adds snapshots and leaves everything else as it was.
             Some(before) if ended.is_ok() && incoming.create.is_none() && before.resume_token.is_none() => {
                 let now = self.zfs.snapshots(dataset).await?;
                 now.map(|(snapshots, bookmarks)| DatasetInventory {
@@ -276,7 +233,7 @@ impl<Z: Zfs> Receiving<Z> {
                     ..before.clone()
                 })
             }
-            _ => self.look(dataset).await?,
+            _ => self.list(dataset).await?,
         };
         let newest = found.as_ref().and_then(DatasetInventory::newest);
         let arrived = match incoming.guid {
@@ -284,53 +241,53 @@ impl<Z: Zfs> Receiving<Z> {
             None => found.as_ref().is_some_and(|f| f.resume_token.is_none()) && ended.is_ok(),
         };
         match ended {
-            Err(error) if arrived => log::warn!("{dataset}: all arrived, but: {}", error.reason),
-            Err(error) if error.no_space => return Err(self.give_back(dataset, error).await),
+            Err(error) if arrived => log::warn!("{dataset}: the whole stream arrived in spite of an error: {error}"),
+            Err(error) if error.is_out_of_space() => return Err(self.discard_partial(dataset, error).await),
             Err(error) => return Err(error),
             Ok(()) if arrived => {}
             Ok(()) => {
-                let reason = format!("zfs receive ended well, but {dataset}@{} is not there", incoming.name);
-                return Err(StepError::new(ResponseStatus::Zerror, reason));
+                let reason = format!("zfs receive succeeded, but {dataset}@{} does not exist", incoming.name);
+                return Err(OrderError::new(ResponseStatus::Zerror, reason));
             }
         }
         if let (Some(found), Some(flags)) = (&mut found, incoming.flags) {
-            self.note_flags(dataset, found, flags).await;
+            self.record_flags(dataset, found, flags).await;
         }
         Ok(found)
     }
 
-    /// Notes on a copy how it was sent, once. Datasets below inherit the note from ZFS: it names its own.
-    async fn note_flags(&self, dataset: &DatasetName, found: &mut DatasetInventory, flags: SendFlags) {
+    /// Records the flags of a copy's first stream in a property. The property includes the dataset's guid, because the
+    /// datasets below inherit it.
+    async fn record_flags(&self, dataset: &DatasetName, found: &mut DatasetInventory, flags: SendFlags) {
         let (None, Some(guid)) = (found.flags, found.guid) else { return };
-        match self.zfs.set(dataset, tags::FLAGS, &format!("{flags} {guid}")).await {
+        match self.zfs.set(dataset, FLAGS, &format!("{flags} {guid}")).await {
             Ok(()) => found.flags = Some(flags),
-            // The next transfer tries again; until then the flags are found out from both sides.
-            Err(error) => log::warn!("{dataset}: how it was sent could not be noted: {error}"),
+            // The next transfer tries again; until then the flags are derived from both sides.
+            Err(error) => log::warn!("{dataset}: cannot record the flags of its streams: {error}"),
         }
     }
 
-    /// What this host does when an order's stream has arrived: its clone follows, its hook is told. What arrived stays,
-    /// whatever comes of that.
-    pub async fn arrived(&self, order: &OrderToSlave) -> Result<(), StepError> {
+    /// Updates the clone and runs the hook that this host has for a received dataset. A failure here undoes nothing:
+    /// the received snapshots stay.
+    pub(crate) async fn after_receive(&self, order: &OrderToSlave) -> Result<(), OrderError> {
         let (dataset, snapshot) = (&order.dest_dataset, &order.snapshot_name);
-        let refused = |reason: String| StepError::new(ResponseStatus::Refused, reason);
-        clones::follow(&*self.zfs, &self.local, dataset).await.map_err(|error| refused(error.to_string()))?;
-        hooks::after_receive(&self.local, order.order_uuid, dataset, snapshot, &sender(order))
-            .await
-            .map_err(|error| refused(error.to_string()))
+        clones::follow(&*self.zfs, &self.local, dataset).await?;
+        Ok(hooks::after_receive(&self.local, order.order_uuid, dataset, snapshot, &source_of(order)).await?)
     }
 
-    /// Throws away what arrived before the space ran out: kept for going on later, it would leave no space to
-    /// anything else in the pool until then.
-    async fn give_back(&self, dataset: &DatasetName, error: StepError) -> StepError {
-        let pool = dataset.pool();
-        let advice = match self.zfs.abort_receive(dataset).await {
-            Ok(()) => format!(
-                "what had arrived was thrown away; free space in the pool {pool}, enlarge it, or raise the quota, and it \
-                 will be sent again"
-            ),
-            Err(left) => format!("what had arrived is still there: {left}"),
-        };
-        StepError { reason: format!("{}; {advice}", error.reason), ..error }
+    /// Discards a partial receive after the space ran out: kept for resuming, it would leave no space for anything else
+    /// in the pool.
+    async fn discard_partial(&self, dataset: &DatasetName, error: OrderError) -> OrderError {
+        match self.zfs.abort_receive(dataset).await {
+            Ok(()) => error
+                .context(format!("cannot receive into {dataset} (the partial stream was discarded)"))
+                .with_hint(format!(
+                    "free space in the pool {}, enlarge it, or raise the quota; then the stream is sent again",
+                    dataset.pool()
+                )),
+            Err(left) => {
+                error.context(format!("cannot receive into {dataset}, nor discard the partial stream ({left})"))
+            }
+        }
     }
 }

@@ -183,7 +183,7 @@ impl Conn {
     }
 
     /// Like [`Self::close`], for a connection that is still read from.
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         if let Ok(Err(error)) = runtime::timeout(ALIVE_EVERY, self.writer.close()).await {
             log::debug!("cannot close the connection with {}: {error}", self.peer);
         }

@@ -1,0 +1,83 @@
+//! What the work on one order may use besides ZFS, and how it ends well.
+
+use std::collections::BTreeSet;
+
+use parking_lot::Mutex;
+
+use crate::catalog::Change;
+use crate::model::{Counter, DatasetName, HostName, Marks, ResponseStatus};
+use crate::sys::{clock, runtime};
+use crate::wire::Facts;
+
+/// Where an order's facts go: to the director, over the wire or within the process.
+pub type FactSink = runtime::channel::Sender<Facts>;
+
+/// A successful order.
+pub(crate) struct Success {
+    pub(crate) status: ResponseStatus,
+    pub(crate) remark: String,
+    /// The result of an estimate; `None` if ZFS cannot tell.
+    pub(crate) estimate: Option<u64>,
+}
+
+impl Success {
+    pub(crate) fn new(status: ResponseStatus, remark: impl Into<String>) -> Self {
+        Self { status, remark: remark.into(), estimate: None }
+    }
+}
+
+/// The context of one order.
+pub(crate) struct OrderContext {
+    facts: FactSink,
+    /// Counts the bytes of a transfer.
+    pub(crate) counter: Counter,
+    changes: Mutex<LocalChanges>,
+    host: HostName,
+}
+
+/// What an order changed on this host, to be published.
+#[derive(Default)]
+pub(crate) struct LocalChanges {
+    pub(crate) datasets: BTreeSet<DatasetName>,
+    pub(crate) marks: Vec<(DatasetName, Change)>,
+}
+
+impl OrderContext {
+    pub(crate) fn new(host: HostName, facts: FactSink, counter: Counter) -> Self {
+        Self { facts, counter, changes: Mutex::default(), host }
+    }
+
+    /// Reports facts to the director, and records what they say about this host.
+    pub(crate) async fn report(&self, facts: Facts) {
+        self.record(&facts);
+        // Fails if nobody listens any more. Then the catalog learns of it by the next listing.
+        drop(self.facts.send(facts).await);
+    }
+
+    fn record(&self, facts: &Facts) {
+        let mut changes = self.changes.lock();
+        let deleted = Marks { deleted: true, ..Marks::default() };
+        for (name, guid) in &facts.destroyed {
+            let change = Change::Mark { guid: *guid, marks: deleted, at: clock::now() };
+            changes.marks.push((name.clone(), change));
+            changes.datasets.insert(name.clone());
+        }
+        for (name, mark) in &facts.not_written {
+            changes.marks.push((name.clone(), Change::NotWritten(mark.clone())));
+        }
+        changes.datasets.extend(facts.taken.iter().map(|(name, _)| name.clone()));
+        if let Some(listing) = facts.listing.as_ref().filter(|listing| listing.host == self.host) {
+            changes.datasets.insert(listing.dataset.clone());
+        }
+    }
+
+    /// Records that a dataset changed in a way that no fact describes.
+    pub(crate) fn record_changed(&self, dataset: &DatasetName) {
+        self.changes.lock().datasets.insert(dataset.clone());
+    }
+
+    /// Takes the recorded changes.
+    pub(crate) fn take_changes(&self) -> LocalChanges {
+        std::mem::take(&mut *self.changes.lock())
+    }
+}

@@ -1,0 +1,330 @@
+//! Orders as an agent carries them out: typed, and checked as far as that needs no ZFS.
+//!
+//! [`CheckedOrder`] is made from a [`DirectorsOrder`], the message that zeplic defined, in one place. Everything else in
+//! the agent works with the request in it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::actions::divergence::Allowed;
+use crate::host::error::OrderError;
+use crate::model::Place;
+use crate::model::snapshot::SNAPSHOT_NAMESPACE;
+use crate::model::{Action, DatasetName, Guid, OnDivergence, OrderId, Record, SnapName, SnapshotId};
+use crate::policy::DEFAULT_RETRY_FOR;
+use crate::wire::{CommonBase, DirectorsOrder, Fence, PROTOCOL, RenamedFrom};
+
+/// How many names one order has at most. Directors split larger orders.
+const MAX_NAMES: usize = 20_000;
+
+/// An order that makes sense by itself.
+#[derive(Clone, Debug)]
+pub struct CheckedOrder {
+    pub(crate) id: OrderId,
+    /// Which director gives the order, where several share a catalog.
+    pub(crate) fence: Option<Fence>,
+    /// How long to repeat attempts that fail for a passing reason.
+    pub(crate) retry_for: Duration,
+    pub(crate) request: Request,
+}
+
+/// What an order asks for.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Take snapshots.
+    Take(TakeRequest),
+    /// Send a snapshot, with what the destination lacks before it.
+    Send(Box<SendRequest>),
+    /// Destroy snapshots.
+    Destroy(DestroyRequest),
+    /// List datasets.
+    List(ListRequest),
+    /// Estimate how much a send would transfer.
+    EstimateSend(EstimateSendRequest),
+    /// Estimate how much a destroy would free.
+    EstimateDestroy(DestroyRequest),
+}
+
+/// A request to take one snapshot of several datasets at once.
+#[derive(Clone, Debug)]
+pub struct TakeRequest {
+    pub(crate) name: SnapName,
+    /// At least one, sorted, without duplicates, all of one pool.
+    pub(crate) datasets: Vec<DatasetName>,
+    /// Leave out datasets without changes since their last snapshot.
+    pub(crate) skip_if_not_written: bool,
+}
+
+/// A request to send a snapshot.
+#[derive(Clone, Debug)]
+pub struct SendRequest {
+    pub(crate) snapshot: SnapshotId,
+    /// The snapshot's dataset; `None`: it has to be found.
+    pub(crate) dataset: Option<DatasetName>,
+    pub(crate) to: Place,
+    /// The address of the destination's slave, if the order names one.
+    pub(crate) address: Option<String>,
+    /// What may be done to a destination that cannot take the next stream.
+    pub(crate) allowed: Allowed,
+    /// If the dataset is a clone: the dataset on the destination that the origin's dataset is sent to.
+    pub(crate) origin_dataset: Option<DatasetName>,
+    /// Where the copy is if it was made before the source was renamed.
+    pub(crate) renamed_from: Option<RenamedFrom>,
+    /// Every destination of the dataset, if known. Holds for other destinations are released.
+    pub(crate) destinations: Vec<Place>,
+    /// When the oldest snapshot was taken that the destination lacks.
+    pub(crate) oldest_unsent: Option<DateTime<Utc>>,
+}
+
+/// A request to destroy snapshots.
+#[derive(Clone, Debug)]
+pub struct DestroyRequest {
+    pub(crate) snapshots: BTreeMap<DatasetName, Vec<SnapshotToDestroy>>,
+    /// The snapshots that must remain common with other hosts.
+    pub(crate) keep_common_with: Vec<CommonBase>,
+    /// Keep snapshots that have another name than the order says.
+    pub(crate) skip_if_renamed: bool,
+}
+
+/// A snapshot that an order names.
+#[derive(Clone, Debug)]
+pub struct SnapshotToDestroy {
+    pub(crate) id: SnapshotId,
+    /// The name that the director knows, if the order contains it.
+    pub(crate) name: Option<SnapName>,
+}
+
+/// A request to list datasets.
+#[derive(Clone, Debug)]
+pub struct ListRequest {
+    /// The dataset to list with everything below it; `None`: all that local.json permits.
+    pub(crate) root: Option<DatasetName>,
+    /// List also datasets that have not changed according to ZFS.
+    pub(crate) relist: bool,
+}
+
+/// A request to estimate a send.
+#[derive(Clone, Debug)]
+pub struct EstimateSendRequest {
+    pub(crate) snapshot: SnapshotId,
+    /// The snapshot's dataset; `None`: it has to be found.
+    pub(crate) dataset: Option<DatasetName>,
+    pub(crate) to: Place,
+    /// The newest snapshot that the destination has in common with the source.
+    pub(crate) common: Option<Guid>,
+    /// The token of an interrupted receive at the destination.
+    pub(crate) resume_token: Option<String>,
+}
+
+impl Request {
+    /// The action's name, for metrics and logs.
+    pub(crate) fn action(&self) -> Action {
+        match self {
+            Self::Take(_) => Action::TakeSnapshot,
+            Self::Send(_) => Action::SendSnapshot,
+            Self::Destroy(_) => Action::DestroySnapshot,
+            Self::List(_) => Action::KvResync,
+            Self::EstimateSend(_) => Action::EstimateSend,
+            Self::EstimateDestroy(_) => Action::EstimateDestroy,
+        }
+    }
+
+    /// Whether snapshots or written data may be lost by it.
+    pub(crate) fn may_lose_data(&self) -> bool {
+        match self {
+            Self::Destroy(_) => true,
+            Self::Send(send) => send.allowed.rollback || send.allowed.on_divergence != OnDivergence::Stop,
+            Self::Take(_) | Self::List(_) | Self::EstimateSend(_) | Self::EstimateDestroy(_) => false,
+        }
+    }
+}
+
+impl TryFrom<DirectorsOrder> for CheckedOrder {
+    type Error = OrderError;
+
+    fn try_from(order: DirectorsOrder) -> Result<Self, OrderError> {
+        if order.protocol > PROTOCOL {
+            let reason = format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol);
+            return Err(OrderError::refused(reason));
+        }
+        let names = order.snapshot_uuid.len().max(order.datasets.len()).max(order.keep_common_with.len());
+        if names > MAX_NAMES {
+            let reason = format!("the order names {names} snapshots or datasets; {MAX_NAMES} are allowed in one order");
+            return Err(OrderError::refused(reason));
+        }
+        Ok(Self {
+            id: order.order_uuid,
+            fence: order.fence,
+            retry_for: order.retry_for.map_or(DEFAULT_RETRY_FOR, Duration::from_secs),
+            request: Request::try_from(order)?,
+        })
+    }
+}
+
+impl TryFrom<DirectorsOrder> for Request {
+    type Error = OrderError;
+
+    fn try_from(order: DirectorsOrder) -> Result<Self, OrderError> {
+        match order.action {
+            Action::TakeSnapshot => take(order).map(Self::Take),
+            Action::SendSnapshot => send(order).map(Box::new).map(Self::Send),
+            Action::DestroySnapshot => destroy(order).map(Self::Destroy),
+            Action::KvResync => list(&order).map(Self::List),
+            Action::EstimateSend => estimate_send(order).map(Self::EstimateSend),
+            Action::EstimateDestroy => destroy(order).map(Self::EstimateDestroy),
+        }
+    }
+}
+
+/// Parses a field of an order.
+fn field<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, OrderError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| OrderError::refused(format!("{name}: {error}")))
+}
+
+fn take(order: DirectorsOrder) -> Result<TakeRequest, OrderError> {
+    let name = field("SnapshotName", &order.snapshot_name)?;
+    let mut datasets = vec![field("DestDataset", &order.dest_dataset)?];
+    datasets.extend(order.datasets);
+    datasets.sort();
+    datasets.dedup();
+    let first: &DatasetName = &datasets[0];
+    if let Some(other) = datasets.iter().find(|dataset| dataset.pool() != first.pool()) {
+        return Err(OrderError::refused(format!("{first} and {other} are in different pools")));
+    }
+    Ok(TakeRequest { name, datasets, skip_if_not_written: order.skip_if_not_written })
+}
+
+/// The snapshot that an order sends, and its destination.
+fn snapshot_and_target(order: &DirectorsOrder) -> Result<(SnapshotId, Place), OrderError> {
+    let host = field("Destination", &order.destination)?;
+    let dataset = field("DestDataset", &order.dest_dataset)?;
+    let [snapshot] = order.snapshot_uuid.as_slice() else {
+        return Err(OrderError::refused("SnapshotUUID: it must name exactly one snapshot"));
+    };
+    let uuid = snapshot.split(':').next().unwrap_or(snapshot);
+    Ok((SnapshotId(field("SnapshotUUID", uuid)?), Place { host, dataset }))
+}
+
+fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
+    let (snapshot, to) = snapshot_and_target(&order)?;
+    Ok(SendRequest {
+        snapshot,
+        dataset: order.dataset,
+        to,
+        address: order.destination_address,
+        allowed: Allowed {
+            rollback: order.rollback_if_needed,
+            may_destroy: order.rollback_may_destroy,
+            on_divergence: order.on_divergence,
+        },
+        origin_dataset: order.origin_dataset,
+        renamed_from: order.renamed_from,
+        destinations: order.destinations.into_iter().map(|(host, dataset)| Place { host, dataset }).collect(),
+        oldest_unsent: order.oldest_unsent,
+    })
+}
+
+fn destroy(order: DirectorsOrder) -> Result<DestroyRequest, OrderError> {
+    let mut snapshots: BTreeMap<DatasetName, Vec<SnapshotToDestroy>> = BTreeMap::new();
+    for text in &order.snapshot_uuid {
+        let (dataset, snapshot) = match text.parse::<Record>() {
+            Ok(record) => (record.dataset, SnapshotToDestroy { id: record.uuid, name: Some(record.name) }),
+            Err(error) => {
+                let Ok(uuid) = text.parse() else {
+                    return Err(OrderError::refused(format!("SnapshotUUID: {error}")));
+                };
+                let dataset = field("a UUID alone needs DestDataset", &order.dest_dataset)?;
+                (dataset, SnapshotToDestroy { id: SnapshotId(uuid), name: None })
+            }
+        };
+        snapshots.entry(dataset).or_default().push(snapshot);
+    }
+    let (keep_common_with, skip_if_renamed) = (order.keep_common_with, order.skip_if_renamed);
+    Ok(DestroyRequest { snapshots, keep_common_with, skip_if_renamed })
+}
+
+fn list(order: &DirectorsOrder) -> Result<ListRequest, OrderError> {
+    let root = match order.dest_dataset.as_str() {
+        "" => None,
+        name => Some(field("DestDataset", name)?),
+    };
+    Ok(ListRequest { root, relist: order.anew })
+}
+
+fn estimate_send(order: DirectorsOrder) -> Result<EstimateSendRequest, OrderError> {
+    let (snapshot, to) = snapshot_and_target(&order)?;
+    let common = order.keep_common_with.iter().find(|base| base.host == to.host && base.dataset == to.dataset);
+    let common = common.map(|base| base.guid);
+    Ok(EstimateSendRequest { snapshot, dataset: order.dataset, to, common, resume_token: order.resume_token })
+}
+
+/// What tells an order that arrives again from another order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OrderKey {
+    pub(crate) id: OrderId,
+    /// Two orders with the same content have the same fingerprint.
+    pub(crate) fingerprint: Uuid,
+    /// Whether the order changes anything, so that its answer is worth remembering.
+    pub(crate) has_effects: bool,
+}
+
+impl From<&DirectorsOrder> for OrderKey {
+    fn from(order: &DirectorsOrder) -> Self {
+        let content = serde_json::to_vec(order).unwrap_or_default();
+        Self {
+            id: order.order_uuid,
+            fingerprint: Uuid::new_v5(&SNAPSHOT_NAMESPACE, &content),
+            has_effects: match order.action {
+                Action::TakeSnapshot | Action::SendSnapshot | Action::DestroySnapshot => true,
+                Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => false,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(fields: &str) -> Result<Request, String> {
+        let text = format!(r#"{{"OrderUUID":"9b2c1c4e-1111-4222-8333-0123456789ab",{fields}}}"#);
+        let order: DirectorsOrder = serde_json::from_str(&text).unwrap();
+        CheckedOrder::try_from(order).map(|order| order.request).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn take_sorts_datasets_and_refuses_two_pools() {
+        let take = r#""Action":"take_snapshot","SnapshotName":"S","DestDataset":"tank/b","Datasets":"#;
+        let Ok(Request::Take(request)) = check(&format!(r#"{take}["tank/a","tank/b"]"#)) else { panic!() };
+        assert_eq!(request.datasets.iter().map(DatasetName::as_str).collect::<Vec<_>>(), ["tank/a", "tank/b"]);
+        let error = check(&format!(r#"{take}["other/a"]"#)).unwrap_err();
+        assert_eq!(error, "other/a and tank/b are in different pools");
+    }
+
+    #[test]
+    fn destroy_accepts_records_and_bare_uuids() {
+        let uuid = Guid(7).uuid();
+        let records = format!(r#""Action":"destroy_snapshot","SnapshotUUID":["{uuid}","{uuid}:tank/a@S"]"#);
+        let error = check(&records).unwrap_err();
+        assert!(error.starts_with("a UUID alone needs DestDataset: "), "{error}");
+        let Ok(Request::Destroy(request)) = check(&format!(r#"{records},"DestDataset":"tank/a""#)) else { panic!() };
+        let names: Vec<bool> = request.snapshots.values().flatten().map(|s| s.name.is_some()).collect();
+        assert_eq!(names, [false, true]);
+    }
+
+    #[test]
+    fn send_names_exactly_one_snapshot() {
+        let send = r#""Action":"send_snapshot","Destination":"beta","DestDataset":"pool/copy","SnapshotUUID":"#;
+        assert!(check(&format!(r#"{send}["{}"]"#, Guid(7).uuid())).is_ok());
+        for uuids in ["[]", r#"["x"]"#, r#"["x","y"]"#] {
+            let error = check(&format!("{send}{uuids}")).unwrap_err();
+            assert!(error.starts_with("SnapshotUUID: "), "{error}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The agent of one host, and what its orders share.
+
+use std::sync::Arc;
+
+use crate::agent::dedup::Dedup;
+use crate::agent::journal::Journal;
+use crate::agent::transfer::cache::ListingCache;
+use crate::host::locks::DatasetLocks;
+use crate::host::publish::fences::Fences;
+use crate::host::publish::publisher::Publisher;
+use crate::host::queue::TransferQueue;
+use crate::host::throttle::Throttle;
+use crate::model::HostName;
+use crate::policy::Local;
+use crate::server::{Counters, counters};
+use crate::slave::receive::Receiver;
+use crate::transport::tls::{Tls, TlsError};
+use crate::zfs::Zfs;
+
+/// The agent of one host.
+pub struct Agent<Z> {
+    pub(crate) host: HostName,
+    pub(crate) zfs: Arc<Z>,
+    pub(crate) local: Arc<Local>,
+    /// The datasets that are being sent.
+    pub(crate) locks: DatasetLocks,
+    /// Limits how many datasets are sent at once.
+    pub(crate) queue: TransferQueue,
+    /// Limits the bandwidth towards other hosts.
+    pub(crate) throttle: Arc<Throttle>,
+    /// This host's certificate, shown to slaves.
+    pub(crate) tls: Option<Arc<Tls>>,
+    /// Receives copies from other pools of this host.
+    pub(crate) receiver: Receiver<Z>,
+    pub(crate) dedup: Arc<Dedup>,
+    pub(crate) counters: Counters,
+    pub(crate) cache: ListingCache,
+    /// Publishes this host's datasets, if a shared catalog is configured.
+    pub(crate) publisher: Option<Arc<Publisher>>,
+    /// Tells the leading director from its predecessors, where several share a catalog.
+    pub(crate) fences: Option<Arc<Fences>>,
+}
+
+impl<Z: Zfs> Agent<Z> {
+    /// An agent with this host's ZFS and configuration.
+    #[must_use]
+    pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        Self {
+            host,
+            locks: DatasetLocks::default(),
+            queue: TransferQueue::new(local.max_sends),
+            throttle: Throttle::new(local.bandwidth.clone()),
+            tls: None,
+            receiver: Receiver::new(Arc::clone(&zfs), Arc::clone(&local)),
+            dedup: Arc::default(),
+            counters: Counters::new(counters::AGENT),
+            cache: ListingCache::default(),
+            publisher: None,
+            fences: None,
+            zfs,
+            local,
+        }
+    }
+
+    /// Publishes what the agent does.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        let receiver = self.receiver.publishing(publisher.clone());
+        Self { publisher, receiver, ..self }
+    }
+
+    /// Refuses orders that may lose data from directors that no longer lead.
+    #[must_use]
+    pub fn fenced(self, fences: Fences) -> Self {
+        Self { fences: Some(Arc::new(fences)), ..self }
+    }
+
+    /// Remembers answered orders across restarts.
+    #[must_use]
+    pub fn remembering(self, journal: Journal) -> Self {
+        Self { dedup: Arc::new(Dedup::remembering(journal)), ..self }
+    }
+
+    /// Shows a certificate to slaves.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// Applies another configuration. Running orders keep their locks and slots, and get the new bandwidth limits.
+    #[must_use]
+    pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
+        let queue = if local.max_sends == self.local.max_sends {
+            self.queue.clone()
+        } else {
+            TransferQueue::new(local.max_sends)
+        };
+        self.throttle.set(local.bandwidth.clone());
+        Self {
+            host,
+            zfs: Arc::clone(&self.zfs),
+            locks: self.locks.clone(),
+            queue,
+            throttle: Arc::clone(&self.throttle),
+            tls: self.tls.clone(),
+            receiver: self.receiver.with_local(Arc::clone(&local)),
+            local,
+            dedup: Arc::clone(&self.dedup),
+            counters: self.counters.clone(),
+            cache: self.cache.clone(),
+            publisher: self.publisher.clone(),
+            fences: self.fences.clone(),
+        }
+    }
+
+    /// Reads the certificate and key again.
+    pub fn reload_tls(&self) -> Result<(), TlsError> {
+        self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
+    }
+
+    /// Whether the published records of this host are out of date.
+    #[must_use]
+    pub fn is_behind(&self) -> bool {
+        self.publisher.as_ref().is_some_and(|publisher| publisher.behind().is_some())
+    }
+}

@@ -1,0 +1,151 @@
+//! Another pool of this host as the receiving end of a transfer.
+
+use chrono::{DateTime, Utc};
+
+use crate::agent::transfer::peer::outcome::{Destination, StepOutcome, StreamToSend};
+use crate::host::error::OrderError;
+use crate::host::locks::Claim;
+use crate::host::queue::QueueSlot;
+use crate::model::{Counter, DatasetName, Guid, HostName, ResponseStatus, Unchanged};
+use crate::slave::receive::{Receiver, Surroundings, occupied};
+use crate::sys::clock;
+use crate::wire::{DestinationInfo, OrderToSlave};
+use crate::zfs::Zfs;
+
+/// This host as a receiver.
+pub(crate) struct LocalPeer<Z> {
+    receiver: Receiver<Z>,
+    order: OrderToSlave,
+    pub(super) place: DestinationInfo,
+    /// The destination and the datasets above it, as last listed.
+    destination: Destination,
+    surroundings: Surroundings,
+    reservation: Option<LocalReservation>,
+}
+
+/// The lock on a destination of this host, and the slot for its next stream.
+pub(crate) struct LocalReservation {
+    _claim: Claim,
+    since: DateTime<Utc>,
+    slot: Option<QueueSlot>,
+}
+
+impl LocalReservation {
+    /// Locks a destination before it is listed. `since` is when the oldest data began to wait, for the queue.
+    pub(crate) fn claim<Z: Zfs>(
+        receiver: &Receiver<Z>,
+        host: &HostName,
+        dataset: &DatasetName,
+        since: DateTime<Utc>,
+    ) -> Result<Self, OrderError> {
+        receiver.check_permission(host, None, dataset)?;
+        let claim = receiver.locks.claim(dataset).ok_or_else(|| OrderError::busy(occupied(dataset)))?;
+        Ok(Self { _claim: claim, since, slot: None })
+    }
+
+    /// Waits for a slot, unless there is one.
+    pub(crate) async fn wait_for_slot<Z: Zfs>(&mut self, receiver: &Receiver<Z>) -> Result<(), OrderError> {
+        if self.slot.is_none() {
+            let slot = receiver.queue.take(self.since).await;
+            self.slot = Some(slot.map_err(|limit| OrderError::queue_timeout("max_receives", limit))?);
+        }
+        Ok(())
+    }
+}
+
+impl<Z: Zfs> LocalPeer<Z> {
+    /// Receives into the reserved dataset, which was listed after it was reserved.
+    pub(crate) async fn new(
+        receiver: &Receiver<Z>,
+        order: OrderToSlave,
+        reservation: LocalReservation,
+        destination: &Destination,
+        surroundings: Surroundings,
+    ) -> Result<Self, OrderError> {
+        let place = receiver.place(&order, destination.as_ref(), surroundings).await?;
+        let (receiver, destination, reservation) = (receiver.clone(), destination.clone(), Some(reservation));
+        Ok(Self { receiver, order, place, destination, surroundings, reservation })
+    }
+
+    pub(super) async fn receive(
+        &mut self,
+        zfs: &Z,
+        stream: StreamToSend<'_>,
+        counter: &Counter,
+        slot: QueueSlot,
+    ) -> Result<StepOutcome, OrderError> {
+        let StreamToSend { spec, incoming, status: _ } = stream;
+        if let Some(reservation) = &mut self.reservation {
+            reservation.wait_for_slot(&self.receiver).await?;
+        }
+        let began = clock::now();
+        let stall = self.receiver.local.stall_timeout;
+        let copied = match self.receiver.prepare(&self.order, incoming, self.surroundings).await {
+            Ok(receive) => zfs.copy(spec, &receive, counter, stall).await.map_err(OrderError::receiving),
+            Err(error) => Err(error),
+        };
+        drop((slot, self.reservation.as_mut().and_then(|reservation| reservation.slot.take())));
+        let ended = clock::now();
+        let dataset = &self.order.dest_dataset;
+        let verified = self.receiver.verify(dataset, incoming, self.destination.as_ref(), copied).await;
+        let outcome = match verified {
+            Ok(mut destination) => {
+                if let Some(found) = &mut destination {
+                    // Listed after the stream, and nobody else receives into it: changes in that second came with it.
+                    let (from, to) = (began.timestamp(), ended.timestamp());
+                    found.unchanged = Some(Unchanged { from, to, listed: to });
+                }
+                StepOutcome::new(Ok(()), destination)
+            }
+            Err(error) => StepOutcome::new(Err(error), self.receiver.list(dataset).await?),
+        };
+        self.destination.clone_from(&outcome.destination);
+        Ok(outcome)
+    }
+
+    pub(super) async fn rollback(&mut self, guid: Guid, destroys: &[Guid]) -> Result<StepOutcome, OrderError> {
+        let result = self.receiver.rollback(&self.order, guid, destroys).await;
+        Ok(StepOutcome::new(result, self.list().await?))
+    }
+
+    pub(super) async fn set_aside(&mut self, newest: Option<Guid>) -> Result<StepOutcome<String>, OrderError> {
+        let result = self.receiver.set_aside(&self.order, newest).await;
+        Ok(StepOutcome::new(result.map(|name| name.to_string()), self.list().await?))
+    }
+
+    pub(super) async fn follow_rename(&mut self) -> Result<StepOutcome, OrderError> {
+        let result = self.receiver.follow_rename(&self.order).await;
+        Ok(StepOutcome::new(result, self.list().await?))
+    }
+
+    pub(super) async fn abort(&mut self) -> Result<StepOutcome, OrderError> {
+        self.receiver.zfs.abort_receive(&self.order.dest_dataset).await?;
+        Ok(StepOutcome::new(Ok(()), self.list().await?))
+    }
+
+    pub(super) async fn finish(
+        &mut self,
+        status: ResponseStatus,
+        guid: Option<Guid>,
+        destination: &mut Destination,
+    ) -> Result<(), OrderError> {
+        let reservation = self.reservation.take();
+        if let (Some(guid), Some(found)) = (guid, destination) {
+            self.receiver.move_hold(&self.order.dest_dataset, found, &self.order.source, guid).await?;
+        }
+        if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
+            self.receiver.after_receive(&self.order).await?;
+        }
+        drop(reservation);
+        Ok(())
+    }
+
+    /// Lists the destination and the datasets above it.
+    async fn list(&mut self) -> Result<Destination, OrderError> {
+        let (destination, surroundings) = self.receiver.list_around(&self.order.dest_dataset).await?;
+        self.place = self.receiver.place(&self.order, destination.as_ref(), surroundings).await?;
+        self.surroundings = surroundings;
+        self.destination.clone_from(&destination);
+        Ok(destination)
+    }
+}

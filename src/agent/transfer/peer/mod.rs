@@ -1,0 +1,128 @@
+//! The receiving end of a transfer: a slave on another host, or another pool of this host.
+//!
+//! Both take the same steps. An error of a method ends the transfer; the error in a [`StepOutcome`] is only the step's, and
+//! comes with the destination as it is after it.
+
+mod local;
+mod outcome;
+mod remote;
+
+use std::sync::Arc;
+
+use crate::agent::transfer::peer::local::LocalPeer;
+use crate::agent::transfer::peer::remote::RemotePeer;
+use crate::host::error::OrderError;
+use crate::host::queue::QueueSlot;
+use crate::model::{Counter, Guid, ResponseStatus};
+use crate::slave::receive::{Receiver, Surroundings};
+use crate::wire::{DestinationInfo, OrderToSlave, Step};
+use crate::zfs::Zfs;
+
+pub(crate) use local::LocalReservation;
+pub(crate) use outcome::{Destination, StepOutcome, StreamToSend};
+pub(crate) use remote::{Outgoing, SlaveAddress};
+
+/// A receiver of streams.
+pub(crate) enum Peer<Z> {
+    Remote(Box<RemotePeer>),
+    Local(Box<LocalPeer<Z>>),
+}
+
+impl<Z: Zfs> Peer<Z> {
+    /// Reaches a slave; gives what the destination has.
+    pub(crate) async fn remote(
+        slave: SlaveAddress<'_>,
+        order: &OrderToSlave,
+        outgoing: Outgoing,
+    ) -> Result<(Self, Destination), OrderError> {
+        let (remote, destination) = RemotePeer::connect(slave, order, outgoing).await?;
+        Ok((Self::Remote(Box::new(remote)), destination))
+    }
+
+    /// Receives on this host, into a dataset that was listed after it was reserved.
+    pub(crate) async fn local(
+        receiver: &Receiver<Z>,
+        order: OrderToSlave,
+        reservation: LocalReservation,
+        destination: &Destination,
+        surroundings: Surroundings,
+    ) -> Result<Self, OrderError> {
+        let local = LocalPeer::new(receiver, order, reservation, destination, surroundings).await?;
+        Ok(Self::Local(Box::new(local)))
+    }
+
+    /// What has to be known of the destination besides its snapshots.
+    pub(crate) fn place(&self) -> DestinationInfo {
+        match self {
+            Self::Remote(remote) => remote.place,
+            Self::Local(local) => local.place,
+        }
+    }
+
+    /// Sends one stream and has it received and verified. The slot is free again when the stream has ended.
+    pub(crate) async fn receive(
+        &mut self,
+        zfs: &Arc<Z>,
+        stream: StreamToSend<'_>,
+        counter: &Counter,
+        slot: QueueSlot,
+    ) -> Result<StepOutcome, OrderError> {
+        match self {
+            Self::Remote(remote) => remote.receive(&**zfs, stream, counter, slot).await,
+            Self::Local(local) => local.receive(&**zfs, stream, counter, slot).await,
+        }
+    }
+
+    /// Rolls back to the newest common snapshot, which destroys the ones in `destroys`.
+    pub(crate) async fn rollback(&mut self, guid: Guid, destroys: Vec<Guid>) -> Result<StepOutcome, OrderError> {
+        match self {
+            Self::Remote(remote) => Ok(remote.step(&Step::Rollback { guid, destroys }).await?.map(drop)),
+            Self::Local(local) => local.rollback(guid, &destroys).await,
+        }
+    }
+
+    /// Renames the dataset, with everything below it, so that a new copy can begin; gives its new name.
+    pub(crate) async fn set_aside(&mut self, newest: Option<Guid>) -> Result<StepOutcome<String>, OrderError> {
+        match self {
+            Self::Remote(remote) => remote.step(&Step::SetAside { guid: newest }).await,
+            Self::Local(local) => local.set_aside(newest).await,
+        }
+    }
+
+    /// Renames the copy as its source was renamed.
+    pub(crate) async fn follow_rename(&mut self) -> Result<StepOutcome, OrderError> {
+        match self {
+            Self::Remote(remote) => Ok(remote.step(&Step::Follow).await?.map(drop)),
+            Self::Local(local) => local.follow_rename().await,
+        }
+    }
+
+    /// Discards what an interrupted receive left.
+    pub(crate) async fn abort(&mut self) -> Result<StepOutcome, OrderError> {
+        match self {
+            Self::Remote(remote) => Ok(remote.step(&Step::Abort).await?.map(drop)),
+            Self::Local(local) => local.abort().await,
+        }
+    }
+
+    /// Ends the conversation after a failure. Whether the receiver still hears it does not matter.
+    pub(crate) async fn leave(&mut self, status: ResponseStatus) {
+        if let Self::Remote(remote) = self {
+            remote.leave(status).await;
+        }
+    }
+
+    /// Ends the conversation after a success: the receiver holds the newest common snapshot, `guid`. `destination` is
+    /// updated where the change is known.
+    pub(crate) async fn finish(
+        &mut self,
+        status: ResponseStatus,
+        guid: Option<Guid>,
+        destination: &mut Destination,
+    ) -> Result<(), OrderError> {
+        match self {
+            Self::Remote(remote) => remote.finish(status, guid).await,
+            Self::Local(local) => local.finish(status, guid, destination).await,
+        }
+    }
+}

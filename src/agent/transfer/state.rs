@@ -1,0 +1,134 @@
+//! A transfer, and how far it came.
+
+use std::collections::BTreeSet;
+
+use chrono::{DateTime, Utc};
+
+use crate::actions::divergence::Allowed;
+use crate::actions::steps;
+use crate::agent::context::OrderContext;
+use crate::agent::service::Agent;
+use crate::agent::transfer::peer::{Destination, Peer};
+use crate::host::locks::Claim;
+use crate::host::queue::QueueSlot;
+use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SnapName, Snapshot};
+use crate::model::{Place, tags};
+use crate::sys::runtime;
+use crate::zfs::ZfsError;
+
+/// What a send keeps over all its attempts.
+#[derive(Default)]
+pub(crate) struct RetryState {
+    /// The lock on the source.
+    pub(super) claim: Option<(DatasetName, Claim)>,
+    /// Whether the last attempt was planned from the cache, without a listing.
+    pub(super) from_cache: bool,
+    /// Whether an attempt failed. From then on everything is listed.
+    pub(super) has_failed: bool,
+}
+
+/// What is sent, and where to.
+pub(super) struct SendPlan {
+    pub(super) source: DatasetName,
+    /// The snapshot that the destination is to have at the end.
+    pub(super) target: Snapshot,
+    pub(super) to: Place,
+    /// What may be done to a destination that cannot take the next stream.
+    pub(super) allowed: Allowed,
+    /// The snapshot that the source is a clone of, if the destination may have it as well.
+    pub(super) origin: Option<(Origin, Guid)>,
+    /// Every destination of the source, if the order names them.
+    pub(super) destinations: Vec<Place>,
+}
+
+/// A transfer of one snapshot to one destination, with everything that the destination lacks before it.
+pub(super) struct Transfer<'a, Z> {
+    pub(super) agent: &'a Agent<Z>,
+    pub(super) context: &'a OrderContext,
+    pub(super) plan: SendPlan,
+    pub(super) peer: Peer<Z>,
+    /// The source as listed at the beginning. It may gain snapshots meanwhile.
+    pub(super) ours: DatasetInventory,
+    /// The destination after the last step.
+    pub(super) theirs: Destination,
+    /// Whether `ours` has every snapshot that is older than the target.
+    pub(super) sees_all: bool,
+    pub(super) progress: TransferProgress,
+    pub(super) holds: SourceHolds,
+    /// When the oldest data began to wait, which decides the transfer's turn in the queue.
+    pub(super) since: DateTime<Utc>,
+    /// The slot for the next stream, if there is one already.
+    pub(super) slot: Option<QueueSlot>,
+}
+
+/// How far a transfer came.
+pub(super) struct TransferProgress {
+    /// The status of the order so far. A full stream with increments after it is `Full`.
+    pub(super) status: ResponseStatus,
+    pub(super) streams: usize,
+    /// What was done about a destination that could not take the next stream: each remedy at most once.
+    pub(super) rolled_back: bool,
+    pub(super) set_aside: bool,
+    /// Whether the last stream was a resumed one, and failed.
+    pub(super) resumed: bool,
+    /// What the director is told if the order succeeds.
+    pub(super) remarks: Vec<String>,
+}
+
+/// The holds of a transfer on its source.
+pub(super) struct SourceHolds {
+    pub(super) dataset: DatasetName,
+    pub(super) tag: String,
+    /// The snapshots that the current stream needs, and that are not held yet.
+    pub(super) needed: Vec<SnapName>,
+    /// The snapshots that this order holds, or is about to.
+    pub(super) held: BTreeSet<SnapName>,
+    /// Holds in progress. They are always awaited: a hold must not come after its release.
+    pub(super) pending: Vec<runtime::JoinHandle<Result<(), ZfsError>>>,
+}
+
+impl Default for TransferProgress {
+    fn default() -> Self {
+        Self {
+            status: ResponseStatus::NothingToDo,
+            streams: 0,
+            rolled_back: false,
+            set_aside: false,
+            resumed: false,
+            remarks: Vec::new(),
+        }
+    }
+}
+
+impl TransferProgress {
+    /// Counts a stream that is about to be sent.
+    pub(super) fn count_stream(&mut self, status: ResponseStatus) {
+        self.streams += 1;
+        if self.status != ResponseStatus::Full {
+            self.status = status;
+        }
+    }
+
+    /// Notes that the destination has the snapshot, or a newer one. Without any stream, that is the order's status.
+    pub(super) fn arrived(&mut self, how: &steps::Transfer) {
+        if self.streams == 0 {
+            self.status = match how {
+                steps::Transfer::MostActual { .. } => ResponseStatus::MostActual,
+                steps::Transfer::WasRenamed { .. } => ResponseStatus::WasRenamed,
+                steps::Transfer::NothingToDo | steps::Transfer::Steps { .. } => ResponseStatus::NothingToDo,
+            };
+        }
+    }
+}
+
+impl SourceHolds {
+    pub(super) fn new(dataset: &DatasetName, to: &Place) -> Self {
+        Self {
+            dataset: dataset.clone(),
+            tag: tags::sending(to),
+            needed: Vec::new(),
+            held: BTreeSet::new(),
+            pending: Vec::new(),
+        }
+    }
+}

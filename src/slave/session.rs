@@ -1,0 +1,312 @@
+//! A slave, and one conversation of it with an agent.
+
+use std::sync::Arc;
+
+use crate::host::error::OrderError;
+use crate::host::locks::Claim;
+use crate::host::publish::publisher::Publisher;
+use crate::host::queue::{QueueSlot, queue_timeout};
+use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, ResponseStatus};
+use crate::policy::Local;
+use crate::server::{Counters, acceptor, counters};
+use crate::slave::listing::list_uuids;
+use crate::slave::receive::{IncomingStream, Receiver, occupied};
+use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, waiting_since};
+use crate::wire::codec::{Conn, WireError};
+use crate::wire::{DestinationInfo, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
+use crate::zfs::{Zfs, ZfsError};
+
+/// The slave of one host.
+pub struct Slave<Z> {
+    receiver: Receiver<Z>,
+    counters: Counters,
+}
+
+/// What a conversation holds while it lasts: nobody else receives into its dataset.
+struct Admission {
+    claim: Claim,
+    slot: QueueSlot,
+}
+
+/// One conversation with an agent, after its order was admitted.
+struct Session<'a, Z> {
+    slave: &'a Slave<Z>,
+    conn: &'a mut Conn,
+    order: &'a OrderToSlave,
+    claim: Option<Claim>,
+    /// The slot of the first stream; later streams take one each.
+    slot: Option<QueueSlot>,
+    destination: ListedDestination,
+    /// Whether a stream arrived.
+    has_received: bool,
+    /// Whether the dataset may have changed since it was published.
+    is_unpublished: bool,
+}
+
+/// A step that succeeded.
+struct StepDone {
+    /// What the agent wants to know of it.
+    remark: String,
+    listing: ListingAfterStep,
+}
+
+/// What is known of the dataset after a step.
+enum ListingAfterStep {
+    /// The step listed it; `None` if it does not exist.
+    Listed(Option<DatasetInventory>),
+    /// It has to be listed again.
+    Outdated,
+}
+
+impl StepDone {
+    fn new() -> Self {
+        Self { remark: String::new(), listing: ListingAfterStep::Outdated }
+    }
+}
+
+impl<Z: Zfs> Slave<Z> {
+    /// A slave with this host's ZFS and configuration.
+    #[must_use]
+    pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        Self { receiver: Receiver::new(zfs, local), counters: Counters::new(counters::SLAVE) }
+    }
+
+    /// Applies another configuration. Running conversations keep their locks and slots.
+    #[must_use]
+    pub fn with_local(&self, local: Arc<Local>) -> Self {
+        Self { receiver: self.receiver.with_local(local), counters: self.counters.clone() }
+    }
+
+    /// Publishes what the slave receives.
+    #[must_use]
+    pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
+        Self { receiver: self.receiver.publishing(publisher), ..self }
+    }
+
+    /// Has one conversation with an agent.
+    async fn converse(&self, conn: &mut Conn, first_line: &[u8]) -> Result<(), WireError> {
+        conn.set_stall_timeout(self.receiver.local.stall_timeout);
+        let order: OrderToSlave = conn.parse(first_line)?;
+        let Some(Admission { claim, slot }) = self.admit(conn, &order).await? else { return Ok(()) };
+        let mut session = Session {
+            slave: self,
+            conn,
+            order: &order,
+            claim: Some(claim),
+            slot: Some(slot),
+            destination: ListedDestination::default(),
+            has_received: false,
+            is_unpublished: false,
+        };
+        let result = session.run().await;
+        let is_unpublished = session.is_unpublished;
+        drop(session);
+        if is_unpublished {
+            // The conversation was interrupted, but something may have arrived.
+            self.publish(&order).await;
+        }
+        result
+    }
+
+    /// Checks an order, locks its dataset and waits for a slot; `None` after the agent was told that it is refused.
+    async fn admit(&self, conn: &mut Conn, order: &OrderToSlave) -> Result<Option<Admission>, WireError> {
+        if order.protocol > PROTOCOL {
+            let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
+            let refusal = Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason);
+            return conn.send(&refusal).await.map(|()| None);
+        }
+        let dataset = &order.dest_dataset;
+        if let Err(denied) = self.receiver.check_permission(&order.source, conn.identity.as_ref(), dataset) {
+            let refusal =
+                ListUuids { status: Some(denied.status()), hint: Some(denied.hint()), ..ListUuids::default() };
+            return refuse(conn, order, ListUuids { error: denied.to_string(), ..refusal }).await.map(|()| None);
+        }
+        let no_bytes = Counter::default();
+        // The previous sender may be an agent that is gone without this host knowing, or a receive that still runs. The
+        // patience is as long as it takes to notice a silent peer.
+        let claiming = self.receiver.locks.claim_within(conn.patience, dataset);
+        let Some(claim) = alive_while(conn, &no_bytes, claiming).await? else {
+            let status = Some(DatasetStatus::True);
+            let busy = ListUuids { status, error: occupied(dataset), ..ListUuids::default() };
+            return refuse(conn, order, busy).await.map(|()| None);
+        };
+        match alive_while(conn, &no_bytes, self.receiver.queue.take(waiting_since(order))).await? {
+            Ok(slot) => Ok(Some(Admission { claim, slot })),
+            Err(limit) => {
+                let (status, error) = (Some(DatasetStatus::True), queue_timeout("max_receives", limit));
+                conn.send(&ListUuids { status, error, ..ListUuids::default() }).await.map(|()| None)
+            }
+        }
+    }
+
+    /// Publishes the order's dataset as it is now.
+    async fn publish(&self, order: &OrderToSlave) {
+        if let Some(publisher) = &self.receiver.publisher {
+            // Whether the records are behind is reported by the publisher's health check.
+            publisher.publish([order.dest_dataset.clone()].into(), Vec::new()).await;
+        }
+    }
+
+    /// Lists the destination, with what an agent has to know of it.
+    async fn list(&self, order: &OrderToSlave) -> Result<(ListedDestination, DestinationInfo), ZfsError> {
+        let (found, surroundings) = self.receiver.list_around(&order.dest_dataset).await?;
+        let place = self.receiver.place(order, found.as_ref(), surroundings).await?;
+        Ok((ListedDestination { found, surroundings }, DestinationInfo { takes_zstd: true, ..place }))
+    }
+}
+
+/// Tells an agent why it may not send, and logs that.
+async fn refuse(conn: &mut Conn, order: &OrderToSlave, refusal: ListUuids) -> Result<(), WireError> {
+    let (peer, source, dataset) = (&conn.peer, &order.source, &order.dest_dataset);
+    log::warn!("{peer}: refused to receive from {source} into {dataset}: {}", refusal.error);
+    conn.send(&refusal).await
+}
+
+impl<Z: Zfs> Session<'_, Z> {
+    /// Carries out steps until the agent ends the conversation.
+    async fn run(&mut self) -> Result<(), WireError> {
+        let mut can_continue = self.report_destination().await?;
+        while can_continue {
+            // Between two steps an agent may wait for its own ZFS.
+            let step: Step = self.conn.recv(acceptor::BETWEEN_STEPS).await?;
+            self.is_unpublished = true;
+            can_continue = match step {
+                Step::Finish { status, guid } => return self.finish(status, guid).await,
+                step => match self.carry_out(step).await {
+                    Ok(done) => self.report_success(done).await?,
+                    Err(StepFailure::Step(error)) => self.report_failure(&error).await?,
+                    Err(StepFailure::Connection(error)) => return Err(error),
+                },
+            };
+        }
+        Ok(())
+    }
+
+    async fn carry_out(&mut self, step: Step) -> Result<StepDone, StepFailure> {
+        let (receiver, order, none) = (&self.slave.receiver, self.order, Counter::default());
+        match step {
+            Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
+                let overwrite = overwrite && order.rollback_if_needed;
+                let name = snapshot_name;
+                let incoming = IncomingStream { guid, name, create, overwrite, cloned, flags, properties };
+                let listing = ListingAfterStep::Listed(self.receive(&incoming).await?);
+                return Ok(StepDone { listing, ..StepDone::new() });
+            }
+            Step::Rollback { guid, destroys } => {
+                alive_while(self.conn, &none, receiver.rollback(order, guid, &destroys)).await??;
+            }
+            Step::SetAside { guid } => {
+                let aside = alive_while(self.conn, &none, receiver.set_aside(order, guid)).await??;
+                return Ok(StepDone { remark: aside.to_string(), ..StepDone::new() });
+            }
+            Step::Follow => alive_while(self.conn, &none, receiver.follow_rename(order)).await??,
+            Step::Abort => {
+                let aborting = receiver.zfs.abort_receive(&order.dest_dataset);
+                alive_while(self.conn, &none, aborting).await?.map_err(OrderError::from)?;
+            }
+            // It ends the conversation, see `run`.
+            Step::Finish { .. } => {}
+        }
+        Ok(StepDone::new())
+    }
+
+    /// Receives one stream, and counts it.
+    async fn receive(&mut self, incoming: &IncomingStream) -> Result<Option<DatasetInventory>, StepFailure> {
+        let (_in_progress, counter) = (self.slave.counters.begin(), Counter::default());
+        let stream = StreamReceive {
+            receiver: &self.slave.receiver,
+            order: self.order,
+            incoming,
+            before: &self.destination,
+            counter: &counter,
+        };
+        let result = stream.run(self.conn, self.slot.take()).await;
+        self.slave.counters.ended("receive", result.is_ok(), counter.get());
+        self.has_received |= result.is_ok();
+        result
+    }
+
+    /// Reports a step's success, and the dataset after it; `false` ends the conversation.
+    async fn report_success(&mut self, StepDone { remark, listing }: StepDone) -> Result<bool, WireError> {
+        self.conn.send(&Response::success(self.order.order_uuid, ResponseStatus::Done, remark)).await?;
+        match listing {
+            // The place was reported before, and is as it was.
+            ListingAfterStep::Listed(found) => {
+                self.destination.found = found;
+                self.send_listing(None).await.map(|()| true)
+            }
+            ListingAfterStep::Outdated => self.report_destination().await,
+        }
+    }
+
+    /// Reports a step's failure, and what it left of the dataset; `false` ends the conversation.
+    async fn report_failure(&mut self, error: &OrderError) -> Result<bool, WireError> {
+        let OrderToSlave { order_uuid, dest_dataset, source, .. } = self.order;
+        log::warn!("{order_uuid}: {dest_dataset} from {source}: {}", error.message());
+        self.conn.send(&error.response(*order_uuid)).await?;
+        self.report_destination().await
+    }
+
+    /// Lists the dataset and reports it; `false`, which ends the conversation, if it cannot be listed.
+    async fn report_destination(&mut self) -> Result<bool, WireError> {
+        match alive_while(self.conn, &Counter::default(), self.slave.list(self.order)).await? {
+            Ok((destination, place)) => {
+                self.destination = destination;
+                self.send_listing(Some(place)).await.map(|()| true)
+            }
+            Err(error) => {
+                log::warn!("{}: {error}", self.conn.peer);
+                let status = Some(DatasetStatus::False);
+                let failure = ListUuids { status, error: error.to_string(), ..ListUuids::default() };
+                self.conn.send(&failure).await.map(|()| false)
+            }
+        }
+    }
+
+    async fn send_listing(&mut self, place: Option<DestinationInfo>) -> Result<(), WireError> {
+        for line in list_uuids(self.destination.found.clone(), place) {
+            self.conn.send(&line).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the conversation: moves the hold, runs what this host has for received datasets, publishes.
+    async fn finish(&mut self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), WireError> {
+        let OrderToSlave { order_uuid, dest_dataset, source, .. } = self.order;
+        let response = match self.complete(guid).await {
+            Ok(()) => Response::success(*order_uuid, status, ""),
+            // The agent is not to repeat the transfer for this.
+            Err(StepFailure::Step(error)) => Response { temporary: false, ..error.response(*order_uuid) },
+            Err(StepFailure::Connection(error)) => return Err(error),
+        };
+        log::info!("{order_uuid}: {dest_dataset} from {source}: {status:?}");
+        self.is_unpublished = false;
+        alive_while(self.conn, &Counter::default(), self.slave.publish(self.order)).await?;
+        drop((self.claim.take(), self.slot.take()));
+        self.conn.send(&response).await
+    }
+
+    async fn complete(&mut self, guid: Option<Guid>) -> Result<(), StepFailure> {
+        let (receiver, order, none) = (&self.slave.receiver, self.order, Counter::default());
+        if let (Some(guid), Some(found)) = (guid, &mut self.destination.found) {
+            let moving = receiver.move_hold(&order.dest_dataset, found, &order.source, guid);
+            alive_while(self.conn, &none, moving).await?.map_err(OrderError::from)?;
+        }
+        if self.has_received {
+            alive_while(self.conn, &none, receiver.after_receive(order)).await??;
+        }
+        Ok(())
+    }
+}
+
+impl<Z: Zfs> acceptor::Role for Slave<Z> {
+    const NAME: &'static str = "slave";
+
+    async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
+        Slave::converse(&self, conn, &first_line).await
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}

@@ -1,0 +1,222 @@
+//! Receives one stream: from the connection into `zfs receive`, with every wait limited.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_lite::future;
+use futures_lite::io::{AsyncWrite, AsyncWriteExt};
+
+use crate::host::error::OrderError;
+use crate::host::queue::QueueSlot;
+use crate::model::{Counter, DatasetInventory, ResponseStatus};
+use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
+use crate::sys::{clock, runtime};
+use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
+use crate::wire::{Alive, OrderToSlave};
+use crate::zfs::{End, ReceiveStream, Zfs, ZfsError};
+
+/// Why a step failed.
+pub(super) enum StepFailure {
+    /// The connection failed, which ends the conversation.
+    Connection(WireError),
+    /// Only the step failed; the conversation continues.
+    Step(OrderError),
+}
+
+impl From<WireError> for StepFailure {
+    fn from(error: WireError) -> Self {
+        Self::Connection(error)
+    }
+}
+
+impl From<OrderError> for StepFailure {
+    fn from(error: OrderError) -> Self {
+        Self::Step(error)
+    }
+}
+
+/// A dataset as last listed.
+#[derive(Default)]
+pub(super) struct ListedDestination {
+    /// The dataset; `None` if it does not exist.
+    pub(super) found: Option<DatasetInventory>,
+    pub(super) surroundings: Surroundings,
+}
+
+/// One stream that an agent announced.
+pub(super) struct StreamReceive<'a, Z> {
+    pub(super) receiver: &'a Receiver<Z>,
+    pub(super) order: &'a OrderToSlave,
+    pub(super) incoming: &'a IncomingStream,
+    /// The dataset before the stream.
+    pub(super) before: &'a ListedDestination,
+    /// Counts the bytes that arrived.
+    pub(super) counter: &'a Counter,
+}
+
+/// How the stream on the connection ended.
+enum Fed {
+    /// The whole stream was passed to `zfs receive`.
+    All(StreamEnd),
+    /// `zfs receive` ended before the stream.
+    Closed,
+    /// `zfs receive` accepted no data for too long.
+    Stalled,
+}
+
+impl<Z: Zfs> StreamReceive<'_, Z> {
+    /// Receives the stream and verifies what arrived; gives the dataset as it is then. The slot is free again once the
+    /// stream has ended.
+    pub(super) async fn run(
+        &self,
+        conn: &mut Conn,
+        slot: Option<QueueSlot>,
+    ) -> Result<Option<DatasetInventory>, StepFailure> {
+        let (slot, ReceiveStream { mut data, end }) =
+            match alive_while(conn, &Counter::default(), self.begin(slot)).await? {
+                Ok(begun) => begun,
+                Err(error) => return self.refuse(conn, error).await,
+            };
+        let fed = feed(conn, &mut *data, self.counter).await;
+        // zfs receive ends when its input is closed.
+        drop(data);
+        if let Ok(Fed::Stalled) = fed {
+            drop(end);
+            let error = OrderError::stalled("zfs receive accepted no data", conn.stall);
+            return self.refuse(conn, error).await;
+        }
+        let (fed, ended) = self.wait_for_end(conn, fed, end).await?;
+        drop(slot);
+        let ended = match (fed, ended) {
+            // The sender's failure explains the receiver's.
+            (Fed::All(StreamEnd { is_success: false, error }), _) => {
+                Err(OrderError::temporary(ResponseStatus::Zerror, error))
+            }
+            (Fed::All(_), ended) => ended,
+            (_, ended) => {
+                let early = || OrderError::temporary(ResponseStatus::Zerror, "zfs receive ended before the stream did");
+                let error = ended.err().unwrap_or_else(early);
+                drain(conn, self.order).await?;
+                Err(error)
+            }
+        };
+        let verifying =
+            self.receiver.verify(&self.order.dest_dataset, self.incoming, self.before.found.as_ref(), ended);
+        Ok(alive_while(conn, self.counter, verifying).await??)
+    }
+
+    /// Starts `zfs receive` once there is a slot. The first stream of a conversation has one already.
+    async fn begin(&self, slot: Option<QueueSlot>) -> Result<(QueueSlot, ReceiveStream), OrderError> {
+        let slot = match slot {
+            Some(slot) => slot,
+            None => {
+                let taken = self.receiver.queue.take(waiting_since(self.order)).await;
+                taken.map_err(|limit| OrderError::queue_timeout("max_receives", limit))?
+            }
+        };
+        let spec = self.receiver.prepare(self.order, self.incoming, self.before.surroundings).await?;
+        Ok((slot, self.receiver.zfs.receive(&spec).await.map_err(OrderError::receiving)?))
+    }
+
+    /// Waits for `zfs receive` to end.
+    ///
+    /// After a lost connection, too: what arrived is kept for resuming, and may even be all of it, so nobody else may
+    /// use the dataset before `zfs receive` is done.
+    async fn wait_for_end(
+        &self,
+        conn: &mut Conn,
+        fed: Result<Fed, WireError>,
+        mut end: End,
+    ) -> Result<(Fed, Result<(), OrderError>), WireError> {
+        let stall = conn.stall;
+        let ended = match fed {
+            Ok(fed) => {
+                alive_while(conn, self.counter, runtime::timeout(stall, &mut end)).await.map(|ended| (fed, ended))
+            }
+            Err(error) => Err(error),
+        };
+        match ended {
+            Ok((fed, ended)) => Ok((fed, receive_ended(ended, stall))),
+            Err(error) => {
+                if let Err(runtime::Elapsed) = runtime::timeout(stall, end).await {
+                    let stalled = OrderError::stalled("zfs receive did not end", stall);
+                    log::warn!("{}: {}", self.order.dest_dataset, stalled.message());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Fails the step: tells the agent to stop sending, and discards the rest of the stream.
+    async fn refuse<T>(&self, conn: &mut Conn, error: OrderError) -> Result<T, StepFailure> {
+        drain(conn, self.order).await?;
+        Err(error.into())
+    }
+}
+
+fn receive_ended(ended: Result<Result<(), ZfsError>, runtime::Elapsed>, stall: Duration) -> Result<(), OrderError> {
+    match ended {
+        Ok(ended) => ended.map_err(OrderError::receiving),
+        Err(runtime::Elapsed) => Err(OrderError::stalled("zfs receive did not end", stall)),
+    }
+}
+
+/// Tells the agent at once that its stream is not wanted, and discards the rest of it.
+async fn drain(conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
+    conn.send(&Alive { alive: 0, refused: true }).await?;
+    let mut frame = Vec::new();
+    while conn.recv_frame(&mut frame).await? {}
+    conn.recv_stream_end().await?;
+    log::debug!("{}: discarded the rest of the stream", order.order_uuid);
+    Ok(())
+}
+
+/// Passes frames from the connection to the input of a process.
+async fn feed(
+    conn: &mut Conn,
+    data: &mut (dyn AsyncWrite + Send + Unpin),
+    counter: &Counter,
+) -> Result<Fed, WireError> {
+    let (mut frame, stall) = (Vec::new(), conn.stall);
+    loop {
+        match conn.recv_frame(&mut frame).await {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                // What arrived of a frame need not be sent again.
+                drop(runtime::timeout(stall, data.write_all(&frame)).await);
+                return Err(error);
+            }
+        }
+        match alive_while(conn, counter, runtime::timeout(stall, data.write_all(&frame))).await? {
+            Ok(Ok(())) => counter.add(frame.len() as u64),
+            Ok(Err(_)) => return Ok(Fed::Closed),
+            Err(runtime::Elapsed) => return Ok(Fed::Stalled),
+        }
+    }
+    let end = conn.recv_stream_end().await?;
+    if let Err(error) = data.close().await {
+        log::debug!("cannot close the input of zfs receive: {error}");
+    }
+    Ok(Fed::All(end))
+}
+
+/// Since when the oldest data of an order waits to be sent, which decides its turn in the queue.
+pub(super) fn waiting_since(order: &OrderToSlave) -> DateTime<Utc> {
+    order.oldest_unsent.unwrap_or_else(clock::now)
+}
+
+/// Does some work, and sends signs of life to the peer meanwhile.
+pub(super) async fn alive_while<T>(
+    conn: &mut Conn,
+    counter: &Counter,
+    work: impl Future<Output = T>,
+) -> Result<T, WireError> {
+    let signalling = async {
+        loop {
+            runtime::sleep(ALIVE_EVERY).await;
+            conn.send(&Alive { alive: counter.get(), refused: false }).await?;
+        }
+    };
+    future::or(async { Ok(work.await) }, signalling).await
+}
