@@ -16,7 +16,7 @@ use zsync::fleet::estimate::Questions;
 use zsync::fleet::planned::{After, PlannedOrder};
 use zsync::model::{Counter, DatasetName, HostName, SnapName};
 use zsync::plan::foresee::foresee;
-use zsync::plan::{Filter, PlanSettings, Question, Source};
+use zsync::plan::{Filter, InventorySource, PlanMode, PlanSettings};
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
@@ -93,8 +93,8 @@ impl Fixture {
             local_file: self.path("local.json"),
             local: None,
             host: "alpha".parse().unwrap(),
-            source: Source::Agents,
-            question: Question::Orders { explain: false, out: Some(self.path("plan.json")) },
+            source: InventorySource::Agents,
+            mode: PlanMode::Orders { explain: false, out: Some(self.path("plan.json")) },
             filter: Filter::default(),
             format: Format::Table,
             at: None,
@@ -190,7 +190,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
         // Remembered, they are those of the same questions.
-        catalog.estimated(answers.clone()).await.unwrap();
+        catalog.store_estimates(answers.clone()).await.unwrap();
         assert_eq!(catalog.catalog().estimates().unwrap(), answers);
         let mut again = orders.clone();
         assert_eq!(Questions::about(&mut again, &policy, &inventory).put(&mut again, &answers), totals);
