@@ -292,7 +292,7 @@ fn only_one_directs_and_the_next_takes_over() {
     let ElectionResult::Lost { holder: Some(holder), index } = block_on(fleet.office("two").try_win()).unwrap() else {
         panic!()
     };
-    assert!(holder.starts_with("one directs (process "), "{holder}");
+    assert!(holder.starts_with("one is the active director (process "), "{holder}");
     let old = first.fence().unwrap();
     // It ends in order: who waits has it at once.
     let (waiting, office) = (Instant::now(), fleet.office("two"));

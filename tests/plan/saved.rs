@@ -224,7 +224,7 @@ fn the_agents_tell_how_much_would_be_sent_and_freed() {
     );
     assert_eq!((totals.send, totals.free, totals.unknown), (whole + 5000, 2 * whole + 7000, 1));
     let copy = orders.last().unwrap().estimate.as_ref().unwrap();
-    assert_eq!(copy.remark, "what goes has yet to come");
+    assert_eq!(copy.remark, "the snapshots do not exist yet");
     assert!(fixture.fake.calls()[calls..].is_empty(), "{:?}", &fixture.fake.calls()[calls..]);
 }
 
@@ -268,11 +268,11 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
                 fixture.fake.destroy_by_hand(&ds("tank/data"), std::slice::from_ref(&name));
                 runtime::block_on(fixture.fake.snapshot(&[ds("tank/data")], &name)).unwrap();
             },
-            "is another snapshot now",
+            "is a different snapshot now",
         ),
         (
             |fixture| runtime::block_on(fixture.fake.hold("mine", &ds("tank/data"), &[fixture.name(4)])).unwrap(),
-            "would stay now: it is held",
+            "would be kept now: it is held",
         ),
         (
             |fixture| {
@@ -280,7 +280,7 @@ fn a_destroy_whose_world_has_moved_is_refused_as_a_whole() {
                 let newer = [fixture.name(1), fixture.name(2), fixture.name(3)];
                 fixture.fake.destroy_by_hand(&ds("tank/data"), &newer);
             },
-            "would stay now: kept by \"2 in last day\"",
+            "would be kept now: kept by \"2 in last day\"",
         ),
     ];
     for (move_it, words) in moves {
@@ -314,7 +314,7 @@ fn a_transfer_whose_snapshot_is_gone_is_refused() {
     fixture.fake.destroy_by_hand(&ds("tank/sent"), &[fixture.name(1)]);
     assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
     assert!(fixture.names("spare/copy").is_empty());
-    assert!(fixture.errors().iter().any(|error| error.contains("is gone")), "{:?}", fixture.errors());
+    assert!(fixture.errors().iter().any(|error| error.contains("no longer exists")), "{:?}", fixture.errors());
 }
 
 #[test]
@@ -324,12 +324,12 @@ fn a_plan_that_is_old_or_of_another_policy_is_not_carried_out() {
     let before = fixture.names("tank/data");
     let made = |shift: TimeDelta| json!((Utc::now() + shift).to_rfc3339());
     fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(-25)));
-    refused(fixture.carry_out(), "more than 24 hours ago; make another one");
+    refused(fixture.carry_out(), "more than 24 hours ago; make a new one");
     fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(1)));
     refused(fixture.carry_out(), "it was made in the future");
     fixture.edit(|saved| saved["made"] = made(TimeDelta::zero()));
     fixture.write_policy("3 in last day", "");
-    refused(fixture.carry_out(), "it was made by another policy, or this one was changed since");
+    refused(fixture.carry_out(), "it was made with another policy, or the policy was changed since");
     fixture.write_policy("2 in last day", "");
     fixture.edit(|saved| saved["version"] = json!(2));
     refused(fixture.carry_out(), "of version 2");
