@@ -11,7 +11,7 @@ fn main() -> ExitCode {
         Ok(()) => Exit::Success.into(),
         Err(error) => {
             if let Some(cause) = &error.cause {
-                zsync::cli::report::complain(&format_args!("{cause:#}"));
+                zsync::cli::report::print_error(&format_args!("{cause:#}"));
             }
             error.exit.into()
         }

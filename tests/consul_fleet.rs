@@ -273,7 +273,7 @@ fn next_director_takes_over_after_resignation() {
     let ElectionResult::Lost { holder: Some(holder), index } = block_on(fleet.office("two").try_win()).unwrap() else {
         panic!()
     };
-    assert!(holder.starts_with("one directs (process "), "{holder}");
+    assert!(holder.starts_with("one is the active director (process "), "{holder}");
     let old = first.fence().unwrap();
     // The leader resigns: the next one takes over at once.
     let (waiting, office) = (Instant::now(), fleet.office("two"));

@@ -102,7 +102,7 @@ fn status_shows_unreachable_host_as_last_seen() {
     fleet.policy();
     let status = self::status(&fleet);
     let beta = status.health.hosts.iter().find(|h| h.host.as_str() == "beta").unwrap();
-    assert!(beta.unseen.as_ref().unwrap().contains("out of reach") && beta.observed.is_some(), "{beta:?}");
+    assert!(beta.unseen.as_ref().unwrap().contains("cannot reach beta") && beta.observed.is_some(), "{beta:?}");
     let one = row(&status, "tank/one");
     assert_eq!((one.behind, one.unsent_bytes), (Some(1), Some(1000)), "{one:?}");
     assert_eq!(one.newest.as_ref().unwrap().name.as_str(), newer);

@@ -1,6 +1,6 @@
-//! Arguments that several subcommands share, and how the values of arguments are parsed.
+//! Arguments that several subcommands share, and parsers for the values of arguments.
 //!
-//! Each subcommand has its own arguments beside what runs it, in [`commands`](crate::commands).
+//! The arguments of each subcommand are defined with the subcommand, in [`commands`](crate::commands).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub struct CommonArgs {
     pub log_format: LogFormat,
 }
 
-/// The folder of what has to survive restarts.
+/// The folder for state that must survive restarts.
 #[derive(Args, Clone, Debug)]
 pub struct StateArgs {
     /// Folder for what must survive restarts: results of recent orders, the directors that this host has obeyed, and
@@ -67,7 +67,7 @@ pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
 /// Parses a duration such as `90s` or `1h 30m` that is longer than zero.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = duration_or_zero(text)?;
-    if duration.is_zero() { Err("it is zero".into()) } else { Ok(duration) }
+    if duration.is_zero() { Err("the duration is zero".into()) } else { Ok(duration) }
 }
 
 /// Parses a moment such as `2026-11-23T10:30:00Z`.

@@ -1,4 +1,4 @@
-//! How the program ends: exit statuses, and the failures that lead to them.
+//! Exit statuses, and the errors that lead to them.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -32,12 +32,12 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A failure that ends the program.
+/// An error that ends the program.
 #[derive(Debug)]
 pub struct Error {
     /// The exit status.
     pub exit: Exit,
-    /// What to print; `None` if everything was printed.
+    /// The message to print; `None` if everything has been printed.
     pub cause: Option<anyhow::Error>,
 }
 
@@ -47,7 +47,7 @@ impl Error {
         Self { exit: Exit::Unable, cause: Some(cause.into()) }
     }
 
-    /// Some of the work failed, which was reported where it happened.
+    /// Some of the work failed, which has been reported already.
     #[must_use]
     pub fn reported() -> Self {
         Self { exit: Exit::Failed, cause: None }

@@ -1,4 +1,4 @@
-//! How the log is written, always to standard error: for people, for systemd's journal, or as JSON.
+//! Sets up the log, which is written to standard error: for people, for systemd's journal, or as JSON.
 
 use std::io::{self, Write};
 
@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::cli::args::LogFormat;
 use crate::cli::report;
 
-/// Sets it up: `level` for zsync's own messages if it was given, else what `RUST_LOG` says, else `default`.
+/// Sets up the log. The level of zsync's own messages is `level` if it was given, otherwise that of `RUST_LOG`, otherwise
+/// `default`.
 pub fn start(level: Option<LevelFilter>, format: LogFormat, default: &str) {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
     if let Some(level) = level {
@@ -18,11 +19,11 @@ pub fn start(level: Option<LevelFilter>, format: LogFormat, default: &str) {
     match format {
         LogFormat::Json => {
             builder.format(json);
-            report::complain_by_log();
+            report::print_errors_to_log();
         }
-        LogFormat::Text if goes_to_the_journal() => {
+        LogFormat::Text if is_journal() => {
             builder.format(journal);
-            report::complain_by_log();
+            report::print_errors_to_log();
         }
         LogFormat::Text => {
             builder.format_target(false);
@@ -33,12 +34,12 @@ pub fn start(level: Option<LevelFilter>, format: LogFormat, default: &str) {
 }
 
 /// Whether systemd's journal reads standard error, which adds the time itself; see systemd.exec(5), `$JOURNAL_STREAM`.
-fn goes_to_the_journal() -> bool {
+fn is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     rustix::fs::fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
-/// With the priority that sd-daemon(3) defines, so that `journalctl -p warning` finds what it should.
+/// Writes a message with the priority prefix of sd-daemon(3), by which `journalctl -p` filters.
 fn journal(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let priority = match record.level() {
         Level::Error => 3,
@@ -46,7 +47,7 @@ fn journal(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
     };
-    // A message of several lines would lose its priority after the first.
+    // Each line needs the prefix.
     for line in record.args().to_string().lines() {
         writeln!(out, "<{priority}>{line}")?;
     }

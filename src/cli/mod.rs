@@ -1,4 +1,4 @@
-//! The command line: arguments, what is printed and logged, exit statuses.
+//! The command line: shared arguments, output, logging, exit statuses.
 
 pub mod args;
 pub mod exit;

@@ -1,4 +1,4 @@
-//! Values as people and machines read them: tables and JSON.
+//! Output for people and for programs: tables, JSON, numbers with units, and errors.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,19 +7,19 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
-/// How output is written.
+/// Format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table for people.
+    /// A table for people
     #[default]
     Table,
-    /// One JSON document.
+    /// One JSON document
     Json,
-    /// One JSON object a line.
+    /// One JSON object per line
     Ndjson,
 }
 
-/// A table with these headings; columns named in `right` are aligned to the right.
+/// A table with these headings. The columns whose indices are in `right` are right-aligned.
 #[must_use]
 pub fn table(headings: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
@@ -42,14 +42,14 @@ pub fn table(headings: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> Stri
     text
 }
 
-/// The width of the terminal that is written to; `None` where it is not one, and lines may be of any length.
+/// The width of the terminal; `None` if standard output is not a terminal, so that lines may be of any length.
 #[must_use]
 pub fn width() -> Option<usize> {
     Table::new().width().map(usize::from)
 }
 
-/// A table whose last column is a sentence. Where the whole is wider than `width`, each sentence stands below its row,
-/// broken into lines.
+/// A table whose last column is a sentence. If the table is wider than `width`, each sentence is wrapped and printed below
+/// its row.
 #[must_use]
 pub fn table_with_reasons(headings: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let cells = |row: &[String]| -> Vec<usize> { row.iter().map(|cell| cell.chars().count()).collect() };
@@ -60,15 +60,15 @@ pub fn table_with_reasons(headings: &[&str], rows: &[Vec<String>], width: Option
         }
     }
     let last = headings.len().saturating_sub(1);
-    let whole = widths.iter().sum::<usize>() + 2 * last;
-    let fits = width.is_none_or(|width| whole <= width);
+    let total = widths.iter().sum::<usize>() + 2 * last;
+    let fits = width.is_none_or(|width| total <= width);
     let mut text = String::new();
-    let heads: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
-    let rows = std::iter::once(&heads).chain(rows);
+    let header: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
+    let rows = std::iter::once(&header).chain(rows);
     for (i, row) in rows.enumerate() {
-        let shown = if fits { row.len() } else { last.min(row.len()) };
+        let columns = if fits { row.len() } else { last.min(row.len()) };
         let mut line = String::new();
-        for (cell, width) in row[..shown].iter().zip(&widths) {
+        for (cell, width) in row[..columns].iter().zip(&widths) {
             line.push_str(&format!("{cell:width$}  "));
         }
         text.push_str(line.trim_end());
@@ -80,14 +80,14 @@ pub fn table_with_reasons(headings: &[&str], rows: &[Vec<String>], width: Option
     text
 }
 
-/// A text in lines of at most `width`, each indented; a word that is longer stands alone.
+/// Wraps a text into indented lines of at most `width` columns. A word that is longer gets a line of its own.
 #[must_use]
 pub fn wrap(text: &str, indent: usize, width: Option<usize>) -> String {
     let mut lines = String::new();
     let mut line = String::new();
     for word in text.split_whitespace() {
-        let longer = indent + line.chars().count() + 1 + word.chars().count();
-        if !line.is_empty() && width.is_some_and(|width| longer > width) {
+        let length = indent + line.chars().count() + 1 + word.chars().count();
+        if !line.is_empty() && width.is_some_and(|width| length > width) {
             lines.push_str(&format!("{:indent$}{line}\n", ""));
             line.clear();
         }
@@ -107,12 +107,12 @@ pub fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string_pretty(value).map_or_else(|e| format!("{{\"error\": {:?}}}\n", e.to_string()), |t| t + "\n")
 }
 
-/// Values as JSON, one a line.
+/// Values as JSON, one per line.
 pub fn ndjson<T: Serialize>(values: impl IntoIterator<Item = T>) -> String {
     values.into_iter().filter_map(|value| serde_json::to_string(&value).ok()).map(|line| line + "\n").collect()
 }
 
-/// Bytes in binary units with three significant digits, as `zfs list` shows them.
+/// Bytes in binary units with three significant digits, as `zfs list` prints them.
 #[must_use]
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 7] = ["B", "K", "M", "G", "T", "P", "E"];
@@ -131,7 +131,7 @@ pub fn bytes(bytes: u64) -> String {
     format!("{value:.digits$}{}", UNITS[unit])
 }
 
-/// Bytes per second; empty where there is nothing to tell.
+/// Bytes per second; empty if nothing was moved or no time has passed.
 #[must_use]
 pub fn rate(moved: u64, took: Duration) -> String {
     if moved == 0 || took.is_zero() {
@@ -140,17 +140,17 @@ pub fn rate(moved: u64, took: Duration) -> String {
     format!("{}/s", bytes((moved as f64 / took.as_secs_f64()) as u64))
 }
 
-/// Prints a value as one JSON document, without having all of its text in memory.
+/// Prints a value as one JSON document, without building the whole text in memory.
 pub fn print_json<T: Serialize>(value: &T) {
-    written(stream(|out| {
+    check_written(stream(|out| {
         serde_json::to_writer_pretty(&mut *out, value)?;
         out.write_all(b"\n")
     }));
 }
 
-/// Prints values as JSON, one a line.
+/// Prints values as JSON, one per line.
 pub fn print_ndjson<T: Serialize>(values: impl IntoIterator<Item = T>) {
-    written(stream(|out| {
+    check_written(stream(|out| {
         for value in values {
             serde_json::to_writer(&mut *out, &value)?;
             out.write_all(b"\n")?;
@@ -167,17 +167,19 @@ fn stream(
     out.flush()
 }
 
-/// Prints to standard output. A reader that went away (`| head`) is no error.
+/// Prints to standard output. A reader that has closed the pipe (`| head`) is not an error.
 pub fn print(text: &str) {
-    refresh(text);
+    try_print(text);
 }
 
-/// Prints a text to somebody who looks again and again; whether anybody still does.
-pub fn refresh(text: &str) -> bool {
-    written(stream(|out| out.write_all(text.as_bytes())))
+/// Prints to standard output. Returns false if the output could not be written, usually because the reader has closed the
+/// pipe.
+pub fn try_print(text: &str) -> bool {
+    check_written(stream(|out| out.write_all(text.as_bytes())))
 }
 
-fn written(result: std::io::Result<()>) -> bool {
+/// Logs an error. Returns whether the output was written.
+fn check_written(result: std::io::Result<()>) -> bool {
     match result {
         Ok(()) => true,
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => false,
@@ -188,20 +190,20 @@ fn written(result: std::io::Result<()>) -> bool {
     }
 }
 
-/// Whether complaints go where the log goes, in its form.
-static BY_LOG: AtomicBool = AtomicBool::new(false);
+/// Whether errors are printed as log messages.
+static ERRORS_TO_LOG: AtomicBool = AtomicBool::new(false);
 
-/// Has complaints written as errors in the log, where somebody reads that in a form of its own.
-pub fn complain_by_log() {
-    BY_LOG.store(true, Ordering::Relaxed);
+/// Makes [`print_error`] write log messages, for a log with a format of its own.
+pub fn print_errors_to_log() {
+    ERRORS_TO_LOG.store(true, Ordering::Relaxed);
 }
 
-/// Complains on standard error. Where nobody reads that, the exit status has to do.
-pub fn complain(what: &impl std::fmt::Display) {
-    if BY_LOG.load(Ordering::Relaxed) {
-        return log::error!("{what}");
+/// Prints an error to standard error, or to the log. Failing to do so is ignored: the exit status remains.
+pub fn print_error(error: &impl std::fmt::Display) {
+    if ERRORS_TO_LOG.load(Ordering::Relaxed) {
+        return log::error!("{error}");
     }
-    drop(writeln!(std::io::stderr().lock(), "zsync: {what}"));
+    drop(writeln!(std::io::stderr().lock(), "zsync: {error}"));
 }
 
 #[cfg(test)]
@@ -209,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_read_as_zfs_writes_them() {
+    fn bytes_and_rate_use_binary_units() {
         for (number, text) in [(0, "0B"), (999, "999B"), (1024, "1.00K"), (1536, "1.50K"), (1 << 30, "1.00G")] {
             assert_eq!(bytes(number), text);
         }
@@ -218,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_stands_below_its_row_where_the_terminal_is_narrow() {
+    fn table_with_reasons_wraps_reasons_on_a_narrow_terminal() {
         let rows = [vec!["take".to_owned(), "tank".to_owned(), "the slot has passed since".to_owned()]];
         let wide = "DO    WHAT  WHY\ntake  tank  the slot has passed since\n";
         assert_eq!(table_with_reasons(&["DO", "WHAT", "WHY"], &rows, None), wide);
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_have_no_trailing_blanks() {
+    fn table_has_no_trailing_blanks() {
         let text = table(&["A", "B"], &[1], vec![vec!["x".into(), "10".into()], vec!["long".into(), "7".into()]]);
         assert_eq!(text, "A      B\nx     10\nlong   7\n");
     }

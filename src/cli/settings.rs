@@ -1,4 +1,4 @@
-//! What arguments mean together with `local.json`: which host this is, and where metrics are served.
+//! Settings that follow from arguments and `local.json` together: the name of this host, and where metrics are served.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use crate::config;
 use crate::model::HostName;
 use crate::policy::{Address, Local};
 
-/// This host's name: the typed one, else the configured one, else the system's.
+/// This host's name: from `--hostname`, otherwise from `local.json`, otherwise the system's host name.
 pub fn host_name(common: &CommonArgs, local: Option<&Local>) -> anyhow::Result<HostName> {
     if let Some(host) = common.hostname.clone().or_else(|| local.and_then(|local| local.hostname.clone())) {
         return Ok(host);
@@ -24,8 +24,8 @@ pub fn host_name(common: &CommonArgs, local: Option<&Local>) -> anyhow::Result<H
     })
 }
 
-/// `local.json`, or `None` if the file does not exist. A file with errors is an error here too, because it may be what
-/// names this host.
+/// Loads `local.json`; `None` if the file does not exist. An invalid file is an error even if its permissions are not
+/// needed, because it may contain the name of this host.
 pub fn local_if_exists(common: &CommonArgs) -> Result<Option<Local>, Error> {
     match std::fs::metadata(&common.local) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -33,7 +33,7 @@ pub fn local_if_exists(common: &CommonArgs) -> Result<Option<Local>, Error> {
     }
 }
 
-/// This host's name; `local.json` is read only if no name was typed.
+/// This host's name. `local.json` is read only if `--hostname` was not given.
 pub fn host_name_of(common: &CommonArgs) -> Result<HostName, Error> {
     match &common.hostname {
         Some(typed) => Ok(typed.clone()),
@@ -41,7 +41,7 @@ pub fn host_name_of(common: &CommonArgs) -> Result<HostName, Error> {
     }
 }
 
-/// The `host:port` at which metrics are served. A port alone means this machine only.
+/// The `host:port` at which metrics are served. A port alone means 127.0.0.1.
 pub fn metrics_address(typed: Option<&str>) -> anyhow::Result<Option<String>> {
     let Some(typed) = typed else { return Ok(None) };
     if let Ok(port) = typed.parse::<u16>() {
@@ -54,8 +54,8 @@ pub fn metrics_address(typed: Option<&str>) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Warns of a configuration file that other users can change: whoever writes it decides what this program does, with
-/// the rights of the user that runs it.
+/// Warns of a configuration file that other users can change, because they could use it to act with the rights of the user
+/// that runs zsync.
 pub fn warn_if_others_can_write(file: &Path) {
     let Ok(metadata) = std::fs::metadata(file) else { return };
     let mode = metadata.permissions().mode() & 0o7777;

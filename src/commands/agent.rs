@@ -1,4 +1,4 @@
-//! `zsync agent`.
+//! `zsync agent`: carries out a director's orders on this host.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ pub struct AgentArgs {
     /// Options of services that listen.
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// The folder of what has to survive restarts.
+    /// The folder for state that must survive restarts.
     #[command(flatten)]
     pub state: StateArgs,
     /// Options that nearly every subcommand has.

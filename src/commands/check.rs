@@ -58,7 +58,7 @@ pub enum CheckFormat {
     Json,
 }
 
-/// The exit status of a severity.
+/// Ends with the exit status of a severity.
 fn exit(severity: Severity) -> Result<(), Error> {
     match severity {
         Severity::Ok => Ok(()),
@@ -91,7 +91,7 @@ pub fn run(args: CheckArgs) -> Result<(), Error> {
     }
 }
 
-/// Judges by the catalog and by this host's ZFS.
+/// Judges by the catalog and by this host's ZFS whether the policy is kept.
 async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = host_name_of(&args.common).map_err(|error| anyhow::anyhow!("{error}"))?;
     let local = local_if_exists(&args.common).ok().flatten();
@@ -107,19 +107,19 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
     let (server, local) = (&args.policy.config, &args.common.local);
     let named = [(server, config::DEFAULT_SERVER_FILE), (local, config::DEFAULT_LOCAL_FILE)];
     // A host has one of the two files or both. A file that was named on the command line has to exist.
-    let there = named.into_iter().filter(|(path, default)| path.exists() || *path != Path::new(default));
-    let there: Vec<&PathBuf> = there.map(|(path, _)| path).collect();
+    let files = named.into_iter().filter(|(path, default)| path.exists() || *path != Path::new(default));
+    let files: Vec<&PathBuf> = files.map(|(path, _)| path).collect();
     let mut problems = Vec::new();
-    for path in &there {
-        let wrong = if *path == server { config::load_policy(path).err() } else { config::load_local(path).err() };
-        problems.extend(wrong.map(|error| error.to_string()));
+    for path in &files {
+        let error = if *path == server { config::load_policy(path).err() } else { config::load_local(path).err() };
+        problems.extend(error.map(|error| error.to_string()));
     }
-    let shown: Vec<String> = there.iter().map(|path| path.display().to_string()).collect();
-    match (shown.as_slice(), problems.as_slice()) {
+    let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
+    match (names.as_slice(), problems.as_slice()) {
         ([], _) => print(Severity::Unknown, &format!("neither {} nor {} exists", server.display(), local.display())),
         ([one], []) => print(Severity::Ok, &format!("{one} is valid")),
         (all, []) => print(Severity::Ok, &format!("{} are valid", all.join(" and "))),
-        (_, wrong) => print(Severity::Critical, &wrong.join("\n")),
+        (_, problems) => print(Severity::Critical, &problems.join("\n")),
     }
 }
 
@@ -174,17 +174,17 @@ fn datasets(health: &Health) -> usize {
     health.rows.iter().map(|row| (&row.host, &row.dataset)).collect::<BTreeSet<_>>().len()
 }
 
-/// In the form of the Monitoring Plugins' guidelines: `'label'=value[unit]`.
+/// Performance data in the format of the Monitoring Plugins' guidelines: `'label'=value[unit]`.
 fn performance(health: &Health) -> String {
     let seconds =
         |span: Option<TimeDelta>| span.map_or_else(|| "U".to_owned(), |s| format!("{}s", s.num_seconds().max(0)));
     let snapshots: BTreeMap<_, usize> =
         health.rows.iter().map(|row| ((&row.host, &row.dataset, &row.policy), row.snapshots)).collect();
     let all = health.findings();
-    let of = |severity| all.iter().filter(|(s, _)| *s == severity).count();
+    let count = |severity| all.iter().filter(|(s, _)| *s == severity).count();
     let values = [
-        ("critical", of(Severity::Critical).to_string()),
-        ("warning", of(Severity::Warning).to_string()),
+        ("critical", count(Severity::Critical).to_string()),
+        ("warning", count(Severity::Warning).to_string()),
         ("datasets", datasets(health).to_string()),
         ("destinations", health.rows.iter().filter(|row| row.to.is_some()).count().to_string()),
         ("snapshots", snapshots.values().sum::<usize>().to_string()),

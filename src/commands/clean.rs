@@ -29,7 +29,7 @@ pub struct CleanArgs {
     pub common: CommonArgs,
 }
 
-/// Deletes them, and prints how many they were.
+/// Deletes the records, and prints how many there were.
 pub fn run(args: CleanArgs) -> Result<(), Error> {
     let older_than = TimeDelta::from_std(args.older_than).context("--older-than").map_err(Error::unable)?;
     let policy = config::load_policy(&args.policy.config).map_err(Error::unable)?;

@@ -1,4 +1,4 @@
-//! `zsync completions`.
+//! `zsync completions`: prints shell completions.
 
 use clap::{Args, Command};
 
@@ -41,7 +41,7 @@ impl CompletionsArgs {
     }
 }
 
-/// Prints them.
+/// Prints the completions.
 pub fn run(args: &CompletionsArgs, program: Command) -> Result<(), Error> {
     report::print(&String::from_utf8_lossy(&args.text(program)));
     Ok(())

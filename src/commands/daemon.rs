@@ -39,11 +39,11 @@ pub struct ListenArgs {
     pub grace: Duration,
 }
 
-/// What an agent or a slave runs with, after `local.json` was read.
+/// The settings of an agent or a slave, from its arguments and `local.json`.
 pub(crate) struct DaemonSettings {
     /// This host.
     pub host: HostName,
-    /// What it permits.
+    /// What the host permits.
     pub local: Local,
     /// Where and how it listens.
     pub listening: Listening,
@@ -56,8 +56,8 @@ impl DaemonSettings {
         let host = host_name(common, Some(&local))?;
         let port = if role == PeerRole::Slave { SLAVE_PORT } else { AGENT_PORT };
         let address = match (&listen.listen, &local.listen) {
-            (Some(typed), _) => {
-                let address: Address = typed.parse().context("--listen")?;
+            (Some(argument), _) => {
+                let address: Address = argument.parse().context("--listen")?;
                 address.with_default_port(port)
             }
             (None, Some(configured)) => configured.with_default_port(port),
@@ -90,7 +90,7 @@ fn security(local: &Local, listen: &ListenArgs, host: &HostName, role: PeerRole)
     Ok(Security::Tls(Arc::new(tls)))
 }
 
-/// Where this host publishes what it holds, if it does.
+/// The registration under which this host publishes its snapshots, if it does.
 pub(crate) type Publishing<'a> = Option<&'a Arc<ServiceRegistration>>;
 
 /// The publisher for a role.
@@ -98,7 +98,7 @@ pub(crate) fn publisher(publishing: Publishing<'_>) -> Option<Arc<Publisher>> {
     publishing.map(|registration| registration.publisher())
 }
 
-/// Runs a role as a service: `create` makes it once, and `renew` makes it again from the running one whenever the
+/// Runs a role as a service. `create` makes the role once; `renew` makes a new one from the running one whenever the
 /// configuration is reloaded.
 pub(crate) fn run<R: Role>(
     common: &CommonArgs,
@@ -141,7 +141,7 @@ pub(crate) fn run<R: Role>(
     }))
 }
 
-/// Does the work, then ends the `zfs` commands that still run: work that is interrupted leaves none behind.
+/// Does the work, then ends the `zfs` commands that still run, because interrupted work can leave some behind.
 pub(crate) async fn ending<T>(zfs: Arc<System>, work: impl Future<Output = T>) -> T {
     let result = work.await;
     zfs.end().await;

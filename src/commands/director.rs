@@ -1,4 +1,4 @@
-//! `zsync director`.
+//! `zsync director`: makes one pass, or passes until it is ended.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub struct DirectorArgs {
     /// Make one pass and exit; print nothing if all is well
     #[arg(long)]
     pub once: bool,
-    /// In the first pass list every host, and report where the catalog differed
+    /// In the first pass, list every host, and report where the catalog differed
     #[arg(long)]
     pub resync: bool,
     /// Time from the start of one pass to the start of the next
@@ -55,7 +55,7 @@ pub struct DirectorArgs {
     /// With --once: carry out this plan, saved by zsync plan --out, and nothing else
     #[arg(long, value_name = "FILE", requires = "once")]
     pub plan: Option<PathBuf>,
-    /// The folder of what has to survive restarts.
+    /// The folder for state that must survive restarts.
     #[command(flatten)]
     pub state: StateArgs,
     /// Options that nearly every subcommand has.
@@ -63,7 +63,7 @@ pub struct DirectorArgs {
     pub common: CommonArgs,
 }
 
-/// Runs one pass, or passes until SIGTERM.
+/// Makes one pass, or passes until SIGTERM.
 pub fn run(args: DirectorArgs) -> Result<(), Error> {
     let zfs = Arc::new(System::new(&args.common.zfs));
     let settings = settings(args)?;

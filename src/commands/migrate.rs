@@ -85,7 +85,7 @@ fn additions(known: &HostInventory, pairs: &[ZeplicPair], at: DateTime<Utc>) -> 
                 changes.push((pair.dataset.clone(), Change::NotWritten(mark)));
             }
         }
-        // A snapshot that exists is not deleted, whatever its flag is.
+        // A snapshot that exists has not been deleted, whatever its flag is.
         let marks = Marks { deleted: false, ..pair.marks };
         let snapshot = dataset.snapshots.iter().find(|snapshot| snapshot.name == pair.name);
         if let Some(snapshot) = snapshot
@@ -97,7 +97,7 @@ fn additions(known: &HostInventory, pairs: &[ZeplicPair], at: DateTime<Utc>) -> 
     changes
 }
 
-/// Imports them, and prints what was imported for each host.
+/// Imports the flags, and prints how many were imported for each host.
 pub fn run(args: MigrateArgs) -> Result<(), Error> {
     runtime::block_on(migrate(args.policy.config))
 }

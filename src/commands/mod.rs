@@ -1,7 +1,7 @@
-//! The command line: one file or folder for each subcommand, with its arguments and what runs it.
+//! The subcommands: one file or folder for each, with its arguments and the function that runs it.
 //!
-//! The roles themselves stand in modules of their own ([`director`](crate::director), [`agent`](crate::agent),
-//! [`slave`](crate::slave), [`plan`](crate::plan)); what is here starts them.
+//! The roles are implemented in modules of their own ([`director`](crate::director), [`agent`](crate::agent),
+//! [`slave`](crate::slave), [`plan`](crate::plan)); the subcommands only start them.
 
 pub mod agent;
 pub mod check;
@@ -70,7 +70,7 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Runs the subcommand to its end.
+    /// Runs the subcommand.
     pub fn run(self) -> Result<(), Error> {
         self.start_logging();
         match self.command {
@@ -88,8 +88,8 @@ impl Cli {
         }
     }
 
-    /// Starts logging at the level of `--log`, else of `RUST_LOG`, else of the kind of subcommand: a service logs what
-    /// it does, a command only what is wrong.
+    /// Starts logging. The level is that of `--log`, otherwise of `RUST_LOG`. By default, a service logs what it does, and a
+    /// command only warnings and errors.
     fn start_logging(&self) {
         let (common, is_service): (Option<&CommonArgs>, bool) = match &self.command {
             Command::Director(args) => (Some(&args.common), !args.once),

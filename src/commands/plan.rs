@@ -1,4 +1,4 @@
-//! `zsync plan`.
+//! `zsync plan`: previews the orders that the director would give.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,16 +13,16 @@ use crate::cli::exit::Error;
 use crate::cli::report::Format;
 use crate::cli::settings::{host_name, host_name_of, local_if_exists};
 use crate::model::{DatasetName, HostName};
-use crate::plan::{self, Filter, PlanSettings, Question, Source};
+use crate::plan::{self, Filter, InventorySource, PlanMode, PlanSettings};
 use crate::sys::runtime;
 use crate::zfs::system::System;
 
 /// How far ahead a policy can be simulated.
 const MAX_SIMULATED: Duration = Duration::from_secs(20 * 366 * 86_400);
 
-fn simulated(text: &str) -> Result<Duration, String> {
+fn simulated_duration(text: &str) -> Result<Duration, String> {
     let length = duration(text)?;
-    if length > MAX_SIMULATED { Err("it is longer than 20 years".into()) } else { Ok(length) }
+    if length > MAX_SIMULATED { Err("the duration is longer than 20 years".into()) } else { Ok(length) }
 }
 
 /// Arguments of `zsync plan`.
@@ -61,7 +61,7 @@ pub struct PlanArgs {
     #[arg(long)]
     pub exit_code: bool,
     /// Simulate the policy for this long, and show what would be done and kept each day
-    #[arg(long, value_name = "DURATION", value_parser = simulated, conflicts_with = "explain")]
+    #[arg(long, value_name = "DURATION", value_parser = simulated_duration, conflicts_with = "explain")]
     pub simulate: Option<Duration>,
     /// Show what this other policy would destroy, keep, take or send differently; with --simulate, simulate both and
     /// show them side by side
@@ -84,38 +84,37 @@ pub fn run(args: PlanArgs) -> Result<(), Error> {
     let zfs = System::new(&args.common.zfs);
     let settings = settings(args)?;
     match settings.source {
-        Source::Agents => runtime::block_on(plan::survey(settings, Arc::new(zfs))),
+        InventorySource::Agents => runtime::block_on(plan::survey(settings, Arc::new(zfs))),
         // This preview gets a ZFS that can only be read.
-        Source::Catalog | Source::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
+        InventorySource::Catalog | InventorySource::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
     }
 }
 
 fn settings(args: PlanArgs) -> Result<PlanSettings, Error> {
     let exports = args.export_catalog.is_some();
     if args.exit_code && args.simulate.is_some() && args.compare.is_none() {
-        let text =
-            "--exit-code cannot be used with --simulate alone; add --compare, and it says whether the two differ";
+        let text = "--exit-code cannot be used with --simulate alone; add --compare, so that it reports whether the two policies differ";
         return Err(Error::unable(anyhow!(text)));
     }
     let (source, local) = match args.catalog {
-        Some(file) => (Source::File(file), None),
-        None if args.dry_run || exports => (Source::Catalog, local_if_exists(&args.common)?),
-        None => (Source::Agents, None),
+        Some(file) => (InventorySource::File(file), None),
+        None if args.dry_run || exports => (InventorySource::Catalog, local_if_exists(&args.common)?),
+        None => (InventorySource::Agents, None),
     };
     let host = match (&source, &args.common.hostname) {
-        (_, Some(typed)) => typed.clone(),
+        (_, Some(name)) => name.clone(),
         // Only the file is read, so the preview is the same on every host.
-        (Source::File(_), None) => "localhost".parse().map_err(Error::unable)?,
-        (Source::Catalog, None) => host_name(&args.common, local.as_ref()).map_err(Error::unable)?,
-        (Source::Agents, None) => host_name_of(&args.common)?,
+        (InventorySource::File(_), None) => "localhost".parse().map_err(Error::unable)?,
+        (InventorySource::Catalog, None) => host_name(&args.common, local.as_ref()).map_err(Error::unable)?,
+        (InventorySource::Agents, None) => host_name_of(&args.common)?,
     };
-    let question = match (args.export_catalog, args.simulate, args.compare) {
-        (Some(file), _, _) => Question::Export(file),
+    let mode = match (args.export_catalog, args.simulate, args.compare) {
+        (Some(file), _, _) => PlanMode::Export(file),
         (None, Some(length), other) => {
-            Question::Simulate { length: TimeDelta::from_std(length).map_err(Error::unable)?, other }
+            PlanMode::Simulate { length: TimeDelta::from_std(length).map_err(Error::unable)?, other }
         }
-        (None, None, Some(other)) => Question::Compare { other, explain: args.explain },
-        (None, None, None) => Question::Orders { explain: args.explain, out: args.out },
+        (None, None, Some(other)) => PlanMode::Compare { other, explain: args.explain },
+        (None, None, None) => PlanMode::Orders { explain: args.explain, out: args.out },
     };
     Ok(PlanSettings {
         config: args.policy.config,
@@ -123,7 +122,7 @@ fn settings(args: PlanArgs) -> Result<PlanSettings, Error> {
         local,
         host,
         source,
-        question,
+        mode,
         filter: Filter { host: args.host, dataset: args.dataset },
         format: args.format,
         at: args.at,

@@ -1,4 +1,4 @@
-//! `zsync schema`.
+//! `zsync schema`: prints the JSON schema of a configuration file.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! `zsync slave`.
+//! `zsync slave`: receives streams from agents.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub struct SlaveArgs {
     /// Options of services that listen.
     #[command(flatten)]
     pub listen: ListenArgs,
-    /// The folder of what has to survive restarts.
+    /// The folder for state that must survive restarts.
     #[command(flatten)]
     pub state: StateArgs,
     /// Options that nearly every subcommand has.

@@ -1,5 +1,5 @@
-//! What a director, a preview and `zsync status` need before they can reach hosts: the catalog, TLS, this host's own agent,
-//! and the addresses that services have registered.
+//! Opens what a director, a preview and `zsync status` need to reach hosts: the catalog, TLS, an agent within this process
+//! for orders to this host, and the addresses that services have registered in Consul.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ pub struct OwnHost<'a> {
     pub name: &'a HostName,
     /// Its `local.json`.
     pub local: &'a Path,
-    /// The folder of what has to survive restarts; `None`: nothing is published in a shared catalog.
+    /// The folder for state that must survive restarts; if `None`, this process publishes nothing in a shared catalog.
     pub state: Option<&'a Path>,
 }
 
@@ -56,7 +56,7 @@ pub async fn dispatcher<Z: Zfs>(
     let own = if has_own_work(policy, here) {
         own_agent(host, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     } else {
-        Err(format!("{here} is not directed by this process"))
+        Err(format!("this process carries out no orders on {here}"))
     };
     Dispatcher { here: here.clone(), own, tls }
 }
@@ -86,8 +86,7 @@ async fn own_agent<Z: Zfs>(host: OwnHost<'_>, policy: &Policy, zfs: Arc<Z>) -> a
     Ok(Agent::new(name.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 
-/// Completes the policy's addresses by those that services have registered in Consul. Without Consul the policy stays as
-/// it is.
+/// Adds to the policy the addresses that services have registered in Consul. Without Consul, the policy stays unchanged.
 pub async fn with_services<Z: Zfs>(
     policy: Arc<Policy>,
     dispatcher: &Dispatcher<Z>,
@@ -97,7 +96,7 @@ pub async fn with_services<Z: Zfs>(
     locate(&consul, policy, dispatcher).await
 }
 
-/// Completes the policy's addresses by those that services have registered.
+/// Adds to the policy the addresses that services have registered in this Consul.
 pub(crate) async fn locate<Z: Zfs>(
     consul: &Consul,
     policy: Arc<Policy>,

@@ -1,4 +1,4 @@
-//! Logs failures once: a failure that stays the same is logged when it begins and when it is over, not at each pass.
+//! Logs each failure once: when it begins and when it has ended, but not in every pass in between.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ pub(crate) const CATALOG: &str = "the catalog";
 pub(crate) struct FailureLog(BTreeMap<String, String>);
 
 impl FailureLog {
-    /// Logs the failures that are new or have changed, and those that are over.
+    /// Logs the failures that are new or have changed, and those that have ended.
     pub(crate) fn update(&mut self, failures: BTreeMap<String, String>) {
         for subject in self.0.keys().filter(|subject| !failures.contains_key(*subject)) {
             log::info!("{subject}: all is well again");
@@ -23,7 +23,7 @@ impl FailureLog {
         self.0 = failures;
     }
 
-    /// Logs a failure of the catalog, or that it is over, and leaves all other failures as they are.
+    /// Logs a failure of the catalog, or that it has ended. All other failures stay as they are.
     pub(crate) fn update_catalog(&mut self, failure: Option<String>) {
         let mut failures = self.0.clone();
         failures.remove(CATALOG);

@@ -1,4 +1,4 @@
-//! Several directors of one fleet: the one that holds the lock gives orders, the others stand by.
+//! Several directors of one fleet: the director that holds the lock gives orders, the others stand by.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const LOCK_ATTEMPTS: usize = 10;
 /// How long to wait before Consul is asked again after an error.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Does a director's work while it holds the lock. Once the lock is lost, the work is dropped where it waits.
+/// Does a director's work while it holds the lock. If the lock is lost, the work is dropped, and the result is an error.
 pub(crate) async fn while_leading<T>(
     leadership: Option<&Leadership>,
     work: impl Future<Output = Result<T, CatalogError>>,
@@ -31,7 +31,8 @@ pub(crate) async fn while_leading<T>(
     future::or(losing, work).await
 }
 
-/// A pass for now. If several directors share a catalog, the pass uses the addresses and the health of services.
+/// Creates a pass for now. If several directors share a catalog, the pass uses the addresses and the health that services
+/// have registered.
 pub(crate) async fn new_pass<Z: Zfs>(
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
@@ -51,7 +52,7 @@ pub(crate) enum Lock {
     Taken(String),
 }
 
-/// Gets the lock, or says who holds it. A lock whose holder has just died is waited for.
+/// Gets the lock, or returns who holds it. Waits for a lock whose holder has just died.
 pub(crate) async fn acquire(election: &Election) -> Result<Lock, ConsulError> {
     for _ in 0..LOCK_ATTEMPTS {
         match election.try_win().await? {
@@ -67,7 +68,7 @@ pub(crate) async fn acquire(election: &Election) -> Result<Lock, ConsulError> {
 pub(crate) async fn stand_by(election: &Election, failures: &mut FailureLog) -> Leadership {
     let mut reported = None;
     loop {
-        let waited = match election.try_win().await {
+        let result = match election.try_win().await {
             Ok(ElectionResult::Won(leadership)) => {
                 log::info!("this director is active now");
                 return leadership;
@@ -85,7 +86,7 @@ pub(crate) async fn stand_by(election: &Election, failures: &mut FailureLog) -> 
             }
             Err(error) => Err(error),
         };
-        if let Err(error) = waited {
+        if let Err(error) = result {
             let text = format!("no orders are given: {}", error.gist());
             service::status(&text);
             failures.update_catalog(Some(text));

@@ -1,4 +1,4 @@
-//! The metrics of a director: of its last pass, and of all since it was started.
+//! The metrics of a director: about its last pass, and totals since it was started.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::director::report::Report;
 use crate::server::metrics::{Gauges, Labels, registry, result, signed, text};
 use crate::server::{Counters, DIRECTOR};
 
-/// What the last pass came to.
+/// The result of the last pass.
 #[derive(Clone, Debug)]
 pub struct PassMetrics {
     /// When it began.
@@ -24,16 +24,16 @@ pub struct PassMetrics {
     pub ended: DateTime<Utc>,
     /// Whether everything went well.
     pub is_success: bool,
-    /// The action of each order, and whether it was carried out.
+    /// The action of each order, and whether it succeeded.
     pub orders: Vec<(String, bool)>,
     /// Bytes that it moved.
     pub bytes: u64,
-    /// How well the policy is kept after it.
+    /// How well the policy was kept after it.
     pub health: Health,
 }
 
 impl PassMetrics {
-    /// Of a pass that has just ended.
+    /// The metrics of a pass that has just ended.
     #[must_use]
     pub fn of(report: &Report, health: Health, began: DateTime<Utc>) -> Self {
         Self {
@@ -46,7 +46,7 @@ impl PassMetrics {
         }
     }
 
-    /// For the textfile collector.
+    /// Renders them for the textfile collector of `node_exporter`.
     #[must_use]
     pub fn text(&self) -> String {
         let mut registry = registry();
@@ -69,7 +69,7 @@ impl PassMetrics {
         for (name, help, value) in [
             ("zsync_last_pass_start_timestamp_seconds", "When the last pass began", self.began.timestamp()),
             ("zsync_last_pass_end_timestamp_seconds", "When the last pass ended", self.ended.timestamp()),
-            ("zsync_last_pass_success", "Whether all went well in the last pass", i64::from(self.is_success)),
+            ("zsync_last_pass_success", "Whether the last pass had no failures", i64::from(self.is_success)),
             ("zsync_last_pass_sent_bytes", "Bytes that the last pass sent", signed(self.bytes)),
         ] {
             registry.register(name, help, single(value));
@@ -78,13 +78,13 @@ impl PassMetrics {
         for (action, success) in &self.orders {
             orders.get_or_create(&vec![("action", action.clone()), ("result", result(*success).to_owned())]).inc();
         }
-        registry.register("zsync_last_pass_orders", "Orders of the last pass, by how they ended", orders);
+        registry.register("zsync_last_pass_orders", "Orders of the last pass, by action and result", orders);
     }
 
     fn register_datasets(&self, registry: &mut Registry) {
         let [count, newest, replica, unsent, oldest] = std::array::from_fn(|_| Gauges::default());
         for row in &self.health.rows {
-            let labels = of(row);
+            let labels = labels_of(row);
             count.get_or_create(&labels).set(signed(row.snapshots as u64));
             if let Some(point) = &row.newest {
                 newest.get_or_create(&labels).set(point.creation.timestamp());
@@ -102,100 +102,105 @@ impl PassMetrics {
                 oldest.get_or_create(&labels).set(since.timestamp());
             }
         }
-        registry.register("zsync_snapshots", "Snapshots of the policy that a dataset has", count);
-        registry.register("zsync_snapshot_newest_timestamp_seconds", "When the newest of them was taken", newest);
+        registry.register("zsync_snapshots", "Snapshots of a policy in a dataset", count);
+        registry.register(
+            "zsync_snapshot_newest_timestamp_seconds",
+            "When the newest of these snapshots was taken",
+            newest,
+        );
         registry.register(
             "zsync_replica_newest_timestamp_seconds",
-            "When the newest of them was taken that is on a destination",
+            "When the newest of these snapshots that a destination has was taken",
             replica,
         );
-        registry.register("zsync_replica_unsent_snapshots", "How many of them a destination lacks", unsent);
+        registry.register("zsync_replica_unsent_snapshots", "How many of these snapshots a destination lacks", unsent);
         registry.register(
             "zsync_replica_unsent_oldest_timestamp_seconds",
-            "When the oldest of them was taken that a destination lacks; missing where it lacks none",
+            "When the oldest of these snapshots that a destination lacks was taken; absent if it lacks none",
             oldest,
         );
     }
 
     fn register_hosts(&self, registry: &mut Registry) {
         let [up, listed, findings] = std::array::from_fn(|_| Gauges::default());
-        for state in &self.health.hosts {
-            let labels = vec![("host", state.host.to_string())];
-            up.get_or_create(&labels).set(i64::from(state.unseen.is_none()));
-            if let Some(observed) = state.observed {
+        for host in &self.health.hosts {
+            let labels = vec![("host", host.host.to_string())];
+            up.get_or_create(&labels).set(i64::from(host.unseen.is_none()));
+            if let Some(observed) = host.observed {
                 listed.get_or_create(&labels).set(observed.timestamp());
             }
         }
         let rows = self.health.rows.iter().flat_map(|row| &row.findings);
-        let found: Vec<Severity> = rows
+        let severities: Vec<Severity> = rows
             .chain(self.health.hosts.iter().flat_map(|host| &host.findings))
             .map(Finding::severity)
             .chain(self.health.notices.iter().map(|_| Severity::Critical))
             .collect();
         for severity in [Severity::Critical, Severity::Warning, Severity::Unknown] {
             let labels = vec![("severity", severity.to_string().to_lowercase())];
-            findings.get_or_create(&labels).set(signed(found.iter().filter(|s| **s == severity).count() as u64));
+            findings.get_or_create(&labels).set(signed(severities.iter().filter(|s| **s == severity).count() as u64));
         }
-        registry.register("zsync_host_up", "Whether the last pass could look at a host", up);
-        registry.register("zsync_host_listed_timestamp_seconds", "When a host was looked at last", listed);
-        registry.register("zsync_findings", "What zsync check would find, by how bad it is", findings);
+        registry.register("zsync_host_up", "Whether the last pass could list the snapshots of a host", up);
+        registry.register("zsync_host_listed_timestamp_seconds", "When a host was last listed", listed);
+        registry.register("zsync_findings", "Findings that zsync check would report, by severity", findings);
     }
 }
 
-fn of(row: &Row) -> Labels {
+fn labels_of(row: &Row) -> Labels {
     vec![("host", row.host.to_string()), ("dataset", row.dataset.to_string()), ("policy", row.policy.clone())]
 }
 
-/// Keeps what there is to tell between two passes; clones share it.
+/// The metrics of a running director. Clones share one state.
 #[derive(Clone)]
-pub struct DirectorMetrics(Arc<Mutex<State>>);
+pub struct DirectorMetrics(Arc<Mutex<MetricsState>>);
 
-struct State {
-    tally: Counters,
+struct MetricsState {
+    counters: Counters,
     passes: Family<Labels, Counter>,
-    board: Option<PassProgress>,
+    /// Of the pass that is running.
+    progress: Option<PassProgress>,
     last: Option<PassMetrics>,
 }
 
 impl Default for DirectorMetrics {
     fn default() -> Self {
-        let (tally, passes) = (Counters::new(DIRECTOR), Family::default());
-        Self(Arc::new(Mutex::new(State { tally, passes, board: None, last: None })))
+        let (counters, passes) = (Counters::new(DIRECTOR), Family::default());
+        Self(Arc::new(Mutex::new(MetricsState { counters, passes, progress: None, last: None })))
     }
 }
 
 impl DirectorMetrics {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, MetricsState> {
         self.0.lock()
     }
 
-    /// A pass begins; its board tells what is under way.
-    pub fn begins(&self, board: PassProgress) {
-        self.state().board = Some(board);
+    /// Notes that a pass begins, whose running orders are to be counted.
+    pub fn begins(&self, progress: PassProgress) {
+        self.state().progress = Some(progress);
     }
 
-    /// It has ended; `None` where it could not even decide.
-    pub fn ended(&self, passed: Option<PassMetrics>) {
+    /// Notes that a pass has ended; `None` if the catalog failed, so that no report of the pass is available.
+    pub fn ended(&self, pass: Option<PassMetrics>) {
         let mut state = self.state();
-        state.board = None;
-        let success = passed.as_ref().is_some_and(|passed| passed.is_success);
+        state.progress = None;
+        let success = pass.as_ref().is_some_and(|pass| pass.is_success);
         state.passes.get_or_create(&vec![("result", result(success).to_owned())]).inc();
-        let Some(passed) = passed else { return };
-        for (action, success) in &passed.orders {
-            state.tally.ended(action, *success, 0);
+        let Some(pass) = pass else { return };
+        for (action, success) in &pass.orders {
+            state.counters.ended(action, *success, 0);
         }
-        state.tally.moved(passed.bytes);
-        state.last = Some(passed);
+        state.counters.moved(pass.bytes);
+        state.last = Some(pass);
     }
 
-    /// As text.
+    /// Renders them in the text format of Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
         let state = self.state();
-        state.tally.set_running(state.board.as_ref().map_or(0, |board| board.running().len()));
+        state.counters.set_running(state.progress.as_ref().map_or(0, |progress| progress.running().len()));
         let mut registry = registry();
-        registry.register("zsync_director_passes", "Passes that this director made", state.passes.clone());
-        state.tally.register(&mut registry);
+        registry.register("zsync_director_passes", "Passes that this director made, by result", state.passes.clone());
+        state.counters.register(&mut registry);
         if let Some(last) = &state.last {
             last.register(&mut registry);
         }

@@ -1,8 +1,9 @@
-//! The director: makes passes over the fleet. A pass lists every host, decides by policy what to take, send and destroy,
-//! has agents do it, and records the outcomes.
+//! The director, which works in passes. A pass lists the snapshots of every host, decides by policy what to take, send and
+//! destroy, has agents do it, and records the outcomes.
 //!
-//! [`run`] is where it starts; [`Pass`] is one pass; [`connect`] has what previews need as well. With a catalog in Consul,
-//! [`Election`] sees to it that one director of several is active.
+//! [`run`] starts a director, and [`Pass`] is one pass. [`connect`] opens what a director needs, and previews as well: the
+//! catalog, TLS and the agents. If the catalog is in Consul, several directors can run, and [`Election`] ensures that only
+//! one of them gives orders.
 
 pub mod bars;
 pub mod connect;
@@ -20,6 +21,7 @@ mod service;
 mod settings;
 mod status_file;
 mod summary;
+mod transfer_levels;
 
 pub use leader::{Election, ElectionResult, Leadership};
 pub use metrics::{DirectorMetrics, PassMetrics};

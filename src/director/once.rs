@@ -1,4 +1,4 @@
-//! A single pass, as `zsync director --once` makes it.
+//! A single pass, for `zsync director --once`.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +21,7 @@ use crate::sys::service::Signals;
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
 
-/// Makes the pass, within `--timeout` and until a signal.
+/// Makes the pass. `--timeout` or a signal interrupts it.
 pub(crate) async fn once<Z: Zfs>(
     settings: &DirectorSettings,
     policy: Arc<Policy>,
@@ -64,7 +64,7 @@ pub(crate) async fn once<Z: Zfs>(
     report.map_err(Error::unable)
 }
 
-/// Prints the report: failures to standard error, the rest if it was asked for.
+/// Prints failures to standard error, and the report to standard output if the settings ask for it.
 pub(crate) fn print(settings: &DirectorSettings, report: &Report) {
     if settings.verbose || settings.format != Format::Table {
         report::print(&summary::pass(report, settings.format));
@@ -74,6 +74,6 @@ pub(crate) fn print(settings: &DirectorSettings, report: &Report) {
         report::print(&lines.collect::<String>());
     }
     for failure in failures(report) {
-        report::complain(&failure);
+        report::print_error(&failure);
     }
 }

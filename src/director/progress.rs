@@ -1,4 +1,4 @@
-//! What a pass has in hand: for those who look at it from outside, and for breaking it off.
+//! The progress of a pass, for observers and for interrupting it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,34 +13,34 @@ use crate::model::{Counter, HostName, OrderId};
 /// An order that is being carried out.
 #[derive(Clone, Debug)]
 pub struct RunningOrder {
-    /// What it would come to if it were broken off now.
+    /// Its outcome if it were interrupted now.
     pub outcome: Outcome,
-    /// Since when it is under way.
+    /// When it was given.
     pub since: Instant,
     /// The bytes that it has moved.
     pub counter: Counter,
 }
 
 #[derive(Default)]
-struct State {
+struct ProgressState {
     unseen: BTreeMap<HostName, String>,
     running: BTreeMap<OrderId, RunningOrder>,
-    done: Vec<Outcome>,
+    finished: Vec<Outcome>,
 }
 
-/// What a pass has in hand.
+/// What a pass is doing. Clones share one state.
 #[derive(Clone, Default)]
 pub struct PassProgress {
     stopped: Arc<AtomicBool>,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ProgressState>>,
 }
 
 impl PassProgress {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock()
     }
 
-    /// Has the pass end with the orders that it has given.
+    /// Makes the pass end with the orders that it has already given.
     pub fn stop(&self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
@@ -51,52 +51,52 @@ impl PassProgress {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Hosts that could not be looked at.
+    /// Replaces the hosts that could not be listed.
     pub(crate) fn unseen(&self, unseen: &BTreeMap<HostName, String>) {
         self.state().unseen.clone_from(unseen);
     }
 
-    /// Hosts that could not be looked at, with the reason.
+    /// Hosts that could not be listed, with the reason.
     #[must_use]
     pub fn hosts_unseen(&self) -> BTreeMap<HostName, String> {
         self.state().unseen.clone()
     }
 
-    /// An order is given.
+    /// Adds an order that is being given.
     pub(crate) fn begin(&self, running: RunningOrder) {
         self.state().running.insert(running.outcome.order_id, running);
     }
 
-    /// An order has ended.
+    /// Moves an order from the running to the finished ones.
     pub(crate) fn end(&self, outcome: &Outcome) {
         let mut state = self.state();
         state.running.remove(&outcome.order_id);
-        state.done.push(outcome.clone());
+        state.finished.push(outcome.clone());
     }
 
-    /// The orders under way.
+    /// The running orders.
     #[must_use]
     pub fn running(&self) -> Vec<RunningOrder> {
         self.state().running.values().cloned().collect()
     }
 
-    /// The bytes that orders moved that have ended.
+    /// The bytes that finished orders have moved.
     #[must_use]
     pub fn moved(&self) -> u64 {
-        self.state().done.iter().map(|outcome| outcome.bytes).sum()
+        self.state().finished.iter().map(|outcome| outcome.bytes).sum()
     }
 
-    /// What there is to report of a pass that was broken off: hosts not seen, and how orders ended; last those that
-    /// were under way, as failed for this reason.
-    pub(crate) fn interrupt(&self, reason: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
+    /// Ends the progress of an interrupted pass. Returns the hosts that could not be listed and the outcomes of all orders:
+    /// first those that finished, then those that were running, which failed with this `error`.
+    pub(crate) fn interrupt(&self, error: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
         let mut state = self.state();
-        let State { unseen, running, done } = std::mem::take(&mut *state);
-        let cut = running.into_values().map(|RunningOrder { mut outcome, since, counter }| {
+        let ProgressState { unseen, running, finished } = std::mem::take(&mut *state);
+        let interrupted = running.into_values().map(|RunningOrder { mut outcome, since, counter }| {
             outcome.bytes = counter.get();
             outcome.seconds = since.elapsed().as_secs_f64();
-            outcome.error = Some(reason.to_owned());
+            outcome.error = Some(error.to_owned());
             outcome
         });
-        (unseen, done.into_iter().chain(cut).collect())
+        (unseen, finished.into_iter().chain(interrupted).collect())
     }
 }

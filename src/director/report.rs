@@ -1,4 +1,4 @@
-//! What a pass did, and what went wrong in it.
+//! The report of a pass: what it did, and what failed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,7 +23,7 @@ pub struct Report {
     pub corrected: Vec<(HostName, String)>,
     /// How each order ended.
     pub outcomes: Vec<Outcome>,
-    /// What an administrator should know of the policy.
+    /// What an administrator should know about the policy.
     pub notices: Vec<Notice>,
     /// Why the pass was interrupted, if it was.
     pub interrupted: Option<String>,

@@ -1,4 +1,4 @@
-//! Starts a director: reads the policy, opens the catalog, and makes one pass or runs as a service.
+//! Starts a director: reads the policy, opens the catalog, then makes one pass or runs as a service.
 
 use std::io::Write;
 use std::path::Path;
@@ -31,7 +31,7 @@ use crate::sys::{clock, files, runtime, service};
 use crate::transport::tls::Tls;
 use crate::zfs::Zfs;
 
-/// Directs: one pass with `once`, else until the process is asked to end.
+/// Runs a director: for one pass with `once`, otherwise until the process is asked to end.
 pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = config::load_policy_with_fingerprint(&settings.config).map_err(Error::unable)?;
     let policy = Arc::new(policy);
@@ -45,7 +45,7 @@ pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), 
     }
     let own = OwnHost { name: &settings.host, local: &settings.local, state: Some(&settings.state) };
     let holder = if settings.once { Holder::Pass } else { Holder::Director };
-    // Side by side: one waits for a process, the other for a disk.
+    // Both at once: one waits for a process, the other for a disk.
     let connecting = dispatcher(own, &policy, tls, Arc::clone(&zfs));
     let (dispatcher, state) = future::zip(connecting, open_catalog(&policy, holder)).await;
     let dispatcher = Arc::new(dispatcher);
@@ -65,7 +65,7 @@ pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), 
             let text = format!("the previous pass{pid} is still running, so this one does nothing");
             log::info!("{text}");
             if settings.verbose {
-                report::complain(&text);
+                report::print_error(&text);
             }
             return Ok(());
         }
@@ -90,7 +90,7 @@ pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), 
     Ok(())
 }
 
-/// How several directors that share a catalog agree which of them gives orders; `None` with an embedded catalog.
+/// The election among the directors that share the catalog; `None` with an embedded catalog.
 fn election(policy: &Policy, settings: &DirectorSettings) -> Result<Option<Election>, Error> {
     match &policy.catalog {
         CatalogConfig::Embedded { .. } => Ok(None),
@@ -131,7 +131,7 @@ async fn run_once<Z: Zfs>(
         None => Ok(()),
     };
     if let Err(error) = &written {
-        report::complain(&format_args!("{error:#}"));
+        report::print_error(&format_args!("{error:#}"));
     }
     if report.is_success() && written.is_ok() { Ok(()) } else { Err(Error::reported()) }
 }
@@ -148,8 +148,8 @@ async fn write_metrics(
         .with_context(|| format!("cannot write metrics to {}", file.display()))
 }
 
-/// Warns of a certificate that is or will be unusable. A pass from cron, which would mail this each time, warns only of a
-/// key that others can use.
+/// Warns of a certificate that is unusable or will be soon. A pass from cron, which would send mail each time, warns only of
+/// a key that other users can read.
 fn warn_of_certificate(tls: &Tls, settings: &DirectorSettings) {
     let warnings = if settings.once && !settings.verbose {
         tls.loose_key().into_iter().collect()

@@ -1,8 +1,8 @@
 //! A plan in a file: made by `zsync plan --out`, carried out by `zsync director --once --plan`.
 //!
-//! It has the orders that could be given when it was made, each with the guids of the snapshots that it means. A
-//! plan that is old, or was made by another policy, is not carried out at all; an order whose world has moved since
-//! is refused.
+//! A saved plan contains the orders that could be given when it was made, each with the guids of its snapshots. A plan
+//! that is too old, or that was made with another policy, is not carried out at all. An order that the state of the fleet
+//! has outdated since is refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -16,121 +16,127 @@ use crate::actions::{Order, Plan};
 use crate::config::Fingerprint;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Prefix, SnapName};
 
-/// For how long a plan may be carried out.
-const GOOD_FOR: TimeDelta = TimeDelta::hours(24);
-/// How far the clocks of two hosts may be apart.
-const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
-/// What a file says that it is.
+/// How long a plan may be carried out after it was made.
+const VALID_FOR: TimeDelta = TimeDelta::hours(24);
+/// How far the clocks of two hosts may differ.
+const CLOCK_SKEW: TimeDelta = TimeDelta::minutes(5);
+/// The `kind` of a saved plan.
 const KIND: &str = "zsync plan";
 
-/// A plan as it stands in a file.
+/// The content of the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedPlan {
     /// What the file is: `zsync plan`.
     pub kind: String,
-    /// The form of the file: 1.
+    /// Version of the format: 1.
     pub version: u32,
-    /// When it was made; it was decided for this moment.
+    /// When it was made, which is also the moment for which it was decided.
     pub made: DateTime<Utc>,
-    /// The policy that it was made by.
+    /// The policy with which it was made.
     pub policy: Fingerprint,
-    /// What to do.
+    /// The orders.
     pub orders: Vec<Order>,
 }
 
 impl SavedPlan {
-    /// A plan of these orders.
+    /// Creates a plan of these orders.
     #[must_use]
     pub fn new(made: DateTime<Utc>, policy: Fingerprint, orders: Vec<Order>) -> Self {
         Self { kind: KIND.to_owned(), version: 1, made, policy, orders }
     }
 
-    /// Reads a plan and checks that it may be carried out: it is young enough, and made by the policy in force.
+    /// Reads a plan and checks that it may be carried out: it is recent enough, and was made with the policy in force.
     pub fn load(path: &Path, policy: Fingerprint, now: DateTime<Utc>) -> anyhow::Result<Self> {
         let read = || format!("cannot read the plan {}", path.display());
         let text = fs::read_to_string(path).with_context(read)?;
         let plan: Self = serde_json::from_str(&text).with_context(read)?;
-        plan.check(policy, now).with_context(|| format!("the plan {} is not carried out", path.display()))?;
+        plan.check(policy, now).with_context(|| format!("cannot carry out the plan {}", path.display()))?;
         Ok(plan)
     }
 
     fn check(&self, policy: Fingerprint, now: DateTime<Utc>) -> anyhow::Result<()> {
         if self.kind != KIND || self.version != 1 {
-            bail!("it is a {:?} of version {}, and this zsync knows version 1 of a {KIND:?}", self.kind, self.version);
+            bail!(
+                "it is a {:?} of version {}, and this zsync supports only version 1 of a {KIND:?}",
+                self.kind,
+                self.version
+            );
         }
         let age = now - self.made;
-        if age > GOOD_FOR {
-            bail!("it was made at {}, more than {} hours ago; make another one", self.made, GOOD_FOR.num_hours());
+        if age > VALID_FOR {
+            bail!("it was made at {}, more than {} hours ago; make a new one", self.made, VALID_FOR.num_hours());
         }
-        if age < -TOLERANCE {
-            bail!("it was made in the future, {}; one of two clocks is wrong", self.made);
+        if age < -CLOCK_SKEW {
+            bail!(
+                "it was made in the future, at {}; correct the clock of this host or of the one that made it",
+                self.made
+            );
         }
         if self.policy != policy {
-            bail!("it was made by another policy, or this one was changed since; make another one");
+            bail!("it was made with another policy, or the policy was changed since; make a new one");
         }
         Ok(())
     }
 }
 
-/// Why an order is not right any more, if so. `now` is what is decided for its entry now: what it would keep is not
-/// destroyed.
+/// Why an order can no longer be carried out; `None` if it still can. `plan` is what is decided now for the order's entry:
+/// a snapshot that the plan keeps must not be destroyed.
 #[must_use]
-pub fn moved(order: &Order, inventory: &Inventory, now: Option<&Plan>) -> Option<String> {
+pub fn outdated(order: &Order, inventory: &Inventory, plan: Option<&Plan>) -> Option<String> {
     match order {
         Order::Take { host, name, datasets, .. } => {
-            datasets.iter().find_map(|dataset| taken_since(inventory, host, dataset, name))
+            datasets.iter().find_map(|dataset| newer_snapshot(inventory, host, dataset, name))
         }
         Order::Send { host, dataset, snapshot, guid, .. } => {
-            let Some(held) = inventory.dataset(host, dataset) else {
-                return Some(format!("{dataset} does not exist any more"));
+            let Some(present) = inventory.dataset(host, dataset) else {
+                return Some(format!("{dataset} no longer exists"));
             };
-            match held.by_guid(*guid) {
-                None => Some(format!("{} with the guid {guid} is gone", dataset.at(snapshot))),
+            match present.by_guid(*guid) {
+                None => Some(format!("{} with the guid {guid} no longer exists", dataset.at(snapshot))),
                 Some(found) if found.name != *snapshot => {
-                    Some(format!("{} is called @{} now", dataset.at(snapshot), found.name))
+                    Some(format!("{} has been renamed to @{}", dataset.at(snapshot), found.name))
                 }
                 Some(_) => None,
             }
         }
         Order::Destroy { host, dataset, snapshots, .. } => {
-            let Some(held) = inventory.dataset(host, dataset) else {
-                return Some(format!("{dataset} does not exist any more"));
+            let Some(present) = inventory.dataset(host, dataset) else {
+                return Some(format!("{dataset} no longer exists"));
             };
-            let kept = now.map(|plan| kept_now(order, plan, held)).unwrap_or_default();
-            let by_guid: HashMap<Guid, _> = held.snapshots.iter().map(|s| (s.guid, s)).collect();
-            let by_name: BTreeMap<_, Guid> = held.snapshots.iter().map(|s| (&s.name, s.guid)).collect();
+            let kept = plan.map(|plan| kept_by(plan, host, dataset, present)).unwrap_or_default();
+            let by_guid: HashMap<Guid, _> = present.snapshots.iter().map(|s| (s.guid, s)).collect();
+            let by_name: BTreeMap<_, Guid> = present.snapshots.iter().map(|s| (&s.name, s.guid)).collect();
             snapshots.iter().find_map(|(guid, name)| match (by_guid.get(guid), by_name.get(name)) {
                 (Some(found), _) if found.name != *name => {
-                    Some(format!("{} is called @{} now", dataset.at(name), found.name))
+                    Some(format!("{} has been renamed to @{}", dataset.at(name), found.name))
                 }
-                (Some(_), _) => kept.get(guid).map(|why| format!("{} would stay now: {why}", dataset.at(name))),
-                (None, Some(_)) => Some(format!("{} is another snapshot now", dataset.at(name))),
-                // It is gone, which is what was wanted.
+                (Some(_), _) => kept.get(guid).map(|why| format!("{} would be kept now: {why}", dataset.at(name))),
+                (None, Some(_)) => Some(format!("{} is a different snapshot now", dataset.at(name))),
+                // It has been destroyed already.
                 (None, None) => None,
             })
         }
     }
 }
 
-/// Why a snapshot is not to be taken any more: it would be called older than one that is there.
-fn taken_since(inventory: &Inventory, host: &HostName, dataset: &DatasetName, name: &SnapName) -> Option<String> {
-    let Some(held) = inventory.dataset(host, dataset) else {
-        return Some(format!("{dataset} does not exist any more"));
+/// Why a snapshot must not be taken: by its name it would be older than a snapshot that exists.
+fn newer_snapshot(inventory: &Inventory, host: &HostName, dataset: &DatasetName, name: &SnapName) -> Option<String> {
+    let Some(present) = inventory.dataset(host, dataset) else {
+        return Some(format!("{dataset} no longer exists"));
     };
     let prefix = Prefix::of(name)?;
     let slot = prefix.time_in(name)?;
-    let newer = held.snapshots.iter().rfind(|s| prefix.time_in(&s.name).is_some_and(|taken| taken > slot))?;
+    let newer = present.snapshots.iter().rfind(|s| prefix.time_in(&s.name).is_some_and(|taken| taken > slot))?;
     Some(format!("{} has been taken since", dataset.at(&newer.name)))
 }
 
-/// What would stay of the order's dataset if it were decided now, with the reasons. What nobody decides about stays.
-fn kept_now(order: &Order, now: &Plan, held: &DatasetInventory) -> HashMap<Guid, String> {
-    let Order::Destroy { host, dataset, .. } = order else { return HashMap::new() };
+/// The snapshots of a dataset that a plan keeps, with the reasons. A snapshot that no policy decides about is kept.
+fn kept_by(plan: &Plan, host: &HostName, dataset: &DatasetName, present: &DatasetInventory) -> HashMap<Guid, String> {
     let mut kept: HashMap<Guid, String> =
-        held.snapshots.iter().map(|s| (s.guid, "no policy prunes it".to_owned())).collect();
-    let prunes = now.prunes.iter().filter(|p| p.subject.host == *host && p.subject.dataset == *dataset);
-    for explained in prunes.flat_map(|prune| prune.explain(held)) {
+        present.snapshots.iter().map(|s| (s.guid, "no policy prunes it".to_owned())).collect();
+    let prunes = plan.prunes.iter().filter(|p| p.subject.host == *host && p.subject.dataset == *dataset);
+    for explained in prunes.flat_map(|prune| prune.explain(present)) {
         if explained.keep {
             let why: Vec<String> = explained.reasons.iter().map(ToString::to_string).collect();
             kept.insert(explained.guid, why.join("; "));

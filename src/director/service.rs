@@ -1,4 +1,4 @@
-//! The director as a service: pass after pass, until it is asked to end or loses the lock.
+//! The director as a service: it makes passes at intervals until it is asked to end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use crate::zfs::Zfs;
 /// How often old records are deleted from the catalog.
 const CLEAN_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// The service. What it knows of the policy and of this host is kept from pass to pass.
+/// The service. It keeps its policy and its connections from pass to pass, unless they have changed.
 pub(crate) struct Service<'a, Z> {
     settings: &'a DirectorSettings,
     zfs: Arc<Z>,
@@ -41,6 +41,7 @@ pub(crate) struct Service<'a, Z> {
     dispatcher: Arc<Dispatcher<Z>>,
     /// Whether the next pass lists every host and reports where the catalog differed.
     resync: bool,
+    /// When old records were last deleted from the catalog.
     cleaned: Option<Instant>,
 }
 
@@ -48,7 +49,7 @@ pub(crate) struct Service<'a, Z> {
 type Failures = BTreeMap<String, String>;
 
 impl<'a, Z: Zfs> Service<'a, Z> {
-    /// A service that has read the policy and has made no pass yet.
+    /// Creates a service that has made no pass yet.
     pub(crate) fn new(
         settings: &'a DirectorSettings,
         zfs: Arc<Z>,
@@ -66,10 +67,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
     pub(crate) async fn run_elected(&mut self, election: &Election) -> Result<(), Error> {
         while self.signals.end().is_none() {
             service::ready("waiting for the director's lock");
-            // Standing by has nothing to finish, so it ends at once.
-            let waiting = stand_by(election, &mut self.failures);
-            let Some(leadership) = self.signals.until_done(waiting, Duration::ZERO, || {}).await else { break };
-            // The catalog is read again: another director may have written it meanwhile.
+            // There is nothing to finish while standing by, so a signal ends it at once.
+            let standing_by = stand_by(election, &mut self.failures);
+            let Some(leadership) = self.signals.until_done(standing_by, Duration::ZERO, || {}).await else { break };
+            // The catalog is read again, because another director may have written it in the meantime.
             let state = open_catalog(&self.policy, Holder::Director).await.map_err(Error::unable)?;
             self.run(state, Some(&leadership)).await;
             leadership.resign().await;
@@ -77,10 +78,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         Ok(())
     }
 
-    /// Makes passes, each at its time, until the process is asked to end or the lock is lost.
+    /// Makes passes at intervals until the process is asked to end or the lock is lost.
     pub(crate) async fn run(&mut self, state: FleetState<dyn CatalogWrite>, leadership: Option<&Leadership>) {
         service::ready("making its first pass");
-        // The catalog of a running director never changes, so its status stays where it is.
+        // A running director keeps its catalog, so the place of its status never changes.
         let place = StatusPlace::of(&self.policy.catalog);
         while self.signals.end().is_none() {
             let began = Instant::now();
@@ -99,11 +100,11 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                     log::error!("{error}");
                     return;
                 }
-                // Nothing new is known of hosts and orders: their failures last.
+                // Nothing new is known of hosts and orders, so their failures have not ended.
                 Err(error) => {
                     failures.extend(self.failures.current().clone());
                     let text = match error {
-                        // One text for as long as Consul is away, whatever was asked of it.
+                        // The same text for as long as Consul is unreachable, whatever the request was.
                         CatalogError::Consul(error) => format!("no orders are given: {}", error.gist()),
                         error => format!("no orders are given: {:#}", anyhow::Error::from(error)),
                     };
@@ -113,21 +114,21 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 }
             }
             log::debug!("the pass took {:.1?}", began.elapsed());
-            let idle = self.settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1));
-            let idle = self.signals.idle(idle);
-            let idle = async {
-                idle.await;
+            let pause = self.settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1));
+            let pausing = self.signals.idle(pause);
+            let pausing = async {
+                pausing.await;
                 Ok(())
             };
-            if let Err(error) = while_leading(leadership, idle).await {
+            if let Err(error) = while_leading(leadership, pausing).await {
                 log::error!("{error}");
                 return;
             }
         }
     }
 
-    /// Reads policy, certificates and, after SIGHUP, `local.json` again. What cannot be read stays as it was, which is
-    /// among the failures.
+    /// Reads the policy, the certificates and, after SIGHUP, `local.json` again. If one of them cannot be read, its previous
+    /// content stays in force, and a failure is returned.
     async fn reload(&mut self) -> Failures {
         let mut failures = Failures::new();
         match config::load_policy(&self.settings.config) {
@@ -161,13 +162,13 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             let (here, own) = (self.dispatcher.here.clone(), self.dispatcher.own.clone());
             self.dispatcher = Arc::new(Dispatcher { tls, here, own });
         } else {
-            // What was missing on this host may exist by now, or the host may be new in the policy.
+            // This host had no agent. What it lacked may exist by now, or the policy may name the host only now.
             self.dispatcher = Arc::new(dispatcher(own, &self.policy, tls, Arc::clone(&self.zfs)).await);
         }
         failures
     }
 
-    /// Makes one pass; `None` if the process was asked to end before it began.
+    /// Makes one pass; `None` if the process was asked to end before the pass began.
     async fn pass(
         &mut self,
         state: &FleetState<dyn CatalogWrite>,
@@ -215,7 +216,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         }
         if self.cleaned.is_none_or(|before| before.elapsed() >= CLEAN_EVERY) {
             self.cleaned = Some(began);
-            match state.forget(report.at - FORGET_AFTER).await {
+            match state.forget_marks(report.at - FORGET_AFTER).await {
                 Ok(0) => {}
                 Ok(records) => log::info!("deleted {records} old records from the catalog"),
                 Err(error) => {

@@ -1,4 +1,4 @@
-//! What a director runs with.
+//! The settings of a director.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 use crate::cli::report::Format;
 use crate::model::HostName;
 
-/// The settings of `zsync director`.
+/// The settings of `zsync director`, from its arguments and `local.json`.
 #[derive(Clone, Debug)]
 pub struct DirectorSettings {
     /// `server.json`.
     pub config: PathBuf,
     /// `local.json`, for orders to this host.
     pub local: PathBuf,
-    /// The folder of what has to survive restarts.
+    /// The folder for state that must survive restarts.
     pub state: PathBuf,
     /// This host's name in the policy.
     pub host: HostName,

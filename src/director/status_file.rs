@@ -31,7 +31,7 @@ fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
     }
 }
 
-/// Writes the status of a pass at intervals until this is dropped.
+/// Writes the status of a pass at intervals, until this future is dropped.
 pub(crate) async fn publish<T>(place: &StatusPlace, progress: &PassProgress, began: DateTime<Utc>) -> T {
     loop {
         put(place, status(progress, began)).await;

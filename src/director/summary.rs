@@ -1,4 +1,4 @@
-//! Prints the report of a pass: as a table, as JSON, as a line of a log.
+//! Renders the report of a pass: as a table, as JSON, or as a line for a log.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn result(outcome: &Outcome) -> &'static str {
     }
 }
 
-/// The outcome of an order, as a line of the log.
+/// The outcome of an order as a line for the log.
 #[must_use]
 pub fn outcome_line(outcome: &Outcome) -> String {
     let mut line = format!("{}: {}, {}", subject(outcome), snapshot(outcome), result(outcome));
@@ -41,7 +41,7 @@ pub fn outcome_line(outcome: &Outcome) -> String {
     line
 }
 
-/// The pass in one line, for the service manager's status.
+/// The result of a pass in one line, for the service manager's status.
 #[must_use]
 pub fn in_a_line(report: &Report) -> String {
     let (orders, at) = (counted(report.outcomes.len(), "order"), report.at.format("%H:%M:%S UTC"));
@@ -51,7 +51,7 @@ pub fn in_a_line(report: &Report) -> String {
     }
 }
 
-/// The whole report.
+/// The whole report in this format.
 #[must_use]
 pub fn pass(report: &Report, format: Format) -> String {
     match format {

@@ -1,4 +1,4 @@
-//! Has an order carried out: in this process, or by an agent over TCP.
+//! Dispatches an order to a host: to the agent within this process, or to an agent over TCP.
 
 use std::sync::Arc;
 
@@ -22,17 +22,17 @@ use crate::wire::{
 };
 use crate::zfs::Zfs;
 
-/// Knows where each host is.
+/// Reaches the agent of every host.
 pub struct Dispatcher<Z> {
     /// The director's own host.
     pub here: HostName,
     /// The agent within this process, or why there is none.
     pub own: Result<Arc<Agent<Z>>, String>,
-    /// What the director proves itself with to agents; `None`: it speaks to them in plaintext.
+    /// The certificate with which the director authenticates itself to agents; if `None`, it connects in plaintext.
     pub tls: Option<Arc<Tls>>,
 }
 
-/// An order without particulars.
+/// An order with this action, in which everything else is empty.
 #[must_use]
 pub fn blank(action: Action) -> DirectorsOrder {
     DirectorsOrder {
@@ -64,12 +64,12 @@ pub fn blank(action: Action) -> DirectorsOrder {
     }
 }
 
-/// How many bytes of names one order carries at the most, to stay well below the longest line.
+/// How many bytes of names one order contains at most, so that it stays well below the longest line.
 const NAMES_PER_ORDER: usize = LONGEST_LINE * 3 / 4;
-/// What a record has besides its names: a UUID, signs, quotes.
+/// Bytes of a record besides its names: a UUID, separators, quotes.
 const BESIDES_NAMES: usize = 48;
 
-/// A decided order as orders that each fit on a line.
+/// Splits an order into orders that each fit into one line of the protocol.
 #[must_use]
 pub fn fitting(order: Order) -> Vec<Order> {
     match order {
@@ -98,7 +98,7 @@ pub fn fitting(order: Order) -> Vec<Order> {
     }
 }
 
-/// Cuts a list so that each piece fits.
+/// Splits a list so that each piece fits into one order.
 fn pieces<T>(mut rest: &[T], length: impl Fn(&T) -> usize) -> Vec<&[T]> {
     let mut pieces = Vec::new();
     while !rest.is_empty() {
@@ -114,7 +114,7 @@ fn pieces<T>(mut rest: &[T], length: impl Fn(&T) -> usize) -> Vec<&[T]> {
     pieces
 }
 
-/// A decided order as it goes over the wire. `inventory` is what it was decided on.
+/// An order in the form that is sent over the wire. `inventory` is the one for which it was decided.
 #[must_use]
 pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> DirectorsOrder {
     let wire = match order {
@@ -181,7 +181,7 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
     DirectorsOrder { retry_for: Some(policy.retry_for.as_secs()), ..wire }
 }
 
-/// Where everything of a policy is to come before it may go.
+/// The destinations that must have a snapshot of this policy before it may be destroyed.
 fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Place) -> Vec<Place> {
     let Some(entry) = policy.datasets.get(entry).filter(|e| e.hostname == of.host) else { return Vec::new() };
     let Some(below) = of.dataset.below(&entry.dataset) else { return Vec::new() };
@@ -190,12 +190,12 @@ fn awaiting(policy: &Policy, entry: usize, name: &str, of: &Place) -> Vec<Place>
     policies.flat_map(|p| &p.sync_on).filter_map(place).collect()
 }
 
-/// What a dataset has in common with each of its peers.
+/// The newest snapshot that a dataset has in common with each of its peers.
 fn bases(of: &Place, peers: &[Place], awaiting: &[Place], inventory: &Inventory) -> Vec<CommonBase> {
     let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
     let base = |peer: &Place| {
         let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
-        // Snapshots of both, or a cursor here of one that is only there now, or the other way round.
+        // A snapshot that both have, or of which one has the snapshot and the other only the bookmark.
         let has =
             |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
         let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
@@ -211,7 +211,7 @@ fn bases(of: &Place, peers: &[Place], awaiting: &[Place], inventory: &Inventory)
 }
 
 impl<Z: Zfs> Dispatcher<Z> {
-    /// Has one order carried out on a host. Facts go to `facts`, bytes are counted in `counter`.
+    /// Has one order carried out on a host. Facts are sent to `facts`, bytes are counted in `counter`.
     pub async fn dispatch(
         &self,
         policy: &Policy,
@@ -233,7 +233,7 @@ impl<Z: Zfs> Dispatcher<Z> {
                 let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
                 let mut retry = Retry::within(policy.retry_for);
                 loop {
-                    // The same order again: the agent knows it by its OrderUUID, and carries it out once.
+                    // Retries send the same order: the agent recognizes its OrderUUID, and carries it out once.
                     let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
                     let error = match over_tcp(dial, order, &facts, &counter).await {
                         Ok(response) => return response,
@@ -246,7 +246,7 @@ impl<Z: Zfs> Dispatcher<Z> {
                         let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
                         return Response { temporary: true, ..Response::failure(id, status, error) };
                     };
-                    log::debug!("{host}: tried again in {pause:.1?}: {error}");
+                    log::debug!("{host}: retrying in {pause:.1?}: {error}");
                     runtime::sleep(pause).await;
                 }
             }
@@ -282,7 +282,7 @@ async fn over_tcp(
     let host = dial.host;
     let mut conn = dial.connect().await.map(Conn::from).map_err(|error| match error {
         TransportError::Tls { .. } => anyhow::Error::new(error),
-        error => anyhow::Error::new(error).context(format!("{host} is out of reach (is zsync agent running there?)")),
+        error => anyhow::Error::new(error).context(format!("cannot reach {host} (is zsync agent running there?)")),
     })?;
     conn.send(order).await?;
     loop {
@@ -295,7 +295,7 @@ async fn over_tcp(
                 counter.add(bytes.saturating_sub(counter.get()));
                 counter.expect(expected.unwrap_or_default().saturating_sub(counter.expected().unwrap_or_default()));
             }
-            // Nobody collects them only when the pass is being given up.
+            // Nobody receives them only if the pass is being interrupted.
             AgentLine::Facts { facts: told } => drop(facts.send(*told).await),
         }
     }
@@ -307,7 +307,7 @@ mod tests {
     use crate::actions::Side;
 
     #[test]
-    fn an_order_about_any_number_of_snapshots_goes_in_lines_that_fit() {
+    fn fitting_splits_a_large_destroy_into_lines_that_fit() {
         let dataset: crate::model::DatasetName = format!("tank/{}", "d".repeat(100)).parse().unwrap();
         let snapshots: Vec<(Guid, SnapName)> =
             (0..20_000).map(|n| (Guid(n), format!("{}{n:05}", "s".repeat(140)).parse().unwrap())).collect();

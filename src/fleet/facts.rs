@@ -1,4 +1,4 @@
-//! What orders told, as changes to what is known.
+//! Turns the facts that agents report into listings and into changes of the catalog.
 
 use std::collections::BTreeMap;
 
@@ -8,33 +8,34 @@ use crate::catalog::Change;
 use crate::model::{DatasetInventory, DatasetName, HostName, Marks};
 use crate::wire::{Facts, Listing};
 
-/// Puts the parts of listings together.
+/// Joins the parts of listings.
 pub fn assemble(listings: impl IntoIterator<Item = Listing>) -> BTreeMap<(HostName, DatasetName), DatasetInventory> {
     let mut all = BTreeMap::new();
     for Listing { host, dataset, continued, inventory } in listings {
-        let whole: &mut DatasetInventory = all.entry((host, dataset)).or_default();
+        let joined: &mut DatasetInventory = all.entry((host, dataset)).or_default();
         if continued {
-            whole.snapshots.extend(inventory.snapshots);
-            whole.bookmarks.extend(inventory.bookmarks);
+            joined.snapshots.extend(inventory.snapshots);
+            joined.bookmarks.extend(inventory.bookmarks);
         } else {
-            *whole = inventory;
+            *joined = inventory;
         }
     }
     all
 }
 
-/// What a host told, by the host that it is about: an agent tells what became of the other end, too.
+/// The changes that the facts of one host mean, by the host that they concern: after a transfer, an agent also reports the
+/// listing of the destination.
 pub fn changes(
-    told_by: &HostName,
+    reported_by: &HostName,
     facts: Vec<Facts>,
     at: DateTime<Utc>,
 ) -> BTreeMap<HostName, Vec<(DatasetName, Change)>> {
     let mut all: BTreeMap<HostName, Vec<(DatasetName, Change)>> = BTreeMap::new();
     let mut listings = Vec::new();
     for Facts { taken, not_written, destroyed, listing } in facts {
-        let own = all.entry(told_by.clone()).or_default();
+        let own = all.entry(reported_by.clone()).or_default();
         let deleted = Marks { deleted: true, ..Marks::default() };
-        // While their names are known: before any listing without them.
+        // Marks come before a listing, in which destroyed snapshots are missing.
         own.extend(destroyed.into_iter().map(|(name, guid)| (name, Change::Mark { guid, marks: deleted, at })));
         own.extend(taken.into_iter().map(|(name, snapshot)| (name, Change::Taken(snapshot))));
         own.extend(not_written.into_iter().map(|(name, mark)| (name, Change::NotWritten(mark))));

@@ -1,4 +1,4 @@
-//! What Consul's service catalog says of the hosts: where they are, and whether their records can be relied on.
+//! What Consul's service catalog knows about hosts: their addresses, and whether their published records are current.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,62 +7,62 @@ use crate::host::publish::presence::{AGENTS, SLAVES};
 use crate::model::HostName;
 use crate::policy::{HostAddress, Policy};
 
-/// How the hosts of a policy stand.
+/// The health of a policy's hosts.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceHealth {
-    /// Hosts whose records are not current by their own word: they have to be asked.
+    /// Hosts that report that their records are not current, or that are not registered. They have to be polled.
     pub ask: BTreeSet<HostName>,
-    /// Hosts that cannot be reached, with the reason.
+    /// Hosts that are unreachable, with the reason.
     pub absent: BTreeMap<HostName, String>,
 }
 
-/// Asks Consul.
+/// The registered agents and slaves.
 pub async fn services(consul: &Consul) -> Result<(Vec<Instance>, Vec<Instance>), ConsulError> {
     Ok((consul.instances(AGENTS).await?, consul.instances(SLAVES).await?))
 }
 
-/// The best of several registrations of one host: an older one may be left of a machine that it was on before.
-fn of<'i>(instances: &'i [Instance], host: &HostName) -> Option<&'i Instance> {
-    instances.iter().filter(|one| one.host == host.as_str()).min_by_key(|one| one.health)
+/// The healthiest registration of a host. A host that was moved to another machine may still have an older one.
+fn healthiest<'i>(instances: &'i [Instance], host: &HostName) -> Option<&'i Instance> {
+    instances.iter().filter(|instance| instance.host == host.as_str()).min_by_key(|instance| instance.health)
 }
 
-/// Adds to the policy's addresses what the services tell; what the policy says wins. `own`: the host whose orders
-/// are carried out in this process.
+/// Adds to the policy the addresses of registered services, except where the policy has an address itself. `own` is the
+/// host whose orders are carried out in this process.
 pub fn assess(policy: &mut Policy, agents: &[Instance], slaves: &[Instance], own: Option<&HostName>) -> ServiceHealth {
-    let mut standing = ServiceHealth::default();
+    let mut health = ServiceHealth::default();
     for host in policy.hosts_named() {
-        let (agent, slave) = (of(agents, &host), of(slaves, &host));
+        let (agent, slave) = (healthiest(agents, &host), healthiest(slaves, &host));
         let entry = policy.hosts.get(&host).cloned().unwrap_or_default();
-        let well = |one: Option<&Instance>| one.is_none_or(|one| one.health == Health::Passing);
-        let alive = |one: &&Instance| one.health < Health::Critical;
-        let mut found = HostAddress {
-            address: agent.filter(alive).map(|agent| agent.address.clone()),
-            receive_address: slave.filter(alive).map(|slave| slave.address.clone()),
+        let is_passing = |service: Option<&Instance>| service.is_none_or(|service| service.health == Health::Passing);
+        let is_alive = |service: &&Instance| service.health < Health::Critical;
+        let mut registered = HostAddress {
+            address: agent.filter(is_alive).map(|agent| agent.address.clone()),
+            receive_address: slave.filter(is_alive).map(|slave| slave.address.clone()),
         };
         if own == Some(&host) {
-            // Its records are published by this process, which knows whether they are.
-            found.address = None;
+            // This process publishes the records of the host, and knows itself whether they are current.
+            registered.address = None;
         } else if entry.address.is_none()
             && let Some(agent) = agent.filter(|agent| agent.health == Health::Critical)
         {
             let reason = format!(
-                "its agent at {} says nothing to Consul any more ({}); look there whether zsync agent runs and reaches Consul",
+                "its agent at {} no longer reports to Consul ({}); check there that zsync agent runs and reaches Consul",
                 agent.address,
                 agent.output.trim()
             );
-            standing.absent.insert(host.clone(), reason);
-        } else if agent.is_none() || !well(agent) || !well(slave) {
-            standing.ask.insert(host.clone());
+            health.absent.insert(host.clone(), reason);
+        } else if agent.is_none() || !is_passing(agent) || !is_passing(slave) {
+            health.ask.insert(host.clone());
         }
         let address = HostAddress {
-            address: entry.address.or(found.address),
-            receive_address: entry.receive_address.or(found.receive_address),
+            address: entry.address.or(registered.address),
+            receive_address: entry.receive_address.or(registered.receive_address),
         };
         if address != HostAddress::default() {
             policy.hosts.insert(host, address);
         }
     }
-    standing
+    health
 }
 
 #[cfg(test)]
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn services_give_addresses_where_the_policy_has_none() {
+    fn assess_adds_addresses_only_where_the_policy_has_none() {
         use Health::{Critical, Passing, Warning};
         let mut policy = policy(r#""gamma": { "address": "10.0.0.3" }"#);
         let agents = [
@@ -96,24 +96,28 @@ mod tests {
             instance("alpha", 4, Passing),
         ];
         let slaves = [instance("beta", 5, Warning), instance("nobody", 6, Passing)];
-        let standing = assess(&mut policy, &agents, &slaves, None);
+        let health = assess(&mut policy, &agents, &slaves, None);
         let beta = &policy.hosts[&host("beta")];
-        assert_eq!(beta.address.as_deref(), Some("10.0.0.9:2"), "the one that is well");
+        assert_eq!(beta.address.as_deref(), Some("10.0.0.9:2"), "the healthy one");
         assert_eq!(beta.receive_address.as_deref(), Some("10.0.0.9:5"));
-        assert_eq!(policy.hosts[&host("gamma")].address.as_deref(), Some("10.0.0.3:7711"), "what is written wins");
-        assert!(standing.absent.is_empty(), "{standing:?}");
-        let ask: Vec<String> = standing.ask.iter().map(ToString::to_string).collect();
-        assert_eq!(ask, ["beta", "gamma"], "what beta received is not published yet, and gamma says nothing");
+        assert_eq!(
+            policy.hosts[&host("gamma")].address.as_deref(),
+            Some("10.0.0.3:7711"),
+            "the address in the policy takes precedence"
+        );
+        assert!(health.absent.is_empty(), "{health:?}");
+        let ask: Vec<String> = health.ask.iter().map(ToString::to_string).collect();
+        assert_eq!(ask, ["beta", "gamma"], "beta has not published what it received, and gamma does not report");
     }
 
     #[test]
-    fn a_silent_agent_is_not_reached_at_all() {
+    fn assess_reports_a_silent_agent_as_absent() {
         let mut policy = policy("");
         let agents = [instance("beta", 1, Health::Critical), instance("alpha", 2, Health::Passing)];
-        let standing = assess(&mut policy, &agents, &[], Some(&host("alpha")));
-        assert!(standing.absent[&host("beta")].contains("TTL expired"), "{standing:?}");
+        let health = assess(&mut policy, &agents, &[], Some(&host("alpha")));
+        assert!(health.absent[&host("beta")].contains("TTL expired"), "{health:?}");
         assert_eq!(policy.hosts.get(&host("beta")), None);
         assert_eq!(policy.hosts.get(&host("alpha")), None, "this process is its agent");
-        assert!(standing.ask.contains(&host("gamma")), "it is not registered: by its name, then");
+        assert!(health.ask.contains(&host("gamma")), "it is not registered, so it is polled under its own name");
     }
 }

@@ -1,4 +1,4 @@
-//! Finds out what every host holds: how a pass begins, and how `zsync plan` gets to know the state.
+//! Polls hosts: asks their agents to list all snapshots. A pass begins with this, and so does `zsync plan`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -22,164 +22,185 @@ use crate::sys::{clock, runtime};
 use crate::wire::Fence;
 use crate::zfs::Zfs;
 
-/// How long a host may take to tell all that it holds; a listing of millions of snapshots takes minutes.
-const LISTED_WITHIN: Duration = Duration::from_secs(1800);
+/// How long a host may take to list all its snapshots. A listing of millions of snapshots takes minutes.
+const LIST_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// How many hosts are polled, and entries worked on, at once.
+/// How many hosts are polled, and how many datasets are worked on, at once.
 pub(crate) const SIDE_BY_SIDE: usize = 64;
 
-/// What to look for beyond what has to be report for.
+/// Which hosts are polled, and how.
 #[derive(Clone, Debug, Default)]
 pub struct PollOptions {
-    /// What is known of the hosts before anything is read.
+    /// The health of the hosts' services, if they are registered in Consul.
     pub services: ServiceHealth,
-    /// Ask every host that was not listed since then, and tell what was wrong.
+    /// Poll every host that was not listed since then, and report where the catalog differed.
     pub resync_since: Option<DateTime<Utc>>,
-    /// The fence of orders.
+    /// The fence of the polling orders.
     pub fence: Option<Fence>,
 }
 
-/// What was found out besides the inventory.
+/// What a poll found besides the listings.
 #[derive(Debug, Default)]
 pub struct PollReport {
     /// Hosts that could not be listed, each with the reason.
     pub unseen: BTreeMap<HostName, String>,
-    /// How what hosts hold differed from what was known.
+    /// Where the catalog differed from what hosts hold: the host, and a line for each difference.
     pub corrected: Vec<(HostName, String)>,
 }
 
-/// A look at hosts that is under way; clones are of the same one.
+/// The outcome of polling one host.
+enum HostPoll {
+    /// The host was listed. If differences from the catalog were asked for, these are they.
+    Listed(Vec<String>),
+    /// The host could not be listed, for this reason.
+    Failed(String),
+}
+
+/// A running poll. Clones share one state.
 #[derive(Clone)]
 pub struct Poll {
-    /// For each host that is asked a channel that closes when it has answered, or will not.
-    answered: Arc<BTreeMap<HostName, Receiver<()>>>,
+    /// For each polled host a channel that is closed once the host has been listed or has failed.
+    finished: Arc<BTreeMap<HostName, Receiver<()>>>,
     report: Arc<Mutex<PollReport>>,
 }
 
-/// Asks one host.
+/// Polls one host.
 pub type PollTask = Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send>>;
 
 impl Poll {
-    /// Waits until each of the hosts was seen, or is known not to be.
-    pub async fn seen(&self, hosts: &BTreeSet<HostName>) {
-        for answer_sent in hosts.iter().filter_map(|host| self.answered.get(host)) {
-            // Nothing is ever sent.
-            answer_sent.recv().await.unwrap_or_default();
+    /// Waits until each of the hosts has been listed or has failed.
+    pub async fn wait_for(&self, hosts: &BTreeSet<HostName>) {
+        for finished in hosts.iter().filter_map(|host| self.finished.get(host)) {
+            // The channel is only ever closed.
+            finished.recv().await.unwrap_or_default();
         }
     }
 
-    /// What was found out so far.
+    /// What was found so far.
     pub fn report(&self) -> MutexGuard<'_, PollReport> {
         self.report.lock()
     }
 }
 
-/// Begins to ask every host of the policy what it holds; what they answer is written to the catalog, and the world is
-/// that. In a shared catalog hosts write it themselves, and only those are asked whose records are not whole. What is
-/// known of a host that is asked counts for nothing until it has answered.
+/// Begins to poll the hosts of the policy. Their listings are stored in the catalog and in `state`. Hosts that publish in
+/// a shared catalog are polled only if their records there are incomplete or not current. Until a polled host has been
+/// listed, it counts as not listed.
 ///
-/// Nothing happens unless the [`PollTask`]s run. `asked` counts the hosts that were asked.
+/// Nothing happens unless the [`PollTask`]s run. `polled` counts the hosts that were polled.
 pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
     state: &FleetState<C>,
-    wish: PollOptions,
-    asked: &Counter,
+    options: PollOptions,
+    polled: &Counter,
 ) -> Result<(Poll, Vec<PollTask>), CatalogError> {
-    let PollOptions { services, resync_since, fence } = wish;
-    let hosts: BTreeSet<HostName> = policy.hosts_named();
-    let whole = state.catch_up(&hosts).await?;
-    let own_behind = dispatcher.own.as_ref().is_ok_and(|own| own.is_behind());
-    let is_due = |host: &HostName| {
-        resync_since.is_some_and(|since| state.observed(host).is_none_or(|observed| observed < since))
-    };
-    let asks = |host: &HostName| {
-        let behind = services.ask.contains(host) || (own_behind && *host == dispatcher.here);
-        !whole.contains(host) || is_due(host) || behind
-    };
-    let present = hosts.iter().filter(|host| !services.absent.contains_key(*host));
-    let to_ask: BTreeMap<HostName, bool> =
-        present.filter(|host| asks(host)).map(|host| (host.clone(), is_due(host))).collect();
-    let known = hosts.iter().filter(|host| !to_ask.contains_key(*host) && !services.absent.contains_key(*host));
-    state.begin(&known.cloned().collect()).await?;
+    let fence = options.fence;
+    let to_poll = hosts_to_poll(policy, dispatcher, state, &options).await?;
+    let absent = options.services.absent;
+    let current = policy.hosts_named().into_iter();
+    let current = current.filter(|host| !to_poll.contains_key(host) && !absent.contains_key(host));
+    state.begin(&current.collect()).await?;
     if let (Ok(own), false) = (&dispatcher.own, state.is_shared()) {
-        // What is written down of this host, it need not list again.
+        // The agent in this process need not list again what the catalog has of this host.
         own.remember(
             state.inventory().hosts.get(&dispatcher.here).map(|known| known.datasets.clone()).unwrap_or_default(),
         );
     }
-    let report = Arc::new(Mutex::new(PollReport { unseen: services.absent, ..PollReport::default() }));
-    let (mut answered, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
-    asked.expect(to_ask.len() as u64);
-    for (host, due) in to_ask {
-        let (answer_sent, seen) = channel::bounded::<()>(1);
-        answered.insert(host.clone(), seen);
+    let report = Arc::new(Mutex::new(PollReport { unseen: absent, ..PollReport::default() }));
+    let (mut finished, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
+    polled.expect(to_poll.len() as u64);
+    for (host, resync) in to_poll {
+        let (open_until_finished, closed) = channel::bounded::<()>(1);
+        finished.insert(host.clone(), closed);
         let (policy, dispatcher, state) = (Arc::clone(policy), Arc::clone(dispatcher), state.clone());
-        let (asked, report) = (asked.clone(), Arc::clone(&report));
+        let (polled, report) = (polled.clone(), Arc::clone(&report));
         tasks.push(Box::pin(async move {
-            let told = ask(&policy, &dispatcher, &state, &host, due, fence, &asked).await;
+            let outcome = poll_host(&policy, &dispatcher, &state, &host, resync, fence, &polled).await;
             let mut report = report.lock();
-            let result = match told {
-                Ok(Ok(told)) => {
-                    report.corrected.extend(told.into_iter().map(|line| (host.clone(), line)));
+            let result = match outcome {
+                Ok(HostPoll::Listed(differences)) => {
+                    report.corrected.extend(differences.into_iter().map(|line| (host.clone(), line)));
                     Ok(())
                 }
-                Ok(Err(reason)) => {
+                Ok(HostPoll::Failed(reason)) => {
                     report.unseen.insert(host, reason);
                     Ok(())
                 }
                 Err(error) => {
-                    report.unseen.insert(host, "what it told could not be written down".into());
+                    report.unseen.insert(host, "its listing could not be stored in the catalog".into());
                     Err(error)
                 }
             };
-            drop((report, answer_sent));
+            drop((report, open_until_finished));
             result
         }));
     }
-    Ok((Poll { answered: Arc::new(answered), report }, tasks))
+    Ok((Poll { finished: Arc::new(finished), report }, tasks))
 }
 
-/// Asks one host what it holds; how that differs from what was known, or why it was not seen.
-async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
-    policy: &Arc<Policy>,
+/// The hosts that have to be polled, each with whether this is a resync.
+async fn hosts_to_poll<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+    policy: &Policy,
     dispatcher: &Dispatcher<Z>,
     state: &FleetState<C>,
-    host: &HostName,
-    due: bool,
-    fence: Option<Fence>,
-    asked: &Counter,
-) -> Result<Result<Vec<String>, String>, CatalogError> {
-    let mut order = blank(Action::KvResync);
-    (order.fence, order.anew) = (fence, due);
-    let tasks = dispatcher.ask(policy, host, &order, Counter::default());
-    // One that is alive and never comes to an end must not keep the pass from the others.
-    let answered = runtime::timeout(LISTED_WITHIN, tasks).await;
-    asked.add(1);
-    let Ok((response, facts)) = answered else {
-        let within = humantime::format_duration(LISTED_WITHIN);
-        return Ok(Err(format!("it did not tell all that it holds within {within}")));
+    options: &PollOptions,
+) -> Result<BTreeMap<HostName, bool>, CatalogError> {
+    let PollOptions { services, resync_since, .. } = options;
+    let hosts: BTreeSet<HostName> = policy.hosts_named();
+    let complete = state.catch_up(&hosts).await?;
+    let own_is_behind = dispatcher.own.as_ref().is_ok_and(|own| own.is_behind());
+    let needs_resync =
+        |host: &HostName| resync_since.is_some_and(|since| state.last_listed(host).is_none_or(|listed| listed < since));
+    let is_outdated = |host: &HostName| {
+        !complete.contains(host) || services.ask.contains(host) || (own_is_behind && *host == dispatcher.here)
     };
-    if !response.is_success {
-        return Ok(Err(response.message()));
-    }
-    let told = state.listed(host, clock::now(), facts, due).await?;
-    if response.unpublished {
-        state.doubt(host);
-    }
-    Ok(Ok(told))
+    let present = hosts.into_iter().filter(|host| !services.absent.contains_key(host));
+    let all = present.map(|host| {
+        let resync = needs_resync(&host);
+        (host, resync)
+    });
+    Ok(all.filter(|(host, resync)| *resync || is_outdated(host)).collect())
 }
 
-/// Asks every host of the policy what it holds, and waits for all: what they answer is written to the catalog, and the
-/// world is that.
+/// Polls one host.
+async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+    state: &FleetState<C>,
+    host: &HostName,
+    resync: bool,
+    fence: Option<Fence>,
+    polled: &Counter,
+) -> Result<HostPoll, CatalogError> {
+    let mut order = blank(Action::KvResync);
+    (order.fence, order.anew) = (fence, resync);
+    let listing = dispatcher.ask(policy, host, &order, Counter::default());
+    // A host that is alive but never ends its listing must not delay the pass for the others.
+    let answer = runtime::timeout(LIST_TIMEOUT, listing).await;
+    polled.add(1);
+    let Ok((response, facts)) = answer else {
+        let limit = humantime::format_duration(LIST_TIMEOUT);
+        return Ok(HostPoll::Failed(format!("it did not list all its snapshots within {limit}")));
+    };
+    if !response.is_success {
+        return Ok(HostPoll::Failed(response.error));
+    }
+    let differences = state.store_listing(host, clock::now(), facts, resync).await?;
+    if response.unpublished {
+        state.mark_unpublished(host);
+    }
+    Ok(HostPoll::Listed(differences))
+}
+
+/// Polls the hosts of the policy, and waits for all. Their listings are stored in the catalog and in `state`.
 pub async fn poll_all<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
     state: &FleetState<C>,
-    wish: PollOptions,
-    asked: &Counter,
+    options: PollOptions,
+    polled: &Counter,
 ) -> Result<PollReport, CatalogError> {
-    let (poll, tasks) = begin(policy, dispatcher, state, wish, asked).await?;
+    let (poll, tasks) = begin(policy, dispatcher, state, options, polled).await?;
     for result in runtime::side_by_side(SIDE_BY_SIDE, tasks).await {
         result?;
     }
@@ -187,36 +208,40 @@ pub async fn poll_all<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     Ok(report)
 }
 
-/// How long a host may take to tell what it holds to somebody who only wants to see.
-const GLANCE: Duration = Duration::from_secs(20);
+/// How long a host may take to list its snapshots for `zsync status`, which somebody waits for.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What an agent answers: what its host holds, or why that is not known.
+/// The listing of a host, or why it could not be listed.
 pub type Answer = Result<HostInventory, String>;
 
-/// Asks every host of the policy that has an agent what it holds, once, and writes it nowhere.
+/// Lists every host of the policy that has an agent, without storing anything.
 pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z>>) -> Vec<(HostName, Answer)> {
     let here = &dispatcher.here;
-    let elsewhere = |host: &HostName| host != here || policy.hosts.get(host).is_some_and(|h| h.address.is_some());
-    let asked: Vec<HostName> = policy.hosts_named().into_iter().filter(elsewhere).collect();
-    let tasks = asked.into_iter().map(|host| {
+    let has_agent = |host: &HostName| host != here || policy.hosts.get(host).is_some_and(|h| h.address.is_some());
+    let hosts: Vec<HostName> = policy.hosts_named().into_iter().filter(has_agent).collect();
+    let tasks = hosts.into_iter().map(|host| {
         let (policy, dispatcher) = (Arc::clone(policy), Arc::clone(dispatcher));
         async move {
-            let order = blank(Action::KvResync);
-            let answer = dispatcher.ask(&policy, &host, &order, Counter::default());
-            let answer = match runtime::timeout(GLANCE, answer).await {
-                Ok((response, facts)) if response.is_success => Ok(HostInventory {
-                    observed: Some(clock::now()),
-                    datasets: facts::assemble(facts.into_iter().filter_map(|fact| fact.listing))
-                        .into_iter()
-                        .filter_map(|((of, dataset), listed)| (of == host).then_some((dataset, listed)))
-                        .collect(),
-                }),
-                Ok((response, _)) => Err(response.message()),
-                Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(GLANCE))),
-            };
+            let answer = list_for_status(&policy, &dispatcher, &host).await;
             (host, answer)
         }
     });
     let tasks: Vec<_> = tasks.collect();
     runtime::side_by_side(SIDE_BY_SIDE, tasks).await
+}
+
+async fn list_for_status<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, host: &HostName) -> Answer {
+    let order = blank(Action::KvResync);
+    let listing = dispatcher.ask(policy, host, &order, Counter::default());
+    match runtime::timeout(STATUS_TIMEOUT, listing).await {
+        Ok((response, facts)) if response.is_success => Ok(HostInventory {
+            observed: Some(clock::now()),
+            datasets: facts::assemble(facts.into_iter().filter_map(|fact| fact.listing))
+                .into_iter()
+                .filter_map(|((of, dataset), listed)| (of == *host).then_some((dataset, listed)))
+                .collect(),
+        }),
+        Ok((response, _)) => Err(response.error),
+        Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(STATUS_TIMEOUT))),
+    }
 }

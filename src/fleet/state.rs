@@ -22,33 +22,33 @@ use crate::wire::Facts;
 pub struct FleetState<C: ?Sized> {
     inventory: Arc<Mutex<Inventory>>,
     catalog: Arc<C>,
-    keeping: Keeping,
+    writer: CatalogWriter,
     /// See [`FleetState::tracked`].
     token: Option<runtime::channel::Sender<()>>,
 }
 
 /// Who writes the catalog.
 #[derive(Clone)]
-enum Keeping {
+enum CatalogWriter {
     /// The director: an embedded catalog.
-    Embedded,
-    /// Every host its own part: a shared catalog.
-    Shared(Arc<Mutex<Followed>>),
+    Director,
+    /// Each host its own part: a shared catalog.
+    Hosts(Arc<Mutex<Followed>>),
 }
 
 /// How far the inventory follows a shared catalog.
 #[derive(Default)]
 struct Followed {
-    /// What was read last.
+    /// The generations of the records that were read last.
     read: Generations,
-    /// Hosts that did something which they could not publish.
-    doubted: BTreeSet<HostName>,
+    /// Hosts that have changed something without being able to publish it.
+    unpublished: BTreeSet<HostName>,
 }
 
 impl<C: ?Sized> Clone for FleetState<C> {
     fn clone(&self) -> Self {
         let (inventory, catalog) = (Arc::clone(&self.inventory), Arc::clone(&self.catalog));
-        Self { inventory, catalog, keeping: self.keeping.clone(), token: self.token.clone() }
+        Self { inventory, catalog, writer: self.writer.clone(), token: self.token.clone() }
     }
 }
 
@@ -56,13 +56,13 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     /// The state of a fleet whose catalog is written by the director. The inventory is empty until [`FleetState::begin`].
     #[must_use]
     pub fn embedded(catalog: Arc<C>) -> Self {
-        Self { inventory: Arc::default(), catalog, keeping: Keeping::Embedded, token: None }
+        Self { inventory: Arc::default(), catalog, writer: CatalogWriter::Director, token: None }
     }
 
     /// The state of a fleet whose catalog is written by the hosts. The inventory is empty until [`FleetState::catch_up`].
     #[must_use]
     pub fn shared(catalog: Arc<C>) -> Self {
-        Self { keeping: Keeping::Shared(Arc::default()), ..Self::embedded(catalog) }
+        Self { writer: CatalogWriter::Hosts(Arc::default()), ..Self::embedded(catalog) }
     }
 
     /// This state with a channel that closes when the last clone of the tracked state is dropped: all work on it has ended
@@ -79,11 +79,11 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         Self { token: None, ..self.clone() }
     }
 
-    /// Reads what hosts have published since the last time. Returns the hosts whose records are complete, which need not be
-    /// asked; with an embedded catalog there are none.
+    /// Reads what hosts have published since the last time. Returns the hosts that need not be polled, because their records
+    /// are complete. With an embedded catalog there are none.
     pub async fn catch_up(&self, hosts: &BTreeSet<HostName>) -> Result<BTreeSet<HostName>, CatalogError> {
-        let Keeping::Shared(followed) = &self.keeping else { return Ok(BTreeSet::new()) };
-        // If this fails, everything is read the next time.
+        let CatalogWriter::Hosts(followed) = &self.writer else { return Ok(BTreeSet::new()) };
+        // If reading fails, everything is read again the next time.
         let mut read = std::mem::take(&mut followed.lock().read);
         let wanted = hosts.clone();
         let reading = self.with_catalog(move |catalog| Ok((catalog.published(&wanted, &mut read)?, read)));
@@ -92,7 +92,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         self.inventory().hosts.extend(published.changed);
         let mut followed = followed.lock();
         followed.read = read;
-        Ok(&published.whole - &followed.doubted)
+        Ok(&published.whole - &followed.unpublished)
     }
 
     /// Begins a poll. Until they are listed, all hosts but the `current` ones count as not listed.
@@ -104,15 +104,15 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         let mut inventory = self.inventory();
         for (host, known) in inventory.hosts.iter_mut().filter(|(host, _)| !current.contains(*host)) {
             known.observed = None;
-            if let Keeping::Shared(followed) = &self.keeping {
-                // Its records are read again when it is back.
+            if let CatalogWriter::Hosts(followed) = &self.writer {
+                // The host's records are read again once it can be reached.
                 followed.lock().read.remove(host);
             }
         }
         Ok(())
     }
 
-    /// Everything that is known, including hosts that were not listed in this pass.
+    /// The inventory of all hosts, including the last known one of hosts that were not listed in this pass.
     pub async fn remembered(&self) -> Result<Inventory, CatalogError> {
         if !self.is_shared() {
             return self.with_catalog(CatalogRead::inventory).await;
@@ -141,7 +141,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
 
     /// Whether hosts write the catalog themselves.
     pub fn is_shared(&self) -> bool {
-        matches!(self.keeping, Keeping::Shared(_))
+        matches!(self.writer, CatalogWriter::Hosts(_))
     }
 
     async fn with_catalog<T: Send + 'static>(
@@ -153,24 +153,24 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     }
 
     /// When a host was last listed completely, if that is known.
-    pub fn observed(&self, host: &HostName) -> Option<DateTime<Utc>> {
+    pub fn last_listed(&self, host: &HostName) -> Option<DateTime<Utc>> {
         self.inventory().hosts.get(host)?.observed
     }
 
-    /// Notes that a host did something which it could not publish: it is asked until it has published it.
-    pub fn doubt(&self, host: &HostName) {
-        if let Keeping::Shared(followed) = &self.keeping {
-            followed.lock().doubted.insert(host.clone());
+    /// Notes that a host has changed something without being able to publish it. The host is polled the next time.
+    pub fn mark_unpublished(&self, host: &HostName) {
+        if let CatalogWriter::Hosts(followed) = &self.writer {
+            followed.lock().unpublished.insert(host.clone());
         }
     }
 
-    /// Stores a complete listing of a host. With `compared`, returns how it differs from what was known.
-    pub async fn listed(
+    /// Stores a complete listing of a host. If `compare` is set, returns where it differs from what was known.
+    pub async fn store_listing(
         &self,
         host: &HostName,
         at: DateTime<Utc>,
         facts: Vec<Facts>,
-        compared: bool,
+        compare: bool,
     ) -> Result<Vec<String>, CatalogError> {
         let of_host = |((h, dataset), listed): ((HostName, _), _)| (h == *host).then_some((dataset, listed));
         let listings = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing));
@@ -178,34 +178,34 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         let host = host.clone();
         if !self.is_shared() {
             let of = host.clone();
-            let (differences_found, now) = self
+            let (found, now) = self
                 .with_catalog(move |catalog| {
-                    let known = if compared { catalog.host(&of)? } else { None };
-                    let found = if compared { differences(known.as_ref(), &datasets) } else { Vec::new() };
+                    let known = if compare { catalog.host(&of)? } else { None };
+                    let found = if compare { differences(known.as_ref(), &datasets) } else { Vec::new() };
                     catalog.replace_host(&of, at, datasets.into_iter().collect())?;
-                    // Read back with the marks, which only the catalog knows.
+                    // Read it again with the marks, which only the catalog has.
                     Ok((found, catalog.host(&of)?))
                 })
                 .await?;
             self.inventory().hosts.extend(now.map(|now| (host, now)));
-            return Ok(differences_found);
+            return Ok(found);
         }
         let mut inventory = self.inventory();
-        let found = if compared { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
+        let found = if compare { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
         let known = inventory.hosts.entry(host.clone()).or_default();
         known.datasets.retain(|name, _| datasets.contains_key(name));
         for (name, listed) in datasets {
             apply(known, &name, Change::Listed(listed));
         }
         known.observed = Some(at);
-        if let Keeping::Shared(followed) = &self.keeping {
-            followed.lock().doubted.remove(&host);
+        if let CatalogWriter::Hosts(followed) = &self.writer {
+            followed.lock().unpublished.remove(&host);
         }
         Ok(found)
     }
 
-    /// Stores what one order reported.
-    pub async fn learn(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
+    /// Stores the facts that were reported while one order was carried out.
+    pub async fn apply_facts(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
         let changes = facts::changes(host, facts, clock::now());
         {
             let mut inventory = self.inventory();
@@ -223,23 +223,23 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         .await
     }
 
-    /// Stores what agents estimated for a plan.
-    pub async fn estimated(&self, estimates: BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
+    /// Stores the estimates that agents made for a plan.
+    pub async fn store_estimates(&self, estimates: BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         self.with_catalog(move |catalog| catalog.replace_estimates(&estimates)).await
     }
 
     /// Records how an order ended.
-    pub async fn record(&self, outcome: Outcome) -> Result<(), CatalogError> {
+    pub async fn record_outcome(&self, outcome: Outcome) -> Result<(), CatalogError> {
         self.with_catalog(move |catalog| catalog.record_outcome(&outcome)).await
     }
 
-    /// Writes outcomes that the catalog has collected.
+    /// Writes the outcomes that the catalog has buffered.
     pub async fn flush(&self) -> Result<(), CatalogError> {
         self.with_catalog(CatalogWrite::flush).await
     }
 
     /// Deletes marks made before `older_than`.
-    pub async fn forget(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
+    pub async fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
         self.with_catalog(move |catalog| catalog.forget_marks(older_than)).await
     }
 }

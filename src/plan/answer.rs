@@ -1,4 +1,4 @@
-//! Answers what `zsync plan` is asked for.
+//! Runs `zsync plan`: gathers the inventory, decides, and prints the result.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter};
@@ -17,68 +17,68 @@ use crate::fleet::estimate::{Answers, Questions};
 use crate::fleet::known;
 use crate::fleet::poll::{self, PollOptions};
 use crate::model::{Counter, DatasetName, HostName, Inventory};
-use crate::plan::orders::{self, Known, write_whole};
-use crate::plan::settings::{PlanSettings, Question, Source};
+use crate::plan::orders::{self, PlanInput, write_whole};
+use crate::plan::settings::{InventorySource, PlanMode, PlanSettings};
 use crate::plan::{compare, side_by_side, simulate, table};
 use crate::policy::Policy;
 use crate::sys::clock;
 use crate::zfs::{Zfs, ZfsRead};
 
-/// Answers from the catalog or a file. Nothing is changed anywhere: `zfs` can only be read.
+/// Previews from the catalog or from a file. Nothing is changed anywhere: `zfs` can only be read.
 pub async fn preview(settings: PlanSettings, zfs: &impl ZfsRead) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
     let listed = settings.at.unwrap_or_else(clock::now);
     let (inventory, estimates) = match &settings.source {
-        Source::File(path) => (known::from_file(path, listed).map_err(Error::unable)?, Answers::new()),
-        Source::Catalog | Source::Agents => {
+        InventorySource::File(path) => (known::from_file(path, listed).map_err(Error::unable)?, Answers::new()),
+        InventorySource::Catalog | InventorySource::Agents => {
             known::from_catalog(&policy, &settings.host, settings.local.as_ref(), zfs).await.map_err(Error::unable)?
         }
     };
-    answer(&settings, Known { policy, fingerprint, inventory, unseen: BTreeMap::new(), estimates })
+    answer(&settings, PlanInput { policy, fingerprint, inventory, unseen: BTreeMap::new(), estimates })
 }
 
-/// Answers after polling the agents. Their answers are written to the catalog.
+/// Previews after polling the agents. Their listings are written to the catalog.
 pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
     let shared = Arc::new(policy.clone());
-    // While this runs, a pass from cron does nothing.
+    // A pass from cron does nothing while this holds the catalog.
     let state = open_catalog(&shared, Holder::Pass).await.map_err(Error::unable)?;
     let tls = load_tls(&shared).map_err(Error::unable)?;
-    // This host's records are published by its agent or its director, not by a preview.
+    // A preview publishes nothing: that is left to this host's agent or director.
     let own = OwnHost { name: &settings.host, local: &settings.local_file, state: None };
     let dispatcher = Arc::new(dispatcher(own, &shared, tls, zfs).await);
     let (shared, services) = with_services(shared, &dispatcher).await.map_err(Error::unable)?;
     let unseen = {
-        let asked = Counter::default();
+        let polled = Counter::default();
         let options = PollOptions { services, resync_since: Some(clock::now()), fence: None };
-        let polling = poll::poll_all(&shared, &dispatcher, &state, options, &asked);
-        bars::counted("hosts asked", &asked, polling).await.map_err(Error::unable)?.unseen
+        let polling = poll::poll_all(&shared, &dispatcher, &state, options, &polled);
+        bars::counted("hosts polled", &polled, polling).await.map_err(Error::unable)?.unseen
     };
     for (host, reason) in &unseen {
-        report::complain(&format_args!("cannot list the snapshots of {host}: {reason}"));
+        report::print_error(&format_args!("cannot list the snapshots of {host}: {reason}"));
     }
     let failed = !unseen.is_empty();
     let inventory = std::mem::take(&mut *state.inventory());
-    let known = Known { policy, fingerprint, inventory, unseen, estimates: Answers::new() };
-    let answered = match &settings.question {
-        Question::Orders { explain, out } if settings.format != Format::Ndjson => {
-            settings.filter.check(&known.policy, &known.inventory).map_err(Error::unable)?;
+    let input = PlanInput { policy, fingerprint, inventory, unseen, estimates: Answers::new() };
+    let result = match &settings.mode {
+        PlanMode::Orders { explain, out } if settings.format != Format::Ndjson => {
+            settings.filter.check(&input.policy, &input.inventory).map_err(Error::unable)?;
             let at = settings.at.unwrap_or_else(clock::now);
-            // Later orders are predicted on a copy; the agents are asked about the inventory as it is.
-            let inventory = known.inventory.clone();
-            let mut document = orders::document(&settings, known, at, *explain, out.as_deref())?;
+            // Later orders are predicted in a copy. The agents are asked about the present inventory.
+            let inventory = input.inventory.clone();
+            let mut document = orders::document(&settings, input, at, *explain, out.as_deref())?;
             let questions = Questions::about(&mut document.orders, &shared, &inventory);
-            let asked = Counter::default();
-            let asking = questions.ask(&shared, &dispatcher, &asked);
-            let answers = bars::counted("orders estimated", &asked, asking).await;
+            let estimated = Counter::default();
+            let asking = questions.ask(&shared, &dispatcher, &estimated);
+            let answers = bars::counted("orders estimated", &estimated, asking).await;
             document.estimate = Some(questions.put(&mut document.orders, &answers));
-            state.estimated(answers).await.map_err(Error::unable)?;
+            state.store_estimates(answers).await.map_err(Error::unable)?;
             exit(&settings, orders::print(&settings, &document))
         }
-        _ => answer(&settings, known),
+        _ => answer(&settings, input),
     };
-    match answered {
-        // There may be more orders than are known, so status 1 comes before status 3.
+    match result {
+        // A host that was not listed may have orders that are not known, so status 1 takes precedence over status 3.
         Ok(()) | Err(Error { exit: Exit::Orders, .. }) if failed => Err(Error::reported()),
         result => result,
     }
@@ -88,23 +88,23 @@ fn load(settings: &PlanSettings) -> Result<(Policy, Fingerprint), Error> {
     config::load_policy_with_fingerprint(&settings.config).map_err(Error::unable)
 }
 
-fn answer(settings: &PlanSettings, known: Known) -> Result<(), Error> {
-    settings.filter.check(&known.policy, &known.inventory).map_err(Error::unable)?;
+fn answer(settings: &PlanSettings, input: PlanInput) -> Result<(), Error> {
+    settings.filter.check(&input.policy, &input.inventory).map_err(Error::unable)?;
     let at = settings.at.unwrap_or_else(clock::now);
     let wants = |host: &HostName, dataset: &DatasetName| settings.filter.wants(host, dataset);
-    let has_orders = match &settings.question {
-        Question::Orders { out, .. } if settings.format == Format::Ndjson => {
-            orders::print_lines(settings, &known, at, out.as_deref())?
+    let has_orders = match &settings.mode {
+        PlanMode::Orders { out, .. } if settings.format == Format::Ndjson => {
+            orders::print_lines(settings, &input, at, out.as_deref())?
         }
-        Question::Orders { explain, out } => {
-            orders::print(settings, &orders::document(settings, known, at, *explain, out.as_deref())?)
+        PlanMode::Orders { explain, out } => {
+            orders::print(settings, &orders::document(settings, input, at, *explain, out.as_deref())?)
         }
-        Question::Export(path) => {
-            export(path, &known.inventory).map_err(Error::unable)?;
+        PlanMode::Export(path) => {
+            export(path, &input.inventory).map_err(Error::unable)?;
             false
         }
-        Question::Simulate { length, other: None } => {
-            let simulation = simulate::simulate(&known.policy, known.inventory, at, *length, wants);
+        PlanMode::Simulate { length, other: None } => {
+            let simulation = simulate::simulate(&input.policy, input.inventory, at, *length, wants);
             report::print(&match settings.format {
                 Format::Table => table::simulation(&simulation, report::width()),
                 Format::Json => report::json(&simulation),
@@ -112,10 +112,10 @@ fn answer(settings: &PlanSettings, known: Known) -> Result<(), Error> {
             });
             false
         }
-        Question::Simulate { length, other: Some(other) } => {
+        PlanMode::Simulate { length, other: Some(other) } => {
             let other = config::load_policy(other).map_err(Error::unable)?;
-            let there = simulate::simulate(&other, known.inventory.clone(), at, *length, wants);
-            let here = simulate::simulate(&known.policy, known.inventory, at, *length, wants);
+            let there = simulate::simulate(&other, input.inventory.clone(), at, *length, wants);
+            let here = simulate::simulate(&input.policy, input.inventory, at, *length, wants);
             let both = side_by_side::Simulations { this: here, other: there };
             report::print(&match settings.format {
                 Format::Table => side_by_side::table(&both, report::width()),
@@ -124,9 +124,9 @@ fn answer(settings: &PlanSettings, known: Known) -> Result<(), Error> {
             });
             both.differ()
         }
-        Question::Compare { other, explain } => {
+        PlanMode::Compare { other, explain } => {
             let other = config::load_policy(other).map_err(Error::unable)?;
-            let mut comparison = compare::compare(&known.policy, &other, &known.inventory, at);
+            let mut comparison = compare::compare(&input.policy, &other, &input.inventory, at);
             comparison.differences.retain(|difference| {
                 let (host, dataset) = difference.place();
                 wants(host, dataset)

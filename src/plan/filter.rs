@@ -1,4 +1,4 @@
-//! Which hosts and datasets a preview shows.
+//! Limits a preview to a host or a dataset.
 
 use anyhow::anyhow;
 
@@ -12,7 +12,7 @@ use crate::policy::Policy;
 pub struct Filter {
     /// Only orders to this host.
     pub host: Option<HostName>,
-    /// Only orders about this dataset and what is below it.
+    /// Only orders about this dataset and its descendants.
     pub dataset: Option<DatasetName>,
 }
 
@@ -60,7 +60,7 @@ impl Filter {
         orders.into_iter().filter_map(narrow).collect()
     }
 
-    /// Refuses a name that neither the policy nor the inventory knows: it is almost certainly a typo.
+    /// Rejects a name that occurs neither in the policy nor in the inventory, because it is almost certainly a typo.
     pub(crate) fn check(&self, policy: &Policy, inventory: &Inventory) -> anyhow::Result<()> {
         let hosts = policy.hosts_named();
         if let Some(host) = self.host.as_ref().filter(|h| !hosts.contains(*h) && !inventory.hosts.contains_key(*h)) {

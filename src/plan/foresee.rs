@@ -1,117 +1,123 @@
-//! What a pass of the director would do in the end: its orders, and those that follow from them in the same pass.
+//! Predicts a whole pass of the director: its orders, and those that follow from them in the same pass.
 //!
-//! Pure: the world in which orders have been carried out is a prediction.
+//! This is pure: orders are carried out only in a predicted inventory.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::{Engine, Order, predict};
+use crate::actions::{Engine, Order, Plan, predict};
 use crate::fleet::planned::{After, PlannedOrder};
 use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
 use crate::policy::Policy;
 
-/// For how long a dataset in which nothing was written is taken to stay so.
-const STILL_UNWRITTEN: TimeDelta = TimeDelta::minutes(5);
+/// How long a dataset in which nothing was written is assumed to stay unwritten after its host was listed.
+const UNWRITTEN_FOR: TimeDelta = TimeDelta::minutes(5);
 
-/// The orders of one entry in one pass, in the order in which they are carried out.
+/// The orders of one entry in one pass, in the sequence in which they are carried out.
 #[derive(Debug, Default)]
-pub struct Played {
+pub struct EntryOrders {
     /// Snapshots to take.
     pub takes: Vec<Order>,
-    /// What is sent once they are taken.
+    /// Transfers that are due once the snapshots have been taken.
     pub sends: Vec<Order>,
-    /// What is destroyed once it is sent.
+    /// Destroys that are due once the transfers have ended.
     pub destroys: Vec<Order>,
 }
 
-/// A policy with the world that its orders change.
-pub struct Future<'a> {
+impl EntryOrders {
+    fn is_empty(&self) -> bool {
+        self.takes.is_empty() && self.sends.is_empty() && self.destroys.is_empty()
+    }
+}
+
+/// A policy with a predicted inventory, which its orders change.
+pub struct PredictedFleet<'a> {
     policy: &'a Policy,
     engine: Engine<'a>,
-    /// The world as predicted so far.
+    /// The inventory after all orders so far.
     pub inventory: Inventory,
 }
 
-impl<'a> Future<'a> {
-    /// Begins with a world as it is known at a moment.
+impl<'a> PredictedFleet<'a> {
+    /// Begins with an inventory as it is known at a moment.
     #[must_use]
     pub fn new(policy: &'a Policy, mut inventory: Inventory, at: DateTime<Utc>) -> Self {
         for host in inventory.hosts.values_mut() {
-            // That nothing was written was so when the host was listed; since then anything may have been.
-            if host.observed.is_none_or(|observed| at - observed > STILL_UNWRITTEN) {
+            // A dataset may have been written since its host was listed.
+            if host.observed.is_none_or(|observed| at - observed > UNWRITTEN_FOR) {
                 host.datasets.values_mut().for_each(|dataset| dataset.written = None);
             }
         }
         Self { policy, engine: Engine::new(policy), inventory }
     }
 
-    /// Decides everything, and changes nothing.
+    /// Decides the whole policy. Changes nothing.
     #[must_use]
-    pub fn decide(&self, at: DateTime<Utc>) -> crate::actions::Plan {
+    pub fn decide(&self, at: DateTime<Utc>) -> Plan {
         self.engine.decide(&self.inventory, at)
     }
 
-    /// Decides one entry, and changes nothing.
+    /// Decides one entry. Changes nothing.
     #[must_use]
-    pub fn decide_entry(&self, entry: usize, at: DateTime<Utc>) -> crate::actions::Plan {
+    pub fn decide_entry(&self, entry: usize, at: DateTime<Utc>) -> Plan {
         self.engine.decide_entry(entry, &self.inventory, at)
     }
 
-    /// Makes the world what it would be with these orders carried out.
-    pub fn carry_out(&mut self, orders: &[Order], at: DateTime<Utc>) {
+    /// Changes the inventory as these orders would.
+    pub fn apply(&mut self, orders: &[Order], at: DateTime<Utc>) {
         predict(&mut self.inventory, orders, at);
     }
 
-    fn orders(&self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
+    fn due(&self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
         self.engine.decide_entry(entry, &self.inventory, at).orders(self.policy)
     }
 
-    /// Carries out one entry as the director does: takes; transfers that were due before or are now; destroys.
-    pub fn play(&mut self, entry: usize, at: DateTime<Utc>) -> Played {
-        let first = self.orders(entry, at);
-        self.play_from(entry, first, at)
+    /// Carries out one entry as the director does: takes, then transfers that were due before or are due now, then
+    /// destroys.
+    pub fn carry_out_entry(&mut self, entry: usize, at: DateTime<Utc>) -> EntryOrders {
+        let due = self.due(entry, at);
+        self.carry_out_due(entry, due, at)
     }
 
-    /// The same, where what is due at first is known.
-    pub fn play_from(&mut self, entry: usize, first: Vec<Order>, at: DateTime<Utc>) -> Played {
-        let mut played = Played::default();
-        let mut due: Vec<Order> = Vec::new();
-        for order in first {
+    /// Carries out one entry of which `due` was decided before.
+    pub fn carry_out_due(&mut self, entry: usize, due: Vec<Order>, at: DateTime<Utc>) -> EntryOrders {
+        let mut orders = EntryOrders::default();
+        let mut sends: Vec<Order> = Vec::new();
+        for order in due {
             match order {
-                Order::Take { .. } => played.takes.push(order),
-                Order::Send { .. } => due.push(order),
-                Order::Destroy { .. } => played.destroys.push(order),
+                Order::Take { .. } => orders.takes.push(order),
+                Order::Send { .. } => sends.push(order),
+                Order::Destroy { .. } => orders.destroys.push(order),
             }
         }
-        if !played.takes.is_empty() {
-            predict(&mut self.inventory, &played.takes, at);
-            let again = self.orders(entry, at);
-            played.destroys.clear();
-            for order in again {
+        if !orders.takes.is_empty() {
+            self.apply(&orders.takes, at);
+            orders.destroys.clear();
+            for order in self.due(entry, at) {
                 match order {
                     Order::Take { .. } => {}
-                    Order::Send { .. } => due.push(order),
-                    Order::Destroy { .. } => played.destroys.push(order),
+                    Order::Send { .. } => sends.push(order),
+                    Order::Destroy { .. } => orders.destroys.push(order),
                 }
             }
         }
-        played.sends = newest_of_each(due);
-        if !played.sends.is_empty() {
-            predict(&mut self.inventory, &played.sends, at);
-            played.destroys = self.orders(entry, at);
-            played.destroys.retain(|o| matches!(o, Order::Destroy { .. }));
+        orders.sends = latest_of_each(sends);
+        if !orders.sends.is_empty() {
+            self.apply(&orders.sends, at);
+            orders.destroys = self.due(entry, at);
+            orders.destroys.retain(|order| matches!(order, Order::Destroy { .. }));
         }
-        predict(&mut self.inventory, &played.destroys, at);
-        played
+        self.apply(&orders.destroys, at);
+        orders
     }
 }
 
-/// Of several transfers of a dataset to one destination the last one, which brings the others' snapshots along.
-/// Parents come before their children, as the director has them carried out.
-fn newest_of_each(due: Vec<Order>) -> Vec<Order> {
+/// Of several transfers of a dataset to one destination, keeps the last one, which also brings the snapshots of the
+/// others. Sorts parents before their children, as the director does.
+fn latest_of_each(sends: Vec<Order>) -> Vec<Order> {
     let mut by_level: BTreeMap<(usize, DatasetName, Place), Order> = BTreeMap::new();
-    for order in due {
+    for order in sends {
         if let Order::Send { dataset, to, .. } = &order {
             by_level.insert((dataset.as_str().matches('/').count(), dataset.clone(), to.clone()), order);
         }
@@ -119,84 +125,99 @@ fn newest_of_each(due: Vec<Order>) -> Vec<Order> {
     by_level.into_values().collect()
 }
 
-/// What was due before anything was carried out.
+/// What is due before anything has been carried out.
 #[derive(Default)]
-struct Now {
+struct DueNow {
     sends: HashSet<(HostName, DatasetName, Guid, Place)>,
     destroyed: HashMap<(HostName, DatasetName), HashSet<Guid>>,
 }
 
-impl Now {
+impl DueNow {
     fn of(orders: &[Order]) -> Self {
-        let mut now = Self::default();
+        let mut due = Self::default();
         for order in orders {
             match order {
                 Order::Take { .. } => {}
                 Order::Send { host, dataset, guid, to, .. } => {
-                    now.sends.insert((host.clone(), dataset.clone(), *guid, to.clone()));
+                    due.sends.insert((host.clone(), dataset.clone(), *guid, to.clone()));
                 }
                 Order::Destroy { host, dataset, snapshots, .. } => {
-                    let place = now.destroyed.entry((host.clone(), dataset.clone()));
-                    place.or_default().extend(snapshots.iter().map(|(guid, _)| *guid));
+                    let destroyed = due.destroyed.entry((host.clone(), dataset.clone()));
+                    destroyed.or_default().extend(snapshots.iter().map(|(guid, _)| *guid));
                 }
             }
         }
-        now
+        due
     }
 }
 
-/// Everything that one pass would do at a moment. `now` are the orders that are due in `inventory` as it is.
+/// Predicts everything that one pass would do at a moment. `now` are the orders that are due in the present `inventory`.
 ///
-/// Entries are played in the policy's order; the director works on those of different datasets side by side, so that
-/// what follows from another entry's orders may have to wait for its next pass.
+/// Entries are carried out in the policy's sequence. The director works on the entries of different datasets side by side,
+/// so what follows from another entry's orders may in fact have to wait for its next pass.
 #[must_use]
 pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateTime<Utc>) -> Vec<PlannedOrder> {
-    let due = Now::of(&now);
-    let mut first: HashMap<usize, Vec<Order>> = HashMap::new();
+    let due_now = DueNow::of(&now);
+    let mut due_by_entry: HashMap<usize, Vec<Order>> = HashMap::new();
     for order in now {
-        first.entry(order.entry()).or_default().push(order);
+        due_by_entry.entry(order.entry()).or_default().push(order);
     }
-    let mut future = Future::new(policy, inventory, at);
-    // Hosts whose world is not what `now` was decided on.
+    let mut fleet = PredictedFleet::new(policy, inventory, at);
+    // Hosts whose inventory is no longer the one for which `now` was decided.
     let mut changed: HashSet<HostName> = HashSet::new();
-    let (mut takes, mut sends, mut destroys) = (Vec::new(), Vec::new(), Vec::new());
+    let mut planned = PlannedByKind::default();
     for (entry, of) in policy.datasets.iter().enumerate() {
         let mut hosts =
             std::iter::once(&of.hostname).chain(of.policies.iter().flat_map(|p| &p.sync_on).map(|target| &target.host));
-        let known = first.remove(&entry).unwrap_or_default();
-        let played = if hosts.clone().any(|host| changed.contains(host)) {
-            future.play(entry, at)
-        } else if known.is_empty() {
+        let due = due_by_entry.remove(&entry).unwrap_or_default();
+        let orders = if hosts.clone().any(|host| changed.contains(host)) {
+            fleet.carry_out_entry(entry, at)
+        } else if due.is_empty() {
             continue;
         } else {
-            future.play_from(entry, known, at)
+            fleet.carry_out_due(entry, due, at)
         };
-        let acted = !(played.takes.is_empty() && played.sends.is_empty() && played.destroys.is_empty());
-        if acted {
+        if !orders.is_empty() {
             changed.extend(hosts.by_ref().cloned());
         }
-        let after = if played.sends.is_empty() { After::Take } else { After::Send };
-        let taken: HashSet<(&DatasetName, &SnapName)> = played.takes.iter().flat_map(taken).collect();
-        for order in &played.sends {
+        planned.add(orders, &due_now);
+    }
+    planned.takes.into_iter().chain(planned.sends).chain(planned.destroys).collect()
+}
+
+/// The planned orders of several entries, by kind.
+#[derive(Default)]
+struct PlannedByKind {
+    takes: Vec<PlannedOrder>,
+    sends: Vec<PlannedOrder>,
+    destroys: Vec<PlannedOrder>,
+}
+
+impl PlannedByKind {
+    /// Adds the orders of an entry, each with the orders for which it waits.
+    fn add(&mut self, orders: EntryOrders, due_now: &DueNow) {
+        let EntryOrders { takes, sends, destroys } = orders;
+        let after = if sends.is_empty() { After::Take } else { After::Send };
+        let taken: HashSet<(&DatasetName, &SnapName)> = takes.iter().flat_map(snapshots_taken).collect();
+        for order in &sends {
             let Order::Send { host, dataset, snapshot, guid, to, .. } = order else { continue };
-            let after = if due.sends.contains(&(host.clone(), dataset.clone(), *guid, to.clone())) {
+            let after = if due_now.sends.contains(&(host.clone(), dataset.clone(), *guid, to.clone())) {
                 None
             } else if taken.contains(&(dataset, snapshot)) {
                 Some(After::Take)
             } else {
                 Some(After::Send)
             };
-            sends.push(PlannedOrder::new(order.clone(), after));
+            self.sends.push(PlannedOrder::new(order.clone(), after));
         }
-        for order in played.destroys {
-            destroys.extend(split(&order, &due, after));
+        for order in &destroys {
+            self.destroys.extend(split(order, due_now, after));
         }
-        takes.extend(played.takes.into_iter().map(|order| PlannedOrder::new(order, None)));
+        self.takes.extend(takes.into_iter().map(|order| PlannedOrder::new(order, None)));
     }
-    takes.into_iter().chain(sends).chain(destroys).collect()
 }
 
-fn taken(order: &Order) -> impl Iterator<Item = (&DatasetName, &SnapName)> {
+fn snapshots_taken(order: &Order) -> impl Iterator<Item = (&DatasetName, &SnapName)> {
     let (datasets, name): (&[DatasetName], Option<&SnapName>) = match order {
         Order::Take { datasets, name, .. } => (datasets, Some(name)),
         Order::Send { .. } | Order::Destroy { .. } => (&[], None),
@@ -204,21 +225,21 @@ fn taken(order: &Order) -> impl Iterator<Item = (&DatasetName, &SnapName)> {
     datasets.iter().filter_map(move |dataset| Some((dataset, name?)))
 }
 
-/// The part of a destroy that is due now, and the part that becomes possible later in the pass.
-fn split(order: &Order, due: &Now, after: After) -> Vec<PlannedOrder> {
+/// Splits a destroy into the part that is due now and the part that becomes possible later in the pass.
+fn split(order: &Order, due_now: &DueNow, after: After) -> Vec<PlannedOrder> {
     let Order::Destroy { host, dataset, snapshots, .. } = order else { return Vec::new() };
-    let now = due.destroyed.get(&(host.clone(), dataset.clone()));
-    let is_due = |guid: &Guid| now.is_some_and(|now| now.contains(guid));
-    let (first, rest): (Vec<_>, Vec<_>) = snapshots.iter().cloned().partition(|(guid, _)| is_due(guid));
+    let due = due_now.destroyed.get(&(host.clone(), dataset.clone()));
+    let is_due = |guid: &Guid| due.is_some_and(|due| due.contains(guid));
+    let (now, later): (Vec<_>, Vec<_>) = snapshots.iter().cloned().partition(|(guid, _)| is_due(guid));
     let part = |part: Vec<(Guid, SnapName)>, after: Option<After>| {
         let mut order = order.clone();
         if let Order::Destroy { snapshots, bytes, .. } = &mut order {
-            // What the parts hold is known only of the whole.
+            // The size is known only for all snapshots together.
             *bytes = if snapshots.len() == part.len() { *bytes } else { 0 };
             *snapshots = part;
         }
         PlannedOrder::new(order, after)
     };
-    let parts = [(first, None), (rest, Some(after))];
+    let parts = [(now, None), (later, Some(after))];
     parts.into_iter().filter(|(snapshots, _)| !snapshots.is_empty()).map(|(s, after)| part(s, after)).collect()
 }

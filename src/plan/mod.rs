@@ -1,10 +1,10 @@
-//! Previews: the orders that the director would give, and why; over time, and by another policy.
+//! Previews: the orders that the director would give and the reasons, over time, and with another policy.
 //!
 //! A dry run gets a catalog and a ZFS that can only be read, so it cannot change anything. Without `--dry-run` the agents
-//! are polled, and their answers are written to the catalog; no dataset is changed either way.
+//! are polled, and their listings are written to the catalog. No dataset is changed either way.
 //!
-//! [`foresee`] predicts a whole pass, [`simulate`] plays the policy forward, [`compare`] sets two policies side by side: all
-//! three are pure. [`preview`] and [`survey`] answer what `zsync plan` is asked for.
+//! Three modules are pure: [`foresee`] predicts a whole pass, [`simulate`] plays the policy forward, and [`compare`] finds
+//! what another policy would do differently. [`preview`] and [`survey`] run `zsync plan` without and with polling.
 
 mod answer;
 pub mod compare;
@@ -19,4 +19,4 @@ mod table;
 
 pub use answer::{preview, survey};
 pub use filter::Filter;
-pub use settings::{PlanSettings, Question, Source};
+pub use settings::{InventorySource, PlanMode, PlanSettings};

@@ -1,4 +1,4 @@
-//! The orders of one pass: decided, saved and printed.
+//! Decides, saves and prints the orders of one pass.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -25,15 +25,15 @@ use crate::plan::table;
 use crate::policy::Policy;
 use crate::sys::files;
 
-/// What a preview decides on.
-pub(crate) struct Known {
+/// The input of a preview.
+pub(crate) struct PlanInput {
     /// The policy.
     pub policy: Policy,
     /// Identifies the policy in a saved plan.
     pub fingerprint: Fingerprint,
     /// What every host holds.
     pub inventory: Inventory,
-    /// Hosts that were asked and did not answer, with the reason.
+    /// Hosts that were polled and could not be listed, with the reason.
     pub unseen: BTreeMap<HostName, String>,
     /// Estimates of the latest plan.
     pub estimates: Answers,
@@ -42,14 +42,14 @@ pub(crate) struct Known {
 /// Decides, and saves the orders that can be given now if `out` names a file.
 fn decided(
     settings: &PlanSettings,
-    known: &Known,
+    input: &PlanInput,
     at: DateTime<Utc>,
     out: Option<&Path>,
 ) -> Result<(Plan, Vec<Order>), Error> {
-    let plan = decide(&known.policy, &known.inventory, at);
-    let now = plan.orders(&known.policy);
+    let plan = decide(&input.policy, &input.inventory, at);
+    let now = plan.orders(&input.policy);
     if let Some(path) = out {
-        let saved = SavedPlan::new(at, known.fingerprint, settings.filter.narrow_all(now.clone()));
+        let saved = SavedPlan::new(at, input.fingerprint, settings.filter.narrow_all(now.clone()));
         let text = report::json(&saved);
         write_whole(path, |file| file.write_all(text.as_bytes())).map_err(Error::unable)?;
     }
@@ -59,27 +59,32 @@ fn decided(
 /// Everything that a pass would do, with the reasons.
 pub(crate) fn document(
     settings: &PlanSettings,
-    known: Known,
+    input: PlanInput,
     at: DateTime<Utc>,
     explain: bool,
     out: Option<&Path>,
 ) -> Result<Document, Error> {
-    let (plan, now) = decided(settings, &known, at, out)?;
-    let Known { policy, inventory, unseen, estimates, .. } = known;
+    let (plan, now) = decided(settings, &input, at, out)?;
+    let PlanInput { policy, inventory, unseen, estimates, .. } = input;
     let notices = notices(&plan, &settings.filter);
     let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
     // A plan over a million snapshots is large, and only its orders are still needed.
     drop(plan);
-    // The estimates were made for the inventory as it is, not as it is predicted.
-    let world = (!estimates.is_empty()).then(|| inventory.clone());
+    // The estimates were made for the present inventory, not for the predicted one.
+    let present = (!estimates.is_empty()).then(|| inventory.clone());
     let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at));
-    let estimate = world.and_then(|world| remembered(&mut orders, &policy, &world, &estimates));
+    let estimate = present.and_then(|present| add_estimates(&mut orders, &policy, &present, &estimates));
     Ok(Document { at, unseen, orders, estimate, notices, explain })
 }
 
-/// Adds the estimates of an earlier plan to the orders; `None` if they were about other snapshots.
-fn remembered(orders: &mut [PlannedOrder], policy: &Policy, world: &Inventory, answers: &Answers) -> Option<Totals> {
-    let totals = Questions::about(orders, policy, world).put(orders, answers);
+/// Adds the estimates of an earlier plan to the orders; `None` if none of them is about the same snapshots.
+fn add_estimates(
+    orders: &mut [PlannedOrder],
+    policy: &Policy,
+    present: &Inventory,
+    answers: &Answers,
+) -> Option<Totals> {
+    let totals = Questions::about(orders, policy, present).put(orders, answers);
     if totals.at.is_none() {
         orders.iter_mut().for_each(|planned| planned.estimate = None);
         return None;
@@ -99,18 +104,18 @@ pub(crate) fn print(settings: &PlanSettings, document: &Document) -> bool {
 /// Prints the orders that can be given now, as agents accept them; `true` if there are any.
 pub(crate) fn print_lines(
     settings: &PlanSettings,
-    known: &Known,
+    input: &PlanInput,
     at: DateTime<Utc>,
     out: Option<&Path>,
 ) -> Result<bool, Error> {
-    let (plan, now) = decided(settings, known, at, out)?;
+    let (plan, now) = decided(settings, input, at, out)?;
     drop(plan);
     let wanted: Vec<Order> = settings.filter.narrow_all(now).into_iter().flat_map(fitting).collect();
-    report::print_ndjson(wanted.iter().map(|order| wire_order(order, &known.policy, &known.inventory)));
+    report::print_ndjson(wanted.iter().map(|order| wire_order(order, &input.policy, &input.inventory)));
     Ok(!wanted.is_empty())
 }
 
-/// Writes a file as a whole or not at all. Anything that is not a regular file (a pipe, a terminal) is written in place.
+/// Writes a file completely or not at all. If the path is not a regular file (a pipe, a terminal), it is written in place.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {

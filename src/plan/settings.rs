@@ -1,4 +1,4 @@
-//! What a preview is asked for.
+//! The settings of a preview.
 
 use std::path::PathBuf;
 
@@ -9,21 +9,21 @@ use crate::model::HostName;
 use crate::plan::filter::Filter;
 use crate::policy::Local;
 
-/// The settings of `zsync plan`.
+/// The settings of `zsync plan`, from its arguments.
 #[derive(Clone, Debug)]
 pub struct PlanSettings {
     /// `server.json`.
     pub config: PathBuf,
     /// Path of `local.json`.
     pub local_file: PathBuf,
-    /// Its content, if the file exists and matters.
+    /// Its content, if the file exists and the preview depends on it.
     pub local: Option<Local>,
     /// This host's name in the policy.
     pub host: HostName,
     /// Where the inventory comes from.
-    pub source: Source,
-    /// What is asked for.
-    pub question: Question,
+    pub source: InventorySource,
+    /// What is previewed.
+    pub mode: PlanMode,
     /// The hosts and datasets that are shown.
     pub filter: Filter,
     /// The output format.
@@ -36,7 +36,7 @@ pub struct PlanSettings {
 
 /// Where the inventory comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum InventorySource {
     /// From the policy's catalog, and for this host from its ZFS.
     Catalog,
     /// From an exported catalog alone; `-` is standard input.
@@ -45,12 +45,12 @@ pub enum Source {
     Agents,
 }
 
-/// What is asked for.
+/// What is previewed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Question {
+pub enum PlanMode {
     /// The orders of a pass.
     Orders {
-        /// Whether everything that is not done is explained as well.
+        /// Whether every decision is explained, also if nothing is due.
         explain: bool,
         /// The file to save the plan in.
         out: Option<PathBuf>,

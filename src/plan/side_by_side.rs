@@ -1,4 +1,4 @@
-//! `plan --simulate` together with `--compare`: two policies played forward from the same world, side by side.
+//! `plan --simulate` together with `--compare`: renders the simulations of two policies side by side.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,67 +7,68 @@ use serde::Serialize;
 
 use crate::actions::Side;
 use crate::cli::report;
-use crate::plan::simulate::{Day, Place, Simulation};
-use crate::plan::table::{left, time};
+use crate::plan::simulate::{Day, Remaining, Simulation};
+use crate::plan::table::{remaining_line, time};
 
-/// Both simulations.
+/// Two simulations that begin with the same inventory.
 #[derive(Debug, Serialize)]
 pub struct Simulations {
-    /// By the policy in force.
+    /// With the policy in force.
     pub this: Simulation,
-    /// By the other one.
+    /// With the other policy.
     pub other: Simulation,
 }
 
-/// A line of `--format ndjson`: whose it is, and what is told.
+/// A line of `--format ndjson`: a day or a dataset, and the simulation to which it belongs.
 #[derive(Serialize)]
 struct Line<'a, T> {
     simulation: &'static str,
     #[serde(flatten)]
-    told: &'a T,
+    value: &'a T,
 }
 
-/// A place as each of the two leaves it; `None` where one does not decide about it.
-type Ends<'a> = (Key<'a>, Option<&'a Place>, Option<&'a Place>);
+/// What each of the two simulations leaves of one policy's snapshots; `None` if one of the policies does not cover them.
+type Pair<'a> = (Key<'a>, Option<&'a Remaining>, Option<&'a Remaining>);
+/// Host, dataset, side and policy.
 type Key<'a> = (&'a str, &'a str, Side, &'a str);
 
-fn by_place(simulation: &Simulation) -> BTreeMap<Key<'_>, &Place> {
-    let places = simulation.end.iter();
-    places.map(|p| ((p.host.as_str(), p.dataset.as_str(), p.side, p.policy.as_str()), p)).collect()
+fn by_key(simulation: &Simulation) -> BTreeMap<Key<'_>, &Remaining> {
+    let remaining = simulation.end.iter();
+    remaining.map(|r| ((r.host.as_str(), r.dataset.as_str(), r.side, r.policy.as_str()), r)).collect()
 }
 
 impl Simulations {
-    /// Whether it makes any difference which of the two is in force.
+    /// Whether the two simulations differ.
     #[must_use]
     pub fn differ(&self) -> bool {
         let counts = |days: &[Day]| days.iter().map(|d| (d.takes, d.sends, d.destroys)).collect::<Vec<_>>();
-        counts(&self.this.days) != counts(&self.other.days) || !self.different_places().0.is_empty()
+        counts(&self.this.days) != counts(&self.other.days) || !self.compare_ends().0.is_empty()
     }
 
-    /// The places that end otherwise, and how many end alike.
-    fn different_places(&self) -> (Vec<Ends<'_>>, usize) {
-        let (this, other) = (by_place(&self.this), by_place(&self.other));
+    /// What the two leave differently, and how many policies' snapshots they leave in the same state.
+    fn compare_ends(&self) -> (Vec<Pair<'_>>, usize) {
+        let (this, other) = (by_key(&self.this), by_key(&self.other));
         let keys: BTreeSet<Key<'_>> = this.keys().chain(other.keys()).copied().collect();
         let all = keys.len();
-        let ends = |p: &Place| (p.snapshots, p.from_before, p.oldest);
+        let end = |r: &Remaining| (r.snapshots, r.from_before, r.oldest);
         let both = keys.into_iter().map(|key| (key, this.get(&key).copied(), other.get(&key).copied()));
-        let different: Vec<_> = both.filter(|(_, this, other)| this.map(ends) != other.map(ends)).collect();
-        let alike = all - different.len();
-        (different, alike)
+        let different: Vec<_> = both.filter(|(_, this, other)| this.map(end) != other.map(end)).collect();
+        let same = all - different.len();
+        (different, same)
     }
 }
 
-/// As JSON, a line for each day and place of each policy.
+/// One JSON object per line: for each simulation its days and what remains.
 #[must_use]
 pub fn lines(both: &Simulations) -> String {
-    let of = |simulation: &'static str, told: &Simulation| {
-        report::ndjson(told.days.iter().map(|told| Line { simulation, told }))
-            + &report::ndjson(told.end.iter().map(|told| Line { simulation, told }))
+    let of = |name: &'static str, simulation: &Simulation| {
+        report::ndjson(simulation.days.iter().map(|value| Line { simulation: name, value }))
+            + &report::ndjson(simulation.end.iter().map(|value| Line { simulation: name, value }))
     };
     of("this", &both.this) + &of("other", &both.other)
 }
 
-/// For people: a line a day with the numbers of both, then the places that end otherwise.
+/// A table with a line for each day, which has the numbers of both simulations, then what they leave differently.
 #[must_use]
 pub fn table(both: &Simulations, width: Option<usize>) -> String {
     let (this, other) = (by_date(&both.this), by_date(&both.other));
@@ -84,31 +85,32 @@ pub fn table(both: &Simulations, width: Option<usize>) -> String {
     });
     let headings = ["DAY", "TAKEN", "other", "SENT", "other", "DESTROYED", "other", "ALIVE", "other"];
     let mut text = report::table(&headings, &[1, 2, 3, 4, 5, 6, 7, 8], rows.collect());
-    let (different, alike) = both.different_places();
-    text.push_str(&format!("\nleft at {}, by this policy and by the other:\n", time(both.this.to)));
+    let (different, same) = both.compare_ends();
+    text.push_str(&format!("\nremaining at {}, with this policy and with the other:\n", time(both.this.to)));
     for ((host, dataset, side, policy), this, other) in different {
         let received = if side == Side::Destination { ", received here" } else { "" };
         text.push_str(&format!("\n{host}:{dataset}, {policy}{received}\n"));
-        for (whose, place) in [("this", this), ("other", other)] {
-            let told = place.map_or_else(|| "nothing of it is decided about".to_owned(), left);
-            text.push_str(&report::wrap(&format!("{whose}: {told}"), 2, width));
+        for (name, remaining) in [("this", this), ("other", other)] {
+            let line = remaining.map_or_else(|| "not covered".to_owned(), remaining_line);
+            text.push_str(&report::wrap(&format!("{name}: {line}"), 2, width));
         }
     }
-    match alike {
+    match same {
         0 => {}
-        1 => text.push_str("\n1 place is left alike by both\n"),
-        alike => text.push_str(&format!("\n{alike} places are left alike by both\n")),
+        1 => text.push_str("\n1 place ends the same with both policies\n"),
+        same => text.push_str(&format!("\n{same} places end the same with both policies\n")),
     }
-    let total = |s: &Simulation, of: fn(&Place) -> usize| s.end.iter().map(of).sum::<usize>();
+    let total = |s: &Simulation, of: fn(&Remaining) -> usize| s.end.iter().map(of).sum::<usize>();
     let destroyed = |s: &Simulation| s.days.iter().map(|d| d.destroys).sum::<usize>();
     let summary = format!(
-        "this policy destroys {} and leaves {}, {} of them there now; the other destroys {} and leaves {}, {} of them there now",
+        "this policy destroys {} and leaves {}, {} of them present now; the other destroys {} and leaves {}, {} of them present \
+         now",
         destroyed(&both.this),
-        total(&both.this, |p| p.snapshots),
-        total(&both.this, |p| p.from_before),
+        total(&both.this, |r| r.snapshots),
+        total(&both.this, |r| r.from_before),
         destroyed(&both.other),
-        total(&both.other, |p| p.snapshots),
-        total(&both.other, |p| p.from_before),
+        total(&both.other, |r| r.snapshots),
+        total(&both.other, |r| r.from_before),
     );
     text.push('\n');
     text.push_str(&report::wrap(&summary, 0, width));

@@ -42,7 +42,11 @@ impl Pair {
 
     pub fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
         let (sender, received) = runtime::channel::unbounded();
-        let response = runtime::block_on(self.agent.carry_out(CheckedOrder::try_from(order.clone()).unwrap(), sender, Counter::default()));
+        let response = runtime::block_on(self.agent.carry_out(
+            CheckedOrder::try_from(order.clone()).unwrap(),
+            sender,
+            Counter::default(),
+        ));
         let mut facts = Vec::new();
         while let Ok(fact) = received.try_recv() {
             facts.push(fact);

@@ -17,7 +17,7 @@ use zsync::fleet::estimate::Questions;
 use zsync::fleet::planned::{After, PlannedOrder};
 use zsync::model::{Counter, HostName, SnapName};
 use zsync::plan::foresee::foresee;
-use zsync::plan::{Filter, PlanSettings, Question, Source};
+use zsync::plan::{Filter, InventorySource, PlanMode, PlanSettings};
 use zsync::sys::runtime;
 use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
@@ -91,8 +91,8 @@ impl Fixture {
             local_file: self.path("local.json"),
             local: None,
             host: "alpha".parse().unwrap(),
-            source: Source::Agents,
-            question: Question::Orders { explain: false, out: Some(self.path("plan.json")) },
+            source: InventorySource::Agents,
+            mode: PlanMode::Orders { explain: false, out: Some(self.path("plan.json")) },
             filter: Filter::default(),
             format: Format::Table,
             at: None,
@@ -187,8 +187,8 @@ fn plan_estimates_bytes_sent_and_freed() {
         let questions = Questions::about(&mut orders, &policy, &inventory);
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
-        // The catalog gives them back for the same questions.
-        catalog.estimated(answers.clone()).await.unwrap();
+        // Remembered, they are those of the same questions.
+        catalog.store_estimates(answers.clone()).await.unwrap();
         assert_eq!(catalog.catalog().estimates().unwrap(), answers);
         let mut again = orders.clone();
         assert_eq!(Questions::about(&mut again, &policy, &inventory).put(&mut again, &answers), totals);
@@ -222,7 +222,7 @@ fn plan_estimates_bytes_sent_and_freed() {
     );
     assert_eq!((totals.send, totals.free, totals.unknown), (whole + 5000, 2 * whole + 7000, 1));
     let copy = orders.last().unwrap().estimate.as_ref().unwrap();
-    assert_eq!(copy.remark, "what goes has yet to come");
+    assert_eq!(copy.remark, "the snapshots do not exist yet");
     assert!(fixture.fake.calls()[calls..].is_empty(), "{:?}", &fixture.fake.calls()[calls..]);
 }
 
@@ -270,11 +270,11 @@ fn saved_destroy_is_refused_as_a_whole_after_changes() {
                 fixture.fake.destroy_by_hand(&ds("tank/data"), std::slice::from_ref(&name));
                 runtime::block_on(fixture.fake.snapshot(&[ds("tank/data")], &name)).unwrap();
             },
-            "is another snapshot now",
+            "is a different snapshot now",
         ),
         (
             |fixture| runtime::block_on(fixture.fake.hold("mine", &ds("tank/data"), &[fixture.name(4)])).unwrap(),
-            "would stay now: it is held",
+            "would be kept now: it is held",
         ),
         (
             |fixture| {
@@ -282,7 +282,7 @@ fn saved_destroy_is_refused_as_a_whole_after_changes() {
                 let newer = [fixture.name(1), fixture.name(2), fixture.name(3)];
                 fixture.fake.destroy_by_hand(&ds("tank/data"), &newer);
             },
-            "would stay now: kept by \"2 in last day\"",
+            "would be kept now: kept by \"2 in last day\"",
         ),
     ];
     for (move_it, words) in moves {
@@ -316,7 +316,7 @@ fn saved_transfer_of_destroyed_snapshot_is_refused() {
     fixture.fake.destroy_by_hand(&ds("tank/sent"), &[fixture.name(1)]);
     assert_eq!(fixture.carry_out().unwrap_err().exit, Exit::Failed);
     assert!(fixture.names("spare/copy").is_empty());
-    assert!(fixture.errors().iter().any(|error| error.contains("is gone")), "{:?}", fixture.errors());
+    assert!(fixture.errors().iter().any(|error| error.contains("no longer exists")), "{:?}", fixture.errors());
 }
 
 #[test]
@@ -326,12 +326,12 @@ fn saved_plan_is_refused_if_old_or_of_other_policy() {
     let before = fixture.names("tank/data");
     let made = |shift: TimeDelta| json!((Utc::now() + shift).to_rfc3339());
     fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(-25)));
-    refused(fixture.carry_out(), "more than 24 hours ago; make another one");
+    refused(fixture.carry_out(), "more than 24 hours ago; make a new one");
     fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(1)));
     refused(fixture.carry_out(), "it was made in the future");
     fixture.edit(|saved| saved["made"] = made(TimeDelta::zero()));
     fixture.write_policy("3 in last day", "");
-    refused(fixture.carry_out(), "it was made by another policy, or this one was changed since");
+    refused(fixture.carry_out(), "it was made with another policy, or the policy was changed since");
     fixture.write_policy("2 in last day", "");
     fixture.edit(|saved| saved["version"] = json!(2));
     refused(fixture.carry_out(), "of version 2");

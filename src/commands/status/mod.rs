@@ -89,7 +89,7 @@ async fn show<Z: Zfs>(
             Err(error) => {
                 let error = format!("{error:#}");
                 if reported.as_ref() != Some(&error) {
-                    report::complain(&error);
+                    report::print_error(&error);
                 }
                 reported = Some(error);
             }
@@ -100,17 +100,17 @@ async fn show<Z: Zfs>(
     }
 }
 
-/// Prints it; `false` if nobody reads it any more.
-fn print(status: &Status, format: Format, refreshes: bool) -> bool {
+/// Prints the status. Returns false if the reader has closed the pipe.
+fn print(status: &Status, format: Format, is_repeated: bool) -> bool {
     let text = match format {
         Format::Table => render::as_text(status, report::width()),
         Format::Json => report::json(status),
         Format::Ndjson => render::as_lines(status),
     };
-    if refreshes && format == Format::Table && std::io::stdout().is_terminal() {
-        // Cursor to the top left, screen erased.
-        report::refresh(&format!("\x1b[H\x1b[2J{text}"))
+    if is_repeated && format == Format::Table && std::io::stdout().is_terminal() {
+        // Moves the cursor to the top left, and erases the screen.
+        report::try_print(&format!("\x1b[H\x1b[2J{text}"))
     } else {
-        report::refresh(&text)
+        report::try_print(&text)
     }
 }

@@ -25,7 +25,7 @@ use crate::zfs::Zfs;
 /// How many of the latest outcomes are searched for the last failure of each dataset.
 const OUTCOMES: usize = 2000;
 
-/// What is asked for.
+/// The settings of `zsync status`, from its arguments and `local.json`.
 #[derive(Clone, Debug)]
 pub struct StatusSettings {
     /// `server.json`.
@@ -36,15 +36,15 @@ pub struct StatusSettings {
     pub local: Option<Local>,
     /// This host's name in the policy.
     pub host_name: HostName,
-    /// Only datasets of this host, and what is sent to it.
+    /// Show only datasets of this host, and what is sent to it.
     pub host: Option<HostName>,
-    /// Only this dataset and its descendants.
+    /// Show only this dataset and its descendants.
     pub dataset: Option<DatasetName>,
     /// Whether no agent is asked.
     pub offline: bool,
 }
 
-/// An order that failed, and that no later order of its kind has made up for.
+/// An order that failed, after which no order of the same kind has succeeded.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct FailedOrder {
     /// When it failed.

@@ -36,7 +36,7 @@ fn place(host: &HostName, dataset: Option<&DatasetName>) -> String {
     dataset.map_or_else(|| host.to_string(), |dataset| format!("{host}:{dataset}"))
 }
 
-/// Tables and sentences, in lines of at most `width` columns unless a word is longer.
+/// Tables and sentences in lines of at most `width` columns, unless a word is longer.
 #[must_use]
 pub fn as_text(status: &Status, width: Option<usize>) -> String {
     let Status { health, pass, errors } = status;

@@ -13,7 +13,7 @@ use crate::model::tags::ROLE;
 use crate::model::{HostName, PeerRole};
 use crate::transport::tls;
 
-/// How long before its creation a certificate is valid: clocks differ.
+/// How long before its creation a certificate is already valid, because clocks differ.
 const CLOCK_SKEW: TimeDelta = TimeDelta::days(1);
 
 /// The certificate to issue.

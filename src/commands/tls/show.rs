@@ -31,18 +31,18 @@ struct Description {
 fn describe(file: &Path, now: DateTime<Utc>) -> anyhow::Result<Vec<Description>> {
     let mut all = Vec::new();
     for der in tls::certificates(file)? {
-        let said = tls::certificate(&der).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        let certificate = tls::certificate(&der).map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
         let (_, parsed) = x509_parser::parse_x509_certificate(&der).context("cannot parse the certificate")?;
         all.push(Description {
             file: file.display().to_string(),
-            names: said.identity.names,
-            roles: said.identity.roles.map(|roles| roles.into_iter().map(PeerRole::as_str).collect()),
+            names: certificate.identity.names,
+            roles: certificate.identity.roles.map(|roles| roles.into_iter().map(PeerRole::as_str).collect()),
             is_ca: parsed.is_ca(),
             subject: parsed.subject().to_string(),
             issuer: parsed.issuer().to_string(),
             serial: parsed.raw_serial_as_string(),
-            valid_from: said.from,
-            valid_until: said.until,
+            valid_from: certificate.from,
+            valid_until: certificate.until,
             problems: Vec::new(),
         });
     }

@@ -1,7 +1,7 @@
-//! `plan --simulate`: the policy played forward, with every order succeeding, every host up and something written
-//! before every slot.
+//! `plan --simulate`: plays a policy forward. The simulation assumes that every order succeeds, that every host is up, and
+//! that something is written before every slot.
 //!
-//! Pure: what is decided is decided by the engine, and what comes of it is predicted.
+//! This is pure: the engine decides, and the results of its orders are predicted.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
@@ -11,28 +11,28 @@ use serde::Serialize;
 
 use crate::actions::{Order, Plan, PruneReason, PruneVerdict, Side, TakeReason, TakeVerdict};
 use crate::model::{DatasetName, Guid, HostName, Inventory};
-use crate::plan::foresee::Future;
+use crate::plan::foresee::PredictedFleet;
 use crate::policy::{DatasetPolicy, Policy, SyncPolicy};
 
-/// How things would be over time.
+/// What would be done and kept over time.
 #[derive(Debug, Serialize)]
 pub struct Simulation {
-    /// The moment that it begins with.
+    /// The moment at which it begins.
     pub from: DateTime<Utc>,
-    /// The moment that it ends with.
+    /// The moment at which it ends.
     pub to: DateTime<Utc>,
-    /// The zone of the days.
+    /// The time zone of the days.
     pub timezone: String,
-    /// Every day, the first and the last one in part.
+    /// Every day. The first and the last day are incomplete.
     pub days: Vec<Day>,
-    /// What is left at the end, by place and policy.
-    pub end: Vec<Place>,
+    /// The remaining snapshots at the end, by dataset and policy.
+    pub end: Vec<Remaining>,
 }
 
-/// What happens in a day.
+/// What happens in one day.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub struct Day {
-    /// The day in the policy's zone.
+    /// The date in the policy's time zone.
     pub date: NaiveDate,
     /// Snapshots taken.
     pub takes: usize,
@@ -44,32 +44,32 @@ pub struct Day {
     pub alive: BTreeMap<String, usize>,
 }
 
-/// What is left of one policy's snapshots in one dataset.
+/// The remaining snapshots of one policy in one dataset.
 #[derive(Debug, Serialize)]
-pub struct Place {
+pub struct Remaining {
     /// The host.
     pub host: HostName,
     /// The dataset there.
     pub dataset: DatasetName,
-    /// Whether it is the policy's source or a destination.
+    /// Whether the dataset is the policy's source or a destination.
     pub side: Side,
     /// The policy's name.
     pub policy: String,
-    /// Its snapshots, those about to be destroyed left out.
+    /// How many snapshots remain, without those that are about to be destroyed.
     pub snapshots: usize,
-    /// How many of them were there when it began.
+    /// How many of them existed at the beginning.
     pub from_before: usize,
     /// When the oldest of them was taken.
     pub oldest: Option<DateTime<Utc>>,
     /// How many of them are how old.
     pub in_last: Ages,
     /// What each retention rule keeps.
-    pub rules: Vec<Kept>,
-    /// How many stay though no rule keeps them: the newest, what is held, what is not sent yet, ...
+    pub rules: Vec<RuleResult>,
+    /// How many are kept although no rule keeps them: the newest, held ones, unsent ones, ...
     pub protected: usize,
 }
 
-/// How many snapshots are how old at the most; each counts those before it too.
+/// How many snapshots are at most this old. Each number includes the numbers before it.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Ages {
     /// 24 hours.
@@ -84,7 +84,7 @@ pub struct Ages {
 
 /// What one retention rule keeps.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct Kept {
+pub struct RuleResult {
     /// The rule.
     pub rule: String,
     /// How many snapshots it keeps.
@@ -93,136 +93,142 @@ pub struct Kept {
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// Which snapshots were in each place when it began.
-type Before = HashMap<(HostName, DatasetName), HashSet<Guid>>;
+/// The guids of the snapshots that each dataset had at the beginning.
+type InitialSnapshots = HashMap<(HostName, DatasetName), HashSet<Guid>>;
 
-/// Plays a policy forward. `counts` says which places are told of.
+/// Plays a policy forward. Only datasets for which `is_shown` returns true are counted.
 pub fn simulate(
     policy: &Policy,
     inventory: Inventory,
     from: DateTime<Utc>,
     length: TimeDelta,
-    counts: impl Fn(&HostName, &DatasetName) -> bool,
+    is_shown: impl Fn(&HostName, &DatasetName) -> bool,
 ) -> Simulation {
     let to = from.checked_add_signed(length).unwrap_or(from);
-    let before: Before = snapshots_of(&inventory, &counts);
-    let mut play = Play::new(policy, inventory, from, &counts);
+    let initial = snapshots_of(&inventory, &is_shown);
+    let mut simulator = Simulator::new(policy, inventory, from, &is_shown);
     let mut days = Vec::new();
     let all: Vec<usize> = (0..policy.datasets.len()).collect();
     let (mut now, mut entries, mut midnight) = (from, all.clone(), next_midnight(policy, from));
     loop {
         if now == midnight {
-            // What the day's last slots left belongs to it.
+            // The last second of a day belongs to it, with everything that its last slots left to do.
             let end = now - TimeDelta::seconds(1);
-            play.step(&all, end);
-            play.settle(end);
-            days.push(std::mem::replace(&mut play.day, Day::new(local_date(policy, now))));
+            simulator.step(&all, end);
+            simulator.end_day(end);
+            days.push(std::mem::replace(&mut simulator.day, Day::new(local_date(policy, now))));
             midnight = next_midnight(policy, now);
         }
-        play.step(&entries, now);
+        simulator.step(&entries, now);
         let hour = now.duration_trunc(TimeDelta::hours(1)).unwrap_or(now) + TimeDelta::hours(1);
         let full = hour.min(midnight);
-        let next = play.slots.peek().map_or(full, |Reverse((slot, _))| full.min(*slot));
+        let next = simulator.next_sync().map_or(full, |slot| full.min(slot));
         if next > to {
             break;
         }
         now = next;
-        entries = play.due(now);
+        entries = simulator.syncing(now);
         if now == full {
             entries.clone_from(&all);
         }
     }
-    play.step(&all, to);
-    play.settle(to);
-    let plan = play.future.decide(to);
-    days.push(play.day);
-    let told = plan.prunes.iter().filter(|p| counts(&p.subject.host, &p.subject.dataset));
-    let mut end: Vec<Place> = told.map(|prune| place(prune, &play.future.inventory, &before, to)).collect();
+    simulator.step(&all, to);
+    simulator.end_day(to);
+    let plan = simulator.fleet.decide(to);
+    days.push(simulator.day);
+    let shown = plan.prunes.iter().filter(|p| is_shown(&p.subject.host, &p.subject.dataset));
+    let mut end: Vec<Remaining> =
+        shown.map(|prune| remaining(prune, &simulator.fleet.inventory, &initial, to)).collect();
     end.sort_by(|a, b| (&a.host, &a.dataset, a.side).cmp(&(&b.host, &b.dataset, b.side)));
     Simulation { from, to, timezone: policy.timezone.to_string(), days, end }
 }
 
-/// A dataset and whose snapshots of it are meant: the entry's index, and the policy's in it.
-type Taker = (usize, usize, HostName, DatasetName);
+/// One policy's snapshots of one dataset: the index of the entry, the index of the policy in it, host and dataset.
+type Series = (usize, usize, HostName, DatasetName);
 
-/// The world between two steps.
+/// The predicted fleet between two steps.
 ///
-/// A step is at each full hour, for everything, and at each slot of a sync policy, for the entry that has it. What was
-/// taken at the slots in between is added first; it is sent and pruned at the step, where only the newest of it would
-/// be left to decide about anyway. That makes a schedule of every five minutes as cheap as one of every hour.
-struct Play<'p, C> {
+/// There is a step at each full hour, for all entries, and at each slot of a sync policy, for its entry. A step first adds
+/// the snapshots of the slots since the last step. They are sent and pruned only at the step, where only the newest of them
+/// would be left to decide about anyway. A schedule of every five minutes therefore costs no more than one of every hour.
+struct Simulator<'p, F> {
     policy: &'p Policy,
-    future: Future<'p>,
-    counts: C,
-    /// The next slot of each entry's sync policy.
-    slots: BinaryHeap<Reverse<(DateTime<Utc>, usize)>>,
-    /// When each dataset's next snapshot is due.
-    takers: BTreeMap<Taker, DateTime<Utc>>,
-    /// How many snapshots of a dataset were taken since it was last decided about.
-    taken: HashMap<Taker, usize>,
+    fleet: PredictedFleet<'p>,
+    is_shown: F,
+    /// The next slot of each entry's sync policies.
+    sync_slots: BinaryHeap<Reverse<(DateTime<Utc>, usize)>>,
+    /// When the next snapshot of each series is due.
+    next_takes: BTreeMap<Series, DateTime<Utc>>,
+    /// How many snapshots of each series were taken since the last step.
+    taken: HashMap<Series, usize>,
     day: Day,
 }
 
-impl<'p, C: Fn(&HostName, &DatasetName) -> bool> Play<'p, C> {
-    fn new(policy: &'p Policy, inventory: Inventory, from: DateTime<Utc>, counts: C) -> Self {
-        let mut play = Self {
+impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
+    fn new(policy: &'p Policy, inventory: Inventory, from: DateTime<Utc>, is_shown: F) -> Self {
+        let mut simulator = Self {
             policy,
-            future: Future::new(policy, inventory, from),
-            counts,
-            slots: BinaryHeap::new(),
-            takers: BTreeMap::new(),
+            fleet: PredictedFleet::new(policy, inventory, from),
+            is_shown,
+            sync_slots: BinaryHeap::new(),
+            next_takes: BTreeMap::new(),
             taken: HashMap::new(),
             day: Day::new(local_date(policy, from)),
         };
-        (0..policy.datasets.len()).for_each(|entry| play.queue(entry, from));
-        play
+        (0..policy.datasets.len()).for_each(|entry| simulator.schedule_sync(entry, from));
+        simulator
     }
 
-    fn queue(&mut self, entry: usize, after: DateTime<Utc>) {
-        if let Some(next) = self.policy.datasets.get(entry).and_then(|e| next_sync(self.policy, e, after)) {
-            self.slots.push(Reverse((next, entry)));
+    fn schedule_sync(&mut self, entry: usize, after: DateTime<Utc>) {
+        if let Some(next) = self.policy.datasets.get(entry).and_then(|e| next_sync_slot(self.policy, e, after)) {
+            self.sync_slots.push(Reverse((next, entry)));
         }
+    }
+
+    fn next_sync(&self) -> Option<DateTime<Utc>> {
+        self.sync_slots.peek().map(|Reverse((slot, _))| *slot)
     }
 
     /// The entries whose sync policies have a slot now.
-    fn due(&mut self, now: DateTime<Utc>) -> Vec<usize> {
-        let mut due = Vec::new();
-        while self.slots.peek().is_some_and(|Reverse((slot, _))| *slot <= now) {
-            if let Some(Reverse((_, entry))) = self.slots.pop() {
-                due.push(entry);
-                self.queue(entry, now);
+    fn syncing(&mut self, now: DateTime<Utc>) -> Vec<usize> {
+        let mut entries = Vec::new();
+        while self.next_sync().is_some_and(|slot| slot <= now) {
+            if let Some(Reverse((_, entry))) = self.sync_slots.pop() {
+                entries.push(entry);
+                self.schedule_sync(entry, now);
             }
         }
-        due.sort_unstable();
-        due
+        entries.sort_unstable();
+        entries
     }
 
+    /// Carries out everything that is due in these entries.
     fn step(&mut self, entries: &[usize], now: DateTime<Utc>) {
         for entry in entries {
             self.catch_up(*entry, now);
-            let mut plan = self.future.decide_entry(*entry, now);
+            let mut plan = self.fleet.decide_entry(*entry, now);
             if plan.takes.iter().any(|take| take.due.is_some()) {
                 let takes: Vec<Order> = plan.orders(self.policy).into_iter().filter(is_take).collect();
                 takes.iter().for_each(|order| self.take(order, now));
-                plan = self.future.decide_entry(*entry, now);
+                plan = self.fleet.decide_entry(*entry, now);
             }
-            self.remember(&plan);
+            self.schedule_takes(&plan);
             for order in plan.orders(self.policy) {
                 match &order {
                     Order::Take { .. } => continue,
                     Order::Send { host, dataset, policy, .. } => {
                         let sends = self.sends(*entry, policy, host, dataset);
-                        self.day.sends += if (self.counts)(host, dataset) { sends } else { 0 };
+                        self.day.sends += if (self.is_shown)(host, dataset) { sends } else { 0 };
                     }
                     Order::Destroy { .. } => self.count_destroyed(&order),
                 }
-                self.future.carry_out(&[order], now);
+                self.fleet.apply(&[order], now);
             }
             self.taken.retain(|(of, ..), _| of != entry);
         }
     }
 
-    /// How many transfers stand for one that is due now: with `asap`, each snapshot would have had its own.
+    /// How many transfers one transfer at this step stands for: with `asap`, each snapshot would have been sent by itself.
     fn sends(&self, entry: usize, policy: &str, host: &HostName, dataset: &DatasetName) -> usize {
         let policies = &self.policy.datasets[entry].policies;
         let Some(index) = policies.iter().position(|p| p.name == policy && p.sync_policy == SyncPolicy::Asap) else {
@@ -231,11 +237,11 @@ impl<'p, C: Fn(&HostName, &DatasetName) -> bool> Play<'p, C> {
         self.taken.get(&(entry, index, host.clone(), dataset.clone())).copied().unwrap_or(1)
     }
 
-    /// Adds what an entry's schedules have had taken since the last step, each at its time.
+    /// Takes the snapshots of an entry that were due since the last step, each at its time.
     fn catch_up(&mut self, entry: usize, now: DateTime<Utc>) {
         let of = &self.policy.datasets[entry];
         let mut due: Vec<(DateTime<Utc>, Order)> = Vec::new();
-        for ((_, index, host, dataset), first) in self.takers.iter().filter(|((of, ..), _)| *of == entry) {
+        for ((_, index, host, dataset), first) in self.next_takes.iter().filter(|((of, ..), _)| *of == entry) {
             let Some(policy) = of.policies.get(*index) else { continue };
             let mut slot = Some(*first);
             while let Some(at) = slot.filter(|slot| *slot <= now) {
@@ -256,53 +262,54 @@ impl<'p, C: Fn(&HostName, &DatasetName) -> bool> Play<'p, C> {
         due.iter().for_each(|(at, order)| self.take(order, *at));
     }
 
-    /// Carries out a take, and counts what it takes.
+    /// Takes snapshots, and counts them.
     fn take(&mut self, order: &Order, at: DateTime<Utc>) {
         let Order::Take { entry, host, datasets, skip_if_not_written, policy, .. } = order else { return };
         let policies = &self.policy.datasets[*entry].policies;
         let index = policies.iter().position(|p| p.name == *policy).unwrap_or(0);
         for dataset in datasets {
-            let held = self.future.inventory.dataset(host, dataset);
-            let idle = held.is_some_and(|held| held.written == Some(0) && !held.snapshots.is_empty());
-            if idle && *skip_if_not_written {
+            let present = self.fleet.inventory.dataset(host, dataset);
+            let is_unwritten = present.is_some_and(|d| d.written == Some(0) && !d.snapshots.is_empty());
+            if is_unwritten && *skip_if_not_written {
                 continue;
             }
             *self.taken.entry((*entry, index, host.clone(), dataset.clone())).or_default() += 1;
-            self.day.takes += usize::from((self.counts)(host, dataset));
+            self.day.takes += usize::from((self.is_shown)(host, dataset));
         }
-        self.future.carry_out(std::slice::from_ref(order), at);
+        self.fleet.apply(std::slice::from_ref(order), at);
     }
 
-    /// When the datasets of a plan have their next snapshots due; those that have none are left to the next plan.
-    fn remember(&mut self, plan: &Plan) {
+    /// Notes when the next snapshot of each series of a plan is due. A series for which the plan knows no slot is left to
+    /// the next plan.
+    fn schedule_takes(&mut self, plan: &Plan) {
         for TakeVerdict { subject, reason, .. } in &plan.takes {
-            let taker = (subject.entry, subject.policy_index, subject.host.clone(), subject.dataset.clone());
+            let series = (subject.entry, subject.policy_index, subject.host.clone(), subject.dataset.clone());
             match reason {
                 TakeReason::UpToDate { next: Some(next), .. }
                 | TakeReason::SlotTaken { next: Some(next), .. }
-                | TakeReason::TooLate { next: Some(next), .. } => drop(self.takers.insert(taker, *next)),
-                _ => drop(self.takers.remove(&taker)),
+                | TakeReason::TooLate { next: Some(next), .. } => drop(self.next_takes.insert(series, *next)),
+                _ => drop(self.next_takes.remove(&series)),
             }
         }
     }
 
     fn count_destroyed(&mut self, order: &Order) {
         if let Order::Destroy { host, dataset, snapshots, .. } = order
-            && (self.counts)(host, dataset)
+            && (self.is_shown)(host, dataset)
         {
             self.day.destroys += snapshots.len();
         }
     }
 
-    /// Ends a day: has destroyed what its last transfers allow, and counts what is left.
-    fn settle(&mut self, now: DateTime<Utc>) {
-        let plan = self.future.decide(now);
+    /// Ends a day: carries out the destroys that the day's last transfers allow, and counts the remaining snapshots.
+    fn end_day(&mut self, now: DateTime<Utc>) {
+        let plan = self.fleet.decide(now);
         let destroys: Vec<Order> =
             plan.orders(self.policy).into_iter().filter(|o| matches!(o, Order::Destroy { .. })).collect();
         destroys.iter().for_each(|order| self.count_destroyed(order));
-        self.future.carry_out(&destroys, now);
+        self.fleet.apply(&destroys, now);
         for PruneVerdict { subject, kept, .. } in &plan.prunes {
-            if (self.counts)(&subject.host, &subject.dataset) {
+            if (self.is_shown)(&subject.host, &subject.dataset) {
                 *self.day.alive.entry(format!("{}:{}", subject.host, subject.dataset)).or_default() += kept;
             }
         }
@@ -317,18 +324,18 @@ fn local_date(policy: &Policy, at: DateTime<Utc>) -> NaiveDate {
     at.with_timezone(&policy.timezone).date_naive()
 }
 
-/// When the next day begins in the policy's zone.
+/// When the next day begins in the policy's time zone.
 fn next_midnight(policy: &Policy, after: DateTime<Utc>) -> DateTime<Utc> {
     let later = after + TimeDelta::days(1);
     let tomorrow = local_date(policy, after).succ_opt().map(|date| date.and_time(NaiveTime::MIN));
     let at = |local: NaiveDateTime| policy.timezone.from_local_datetime(&local).earliest();
-    // Where the clock is put forward at midnight, the day begins an hour later.
+    // If the clock is put forward at midnight, the day begins an hour later.
     let begins = tomorrow.and_then(|local| at(local).or_else(|| at(local + TimeDelta::hours(1))));
     begins.map_or(later, |begins| begins.with_timezone(&Utc)).max(after + TimeDelta::seconds(1))
 }
 
 /// The next slot of an entry's sync policies.
-fn next_sync(policy: &Policy, entry: &DatasetPolicy, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
+fn next_sync_slot(policy: &Policy, entry: &DatasetPolicy, after: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let schedules = entry.policies.iter().filter(|p| !p.sync_on.is_empty()).filter_map(|p| match &p.sync_policy {
         SyncPolicy::Cron(schedule) => Some(schedule),
         SyncPolicy::Asap => None,
@@ -342,44 +349,44 @@ impl Day {
     }
 }
 
-/// What is in each place that is told of.
-fn snapshots_of(inventory: &Inventory, counts: impl Fn(&HostName, &DatasetName) -> bool) -> Before {
-    let places = inventory.hosts.iter().flat_map(|(host, known)| known.datasets.iter().map(move |d| (host, d)));
-    let told = places.filter(|(host, (dataset, _))| counts(host, dataset));
-    let guids = told.map(|(host, (name, dataset))| {
+/// The guids of the snapshots in each dataset that is shown.
+fn snapshots_of(inventory: &Inventory, is_shown: impl Fn(&HostName, &DatasetName) -> bool) -> InitialSnapshots {
+    let datasets = inventory.hosts.iter().flat_map(|(host, known)| known.datasets.iter().map(move |d| (host, d)));
+    let shown = datasets.filter(|(host, (name, _))| is_shown(host, name));
+    let guids = shown.map(|(host, (name, dataset))| {
         ((host.clone(), name.clone()), dataset.snapshots.iter().map(|s| s.guid).collect())
     });
     guids.collect()
 }
 
-fn place(prune: &PruneVerdict, inventory: &Inventory, before: &Before, at: DateTime<Utc>) -> Place {
+fn remaining(prune: &PruneVerdict, inventory: &Inventory, initial: &InitialSnapshots, at: DateTime<Utc>) -> Remaining {
     let subject = prune.subject.clone();
-    let before = before.get(&(subject.host.clone(), subject.dataset.clone()));
+    let initial = initial.get(&(subject.host.clone(), subject.dataset.clone()));
     let mut from_before = 0;
-    let held = inventory.dataset(&subject.host, &subject.dataset);
-    let mut rules: Vec<Kept> =
-        prune.rules.iter().map(|rule| Kept { rule: rule.clone(), keeps: 0, oldest: None }).collect();
+    let present = inventory.dataset(&subject.host, &subject.dataset);
+    let mut rules: Vec<RuleResult> =
+        prune.rules.iter().map(|rule| RuleResult { rule: rule.clone(), keeps: 0, oldest: None }).collect();
     let (mut oldest, mut in_last, mut protected) = (None, Ages::default(), 0);
-    for explained in held.map(|held| prune.explain(held)).unwrap_or_default().iter().filter(|e| e.keep) {
+    for explained in present.map(|present| prune.explain(present)).unwrap_or_default().iter().filter(|e| e.keep) {
         oldest.get_or_insert(explained.creation);
-        from_before += usize::from(before.is_some_and(|before| before.contains(&explained.guid)));
+        from_before += usize::from(initial.is_some_and(|initial| initial.contains(&explained.guid)));
         let age = at - explained.creation;
         let ages = [(1, &mut in_last.day), (7, &mut in_last.week), (31, &mut in_last.month), (366, &mut in_last.year)];
         for (days, count) in ages {
             *count += usize::from(age <= TimeDelta::days(days));
         }
         let mut by_rule = false;
-        for kept in &mut rules {
-            let is_this = |reason: &PruneReason| matches!(reason, PruneReason::Rule { rule } if *rule == kept.rule);
+        for result in &mut rules {
+            let is_this = |reason: &PruneReason| matches!(reason, PruneReason::Rule { rule } if *rule == result.rule);
             if explained.reasons.iter().any(is_this) {
                 by_rule = true;
-                kept.keeps += 1;
-                kept.oldest.get_or_insert(explained.creation);
+                result.keeps += 1;
+                result.oldest.get_or_insert(explained.creation);
             }
         }
         protected += usize::from(!by_rule);
     }
-    Place {
+    Remaining {
         host: subject.host,
         dataset: subject.dataset,
         side: prune.side,

@@ -1,0 +1,78 @@
+//! The sequence of an entry's transfers.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+
+use crate::actions::Order;
+use crate::actions::route::ranks;
+use crate::model::Place;
+use crate::model::{DatasetName, Inventory};
+
+/// The transfers of one source dataset.
+type Chain = Vec<Order>;
+
+/// Sorts the transfers of one entry into levels. The transfers of a level can be carried out side by side, those of one
+/// source dataset in sequence, after all levels before it. Within a level, the transfer that has waited longest comes
+/// first.
+///
+/// - A parent comes before its children: a child cannot arrive if its parent is missing at the destination, and a parent
+///   that is set aside takes its children along. A dataset does not wait for its parents if its copies exist and must not
+///   be changed on divergence.
+/// - A clone's origin comes before the clone, which otherwise arrives as a full copy.
+/// - A transfer that renames a copy comes before a transfer to the name that this sets free.
+pub(crate) fn transfer_levels(orders: impl IntoIterator<Item = Order>, inventory: &Inventory) -> Vec<Vec<Chain>> {
+    let mut chains: BTreeMap<DatasetName, Chain> = BTreeMap::new();
+    for order in orders {
+        if let Order::Send { dataset, .. } = &order {
+            chains.entry(dataset.clone()).or_default().push(order);
+        }
+    }
+    let freed_names: BTreeMap<Place, DatasetName> = chains.values().flatten().filter_map(freed_name).collect();
+    let waits_for = |dataset: &DatasetName, chain: &Chain| {
+        let origin = chain.first().and_then(|order| origin(order, inventory)).cloned();
+        let renamed = chain.iter().filter_map(|order| freed_names.get(destination(order)?)).cloned();
+        let parents =
+            if chain.iter().all(|order| is_settled(order, inventory)) { None } else { Some(dataset.ancestors()) };
+        origin.into_iter().chain(renamed).chain(parents.into_iter().flatten()).collect()
+    };
+    let ranks = ranks(&chains.iter().map(|(dataset, chain)| (dataset.clone(), waits_for(dataset, chain))).collect());
+    let mut levels: BTreeMap<usize, Vec<Chain>> = BTreeMap::new();
+    for (dataset, chain) in chains {
+        levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(chain);
+    }
+    for level in levels.values_mut() {
+        level.sort_by_key(|chain| chain.iter().map(waiting_since).min());
+    }
+    levels.into_values().collect()
+}
+
+/// The destination whose copy the transfer renames first, and so sets its name free, with the transfer's source.
+fn freed_name(order: &Order) -> Option<(Place, DatasetName)> {
+    let Order::Send { dataset, to, route, .. } = order else { return None };
+    let freed = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
+    Some((freed, dataset.clone()))
+}
+
+/// Whether the transfer's destination exists and is never set aside or replaced.
+fn is_settled(order: &Order, inventory: &Inventory) -> bool {
+    let Order::Send { to, allowed, .. } = order else { return false };
+    allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
+}
+
+/// The dataset from which the transfer's source was cloned.
+fn origin<'i>(order: &Order, inventory: &'i Inventory) -> Option<&'i DatasetName> {
+    let Order::Send { host, dataset, .. } = order else { return None };
+    Some(&inventory.dataset(host, dataset)?.origin.as_ref()?.dataset)
+}
+
+fn destination(order: &Order) -> Option<&Place> {
+    if let Order::Send { to, .. } = order { Some(to) } else { None }
+}
+
+fn waiting_since(order: &Order) -> DateTime<Utc> {
+    match order {
+        Order::Send { oldest_unsent, .. } => *oldest_unsent,
+        _ => DateTime::UNIX_EPOCH,
+    }
+}
