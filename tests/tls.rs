@@ -225,8 +225,11 @@ fn agent_obeys_only_its_directors() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
-    // One host is not listed as a director; the other is, but its certificate lacks the role. The CA is right.
-    refused(&order(Some(pki.issue("omega", &[D])), &address), "orders are not taken from omega, says local.json");
+    // Not listed; listed, and not a director; both with certificates of the right CA.
+    refused(
+        &order(Some(pki.issue("omega", &[D])), &address),
+        "orders are not taken from omega: \"directors\" in local.json lacks it",
+    );
     logged("(omega): orders are not taken from omega");
     refused(
         &order(Some(pki.issue("delta", &[A, S])), &address),
@@ -276,9 +279,9 @@ fn slave_receives_only_from_host_in_certificate() {
     let (address, beta) = slave(Some(pki.issue("beta", &[S])), COPIES);
     refused(
         &send("alpha", Some(pki.issue("gamma", &[A])), &address),
-        "gamma says that it is alpha, and its certificate does not",
+        "gamma says that it is alpha, but its certificate does not name that host",
     );
-    logged("(gamma): alpha may not send to pool/copy: gamma says that it is alpha");
+    logged("(gamma): alpha may not send into pool/copy: gamma says that it is alpha");
     refused(
         &send("alpha", Some(pki.issue("alpha", &[D, S])), &address),
         "the certificate of alpha is for director, slave, not for agent",

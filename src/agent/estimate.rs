@@ -96,7 +96,7 @@ impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
         }
     }
 
-    /// The destination's snapshot with this guid, as far as the source's snapshot or bookmark of it shows.
+    /// The destination's snapshot with this guid, described by the source's snapshot or bookmark of it.
     fn snapshot_there(&self, guid: Guid) -> Option<Snapshot> {
         let bookmark = || {
             let of = self.ours.bookmarks.iter().find(|b| b.guid == guid)?;

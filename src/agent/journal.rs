@@ -178,7 +178,7 @@ mod tests {
         std::fs::write(&file, "x").unwrap();
         let error = Journal::open(&file.join("state")).unwrap_err();
         assert!(error.to_string().contains("--state"), "{error}");
-        std::fs::write(folder.path().join(FILE), "not a database, and long enough to be looked at as one".repeat(20))
+        std::fs::write(folder.path().join(FILE), "not a database, and long enough to be taken for one".repeat(20))
             .unwrap();
         let error = Journal::open(folder.path()).unwrap_err();
         assert!(error.to_string().contains("delete it"), "{error}");

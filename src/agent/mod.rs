@@ -8,6 +8,7 @@
 //!
 //! Every request is checked against local.json and against ZFS as it is at that moment. A failure leaves ZFS as it was.
 
+mod cache;
 mod context;
 mod dedup;
 mod destroy;

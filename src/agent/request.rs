@@ -1,4 +1,4 @@
-//! Orders as an agent carries them out: typed, and checked as far as that needs no ZFS.
+//! Orders as an agent carries them out: typed, and checked for everything that can be checked without ZFS.
 //!
 //! [`CheckedOrder`] is made from a [`DirectorsOrder`], the message that zeplic defined, in one place. Everything else in
 //! the agent works with the request in it.
@@ -254,7 +254,7 @@ fn list(order: &DirectorsOrder) -> Result<ListRequest, OrderError> {
         "" => None,
         name => Some(field("DestDataset", name)?),
     };
-    Ok(ListRequest { root, relist: order.anew })
+    Ok(ListRequest { root, relist: order.from_scratch })
 }
 
 fn estimate_send(order: DirectorsOrder) -> Result<EstimateSendRequest, OrderError> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::agent::cache::ListingCache;
 use crate::agent::dedup::Dedup;
 use crate::agent::journal::Journal;
-use crate::agent::transfer::cache::ListingCache;
 use crate::host::locks::DatasetLocks;
 use crate::host::publish::fences::Fences;
 use crate::host::publish::publisher::Publisher;

@@ -122,6 +122,7 @@ impl CatalogDataset {
     }
 
     /// Returns the dataset with its marks, as an inventory shows it, or `None` if the dataset does not exist.
+    #[cfg(any(test, feature = "test-support"))]
     pub fn inventory(&self) -> Option<DatasetInventory> {
         self.clone().into_inventory()
     }

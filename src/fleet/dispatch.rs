@@ -60,7 +60,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         retry_for: None,
         oldest_unsent: None,
         resume_token: None,
-        anew: false,
+        from_scratch: false,
     }
 }
 

@@ -173,7 +173,7 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     polled: &Counter,
 ) -> Result<HostPoll, CatalogError> {
     let mut order = blank(Action::KvResync);
-    (order.fence, order.anew) = (fence, resync);
+    (order.fence, order.from_scratch) = (fence, resync);
     let listing = dispatcher.ask(policy, host, &order, Counter::default());
     // A host that is alive but never ends its listing must not delay the pass for the others.
     let answer = runtime::timeout(LIST_TIMEOUT, listing).await;

@@ -87,8 +87,8 @@ pub struct DirectorsOrder {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
     /// kv_resync: list all datasets, even those that are unchanged according to ZFS.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub anew: bool,
+    #[serde(default, rename = "Anew", skip_serializing_if = "std::ops::Not::not")]
+    pub from_scratch: bool,
 }
 
 /// The rank of a director among those that share its catalog. The director that has the lock has the highest index.

@@ -17,7 +17,6 @@
 //! sides; `peer` is the receiving end; `conflict` deals with destinations that cannot take the next stream; `holds` has
 //! what a transfer leaves in ZFS on the source.
 
-pub(super) mod cache;
 mod conflict;
 mod holds;
 mod next_step;
@@ -34,10 +33,10 @@ use futures_lite::future;
 
 use crate::actions::divergence::Trouble;
 use crate::actions::lineage;
+use crate::agent::cache::{FRESH, Moment, Sides};
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::SendRequest;
 use crate::agent::service::Agent;
-use crate::agent::transfer::cache::{FRESH, Moment, Sides};
 use crate::agent::transfer::next_step::{NextStep, NextStream};
 use crate::agent::transfer::peer::{LocalReservation, Outgoing, Peer, SlaveAddress, StepOutcome, StreamToSend};
 use crate::agent::transfer::request::newest_common;

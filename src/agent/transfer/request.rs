@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
+use crate::agent::cache::Sides;
 use crate::agent::request::SendRequest;
 use crate::agent::service::Agent;
-use crate::agent::transfer::cache::Sides;
 use crate::agent::transfer::state::SendPlan;
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, DatasetName, Guid, OrderId, Origin, Snapshot, SnapshotId};

@@ -16,7 +16,7 @@ use crate::sys::clock;
 use crate::zfs::{History, Known, Listed};
 
 /// For how long a transfer may be planned from a listing.
-pub(super) const FRESH: Duration = Duration::from_secs(30);
+pub(crate) const FRESH: Duration = Duration::from_secs(30);
 
 /// The cache. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -72,17 +72,17 @@ enum Lookup<'a> {
 /// Both sides of a transfer, before it begins.
 pub(crate) struct Sides {
     /// When the older of the two was listed.
-    pub(super) at: Instant,
-    pub(super) from_cache: bool,
+    pub(crate) at: Instant,
+    pub(crate) from_cache: bool,
     /// Whether `ours` has every snapshot that is older than the one to be sent. A listing may lack a snapshot that was
     /// taken while it ran, and yet have another one that was taken right after that.
-    pub(super) sees_all: bool,
+    pub(crate) sees_all: bool,
     /// The source.
-    pub(super) ours: DatasetInventory,
+    pub(crate) ours: DatasetInventory,
     /// The destination; `None` if it does not exist, or is on another host.
-    pub(super) theirs: Option<DatasetInventory>,
+    pub(crate) theirs: Option<DatasetInventory>,
     /// The datasets above the destination.
-    pub(super) surroundings: Surroundings,
+    pub(crate) surroundings: Surroundings,
 }
 
 impl ListingCache {
@@ -144,7 +144,7 @@ impl ListingCache {
 
     /// Both sides of a transfer within this host, if the cache knows them well enough: the source has the snapshot, and
     /// the destination can take the next stream, or is to be created below an existing dataset.
-    pub(super) fn sides(&self, source: &DatasetName, snapshot: SnapshotId, to: &DatasetName) -> Option<Sides> {
+    pub(crate) fn sides(&self, source: &DatasetName, snapshot: SnapshotId, to: &DatasetName) -> Option<Sides> {
         let listings = self.0.lock();
         let Lookup::Present { since, inventory: ours, taken } = listings.find(source) else { return None };
         let sent = ours.snapshots.iter().find(|s| s.guid.uuid() == snapshot)?;
