@@ -61,7 +61,7 @@ fn policies_of_one_dataset_are_independent() {
 fn chain() -> Policy {
     policy([
         with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
-            p.sync_retention = rules(&["1/day in last week"])
+            p.sync_retention = rules(&["1/day in last week"]);
         }),
         with_policy(entry("beta:tank/copy", &["gamma:tank/far"]), |p| p.creation = None),
     ])

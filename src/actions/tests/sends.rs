@@ -134,7 +134,7 @@ fn due_take_does_not_delay_sends_and_destroys() {
 #[test]
 fn children_keep_their_relative_name_below_the_target() {
     let all = policy([recursive(with_policy(entry("alpha:tank/foo", &["beta:tank/copy", "gamma:pool"]), |p| {
-        p.creation = None
+        p.creation = None;
     }))]);
     let world = "
         alpha:tank/foo      B@11-23T09:00
