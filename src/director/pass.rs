@@ -139,6 +139,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         self.work(Some(Arc::new(by_entry))).await
     }
 
+    /// Polls the hosts, and works on each dataset as soon as its hosts have been listed.
     async fn work(self, saved: Option<Arc<SavedOrders>>) -> Result<Report, CatalogError> {
         let began = Instant::now();
         let (poll, polling) = self.begin_poll(saved.is_some()).await?;
@@ -227,19 +228,19 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     /// The report of a pass whose [`run`](Self::run) was dropped before its end. Orders that were running count as failed,
     /// also in the catalog.
-    pub async fn interrupted(self, took: Duration, reason: String) -> Result<Report, CatalogError> {
-        let (at, tasks_ended, progress) = (self.at, self.tasks_ended.clone(), self.progress.clone());
-        let pass = Self { state: self.state.untracked(), ..self };
+    pub async fn interrupted(mut self, took: Duration, reason: String) -> Result<Report, CatalogError> {
+        // The tracked state must be dropped here, or this would wait for itself.
+        self.state = self.state.untracked();
         // Each task ends at its next step, and its processes end with it.
-        let _ = runtime::timeout(ABORT_TIMEOUT, tasks_ended.recv()).await;
+        let _ = runtime::timeout(ABORT_TIMEOUT, self.tasks_ended.recv()).await;
         let error = format!("{reason}; the next pass resumes it");
-        let (unseen, outcomes) = progress.interrupt(&error);
+        let (unseen, outcomes) = self.progress.interrupt(&error);
         for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&error)) {
-            pass.state.record_outcome(outcome.clone()).await?;
+            self.state.record_outcome(outcome.clone()).await?;
         }
-        pass.flush().await;
+        self.flush().await;
         let (corrected, notices, interrupted) = (Vec::new(), Vec::new(), Some(reason));
-        Ok(Report { at, took, unseen, corrected, outcomes, notices, interrupted })
+        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, interrupted })
     }
 
     /// Decides one entry of the policy, or all.
