@@ -269,7 +269,7 @@ fn director_refuses_agent_with_other_name() {
     refused(&order(ruler(), &at(pki.issue("alpha", &[S, D]))), "its certificate is for director, slave, not for agent");
     // A server without TLS.
     refused(&order(ruler(), &agent(None).0), "it does not speak TLS");
-    logged("speaks TLS, and this port plaintext");
+    logged("sent TLS, but this port accepts only plaintext");
 }
 
 #[test]
@@ -317,10 +317,10 @@ fn agent_refuses_slave_with_other_name() {
         &send("alpha", alpha(), &at(Some(pki.issue("beta", &[A, D])))),
         "its certificate is for director, agent, not for slave",
     );
-    refused(&send("alpha", alpha(), &at(Some(pki.foreign("beta", &[S])))), "not of a CA that is known here");
+    refused(&send("alpha", alpha(), &at(Some(pki.foreign("beta", &[S])))), "not issued by a CA that is known here");
     logged("does not know the CA");
     refused(&send("alpha", alpha(), &at(None)), "it does not speak TLS");
-    logged("speaks TLS, and this port plaintext");
+    logged("sent TLS, but this port accepts only plaintext");
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn certificate_without_roles_counts_if_configuration_names_it() {
         params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     });
     assert!(!order(Some(server_only), &address).is_success);
-    logged("its certificate is not for this use: it has to be for server and client authentication");
+    logged("its certificate does not permit this use; it must permit server and client authentication");
 }
 
 /// A TLS client without a certificate.
@@ -411,7 +411,7 @@ fn certificates_are_renewed_without_restart() {
     let folder = pki.folder.path().join("alpha");
     fs::write(folder.join("host.key"), "no key").unwrap();
     let error = served.reload().unwrap_err().to_string();
-    assert!(error.contains("alpha/host.key: there is no private key in it"), "{error}");
+    assert!(error.contains("alpha/host.key: it contains no unencrypted private key"), "{error}");
     assert!(order(Some(Arc::clone(&ruler)), &address).is_success);
     let other = mint(&pki.ca, &wanted("alpha", &[A]), Utc::now()).unwrap();
     fs::write(folder.join("host.key"), &other.key).unwrap();
@@ -433,7 +433,7 @@ fn invalid_own_certificate_is_reported_at_start() {
     let soon = pki.write("soon", &mint(&pki.ca, &soon, Utc::now()).unwrap());
     assert!(warned(&Tls::load(&soon).unwrap(), A).contains("issue a new one"));
     fs::set_permissions(&soon.key, fs::Permissions::from_mode(0o640)).unwrap();
-    assert!(Tls::load(&soon).unwrap().loose_key().unwrap().contains("has the mode 0640"));
+    assert!(Tls::load(&soon).unwrap().loose_key().unwrap().contains("has mode 0640"));
     let missing = TlsFiles { ca: pki.folder.path().join("none"), ..soon };
     let error = Tls::load(&missing).err().unwrap().to_string();
     assert!(error.contains("/none: the file does not exist; create it as zsync-tls(8) describes"), "{error}");
@@ -479,7 +479,7 @@ fn host_certificate_cannot_issue_certificates() {
     let forged = pki.write("forged", &Minted { certificate: forged, key: key.serialize_pem() });
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
     assert!(!order(Some(Arc::new(Tls::load(&forged).unwrap())), &address).is_success);
-    logged("its certificate is not");
+    logged("its certificate is invalid");
     assert!(alpha.calls().is_empty());
 }
 

@@ -512,7 +512,7 @@ fn refusal_or_nonsense_of_slave_is_quoted() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     for (line, words) in [
-        ("hello", "not understood"),
+        ("hello", "cannot parse what"),
         (r#"{"MapUUID":[],"Status":99}"#, "99 is not a DatasetStatus"),
         (r#"{"MapUUID":[],"Status":4,"Error":"closed today"}"#, "closed today"),
         (r#"{"OrderUUID":null,"IsSuccess":false,"Status":10,"Error":"not in this tone"}"#, "not in this tone"),
