@@ -56,7 +56,7 @@ audit:
 
 # Writes the generated tables: tests/lab/SURVIVED.md from the scenarios, benches/README.md from the last measurement.
 tables:
-	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs the_table_of -- --test-threads 1
+	ZSYNC_BLESS=1 $(CARGO) test --locked --test docs table_of -- --test-threads 1
 
 # Shows the main job on real ZFS, with output for people to read.
 demo: setup-lab build

@@ -40,7 +40,7 @@ fn files_below(folder: &str) -> Vec<String> {
     files
 }
 
-// --- Manual pages: roff as text, as far as is needed here.
+// --- Manual pages: the part of roff that they use, as text.
 
 /// Characters as they are printed.
 fn unescaped(line: &str) -> String {
@@ -60,7 +60,7 @@ fn unescaped(line: &str) -> String {
     text
 }
 
-/// A line as it is printed, its options with their dashes.
+/// A line as it is printed, with the dashes of its options.
 fn printed(line: &str) -> String {
     let line = unescaped(line);
     let Some(request) = line.strip_prefix('.') else { return line };
@@ -113,7 +113,7 @@ impl Page {
         after.split("\n.Sh ").next().unwrap().to_owned()
     }
 
-    /// What is shown as it is typed: displays and single lines.
+    /// What people type: displays and single lines.
     fn literals(&self) -> Vec<String> {
         let mut all = Vec::new();
         let mut inside: Option<String> = None;
@@ -134,7 +134,7 @@ impl Page {
 }
 
 #[test]
-fn every_page_has_the_sections_that_users_look_for() {
+fn manual_pages_have_the_usual_sections() {
     for page in pages() {
         for section in ["NAME", "DESCRIPTION", "EXAMPLES", "SEE ALSO"] {
             let there = page.source.lines().any(|line| {
@@ -149,7 +149,7 @@ fn every_page_has_the_sections_that_users_look_for() {
 }
 
 #[test]
-fn pages_that_are_referred_to_exist() {
+fn referenced_manual_pages_exist() {
     let there = names_in("man");
     for page in pages() {
         for reference in page.source.lines().filter_map(|line| line.strip_prefix(".Xr zsync")) {
@@ -169,7 +169,7 @@ fn pages_that_are_referred_to_exist() {
 }
 
 #[test]
-fn pages_are_well_formed() {
+fn manual_pages_are_well_formed() {
     for name in names_in("man") {
         let output = Command::new("mandoc").args(["-Tlint", "-Wwarning"]).arg(project("man").join(&name)).output();
         let output = output.expect("mandoc checks the manual pages: tests/setup installs it");
@@ -178,7 +178,7 @@ fn pages_are_well_formed() {
 }
 
 #[test]
-fn every_option_is_in_its_page_and_every_option_there_exists() {
+fn manual_pages_have_exactly_the_options_of_the_program() {
     let mut cli = Cli::command();
     cli.build();
     let overview = page("zsync.8");
@@ -188,7 +188,7 @@ fn every_option_is_in_its_page_and_every_option_there_exists() {
         assert!(overview.words().contains(name), "zsync.8 lacks the command {name}");
         let mut known = BTreeSet::new();
         let page = (name != "help").then(|| page(&format!("zsync-{name}.8")));
-        // Commands below it are on the same page.
+        // The page describes nested commands as well.
         let nested = command.get_subcommands().filter(|nested| nested.get_name() != "help");
         let arguments = nested.flat_map(clap::Command::get_arguments).chain(command.get_arguments());
         for arg in arguments {
@@ -215,7 +215,7 @@ fn every_option_is_in_its_page_and_every_option_there_exists() {
 
 // --- Keys of the configuration files.
 
-/// Every key that the parser knows, as it tells itself when it meets one that it does not know.
+/// Every key that the parser knows, from its error for an unknown key.
 fn known_keys(example: &str, errors: impl Fn(&str) -> Option<ConfigError>) -> BTreeSet<String> {
     let text = read(example).replace('{', "{ \"zz\": 0,");
     let error = errors(&text).expect("zz is not a key");
@@ -224,7 +224,7 @@ fn known_keys(example: &str, errors: impl Fn(&str) -> Option<ConfigError>) -> BT
 }
 
 #[test]
-fn every_key_is_in_its_page() {
+fn manual_pages_have_every_configuration_key() {
     let server = known_keys("examples/full/server.json", |text| parse_policy("f", text).err());
     let local = known_keys("examples/full/local.json", |text| parse_local("f", text).err());
     assert!(server.len() >= 28 && local.len() >= 9, "{server:?} {local:?}");
@@ -236,7 +236,7 @@ fn every_key_is_in_its_page() {
         ("zsync-local.json.5", local.into_iter().chain(refused).collect()),
     ] {
         let page = page(name);
-        // As a key, not as some word of a sentence.
+        // As a key, not as a word of a sentence.
         let marked: String = page.source.lines().filter(|line| line.contains("Cm ")).collect::<Vec<_>>().join(" ");
         let marked: BTreeSet<&str> = marked.split_whitespace().collect();
         for key in keys {
@@ -245,7 +245,7 @@ fn every_key_is_in_its_page() {
     }
 }
 
-/// A schema's part for what stands at a place like `datasets[0].backup`.
+/// The part of a schema for a place such as `datasets[0].backup`.
 fn schema_at<'s>(schema: &'s Value, place: &str) -> &'s Value {
     let resolve = |mut part: &'s Value| {
         while let Some(name) = part.get("$ref").and_then(Value::as_str) {
@@ -264,7 +264,7 @@ fn schema_at<'s>(schema: &'s Value, place: &str) -> &'s Value {
     part
 }
 
-/// In every object of a file that has every key, the schema has the keys that the parser knows, and no others.
+/// Checks, with a file that has every object, that the schema has exactly the keys of the parser in each object.
 fn schema_is_of_parser(schema: &str, example: &str, errors: impl Fn(&str) -> Option<ConfigError>) {
     let schema: Value = serde_json::from_str(schema).unwrap();
     let error = errors(&read(example).replace('{', "{ \"zz\": 0,")).expect("zz is not a key");
@@ -275,7 +275,7 @@ fn schema_is_of_parser(schema: &str, example: &str, errors: impl Fn(&str) -> Opt
         let part = schema_at(&schema, place);
         assert_eq!(part["additionalProperties"], Value::Bool(false), "{example}: {place}");
         let keys = part["properties"].as_object().unwrap().iter();
-        // Older spellings are understood, and not told.
+        // Older spellings are accepted, but not documented.
         let keys = keys.filter(|(key, of)| *key != "$schema" && of.get("deprecated").is_none());
         let keys: BTreeSet<&str> = keys.map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, allowed.split(", ").collect(), "{example}: {place}");
@@ -285,13 +285,13 @@ fn schema_is_of_parser(schema: &str, example: &str, errors: impl Fn(&str) -> Opt
 }
 
 #[test]
-fn the_schemas_have_the_keys_of_the_parser() {
+fn schemas_have_the_keys_of_the_parser() {
     schema_is_of_parser(SERVER_SCHEMA, "examples/full/server.json", |text| parse_policy("f", text).err());
     schema_is_of_parser(LOCAL_SCHEMA, "examples/full/local.json", |text| parse_local("f", text).err());
 }
 
 #[test]
-fn every_example_is_valid_by_its_schema() {
+fn examples_are_valid_by_their_schemas() {
     let build = |text: &str| jsonschema::validator_for(&serde_json::from_str(text).unwrap()).unwrap();
     let (server, local) = (build(SERVER_SCHEMA), build(LOCAL_SCHEMA));
     let try_text = |place: &str, text: &str| {
@@ -329,7 +329,7 @@ fn every_example_is_valid_by_its_schema() {
 // --- Statuses and fields.
 
 fn exit_status(exit: Exit) -> u8 {
-    // A new one has to be thought of here.
+    // The compiler demands that a new status is added here.
     match exit {
         Exit::Success => 0,
         Exit::Failed => 1,
@@ -339,7 +339,7 @@ fn exit_status(exit: Exit) -> u8 {
 }
 
 #[test]
-fn every_status_is_in_the_page() {
+fn main_page_has_every_exit_status() {
     let page = page("zsync.8");
     let section = page.section("EXIT STATUS");
     for exit in [Exit::Success, Exit::Failed, Exit::Unable, Exit::Orders] {
@@ -356,7 +356,7 @@ fn every_status_is_in_the_page() {
 }
 
 #[test]
-fn every_action_and_field_of_an_order_is_in_the_page() {
+fn main_page_has_every_action_and_field_of_an_order() {
     let page = page("zsync.8");
     let orders = page.section("ORDERS");
     for action in [
@@ -390,7 +390,7 @@ fn every_action_and_field_of_an_order_is_in_the_page() {
 
 // --- Commands.
 
-/// The commands of a line of shell, as words. Only as much of shell as is used here.
+/// The commands of a line of shell, as words. It knows only the syntax that the documentation uses.
 fn shell(text: &str) -> Vec<Vec<String>> {
     let (mut commands, mut words, mut word) = (Vec::new(), Vec::new(), None::<String>);
     let mut quote = None;
@@ -423,11 +423,11 @@ fn shell(text: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// Parses what a text has of commands of zsync, as zsync would; gives how many they were.
+/// Parses the zsync commands in a text as zsync does; gives their number.
 fn try_commands(place: &str, text: &str) -> usize {
     let mut found = 0;
     for words in shell(text) {
-        // In a crontab, time and user come first.
+        // In a crontab, time and user precede the command.
         let at = words.iter().position(|word| word == "zsync" || word.ends_with("/bin/zsync"));
         let Some(at) = at.filter(|at| *at == 0 || *at == 6 || words[*at].starts_with("ExecStart=")) else { continue };
         let until_file = words[at..].iter().take_while(|word| !word.starts_with('>'));
@@ -443,7 +443,7 @@ fn try_commands(place: &str, text: &str) -> usize {
     found
 }
 
-/// The fenced blocks of a Markdown file, each with its mark.
+/// The fenced blocks of a Markdown file, each with its language.
 fn fenced(text: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut inside: Option<(String, String)> = None;
@@ -460,7 +460,7 @@ fn fenced(text: &str) -> Vec<(String, String)> {
 }
 
 #[test]
-fn every_command_that_is_shown_is_one() {
+fn documented_commands_are_valid() {
     let in_file = |file: &str| {
         let blocks = fenced(&read(file)).into_iter().filter(|(mark, _)| mark.starts_with("sh"));
         blocks.map(|(_, block)| try_commands(file, &block)).sum::<usize>()
@@ -483,7 +483,7 @@ fn every_command_that_is_shown_is_one() {
 }
 
 #[test]
-fn bash_understands_its_completions() {
+fn completions_are_valid_bash() {
     let zsync = |arguments: &[&str]| {
         let output = Command::new(env!("CARGO_BIN_EXE_zsync")).args(arguments).output().unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}");
@@ -500,7 +500,7 @@ fn bash_understands_its_completions() {
 }
 
 #[test]
-fn the_units_name_pages_and_units_that_exist() {
+fn systemd_units_name_existing_pages_and_units() {
     for file in files_below("examples/systemd") {
         let text = read(&file);
         for word in text.split_whitespace().filter_map(|word| word.split("man:").nth(1)) {
@@ -514,7 +514,7 @@ fn the_units_name_pages_and_units_that_exist() {
 }
 
 #[test]
-fn init_scripts_are_shell_and_start_zsync() {
+fn init_scripts_are_valid_shell_and_start_zsync() {
     for file in files_below("examples/openrc").into_iter().chain(files_below("examples/freebsd")) {
         let checked = Command::new("sh").arg("-n").arg(project(&file)).output().unwrap();
         assert!(checked.status.success(), "{file}: {}", String::from_utf8_lossy(&checked.stderr));
@@ -546,10 +546,10 @@ fn try_json(place: &str, block: &str) -> bool {
 }
 
 #[test]
-fn every_configuration_that_is_shown_is_valid() {
+fn documented_configurations_are_valid() {
     for (mark, block) in fenced(&read("README.md")) {
         assert!(!mark.starts_with("json") || try_json("README.md", &block));
-        // The quick start copies the example, so that is what the README has to show.
+        // The quick start copies the example, so the README has to show the same.
         if mark == "json one-host" {
             let parsed = |text: &str| serde_json::from_str::<Value>(text).unwrap();
             assert_eq!(parsed(&block), parsed(&read("examples/one-host/server.json")), "README.md: {mark}");
@@ -562,7 +562,7 @@ fn every_configuration_that_is_shown_is_valid() {
     assert!(found >= 5, "only {found} in the pages");
 }
 
-/// A message understood as this type, and nothing in it lost by that.
+/// Parses a message as this type, and checks that nothing in it is lost.
 fn is<T: DeserializeOwned + serde::Serialize>(message: &Value) -> bool {
     let Ok(read) = serde_json::from_value::<T>(message.clone()) else { return false };
     let again = serde_json::to_value(read).unwrap();
@@ -570,7 +570,7 @@ fn is<T: DeserializeOwned + serde::Serialize>(message: &Value) -> bool {
 }
 
 #[test]
-fn every_message_that_is_shown_is_understood() {
+fn documented_messages_are_parsed_without_loss() {
     let page = page("zsync-protocol.7");
     let mut counts = (0, 0, 0);
     for block in page.literals().iter().filter(|block| block.contains("> {")) {
@@ -581,7 +581,7 @@ fn every_message_that_is_shown_is_understood() {
             let Some(start) = part.find('{') else { continue };
             let message = serde_json::Deserializer::from_str(&part[start..]).into_iter::<Value>().next().unwrap();
             let message = message.unwrap_or_else(|error| panic!("{error} in {part}"));
-            // Who said it stands at the end of the part before; what it can be tells enough.
+            // The sender is at the end of the part before, but the type is clear from the message itself.
             let understood = if with_slave {
                 counts.0 += 1;
                 is::<OrderToSlave>(&message)
@@ -652,19 +652,19 @@ fn shows(file: &str, name: &str, made_from: &str, wanted: &str) {
 }
 
 #[test]
-fn the_table_of_what_is_survived_is_that_of_the_scenarios() {
+fn table_of_survived_failures_matches_the_scenarios() {
     shows("tests/lab/SURVIVED.md", "survived", "tests/lab/scenarios", &survived());
 }
 
 /// Without a measurement, the table is empty.
 #[test]
-fn the_table_of_speed_is_that_of_the_last_measurement() {
+fn table_of_speed_matches_the_last_measurement() {
     let measured = fs::read_to_string(project("benches/results/lab.md")).unwrap_or_default();
     shows("benches/README.md", "speed", "benches/results/lab.md", &measured);
 }
 
 #[test]
-fn the_map_of_src_is_whole() {
+fn map_of_src_is_complete() {
     let readme = read("README.md");
     let map = readme.split("## What is in src/").nth(1).unwrap().split("\n## ").next().unwrap();
     let named: BTreeSet<String> = map
@@ -676,7 +676,7 @@ fn the_map_of_src_is_whole() {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn links_have_targets() {
     for &file in MARKDOWN {
         let text = read(file);
         let folder = Path::new(file).parent().unwrap();
@@ -697,9 +697,9 @@ fn links_lead_somewhere() {
 }
 
 #[test]
-fn targets_of_make_that_are_named_exist() {
+fn documented_make_targets_exist() {
     let makefile = read("Makefile");
-    // Targets of the past may stand in the changelog.
+    // The changelog may name former targets.
     for &file in MARKDOWN.iter().filter(|file| **file != "CHANGELOG.md") {
         let text = read(file);
         for target in text.split("`make ").skip(1).map(|rest| rest.split(['`', ' ']).next().unwrap()) {

@@ -1,4 +1,4 @@
-//! The scenarios of `tests/lab/scenarios`, on real ZFS: a few starts of the lab for all of them, one test for each.
+//! Runs the scenarios of `tests/lab/scenarios` on real ZFS, in a few starts of the lab, and reports each as a test.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-/// What one machine runs takes at most so long.
+/// The longest time for all scenarios of one machine.
 const SECONDS: &str = "3000";
-/// Machines side by side. Most scenarios are a shell that waits for one command after the other.
+/// The number of machines that run at the same time. Most scenarios are a shell that waits for commands.
 const MACHINES: usize = 2;
 
 /// How each scenario ended: "ok", "failed" or "timeout".
@@ -21,12 +21,12 @@ fn lab() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab")
 }
 
-/// A scenario as its head describes it.
+/// A scenario, from the comments at its top.
 struct Scenario {
     name: String,
-    /// Its time-out in seconds: near enough to how long it takes for sharing out.
+    /// Its time-out in seconds, which also serves as an estimate of its duration.
     limit: u64,
-    /// Whether it wants systemd in the machine.
+    /// Whether it needs systemd in the machine.
     systemd: bool,
 }
 
@@ -46,8 +46,8 @@ fn scenarios() -> Vec<Scenario> {
     std::fs::read_dir(lab().join("scenarios")).unwrap().map(read).collect()
 }
 
-/// Shares scenarios out among machines, longest first, so that they end at about the same time. Those that want
-/// systemd get a machine of their own, after the least that one of the others has to do.
+/// Distributes scenarios among machines, longest first, so that all end at about the same time. Within a share, the
+/// scenarios that need systemd run in a start of their own, after the others.
 fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Vec<String>>> {
     scenarios.sort_by(|a, b| b.limit.cmp(&a.limit).then_with(|| a.name.cmp(&b.name)));
     let mut shares: Vec<(u64, Vec<Scenario>)> = (0..machines).map(|_| (0, Vec::new())).collect();
@@ -69,14 +69,14 @@ fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Vec<String>>
     shares.into_iter().map(|(_, share)| starts(share)).collect()
 }
 
-/// A machine's own ZFS is one for all: there, scenarios go one after the other.
+/// A machine has one ZFS of its own: there, scenarios run one after the other.
 fn machines() -> usize {
     let in_emulation = std::env::var("ZSYNC_LAB_VM").is_ok_and(|v| v == "1") || !Path::new("/dev/zfs").exists();
     if in_emulation { MACHINES } else { 1 }
 }
 
-/// Runs one start of the lab. Each scenario's output is shown as a whole when it has ended, and at once: it takes
-/// minutes, and people watch.
+/// Runs one start of the lab. Prints the output of each scenario as soon as it has ended, because the lab takes minutes
+/// and people watch.
 fn start(args: &[String]) -> BTreeMap<String, String> {
     let lab = lab().join("run");
     let mut child = Command::new(&lab)
@@ -122,7 +122,7 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
     results
 }
 
-/// A case that a scenario's file names and its run did not show. tests/lab/SURVIVED.md is made from the files.
+/// A case in a scenario's file that its run did not report. tests/lab/SURVIVED.md is generated from the files.
 fn missing(name: &str, survived: &[String]) -> Option<String> {
     let text = std::fs::read_to_string(lab().join("scenarios").join(name)).unwrap_or_default();
     let named = text.lines().filter_map(|line| line.trim_start().strip_prefix("survived \"")?.strip_suffix('"'));
@@ -130,7 +130,7 @@ fn missing(name: &str, survived: &[String]) -> Option<String> {
 }
 
 fn run_all() -> BTreeMap<String, String> {
-    // Once, before two machines would do it at the same time.
+    // Once, so that no two machines do it at the same time.
     let mut prepare = Command::new(lab().join("run"));
     prepare.arg("--prepare").env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"));
     assert!(prepare.status().unwrap().success(), "the lab cannot be made ready");
@@ -140,7 +140,7 @@ fn run_all() -> BTreeMap<String, String> {
             .iter()
             .map(|starts| scope.spawn(|| starts.iter().flat_map(|args| start(args)).collect::<Vec<_>>()))
             .collect();
-        // A machine that failed to start is told by the scenarios that did not run.
+        // If a machine fails to start, its scenarios are reported as not run.
         running.into_iter().filter_map(|machine| machine.join().ok()).flatten().collect()
     })
 }
@@ -158,7 +158,7 @@ macro_rules! scenarios {
     ($($name:ident),+ $(,)?) => {
         $(#[test] fn $name() { scenario(stringify!($name)); })+
 
-        /// A scenario without a test would fail unseen.
+        /// A scenario that no machine runs would fail unnoticed.
         #[test]
         fn every_scenario_is_a_test() {
             let mut found: Vec<String> = scenarios().into_iter().map(|s| s.name).collect();
@@ -171,7 +171,7 @@ macro_rules! scenarios {
 }
 
 #[test]
-fn every_scenario_is_shared_out_once() {
+fn scenarios_are_assigned_to_one_machine_each() {
     let scenario = |(name, limit, systemd): (&str, u64, bool)| Scenario { name: name.into(), limit, systemd };
     let all = [("a", 100, false), ("b", 400, false), ("c", 200, true), ("d", 150, false)];
     let shares = shares(all.into_iter().map(scenario).collect(), 2);

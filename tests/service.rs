@@ -221,7 +221,7 @@ fn running_order_may_finish_after_sigterm() {
     running.wait_for("runs", 1);
     signal(&running, rustix::process::Signal::TERM);
     running.wait_for("running conversations (1) have 30s to end", 1);
-    // A child that was forked just now has the socket, too, until it becomes zfs.
+    // A child that was just forked holds the socket until it executes zfs.
     let closed = |_| {
         std::thread::sleep(std::time::Duration::from_millis(20));
         TcpStream::connect(&address).is_err()

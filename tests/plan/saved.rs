@@ -187,7 +187,7 @@ fn plan_estimates_bytes_sent_and_freed() {
         let questions = Questions::about(&mut orders, &policy, &inventory);
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
-        // Remembered, they are those of the same questions.
+        // The catalog gives them back for the same questions.
         catalog.store_estimates(answers.clone()).await.unwrap();
         assert_eq!(catalog.catalog().estimates().unwrap(), answers);
         let mut again = orders.clone();
