@@ -286,7 +286,7 @@ fn slave_receives_only_from_host_in_certificate() {
         &send("alpha", Some(pki.issue("alpha", &[D, S])), &address),
         "the certificate of alpha is for director, slave, not for agent",
     );
-    logged("(alpha): alpha may not send to pool/copy");
+    logged("(alpha): alpha may not send into pool/copy");
     refused(
         &send("alpha", Some(pki.foreign("alpha", &[A])), &address),
         "does not know the CA of this host's certificate",
@@ -298,7 +298,7 @@ fn slave_receives_only_from_host_in_certificate() {
     logged("sent plaintext, but this port accepts only TLS");
     let (strict, _) = slave(Some(pki.issue("beta", &[S])), &COPIES.replace("true", r#"true, "sources": ["gamma"]"#));
     refused(&send("alpha", Some(pki.issue("alpha", &[A])), &strict), "does not receive from alpha");
-    logged("(alpha): alpha may not send to pool/copy: pool/copy does not receive from alpha");
+    logged("(alpha): alpha may not send into pool/copy: pool/copy does not receive from alpha");
     assert!(beta.calls().is_empty(), "{:?}", beta.calls());
 }
 
