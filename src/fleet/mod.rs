@@ -1,4 +1,5 @@
-//! All hosts of a policy, as a director or a preview reaches them: polling, dispatching orders, and what is known.
+//! Access to all hosts of a policy, for the director and for previews: polling them, dispatching orders to them, and the
+//! state that is known of them.
 
 pub mod dispatch;
 pub mod estimate;

@@ -36,7 +36,7 @@ impl Serialize for PlannedOrder {
     /// Leaves out a made-up guid.
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
-        struct Whole<'a> {
+        struct Fields<'a> {
             #[serde(flatten)]
             order: &'a Order,
             #[serde(skip_serializing_if = "Option::is_none")]
@@ -45,11 +45,11 @@ impl Serialize for PlannedOrder {
             estimate: Option<&'a Estimate>,
         }
         let Self { order, after, estimate } = self;
-        let whole = Whole { order, after: *after, estimate: estimate.as_ref() };
+        let fields = Fields { order, after: *after, estimate: estimate.as_ref() };
         if *after != Some(After::Take) || !matches!(order, Order::Send { .. }) {
-            return whole.serialize(s);
+            return fields.serialize(s);
         }
-        let mut value = serde_json::to_value(whole).map_err(serde::ser::Error::custom)?;
+        let mut value = serde_json::to_value(fields).map_err(serde::ser::Error::custom)?;
         if let Some(object) = value.as_object_mut() {
             object.remove("guid");
         }
@@ -70,9 +70,9 @@ pub struct Estimate {
 /// The sums of all estimates.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {
-    /// Bytes that would be sent, as far as the sizes are known.
+    /// Bytes that would be sent, without orders of unknown size.
     pub send: u64,
-    /// Bytes that would be freed, as far as the sizes are known. Several destroys of one dataset can free more together.
+    /// Bytes that would be freed, without orders of unknown size. Several destroys of one dataset can free more together.
     pub free: u64,
     /// How many orders have an unknown size.
     pub unknown: usize,

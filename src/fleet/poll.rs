@@ -50,7 +50,7 @@ pub struct PollReport {
 
 /// The outcome of polling one host.
 enum HostPoll {
-    /// The host was listed. If differences from the catalog were asked for, these are they.
+    /// The host was listed. In a resync, these lines are the differences from the catalog.
     Listed(Vec<String>),
     /// The host could not be listed, for this reason.
     Failed(String),

@@ -61,7 +61,7 @@ pub struct Remaining {
     pub from_before: usize,
     /// When the oldest of them was taken.
     pub oldest: Option<DateTime<Utc>>,
-    /// How many of them are how old.
+    /// How many of them are not older than a day, a week, a month and a year.
     pub in_last: Ages,
     /// What each retention rule keeps.
     pub rules: Vec<RuleResult>,
