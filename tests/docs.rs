@@ -746,3 +746,170 @@ fn make_installs_and_uninstalls_everything() {
     let left = Command::new("find").arg(&root).args(["-type", "f"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
+
+/// Numbers that the documentation states, with where each is defined: a file, what precedes the value in its definition,
+/// and for each page a phrase in which `{}` stands for the number in the unit that the phrase names.
+type Number = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const NUMBERS: &[Number] = &[
+    (
+        "policy/address.rs",
+        "const AGENT_PORT: u16 = ",
+        &[
+            ("man/zsync-agent.8", "listens on port {} and carries out orders"),
+            ("man/zsync-protocol.7", "to an agent, at port {}, for each order"),
+            ("README.md", "orders, port {} "),
+        ],
+    ),
+    (
+        "policy/address.rs",
+        "const SLAVE_PORT: u16 = ",
+        &[
+            ("man/zsync-slave.8", "listens on port {}."),
+            ("man/zsync-protocol.7", "to a slave, at port {}, for each dataset"),
+            ("README.md", "zfs send, port {}"),
+        ],
+    ),
+    (
+        "server/limiter.rs",
+        "WAITING: Limits = Limits { per_peer: ",
+        &[
+            ("man/zsync-agent.8", "At most {} connections per address"),
+            ("man/zsync-protocol.7", "It {} and 256 Connections to an agent or a slave on which"),
+        ],
+    ),
+    (
+        "server/limiter.rs",
+        "WAITING: Limits = Limits { per_peer: 64, total: ",
+        &[("man/zsync-agent.8", "connections per address, and {} in all")],
+    ),
+    (
+        "server/limiter.rs",
+        "TALKING: Limits = Limits { per_peer: ",
+        &[
+            ("man/zsync-agent.8", "At most {} orders per address"),
+            ("man/zsync-protocol.7", "It {} and 512 Conversations of an agent"),
+        ],
+    ),
+    (
+        "server/limiter.rs",
+        "TALKING: Limits = Limits { per_peer: 256, total: ",
+        &[("man/zsync-agent.8", "orders per address, and {} in all")],
+    ),
+    (
+        "agent/transfer/mod.rs",
+        "const LONG_STREAM: Duration = Duration::from_secs(",
+        &[
+            ("man/zsync.8", "set once the transfer has taken {} seconds"),
+            ("man/zsync-status.8", "when a transfer has run for {} seconds"),
+        ],
+    ),
+    (
+        "agent/transfer/mod.rs",
+        "const MAX_STREAMS: usize = ",
+        &[("man/zsync-protocol.7", "It {} Streams for one order")],
+    ),
+    ("agent/journal.rs", "const MAX_ANSWERS: u32 = ", &[("man/zsync-agent.8", "for a week, at most {} of them")]),
+    (
+        "server/acceptor.rs",
+        "const FIRST_LINE_TIMEOUT: Duration = Duration::from_secs(",
+        &[("man/zsync-agent.8", "then {} seconds to send its order")],
+    ),
+    (
+        "server/acceptor.rs",
+        "pub const ABORT_TIMEOUT: Duration = Duration::from_secs(",
+        &[
+            ("man/zsync-agent.8", "waits for this at most {} seconds"),
+            ("man/zsync-slave.8", "waits for this at most {} seconds"),
+            ("man/zsync-director.8", "waits for this at most {} seconds"),
+        ],
+    ),
+    (
+        "wire/codec/conn.rs",
+        "const ALIVE_EVERY: Duration = Duration::from_secs(",
+        &[("man/zsync-protocol.7", "reports every {} seconds that it is alive")],
+    ),
+    (
+        "wire/codec/conn.rs",
+        "const SILENCE: Duration = Duration::from_secs(",
+        &[("man/zsync-protocol.7", "It {} seconds Silence")],
+    ),
+    (
+        "wire/mod.rs",
+        "pub const PER_LINE: usize = ",
+        &[("man/zsync-protocol.7", "It {} Snapshots, bookmarks or datasets")],
+    ),
+    (
+        "catalog/mod.rs",
+        "const FORGET_AFTER: TimeDelta = TimeDelta::days(",
+        &[("man/zsync-clean.8", "The default is {} days")],
+    ),
+    (
+        "director/saved.rs",
+        "const VALID_FOR: TimeDelta = TimeDelta::hours(",
+        &[
+            ("man/zsync-director.8", "if it is older than {} hours"),
+            ("man/zsync-plan.8", "within {} hours"),
+            ("man/zsync-plan-json.5", "may be carried out for {} hours"),
+        ],
+    ),
+    (
+        "policy/mod.rs",
+        "DEFAULT_RETRY_FOR: Duration = Duration::from_secs(",
+        &[("man/zsync-server.json.5", "retry_for Pq string, default Li \"{}s\"")],
+    ),
+    (
+        "commands/status/unsent.rs",
+        "const ESTIMATED_WITHIN: Duration = Duration::from_secs(",
+        &[("man/zsync-status.8", "either may take {} seconds")],
+    ),
+];
+
+/// Numbers that pages write as words.
+fn spelled(number: u64) -> Option<&'static str> {
+    ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+        .get(number as usize)
+        .copied()
+}
+
+fn number_after(file: &str, before: &str) -> u64 {
+    let source = read(&format!("src/{file}"));
+    let (_, rest) = source.split_once(before).unwrap_or_else(|| panic!("src/{file} has no {before:?}"));
+    let digits: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '_').filter(|c| *c != '_').collect();
+    digits.parse().unwrap_or_else(|error| panic!("src/{file}, {before:?}: {error}"))
+}
+
+/// A page's text in one line, without the macros at the beginnings of lines.
+fn running_text(page: &str) -> String {
+    let lines = read(page);
+    let words: Vec<&str> = lines.lines().flat_map(str::split_whitespace).collect();
+    words.join(" ").replace("\\(dq", "\"").replace(" .", " ").replace("\\(en", "-")
+}
+
+#[test]
+fn numbers_in_pages_are_those_of_the_constants() {
+    for (file, before, pages) in NUMBERS {
+        let number = number_after(file, before);
+        for (page, phrase) in *pages {
+            let text = running_text(page);
+            let forms = [Some(number.to_string()), spelled(number).map(str::to_owned)];
+            let found = forms.into_iter().flatten().any(|form| text.contains(&phrase.replace("{}", &form)));
+            assert!(
+                found,
+                "{page} does not say {:?}, which is in src/{file}",
+                phrase.replace("{}", &number.to_string())
+            );
+        }
+    }
+}
+
+#[test]
+fn takeover_takes_as_long_as_the_pages_say() {
+    let ttl = number_after("director/leader.rs", "const TTL: Duration = Duration::from_secs(");
+    let delay = number_after("director/leader.rs", "const LOCK_DELAY: Duration = Duration::from_secs(");
+    // Consul may wait up to twice the TTL before it ends a session.
+    let phrase = format!("{} to {} seconds", ttl + delay, 2 * ttl + delay);
+    for page in ["man/zsync-director.8", "README.md"] {
+        assert!(running_text(page).contains(&phrase), "{page} does not say {phrase:?}");
+    }
+}

@@ -75,13 +75,13 @@ fn print(severity: Severity, text: &str) -> Result<(), Error> {
 }
 
 /// Checks, and prints the result.
-pub fn run(args: CheckArgs) -> Result<(), Error> {
+pub fn run(args: &CheckArgs) -> Result<(), Error> {
     if args.config_only {
-        return check_files(&args);
+        return check_files(args);
     }
     // The check gets a ZFS that can only be read.
     let zfs = System::new(&args.common.zfs);
-    match runtime::block_on(judge(&args, &zfs)) {
+    match runtime::block_on(judge(args, &zfs)) {
         Ok(health) if args.format == CheckFormat::Json => {
             report::print(&report::json(&health));
             exit(health.severity)

@@ -30,7 +30,7 @@ pub struct CleanArgs {
 }
 
 /// Deletes the records, and prints how many there were.
-pub fn run(args: CleanArgs) -> Result<(), Error> {
+pub fn run(args: &CleanArgs) -> Result<(), Error> {
     let older_than = TimeDelta::from_std(args.older_than).context("--older-than").map_err(Error::unable)?;
     let policy = config::load_policy(&args.policy.config).map_err(Error::unable)?;
     let before = clock::now() - older_than;

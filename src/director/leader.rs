@@ -277,7 +277,7 @@ impl Leadership {
         match runtime::timeout(RESIGN_TIMEOUT, resigning).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                log::log!(level, "cannot release the director's lock, which stays locked for {TTL:?} or more: {error}")
+                log::log!(level, "cannot release the director's lock, which stays locked for {TTL:?} or more: {error}");
             }
             Err(runtime::Elapsed) => {
                 log::log!(
