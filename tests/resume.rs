@@ -11,7 +11,7 @@ use std::time::Duration;
 use common::pair::Pair;
 use common::{ds, guids, local, order, snap, wait_until};
 use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
-use zsync::agent::{Agent, CheckedOrder};
+use zsync::agent::Agent;
 use zsync::model::{Action, Counter, DatasetName, Guid, OnDivergence, ResponseStatus, SendFlags};
 use zsync::sys::runtime;
 use zsync::wire::{CommonBase, DirectorsOrder, Response};
@@ -208,9 +208,7 @@ fn transfer_resumes_after_killed_agent() {
     let order = pair.send_order(first);
     let (facts, _received) = runtime::channel::unbounded();
     let killed = runtime::block_on(future::or(
-        async {
-            Some(pair.agent.carry_out(CheckedOrder::try_from(order.clone()).unwrap(), facts, Counter::default()).await)
-        },
+        async { Some(common::carry_out(&pair.agent, &order, facts, Counter::default()).await) },
         async {
             while !has_moved(&pair) {
                 runtime::sleep(Duration::from_millis(1)).await;
@@ -480,7 +478,7 @@ fn base_of_interrupted_increment_is_not_pruned_on_either_side() {
     let agent = Agent::new(common::host("beta"), std::sync::Arc::new(pair.beta.clone()), local(open));
     let carry_out = |order: &DirectorsOrder| {
         let (facts, _received) = runtime::channel::unbounded();
-        runtime::block_on(agent.carry_out(CheckedOrder::try_from(order.clone()).unwrap(), facts, Counter::default()))
+        runtime::block_on(common::carry_out(&agent, order, facts, Counter::default()))
     };
     let response = carry_out(&destroy(COPY));
     assert!(response.is_success && pair.copy().contains(&base), "it has a clone: {response:?}");

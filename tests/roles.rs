@@ -9,7 +9,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use common::pair::Pair;
 use common::{ds, guids, local, order, snap};
-use zsync::agent::{Agent, CheckedOrder};
+use zsync::agent::Agent;
 use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
 use zsync::wire::{CommonBase, DirectorsOrder, Response};
@@ -171,11 +171,7 @@ fn append_only_destination_loses_nothing() {
     let record = format!("{}:pool/copy@S_1", first.uuid());
     let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
     let (facts, _received) = runtime::channel::unbounded();
-    refused(&runtime::block_on(beta.carry_out(
-        CheckedOrder::try_from(destroy.clone()).unwrap(),
-        facts,
-        Counter::default(),
-    )));
+    refused(&runtime::block_on(common::carry_out(&beta, &destroy, facts, Counter::default())));
     assert_eq!(pair.copy(), [first, second]);
     // A destination without snapshots is not replaced.
     let pair = Pair::with_destination(open);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::loopback::Server;
 use common::{ds, host, local, order, snap, wait_until};
 use futures_lite::AsyncReadExt;
-use zsync::agent::{Agent, CheckedOrder};
+use zsync::agent::Agent;
 use zsync::model::{Action, Counter, DatasetInventory, Guid, HostName, PeerRole, ResponseStatus, Snapshot};
 use zsync::policy::Local;
 use zsync::server::acceptor::{Acceptor, Role};
@@ -82,11 +82,7 @@ impl Pair {
             ..order(Action::SendSnapshot)
         };
         let (facts, _received) = runtime::channel::unbounded();
-        runtime::block_on(self.agent.carry_out(
-            CheckedOrder::try_from(order.clone()).unwrap(),
-            facts,
-            Counter::default(),
-        ))
+        runtime::block_on(common::carry_out(&self.agent, &order, facts, Counter::default()))
     }
 
     /// Starts a conversation with the slave, and reads its listing.
@@ -287,11 +283,7 @@ fn invalid_names_are_refused_before_zfs_runs() {
     let order =
         DirectorsOrder { snapshot_name: "-R".into(), dest_dataset: "tank/data".into(), ..order(Action::TakeSnapshot) };
     let (facts, _received) = runtime::channel::unbounded();
-    let taken = runtime::block_on(pair.agent.carry_out(
-        CheckedOrder::try_from(order.clone()).unwrap(),
-        facts,
-        Counter::default(),
-    ));
+    let taken = runtime::block_on(common::carry_out(&pair.agent, &order, facts, Counter::default()));
     assert!(taken.is_success, "{taken:?}");
     assert_eq!(pair.alpha.calls(), ["snapshot tank/data@-R"]);
 }

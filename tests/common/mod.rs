@@ -15,12 +15,26 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use zsync::agent::{Agent, CheckedOrder, FactSink};
 use zsync::config::parse_local;
 use zsync::consul::{Consul, ConsulSettings};
-use zsync::model::{Action, DatasetName, Guid, HostName, SnapName};
+use zsync::model::{Action, Counter, DatasetName, Guid, HostName, SnapName};
 use zsync::policy::{ConsulConfig, Local};
-use zsync::wire::DirectorsOrder;
+use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::fake::Fake;
+
+/// Has an agent carry out an order as it came over the wire: an invalid one is answered, like any other.
+pub async fn carry_out<Z: zsync::zfs::Zfs>(
+    agent: &Agent<Z>,
+    order: &DirectorsOrder,
+    facts: FactSink,
+    counter: Counter,
+) -> Response {
+    match CheckedOrder::try_from(order.clone()) {
+        Ok(order) => agent.carry_out(order, facts, counter).await,
+        Err(error) => error.response(order.order_uuid),
+    }
+}
 
 pub fn ds(text: &str) -> DatasetName {
     text.parse().unwrap()

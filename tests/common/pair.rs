@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use zsync::agent::{Agent, CheckedOrder};
+use zsync::agent::Agent;
 use zsync::model::{Action, Counter, Guid};
 use zsync::server::acceptor::Acceptor;
 use zsync::slave::Slave;
@@ -42,11 +42,7 @@ impl Pair {
 
     pub fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
         let (sender, received) = runtime::channel::unbounded();
-        let response = runtime::block_on(self.agent.carry_out(
-            CheckedOrder::try_from(order.clone()).unwrap(),
-            sender,
-            Counter::default(),
-        ));
+        let response = runtime::block_on(super::carry_out(&self.agent, order, sender, Counter::default()));
         let mut facts = Vec::new();
         while let Ok(fact) = received.try_recv() {
             facts.push(fact);
