@@ -127,7 +127,7 @@ impl CatalogDataset {
         self.clone().into_inventory()
     }
 
-    /// Converts into what [`Self::inventory`] returns, without a copy.
+    /// Converts into what an inventory shows, without a copy.
     pub fn into_inventory(self) -> Option<DatasetInventory> {
         let mut inventory = self.listed?;
         if !self.marks.is_empty() {

@@ -6,7 +6,7 @@
 //!
 //! - [`embedded`]: a SQLite file that only the director writes;
 //! - [`consul`]: pairs in Consul, where every host publishes its own datasets;
-//! - [`memory`]: for one process and for tests.
+//! - `memory`: for one process and for tests.
 //!
 //! [`mod@file`] reads and writes a catalog as text. `dataset` has the rules by which a [`Change`] alters a dataset, for the
 //! catalogs that store whole datasets; [`open`] opens the catalog that a policy names.

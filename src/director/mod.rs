@@ -1,7 +1,7 @@
 //! The director, which works in passes. A pass lists the snapshots of every host, decides by policy what to take, send and
 //! destroy, has agents do it, and records the outcomes.
 //!
-//! [`run`] starts a director, and [`Pass`] is one pass. [`connect`] opens what a director needs, and previews as well: the
+//! [`run()`] starts a director, and [`Pass`] is one pass. [`connect`] opens what a director needs, and previews as well: the
 //! catalog, TLS and the agents. If the catalog is in Consul, several directors can run, and [`Election`] ensures that only
 //! one of them gives orders.
 

@@ -1,7 +1,7 @@
 //! Runs commands. This is the only place that spawns processes, except for hooks that outlive their order.
 //!
-//! Each command gets a process group of its own, which is killed with everything that it started if the [`Process`] is
-//! dropped before the command has ended. `zfs` commands are also killed when the program ends ([`Running::end`]). Hooks
+//! Each command gets a process group of its own, which is killed with everything that it started if the `Process` is
+//! dropped before the command has ended. `zfs` commands are also killed when the program ends (`Running::end`). Hooks
 //! can outlive the program: the hook `after_snapshot` of an aborted order is started without anybody to wait for it, so
 //! that a database that was locked for a snapshot is unlocked in any case.
 
