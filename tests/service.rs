@@ -171,7 +171,7 @@ fn sighup_starts_pass_at_once() {
     running.wait_for("the pass took", 1);
     place.write("local.json", "{");
     signal(&running, rustix::process::Signal::HUP);
-    running.wait_for("what it lets in stays as it was", 1);
+    running.wait_for("the previous local.json stays in force on this host", 1);
     running.wait_for("the pass took", 1);
     assert_eq!(running.count("cannot list the snapshots of"), 0, "{:#?}", running.seen);
     assert_eq!(running.stop(), Some(0));
@@ -310,7 +310,7 @@ fn pass_makes_way_for_running_one() {
     assert_eq!((second.status, second.stdout.as_str(), second.stderr.as_str()), (Some(0), "", ""));
     let second = place.run("director --once --verbose");
     assert_eq!(second.status, Some(0), "{second:?}");
-    second.says(&[&format!("process {}", first.child.id()), "makes way"]);
+    second.says(&[&format!("process {}", first.child.id()), "still running"]);
     // On SIGTERM, the pass reports what is missing.
     signal(&first, rustix::process::Signal::TERM);
     first.wait_for("ended by SIGTERM", 1);
@@ -323,7 +323,7 @@ fn pass_ends_at_timeout_and_reports_missing_parts() {
     let place = Place::new();
     slow_zfs(&place);
     let began = Instant::now();
-    place.run("director --once --timeout 500ms").fails(1, &["not complete", "500ms"]);
+    place.run("director --once --timeout 500ms").fails(1, &["the pass was interrupted", "500ms"]);
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     nothing_is_left(&place);
     place.zfs(ZFS);
@@ -344,7 +344,7 @@ fn order_that_exceeds_timeout_is_reported_and_recorded() {
     place.zfs(&script.replacen("*filesystem", &take, 1));
     let ended = place.run("director --once --timeout 3s");
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    ended.says(&["take of alpha:tank/slow failed: it did not end within 3s; the next pass goes on", "not complete"]);
+    ended.says(&["take of alpha:tank/slow failed: it did not end within 3s; the next pass resumes it", "the pass was interrupted"]);
     assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
     nothing_is_left(&place);
     assert!(Path::new(&place.path("catalog")).exists());

@@ -460,9 +460,9 @@ fn minted_certificate_has_requested_contents() {
     }
     let other = mint_ca("test CA", Utc::now(), 30).unwrap();
     let mixed = Minted { certificate: ca.certificate, key: other.key };
-    assert!(mint(&mixed, &wanted, Utc::now()).err().unwrap().to_string().contains("is not that of its certificate"));
+    assert!(mint(&mixed, &wanted, Utc::now()).err().unwrap().to_string().contains("does not belong to its certificate"));
     // A host's certificate is not a CA's.
-    assert!(mint(&minted, &wanted, Utc::now()).err().unwrap().to_string().contains("is not a CA's"));
+    assert!(mint(&minted, &wanted, Utc::now()).err().unwrap().to_string().contains("is not that of a CA"));
 }
 
 #[test]

@@ -233,7 +233,7 @@ fn silent_peer_is_disconnected_with_reason() {
         for beginning in [&b""[..], b"{\"OrderUUID\":"] {
             let began = Instant::now();
             let answer = only_response(address, beginning);
-            assert!(answer.error.contains("said nothing for 400ms"), "{answer:?}");
+            assert!(answer.error.contains("sent nothing for 400ms"), "{answer:?}");
             assert!(began.elapsed() >= PATIENCE);
         }
     }
