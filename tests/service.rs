@@ -196,7 +196,7 @@ fn agent_serves_socket_of_service_manager() {
     assert_eq!(order(&address, &resync())["IsSuccess"], true);
     assert_eq!(running.stop(), Some(0));
     // Something that is not a socket, and two sockets.
-    for (count, words) in [("1", "no socket"), ("2", "one is wanted")] {
+    for (count, words) in [("1", "not a socket"), ("2", "only one is supported")] {
         let mut command = Command::new("/bin/sh");
         let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\" 3</dev/null 4</dev/null");
         command.args(["-c", &script, "sh"]).arg(agent.get_program()).args(agent.get_args());
@@ -344,7 +344,10 @@ fn order_that_exceeds_timeout_is_reported_and_recorded() {
     place.zfs(&script.replacen("*filesystem", &take, 1));
     let ended = place.run("director --once --timeout 3s");
     assert_eq!(ended.status, Some(1), "{ended:?}");
-    ended.says(&["take of alpha:tank/slow failed: it did not end within 3s; the next pass resumes it", "the pass was interrupted"]);
+    ended.says(&[
+        "take of alpha:tank/slow failed: it did not end within 3s; the next pass resumes it",
+        "the pass was interrupted",
+    ]);
     assert_eq!(ended.stderr.lines().count(), 2, "{ended:?}");
     nothing_is_left(&place);
     assert!(Path::new(&place.path("catalog")).exists());
