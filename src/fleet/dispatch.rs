@@ -288,6 +288,7 @@ async fn over_tcp(
     loop {
         match conn.recv(conn.patience).await? {
             AgentLine::Response(response) => {
+                conn.check_answers(&response, order.order_uuid)?;
                 conn.close().await;
                 return Ok(response);
             }

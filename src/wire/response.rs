@@ -77,7 +77,7 @@ impl Response {
     #[must_use]
     pub fn message(&self) -> String {
         match &self.hint {
-            Some(hint) => format!("{}; {hint}", self.error),
+            Some(hint) => format!("{}; hint: {hint}", self.error),
             None => self.error.clone(),
         }
     }

@@ -110,6 +110,16 @@ pub struct ListUuids {
     pub more: bool,
 }
 
+impl ListUuids {
+    /// Whether the UUIDs are those of the snapshots in the same line. The two say the same thing twice, so a line in
+    /// which they differ was changed in transit.
+    #[must_use]
+    pub fn is_consistent(&self) -> bool {
+        let snapshots = self.inventory.iter().flat_map(|inventory| &inventory.snapshots);
+        self.inventory.is_none() || snapshots.map(|s| s.guid.uuid().to_string()).eq(self.map_uuid.iter().cloned())
+    }
+}
+
 /// A request of an agent to a slave. A conversation consists of several.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "Step", rename_all = "snake_case", rename_all_fields = "PascalCase")]

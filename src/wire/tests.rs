@@ -33,7 +33,7 @@ fn hint_is_a_field_of_its_own_and_optional() {
     let failure = Response { hint: Some("ask again".into()), ..failure };
     let text = serde_json::to_string(&failure).unwrap();
     assert!(text.contains(r#""Error":"no","Hint":"ask again""#), "{text}");
-    assert_eq!(serde_json::from_str::<Response>(&text).unwrap().message(), "no; ask again");
+    assert_eq!(serde_json::from_str::<Response>(&text).unwrap().message(), "no; hint: ask again");
 }
 
 #[test]
@@ -68,4 +68,42 @@ fn large_listing_is_divided_into_lines_that_fit() {
     for part in &parts {
         assert!(serde_json::to_vec(part).unwrap().len() < LONGEST_LINE);
     }
+}
+
+#[test]
+fn listing_whose_uuids_differ_from_its_snapshots_is_inconsistent() {
+    let snapshots = vec![Snapshot {
+        name: "S_1".parse().unwrap(),
+        guid: Guid(7),
+        createtxg: 1,
+        creation: chrono::DateTime::UNIX_EPOCH,
+        userrefs: 0,
+        has_clones: false,
+        used: 0,
+        marks: Default::default(),
+    }];
+    let inventory = Some(DatasetInventory { snapshots, ..DatasetInventory::default() });
+    let sent = ListUuids { map_uuid: vec![Guid(7).uuid().to_string()], inventory, ..ListUuids::default() };
+    assert!(sent.is_consistent());
+    let other = vec![Guid(8).uuid().to_string()];
+    assert!(!ListUuids { map_uuid: other, ..sent.clone() }.is_consistent());
+    assert!(!ListUuids { map_uuid: Vec::new(), ..sent.clone() }.is_consistent());
+    // A dataset without an inventory is absent. zeplic's slaves list UUIDs alone.
+    assert!(ListUuids { inventory: None, ..sent }.is_consistent());
+}
+
+#[test]
+fn response_to_another_order_is_damaged() {
+    let conn = codec::Conn::new(
+        Box::new(futures_lite::io::empty()),
+        Box::new(futures_lite::io::sink()),
+        "beta (10.0.0.2:7722)".into(),
+    );
+    let (ours, other) = (OrderId(uuid::Uuid::nil()), OrderId(uuid::Uuid::max()));
+    let done = |order| Response::success(order, ResponseStatus::Done, "");
+    assert!(conn.check_answers(&done(ours), ours).is_ok());
+    let error = conn.check_answers(&done(other), ours).unwrap_err();
+    assert!(error.is_temporary() && error.to_string().contains("is damaged: it answers ffffffff-"), "{error}");
+    assert!(conn.check_answers(&Response::failure(None, ResponseStatus::Refused, "no"), ours).is_ok());
+    assert!(conn.check_answers(&Response { order_uuid: None, ..done(ours) }, ours).is_err());
 }

@@ -7,7 +7,7 @@ use futures_lite::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::model::Identity;
+use crate::model::{Identity, OrderId};
 use crate::sys::runtime;
 use crate::transport::tcp::Connection;
 use crate::wire::codec::error::WireError;
@@ -93,6 +93,19 @@ impl Conn {
 
     fn invalid(&self, reason: impl Into<String>) -> WireError {
         WireError::InvalidMessage { peer: self.peer.clone(), reason: reason.into() }
+    }
+
+    pub(crate) fn damaged(&self, reason: impl Into<String>) -> WireError {
+        WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
+    }
+
+    /// Checks that a response is one to this order. A failure may name none: the peer could not parse the order.
+    pub(crate) fn check_answers(&self, response: &Response, order: OrderId) -> Result<(), WireError> {
+        match response.order_uuid {
+            Some(answered) if answered != order => Err(self.damaged(format!("it answers {answered}, not {order}"))),
+            None if response.is_success => Err(self.damaged("it does not name the order that it answers")),
+            _ => Ok(()),
+        }
     }
 
     /// Sends one message.

@@ -30,8 +30,8 @@ pub enum WireError {
         /// What is wrong.
         reason: String,
     },
-    /// The frames of a stream are not what a peer would send, so they were changed in transit.
-    #[error("the stream from {peer} is damaged: {reason}")]
+    /// The peer sent something that it would not send, so it was changed in transit.
+    #[error("what {peer} sent is damaged: {reason}")]
     Damaged {
         /// The peer's name and address.
         peer: String,

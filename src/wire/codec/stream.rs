@@ -204,10 +204,6 @@ impl Conn {
         self.parse(&line).map_err(|_| self.damaged("the line after its last frame is invalid"))
     }
 
-    fn damaged(&self, reason: impl Into<String>) -> WireError {
-        WireError::Damaged { peer: self.peer.clone(), reason: reason.into() }
-    }
-
     /// Receives the next frame into `buffer`. Returns `false` at the end of the stream. After an error, the buffer contains
     /// the part of the frame that arrived, so that it need not be sent again.
     pub async fn recv_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {

@@ -10,7 +10,7 @@ use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
 use crate::host::throttle::Throttle;
 use crate::model::Place;
-use crate::model::{Counter, DatasetStatus, Guid, PeerRole, ResponseStatus};
+use crate::model::{Counter, DatasetStatus, Guid, OrderId, PeerRole, ResponseStatus};
 use crate::policy::Zstd;
 use crate::slave::receive::IncomingStream;
 use crate::sys::runtime;
@@ -24,6 +24,7 @@ use crate::zfs::{End, Zfs};
 pub(crate) struct RemotePeer {
     conn: Conn,
     to: Place,
+    order: OrderId,
     outgoing: Outgoing,
     pub(super) place: DestinationInfo,
 }
@@ -62,7 +63,7 @@ impl RemotePeer {
             error
         })?;
         conn.set_stall_timeout(stall_timeout);
-        let mut remote = Self { conn, to: to.clone(), outgoing, place: DestinationInfo::default() };
+        let mut remote = Self { conn, to: to.clone(), order: order.order_uuid, outgoing, place: DestinationInfo::default() };
         remote.conn.send(order).await?;
         let destination = remote.recv_listing().await?;
         if let Some(compression) = remote.outgoing.compression.filter(|_| !remote.place.takes_zstd) {
@@ -122,14 +123,14 @@ impl RemotePeer {
 
     pub(super) async fn finish(&mut self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), OrderError> {
         self.conn.send(&Step::Finish { status, guid }).await?;
-        let response: Response = self.recv().await?;
+        let response = self.recv_response().await?;
         self.conn.end().await;
         if response.is_success { Ok(()) } else { Err(OrderError::reported(None, response)) }
     }
 
     /// Receives the answer to a step, and the destination after it.
     async fn recv_outcome(&mut self) -> Result<StepOutcome<String>, OrderError> {
-        let response: Response = self.recv().await?;
+        let response = self.recv_response().await?;
         let result = if response.is_success {
             Ok(response.error)
         } else {
@@ -138,12 +139,21 @@ impl RemotePeer {
         Ok(StepOutcome::new(result, self.recv_listing().await?))
     }
 
+    async fn recv_response(&mut self) -> Result<Response, OrderError> {
+        let response = self.recv().await?;
+        self.conn.check_answers(&response, self.order)?;
+        Ok(response)
+    }
+
     async fn recv_listing(&mut self) -> Result<Destination, OrderError> {
         let mut destination: Destination = None;
         loop {
             let line: ListUuids = self.recv().await?;
             if !line.error.is_empty() {
                 return Err(self.refusal(line));
+            }
+            if !line.is_consistent() {
+                return Err(self.conn.damaged("its list of UUIDs is not that of its snapshots").into());
             }
             self.place = line.place.unwrap_or(self.place);
             match (&mut destination, line.inventory) {
