@@ -189,8 +189,11 @@ pub struct Outcome {
     pub bytes: u64,
     /// How long the order took.
     pub seconds: f64,
-    /// The error, if the order failed.
+    /// The error if the order failed, or the remark of a success.
     pub error: Option<String>,
+    /// What somebody can do about the error.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// A snapshot that an order destroyed.

@@ -303,6 +303,7 @@ fn outcome(number: u64) -> Outcome {
         bytes: u64::MAX,
         seconds: 1.5,
         error: Some("beta went away".to_owned()),
+        hint: Some("start it".to_owned()),
     }
 }
 
@@ -317,6 +318,7 @@ fn outcomes_are_complete_and_newest_first() {
             success: true,
             status: None,
             error: None,
+            hint: None,
             ..outcome(2)
         };
         catalog.record_outcome(&outcome(1)).unwrap();

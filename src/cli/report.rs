@@ -198,6 +198,20 @@ pub fn print_errors_to_log() {
     ERRORS_TO_LOG.store(true, Ordering::Relaxed);
 }
 
+/// A text and a hint in one line, for logs.
+#[must_use]
+pub fn with_hint(text: &impl std::fmt::Display, hint: Option<&str>) -> String {
+    hint.map_or_else(|| text.to_string(), |hint| format!("{text}; hint: {hint}"))
+}
+
+/// Prints an error, and the hint on a line of its own, or logs both in one line.
+pub fn print_error_with_hint(error: &impl std::fmt::Display, hint: Option<&str>) {
+    match hint {
+        Some(hint) if !ERRORS_TO_LOG.load(Ordering::Relaxed) => print_error(&format!("{error}\n  hint: {hint}")),
+        _ => print_error(&with_hint(error, hint)),
+    }
+}
+
 /// Prints an error to standard error, or to the log. Failing to do so is ignored: the exit status remains.
 pub fn print_error(error: &impl std::fmt::Display) {
     if ERRORS_TO_LOG.load(Ordering::Relaxed) {

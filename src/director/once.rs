@@ -74,6 +74,6 @@ pub(crate) fn print(settings: &DirectorSettings, report: &Report) {
         report::print(&lines.collect::<String>());
     }
     for failure in failures(report) {
-        report::print_error(&failure);
+        report::print_error_with_hint(&failure, failure.hint());
     }
 }

@@ -449,6 +449,7 @@ fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
         status: Some(response.status),
         bytes: response.bytes,
         seconds: response.millis as f64 / 1000.0,
-        error: Some(response.message()).filter(|message| !message.is_empty()),
+        error: Some(response.error.clone()).filter(|error| !error.is_empty()),
+        hint: response.hint.clone(),
     }
 }

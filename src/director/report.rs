@@ -63,16 +63,23 @@ impl Failure<'_> {
             Self::Interrupted(_) => "the pass".to_owned(),
         }
     }
+
+    /// What somebody can do about it.
+    #[must_use]
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Policy(notice) => notice.kind.hint(),
+            Self::Order(outcome) => outcome.hint.as_deref(),
+            Self::Unseen(..) | Self::Interrupted(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Failure<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unseen(host, reason) => write!(f, "cannot list the snapshots of {host}: {reason}"),
-            Self::Policy(notice) => {
-                write!(f, "{notice}")?;
-                notice.kind.hint().map_or(Ok(()), |hint| write!(f, "; {hint}"))
-            }
+            Self::Policy(notice) => write!(f, "{notice}"),
             Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
             Self::Interrupted(reason) => write!(f, "the pass was interrupted: {reason}"),
         }

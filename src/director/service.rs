@@ -9,6 +9,7 @@ use futures_lite::future;
 
 use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder};
 use crate::cli::exit::Error;
+use crate::cli::report;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
 use crate::director::failure_log::{CATALOG, FailureLog};
@@ -224,7 +225,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 }
             }
         }
-        all_failures.extend(failures(report).map(|failure| (failure.subject(), failure.to_string())));
+        all_failures.extend(failures(report).map(|failure| (failure.subject(), report::with_hint(&failure, failure.hint()))));
         self.failures.update(all_failures);
         for outcome in report.outcomes.iter().filter(|outcome| outcome.success) {
             log::info!("{}", summary::outcome_line(outcome));

@@ -183,7 +183,7 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         return Ok(HostPoll::Failed(format!("it did not list all its snapshots within {limit}")));
     };
     if !response.is_success {
-        return Ok(HostPoll::Failed(response.error));
+        return Ok(HostPoll::Failed(response.message()));
     }
     let differences = state.store_listing(host, clock::now(), facts, resync).await?;
     if response.unpublished {
@@ -241,7 +241,7 @@ async fn list_for_status<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, ho
                 .filter_map(|((of, dataset), listed)| (of == *host).then_some((dataset, listed)))
                 .collect(),
         }),
-        Ok((response, _)) => Err(response.error),
+        Ok((response, _)) => Err(response.message()),
         Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(STATUS_TIMEOUT))),
     }
 }

@@ -125,7 +125,7 @@ impl OrderError {
     #[must_use]
     pub fn message(&self) -> String {
         match &self.hint {
-            Some(hint) => format!("{self}; {hint}"),
+            Some(hint) => format!("{self}; hint: {hint}"),
             None => self.to_string(),
         }
     }
@@ -217,7 +217,7 @@ mod tests {
         let response = error.response(OrderId(uuid::Uuid::nil()));
         assert_eq!((response.status, response.temporary), (ResponseStatus::Zerror, false));
         assert_eq!(response.hint.as_deref(), Some("free space"));
-        assert_eq!(error.message(), format!("{error}; free space"));
+        assert_eq!(error.message(), format!("{error}; hint: free space"));
         assert!(std::error::Error::source(&error).is_some());
     }
 

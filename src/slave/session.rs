@@ -158,7 +158,7 @@ impl<Z: Zfs> Slave<Z> {
 /// Tells an agent why it may not send, and logs that.
 async fn refuse(conn: &mut Conn, order: &OrderToSlave, refusal: ListUuids) -> Result<(), WireError> {
     let (peer, source, dataset) = (&conn.peer, &order.source, &order.dest_dataset);
-    let hint = refusal.hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default();
+    let hint = refusal.hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
     log::warn!("{peer}: {source} may not send into {dataset}: {}{hint}", refusal.error);
     conn.send(&refusal).await
 }

@@ -110,7 +110,7 @@ impl CatalogRead for EmbeddedReader {
     }
 
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
-        self.read(|connection| read::outcomes(connection, limit))
+        self.read_since(schema::WITH_HINTS, |connection| read::outcomes(connection, limit))
     }
 
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {

@@ -150,7 +150,7 @@ pub(super) fn destroyed(row: &Row<'_>) -> Result<Destroyed, DbError> {
 }
 
 pub(super) const OUTCOME: &str =
-    "order_id, at, host, action, dataset, snapshot, to_host, to_dataset, success, status, bytes, seconds, error";
+    "order_id, at, host, action, dataset, snapshot, to_host, to_dataset, success, status, bytes, seconds, error, hint";
 
 /// An outcome, from the columns [`OUTCOME`].
 pub(super) fn outcome(row: &Row<'_>) -> Result<Outcome, DbError> {
@@ -169,6 +169,7 @@ pub(super) fn outcome(row: &Row<'_>) -> Result<Outcome, DbError> {
         bytes: unsigned(row, 10)?,
         seconds: row.get_ref(11)?.as_f64().map_err(|error| damaged(11, error))?,
         error: nullable(row, 12, text)?,
+        hint: nullable(row, 13, text)?,
     })
 }
 

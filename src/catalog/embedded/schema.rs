@@ -105,12 +105,16 @@ const MIGRATIONS: &[&str] = &[
     "ALTER TABLE dataset ADD COLUMN unchanged_from INTEGER;
     ALTER TABLE dataset ADD COLUMN unchanged_to INTEGER;
     ALTER TABLE dataset ADD COLUMN listed INTEGER;",
+    // Version 5: what somebody can do about the error of an order.
+    "ALTER TABLE outcome ADD COLUMN hint TEXT;",
 ];
 
 /// The first version that has estimates.
 pub(super) const WITH_ESTIMATES: i64 = 2;
 /// The first version whose datasets have all columns of [`rows::DATASET`].
 pub(super) const WITH_DATASETS: i64 = 4;
+/// The first version whose outcomes have all columns of [`rows::OUTCOME`].
+pub(super) const WITH_HINTS: i64 = 5;
 
 /// The version of the catalogs that this program writes.
 pub(super) fn version() -> i64 {

@@ -318,9 +318,10 @@ pub(super) fn forget(tx: &Transaction<'_>, older_than: DateTime<Utc>) -> Result<
 
 /// Records how an order ended.
 pub(super) fn record_outcome(tx: &Transaction<'_>, outcome: &Outcome) -> Result<(), DbError> {
-    let Outcome { order_id, at, host, action, dataset, snapshot, to, success, status, bytes, seconds, error } = outcome;
+    let Outcome { order_id, at, host, action, dataset, snapshot, to, success, status, bytes, seconds, error, hint } =
+        outcome;
     let insert = format!(
-        "INSERT INTO outcome ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        "INSERT INTO outcome ({}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
         rows::OUTCOME
     );
     tx.prepare_cached(&insert)?.execute(params![
@@ -338,6 +339,7 @@ pub(super) fn record_outcome(tx: &Transaction<'_>, outcome: &Outcome) -> Result<
         // SQLite would store NaN as NULL.
         if seconds.is_finite() { *seconds } else { 0.0 },
         error,
+        hint,
     ])?;
     keep_newest(tx, "outcome", MAX_OUTCOMES)
 }

@@ -58,6 +58,9 @@ pub struct FailedOrder {
     pub to: Option<Place>,
     /// The error.
     pub error: String,
+    /// What somebody can do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// The state of the fleet.
@@ -144,6 +147,7 @@ fn failed_orders(outcomes: Vec<Outcome>) -> Vec<FailedOrder> {
         dataset: o.dataset,
         to: o.to,
         error: o.error.unwrap_or_default(),
+        hint: o.hint,
     });
     failed.collect()
 }

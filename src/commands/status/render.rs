@@ -60,10 +60,13 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
     for (severity, finding) in found {
         text.push_str(&sentence(&format!("{severity}: {finding}"), width));
     }
-    for FailedOrder { at, host, dataset, to, error } in errors {
+    for FailedOrder { at, host, dataset, to, error, hint } in errors {
         let to = to.as_ref().map(|to| format!(" to {}:{}", to.host, to.dataset)).unwrap_or_default();
         let failed = format!("failed {}: {}{to}: {error}", moment(*at), place(host, dataset.as_ref()));
         text.push_str(&sentence(&failed, width));
+        if let Some(hint) = hint {
+            text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));
+        }
     }
     text.push('\n');
     text.push_str(&last_pass(health.at, pass.as_ref()));
