@@ -1,15 +1,16 @@
-//! How a slave reports a dataset to an agent.
+//! Converts the listing of a dataset into the messages in which a slave reports it to an agent.
 
 use crate::model::{DatasetInventory, DatasetStatus};
 use crate::wire::{DestinationInfo, ListUuids, Listing};
 
-/// A dataset as messages that each fit on a line; `found` is `None` if it does not exist.
+/// Divides a dataset into messages that each fit on a line; `found` is `None` if the dataset does not exist.
 pub(super) fn list_uuids(found: Option<DatasetInventory>, place: Option<DestinationInfo>) -> Vec<ListUuids> {
     let Some(inventory) = found else {
         return vec![ListUuids { status: Some(DatasetStatus::False), place, ..ListUuids::default() }];
     };
     let status = if inventory.snapshots.is_empty() { DatasetStatus::False } else { DatasetStatus::True };
-    // Only the division into parts is used here. Host and dataset are those of the conversation, and not repeated.
+    // Only the division into parts is used here, with placeholders for host and dataset: the conversation has named
+    // both already.
     let (Ok(host), Ok(dataset)) = ("slave".parse(), "listing".parse()) else { return Vec::new() };
     let parts = Listing::parts(&host, &dataset, inventory);
     let last = parts.len() - 1;

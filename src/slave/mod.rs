@@ -1,9 +1,9 @@
-//! `zsync slave`: receives streams from agents.
+//! The slave (`zsync slave`) receives streams from agents.
 //!
-//! A conversation (`session`) begins with an agent's order. The slave checks it, locks the dataset, waits for a slot and
-//! answers with a listing of the dataset (`listing`). Then the agent asks for one step after the other, and each is
-//! answered with a response and a new listing. `stream` hands a stream over to `zfs receive`; everything else that a step
-//! does is in `receive`, which agents use as well, for copies within their host.
+//! A conversation (`session`) begins with an agent's order. The slave checks it, locks the dataset, waits for a slot
+//! and answers with a listing of the dataset (`listing`). Then the agent asks for one step after the other, and each is
+//! answered with a response and a new listing. `stream` hands a stream over to `zfs receive`; everything else that a
+//! step does is in `receive`, which agents use as well, for copies within their host.
 
 mod listing;
 pub(crate) mod receive;

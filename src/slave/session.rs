@@ -1,4 +1,4 @@
-//! A slave, and one conversation of it with an agent.
+//! Defines a slave, and holds its conversations with agents.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Slave<Z> {
     counters: Counters,
 }
 
-/// What a conversation holds while it lasts: nobody else receives into its dataset.
+/// The lock and the slot of a conversation. While it lasts, nothing else receives into its dataset.
 struct Admission {
     claim: Claim,
     slot: QueueSlot,
@@ -45,12 +45,12 @@ struct Session<'a, Z> {
 
 /// A step that succeeded.
 struct StepDone {
-    /// What the agent wants to know of it.
+    /// A remark for the agent, such as a new name.
     remark: String,
     listing: ListingAfterStep,
 }
 
-/// What is known of the dataset after a step.
+/// What is known about the dataset after a step.
 enum ListingAfterStep {
     /// The step listed it; `None` if it does not exist.
     Listed(Option<DatasetInventory>),
@@ -65,25 +65,25 @@ impl StepDone {
 }
 
 impl<Z: Zfs> Slave<Z> {
-    /// A slave with this host's ZFS and configuration.
+    /// Creates a slave with this host's ZFS and configuration.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
         Self { receiver: Receiver::new(zfs, local), counters: Counters::new(counters::SLAVE) }
     }
 
-    /// Applies another configuration. Running conversations keep their locks and slots.
+    /// Returns the slave with another configuration. Running conversations keep their locks and slots.
     #[must_use]
     pub fn with_local(&self, local: Arc<Local>) -> Self {
         Self { receiver: self.receiver.with_local(local), counters: self.counters.clone() }
     }
 
-    /// Publishes what the slave receives.
+    /// Makes the slave publish what it receives.
     #[must_use]
     pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
         Self { receiver: self.receiver.publishing(publisher), ..self }
     }
 
-    /// Has one conversation with an agent.
+    /// Holds one conversation with an agent.
     async fn converse(&self, conn: &mut Conn, first_line: &[u8]) -> Result<(), WireError> {
         conn.set_stall_timeout(self.receiver.local.stall_timeout);
         let order: OrderToSlave = conn.parse(first_line)?;
@@ -108,7 +108,8 @@ impl<Z: Zfs> Slave<Z> {
         result
     }
 
-    /// Checks an order, locks its dataset and waits for a slot; `None` after the agent was told that it is refused.
+    /// Checks an order, locks its dataset and waits for a slot. Returns `None` if the order was refused, after sending
+    /// the refusal.
     async fn admit(&self, conn: &mut Conn, order: &OrderToSlave) -> Result<Option<Admission>, WireError> {
         if order.protocol > PROTOCOL {
             let reason = format!("protocol {} is newer than this slave's, {PROTOCOL}", order.protocol);
@@ -122,8 +123,8 @@ impl<Z: Zfs> Slave<Z> {
             return refuse(conn, order, ListUuids { error: denied.to_string(), ..refusal }).await.map(|()| None);
         }
         let no_bytes = Counter::default();
-        // The previous sender may be an agent that is gone without this host knowing, or a receive that still runs. The
-        // patience is as long as it takes to notice a silent peer.
+        // An agent that has vanished, or a receive that is still running, may have locked the dataset. This waits as
+        // long as it takes to notice a silent peer.
         let claiming = self.receiver.locks.claim_within(conn.patience, dataset);
         let Some(claim) = alive_while(conn, &no_bytes, claiming).await? else {
             let status = Some(DatasetStatus::True);
@@ -147,7 +148,7 @@ impl<Z: Zfs> Slave<Z> {
         }
     }
 
-    /// Lists the destination, with what an agent has to know of it.
+    /// Lists the destination, with what an agent has to know about it.
     async fn list(&self, order: &OrderToSlave) -> Result<(ListedDestination, DestinationInfo), ZfsError> {
         let (found, surroundings) = self.receiver.list_around(&order.dest_dataset).await?;
         let place = self.receiver.place(order, found.as_ref(), surroundings).await?;
@@ -155,7 +156,7 @@ impl<Z: Zfs> Slave<Z> {
     }
 }
 
-/// Tells an agent why it may not send, and logs that.
+/// Reports to an agent why it may not send, and logs that.
 async fn refuse(conn: &mut Conn, order: &OrderToSlave, refusal: ListUuids) -> Result<(), WireError> {
     let (peer, source, dataset) = (&conn.peer, &order.source, &order.dest_dataset);
     let hint = refusal.hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
@@ -231,7 +232,7 @@ impl<Z: Zfs> Session<'_, Z> {
     async fn report_success(&mut self, StepDone { remark, listing }: StepDone) -> Result<bool, WireError> {
         self.conn.send(&Response::success(self.order.order_uuid, ResponseStatus::Done, remark)).await?;
         match listing {
-            // The place was reported before, and is as it was.
+            // The rest of the destination's properties was reported before and has not changed.
             ListingAfterStep::Listed(found) => {
                 self.destination.found = found;
                 self.send_listing(None).await.map(|()| true)
@@ -271,12 +272,13 @@ impl<Z: Zfs> Session<'_, Z> {
         Ok(())
     }
 
-    /// Ends the conversation: moves the hold, runs what this host has for received datasets, publishes.
+    /// Ends the conversation: moves the hold, updates the clone and runs the hook of the received dataset, and
+    /// publishes it.
     async fn finish(&mut self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), WireError> {
         let OrderToSlave { order_uuid, dest_dataset, source, .. } = self.order;
         let response = match self.complete(guid).await {
             Ok(()) => Response::success(*order_uuid, status, ""),
-            // The agent is not to repeat the transfer for this.
+            // The agent must not repeat the transfer because of this failure.
             Err(StepFailure::Step(error)) => Response { temporary: false, ..error.response(*order_uuid) },
             Err(StepFailure::Connection(error)) => return Err(error),
         };

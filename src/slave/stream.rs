@@ -1,5 +1,6 @@
 //! Receives one stream: from the connection into `zfs receive`, with every wait limited.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -8,12 +9,12 @@ use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetInventory, ResponseStatus};
+use crate::model::{Counter, DatasetInventory, ResponseStatus, SendFlags};
 use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
 use crate::sys::{clock, runtime};
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
 use crate::wire::{Alive, OrderToSlave};
-use crate::zfs::{End, ReceiveStream, Zfs, ZfsError};
+use crate::zfs::{End, ExpectedStream, Inspect, ReceiveStream, Zfs, ZfsError};
 
 /// Why a step failed.
 pub(super) enum StepFailure {
@@ -58,14 +59,16 @@ pub(super) struct StreamReceive<'a, Z> {
 enum Fed {
     /// The whole stream was passed to `zfs receive`.
     All(StreamEnd),
-    /// `zfs receive` ended before the stream.
+    /// `zfs receive` ended before the end of the stream.
     Closed,
     /// `zfs receive` accepted no data for too long.
     Stalled,
+    /// The stream is not what was announced, for this reason. Nothing of the offending part was passed on.
+    Refused(String),
 }
 
 impl<Z: Zfs> StreamReceive<'_, Z> {
-    /// Receives the stream and verifies what arrived; gives the dataset as it is then. The slot is free again once the
+    /// Receives the stream and verifies what arrived; returns the dataset as it is then. The slot is released once the
     /// stream has ended.
     pub(super) async fn run(
         &self,
@@ -77,7 +80,16 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
                 Ok(begun) => begun,
                 Err(error) => return self.refuse(conn, error).await,
             };
-        let fed = feed(conn, &mut *data, self.counter).await;
+        let mut inspector = self.receiver.zfs.inspector(self.expected());
+        let fed = feed(conn, &mut *data, &mut *inspector, self.counter).await;
+        if let Ok(Fed::Refused(reason)) = fed {
+            // Killed before its input is closed, so that it does not take this for the end of the stream.
+            drop((end, data));
+            let OrderToSlave { source, dest_dataset, .. } = self.order;
+            log::warn!("{}: refused the stream of {source} into {dest_dataset}: {reason}", conn.peer);
+            let error = OrderError::refused(format!("the stream is not as announced: {reason}"));
+            return self.refuse(conn, error).await;
+        }
         // zfs receive ends when its input is closed.
         drop(data);
         if let Ok(Fed::Stalled) = fed {
@@ -88,7 +100,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         let (fed, ended) = self.wait_for_end(conn, fed, end).await?;
         drop(slot);
         let ended = match (fed, ended) {
-            // The sender's failure explains the receiver's.
+            // The failure of the sender explains that of the receiver.
             (Fed::All(StreamEnd { is_success: false, error }), _) => {
                 Err(OrderError::temporary(ResponseStatus::Zerror, error))
             }
@@ -105,6 +117,36 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         Ok(alive_while(conn, self.counter, verifying).await??)
     }
 
+    /// Checks that the announcement fits what this host has listed. The sender must not decide whether a dataset is
+    /// created (and gets safe properties), or whether it is empty (and may be replaced).
+    fn check_announcement(&self) -> Result<(), OrderError> {
+        let IncomingStream { guid, create, overwrite, .. } = self.incoming;
+        let found = self.before.found.as_ref();
+        let has_snapshots = found.is_some_and(|found| !found.snapshots.is_empty());
+        let fits = match (guid, create) {
+            (None, create) => !overwrite && create.is_none() && found.is_some_and(|found| found.resume_token.is_some()),
+            (Some(_), Some(_)) => !has_snapshots && found.is_some() == *overwrite,
+            (Some(_), None) => has_snapshots && !overwrite,
+        };
+        if fits {
+            return Ok(());
+        }
+        let reason = format!("the announced stream does not fit the current state of {}", self.order.dest_dataset);
+        Err(OrderError::temporary(ResponseStatus::Refused, reason))
+    }
+
+    /// What the stream must be, according to this host's listing and the announcement.
+    fn expected(&self) -> ExpectedStream {
+        let bases = match (self.incoming.create, &self.order.clone_of) {
+            (Some(_), Some(of)) if self.incoming.cloned => [of.guid].into(),
+            (Some(_), _) => BTreeSet::new(),
+            (None, _) => self.before.found.iter().flat_map(|found| &found.snapshots).map(|s| s.guid).collect(),
+        };
+        // A resumed stream has the flags of the first attempt, of which nothing is known here.
+        let may_be_raw = self.incoming.flags.is_none_or(|flags| flags == SendFlags::Raw);
+        ExpectedStream { bases, guid: self.incoming.guid, may_be_raw }
+    }
+
     /// Starts `zfs receive` once there is a slot. The first stream of a conversation has one already.
     async fn begin(&self, slot: Option<QueueSlot>) -> Result<(QueueSlot, ReceiveStream), OrderError> {
         let slot = match slot {
@@ -114,14 +156,15 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
                 taken.map_err(|limit| OrderError::queue_timeout("max_receives", limit))?
             }
         };
+        self.check_announcement()?;
         let spec = self.receiver.prepare(self.order, self.incoming, self.before.surroundings).await?;
         Ok((slot, self.receiver.zfs.receive(&spec).await.map_err(OrderError::receiving)?))
     }
 
     /// Waits for `zfs receive` to end.
     ///
-    /// After a lost connection, too: what arrived is kept for resuming, and may even be all of it, so nobody else may
-    /// use the dataset before `zfs receive` is done.
+    /// This is also necessary after a lost connection: what arrived is kept for resuming, and may even be the whole
+    /// stream, so nothing else may use the dataset before `zfs receive` has ended.
     async fn wait_for_end(
         &self,
         conn: &mut Conn,
@@ -139,7 +182,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             Ok((fed, ended)) => Ok((fed, receive_ended(ended, stall))),
             Err(error) => {
                 if let Err(runtime::Elapsed) = runtime::timeout(stall, end).await {
-                    let stalled = OrderError::stalled("zfs receive did not end", stall);
+                    let stalled = OrderError::stalled("zfs receive kept running after its last byte", stall);
                     log::warn!("{}: {}", self.order.dest_dataset, stalled.message());
                 }
                 Err(error)
@@ -147,7 +190,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         }
     }
 
-    /// Fails the step: tells the agent to stop sending, and discards the rest of the stream.
+    /// Fails the step: asks the agent to stop sending, and discards the rest of the stream.
     async fn refuse<T>(&self, conn: &mut Conn, error: OrderError) -> Result<T, StepFailure> {
         drain(conn, self.order).await?;
         Err(error.into())
@@ -157,11 +200,11 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
 fn receive_ended(ended: Result<Result<(), ZfsError>, runtime::Elapsed>, stall: Duration) -> Result<(), OrderError> {
     match ended {
         Ok(ended) => ended.map_err(OrderError::receiving),
-        Err(runtime::Elapsed) => Err(OrderError::stalled("zfs receive did not end", stall)),
+        Err(runtime::Elapsed) => Err(OrderError::stalled("zfs receive kept running after its last byte", stall)),
     }
 }
 
-/// Tells the agent at once that its stream is not wanted, and discards the rest of it.
+/// Reports to the agent at once that its stream is refused, and discards the rest of it.
 async fn drain(conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
     conn.send(&Alive { alive: 0, refused: true }).await?;
     let mut frame = Vec::new();
@@ -175,6 +218,7 @@ async fn drain(conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
 async fn feed(
     conn: &mut Conn,
     data: &mut (dyn AsyncWrite + Send + Unpin),
+    inspector: &mut dyn Inspect,
     counter: &Counter,
 ) -> Result<Fed, WireError> {
     let (mut frame, stall) = (Vec::new(), conn.stall);
@@ -183,10 +227,15 @@ async fn feed(
             Ok(true) => {}
             Ok(false) => break,
             Err(error) => {
-                // What arrived of a frame need not be sent again.
-                drop(runtime::timeout(stall, data.write_all(&frame)).await);
+                // The part of the frame that arrived is passed on, so that it need not be sent again.
+                if inspector.feed(&frame).is_ok() {
+                    drop(runtime::timeout(stall, data.write_all(&frame)).await);
+                }
                 return Err(error);
             }
+        }
+        if let Err(reason) = inspector.feed(&frame) {
+            return Ok(Fed::Refused(reason));
         }
         match alive_while(conn, counter, runtime::timeout(stall, data.write_all(&frame))).await? {
             Ok(Ok(())) => counter.add(frame.len() as u64),
@@ -201,7 +250,7 @@ async fn feed(
     Ok(Fed::All(end))
 }
 
-/// Since when the oldest data of an order waits to be sent, which decides its turn in the queue.
+/// Since when the oldest data of an order has been waiting to be sent, which decides its turn in the queue.
 pub(super) fn waiting_since(order: &OrderToSlave) -> DateTime<Utc> {
     order.oldest_unsent.unwrap_or_else(clock::now)
 }

@@ -1,6 +1,6 @@
-//! Changes to a destination that cannot take the next stream, or that exists under another name: roll back, set aside,
-//! follow a rename. Each needs the order's permission and this host's, and none touches a dataset that is not the
-//! source's copy.
+//! Changes a destination that cannot take the next stream, or that exists under another name: rolls it back, sets it
+//! aside, or renames it as its source was renamed. Each change needs the permission of the order and of this host, and
+//! none touches a dataset that is not the source's copy.
 
 use crate::host::error::OrderError;
 use crate::model::tags;
@@ -12,7 +12,7 @@ use crate::zfs::{Depth, Fate, Named, Zfs, ZfsError};
 
 impl<Z: Zfs> Receiver<Z> {
     /// Rolls back to the newest common snapshot, `guid`. The newer snapshots must be exactly `destroys`, the order must
-    /// allow to destroy them, and none of them may be held or have clones.
+    /// allow destroying them, and none of them may be held or have clones.
     pub(crate) async fn rollback(&self, order: &OrderToSlave, guid: Guid, destroys: &[Guid]) -> Result<(), OrderError> {
         let dataset = &order.dest_dataset;
         let refused = |reason: &str| OrderError::refused(format!("cannot roll back {dataset}: {reason}"));
@@ -20,7 +20,7 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(refused("the order does not allow it"));
         }
         if !destroys.is_empty() && !order.rollback_may_destroy {
-            return Err(refused("the order does not allow it to destroy snapshots"));
+            return Err(refused("the order does not allow destroying snapshots"));
         }
         self.local.permission_to_destroy(dataset)?;
         let found = self.list(dataset).await?;
@@ -58,7 +58,8 @@ impl<Z: Zfs> Receiver<Z> {
     ) -> Result<(), OrderError> {
         let dataset = &order.dest_dataset;
         let names = newer.iter().map(|s| s.name.as_str()).collect::<Vec<_>>().join(", ");
-        // zsync's own hold may be on the newest of them. It moves to the common snapshot, which is never without one.
+        // zsync's own hold may be on the newest of them. It is moved to the common snapshot, because there must always
+        // be one.
         self.move_hold(dataset, &mut found.clone(), &order.source, common.guid).await?;
         log::warn!("rolling {dataset} back to @{}, which destroys {names}, as the policy allows", common.name);
         let named = |s: &Snapshot| Named { name: s.name.clone(), guid: s.guid };
@@ -72,7 +73,8 @@ impl<Z: Zfs> Receiver<Z> {
                 Fate::Destroyed | Fate::Gone | Fate::Spared => return None,
                 Fate::Held => "is held",
                 Fate::Cloned => "has clones",
-                Fate::Another => "is another snapshot by now",
+                Fate::Busy => "is in use",
+                Fate::Another => "is now another snapshot",
                 Fate::Failed(_) => "cannot be destroyed",
             };
             Some(format!("{} {why}", dataset.at(&victim.name)))
@@ -82,7 +84,7 @@ impl<Z: Zfs> Receiver<Z> {
         Err(OrderError::new(ResponseStatus::WasWritten, reason))
     }
 
-    /// Renames a dataset that cannot take increments, with everything below it, and excludes it from zsync. Gives the
+    /// Renames a dataset that cannot take increments, with everything below it, and excludes it from zsync. Returns the
     /// new name.
     pub(crate) async fn set_aside(
         &self,
@@ -122,7 +124,7 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(aside)
     }
 
-    /// A name next to the dataset's that says what happened and when, and that no dataset has yet.
+    /// A name next to the dataset's that shows what happened and when, and that no dataset has yet.
     async fn free_name(&self, dataset: &DatasetName) -> Result<DatasetName, OrderError> {
         let stamp = clock::now().format("%Y%m%dT%H%M%SZ");
         for number in 1..100 {
@@ -147,7 +149,7 @@ impl<Z: Zfs> Receiver<Z> {
         let refused = |reason: &str| OrderError::refused(format!("cannot rename {old} to {dataset}: {reason}"));
         self.local.permission_to_receive(old, &order.source)?;
         self.local.permission_to_rename(old, dataset)?;
-        let Some(_claim) = self.locks.claim(old) else { return Err(refused("it is being received into")) };
+        let Some(_claim) = self.locks.claim(old) else { return Err(refused("a stream is being received into it")) };
         let Some(found) = self.list(old).await? else { return Err(refused("it does not exist")) };
         if found.by_guid(from.guid).is_none() {
             return Err(refused(&format!("it has no snapshot with the guid {}", from.guid)));
@@ -157,7 +159,7 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(refused(&format!("it has no hold {tag}")));
         }
         if self.list(dataset).await?.is_some() {
-            return Err(refused("the new name exists"));
+            return Err(refused("a dataset with the new name exists"));
         }
         self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
         self.rename(old, dataset).await.map_err(OrderError::receiving)?;
@@ -169,7 +171,7 @@ impl<Z: Zfs> Receiver<Z> {
     async fn rename(&self, from: &DatasetName, to: &DatasetName) -> Result<(), ZfsError> {
         let renamed = self.zfs.rename(from, to).await;
         if let Some(publisher) = &self.publisher {
-            publisher.lapse(&format!("{from} was renamed to {to}, with all below it"));
+            publisher.lapse(&format!("{from} was renamed to {to}, with everything below it"));
         }
         renamed
     }

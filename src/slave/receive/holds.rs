@@ -1,4 +1,4 @@
-//! Holds on received snapshots: the newest snapshot that a copy has in common with its source is always held.
+//! Maintains holds on received snapshots: the newest snapshot that a copy has in common with its source is always held.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,9 @@ use crate::slave::receive::Receiver;
 use crate::zfs::{Zfs, ZfsError};
 
 impl<Z: Zfs> Receiver<Z> {
-    /// Moves the hold of a source to the newest common snapshot: first the new hold, then the older ones go, so that
-    /// there is always one. Holds of other source hosts go as well, because a dataset has one source.
+    /// Moves the hold of a source to the newest common snapshot: first adds the new hold, then releases the older ones,
+    /// so that there is always one. Holds of other source hosts are released as well, because a dataset has only one
+    /// source.
     ///
     /// `inventory` is the dataset as listed, and is updated.
     pub(crate) async fn move_hold(
@@ -24,8 +25,8 @@ impl<Z: Zfs> Receiver<Z> {
         let ours = (common.name.clone(), tags::received(from));
         let mut held = inventory.snapshots.iter().filter(|s| s.userrefs > 0);
         let holds = match (held.next(), held.next()) {
-            // Every transfer leaves exactly one older snapshot with one hold, which is to go now. If that hold turns out
-            // to be somebody else's, releasing our tag does nothing, and the next transfer finds two held snapshots.
+            // Every transfer leaves exactly one older snapshot with one hold, which is released now. If that hold is
+            // not zsync's, releasing zsync's tag does nothing, and the next transfer finds two held snapshots.
             (Some(before), None) if before.userrefs == 1 && before.guid != guid => {
                 vec![(before.name.clone(), ours.1.clone())]
             }

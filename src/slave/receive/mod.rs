@@ -1,9 +1,9 @@
-//! The receiving side of a transfer. A slave uses it for streams from other hosts, an agent for copies between pools of
-//! its own host.
+//! Implements the receiving side of a transfer. A slave uses it for streams from other hosts, an agent for copies
+//! between pools of its own host.
 //!
-//! Whatever an order may ask for, a step that could lose data is checked here, against ZFS as it is at that moment.
-//! [`Receiver`] prepares a receive and verifies what arrived; `conflict` changes a destination that cannot take the next
-//! stream; `holds` keeps the newest common snapshot held.
+//! Whatever an order asks for, every step that could lose data is checked here against ZFS as it is at that moment.
+//! [`Receiver`] prepares a receive and verifies what arrived; `conflict` changes a destination that cannot take the
+//! next stream; `holds` keeps the newest common snapshot held.
 
 mod conflict;
 mod holds;
@@ -29,7 +29,7 @@ const FLAGS: &str = "zsync:flags";
 /// The property that makes zsync leave a dataset alone.
 const EXCLUDE: &str = "zsync:exclude";
 
-/// The receiving engine of a host.
+/// Receives streams on a host.
 pub struct Receiver<Z> {
     pub(crate) zfs: Arc<Z>,
     /// What the host permits.
@@ -63,12 +63,12 @@ impl Surroundings {
     }
 }
 
-/// The reason given to a second order for a dataset that already receives.
+/// The reason for refusing a second order for a dataset that already receives.
 pub(crate) fn occupied(dataset: &DatasetName) -> String {
-    format!("{dataset} is being received into already")
+    format!("another transfer into {dataset} is already running")
 }
 
-/// What a stream will bring.
+/// Describes a stream that is about to be received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IncomingStream {
     /// The guid of the snapshot that will be the newest; `None` for a resumed stream, whose end only ZFS knows.
@@ -107,12 +107,12 @@ impl<Z: Zfs> Receiver<Z> {
         Self { zfs, local, locks: DatasetLocks::default(), queue, publisher: None }
     }
 
-    /// Publishes what the host receives.
+    /// Makes the receiver publish what it receives.
     pub(crate) fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
         Self { publisher, ..self }
     }
 
-    /// Applies another configuration. Running receives keep their locks and slots.
+    /// Returns the receiver with another configuration. Running receives keep their locks and slots.
     pub(crate) fn with_local(&self, local: Arc<Local>) -> Self {
         let queue = if local.max_receives == self.local.max_receives {
             self.queue.clone()
@@ -150,7 +150,7 @@ impl<Z: Zfs> Receiver<Z> {
         Ok((at.map(|at| listed.swap_remove(at).1), surroundings))
     }
 
-    /// What the sender has to know of the destination besides its snapshots.
+    /// What the sender has to know about the destination besides its snapshots.
     pub(crate) async fn place(
         &self,
         order: &OrderToSlave,
@@ -177,7 +177,7 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(found.and_then(|found| found.by_guid(of.guid).map(|s| s.name.clone())))
     }
 
-    /// Prepares a receive: checks permissions, creates missing parents, and gives the arguments of `zfs receive`.
+    /// Prepares a receive: checks permissions, creates missing parents, and returns the arguments of `zfs receive`.
     pub(crate) async fn prepare(
         &self,
         order: &OrderToSlave,
@@ -211,10 +211,11 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin, overwrite: incoming.overwrite })
     }
 
-    /// Verifies a receive by listing the dataset, and gives what was listed.
+    /// Verifies a receive by listing the dataset, and returns the listing.
     ///
-    /// The exit status alone does not decide: a zero one proves no snapshot, and after another one everything may have
-    /// arrived (if only the mount failed). `before` is the dataset as it was before the receive.
+    /// The exit status of `zfs receive` is not enough: status 0 does not prove that the snapshot exists, and after
+    /// another status everything may have arrived (if only the mount failed). `before` is the dataset as it was before
+    /// the receive.
     pub(crate) async fn verify(
         &self,
         dataset: &DatasetName,
@@ -241,7 +242,7 @@ impl<Z: Zfs> Receiver<Z> {
             None => found.as_ref().is_some_and(|f| f.resume_token.is_none()) && ended.is_ok(),
         };
         match ended {
-            Err(error) if arrived => log::warn!("{dataset}: the whole stream arrived in spite of an error: {error}"),
+            Err(error) if arrived => log::warn!("{dataset}: the whole stream arrived despite an error: {error}"),
             Err(error) if error.is_out_of_space() => return Err(self.discard_partial(dataset, error).await),
             Err(error) => return Err(error),
             Ok(()) if arrived => {}
@@ -275,8 +276,8 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(hooks::after_receive(&self.local, order.order_uuid, dataset, snapshot, &source_of(order)).await?)
     }
 
-    /// Discards a partial receive after the space ran out: kept for resuming, it would leave no space for anything else
-    /// in the pool.
+    /// Discards a partial receive after the space ran out. If it were kept for resuming, it would leave no space for
+    /// anything else in the pool.
     async fn discard_partial(&self, dataset: &DatasetName, error: OrderError) -> OrderError {
         match self.zfs.abort_receive(dataset).await {
             Ok(()) => error
@@ -286,7 +287,7 @@ impl<Z: Zfs> Receiver<Z> {
                     dataset.pool()
                 )),
             Err(left) => {
-                error.context(format!("cannot receive into {dataset}, nor discard the partial stream ({left})"))
+                error.context(format!("cannot receive into {dataset}, and cannot discard the partial stream ({left})"))
             }
         }
     }
