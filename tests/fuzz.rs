@@ -1,6 +1,6 @@
 //! Feeds random mutations of the seeds in `tests/corpus` to all code that parses data from peers or from `zfs`. No
-//! input causes a panic, takes long or makes memory grow, and accepted input means the same when it is written and read
-//! again.
+//! input may cause a panic, take long or make the memory grow. An accepted message must have the same meaning after it
+//! is written and read again.
 //!
 //! `make fuzz` runs ten million inputs, `cargo test` a few thousand for each target. `ZSYNC_FUZZ_INPUTS` sets the
 //! number of all inputs, `ZSYNC_FUZZ_SEED` the seed of the random numbers. A failure prints the input.
@@ -33,7 +33,8 @@ use zsync::transport::tls::{certificate, certificates_in};
 use zsync::wire::codec::{Conn, LARGEST_FRAME, StreamEnd};
 use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs::fake::Fake;
-use zsync::zfs::{SendFrom, SendSpec, Zfs, parse};
+use zsync::zfs::parse::UserProperties;
+use zsync::zfs::{DatasetColumns, SendFrom, SendSpec, Zfs, parse};
 
 /// The number of targets, which share the inputs.
 const TARGETS: u64 = 12;
@@ -361,14 +362,44 @@ fn names_that_parse_are_harmless() {
 #[test]
 fn zfs_listings_are_parsed_without_panic() {
     fuzz("listings of zfs", &corpus("zfs-list"), |bytes| {
-        let datasets = parse::datasets(bytes);
+        let datasets = parse::datasets(bytes, DatasetColumns { changed: false, user: true });
         let rows = parse::snapshots(bytes);
-        for (name, _) in datasets.iter().flatten() {
+        for ((name, _), _) in datasets.iter().flatten() {
             assert!(is_harmless(name.as_str()));
         }
         if let (Ok(datasets), Ok(rows)) = (datasets, rows) {
             let count = datasets.len();
-            assert!(parse::join(datasets, rows).len() <= count);
+            assert!(parse::join(datasets.into_iter().map(|(listed, _)| listed).collect(), rows).len() <= count);
+        }
+    });
+}
+
+/// Whatever somebody writes into a user property of one dataset, the others are listed as they are.
+#[test]
+fn value_of_user_property_affects_only_its_dataset() {
+    let names = ["tank", "tank/a", "tank/b", "tank/b/c"];
+    let mut seeds = corpus("zfs-list");
+    seeds.extend(names.map(|name| format!("on\t-\ttank/b\n{name}\ton\t-\t{name}\ntank/b\t-").into_bytes()));
+    let head = |name: &str| format!("{name}\tfilesystem\t7\t0\toff\t-\t-");
+    seeds.push(format!("on\t-\ttank/b\n{}\ton\t-\ttank/new\n{}\t-", head("tank/new"), head("tank/b")).into_bytes());
+    fuzz("values of user properties", &seeds, |value| {
+        let listing = |head: &dyn Fn(&str) -> String| {
+            let line = |name: &str| match name {
+                "tank/b" => [head(name).as_bytes(), b"\t", value, b"\t-\ttank/b\n"].concat(),
+                _ => format!("{}\t-\t-\t{name}\n", head(name)).into_bytes(),
+            };
+            names.map(line).concat()
+        };
+        let user = DatasetColumns { changed: false, user: true };
+        if let Ok(rows) = parse::datasets(&listing(&head), user) {
+            let found: Vec<_> = rows.iter().map(|((name, of), _)| (name.as_str(), of.excluded)).collect();
+            assert!(found.iter().map(|(name, _)| *name).eq(names), "{found:?}");
+            assert!(found.iter().all(|(name, excluded)| !excluded || *name == "tank/b"), "{found:?}");
+        }
+        let apart = listing(&str::to_owned);
+        for (name, values) in parse::user_properties(&apart) {
+            let is_other = name.as_str() != "tank/b" && names.contains(&name.as_str());
+            assert!(!is_other || matches!(values, UserProperties::Clear("-", "-") | UserProperties::Ambiguous));
         }
     });
 }
@@ -429,10 +460,10 @@ fn converse<R: Role>(role: &Arc<R>, bytes: &[u8]) {
     });
 }
 
-/// What a send of a first snapshot with this guid gives.
+/// The stream of a full send of a first snapshot with this guid.
 fn stream_of_snapshot(guid: u64) -> Vec<u8> {
     let source = Fake::new(0);
-    // Each dataset takes a guid.
+    // Each dataset uses up one guid.
     for number in 1..guid {
         source.create(&ds(&format!("tank/{number}")));
     }
@@ -461,7 +492,7 @@ fn slave_survives_any_conversation() {
     let length = u32::try_from(stream.len()).unwrap().to_be_bytes();
     let end = b"\0\0\0\0{\"IsSuccess\":true}\n{\"Step\":\"finish\",\"Status\":8,\"Guid\":\"17\"}\n";
     seeds.push([&seeds[1][..], &length, stream, end].concat());
-    // This conversation with a compressed stream.
+    // That conversation, but with a compressed stream.
     let packed = zstd::bulk::compress(stream, 3).unwrap();
     let length = (1 << 31 | u32::try_from(packed.len()).unwrap()).to_be_bytes();
     seeds.push([&seeds[1][..], &length, &packed, end].concat());

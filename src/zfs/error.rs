@@ -1,5 +1,6 @@
-//! Errors of the `zfs` command.
+//! Defines the errors of the `zfs` command.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use thiserror::Error;
@@ -10,9 +11,9 @@ use thiserror::Error;
 pub enum ErrorKind {
     /// The dataset, snapshot or pool does not exist.
     NotFound,
-    /// It exists already.
+    /// The dataset, snapshot or bookmark exists already.
     Exists,
-    /// Something else uses it. Retrying may help.
+    /// Something else is using the dataset or snapshot. Retrying may help.
     Busy,
     /// No space is left, or a quota is reached.
     NoSpace,
@@ -41,7 +42,13 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// Whether retrying later may help, without anybody doing anything.
+    /// Whether the `zfs` program itself cannot be used, so that every other command fails as well.
+    #[must_use]
+    pub fn is_about_program(self) -> bool {
+        matches!(self, Self::Missing | Self::TooOld | Self::Permission)
+    }
+
+    /// Whether retrying later may help without intervention.
     #[must_use]
     pub fn is_temporary(self) -> bool {
         matches!(self, Self::Busy | Self::Stream | Self::Killed)
@@ -61,6 +68,19 @@ pub struct ZfsError {
     pub stderr: String,
 }
 
+impl ZfsError {
+    /// The snapshots that `zfs snapshot` names as the reason why it took none, each with ZFS' message about it.
+    #[must_use]
+    pub fn refused_snapshots(&self) -> BTreeMap<String, String> {
+        let refused = |line: &str| {
+            let rest = line.trim().strip_prefix("cannot create snapshot '")?;
+            let (snapshot, words) = rest.split_once("': ")?;
+            Some((snapshot.to_owned(), words.to_owned()))
+        };
+        self.stderr.lines().filter_map(refused).collect()
+    }
+}
+
 impl fmt::Display for ZfsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, command, status, stderr } = self;
@@ -68,12 +88,12 @@ impl fmt::Display for ZfsError {
         match kind {
             ErrorKind::Missing => write!(
                 f,
-                "cannot run {:?}: {words}; install the command line tools of OpenZFS, or name the program with --zfs",
+                "cannot run {:?}: {words}; hint: install the command line tools of OpenZFS, or name the program with --zfs",
                 command.split(' ').next().unwrap_or(command)
             ),
             ErrorKind::TooOld => {
                 let program = command.split(' ').next().unwrap_or(command);
-                write!(f, "cannot use {program:?}: {words}; update it, or name another program with --zfs")
+                write!(f, "cannot use {program:?}: {words}; hint: update it, or name another program with --zfs")
             }
             ErrorKind::Output => write!(f, "cannot parse the output of \"{command}\": {words}"),
             _ if words.is_empty() => write!(f, "\"{command}\" failed: {status}"),

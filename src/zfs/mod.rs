@@ -1,4 +1,4 @@
-//! The interface to ZFS, as two traits: [`ZfsRead`] reads, [`Zfs`] also changes.
+//! Defines the interface to ZFS as two traits: [`ZfsRead`] reads, [`Zfs`] also changes.
 //!
 //! Code that must not change anything gets a `ZfsRead`. There are two implementations: `system` runs the `zfs` command,
 //! `fake` keeps pools in memory for tests. Only `argv` knows the flags of the command, and only `parse` knows its
@@ -8,8 +8,10 @@ mod argv;
 mod error;
 #[cfg(any(test, feature = "test-support"))]
 pub mod fake;
+pub mod inspect;
 pub mod parse;
 mod pipe;
+pub mod records;
 pub mod system;
 
 use std::collections::BTreeMap;
@@ -20,20 +22,32 @@ use std::time::Duration;
 
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
-use crate::model::{Bookmark, Counter, DatasetInventory, DatasetName, Guid, SendFlags, SnapName, Snapshot};
+use crate::model::{
+    Bookmark, Counter, DatasetInventory, DatasetName, Guid, HostListing, SendFlags, SnapName, Snapshot,
+};
 pub use error::{ErrorKind, ZfsError};
+pub use inspect::{ExpectedStream, Inspect};
 
-/// What a listing covers around the named datasets.
+/// Which datasets a listing covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Depth {
-    /// The datasets.
+    /// Only the named datasets.
     Only,
-    /// The datasets and everything below them.
+    /// The named datasets and everything below them.
     Recursive,
-    /// The datasets, without their snapshots and bookmarks.
+    /// The named datasets, without their snapshots and bookmarks.
     Bare,
-    /// The datasets, and without their snapshots and bookmarks the datasets that contain them.
+    /// The named datasets, and the datasets that contain them, the latter without snapshots and bookmarks.
     Around,
+}
+
+/// Which columns a listing of datasets has besides the fixed ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatasetColumns {
+    /// The time when the dataset's snapshots last changed. OpenZFS has that property from 2.2 on.
+    pub changed: bool,
+    /// The user properties of zsync.
+    pub user: bool,
 }
 
 /// Where a send starts from.
@@ -43,7 +57,7 @@ pub enum SendFrom {
     Nothing,
     /// From a snapshot, including every snapshot in between (`-I`).
     Snapshot(SnapName),
-    /// From the snapshot directly before it (`-i`). This costs ZFS less at both ends than `-I`.
+    /// From the snapshot directly before the one to send (`-i`). This costs ZFS less at both ends than `-I`.
     Before(SnapName),
     /// From a bookmark to exactly one snapshot (`-i`).
     Bookmark(SnapName),
@@ -116,7 +130,7 @@ pub struct Named {
 /// The result of destroying one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was destroyed.
+    /// The snapshot was destroyed.
     Destroyed,
     /// No snapshot has this name.
     Gone,
@@ -126,20 +140,22 @@ pub enum Fate {
     Held,
     /// It has clones.
     Cloned,
-    /// Nothing prevented it, but it was not destroyed, because a guard was missing or all were to be destroyed or none.
+    /// It is in use: mounted below `.zfs/snapshot`, where somebody is looking at it, or open as a volume.
+    Busy,
+    /// It could have been destroyed, but a guard was missing, or all snapshots were to be destroyed or none.
     Spared,
-    /// ZFS failed with this error number.
+    /// ZFS failed with this error.
     Failed(String),
 }
 
-/// The end of the process that reads or writes a stream.
+/// Completes when the process that reads or writes a stream has ended.
 pub type End = Pin<Box<dyn Future<Output = Result<(), ZfsError>> + Send>>;
 
 /// A running `zfs send`. Dropping it kills the process.
 pub struct SendStream {
     /// The stream.
     pub data: Box<dyn AsyncRead + Send + Unpin>,
-    /// To be awaited after the end of `data`.
+    /// The end of the process. Await it after the end of `data`.
     pub end: End,
 }
 
@@ -147,7 +163,7 @@ pub struct SendStream {
 pub struct ReceiveStream {
     /// The stream.
     pub data: Box<dyn AsyncWrite + Send + Unpin>,
-    /// To be awaited after `data` was closed.
+    /// The end of the process. Await it after closing `data`.
     pub end: End,
 }
 
@@ -165,18 +181,16 @@ pub trait ZfsRead: Send + Sync + 'static {
     /// Lists datasets with their snapshots and bookmarks. Datasets that do not exist are left out.
     fn list(&self, roots: &[DatasetName], depth: Depth) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send;
 
-    /// Lists datasets with everything below them. If, according to ZFS, the snapshots of a dataset have not changed
-    /// since
-    /// `known` was listed, and that was not long ago, they are taken from `known`. Its bookmarks and holds may be
-    /// outdated then.
-    fn list_changed(
+    /// Lists datasets with everything below them. If `known` was listed not long ago, and the snapshots of a dataset
+    /// have not changed since then according to ZFS, they are taken from `known`. In that case, the bookmarks and holds
+    /// of the dataset may be outdated.
+    ///
+    /// Pools are listed one by one. The call fails only if `zfs` itself cannot be used.
+    fn list_pools(
         &self,
         roots: &[DatasetName],
         known: &Known,
-    ) -> impl Future<Output = Result<Vec<Listed>, ZfsError>> + Send {
-        let _ = known;
-        self.list(roots, Depth::Recursive)
-    }
+    ) -> impl Future<Output = Result<HostListing, ZfsError>> + Send;
 
     /// Lists the snapshots and bookmarks of one dataset, for half the cost of [`list`](Self::list); `None` if the
     /// dataset does not exist.
@@ -220,7 +234,7 @@ pub trait ZfsRead: Send + Sync + 'static {
     fn check_version(&self) -> impl Future<Output = Result<String, ZfsError>> + Send;
 }
 
-/// Changes the state of ZFS. Operations are idempotent, or fail with an error that says that there was nothing to do.
+/// Changes the state of ZFS. Operations are idempotent, or fail with an error that shows that there was nothing to do.
 pub trait Zfs: ZfsRead {
     /// Takes one snapshot of each dataset atomically, and returns the snapshots and bookmarks of each. The datasets
     /// must belong to one pool.
@@ -230,8 +244,8 @@ pub trait Zfs: ZfsRead {
         name: &SnapName,
     ) -> impl Future<Output = Result<Vec<(DatasetName, History)>, ZfsError>> + Send;
 
-    /// Writes out the pool of a dataset, because `written` does not count what is still in memory. Does nothing if the
-    /// user has no permission.
+    /// Writes the pending data of a dataset's pool to disk, because `written` does not count data that is still in
+    /// memory. Does nothing if the user has no permission.
     fn sync(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Destroys those of these snapshots of one dataset that have these guids and are neither held nor cloned, all
@@ -322,7 +336,11 @@ pub trait Zfs: ZfsRead {
     /// Starts a receive.
     fn receive(&self, spec: &ReceiveSpec) -> impl Future<Output = Result<ReceiveStream, ZfsError>> + Send;
 
-    /// Sends and receives on this host. If no byte moves for `stall`, both processes are killed.
+    /// An inspector for a stream from another host, which must be as `expected`.
+    fn inspector(&self, expected: ExpectedStream) -> Box<dyn Inspect>;
+
+    /// Sends and receives on this host, and counts the bytes. If no byte moves for `stall`, both processes are killed,
+    /// which is an error.
     fn copy(
         &self,
         send: &SendSpec,

@@ -1,4 +1,4 @@
-//! Pipes that carry streams.
+//! Enlarges pipes that carry streams, and moves streams between them.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

@@ -40,8 +40,8 @@ pub const LOCAL: &str = r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#;
 pub const ZFS: &str = r#"#!/bin/sh
 case "$*" in
   version) echo zfs-2.1.15-1; echo zfs-kmod-2.1.15-1 ;;
-  *snapshot,bookmark*) printf 'tank/data@SYNC_2026-01-01_00:00:00\t1\t1\t%s\t0\n' "$(date +%s)" ;;
-  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\t-\t-\t-\n' ;;
+  *snapshot,bookmark*) printf 'tank/data@SYNC_2026-01-01_00:00:00\t1\t1\t%s\t0\t0\n' "$(date +%s)" ;;
+  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\t-\t-\t-\ttank/data\n' ;;
   *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 "#;
@@ -118,11 +118,16 @@ pub struct Ended {
 }
 
 impl Ended {
-    /// Checks that the program failed with this status and one line that has all these words.
+    /// The errors on standard error, without the hints below them.
+    pub fn errors(&self) -> usize {
+        self.stderr.lines().filter(|line| !line.starts_with("  hint: ")).count()
+    }
+
+    /// Checks that the program failed with this status and one error that has all these words.
     #[track_caller]
     pub fn fails(&self, status: i32, words: &[&str]) {
         assert_eq!(self.status, Some(status), "{self:?}");
-        assert_eq!(self.stderr.lines().count(), 1, "{self:?}");
+        assert_eq!(self.errors(), 1, "{self:?}");
         self.says(words);
     }
 
@@ -169,7 +174,7 @@ impl Running {
         Self { child, log, seen: Vec::new() }
     }
 
-    /// Waits for so many more lines with these words.
+    /// Waits for this many more lines with these words.
     #[track_caller]
     pub fn wait_for(&mut self, words: &str, mut times: usize) {
         let end = Instant::now() + PATIENCE;
@@ -188,7 +193,7 @@ impl Running {
         self.seen.iter().filter(|line| line.contains(words)).count()
     }
 
-    /// Sends SIGTERM, and gives the exit status.
+    /// Sends SIGTERM, and returns the exit status.
     pub fn stop(mut self) -> Option<i32> {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();

@@ -1,4 +1,4 @@
-//! Commands that change datasets and snapshots.
+//! Builds the arguments of commands that change datasets and snapshots.
 
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::Named;
@@ -14,7 +14,7 @@ pub(crate) fn snapshot(datasets: &[DatasetName], name: &SnapName) -> Vec<String>
     argv
 }
 
-/// Writes out the pool of a dataset. This is the only command of `zpool`.
+/// Writes the pending data of a dataset's pool to disk. No other command of `zpool` is used.
 pub(crate) fn sync_pool(dataset: &DatasetName) -> Vec<String> {
     vec!["sync".to_owned(), dataset.pool().to_owned()]
 }

@@ -15,7 +15,12 @@ local function fate(name, guid)
   elseif zfs.get_prop(name, "numclones") ~= 0 then
     return "cloned"
   end
-  return "doomed"
+  local errno = zfs.check.destroy(name)
+  if errno == 0 then
+    return "doomed"
+  end
+  -- EBUSY: it is mounted, or something has it open.
+  return errno == 16 and "busy" or "failed " .. errno
 end
 
 local fates = {}

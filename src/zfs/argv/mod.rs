@@ -1,4 +1,4 @@
-//! Operations as arguments of the `zfs` command. Nothing else knows its flags.
+//! Translates operations into arguments of the `zfs` command. No other module knows its flags.
 //!
 //! Names are checked types, so that none can be mistaken for an option. See zfs(8) and the pages of its subcommands for
 //! what the flags mean.

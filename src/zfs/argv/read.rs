@@ -1,24 +1,42 @@
-//! Commands that only read.
+//! Builds the arguments of commands that only read.
 
 use crate::model::{DatasetName, SnapName};
-use crate::zfs::Depth;
 use crate::zfs::argv::words::{full_names, words};
+use crate::zfs::{DatasetColumns, Depth};
 
 /// The columns of a listing of datasets, in the order in which `parse::datasets` reads them.
-///
-/// The properties of zsync come last, because anybody who may set them can write anything into them.
-const DATASET_COLUMNS: &str = "name,type,guid,written,encryption,receive_resume_token,origin,zsync:exclude,zsync:flags";
+const DATASET_COLUMNS: &str = "name,type,guid,written,encryption,receive_resume_token,origin";
+/// The user properties of zsync. Anybody who may set them can write anything into them, even tabs, newlines and whole
+/// fake lines. Therefore the name is the last column as well: a fake line ends with the name of the dataset that has
+/// the value. It is recognised because it begins with another name, or because that dataset is listed twice.
+const USER_COLUMNS: &str = "zsync:exclude,zsync:flags,name";
 /// The columns of a listing of snapshots and bookmarks. With further columns, or with `-o clones`, ZFS leaves its fast
 /// path and is slower by one to three orders of magnitude.
-const SNAPSHOT_COLUMNS: &str = "name,guid,createtxg,creation,userrefs";
+const SNAPSHOT_COLUMNS: &str = "name,guid,createtxg,creation,userrefs,numclones";
 
 pub(crate) fn version() -> Vec<String> {
     words(&["version"])
 }
 
 /// Lists filesystems and volumes.
-pub(crate) fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> {
-    let mut argv = words(&["list", "-Hp", "-t", "filesystem,volume", "-o", DATASET_COLUMNS]);
+pub(crate) fn list_datasets(roots: &[DatasetName], depth: Depth, columns: DatasetColumns) -> Vec<String> {
+    let mut shown = DATASET_COLUMNS.to_owned();
+    if columns.changed {
+        shown.push_str(",snapshots_changed");
+    }
+    if columns.user {
+        shown = format!("{shown},{USER_COLUMNS}");
+    }
+    list_columns(roots, depth, &shown)
+}
+
+/// Lists zsync's user properties on filesystems and volumes.
+pub(crate) fn list_user_properties(roots: &[DatasetName], depth: Depth) -> Vec<String> {
+    list_columns(roots, depth, &format!("name,{USER_COLUMNS}"))
+}
+
+fn list_columns(roots: &[DatasetName], depth: Depth, columns: &str) -> Vec<String> {
+    let mut argv = words(&["list", "-Hp", "-t", "filesystem,volume", "-o", columns]);
     argv.extend(words(match depth {
         Depth::Only | Depth::Bare | Depth::Around => &["-d", "0"],
         Depth::Recursive => &["-r"],
@@ -27,12 +45,17 @@ pub(crate) fn list_datasets(roots: &[DatasetName], depth: Depth) -> Vec<String> 
     argv
 }
 
-/// Lists datasets with everything below them, each with the time when its snapshots last changed. OpenZFS has that
-/// property from 2.2 on.
-pub(crate) fn list_changes(roots: &[DatasetName]) -> Vec<String> {
-    let columns = format!("{DATASET_COLUMNS},snapshots_changed");
-    let mut argv = words(&["list", "-Hp", "-t", "filesystem,volume", "-o", &columns, "-r"]);
-    argv.extend(roots.iter().map(ToString::to_string));
+/// Lists the dataset of a pool.
+pub(crate) fn list_pool(pool: &DatasetName) -> Vec<String> {
+    let mut argv = words(&["list", "-Hp", "-o", "name"]);
+    argv.push(pool.to_string());
+    argv
+}
+
+/// Gets one user property of a dataset.
+pub(crate) fn user_property(dataset: &DatasetName, property: &str) -> Vec<String> {
+    let mut argv = words(&["get", "-Hp", "-o", "value", property]);
+    argv.push(dataset.to_string());
     argv
 }
 
@@ -76,9 +99,17 @@ pub(crate) fn written_since(datasets: &[DatasetName], name: &SnapName) -> Vec<St
     argv
 }
 
-/// Gets the properties that were set on a dataset itself, or received with it.
+/// Gets the properties that were set on a dataset itself, or received with it. As with [`USER_COLUMNS`], the name is
+/// the first column and the last.
 pub(crate) fn properties(dataset: &DatasetName) -> Vec<String> {
-    let mut argv = words(&["get", "-Hp", "-s", "local,received", "-o", "property,value", "all"]);
+    let mut argv = words(&["get", "-Hp", "-s", "local,received", "-o", "property,value,property", "all"]);
+    argv.push(dataset.to_string());
+    argv
+}
+
+/// Gets one property if it was set on the dataset itself, or received with it.
+pub(crate) fn own_property(dataset: &DatasetName, property: &str) -> Vec<String> {
+    let mut argv = words(&["get", "-Hp", "-s", "local,received", "-o", "value", property]);
     argv.push(dataset.to_string());
     argv
 }

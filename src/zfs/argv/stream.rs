@@ -1,4 +1,4 @@
-//! Sending and receiving.
+//! Builds the arguments of commands that send and receive.
 
 use crate::model::SendFlags;
 use crate::zfs::argv::words::words;

@@ -1,13 +1,13 @@
-//! What goes wrong with a stream in a test.
+//! Defines the faults that a test can cause in a stream.
 
-/// What happens to a running `zfs send` or `zfs receive` once it has sent or taken so many bytes.
+/// What happens to a running `zfs send` or `zfs receive` once it has written or read this many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The process is killed.
     Killed(u64),
     /// The process moves no more bytes, and does not end.
     Stalled(u64),
-    /// The next byte is another one. Only a send can do that.
+    /// The next byte is changed. Only a send can do that.
     Damaged(u64),
 }
 

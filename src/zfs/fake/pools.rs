@@ -1,4 +1,4 @@
-//! The pools of a machine, and how tests prepare and inspect them.
+//! Holds the pools of a machine, and lets tests prepare and inspect them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::zfs::fake::stream::LONGEST;
 use crate::zfs::fake::token::Token;
 use crate::zfs::{ErrorKind, ZfsError, parse};
 
-/// The pools of one machine. Clones share them.
+/// The pools of one machine. All clones of this value share them.
 #[derive(Clone, Default)]
 pub struct Fake {
     pools: Arc<Mutex<Pools>>,
 }
 
-/// Everything that the machine holds, and what the test wants to go wrong.
+/// Everything that the machine holds, and the failures that the test wants.
 #[derive(Default)]
 pub(super) struct Pools {
     pub datasets: BTreeMap<DatasetName, DatasetInventory>,
@@ -32,6 +32,10 @@ pub(super) struct Pools {
     pub properties: BTreeMap<DatasetName, BTreeMap<String, String>>,
     pub txg: u64,
     pub guids: u64,
+    /// Pools that cannot be listed, each with the reason.
+    pub away: BTreeMap<String, String>,
+    /// Datasets of which no snapshot can be taken, each with the words of ZFS.
+    pub refused: BTreeMap<DatasetName, String>,
     pub now: DateTime<Utc>,
     calls: Vec<String>,
     failures: Vec<(String, ZfsError)>,
@@ -51,9 +55,9 @@ pub(super) struct PartialReceive {
     pub arrived: u64,
     pub flags: SendFlags,
     pub raw: bool,
-    /// Whether the receive created the dataset, which goes if the receive is aborted.
+    /// Whether the receive created the dataset, which is destroyed if the receive is aborted.
     pub creates: bool,
-    /// Whether the `zfs receive` still runs.
+    /// Whether `zfs receive` is still running.
     pub is_running: bool,
 }
 
@@ -76,11 +80,11 @@ impl PartialReceive {
     }
 }
 
-/// How the end of a process that was killed is printed, and of one whose reader is gone.
+/// How the system describes the end of a process that was killed, and of one whose reader is gone.
 pub(super) const SIGKILL: &str = "signal 9 (SIGKILL)";
 pub(super) const SIGPIPE: &str = "signal 13 (SIGPIPE)";
 
-/// A failed command. What it means is read from its words, as in the words of the real command.
+/// The error of a failed command. Its kind is derived from its words, as for the real command.
 pub(super) fn failed(call: &str, words: impl Into<String>) -> ZfsError {
     let stderr = words.into();
     let kind = parse::error_kind(&stderr);
@@ -93,9 +97,10 @@ pub(super) fn killed(call: &str, signal: &str) -> ZfsError {
     ZfsError { kind: ErrorKind::Killed, command: format!("zfs {call}"), status, stderr: String::new() }
 }
 
-/// Prepares and inspects.
+/// Prepares and inspects the pools.
 impl Fake {
-    /// A machine without datasets, whose snapshots get guids of their own from `seed` on.
+    /// Creates a machine without datasets. The guids of its datasets and snapshots are numbered from one million times
+    /// `seed`.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         let fake = Self::default();
@@ -116,6 +121,21 @@ impl Fake {
             .insert(dataset.clone(), DatasetInventory { guid, written: Some(1 << 20), ..DatasetInventory::default() });
     }
 
+    /// From now on a pool cannot be listed, for this reason; as if it were exported or suspended. `None` brings it
+    /// back.
+    pub fn set_away(&self, pool: &str, reason: Option<&str>) {
+        let mut pools = self.pools();
+        match reason {
+            Some(reason) => drop(pools.away.insert(pool.to_owned(), reason.to_owned())),
+            None => drop(pools.away.remove(pool)),
+        }
+    }
+
+    /// From now on, no snapshot can be taken of a dataset, for this reason in the words of ZFS.
+    pub fn refuse_snapshots(&self, dataset: &DatasetName, words: &str) {
+        self.pools().refused.insert(dataset.clone(), words.to_owned());
+    }
+
     /// Writes to a dataset.
     pub fn write(&self, dataset: &DatasetName, bytes: u64) {
         if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
@@ -128,7 +148,7 @@ impl Fake {
         self.pools().now = now;
     }
 
-    /// Destroys snapshots as an administrator does it by hand.
+    /// Destroys snapshots as an administrator would by hand.
     pub fn destroy_by_hand(&self, dataset: &DatasetName, names: &[SnapName]) {
         if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
             inventory.snapshots.retain(|s| !names.contains(&s.name));
@@ -150,7 +170,7 @@ impl Fake {
         }
     }
 
-    /// Makes a dataset an encrypted one, as if its snapshots had been restored into such a dataset.
+    /// Makes a dataset encrypted, as if its snapshots had been restored into an encrypted dataset.
     pub fn encrypt(&self, dataset: &DatasetName) {
         if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
             inventory.encrypted = true;
@@ -168,7 +188,7 @@ impl Fake {
         self.pools().faults.push((call.to_owned(), fault));
     }
 
-    /// The calls so far that change something, in words like those of the command.
+    /// The calls so far that change something, written like command lines.
     #[must_use]
     pub fn calls(&self) -> Vec<String> {
         self.pools().calls.clone()
@@ -239,11 +259,12 @@ impl Pools {
         for snapshot in &mut inventory.snapshots {
             let held = self.holds.iter().filter(|(d, n, _)| d == dataset && *n == snapshot.name).count();
             snapshot.userrefs = u32::try_from(held).unwrap_or(u32::MAX);
+            snapshot.has_clones = self.has_clones(dataset, &snapshot.name);
         }
         Some(inventory)
     }
 
-    /// Removes a dataset with all that was set on it.
+    /// Removes a dataset with everything that was set on it.
     pub(super) fn remove(&mut self, dataset: &DatasetName) {
         self.properties.remove(dataset);
         if let Some(Origin { dataset, name }) = self.datasets.remove(dataset).and_then(|removed| removed.origin) {
@@ -251,7 +272,7 @@ impl Pools {
         }
     }
 
-    /// Renames a dataset, with all below it.
+    /// Renames a dataset with everything below it.
     pub(super) fn rename(&mut self, from: &DatasetName, to: &DatasetName) {
         let renamed = |name: DatasetName| match name.below(from) {
             Some(below) => to.join(below).unwrap_or_else(|_| to.clone()),
@@ -279,7 +300,8 @@ impl Pools {
         self.clones.contains(&(dataset.clone(), name.clone())) || is_base().is_some()
     }
 
-    /// The name of the snapshot with this guid, or the bookmark, in the pool of `near`, which is looked at first.
+    /// The name of the snapshot with this guid, or of the bookmark if `bookmarks` is set, in the pool of `near`. The
+    /// dataset `near` is searched first.
     pub(super) fn by_guid(&self, near: &str, guid: Guid, bookmarks: bool) -> Option<(DatasetName, SnapName)> {
         let pool = near.split(['/', '@']).next().unwrap_or_default();
         let all = || self.datasets.iter().filter(|(name, _)| name.pool() == pool);
@@ -292,7 +314,7 @@ impl Pools {
         first.chain(all()).find_map(of)
     }
 
-    /// How much data a stream has for a snapshot: what was written since the one that the stream starts from.
+    /// How much data a stream has for a snapshot: what was written since the snapshot that the stream starts from.
     pub(super) fn length(&self, dataset: &DatasetInventory, from: Option<Guid>, to: &Snapshot) -> u64 {
         let snapshot = dataset.snapshots.iter().find(|s| Some(s.guid) == from).map(|s| s.createtxg);
         let bookmark = || dataset.bookmarks.iter().find(|b| Some(b.guid) == from).map(|b| b.createtxg);

@@ -1,11 +1,11 @@
-//! Listing and estimating.
+//! Implements the operations that only read: listings and estimates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{DatasetName, SnapName};
+use crate::model::{DatasetName, HostListing, SnapName};
 use crate::zfs::fake::pools::{Fake, failed};
 use crate::zfs::fake::token::Token;
-use crate::zfs::{Depth, History, Listed, Resumable, SendFrom, SendSpec, ZfsError, ZfsRead, argv};
+use crate::zfs::{Depth, History, Known, Listed, Resumable, SendFrom, SendSpec, ZfsError, ZfsRead, argv};
 
 impl ZfsRead for Fake {
     async fn list(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
@@ -21,7 +21,7 @@ impl ZfsRead for Fake {
             })
         };
         let mut listed = Vec::new();
-        for name in pools.datasets.keys().filter(|name| wanted(name)) {
+        for name in pools.datasets.keys().filter(|name| wanted(name) && !pools.away.contains_key(name.pool())) {
             let Some(mut inventory) = pools.inventory(name) else { continue };
             if depth == Depth::Bare || !roots.contains(name) && depth == Depth::Around {
                 inventory.snapshots.clear();
@@ -30,6 +30,15 @@ impl ZfsRead for Fake {
             listed.push((name.clone(), inventory));
         }
         Ok(listed)
+    }
+
+    async fn list_pools(&self, roots: &[DatasetName], _: &Known) -> Result<HostListing, ZfsError> {
+        let away = self.pools().away.clone();
+        let is_away = |name: &DatasetName| away.contains_key(name.pool());
+        let pools: BTreeSet<&str> = roots.iter().filter(|root| is_away(root)).map(DatasetName::pool).collect();
+        let unlisted = pools.into_iter().map(|pool| (pool.to_owned(), away[pool].clone())).collect();
+        let listed: Vec<DatasetName> = roots.iter().filter(|root| !is_away(root)).cloned().collect();
+        Ok(HostListing { datasets: self.list(&listed, Depth::Recursive).await?, unlisted })
     }
 
     async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {

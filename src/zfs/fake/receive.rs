@@ -1,4 +1,4 @@
-//! `zfs receive -s`: takes a stream record by record, and saves what arrived.
+//! Simulates `zfs receive -s`: reads a stream record by record, and saves what arrived.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -23,7 +23,7 @@ struct ReceiveProcess {
     fault: Option<Fault>,
     /// How many bytes the process has read.
     read: u64,
-    /// What it has read and not worked on.
+    /// What the process has read but not yet processed.
     input: Vec<u8>,
     /// The snapshot that is being received.
     current: Option<Header>,
@@ -31,16 +31,16 @@ struct ReceiveProcess {
     is_complete: bool,
     /// How the process ended.
     ended: Option<Result<(), ZfsError>>,
-    /// Who waits for its end.
+    /// The task that waits for the end of the process.
     waker: Option<Waker>,
 }
 
-/// How much of some bytes a process has read.
+/// How many of the bytes offered to it a process has read.
 enum Read {
     Some(usize),
-    /// It does not read any more, and does not end.
+    /// The process no longer reads, and does not end.
     Stalled,
-    /// It has ended.
+    /// The process has ended.
     Ended,
 }
 
@@ -65,7 +65,7 @@ impl ReceiveProcess {
         if taken == 0 && self.ended.is_some() { Read::Ended } else { Read::Some(taken) }
     }
 
-    /// Works on everything that has arrived in whole.
+    /// Processes everything that has arrived completely.
     fn work(&mut self) -> Result<(), ZfsError> {
         loop {
             let Some(header) = &self.current else {
@@ -128,7 +128,7 @@ impl ReceiveProcess {
         self.waker.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Leaves what arrived to be resumed.
+    /// Keeps what arrived, so that the receive can be resumed.
     fn stop(&self) {
         if self.current.is_some()
             && let Some(partial) = self.fake.pools().partials.get_mut(&self.spec.dataset)
@@ -139,7 +139,7 @@ impl ReceiveProcess {
 }
 
 impl Drop for ReceiveProcess {
-    /// Whoever drops a stream ends its process.
+    /// Dropping a stream ends its process.
     fn drop(&mut self) {
         if self.ended.is_none() {
             self.stop();
@@ -147,7 +147,7 @@ impl Drop for ReceiveProcess {
     }
 }
 
-/// How libzfs calls what is received.
+/// What libzfs calls the kind of stream that is received.
 fn kind_of_stream(spec: &ReceiveSpec, header: &Header) -> &'static str {
     match (header.resume, header.from) {
         (Some(_), _) => "resume stream",
@@ -168,7 +168,7 @@ fn incomplete(spec: &ReceiveSpec, header: &Header, pools: &Pools, call: &str) ->
 }
 
 impl Pools {
-    /// Begins to receive a snapshot, if it fits what is there.
+    /// Begins to receive a snapshot, if it fits the destination.
     fn begin(&mut self, spec: &ReceiveSpec, header: &Header, call: &str) -> Result<(), ZfsError> {
         let refused = |why: &str| Err(failed(call, format!("cannot receive {}: {why}", kind_of_stream(spec, header))));
         let dataset = &spec.dataset;
@@ -182,7 +182,7 @@ impl Pools {
             return self.begin_new(spec, header, call);
         };
         if let Some(from) = header.resume {
-            // ZFS has no words of its own for a stream that does not continue what is there.
+            // ZFS has no message of its own for a stream that does not continue the partial state.
             let unfit = "kernel modules must be upgraded to receive this stream.";
             let Some(partial) = partial else { return refused(unfit) };
             if header.from.is_none() && !partial.creates && !spec.overwrite {
@@ -219,7 +219,7 @@ impl Pools {
         Ok(())
     }
 
-    /// Creates the dataset that a full stream, or that of a clone, is received into.
+    /// Creates the dataset into which a full stream, or the stream of a clone, is received.
     fn begin_new(&mut self, spec: &ReceiveSpec, header: &Header, call: &str) -> Result<(), ZfsError> {
         let dataset = &spec.dataset;
         let parent = dataset.parent();
@@ -336,7 +336,7 @@ impl Drop for Input {
 }
 
 impl Fake {
-    /// Starts a receive. Whatever it is refused for, it says at its end, as a process does.
+    /// Starts a receive. If the receive is refused, its end reports why, as that of a real process does.
     pub(super) fn start_receive(&self, spec: &ReceiveSpec, call: &str) -> ReceiveStream {
         let (fault, ended) = match self.call(call) {
             Ok(mut pools) => (pools.fault(call), None),

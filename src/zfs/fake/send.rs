@@ -1,4 +1,4 @@
-//! `zfs send`: of snapshots, and of what an interrupted receive still needs.
+//! Simulates `zfs send`: sends snapshots, or what an interrupted receive still needs.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -17,7 +17,7 @@ use crate::zfs::fake::token::Token;
 use crate::zfs::{SendFrom, SendSpec, SendStream, ZfsError, parse};
 
 impl Pools {
-    /// Reads a token and finds its snapshot, or says why not in the words of libzfs.
+    /// Reads a token and finds its snapshot, or returns the error in the words of libzfs.
     pub(super) fn resume(&self, token: &str) -> Result<(Token, DatasetName), String> {
         if !parse::is_token(token) {
             return Err("cannot resume send: resume token is corrupt (invalid format)".into());
@@ -45,7 +45,7 @@ impl Pools {
         }
     }
 
-    /// The headers of the snapshots that a send brings.
+    /// The headers of the snapshots that a send contains.
     fn headers(&self, spec: &SendSpec, call: &str) -> Result<Vec<Header>, ZfsError> {
         let (dataset, to, from, flags) = match spec {
             SendSpec::Snapshot { dataset, to, from, flags } => (dataset, to, from, *flags),
@@ -126,7 +126,7 @@ struct SendProcess {
 }
 
 impl SendProcess {
-    /// The next bytes; `None` where the process stalls.
+    /// The next bytes; `None` if the process stalls.
     fn next(&mut self, most: usize) -> Option<&[u8]> {
         let limit = self.fault.and_then(Fault::limit).and_then(|at| usize::try_from(at).ok());
         let end = limit.map_or(self.stream.len(), |limit| limit.min(self.stream.len()));

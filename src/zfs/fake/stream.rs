@@ -1,8 +1,8 @@
-//! The format of a fake stream: for each snapshot a header line, its data, and a trailer line.
+//! Defines the format of a fake stream: for each snapshot a header line, its data, and a trailer line.
 //!
-//! The data is as long as what was written before the snapshot, up to [`LONGEST`] bytes, and every byte of it is known
-//! from the snapshot's guid and the byte's position. The receiver checks it record by record, as ZFS does: what arrived
-//! of an incomplete or damaged record is not kept.
+//! The data is as long as what was written before the snapshot, up to [`LONGEST`] bytes, and every byte of it follows
+//! from the snapshot's guid and the byte's position. The receiver checks the data record by record, as ZFS does. It
+//! does not keep any part of an incomplete or damaged record.
 
 use serde::{Deserialize, Serialize};
 
@@ -25,9 +25,9 @@ pub(super) struct Header {
     pub toname: String,
     /// The snapshot.
     pub snapshot: Snapshot,
-    /// The guid of the snapshot that must be there already; `None` in a full stream.
+    /// The guid of the snapshot that the destination must already have; `None` in a full stream.
     pub from: Option<Guid>,
-    /// The flags of the send, as in `zsync:flags`.
+    /// The flags of the send, in the format of `zsync:flags`.
     pub flags: String,
     /// Whether the blocks are raw, those of an encrypted dataset.
     pub raw: bool,
@@ -54,7 +54,8 @@ impl Header {
         into.extend(trailer(guid).bytes());
     }
 
-    /// Reads the header line at the beginning of `input`, and says how long it is; `None` if more is to come.
+    /// Reads the header line at the beginning of `input`, and returns it with its length; `None` if it is not complete
+    /// yet.
     pub(super) fn read(input: &[u8]) -> Result<Option<(Self, usize)>, &'static str> {
         let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
             return if input.len() > LONGEST_LINE { Err("invalid stream (bad magic number)") } else { Ok(None) };
@@ -68,7 +69,7 @@ impl Header {
     }
 }
 
-/// The line behind the data of a snapshot.
+/// The line after the data of a snapshot.
 pub(super) fn trailer(guid: Guid) -> String {
     format!("end {guid}\n")
 }

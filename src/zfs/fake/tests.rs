@@ -19,7 +19,8 @@ fn snap(text: &str) -> SnapName {
     text.parse().unwrap()
 }
 
-/// A source with `tank/data`, which has the snapshots 1 to 3 of 1000 bytes and more, and a destination with `pool`.
+/// A source with `tank/data`, which has the snapshots 1 to 3 with at least 1000 bytes each, and a destination with
+/// `pool`.
 fn machines() -> (Fake, Fake) {
     let (source, destination) = (Fake::new(1), Fake::new(2));
     source.create(&ds("tank"));
@@ -40,7 +41,7 @@ fn receive() -> ReceiveSpec {
     ReceiveSpec { dataset: ds("pool/copy"), properties: BTreeMap::new(), origin: None, overwrite: false }
 }
 
-/// Pipes a send into a receive; how many bytes went through, and how the receive ended.
+/// Pipes a send into a receive; returns how many bytes went through, and how the receive ended.
 fn pipe(from: (&Fake, &SendSpec), to: (&Fake, &ReceiveSpec)) -> (u64, Result<(), ZfsError>) {
     runtime::block_on(async {
         let (mut sent, mut received) = (from.0.send(from.1).await.unwrap(), to.0.receive(to.1).await.unwrap());
@@ -56,7 +57,7 @@ fn pipe(from: (&Fake, &SendSpec), to: (&Fake, &ReceiveSpec)) -> (u64, Result<(),
     })
 }
 
-/// As [`pipe`], where the send is killed after so many bytes.
+/// Like [`pipe`], but the send is killed after `at` bytes; returns the error of the receive.
 fn cut(at: u64, source: &Fake, spec: &SendSpec, destination: &Fake) -> ZfsError {
     source.disturb_next("send", Fault::Killed(at));
     pipe((source, spec), (destination, &receive())).1.unwrap_err()
@@ -117,7 +118,7 @@ fn resumed_send_brings_the_rest_only_wherever_the_first_was_cut() {
         assert_eq!(runtime::block_on(source.size_of_send(&resume)), Ok(Some(LONGEST - arrived)));
         let (rest, result) = pipe((&source, &resume), (&destination, &receive()));
         assert_eq!(result, Ok(()), "{at}");
-        assert!(rest.abs_diff(whole - arrived) < 20, "{rest} of {whole} bytes went, though {arrived} were there");
+        assert!(rest.abs_diff(whole - arrived) < 20, "{rest} of {whole} bytes went, although {arrived} had arrived");
         assert_eq!(guids(&destination, "pool/copy"), guids(&source, "tank/data")[..1]);
         assert_eq!(token(&destination), None);
     }
@@ -308,7 +309,7 @@ fn resumed_stream_does_not_complete_if_destination_was_written_to() {
 }
 
 #[test]
-fn copy_tells_why_it_ended_and_gives_up_on_a_stall() {
+fn copy_reports_why_it_ended_and_gives_up_on_a_stall() {
     let (source, _) = machines();
     source.create(&ds("pool"));
     let copy = |fault: Option<(&str, Fault)>| {
@@ -321,7 +322,8 @@ fn copy_tells_why_it_ended_and_gives_up_on_a_stall() {
         (("receive", Fault::Killed(2000)), ErrorKind::Killed),
         (("send", Fault::Stalled(2000)), ErrorKind::Pool),
         (("receive", Fault::Stalled(2000)), ErrorKind::Pool),
-        // The receive reports the damage, and the send is killed by its broken pipe: the two are one failure.
+        // The receive reports the damage, and the send is killed by its broken pipe. Both errors have one cause, and
+        // that of the send is returned.
         (("send", Fault::Damaged(2000)), ErrorKind::Killed),
     ] {
         let error = copy(Some(fault)).unwrap_err();

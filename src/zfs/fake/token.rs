@@ -1,6 +1,7 @@
-//! Resume tokens: what `receive_resume_token` holds (zfsprops(7)), in the form `1-CHECKSUM-LENGTH-HEX`.
+//! Encodes and decodes resume tokens, the values of `receive_resume_token` (zfsprops(7)), in the form
+//! `1-CHECKSUM-LENGTH-HEX`.
 //!
-//! ZFS packs and compresses a list of names and values; here it is JSON. Both say the same things.
+//! ZFS packs and compresses a list of names and values. Here the list is JSON with the same contents.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +34,7 @@ pub(super) struct Token {
 }
 
 impl Token {
-    /// Notes the flags of a stream.
+    /// Sets the flags of a stream.
     pub(super) fn with_flags(self, flags: SendFlags, rawok: bool) -> Self {
         let (largeblockok, embedok, compressok) = match flags {
             SendFlags::Raw => (true, true, true),
@@ -57,7 +58,7 @@ impl Token {
         format!("1-{:x}-{:x}-{hex}", checksum(&packed), packed.len())
     }
 
-    /// Reads a token, or says what is wrong with it in the words of libzfs.
+    /// Reads a token, or returns what is wrong with it in the words of libzfs.
     pub(super) fn decode(text: &str) -> Result<Self, String> {
         let corrupt = |why: &str| format!("resume token is corrupt ({why})");
         let parts: Vec<&str> = text.splitn(4, '-').collect();

@@ -1,4 +1,5 @@
-//! Changing: snapshots, holds, bookmarks, datasets, and copies within the machine.
+//! Implements the operations that change something: snapshots, holds, bookmarks, datasets, and copies within the
+//! machine.
 
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use crate::model::{Bookmark, Counter, DatasetName, Marks, SnapName, Snapshot, ta
 use crate::sys::runtime;
 use crate::zfs::fake::pools::{Fake, failed};
 use crate::zfs::{
-    ErrorKind, Fate, History, Named, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs, ZfsError, argv,
+    ErrorKind, ExpectedStream, Fate, History, Inspect, Named, ReceiveSpec, ReceiveStream, SendSpec, SendStream, Zfs,
+    ZfsError, argv,
 };
 
 impl Zfs for Fake {
@@ -20,14 +22,20 @@ impl Zfs for Fake {
         let full: Vec<String> = datasets.iter().map(|d| d.at(name)).collect();
         let call = format!("snapshot {}", full.join(" "));
         let mut pools = self.call(&call)?;
+        let mut refused = Vec::new();
         for dataset in datasets {
-            if pools.dataset(&call, dataset)?.snapshots.iter().any(|s| s.name == *name) {
-                let words = format!("cannot create snapshot '{}': dataset already exists", dataset.at(name));
-                return Err(failed(&call, words));
-            }
-            if pools.partials.get(dataset).is_some_and(|partial| partial.creates) {
-                return Err(failed(&call, format!("cannot create snapshot '{}': dataset is busy", dataset.at(name))));
-            }
+            let exists = pools.dataset(&call, dataset)?.snapshots.iter().any(|s| s.name == *name);
+            let is_receiving = pools.partials.get(dataset).is_some_and(|partial| partial.creates);
+            let words = match pools.refused.get(dataset) {
+                _ if exists => "dataset already exists",
+                _ if is_receiving => "dataset is busy",
+                Some(words) => words,
+                None => continue,
+            };
+            refused.push(format!("cannot create snapshot '{}': {words}", dataset.at(name)));
+        }
+        if !refused.is_empty() {
+            return Err(failed(&call, format!("{}\nno snapshots were created", refused.join("\n"))));
         }
         pools.txg += 1;
         let mut histories = Vec::new();
@@ -245,6 +253,17 @@ impl Zfs for Fake {
         Ok(self.start_receive(spec, &argv::receive(spec).join(" ")))
     }
 
+    /// The fake's streams cannot be packages, so there is nothing to find in them.
+    fn inspector(&self, _: ExpectedStream) -> Box<dyn Inspect> {
+        struct Nothing;
+        impl Inspect for Nothing {
+            fn feed(&mut self, _: &[u8]) -> Result<(), String> {
+                Ok(())
+            }
+        }
+        Box::new(Nothing)
+    }
+
     async fn copy(
         &self,
         send: &SendSpec,
@@ -257,7 +276,7 @@ impl Zfs for Fake {
         let pumped = async move {
             let mut buffer = [0; 512];
             while let Ok(read @ 1..) = output.read(&mut buffer).await {
-                // Whoever ended early says why at its end.
+                // If the receive has ended early, its end reports why.
                 if input.write_all(&buffer[..read]).await.is_err() {
                     break;
                 }

@@ -1,54 +1,102 @@
-//! Listings of datasets and of their properties.
+//! Parses listings of datasets and of their properties.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, Origin, SendFlags};
-use crate::zfs::Listed;
-use crate::zfs::parse::lines::{ParseError, columns, lines, number, text, unsupported_name};
+use crate::zfs::parse::lines::{ParseError, columns, lines, number, unsupported_name};
+use crate::zfs::{DatasetColumns, Listed};
 
-/// Parses a listing of datasets (`argv::list_datasets`).
-pub fn datasets(output: &[u8]) -> Result<Vec<Listed>, ParseError> {
-    each_dataset(output, dataset)
+/// A dataset of a listing, with the time when its snapshots last changed, if that was asked for and ZFS knows it.
+pub type DatasetRow = (Listed, Option<i64>);
+
+/// Parses a listing of datasets (`argv::list_datasets`) with these columns. Fails if a value of a user property makes
+/// the listing ambiguous.
+pub fn datasets(output: &[u8], with: DatasetColumns) -> Result<Vec<DatasetRow>, ParseError> {
+    let mut seen = HashSet::new();
+    let mut rows = Vec::new();
+    for line in lines(output)? {
+        let mut columns: Vec<&str> = line.split('\t').collect();
+        let (count, number_of) = (7 + usize::from(with.changed) + if with.user { 3 } else { 0 }, columns.len());
+        if number_of != count {
+            return Err(format!("{number_of} columns instead of {count} in {line:?}"));
+        }
+        let name = columns[0];
+        let mut user = ("-", "-");
+        if with.user {
+            let (flags, exclude) = (columns[count - 2], columns[count - 3]);
+            if columns[count - 1] != name {
+                return Err(format!("two names in {line:?}"));
+            }
+            user = (exclude, flags);
+            columns.truncate(count - 3);
+        }
+        if !seen.insert(name) {
+            return Err(format!("{name:?} comes twice"));
+        }
+        if let Some(error) = unsupported_name(name) {
+            log::warn!("ignoring a dataset: {error}");
+            continue;
+        }
+        rows.push(dataset(line, &columns, user)?);
+    }
+    Ok(rows)
 }
 
-/// Parses a listing of `argv::list_changes`: each dataset with the time when its snapshots last changed, if ZFS knows
-/// it.
-pub fn changes(output: &[u8]) -> Result<Vec<(Listed, Option<i64>)>, ParseError> {
-    each_dataset(output, |line| {
-        let (rest, changed) = line.rsplit_once('\t').ok_or_else(|| format!("one column in {line:?}"))?;
-        let number = || changed.parse().map_err(|_| format!("snapshots_changed {changed:?} in {line:?}"));
-        Ok((dataset(rest)?, if changed == "-" { None } else { Some(number()?) }))
-    })
-}
-
-fn each_dataset<T>(output: &[u8], parse: impl Fn(&str) -> Result<T, ParseError>) -> Result<Vec<T>, ParseError> {
-    let is_supported = |line: &&str| {
-        let name = line.split('\t').next().unwrap_or_default();
-        unsupported_name(name).inspect(|error| log::warn!("ignoring a dataset: {error}")).is_none()
+fn dataset(line: &str, columns: &[&str], (exclude, flags): (&str, &str)) -> Result<DatasetRow, ParseError> {
+    let [name, kind, guid, written, encryption, token, origin, changed @ ..] = columns else {
+        return Err(format!("{} columns in {line:?}", columns.len()));
     };
-    lines(output)?.filter(is_supported).map(parse).collect()
-}
-
-fn dataset(line: &str) -> Result<Listed, ParseError> {
-    let [name, kind, guid, written, encryption, token, origin, exclude, flags] = columns(line)?;
-    let name: DatasetName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
-    let kind = match kind {
+    let kind = match *kind {
         "filesystem" => DatasetKind::Filesystem,
         "volume" => DatasetKind::Volume,
         _ => return Err(format!("type {kind:?} in {line:?}")),
     };
+    let changed = changed.first().filter(|changed| **changed != "-");
+    let seconds = |text: &&str| text.parse().map_err(|_| format!("snapshots_changed {text:?} in {line:?}"));
     let inventory = DatasetInventory {
         kind,
         guid: Some(Guid(number(line, "guid", guid)?)),
-        written: if written == "-" { None } else { Some(number(line, "written", written)?) },
-        encrypted: !matches!(encryption, "off" | "-"),
+        written: if *written == "-" { None } else { Some(number(line, "written", written)?) },
+        encrypted: !matches!(*encryption, "off" | "-"),
         origin: parse_origin(line, origin)?,
         excluded: exclude == "on",
         flags: parse_flags(flags, guid),
-        resume_token: (token != "-").then(|| token.to_owned()),
+        resume_token: (*token != "-").then(|| (*token).to_owned()),
         ..DatasetInventory::default()
     };
-    Ok((name, inventory))
+    let name = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+    Ok(((name, inventory), changed.map(seconds).transpose()?))
+}
+
+/// What a listing states about the user properties of one dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UserProperties<'a> {
+    /// The values of `zsync:exclude` and `zsync:flags`.
+    Clear(&'a str, &'a str),
+    /// Several lines are plausible, because a value of some dataset fakes one. The properties have to be queried one by
+    /// one.
+    Ambiguous,
+}
+
+/// Parses a listing of user properties (`argv::list_user_properties`), whatever the values contain.
+pub fn user_properties(output: &[u8]) -> BTreeMap<DatasetName, UserProperties<'_>> {
+    let mut found: BTreeMap<DatasetName, UserProperties<'_>> = BTreeMap::new();
+    for line in output.split(|byte| *byte == b'\n') {
+        let Ok(line) = std::str::from_utf8(line) else { continue };
+        let [name, exclude, flags, again] = line.split('\t').collect::<Vec<_>>()[..] else { continue };
+        if let (true, Ok(dataset)) = (name == again, name.parse()) {
+            let values = UserProperties::Clear(exclude, flags);
+            found.entry(dataset).and_modify(|before| *before = UserProperties::Ambiguous).or_insert(values);
+        }
+    }
+    found
+}
+
+/// Sets what the user properties mean for a dataset.
+pub fn apply_user_properties(inventory: &mut DatasetInventory, exclude: &str, flags: &str) {
+    inventory.excluded = exclude == "on";
+    let guid = inventory.guid.map(|guid| guid.0.to_string()).unwrap_or_default();
+    inventory.flags = parse_flags(flags, &guid);
 }
 
 fn parse_origin(line: &str, text: &str) -> Result<Option<Origin>, ParseError> {
@@ -60,7 +108,7 @@ fn parse_origin(line: &str, text: &str) -> Result<Option<Origin>, ParseError> {
 }
 
 /// Parses `zsync:flags`: the flags, and the guid of the dataset that they belong to. A value that was inherited from a
-/// dataset above belongs to the history of that one, and does not count.
+/// dataset above belongs to the history of that dataset, and is ignored.
 fn parse_flags(text: &str, own_guid: &str) -> Option<SendFlags> {
     let (flags, guid) = text.split_once(' ')?;
     (guid == own_guid).then(|| flags.parse().ok()).flatten()
@@ -76,57 +124,74 @@ pub fn values(output: &[u8]) -> Result<Vec<(DatasetName, u64)>, ParseError> {
         .collect()
 }
 
-/// Parses the output of `zfs get -o property,value`. A line without a tab continues the value before it, because the
-/// values of user properties may have several lines.
-pub fn properties(output: &[u8]) -> Result<BTreeMap<String, String>, ParseError> {
-    let mut all: Vec<(String, String)> = Vec::new();
-    for line in text(output)?.lines() {
-        match (line.split_once('\t'), all.last_mut()) {
-            (Some((name, value)), _) => all.push((name.to_owned(), value.to_owned())),
-            (None, Some((_, value))) => {
-                value.push('\n');
-                value.push_str(line);
+/// Parses the output of `argv::properties`. Fails with the names of all properties if a value makes it ambiguous.
+pub fn properties(output: &[u8]) -> Result<BTreeMap<String, String>, BTreeSet<String>> {
+    let text = String::from_utf8_lossy(output);
+    let mut all = BTreeMap::new();
+    let mut is_clear = std::str::from_utf8(output).is_ok();
+    for line in text.lines() {
+        match line.split('\t').collect::<Vec<_>>()[..] {
+            [name, value, again] if name == again => {
+                is_clear &= all.insert(name.to_owned(), value.to_owned()).is_none();
             }
-            (None, None) => return Err(format!("no tab in {line:?}")),
+            [name, ..] => {
+                is_clear = false;
+                all.entry(name.to_owned()).or_default();
+            }
+            [] => {}
         }
     }
-    Ok(all.into_iter().collect())
+    if is_clear { Ok(all) } else { Err(all.into_keys().filter(|name| is_property(name)).collect()) }
+}
+
+/// Whether a text can be the name of a property. A line that is part of a value may begin with any other text.
+fn is_property(text: &str) -> bool {
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.:+@ ".contains(c);
+    text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) && text.chars().all(is_allowed)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const USER: DatasetColumns = DatasetColumns { changed: false, user: true };
+    const ALL: DatasetColumns = DatasetColumns { changed: true, user: true };
+
     #[test]
-    fn changes_returns_the_time_of_the_last_change() {
-        // OpenZFS 2.3.9: zfs list -Hp -o ...,snapshots_changed
-        let listed = changes(
-            b"pool\tfilesystem\t11592893478120303936\t24576\toff\t-\t-\t-\t-\t-\n\
-              pool/data\tfilesystem\t5975252592676264749\t0\toff\t-\t-\t-\tLec 5975252592676264749\t1795676569\n",
+    fn datasets_returns_the_time_of_the_last_change() {
+        // OpenZFS 2.3.9: zfs list -Hp -o ...,snapshots_changed,zsync:exclude,zsync:flags,name
+        let listed = datasets(
+            b"pool\tfilesystem\t11592893478120303936\t24576\toff\t-\t-\t-\t-\t-\tpool\n\
+              pool/data\tfilesystem\t5975252592676264749\t0\toff\t-\t-\t1795676569\t-\tLec 5975252592676264749\tpool/data\n",
+            ALL,
         );
         let parsed: Vec<_> =
             listed.unwrap().into_iter().map(|((name, d), at)| (name.to_string(), d.flags, at)).collect();
         let copy = ("pool/data".to_owned(), Some(SendFlags::PLAIN), Some(1_795_676_569));
         assert_eq!(parsed, [("pool".to_owned(), None, None), copy]);
-        assert!(changes(b"pool\tfilesystem\t1\t0\toff\t-\t-\t-\t-\tx\n").unwrap_err().contains("snapshots_changed"));
+        let error = datasets(b"pool\tfilesystem\t1\t0\toff\t-\t-\tx\t-\t-\tpool\n", ALL).unwrap_err();
+        assert!(error.contains("snapshots_changed"), "{error}");
     }
 
     #[test]
     fn datasets_ignores_names_that_end_with_a_blank() {
-        let line = |name: &str| format!("{name}\tfilesystem\t1\t0\toff\t-\t-\t-\t-\n");
-        let listed = datasets([line("t"), line("t/x "), line("t/a b")].concat().as_bytes());
-        let names: Vec<String> = listed.unwrap().into_iter().map(|(name, _)| name.to_string()).collect();
+        let line = |name: &str| format!("{name}\tfilesystem\t1\t0\toff\t-\t-\t-\t-\t{name}\n");
+        let listed = datasets([line("t"), line("t/x "), line("t/a b")].concat().as_bytes(), USER);
+        let names: Vec<String> = listed.unwrap().into_iter().map(|((name, _), _)| name.to_string()).collect();
         assert_eq!(names, ["t", "t/a b"]);
-        assert!(datasets(b"t\tfilesystem\t1\t0\toff\n").unwrap_err().contains("5 columns instead of 9"));
+        let error = datasets(b"t\tfilesystem\t1\t0\toff\n", USER).unwrap_err();
+        assert!(error.contains("5 columns instead of 10"), "{error}");
     }
 
     #[test]
     fn datasets_returns_origin_exclusion_and_own_flags() {
         let listed = datasets(
-            b"t/c\tfilesystem\t7\t0\toff\t-\tt/d@1\ton\tLec 7\nt/c/x\tfilesystem\t8\t0\taes-256-gcm\t-\t-\ton\tLec 7\n\
-              t/d\tfilesystem\t9\t0\toff\t-\tt/%recv@1\t-\tx 9\n",
+            b"t/c\tfilesystem\t7\t0\toff\t-\tt/d@1\ton\tLec 7\tt/c\n\
+              t/c/x\tfilesystem\t8\t0\taes-256-gcm\t-\t-\ton\tLec 7\tt/c/x\n\
+              t/d\tfilesystem\t9\t0\toff\t-\tt/%recv@1\t-\tx 9\tt/d\n",
+            USER,
         );
-        let parsed: Vec<_> = listed.unwrap().into_iter().map(|(_, d)| (d.origin, d.excluded, d.flags)).collect();
+        let parsed: Vec<_> = listed.unwrap().into_iter().map(|((_, d), _)| (d.origin, d.excluded, d.flags)).collect();
         let origin = Some("t/d@1".parse().unwrap());
         assert_eq!(
             parsed,
@@ -140,9 +205,45 @@ mod tests {
     }
 
     #[test]
-    fn properties_joins_the_lines_of_a_value() {
-        let parsed = properties(b"compression\tzstd\nnote:a\tone\ntwo\nreadonly\ton\n").unwrap();
-        assert_eq!(parsed["note:a"], "one\ntwo");
+    fn datasets_detects_every_line_that_a_value_fakes() {
+        let head = |name: &str| format!("{name}\tfilesystem\t1\t0\toff\t-\t-\t");
+        let faked = format!("{}-\t-\tt/new\n", head("t/new"));
+        let own = head("t/a");
+        for value in [
+            "on\tx".to_owned(),
+            "on\nx".to_owned(),
+            // A line of a dataset that does not exist, with a beginning and an end of its own.
+            format!("on\t-\tt/a\n{faked}x"),
+            format!("on\t-\tt/a\n{faked}{own}on"),
+            format!("on\t-\tt/a\n{}", head("t/new")),
+        ] {
+            let output = format!("{own}{value}\t-\tt/a\n");
+            assert!(datasets(output.as_bytes(), USER).is_err(), "{output}");
+        }
+        assert!(datasets(format!("{own}\u{fffd}\t-\tt/a\n").as_bytes(), USER).is_ok());
+        assert!(datasets(&[own.as_bytes(), b"\xff\t-\tt/a\n"].concat(), USER).is_err());
+    }
+
+    #[test]
+    fn user_properties_of_one_dataset_do_not_affect_others() {
+        let output =
+            b"t\t-\t-\tt\nt/a\ton\t-\tt/a\nt/b\ton\t-\tt/b\nt/a\tx\t-\tt/a\nt/b\t-\t-\tt/b\nt/c\t\xff\t-\tt/c\n";
+        let found = user_properties(output);
+        let of = |name: &str| found.get(&name.parse().unwrap()).copied();
+        assert_eq!(of("t"), Some(UserProperties::Clear("-", "-")));
+        assert_eq!((of("t/a"), of("t/b")), (Some(UserProperties::Ambiguous), Some(UserProperties::Ambiguous)));
+        assert_eq!(of("t/c"), None);
+    }
+
+    #[test]
+    fn properties_with_strange_values_are_ambiguous() {
+        let parsed = properties(b"compression\tzstd\tcompression\nreadonly\ton\treadonly\n").unwrap();
         assert_eq!((parsed["compression"].as_str(), parsed["readonly"].as_str()), ("zstd", "on"));
+        // The second property's value contains a newline, and a line that looks like another property.
+        let names =
+            properties(b"compression\tzstd\tcompression\na:b\tx\ta:b\nmountpoint\t/\tmountpoint\na:b\ty\ta:b\n");
+        assert_eq!(names.unwrap_err().into_iter().collect::<Vec<_>>(), ["a:b", "compression", "mountpoint"]);
+        let names = properties(b"note:a\tone\nTwo words\tnote:a\n").unwrap_err();
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["note:a"]);
     }
 }

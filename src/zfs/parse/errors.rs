@@ -1,4 +1,4 @@
-//! The words of errors.
+//! Derives the kind of an error from the words of the `zfs` command.
 
 use crate::zfs::ErrorKind;
 

@@ -1,4 +1,4 @@
-//! Lines and columns.
+//! Splits output into lines and columns.
 
 use crate::model::{DatasetName, NameError};
 
@@ -23,8 +23,8 @@ pub(super) fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, ParseEr
     Ok(text(output)?.lines().filter(|line| !line.is_empty()))
 }
 
-/// The error for a dataset that ZFS allows and zsync does not: its name ends with a blank, which people do not see and
-/// which is lost in files. Such a dataset must not keep zsync from listing the others.
+/// The error for a dataset whose name ends with a blank. ZFS allows such a name; zsync does not, because people do not
+/// see the blank, and files lose it. Such a dataset must not keep zsync from listing the others.
 pub(super) fn unsupported_name(name: &str) -> Option<NameError> {
     if name.ends_with(' ') { name.parse::<DatasetName>().err() } else { None }
 }

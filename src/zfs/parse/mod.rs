@@ -9,7 +9,7 @@ mod snapshots;
 mod stream;
 mod version;
 
-pub use datasets::{changes, datasets, properties, values};
+pub use datasets::{DatasetRow, UserProperties, apply_user_properties, datasets, properties, user_properties, values};
 pub use errors::error_kind;
 pub use script::{changed, fates};
 pub use snapshots::{Row, cloned, holds, join, snapshots};

@@ -1,4 +1,4 @@
-//! The results of the channel programs.
+//! Parses the results of the channel programs.
 
 use std::collections::BTreeMap;
 
@@ -42,14 +42,22 @@ pub fn fates(output: &[u8], count: usize) -> Result<Vec<Fate>, ParseError> {
             "another" => Fate::Another,
             "held" => Fate::Held,
             "cloned" => Fate::Cloned,
+            "busy" => Fate::Busy,
             "doomed" => Fate::Spared,
             other => match other.strip_prefix("failed ") {
-                Some(number) => Fate::Failed(number.to_owned()),
+                Some(number) => Fate::Failed(error_words(number)),
                 None => return Err(format!("unknown result {other:?}")),
             },
         })
     };
     words.into_iter().map(fate).collect()
+}
+
+/// The words of the system for an error number.
+fn error_words(number: &str) -> String {
+    let Ok(errno) = number.parse() else { return format!("error {number}") };
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    text.split_once(" (os error").map_or(text.as_str(), |(words, _)| words).to_owned()
 }
 
 #[cfg(test)]
@@ -59,11 +67,18 @@ mod tests {
     #[test]
     fn fates_returns_one_fate_per_snapshot() {
         let output =
-            br#"{"return":{"1":"destroyed","2":"held","3":"another","4":"gone","5":"failed 16","6":"doomed"}}"#;
-        let expected =
-            [Fate::Destroyed, Fate::Held, Fate::Another, Fate::Gone, Fate::Failed("16".to_owned()), Fate::Spared];
-        assert_eq!(fates(output, 6).unwrap(), expected);
+            br#"{"return":{"1":"destroyed","2":"held","3":"another","4":"gone","5":"failed 28","6":"doomed","7":"busy"}}"#;
+        let expected = [
+            Fate::Destroyed,
+            Fate::Held,
+            Fate::Another,
+            Fate::Gone,
+            Fate::Failed("No space left on device".to_owned()),
+            Fate::Spared,
+            Fate::Busy,
+        ];
+        assert_eq!(fates(output, 7).unwrap(), expected);
         assert_eq!(fates(br#"{"return":{}}"#, 2).unwrap(), [Fate::Spared, Fate::Spared]);
-        assert!(fates(output, 7).unwrap_err().contains("no result number 7"));
+        assert!(fates(output, 8).unwrap_err().contains("no result number 8"));
     }
 }

@@ -1,4 +1,4 @@
-//! Listings of snapshots, bookmarks, clones and holds.
+//! Parses listings of snapshots, bookmarks, clones and holds.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, ParseError> {
     // The snapshots of a dataset follow each other, so its name is parsed once.
     let mut last: Option<DatasetName> = None;
     for line in lines(output)? {
-        let [full, guid, createtxg, creation, userrefs] = columns(line)?;
+        let [full, guid, createtxg, creation, userrefs, numclones] = columns(line)?;
         let Some(split) = full.find(['@', '#']) else { return Err(format!("no @ or # in {line:?}")) };
         let (dataset, name) = (&full[..split], &full[split + 1..]);
         if name.starts_with('%') || dataset.contains('%') || unsupported_name(dataset).is_some() {
@@ -54,7 +54,7 @@ pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, ParseError> {
                     createtxg,
                     creation,
                     userrefs: u32::try_from(number(line, "userrefs", userrefs)?).unwrap_or(u32::MAX),
-                    has_clones: false,
+                    has_clones: number(line, "numclones", numclones)? > 0,
                     used: 0,
                     marks: Marks::default(),
                 })
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn snapshots_ignores_unsupported_datasets_and_receives_in_progress() {
-        assert!(snapshots(b"t/x @s\t1\t1\t1\t0\nt/x@%recv\t1\t1\t1\t0\n").unwrap().is_empty());
-        assert!(snapshots(b"t/x@s\t1\t1\t1\n").unwrap_err().contains("4 columns instead of 5"));
+        assert!(snapshots(b"t/x @s\t1\t1\t1\t0\t0\nt/x@%recv\t1\t1\t1\t0\t0\n").unwrap().is_empty());
+        assert!(snapshots(b"t/x@s\t1\t1\t1\n").unwrap_err().contains("4 columns instead of 6"));
     }
 }

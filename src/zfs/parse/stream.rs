@@ -1,4 +1,4 @@
-//! Sizes and resume tokens.
+//! Parses sizes of streams and the contents of resume tokens.
 
 use crate::model::Guid;
 use crate::zfs::Resumable;

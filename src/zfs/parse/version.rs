@@ -1,4 +1,4 @@
-//! The version of ZFS.
+//! Parses the version of ZFS.
 
 use crate::zfs::parse::lines::{ParseError, lines};
 

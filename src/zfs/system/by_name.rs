@@ -1,9 +1,10 @@
-//! Destroys snapshots by name, for a user who may not run scripts.
+//! Destroys snapshots by name: for a user who may not run scripts, and where a snapshot is mounted, because `zfs
+//! destroy` unmounts it and a script cannot.
 
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::system::grouped::Grouped;
 use crate::zfs::system::runner::Runner;
-use crate::zfs::{Depth, Fate, Named, ZfsError, argv};
+use crate::zfs::{Depth, ErrorKind, Fate, Named, ZfsError, argv};
 
 /// Lists the dataset, then at once destroys by name the snapshots that have the right guids. Unlike with a script, a
 /// snapshot could be replaced in between.
@@ -39,11 +40,25 @@ pub(super) async fn destroy(
         .filter(|(_, fate)| **fate == Fate::Spared)
         .map(|(victim, _)| victim.name.clone())
         .collect();
+    let mut busy = Vec::new();
     for batch in argv::comma_lists(&doomed) {
-        runner.run(&argv::destroy(dataset, batch)).await?;
+        match runner.run(&argv::destroy(dataset, batch)).await {
+            Ok(_) => {}
+            Err(error) if error.kind != ErrorKind::Busy => return Err(error),
+            // ZFS destroys all snapshots of a command or none.
+            Err(_) if all => busy.extend(batch),
+            Err(_) => {
+                for name in batch {
+                    match runner.run(&argv::destroy(dataset, std::slice::from_ref(name))).await {
+                        Err(error) if error.kind == ErrorKind::Busy => busy.push(name),
+                        destroyed => drop(destroyed?),
+                    }
+                }
+            }
+        }
     }
-    for fate in fates.iter_mut().filter(|fate| **fate == Fate::Spared) {
-        *fate = Fate::Destroyed;
+    for (victim, fate) in victims.iter().zip(&mut fates).filter(|(_, fate)| **fate == Fate::Spared) {
+        *fate = if busy.contains(&&victim.name) { Fate::Busy } else { Fate::Destroyed };
     }
     Ok(fates)
 }

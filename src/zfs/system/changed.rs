@@ -1,11 +1,11 @@
-//! Lists only what has changed. Most of the cost of a listing is that of the snapshots, and of most datasets, nothing
-//! has changed since the listing before.
+//! Lists only what has changed. Listing the snapshots is most of the cost of a listing, and most datasets have not
+//! changed since the previous one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_lite::future;
 
-use crate::model::{DatasetInventory, DatasetName, Marks, Unchanged};
+use crate::model::{DatasetInventory, DatasetName, HostListing, Marks, Unchanged};
 use crate::sys::clock;
 use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, Known, Listed, ZfsError, argv, parse};
@@ -20,30 +20,29 @@ const MOST_NAMED: usize = 500;
 /// `at`, without its snapshots; `changed` is its `snapshots_changed`.
 fn is_current(known: &DatasetInventory, now: &DatasetInventory, changed: Option<i64>, at: i64) -> bool {
     let (Some(unchanged), Some(changed)) = (known.unchanged, changed) else { return false };
-    // Otherwise, it is another dataset of this name, or it was promoted and so took over snapshots.
+    // Otherwise, it is another dataset of this name, or it was promoted and has taken over snapshots.
     known.guid.is_some()
         && (known.guid, &known.origin) == (now.guid, &now.origin)
         && (unchanged.from..=unchanged.to).contains(&changed)
         && (unchanged.listed..unchanged.listed + MAX_AGE).contains(&at)
-        // A hold decides whether a snapshot can be pruned, and may have been released since. The newest snapshot is
+        // A hold or a clone decides whether a snapshot can be pruned, and may be gone since. The newest snapshot is
         // never pruned.
-        && known.snapshots.iter().rev().skip(1).all(|snapshot| snapshot.userrefs == 0)
+        && known.snapshots.iter().rev().skip(1).all(|snapshot| snapshot.userrefs == 0 && !snapshot.has_clones)
 }
 
 impl Runner {
     /// Lists datasets with everything below them, several pools at a time. Snapshots that are current in `known` are
     /// not listed again.
-    pub(super) async fn list_changed_by_pool(
-        &self,
-        roots: &[DatasetName],
-        known: &Known,
-    ) -> Result<Vec<Listed>, ZfsError> {
-        if !self.has_snapshots_changed() {
-            return self.list_by_pool(roots).await;
-        }
+    pub(super) async fn list_pools(&self, roots: &[DatasetName], known: &Known) -> Result<HostListing, ZfsError> {
         let each = |this: Self, roots: Vec<DatasetName>| {
             let known = known.clone();
-            async move { this.list_changed_now(&roots, &known).await }
+            async move {
+                if this.has_snapshots_changed() {
+                    this.list_changed_now(&roots, &known).await
+                } else {
+                    this.list(&roots, Depth::Recursive).await
+                }
+            }
         };
         self.each_pool(roots, each).await
     }
@@ -51,16 +50,16 @@ impl Runner {
     async fn list_changed_now(&self, roots: &[DatasetName], known: &Known) -> Result<Vec<Listed>, ZfsError> {
         // The time before the listing, so that a change during the listing counts as later.
         let at = clock::now().timestamp();
-        let (of_datasets, of_all) = (argv::list_changes(roots), argv::list_snapshots(roots, Depth::Recursive));
+        let of_all = argv::list_snapshots(roots, Depth::Recursive);
+        let list_datasets = self.datasets(roots, Depth::Recursive, true);
         let is_first =
             !known.iter().any(|(name, of)| of.unchanged.is_some() && roots.iter().any(|r| name.is_within(r)));
         let (datasets, snapshots) = if is_first {
-            let (datasets, snapshots) = future::zip(self.run_listing(&of_datasets), self.run_listing(&of_all)).await;
+            let (datasets, snapshots) = future::zip(list_datasets, self.run_listing(&of_all)).await;
             (datasets?, Some(snapshots?))
         } else {
-            (self.run_listing(&of_datasets).await?, None)
+            (list_datasets.await?, None)
         };
-        let datasets = parse::changes(&datasets).map_err(|reason| self.unreadable(&of_datasets, reason))?;
         let is_known = |(name, now): &Listed, changed| known.get(name).is_some_and(|k| is_current(k, now, changed, at));
         let stale: BTreeSet<DatasetName> = datasets
             .iter()

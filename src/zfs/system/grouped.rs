@@ -1,7 +1,7 @@
-//! Operations on single datasets, batched so that one process serves many of them: listings, new bookmarks, user
+//! Batches operations on single datasets, so that one process serves many of them: listings, new bookmarks, user
 //! properties, holds.
 //!
-//! What follows a stream is little, and most of its cost is that of starting a process. So a batch waits for a moment
+//! The work after a stream is small, and most of its cost is that of starting a process. So a batch waits for a moment
 //! while other streams are about to end.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +18,7 @@ use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a batch waits for callers that shared the batch before, and so will make their next request together.
 const GATHER: Duration = Duration::from_millis(100);
-/// How many requests one process holds or releases: it waits for a transaction group for each snapshot.
+/// How many requests to hold or to release one process serves: it waits for a transaction group for each snapshot.
 const HOLDS_PER_PROCESS: usize = 8;
 /// How many such processes run at a time for one batch.
 const CONCURRENT_HOLDS: usize = 4;
@@ -108,7 +108,7 @@ impl Grouped {
         let pools: BTreeSet<&str> = roots.iter().map(DatasetName::pool).collect();
         let key = ListKey { depth, pools: pools.into_iter().map(str::to_owned).collect() };
         let answer = self.lists.ask(key, roots.to_vec()).await;
-        answer.unwrap_or_else(|_| Err(self.runner.unanswered(&argv::list_datasets(roots, depth))))
+        answer.unwrap_or_else(|_| Err(self.runner.unanswered(&argv::list_snapshots(roots, depth))))
     }
 
     /// The snapshots and bookmarks of a dataset; `None` if it does not exist.
@@ -119,7 +119,7 @@ impl Grouped {
         })
     }
 
-    /// Makes a change by script. `false` means that it was not made: the command for this change will tell why.
+    /// Makes a change by script. `false` means that it was not made; the command for this change will report why.
     pub(super) async fn change(&self, change: ScriptedChange) -> bool {
         self.changes.ask(change.pool().to_owned(), change).await.unwrap_or_default()
     }
@@ -160,7 +160,7 @@ impl Runner {
         let listed = match self.list(&all, depth).await {
             Ok(listed) => listed,
             Err(error) if requests.len() == 1 => return vec![Err(error)],
-            // One by one, so that the problem of one request does not become that of the others.
+            // The requests are repeated one by one, so that the problem of one does not fail the others.
             Err(_) => {
                 let mut answers = Vec::with_capacity(requests.len());
                 for roots in requests {
@@ -231,8 +231,8 @@ impl Runner {
             }
             Err(_) => {}
         }
-        // If the command failed for one snapshot, the others may be done or not: repeated one by one, each request gets
-        // its own result.
+        // If the command failed for one snapshot, it may or may not have changed the others. The requests are repeated
+        // one by one, so that each gets its own result.
         let mut answers = Vec::with_capacity(requests.len());
         for names in requests {
             let mut answer = Ok(());

@@ -1,11 +1,13 @@
-//! Listings: which commands list datasets, snapshots and bookmarks, and how their outputs are put together.
+//! Lists datasets, snapshots and bookmarks with separate commands, and joins their outputs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_lite::future;
 
-use crate::model::{DatasetInventory, DatasetName, SnapName};
+use crate::model::inventory::NOT_IMPORTED;
+use crate::model::{DatasetInventory, DatasetName, HostListing, SnapName};
 use crate::sys::runtime;
+use crate::zfs::parse::DatasetRow;
 use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 
@@ -14,13 +16,25 @@ const CONCURRENT_POOLS: usize = 4;
 /// How many snapshots one command names at most.
 const MAX_NAMED: usize = 1000;
 
+/// The listing of one pool.
+enum PoolListing {
+    /// The datasets that were found.
+    Listed(Vec<Listed>),
+    /// The pool is not imported.
+    Away,
+}
+
+/// The datasets of a listing without the times when their snapshots changed.
+fn without_times(rows: Vec<DatasetRow>) -> Vec<Listed> {
+    rows.into_iter().map(|(listed, _)| listed).collect()
+}
+
 impl Runner {
     /// Lists datasets by two commands at the same time, or by one if snapshots are not wanted. Without any roots,
     /// `zfs list` would list every pool, so callers make sure that there are some.
     pub(super) async fn list(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
         if depth == Depth::Bare {
-            let argv = argv::list_datasets(roots, depth);
-            return parse::datasets(&self.run_listing(&argv).await?).map_err(|reason| self.unreadable(&argv, reason));
+            return Ok(without_times(self.datasets(roots, depth, false).await?));
         }
         let with_ancestors: BTreeSet<DatasetName> = match depth {
             Depth::Around => roots.iter().flat_map(DatasetName::ancestors).chain(roots.iter().cloned()).collect(),
@@ -28,37 +42,58 @@ impl Runner {
         };
         let with_ancestors: Vec<DatasetName> = with_ancestors.into_iter().collect();
         let named = if with_ancestors.is_empty() { roots } else { &with_ancestors };
-        let (of_datasets, of_snapshots) = (argv::list_datasets(named, depth), argv::list_snapshots(roots, depth));
-        let (datasets, snapshots) = future::zip(self.run_listing(&of_datasets), self.run_listing(&of_snapshots)).await;
-        let datasets = parse::datasets(&datasets?).map_err(|reason| self.unreadable(&of_datasets, reason))?;
+        let of_snapshots = argv::list_snapshots(roots, depth);
+        let (datasets, snapshots) =
+            future::zip(self.datasets(named, depth, false), self.run_listing(&of_snapshots)).await;
+        let datasets = without_times(datasets?);
         let rows = parse::snapshots(&snapshots?).map_err(|reason| self.unreadable(&of_snapshots, reason))?;
         Ok(parse::join(datasets, rows))
     }
 
-    /// Lists datasets with everything below them, several pools at a time.
-    pub(super) async fn list_by_pool(&self, roots: &[DatasetName]) -> Result<Vec<Listed>, ZfsError> {
-        self.each_pool(roots, |this, roots| async move { this.list(&roots, Depth::Recursive).await }).await
-    }
-
-    /// Runs `list` with the roots of each pool, several pools at a time.
+    /// Lists datasets with everything below them, several pools at a time, by `list` for the roots of each pool. A pool
+    /// that cannot be listed does not hide the others.
     pub(super) async fn each_pool<F>(
         &self,
         roots: &[DatasetName],
         list: impl Fn(Self, Vec<DatasetName>) -> F,
-    ) -> Result<Vec<Listed>, ZfsError>
+    ) -> Result<HostListing, ZfsError>
     where
         F: Future<Output = Result<Vec<Listed>, ZfsError>> + Send + 'static,
     {
-        let mut by_pool: BTreeMap<&str, Vec<DatasetName>> = BTreeMap::new();
+        let mut by_pool: BTreeMap<String, Vec<DatasetName>> = BTreeMap::new();
         for root in roots {
-            by_pool.entry(root.pool()).or_default().push(root.clone());
+            by_pool.entry(root.pool().to_owned()).or_default().push(root.clone());
         }
-        let pools: Vec<_> = by_pool.into_values().map(|roots| list(self.clone(), roots)).collect();
-        let mut all = Vec::new();
-        for listed in runtime::side_by_side(CONCURRENT_POOLS, pools).await {
-            all.extend(listed?);
+        let pools = by_pool.into_iter().map(|(pool, roots)| {
+            let (this, listing) = (self.clone(), list(self.clone(), roots));
+            async move {
+                let listed = this.unless_away(&pool, listing.await).await;
+                (pool, listed)
+            }
+        });
+        let pools: Vec<_> = pools.collect();
+        let mut whole = HostListing::default();
+        for (pool, listed) in runtime::side_by_side(CONCURRENT_POOLS, pools).await {
+            match listed {
+                Ok(PoolListing::Listed(datasets)) => whole.datasets.extend(datasets),
+                Ok(PoolListing::Away) => drop(whole.unlisted.insert(pool, NOT_IMPORTED.into())),
+                Err(error) if error.kind.is_about_program() => return Err(error),
+                Err(error) => drop(whole.unlisted.insert(pool, error.to_string())),
+            }
         }
-        Ok(all)
+        Ok(whole)
+    }
+
+    /// Finds out whether a pool in which nothing was found is imported at all: a dataset in a pool that is not imported
+    /// is as unknown as one in a pool that cannot be read.
+    async fn unless_away(&self, pool: &str, listed: Result<Vec<Listed>, ZfsError>) -> Result<PoolListing, ZfsError> {
+        let listed = listed?;
+        if let (true, Ok(root)) = (listed.is_empty(), pool.parse::<DatasetName>())
+            && self.datasets(&[root], Depth::Bare, false).await?.is_empty()
+        {
+            return Ok(PoolListing::Away);
+        }
+        Ok(PoolListing::Listed(listed))
     }
 
     /// The snapshots and bookmarks of datasets, by one command. It fails if any of the datasets is missing.

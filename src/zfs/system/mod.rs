@@ -1,4 +1,4 @@
-//! The real ZFS: runs the `zfs` command.
+//! Implements the interface to ZFS with the real `zfs` command.
 //!
 //! `runner` runs single commands, `list` and `changed` list with them, and `grouped` batches operations on single
 //! datasets, so that one process serves many of them. `copy` moves a stream within this host, and `by_name` destroys
@@ -7,6 +7,7 @@
 mod by_name;
 mod changed;
 mod copy;
+mod datasets;
 mod grouped;
 mod list;
 mod runner;
@@ -16,8 +17,9 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::model::{Counter, DatasetName, SnapName};
+use crate::model::{Counter, DatasetName, HostListing, SnapName};
 use crate::zfs::argv::ScriptedChange;
+use crate::zfs::inspect::{ExpectedStream, Inspect, StreamInspector};
 use crate::zfs::pipe::widen;
 use crate::zfs::system::grouped::Grouped;
 use crate::zfs::system::runner::Runner;
@@ -31,7 +33,7 @@ const MAX_PER_SCRIPT: usize = 500;
 /// How many datasets one command lists after a snapshot was taken of them.
 const MAX_NAMED: usize = 1000;
 
-/// The ZFS of this host. Clones share their batches and their processes.
+/// The ZFS of this host. All clones of this value share their batches and their processes.
 #[derive(Clone, Debug)]
 pub struct System {
     runner: Runner,
@@ -39,7 +41,7 @@ pub struct System {
 }
 
 impl System {
-    /// Uses this program; a name without a slash is searched for in `PATH`.
+    /// Creates an interface that runs this program; a name without a slash is searched for in `PATH`.
     #[must_use]
     pub fn new(program: &Path) -> Self {
         let runner = Runner::new(program);
@@ -52,6 +54,33 @@ impl System {
     }
 }
 
+impl System {
+    /// Destroys by name what the script could not destroy because it is mounted below `.zfs/snapshot`. ZFS unmounts it
+    /// first, unless it is really in use.
+    async fn destroy_mounted(
+        &self,
+        dataset: &DatasetName,
+        victims: &[Named],
+        guards: &[Named],
+        all: bool,
+        fates: &mut [Fate],
+    ) -> Result<(), ZfsError> {
+        let is_left = |fate: &Fate| *fate == Fate::Busy || all && *fate == Fate::Spared;
+        let others_allow = fates.iter().all(|fate| is_left(fate) || *fate == Fate::Gone);
+        if !fates.contains(&Fate::Busy) || all && !others_allow {
+            return Ok(());
+        }
+        let left: Vec<usize> = (0..fates.len()).filter(|i| is_left(&fates[*i])).collect();
+        let victims: Vec<Named> = left.iter().map(|i| victims[*i].clone()).collect();
+        let by = (&self.runner, &self.grouped);
+        let again = by_name::destroy(by, dataset, &victims, guards, all).await?;
+        for (i, fate) in left.into_iter().zip(again) {
+            fates[i] = fate;
+        }
+        Ok(())
+    }
+}
+
 impl ZfsRead for System {
     async fn list(&self, roots: &[DatasetName], depth: Depth) -> Result<Vec<Listed>, ZfsError> {
         if roots.is_empty() {
@@ -60,15 +89,12 @@ impl ZfsRead for System {
         }
         match depth {
             Depth::Only | Depth::Bare | Depth::Around => self.grouped.list(roots, depth).await,
-            Depth::Recursive => self.runner.list_by_pool(roots).await,
+            Depth::Recursive => self.runner.list(roots, depth).await,
         }
     }
 
-    async fn list_changed(&self, roots: &[DatasetName], known: &Known) -> Result<Vec<Listed>, ZfsError> {
-        if roots.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.runner.list_changed_by_pool(roots, known).await
+    async fn list_pools(&self, roots: &[DatasetName], known: &Known) -> Result<HostListing, ZfsError> {
+        self.runner.list_pools(roots, known).await
     }
 
     async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {
@@ -104,7 +130,23 @@ impl ZfsRead for System {
 
     async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
         let argv = argv::properties(dataset);
-        self.runner.query(&argv, parse::properties).await
+        let names = match parse::properties(&self.runner.run(&argv).await?) {
+            Ok(properties) => return Ok(properties),
+            Err(names) => names,
+        };
+        // Some value has several lines, or is not UTF-8. One by one, nothing can be mistaken for a property.
+        let mut properties = BTreeMap::new();
+        for name in names {
+            let output = self.runner.run(&argv::own_property(dataset, &name)).await;
+            // The beginning of a line within a value may look like the name of a property.
+            let Ok(output) = output else { continue };
+            match String::from_utf8(output) {
+                Ok(value) if value.is_empty() => {}
+                Ok(value) => drop(properties.insert(name, value.strip_suffix('\n').unwrap_or(&value).to_owned())),
+                Err(_) => log::warn!("ignoring the property {name} of {dataset}: its value is not UTF-8"),
+            }
+        }
+        Ok(properties)
     }
 
     async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
@@ -178,9 +220,10 @@ impl Zfs for System {
             let argv = argv::destroy_by_guid(dataset, batch, guards, all);
             match self.runner.run_script(&argv, argv::DESTROY_SCRIPT).await {
                 Ok(output) => {
-                    fates.extend(
-                        parse::fates(&output, batch.len()).map_err(|reason| self.runner.unreadable(&argv, reason))?,
-                    );
+                    let mut of_batch =
+                        parse::fates(&output, batch.len()).map_err(|reason| self.runner.unreadable(&argv, reason))?;
+                    self.destroy_mounted(dataset, batch, guards, all, &mut of_batch).await?;
+                    fates.extend(of_batch);
                 }
                 Err(error) if error.kind == ErrorKind::Permission => {
                     log::debug!("{error}");
@@ -206,7 +249,9 @@ impl Zfs for System {
             return Ok(Vec::new());
         }
         let argv = argv::holds(dataset, names);
-        self.runner.query(&argv, parse::holds).await
+        // A snapshot that was destroyed meanwhile has no holds; those of the others are printed all the same.
+        let output = self.runner.run_listing(&argv).await?;
+        parse::holds(&output).map_err(|reason| self.runner.unreadable(&argv, reason))
     }
 
     async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
@@ -215,14 +260,27 @@ impl Zfs for System {
             return Ok(());
         }
         let argv = argv::bookmark(dataset, &snapshot.name, bookmark);
-        let Err(exists) = self.runner.run(&argv).await else { return Ok(()) };
-        if exists.kind != ErrorKind::Exists {
-            return Err(exists);
+        let made = self.runner.run(&argv).await;
+        if made.as_ref().is_err_and(|error| error.kind != ErrorKind::Exists) {
+            return made.map(drop);
         }
-        let argv = argv::list_bookmark(dataset, bookmark);
-        let rows = self.runner.query(&argv, parse::snapshots).await?;
+        // The command goes by the name alone, so it may have marked another snapshot of this name.
+        let list = argv::list_bookmark(dataset, bookmark);
+        let rows = self.runner.query(&list, parse::snapshots).await?;
         let is_same = |(_, row): &(_, parse::Row)| matches!(row, parse::Row::Bookmark(b) if b.guid == snapshot.guid);
-        if rows.iter().any(is_same) { Ok(()) } else { Err(exists) }
+        match made {
+            _ if rows.iter().any(is_same) => Ok(()),
+            Err(exists) => Err(exists),
+            Ok(_) => {
+                self.destroy_bookmark(dataset, bookmark).await?;
+                Err(ZfsError {
+                    kind: ErrorKind::NotFound,
+                    command: self.runner.render(&argv),
+                    status: String::new(),
+                    stderr: format!("{} is another snapshot now", dataset.at(&snapshot.name)),
+                })
+            }
+        }
     }
 
     async fn destroy_bookmark(&self, dataset: &DatasetName, bookmark: &SnapName) -> Result<(), ZfsError> {
@@ -245,7 +303,7 @@ impl Zfs for System {
         if let Some(pool) = missing.last().filter(|name| name.parent().is_none()) {
             return Err(ZfsError {
                 kind: ErrorKind::NotFound,
-                command: self.runner.render(&argv::list_datasets(std::slice::from_ref(pool), Depth::Only)),
+                command: self.runner.render(&argv::list_pool(pool)),
                 status: "exit status 1".into(),
                 stderr: format!(
                     "there is no pool {pool}; import it (zpool import), or name another pool in the policy"
@@ -309,6 +367,10 @@ impl Zfs for System {
         let Some(data) = child.stdin() else { return Err(self.runner.unreadable(&argv, "it has no input".into())) };
         widen(&data);
         Ok(ReceiveStream { data: Box::new(data), end: self.runner.stream_end(argv, child) })
+    }
+
+    fn inspector(&self, expected: ExpectedStream) -> Box<dyn Inspect> {
+        Box::new(StreamInspector::new(expected))
     }
 
     async fn copy(

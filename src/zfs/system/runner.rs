@@ -1,5 +1,6 @@
-//! Runs the `zfs` command: its environment, deadlines, and what its exit status and its words mean.
+//! Runs the `zfs` command: sets its environment, limits its time, and interprets its exit status and its words.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -11,7 +12,9 @@ use std::time::Duration;
 
 use async_process::Command;
 use futures_lite::AsyncWriteExt;
+use parking_lot::Mutex;
 
+use crate::model::DatasetName;
 use crate::sys::batcher::Announcements;
 use crate::sys::process;
 use crate::sys::process::{Process, Running};
@@ -20,12 +23,12 @@ use crate::zfs::{End, ErrorKind, ZfsError, parse};
 
 /// How long a command may take, unless it carries a stream.
 const DEADLINE: Duration = Duration::from_secs(600);
-/// A stream that is no older than this will probably end soon. An older stream is large, and nobody waits for it.
+/// A stream that is no older than this will probably end soon. An older stream is large, and no batch waits for it.
 const STREAM_ENDS_SOON: Duration = Duration::from_secs(20);
 /// How much of a long command line is shown in messages, in bytes.
 const MAX_SHOWN: usize = 1000;
 
-/// Runs `zfs` commands. Clones share what was found out about this ZFS, and their processes end together.
+/// Runs `zfs` commands. Clones share what is known about this ZFS, and their processes are ended together.
 #[derive(Clone, Debug)]
 pub(super) struct Runner {
     program: PathBuf,
@@ -36,6 +39,8 @@ pub(super) struct Runner {
     no_scripts: Arc<AtomicBool>,
     /// Whether this ZFS has `snapshots_changed`.
     has_snapshots_changed: Arc<AtomicBool>,
+    /// The datasets with meaningless user properties about which a warning has been logged.
+    pub(super) warned: Arc<Mutex<BTreeSet<DatasetName>>>,
 }
 
 impl Runner {
@@ -46,6 +51,7 @@ impl Runner {
             streams: Announcements::default(),
             no_scripts: Arc::default(),
             has_snapshots_changed: Arc::default(),
+            warned: Arc::default(),
         }
     }
 
@@ -121,12 +127,17 @@ impl Runner {
     /// their listing is the result.
     pub(super) async fn run_listing(&self, argv: &[String]) -> Result<Vec<u8>, ZfsError> {
         let output = self.output(argv).await?;
-        let only_missing = !output.stderr.is_empty()
+        // A listing that was killed may have printed only such lines so far, so the status counts as well.
+        let only_missing = output.status.code() == Some(1)
+            && !output.stderr.is_empty()
             && String::from_utf8_lossy(&output.stderr)
                 .lines()
                 .all(|line| line.ends_with("does not exist") || line.contains("no such pool"));
         if !only_missing {
             self.check_status(argv, &output)?;
+        }
+        if output.stdout.last().is_some_and(|last| *last != b'\n') {
+            return Err(self.unreadable(argv, "it ends in the middle of a line".into()));
         }
         Ok(output.stdout)
     }
@@ -153,7 +164,7 @@ impl Runner {
         let mut child = self.spawn(argv, self.command(argv).stdin(Stdio::piped()).stdout(Stdio::piped()))?;
         let Some(mut stdin) = child.stdin() else { return Err(self.unreadable(argv, "it has no input".into())) };
         let run = async {
-            // If the command does not read all of it, its own words tell why.
+            // If the command does not read all of it, its own error explains why.
             if let Err(error) = stdin.write_all(input.as_bytes()).await {
                 log::debug!("cannot write to {}: {error}", self.render(argv));
             }
@@ -181,7 +192,7 @@ impl Runner {
             Err(runtime::Elapsed) => Err(ZfsError {
                 kind: ErrorKind::Pool,
                 command: self.render(argv),
-                status: format!("no end after {}", humantime::format_duration(DEADLINE)),
+                status: format!("did not end within {}", humantime::format_duration(DEADLINE)),
                 stderr: "is the pool suspended? see zpool status".into(),
             }),
         }

@@ -1,0 +1,99 @@
+//! Lists datasets, whatever somebody has written into their user properties.
+//!
+//! Usually one command is enough. If a value makes its output ambiguous (it contains a tab, a newline, or a whole faked
+//! line), the datasets are listed without these values, and the values are listed separately. Then a value can only
+//! affect its own dataset.
+
+use std::collections::BTreeMap;
+
+use crate::model::tags::{EXCLUDE, FLAGS};
+use crate::model::{DatasetInventory, DatasetName};
+use crate::zfs::parse::{DatasetRow, UserProperties};
+use crate::zfs::system::runner::Runner;
+use crate::zfs::{DatasetColumns, Depth, ErrorKind, ZfsError, argv, parse};
+
+/// How many datasets of a listing may have to be queried one by one for their properties. A value has at most 8 KiB, so
+/// it cannot fake lines of many datasets.
+const MAX_SINGLE: usize = 200;
+
+impl Runner {
+    /// Lists filesystems and volumes, with the times when their snapshots last changed if `changed` is set.
+    pub(super) async fn datasets(
+        &self,
+        roots: &[DatasetName],
+        depth: Depth,
+        changed: bool,
+    ) -> Result<Vec<DatasetRow>, ZfsError> {
+        let columns = DatasetColumns { changed, user: true };
+        let output = self.run_listing(&argv::list_datasets(roots, depth, columns)).await?;
+        match parse::datasets(&output, columns) {
+            Ok(rows) => Ok(rows),
+            Err(reason) => {
+                log::debug!("listing the user properties separately: {reason}");
+                let columns = DatasetColumns { user: false, ..columns };
+                let listed = self.datasets_and_values(roots, depth, columns).await;
+                // If it is not about these values, the first error is the one to report.
+                listed.map_err(|error| match error.kind {
+                    ErrorKind::Output => ZfsError { stderr: reason, ..error },
+                    _ => error,
+                })
+            }
+        }
+    }
+
+    async fn datasets_and_values(
+        &self,
+        roots: &[DatasetName],
+        depth: Depth,
+        columns: DatasetColumns,
+    ) -> Result<Vec<DatasetRow>, ZfsError> {
+        let argv = argv::list_datasets(roots, depth, columns);
+        let output = self.run_listing(&argv).await?;
+        let mut rows = parse::datasets(&output, columns).map_err(|reason| self.unreadable(&argv, reason))?;
+        let output = self.run_listing(&argv::list_user_properties(roots, depth)).await?;
+        let found = parse::user_properties(&output);
+        let (mut asked, mut senseless) = (0, Vec::new());
+        for ((name, inventory), _) in &mut rows {
+            match found.get(name) {
+                Some(UserProperties::Clear(exclude, flags)) => {
+                    parse::apply_user_properties(inventory, exclude, flags);
+                }
+                Some(UserProperties::Ambiguous) if asked < MAX_SINGLE => {
+                    asked += 1;
+                    self.ask_values(name, inventory).await?;
+                }
+                Some(UserProperties::Ambiguous) | None => senseless.push(name.clone()),
+            }
+        }
+        self.warn_of_values(&senseless);
+        Ok(rows)
+    }
+
+    /// Asks for the user properties of one dataset.
+    async fn ask_values(&self, name: &DatasetName, inventory: &mut DatasetInventory) -> Result<(), ZfsError> {
+        let mut values = BTreeMap::new();
+        for property in [EXCLUDE, FLAGS] {
+            let output = self.run(&argv::user_property(name, property)).await?;
+            // A value that is not UTF-8 or has several lines has no meaning either way.
+            values.insert(property, String::from_utf8_lossy(&output).trim_end_matches('\n').to_owned());
+        }
+        parse::apply_user_properties(inventory, &values[EXCLUDE], &values[FLAGS]);
+        Ok(())
+    }
+
+    /// Warns, once for each dataset, of values that have no meaning.
+    fn warn_of_values(&self, datasets: &[DatasetName]) {
+        let mut warned = self.warned.lock();
+        let new: Vec<&DatasetName> = datasets.iter().filter(|name| warned.insert((*name).clone())).collect();
+        if let Some(first) = new.first() {
+            let others = match new.len() {
+                1 => String::new(),
+                n => format!(" and of {} other datasets", n - 1),
+            };
+            log::warn!(
+                "ignoring {EXCLUDE} and {FLAGS} of {first}{others}: a value contains tabs or newlines, or is not UTF-8; \
+                 hint: zfs inherit removes it"
+            );
+        }
+    }
+}
