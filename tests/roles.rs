@@ -1,4 +1,4 @@
-//! Runs an agent and a slave over loopback, on pools in memory, and checks what an order leaves on both sides.
+//! Runs an agent and a slave over loopback, on pools in memory, and checks the result of an order on both sides.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -31,7 +31,7 @@ fn first_copy_brings_whole_history_and_leaves_one_hold_and_one_cursor() {
 }
 
 #[test]
-fn estimate_tells_size_of_order_and_changes_nothing() {
+fn estimate_returns_size_of_order_and_changes_nothing() {
     let pair = Pair::new();
     let (first, second, third) = (pair.take("S_1"), pair.take("S_2"), pair.take("S_3"));
     runtime::block_on(pair.alpha.hold("mine", &ds("tank/data"), &[snap("S_2")])).unwrap();
@@ -44,7 +44,7 @@ fn estimate_tells_size_of_order_and_changes_nothing() {
         assert!(response.is_success && facts.is_empty(), "{response:?} {facts:?}");
         response.estimate
     };
-    // Each snapshot has 1000 bytes. The first one also has what the dataset was created with.
+    // Each snapshot has 1000 bytes. The first one also has the data with which the dataset was created.
     let whole = send(None, first).unwrap();
     assert!(whole >= 1000);
     assert_eq!(send(None, third), Some(whole + 2000));
@@ -60,7 +60,7 @@ fn estimate_tells_size_of_order_and_changes_nothing() {
     assert_eq!((response.is_success, response.estimate), (true, Some(whole)), "{response:?}");
     assert!(response.error.contains("tank/data@S_2 stays: it is held"), "{}", response.error);
     assert!(response.error.contains("tank/data@S_3 stays: it is the newest of its dataset"), "{}", response.error);
-    // local.json denies an estimate to whoever may not give the order itself.
+    // An estimate is refused if local.json does not permit the order itself.
     for refused in [
         destroy(&[first], "tank"),
         pair.carry_out(&DirectorsOrder {
@@ -166,7 +166,7 @@ fn append_only_destination_loses_nothing() {
     let third = pair.take("S_3");
     let rollback = |guid| DirectorsOrder { rollback_if_needed: true, ..pair.send_order(guid) };
     refused(&pair.carry_out(&rollback(third)).0);
-    // Nobody may prune it.
+    // No order may prune it.
     let beta = Agent::new("beta".parse().unwrap(), Arc::new(pair.beta.clone()), local(open));
     let record = format!("{}:pool/copy@S_1", first.uuid());
     let destroy = DirectorsOrder { snapshot_uuid: vec![record], ..order(Action::DestroySnapshot) };
@@ -249,7 +249,8 @@ fn destroy_spares_held_cloned_unsent_and_newest_snapshots() {
     };
     let (response, facts) = pair.carry_out(&order);
     assert!(response.is_success, "{response:?}");
-    // S_1 is held, S_2 has a clone, beta lacks S_5, S_6 is the newest. S_4 is common, but its cursor stays.
+    // S_1 is held, S_2 has a clone, beta lacks S_5, S_6 is the newest. S_4 is in common with beta, but its cursor
+    // stays.
     assert_eq!(pair.source(), [guids[0], guids[1], guids[4], guids[5]], "{}", response.error);
     let reported: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
     assert_eq!(reported, [guids[2], guids[3]]);
@@ -353,7 +354,9 @@ fn rollback_destroys_snapshots_only_if_order_allows_both() {
     for keys in ["", "RollbackIfNeeded=true", "RollbackMayDestroy=true"] {
         let response = allowed(&pair, second, keys);
         assert_eq!((response.is_success, response.status), (false, ResponseStatus::WasWritten), "{response:?}");
-        for words in ["only there: theirs", "only here: S_2", "rollback_may_destroy", "zfs rename"] {
+        for words in
+            ["only on the destination: theirs", "only on the source: S_2", "rollback_may_destroy", "zfs rename"]
+        {
             assert!(response.message().contains(words), "{words:?} is not in {response:?}");
         }
         assert_eq!(pair.copy(), before);
@@ -434,7 +437,9 @@ fn copy_follows_no_source_without_proof_of_its_rename() {
 fn cursor_name_taken_by_other_bookmark_is_an_error() {
     let pair = Pair::new();
     let (first, second) = (pair.take("S_1"), pair.take("S_2"));
-    let cursor = snap(&format!("zsync:beta:pool:copy:{:016x}", second.0));
+    assert!(pair.send(first).is_success);
+    let copy = pair.beta.dataset(&ds("pool/copy")).unwrap().guid.unwrap();
+    let cursor = snap(&format!("zsync:beta:pool:copy:{:016x}:{:016x}", second.0, copy.0));
     let named = zsync::zfs::Named { name: snap("S_1"), guid: first };
     runtime::block_on(pair.alpha.bookmark(&ds("tank/data"), &named, &cursor)).unwrap();
     let response = pair.send(second);
@@ -496,7 +501,7 @@ fn increment_keeps_send_flags_of_first_copy() {
     let second = pair.take("S_2");
     let response = pair.send(second);
     assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty), "{response:?}");
-    for words in ["the copy was made not raw", "sent raw", "zfs rename", "set_aside"] {
+    for words in ["the copy was made with non-raw streams", "sent only with raw streams", "zfs rename", "set_aside"] {
         assert!(response.message().contains(words), "{words:?} is not in {response:?}");
     }
     assert_eq!(pair.copy(), [first]);
@@ -519,4 +524,63 @@ fn properties_are_sent_only_if_receiver_asks() {
     let reported: Vec<String> =
         set.iter().filter(|(n, _)| *n != "zsync:flags").map(|(n, v)| format!("{n}={v}")).collect();
     assert_eq!(reported, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
+}
+
+/// An agent with these datasets, all of which an order may name.
+fn agent_with(datasets: &[&str]) -> (zsync::zfs::fake::Fake, Arc<Agent<zsync::zfs::fake::Fake>>) {
+    let zfs = zsync::zfs::fake::Fake::new(1);
+    datasets.iter().for_each(|name| zfs.create(&ds(name)));
+    let local = local(r#"{ "local_datasets": [ { "name": "tank" }, { "name": "usb" } ] }"#);
+    (zfs.clone(), Arc::new(Agent::new("alpha".parse().unwrap(), Arc::new(zfs), local)))
+}
+
+fn take_order(name: &str, datasets: &[&str]) -> DirectorsOrder {
+    let (first, others) = datasets.split_first().unwrap();
+    let datasets = others.iter().map(|name| ds(name)).collect();
+    let dest_dataset = (*first).to_owned();
+    DirectorsOrder { snapshot_name: name.into(), dest_dataset, datasets, ..order(Action::TakeSnapshot) }
+}
+
+fn carry_out_all(
+    agent: &Arc<Agent<zsync::zfs::fake::Fake>>,
+    order: &DirectorsOrder,
+) -> (Response, Vec<zsync::wire::Facts>) {
+    let (sender, received) = runtime::channel::unbounded();
+    let response = runtime::block_on(common::carry_out(agent, order, sender, Counter::default()));
+    (response, std::iter::from_fn(|| received.try_recv().ok()).collect())
+}
+
+#[test]
+fn take_names_datasets_that_zfs_refuses_and_takes_all_others() {
+    let (zfs, agent) = agent_with(&["tank", "tank/a", "tank/b", "tank/thick"]);
+    zfs.refuse_snapshots(&ds("tank/thick"), "out of space");
+    let order = take_order("S_1", &["tank/a", "tank/b", "tank/gone", "tank/thick"]);
+    let (response, facts) = carry_out_all(&agent, &order);
+    assert!(!response.is_success);
+    assert_eq!(response.error, "2 of 3 datasets have their snapshot: cannot take tank/thick@S_1: out of space");
+    let taken: Vec<&str> = facts.iter().flat_map(|f| &f.taken).map(|(name, _)| name.as_str()).collect();
+    assert_eq!(taken, ["tank/a", "tank/b"]);
+    let txg = |name| zfs.dataset(&ds(name)).unwrap().snapshots[0].createtxg;
+    assert_eq!(txg("tank/a"), txg("tank/b"), "the others were taken atomically");
+}
+
+#[test]
+fn take_of_datasets_that_no_longer_exist_is_no_failure() {
+    let (_, agent) = agent_with(&["tank", "tank/a"]);
+    let (response, _) = carry_out_all(&agent, &take_order("S_1", &["tank/a", "tank/gone"]));
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(response.error, "took 1; 1 of the datasets no longer exist");
+    let (response, _) = carry_out_all(&agent, &take_order("S_2", &["tank/gone"]));
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::NothingToDo), "{response:?}");
+}
+
+#[test]
+fn listing_reports_pools_that_cannot_be_listed_and_counts_datasets() {
+    let (zfs, agent) = agent_with(&["tank", "tank/a", "usb", "usb/copy"]);
+    zfs.set_away("usb", Some("the pool is not imported"));
+    let (response, facts) = carry_out_all(&agent, &order(Action::KvResync));
+    assert_eq!((response.is_success, response.datasets), (true, Some(2)), "{response:?}");
+    assert_eq!(response.error, "listed 2 datasets; cannot list the pool usb: the pool is not imported");
+    let unlisted: Vec<_> = facts.iter().flat_map(|f| &f.unlisted).collect();
+    assert_eq!(unlisted, [(&"usb".to_owned(), &"the pool is not imported".to_owned())]);
 }

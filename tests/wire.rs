@@ -1,5 +1,5 @@
-//! Confronts agent and slave with peers that violate the protocol. Whatever comes over the wire, both respond or give
-//! up in time, change nothing that they should not, and serve the next peer.
+//! Confronts agent and slave with peers that violate the protocol. Whatever arrives, both must respond or give up in
+//! time, change nothing that they should not, and serve the next peer.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -79,6 +79,7 @@ impl Pair {
             snapshot_uuid: vec![guid.uuid().to_string()],
             dest_dataset: "pool/copy".into(),
             dataset: Some(ds("tank/data")),
+            order_uuid: sent(),
             ..order(Action::SendSnapshot)
         };
         let (facts, _received) = runtime::channel::unbounded();
@@ -89,7 +90,7 @@ impl Pair {
     fn offer(&self) -> (TcpStream, BufReader<TcpStream>, ListUuids) {
         let order = OrderToSlave {
             source: "alpha".parse().unwrap(),
-            order_uuid: order(Action::SendSnapshot).order_uuid,
+            order_uuid: sent(),
             snapshot_uuid: Guid(7).uuid().to_string(),
             snapshot_name: snap("S_1"),
             dest_dataset: ds("pool/copy"),
@@ -150,7 +151,7 @@ fn recv_line<T: serde::de::DeserializeOwned>(lines: &mut impl BufRead) -> Option
     (read > 0).then(|| serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error} in {line:?}")))
 }
 
-/// Sends these bytes, and gives the one response. The connection must be closed after it.
+/// Sends these bytes, and returns the one response. The connection must be closed after it.
 #[track_caller]
 fn only_response(address: SocketAddr, bytes: &[u8]) -> Response {
     let mut stream = connect(address);
@@ -279,7 +280,7 @@ fn invalid_names_are_refused_before_zfs_runs() {
         assert!(!answer.error.is_empty(), "{fields}");
     }
     assert!(pair.alpha.calls().is_empty(), "{:?}", pair.alpha.calls());
-    // Behind an @, ZFS never takes a name for an option.
+    // After an @, ZFS never takes a name for an option.
     let order =
         DirectorsOrder { snapshot_name: "-R".into(), dest_dataset: "tank/data".into(), ..order(Action::TakeSnapshot) };
     let (facts, _received) = runtime::channel::unbounded();
@@ -376,7 +377,7 @@ fn second_sender_is_refused_once_the_first_cannot_be_gone() {
     assert!(listing.error.is_empty());
     let began = Instant::now();
     let (_, _, second) = pair.offer();
-    assert!(second.error.contains("is being received into already"), "{second:?}");
+    assert!(second.error.contains("is already running"), "{second:?}");
     assert!(began.elapsed() >= PATIENCE, "{:?}", began.elapsed());
     drop((stream, _lines));
     assert!(
@@ -389,7 +390,7 @@ fn second_sender_is_refused_once_the_first_cannot_be_gone() {
 fn send_to_busy_slave_may_be_retried() {
     let pair = Pair::new();
     let first = pair.take("S_1");
-    let occupied = r#"{"MapUUID":[],"Status":1,"Error":"pool/copy is being received into already"}"#;
+    let occupied = r#"{"MapUUID":[],"Status":1,"Error":"another transfer into pool/copy is already running"}"#;
     let slave = fake_slave(move |mut stream, _| stream.write_all(format!("{occupied}\n").as_bytes()).unwrap());
     let busy = pair.send(first.guid, slave);
     assert_eq!((busy.status, busy.temporary), (ResponseStatus::Busy, true), "{busy:?}");
@@ -409,6 +410,11 @@ fn reconnecting_agent_waits_for_its_own_dropped_conversation() {
         let back = back.join().unwrap();
         assert!(back.is_success, "{back:?}");
     });
+}
+
+/// The OrderUUID of every order that is sent, which the answers of a slave name.
+fn sent() -> zsync::model::OrderId {
+    zsync::model::OrderId(uuid::Uuid::from_u128(7))
 }
 
 /// A fake slave: reads the order, then calls `act`, once for each connection.
@@ -529,9 +535,10 @@ fn send_succeeds_if_only_end_of_conversation_is_lost() {
         let step: Option<Step> = recv_line(&mut lines);
         assert!(matches!(step, Some(Step::Receive { .. })), "{step:?}");
         assert!(frames(&mut lines).1.is_success);
-        send_line(&mut stream, &Response::success(order(Action::SendSnapshot).order_uuid, ResponseStatus::Done, ""));
+        send_line(&mut stream, &Response::success(sent(), ResponseStatus::Done, ""));
         let inventory = DatasetInventory { snapshots: vec![arrived.clone()], ..DatasetInventory::default() };
-        send_line(&mut stream, &ListUuids { inventory: Some(inventory), ..absent() });
+        let map_uuid = vec![arrived.guid.uuid().to_string()];
+        send_line(&mut stream, &ListUuids { map_uuid, inventory: Some(inventory), ..absent() });
         let step: Option<Step> = recv_line(&mut lines);
         assert!(matches!(step, Some(Step::Finish { .. })), "{step:?}");
     });
@@ -671,7 +678,7 @@ fn sender_gives_up_on_silent_receiver() {
 
 const COMPRESSING: &str = r#"{ "compression": { "beta": "zstd:1" }, "local_datasets": [ { "name": "tank" } ] }"#;
 
-/// Skips the next frame of a stream; gives its length and whether it is compressed, `None` at the end of the stream.
+/// Skips the next frame of a stream; returns its length and whether it is compressed, `None` at the end of the stream.
 fn pass_frame(lines: &mut impl BufRead) -> Option<(u32, bool)> {
     loop {
         let mut length = [0; 4];
@@ -689,7 +696,7 @@ fn pass_frame(lines: &mut impl BufRead) -> Option<(u32, bool)> {
     }
 }
 
-/// Reads a stream that ends well; gives the length of each frame and whether it is compressed.
+/// Reads a stream that must succeed; returns the length of each frame and whether it is compressed.
 fn lengths(lines: &mut impl BufRead) -> Vec<(u32, bool)> {
     let all = std::iter::from_fn(|| pass_frame(lines)).collect();
     let end: Option<StreamEnd> = recv_line(lines);

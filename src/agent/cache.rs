@@ -1,7 +1,7 @@
-//! A cache of this host's listings: a transfer that begins right after a listing need not list its datasets again.
+//! Caches this host's listings, so that a transfer that begins right after a listing need not list its datasets again.
 //!
-//! A cached listing may be out of date. A transfer that was planned from one and fails before any byte was sent is planned
-//! again from a new listing.
+//! A cached listing may be out of date. A transfer that was planned from a cached listing and fails before any byte was
+//! sent is planned again from a new listing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::slave::receive::Surroundings;
 use crate::sys::clock;
 use crate::zfs::{History, Known, Listed};
 
-/// For how long a transfer may be planned from a listing.
+/// How old a listing may be for a transfer to be planned from it.
 pub(crate) const FRESH: Duration = Duration::from_secs(30);
 
-/// The cache. Clones share it.
+/// The cached listings of this host. All clones of this value share them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ListingCache(Arc<Mutex<Listings>>);
 
@@ -26,15 +26,15 @@ pub(crate) struct ListingCache(Arc<Mutex<Listings>>);
 struct Listings {
     /// The last listing of the whole host.
     whole: Known,
-    /// When that listing began; `None`: it is too old, or unreliable, to plan from.
+    /// When that listing began; `None` if it is too old or too unreliable to plan from.
     began: Option<Moment>,
-    /// The datasets that orders changed since, each with the number of its change.
+    /// The datasets that orders have changed since then, each with the number of its change.
     changed: BTreeMap<DatasetName, (u64, AfterChange)>,
     /// The number of changes so far.
     changes: u64,
 }
 
-/// A moment, both as a time of the clock and for measuring durations.
+/// A moment, both as a wall clock time and as an instant for measuring durations.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     at: Instant,
@@ -47,7 +47,7 @@ impl Moment {
     }
 }
 
-/// What is known of a dataset after an order changed it.
+/// What is known about a dataset after an order changed it.
 #[derive(Clone, Debug)]
 enum AfterChange {
     Unknown,
@@ -59,23 +59,23 @@ enum AfterChange {
     },
 }
 
-/// What the cache knows of a dataset.
+/// What the cache knows about a dataset.
 enum Lookup<'a> {
-    /// Nothing that is fresh.
+    /// No listing of it is fresh.
     Unknown,
-    /// It did not exist.
+    /// It did not exist when it was listed.
     Absent { since: Moment },
-    /// It existed.
+    /// It existed when it was listed.
     Present { since: Moment, inventory: &'a DatasetInventory, taken: Option<&'a SnapName> },
 }
 
-/// Both sides of a transfer, before it begins.
+/// The source and the destination of a transfer, as listed before it begins.
 pub(crate) struct Sides {
-    /// When the older of the two was listed.
+    /// When the older of the two listings was made.
     pub(crate) at: Instant,
     pub(crate) from_cache: bool,
-    /// Whether `ours` has every snapshot that is older than the one to be sent. A listing may lack a snapshot that was
-    /// taken while it ran, and yet have another one that was taken right after that.
+    /// Whether `ours` certainly has every snapshot that is older than the one to be sent. A listing may lack a snapshot
+    /// that was taken while the listing ran, and still have the next one.
     pub(crate) sees_all: bool,
     /// The source.
     pub(crate) ours: DatasetInventory,
@@ -91,12 +91,12 @@ impl ListingCache {
         Arc::clone(&self.0.lock().whole)
     }
 
-    /// Begins a listing of the whole host. The result is for [`set`](Self::set).
+    /// Begins a listing of the whole host. Pass the result to [`set`](Self::set) together with the listing.
     pub(crate) fn begin(&self) -> (Moment, u64) {
         (Moment::now(), self.0.lock().changes)
     }
 
-    /// Stores a listing of the whole host. Changes that were made while it ran are newer than it.
+    /// Stores a listing of the whole host. Changes that were made while the listing ran count as newer.
     pub(crate) fn set(&self, (began, changes): (Moment, u64), listed: &[Listed]) {
         let mut listings = self.0.lock();
         listings.whole = Arc::new(listed.iter().cloned().collect());
@@ -104,13 +104,13 @@ impl ListingCache {
         listings.changed.retain(|_, (number, _)| *number >= changes);
     }
 
-    /// Stores an older listing: good for [`listed`](Self::listed), but not to plan from.
+    /// Stores an older listing. [`listed`](Self::listed) returns it, but no transfer is planned from it.
     pub(crate) fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
         let mut listings = self.0.lock();
         (listings.whole, listings.began) = (Arc::new(datasets), None);
     }
 
-    /// Forgets a dataset that was changed and not listed since.
+    /// Forgets a dataset that was changed and has not been listed since.
     pub(crate) fn invalidate(&self, dataset: &DatasetName) {
         self.0.lock().change(dataset, AfterChange::Unknown);
     }
@@ -128,7 +128,7 @@ impl ListingCache {
         self.0.lock().change(dataset, listed);
     }
 
-    /// Stores the history of a dataset, listed right after a snapshot of it was taken.
+    /// Stores the history of a dataset that was listed right after the snapshot `name` of it was taken.
     pub(crate) fn taken(&self, dataset: &DatasetName, name: &SnapName, (snapshots, bookmarks): &History) {
         let mut listings = self.0.lock();
         let change = match listings.find(dataset) {
@@ -148,7 +148,7 @@ impl ListingCache {
         let listings = self.0.lock();
         let Lookup::Present { since, inventory: ours, taken } = listings.find(source) else { return None };
         let sent = ours.snapshots.iter().find(|s| s.guid.uuid() == snapshot)?;
-        // ZFS counts whole seconds.
+        // ZFS stores creation times in whole seconds.
         let sees_all = taken == Some(&sent.name) || sent.creation.timestamp() < since.time.timestamp();
         let (listed, theirs, surroundings) = match listings.find(to) {
             Lookup::Unknown => return None,
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn sides_are_known_only_if_nothing_is_open() {
+    fn sides_are_found_only_if_listings_are_fresh_and_sufficient() {
         let cache = ListingCache::default();
         let (a, copy, child) = (ds("tank/a"), ds("pool/copy"), ds("pool/copy/new"));
         let listing = [(a.clone(), with(&[1, 2])), (copy.clone(), with(&[1])), (ds("tank/b"), with(&[1, 2]))];
@@ -245,7 +245,7 @@ mod tests {
         assert!(sides(&a, 3, &copy).is_none(), "the snapshot was taken since");
         assert!(sides(&a, 2, &ds("pool/other")).is_none(), "its parent is unknown");
         assert!(sides(&a, 2, &child).unwrap().surroundings.has_parent);
-        // A diverged copy is listed first.
+        // A diverged copy has to be listed again before a transfer.
         cache.update(&copy, Moment::now(), &with(&[1, 7]));
         assert!(sides(&a, 2, &copy).is_none());
         cache.update(&copy, Moment::now(), &with(&[1, 2]));
@@ -254,7 +254,7 @@ mod tests {
         assert!(sides(&a, 2, &copy).is_none());
         cache.invalidate_all();
         assert!(sides(&a, 2, &copy).is_none() && sides(&ds("tank/b"), 2, &copy).is_none());
-        // A remembered listing saves listing unchanged datasets, but nothing is planned from it.
+        // With a remembered listing, unchanged datasets need not be listed again, but no transfer is planned from it.
         cache.remember(BTreeMap::from(listing));
         assert!(cache.listed().contains_key(&a) && sides(&a, 2, &copy).is_none());
     }

@@ -1,4 +1,5 @@
-//! What the work on one order may use besides ZFS, and how it ends well.
+//! The context of one order: it reports facts to the director, counts bytes, and records what the order changes on this
+//! host. [`Success`] is the result of an order that succeeded.
 
 use std::collections::BTreeSet;
 
@@ -9,20 +10,22 @@ use crate::model::{Counter, DatasetName, HostName, Marks, ResponseStatus};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
-/// Where an order's facts go: to the director, over the wire or within the process.
+/// The channel for an order's facts. They go to the director, over the wire or within the process.
 pub type FactSink = runtime::channel::Sender<Facts>;
 
-/// A successful order.
+/// The result of an order that succeeded.
 pub(crate) struct Success {
     pub(crate) status: ResponseStatus,
     pub(crate) remark: String,
-    /// The result of an estimate; `None` if ZFS cannot tell.
+    /// The result of an estimate in bytes; `None` if ZFS cannot estimate it.
     pub(crate) estimate: Option<u64>,
+    /// For a listing, the number of datasets that it has.
+    pub(crate) datasets: Option<u64>,
 }
 
 impl Success {
     pub(crate) fn new(status: ResponseStatus, remark: impl Into<String>) -> Self {
-        Self { status, remark: remark.into(), estimate: None }
+        Self { status, remark: remark.into(), estimate: None, datasets: None }
     }
 }
 
@@ -50,7 +53,7 @@ impl OrderContext {
     /// Reports facts to the director, and records what they say about this host.
     pub(crate) async fn report(&self, facts: Facts) {
         self.record(&facts);
-        // Fails if nobody listens any more. Then the catalog learns of it by the next listing.
+        // Fails if the director has disconnected. The catalog then gets these facts from the next listing.
         drop(self.facts.send(facts).await);
     }
 

@@ -1,7 +1,8 @@
-//! Carries out each order once: an order that arrives again gets the answer of the first time.
+//! Makes sure that each order is carried out only once: an order that arrives again gets the answer that it got before.
 //!
-//! Answers are remembered in the [`Journal`], running orders in memory. After a crash between an order's work and its
-//! answer, the order is carried out again: it finds by name and guid what it did, and does the rest.
+//! Answers are remembered in the [`Journal`], running orders in memory. If the agent crashes after it has carried out
+//! an order and before it has saved the answer, the order is carried out again. It then recognises by name and guid
+//! what is done already, and does only the rest.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::sys::runtime::channel::{Receiver, Sender};
 use crate::sys::{clock, runtime};
 use crate::wire::Response;
 
-/// The orders of an agent.
+/// The orders that an agent has answered or is carrying out.
 #[derive(Debug, Default)]
 pub(crate) struct Dedup {
     journal: Option<Journal>,
@@ -40,13 +41,13 @@ pub(crate) enum Admission {
     New(RunningOrder),
     /// It was carried out before, with this answer.
     Answered(Box<Response>),
-    /// It is being carried out: the channel will have its answer, and the counter has its bytes so far.
+    /// It is being carried out: the channel will deliver its answer, and the counter has its bytes so far.
     Running(Receiver<Response>, Counter),
-    /// A different order had the same OrderUUID.
+    /// A different order has the same OrderUUID.
     Conflict,
 }
 
-/// An order that is being carried out. Dropped without an answer, it is forgotten.
+/// An order that is being carried out. If this is dropped without an answer, the order is forgotten.
 pub(crate) struct RunningOrder {
     key: OrderKey,
     /// Counts the bytes of a transfer.
@@ -62,9 +63,16 @@ impl Dedup {
 
     /// Finds out whether an order is new.
     pub(crate) async fn begin(&self, key: OrderKey) -> Admission {
-        let OrderKey { id, fingerprint, has_effects } = key;
-        // The answer to an order without effects is only valid at its moment.
-        let journal = self.journal.clone().filter(|_| has_effects);
+        if !key.has_effects {
+            // The answer to an order without effects, such as a listing, is soon outdated, and its facts went to the
+            // connection on which it arrived. So it is carried out each time.
+            let key = OrderKey { id: OrderId(Uuid::now_v7()), ..key };
+            let (counter, running) = (Counter::default(), Arc::clone(&self.running));
+            return Admission::New(RunningOrder { key, counter, journal: None, running });
+        }
+        let OrderKey { id, fingerprint, .. } = key;
+        // The answer to an order without effects, such as a listing, is soon outdated, so it is not remembered.
+        let journal = self.journal.clone();
         if let Some(journal) = journal.clone() {
             match runtime::blocking(move || journal.find(id)).await {
                 Ok(Some(known)) if known.fingerprint == fingerprint => {
@@ -93,14 +101,14 @@ impl Dedup {
 }
 
 impl RunningOrder {
-    /// Remembers the answer, and passes it to every connection that waits for it. A temporary failure is not remembered:
-    /// nothing was done, and the order may be given again.
+    /// Remembers the answer, and passes it to every connection that waits for it. A temporary failure is not
+    /// remembered: nothing was done, and the order may be given again.
     pub(crate) async fn ended(self, response: &Response) {
         let OrderKey { id, fingerprint, .. } = self.key;
         if let Some(journal) = self.journal.clone().filter(|_| !response.temporary) {
             let answer = Answer { fingerprint, response: response.clone() };
             if let Err(error) = runtime::blocking(move || journal.add(id, &answer, clock::now())).await {
-                log::warn!("{id}: cannot remember its answer: {error}");
+                log::warn!("{id}: cannot save the answer to this order: {error}");
             }
         }
         let entry = self.running.lock().remove(&id);
@@ -140,7 +148,7 @@ mod tests {
             let done = Response::success(OrderId(Uuid::from_u128(1)), ResponseStatus::Done, "took 1");
             running.ended(&done).await;
             assert_eq!(answer.recv().await.unwrap(), done);
-            // After a restart as well.
+            // The answer survives a restart.
             let dedup = open();
             let Admission::Answered(again) = dedup.begin(order(1, "a")).await else { panic!() };
             assert_eq!(*again, done);

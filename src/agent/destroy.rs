@@ -1,4 +1,5 @@
-//! destroy_snapshot: every destroy is proven safe here and now, whatever the order says.
+//! Carries out destroy_snapshot. Whatever the order says, each snapshot is first checked against ZFS as it is now, and
+//! is destroyed only if that is safe.
 
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
@@ -8,18 +9,18 @@ use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, Snapshot
 use crate::wire::{Facts, PER_LINE};
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsRead};
 
-/// The snapshots of one dataset that an order names, judged against ZFS as it is now.
+/// The snapshots of one dataset that an order names, divided into those that may be destroyed now and the others.
 pub(crate) struct Judged {
     /// The snapshots that may be destroyed.
     pub(crate) victims: Vec<Named>,
     /// The snapshots that must still exist when the victims are destroyed.
     pub(crate) guards: Vec<Named>,
-    /// Why the other snapshots stay.
+    /// For each of the other snapshots, why it is kept.
     pub(crate) kept: Vec<String>,
 }
 
-/// Judges the snapshots that an order names of one dataset. Snapshots that no longer exist appear nowhere. ZFS itself
-/// leaves out the ones that have clones.
+/// Decides which of an order's snapshots of one dataset may be destroyed. Snapshots that no longer exist are left out.
+/// Snapshots with clones are not excluded here, because ZFS itself refuses to destroy them.
 pub(crate) async fn judge(
     zfs: &impl ZfsRead,
     dataset: &DatasetName,
@@ -32,7 +33,7 @@ pub(crate) async fn judge(
     };
     let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new() };
     for SnapshotToDestroy { id, name } in wanted {
-        // A snapshot that no longer exists is as the order wants it.
+        // If the snapshot no longer exists, nothing is left to do for it.
         let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else { continue };
         let renamed = name.as_ref().filter(|name| request.skip_if_renamed && **name != snapshot.name);
         let objection = renamed
@@ -71,13 +72,13 @@ fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyReques
     None
 }
 
-/// The snapshots that must still exist when others are destroyed: those in common with other hosts.
+/// The snapshots in common with other hosts. They must still exist when the victims are destroyed.
 fn guards(of: &DatasetInventory, request: &DestroyRequest) -> Vec<Named> {
     let common = request.keep_common_with.iter().filter_map(|base| of.by_guid(base.guid));
     common.map(|s| Named { name: s.name.clone(), guid: s.guid }).collect()
 }
 
-/// What became of an order's snapshots.
+/// Counts what happened to an order's snapshots.
 #[derive(Default)]
 struct Tally {
     destroyed: usize,
@@ -86,7 +87,7 @@ struct Tally {
 }
 
 impl Tally {
-    /// Counts the fates of one dataset's victims; gives the guids that are gone.
+    /// Counts the fates of one dataset's victims; returns the guids of those that no longer exist.
     fn count(&mut self, dataset: &DatasetName, victims: Vec<Named>, fates: Vec<Fate>) -> Vec<Guid> {
         let mut gone = Vec::new();
         for (Named { name, guid }, fate) in victims.into_iter().zip(fates) {
@@ -95,12 +96,13 @@ impl Tally {
                     gone.push(guid);
                     continue;
                 }
-                Fate::Another => "the name is another snapshot's by now",
+                Fate::Another => "the name now belongs to another snapshot",
                 Fate::Held => "it is held",
                 Fate::Cloned => "it has clones",
+                Fate::Busy => "it is in use (mounted below .zfs/snapshot, or open as a volume)",
                 Fate::Spared => "the snapshot in common with another host has just changed",
-                Fate::Failed(number) => {
-                    self.failed.push(format!("{} (error {number})", dataset.at(&name)));
+                Fate::Failed(reason) => {
+                    self.failed.push(format!("{} ({reason})", dataset.at(&name)));
                     continue;
                 }
             };
@@ -112,7 +114,7 @@ impl Tally {
 
     fn finish(self) -> Result<Success, OrderError> {
         if !self.failed.is_empty() {
-            let reason = format!("zfs could not destroy {}", self.failed.join(", "));
+            let reason = format!("cannot destroy {}", self.failed.join(", "));
             return Err(OrderError::new(ResponseStatus::Zerror, reason));
         }
         let status = if self.destroyed == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
@@ -125,7 +127,7 @@ impl Tally {
 }
 
 impl<Z: Zfs> Agent<Z> {
-    /// Destroys the order's snapshots that may be destroyed, and says why the others stay.
+    /// Destroys those of the order's snapshots that may be destroyed, and reports why the others are kept.
     pub(crate) async fn destroy(
         &self,
         request: &DestroyRequest,

@@ -1,6 +1,7 @@
-//! estimate_send and estimate_destroy: how much an order would send or free.
+//! Carries out estimate_send and estimate_destroy: estimates how many bytes an order would send or free.
 //!
-//! Estimates are checked as the real orders are. The code that computes them has a ZFS that can only read.
+//! An estimate passes the same checks as the real order. The code that computes it gets only a `ZfsRead`, so it cannot
+//! change anything.
 
 use crate::actions::steps::{Base, Resume, Step, Transfer, steps};
 use crate::agent::context::Success;
@@ -27,7 +28,7 @@ impl<Z: Zfs> Agent<Z> {
         Ok(Success { estimate, ..Success::new(status, "") })
     }
 
-    /// Estimates how many bytes a destroy_snapshot would free, and says which snapshots would stay.
+    /// Estimates how many bytes a destroy_snapshot would free, and reports which snapshots would be kept.
     pub(crate) async fn estimate_destroy(&self, request: &DestroyRequest) -> Result<Success, OrderError> {
         let (mut estimate, mut all_kept) = (Some(0u64), Vec::new());
         for (dataset, wanted) in &request.snapshots {
@@ -57,8 +58,8 @@ struct PlannedTransfer<'a, Z> {
 }
 
 impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
-    /// The size of all streams to a destination whose newest common snapshot is `common`, the rest of an interrupted
-    /// stream first; `None` if ZFS cannot tell.
+    /// The size in bytes of all streams to a destination whose newest common snapshot is `common`, including the rest
+    /// of an interrupted stream; `None` if ZFS cannot estimate it.
     async fn size(&self, common: Option<Guid>, token: Option<&str>) -> Result<Option<u64>, OrderError> {
         let mut total = Some(0u64);
         let mut add = |size: Option<u64>| total = total.zip(size).map(|(all, size)| all.saturating_add(size));
@@ -96,7 +97,7 @@ impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
         }
     }
 
-    /// The destination's snapshot with this guid, described by the source's snapshot or bookmark of it.
+    /// The destination's snapshot with this guid, with the properties that the source's snapshot or bookmark of it has.
     fn snapshot_there(&self, guid: Guid) -> Option<Snapshot> {
         let bookmark = || {
             let of = self.ours.bookmarks.iter().find(|b| b.guid == guid)?;
@@ -114,7 +115,8 @@ impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
         self.ours.by_guid(guid).cloned().or_else(bookmark)
     }
 
-    /// The token of an interrupted receive, if it is of this dataset and still valid, and the snapshot that it leads to.
+    /// The token of an interrupted receive, if it is valid and belongs to this dataset, and the guid of the snapshot
+    /// that it completes.
     async fn resumable(&self, token: Option<&str>) -> Result<Option<(String, Guid)>, OrderError> {
         let Some(token) = token else { return Ok(None) };
         match self.zfs.resumable(token).await {
@@ -124,7 +126,7 @@ impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
         }
     }
 
-    /// The size of one stream. Not every version of ZFS knows that of a stream from a bookmark.
+    /// The size of one stream in bytes. Some versions of ZFS cannot estimate a stream from a bookmark.
     async fn size_of(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
         match self.zfs.size_of_send(spec).await {
             Err(error) if matches!(spec, SendSpec::Snapshot { from: SendFrom::Bookmark(_), .. }) => {

@@ -1,4 +1,5 @@
-//! How an agent carries out one order: who may give it, how often it is attempted, what is published of it.
+//! Carries out one order: checks that its director leads, retries temporary failures, and publishes what the order
+//! changed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +17,8 @@ use crate::wire::Response;
 use crate::zfs::Zfs;
 
 impl<Z: Zfs> Agent<Z> {
-    /// Carries out one order. Facts go to `facts` meanwhile, and `counter` counts the bytes of a transfer.
+    /// Carries out one order and returns its response. Meanwhile, facts are sent to `facts`, and `counter` counts the
+    /// bytes of a transfer.
     pub async fn carry_out(&self, order: CheckedOrder, facts: FactSink, counter: Counter) -> Response {
         let began = Instant::now();
         let _in_progress = self.counters.begin();
@@ -26,8 +28,8 @@ impl<Z: Zfs> Agent<Z> {
             Err(outdated) => Err(outdated),
         };
         let mut response = match result {
-            Ok(Success { status, remark, estimate }) => {
-                Response { estimate, ..Response::success(order.id, status, remark) }
+            Ok(Success { status, remark, estimate, datasets }) => {
+                Response { estimate, datasets, ..Response::success(order.id, status, remark) }
             }
             Err(error) => error.response(order.id),
         };
@@ -40,22 +42,22 @@ impl<Z: Zfs> Agent<Z> {
         response
     }
 
-    /// Checks that the order's director leads.
+    /// Checks that the order comes from the director that leads.
     async fn check_fence(&self, order: &CheckedOrder) -> Result<(), OrderError> {
         let (Some(fence), Some(fences)) = (order.fence, &self.fences) else { return Ok(()) };
         match fences.check(fence).await {
             Err(reason) if order.request.may_lose_data() => Err(OrderError::refused(reason)),
             Err(reason) => {
-                // It cannot lose anything, whichever director gives it.
-                log::warn!("{}: {}: {reason}", order.id, order.request.action());
+                // This order cannot lose data, so it is carried out whichever director gave it.
+                log::warn!("{}: {} is carried out nevertheless: {reason}", order.id, order.request.action());
                 Ok(())
             }
             Ok(()) => Ok(()),
         }
     }
 
-    /// Carries out the request, and repeats attempts that failed for a passing reason. Each attempt starts from what ZFS
-    /// says then.
+    /// Carries out the request, and retries after temporary failures. Each attempt starts from the state of ZFS at that
+    /// time.
     async fn attempt_repeatedly(&self, order: &CheckedOrder, context: &OrderContext) -> Result<Success, OrderError> {
         let mut retry = Retry::within(order.retry_for);
         let mut kept = RetryState::default();
@@ -65,8 +67,8 @@ impl<Z: Zfs> Agent<Z> {
                 Err(error) if error.temporary => error,
                 ended => return ended,
             };
-            // Busy on the first attempt: another order has the dataset, so report it. Later, it may be our own dropped
-            // connection that the slave has not noticed yet.
+            // If the dataset is busy at the first attempt, another order is using it, which is reported. At a later
+            // attempt, the slave may not have noticed yet that this order's own connection was lost.
             if error.status == ResponseStatus::Busy && retry.is_first() {
                 return Err(error);
             }
@@ -96,10 +98,10 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Publishes what an order changed; `false`: the published records are out of date.
+    /// Publishes what an order changed. Returns `false` if the published records are out of date.
     async fn publish(&self, publisher: &Arc<Publisher>, request: &Request, context: &OrderContext) -> bool {
         match request {
-            // They published everything themselves, or changed nothing.
+            // A listing publishes everything itself, and an estimate changes nothing.
             Request::List(_) | Request::EstimateSend(_) | Request::EstimateDestroy(_) => {
                 return publisher.behind().is_none();
             }

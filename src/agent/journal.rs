@@ -1,7 +1,8 @@
 //! The journal of an agent: the answers to recent orders, kept across restarts.
 //!
-//! It is a SQLite file in the state folder, written before an answer is sent, and limited in number and age of answers.
-//! Losing the file is harmless: every order can be carried out again without doing anything twice.
+//! It is a SQLite file in the state folder. An answer is written to it before it is sent. The number of answers and
+//! their age are limited. Losing the file is harmless: every order can be carried out again without doing anything
+//! twice.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -20,19 +21,19 @@ use crate::model::OrderId;
 use crate::wire::Response;
 
 const FILE: &str = "orders.sqlite";
-/// How many answers are kept, and how long.
+/// How many answers are kept, and for how long.
 const MAX_ANSWERS: u32 = 10_000;
 const MAX_AGE: TimeDelta = TimeDelta::days(7);
 /// How many characters of an error or a remark are kept.
 const MAX_REMARK: usize = 4096;
-/// How long to wait for another agent that uses the same folder.
+/// How long to wait while another agent that uses the same folder has locked the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the state folder cannot be used.
 #[derive(Debug, Error)]
 pub enum JournalError {
     /// The folder cannot be created or entered.
-    #[error("cannot use the state folder {}: {cause}; run as a user who may write it, or name another one with --state", .path.display())]
+    #[error("cannot use the state folder {}: {cause}; hint: run as a user who may write to it, or name another folder with --state", .path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -41,7 +42,7 @@ pub enum JournalError {
     },
     /// The journal's file cannot be used.
     #[error(
-        "cannot use {}: {cause}; run as a user who may write it, name another folder with --state, or, if it is damaged, \
+        "cannot use {}: {cause}; hint: run as a user who may write to it, name another folder with --state, or, if it is damaged, \
          delete it: it only remembers how recent orders ended", .path.display()
     )]
     File {
@@ -68,7 +69,8 @@ pub(crate) struct Answer {
 }
 
 impl Journal {
-    /// Opens the journal in a folder. Both are created if they do not exist.
+    /// Opens the journal in a folder. Both are created if they do not exist. Fails if the folder or the file cannot be
+    /// used.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let cannot = |cause| JournalError::Folder { path: folder.to_owned(), cause };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;

@@ -1,4 +1,4 @@
-//! kv_resync: lists what this host holds.
+//! Carries out kv_resync: lists what this host holds.
 
 use std::collections::BTreeMap;
 
@@ -6,44 +6,54 @@ use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::ListRequest;
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
-use crate::model::{DatasetInventory, DatasetName, ResponseStatus};
+use crate::model::{DatasetInventory, DatasetName, HostListing, ResponseStatus};
 use crate::wire::{Facts, Listing};
-use crate::zfs::{Known, Listed, Zfs};
+use crate::zfs::{Known, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
-    /// Takes over what a catalog knows of this host: datasets that ZFS calls unchanged since then need not be listed.
+    /// Takes over a catalog's records of this host, so that datasets that, according to ZFS, have not changed since
+    /// then need not be listed again.
     pub fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
         self.cache.remember(datasets);
     }
 
-    /// Reports everything that local.json permits zsync to touch, or one dataset and everything below it. A whole listing
-    /// is also compared with the published records, which are corrected.
+    /// Lists everything that local.json permits zsync to touch, or one dataset and everything below it, and reports it
+    /// to the director. A listing of the whole host is also compared with the published records, which are corrected.
     pub(crate) async fn list(&self, request: &ListRequest, context: &OrderContext) -> Result<Success, OrderError> {
-        let mut datasets = 0;
-        for (dataset, inventory) in self.listed(request).await? {
+        let mut count = 0;
+        let HostListing { datasets, unlisted } = self.listed(request).await?;
+        for (dataset, mut inventory) in datasets {
             if self.local.permission_to_take(&dataset).is_err() {
                 continue;
             }
-            datasets += 1;
+            inventory.append_only = Some(self.local.permission_to_destroy(&dataset).is_err());
+            count += 1;
             for listing in Listing::parts(&self.host, &dataset, inventory) {
                 context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
             }
         }
-        Ok(Success::new(ResponseStatus::Done, format!("listed {datasets} datasets")))
+        let mut remark = format!("listed {count} datasets");
+        for (pool, reason) in &unlisted {
+            remark = format!("{remark}; cannot list the pool {pool}: {reason}");
+        }
+        if !unlisted.is_empty() {
+            context.report(Facts { unlisted, ..Facts::default() }).await;
+        }
+        Ok(Success { datasets: Some(count), ..Success::new(ResponseStatus::Done, remark) })
     }
 
-    async fn listed(&self, request: &ListRequest) -> Result<Vec<Listed>, OrderError> {
+    async fn listed(&self, request: &ListRequest) -> Result<HostListing, OrderError> {
         let known = if request.relist { Known::default() } else { self.cache.listed() };
         if let Some(root) = &request.root {
             self.local.permission_to_take(root)?;
-            return Ok(self.zfs.list_changed(std::slice::from_ref(root), &known).await?);
+            return Ok(self.zfs.list_pools(std::slice::from_ref(root), &known).await?);
         }
         if let Some(publisher) = &self.publisher {
-            return Ok(publisher.publish_host(&self.local).await?.into_iter().collect());
+            return Ok(publisher.publish_host(&self.local).await?);
         }
         let began = self.cache.begin();
-        let listed = self.zfs.list_changed(&self.local.roots(), &known).await?;
-        self.cache.set(began, &listed);
+        let listed = self.zfs.list_pools(&self.local.roots(), &known).await?;
+        self.cache.set(began, &listed.datasets);
         Ok(listed)
     }
 }

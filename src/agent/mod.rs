@@ -1,12 +1,13 @@
-//! `zsync agent`: carries out orders on one host.
+//! The agent (`zsync agent`) carries out orders on one host.
 //!
 //! Orders arrive over a socket (`session`), or from the director in the same process. Either way a director's order is
-//! checked once and becomes a [`CheckedOrder`], whose [`Request`] says what to do in types (`request`). An order that
-//! arrives again is answered from memory (`dedup`, `journal`). [`Agent::carry_out`] checks who leads, repeats what failed
-//! for a passing reason, and publishes the result (`execute`). Each kind of request has a file: `take`, `destroy`, `list`,
-//! `estimate`, and the folder `transfer` for sends.
+//! checked once and becomes a [`CheckedOrder`], whose [`Request`] has one variant for each kind of order (`request`).
+//! An order that arrives again is answered from memory (`dedup`, `journal`). [`Agent::carry_out`] checks that the
+//! order's director leads, retries temporary failures, and publishes the result (`execute`). Each kind of request has a
+//! file: `take`, `destroy`, `list`, `estimate`, and the folder `transfer` for sends.
 //!
-//! Every request is checked against local.json and against ZFS as it is at that moment. A failure leaves ZFS as it was.
+//! Every request is checked against local.json and against ZFS as it is at that moment. Whatever a failed order leaves
+//! behind, the next attempt continues or corrects.
 
 mod cache;
 mod context;

@@ -1,7 +1,8 @@
-//! Orders as an agent carries them out: typed, and checked for everything that can be checked without ZFS.
+//! Defines orders as an agent carries them out: with one type for each kind of order, and checked for everything that
+//! can be checked without ZFS.
 //!
-//! [`CheckedOrder`] is made from a [`DirectorsOrder`], the message that zeplic defined, in one place. Everything else in
-//! the agent works with the request in it.
+//! A [`CheckedOrder`] is made from a [`DirectorsOrder`], the message that zeplic defined. Only this module reads that
+//! message; everything else in the agent works with the [`Request`] of the checked order.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,16 +18,16 @@ use crate::model::{Action, DatasetName, Guid, OnDivergence, OrderId, Record, Sna
 use crate::policy::DEFAULT_RETRY_FOR;
 use crate::wire::{CommonBase, DirectorsOrder, Fence, PROTOCOL, RenamedFrom};
 
-/// How many names one order has at most. Directors split larger orders.
+/// How many names one order may contain. Directors split larger orders.
 const MAX_NAMES: usize = 20_000;
 
-/// An order that makes sense by itself.
+/// An order whose fields are valid and fit together.
 #[derive(Clone, Debug)]
 pub struct CheckedOrder {
     pub(crate) id: OrderId,
-    /// Which director gives the order, where several share a catalog.
+    /// The fence of the director that gives the order, if several directors share a catalog.
     pub(crate) fence: Option<Fence>,
-    /// How long to repeat attempts that fail for a passing reason.
+    /// How long the order is retried after temporary failures.
     pub(crate) retry_for: Duration,
     pub(crate) request: Request,
 }
@@ -62,7 +63,7 @@ pub struct TakeRequest {
 #[derive(Clone, Debug)]
 pub struct SendRequest {
     pub(crate) snapshot: SnapshotId,
-    /// The snapshot's dataset; `None`: it has to be found.
+    /// The snapshot's dataset; `None` if the agent has to search for it.
     pub(crate) dataset: Option<DatasetName>,
     pub(crate) to: Place,
     /// The address of the destination's slave, if the order names one.
@@ -71,11 +72,12 @@ pub struct SendRequest {
     pub(crate) allowed: Allowed,
     /// If the dataset is a clone: the dataset on the destination that the origin's dataset is sent to.
     pub(crate) origin_dataset: Option<DatasetName>,
-    /// Where the copy is if it was made before the source was renamed.
+    /// The copy that was made before the source was renamed, if there is one.
     pub(crate) renamed_from: Option<RenamedFrom>,
-    /// Every destination of the dataset, if known. Holds for other destinations are released.
+    /// Every destination of the dataset; empty if they are unknown. If they are known, holds for other destinations are
+    /// released.
     pub(crate) destinations: Vec<Place>,
-    /// When the oldest snapshot was taken that the destination lacks.
+    /// The creation time of the oldest snapshot that the destination lacks.
     pub(crate) oldest_unsent: Option<DateTime<Utc>>,
 }
 
@@ -83,9 +85,9 @@ pub struct SendRequest {
 #[derive(Clone, Debug)]
 pub struct DestroyRequest {
     pub(crate) snapshots: BTreeMap<DatasetName, Vec<SnapshotToDestroy>>,
-    /// The snapshots that must remain common with other hosts.
+    /// The snapshots in common with other hosts, which must be kept.
     pub(crate) keep_common_with: Vec<CommonBase>,
-    /// Keep snapshots that have another name than the order says.
+    /// Keep snapshots that no longer have the name in the order.
     pub(crate) skip_if_renamed: bool,
 }
 
@@ -102,7 +104,7 @@ pub struct SnapshotToDestroy {
 pub struct ListRequest {
     /// The dataset to list with everything below it; `None`: all that local.json permits.
     pub(crate) root: Option<DatasetName>,
-    /// List also datasets that have not changed according to ZFS.
+    /// Also list datasets that, according to ZFS, have not changed.
     pub(crate) relist: bool,
 }
 
@@ -110,7 +112,7 @@ pub struct ListRequest {
 #[derive(Clone, Debug)]
 pub struct EstimateSendRequest {
     pub(crate) snapshot: SnapshotId,
-    /// The snapshot's dataset; `None`: it has to be found.
+    /// The snapshot's dataset; `None` if the agent has to search for it.
     pub(crate) dataset: Option<DatasetName>,
     pub(crate) to: Place,
     /// The newest snapshot that the destination has in common with the source.
@@ -132,7 +134,7 @@ impl Request {
         }
     }
 
-    /// Whether snapshots or written data may be lost by it.
+    /// Whether the request may destroy snapshots or written data.
     pub(crate) fn may_lose_data(&self) -> bool {
         match self {
             Self::Destroy(_) => true,
@@ -264,7 +266,7 @@ fn estimate_send(order: DirectorsOrder) -> Result<EstimateSendRequest, OrderErro
     Ok(EstimateSendRequest { snapshot, dataset: order.dataset, to, common, resume_token: order.resume_token })
 }
 
-/// What tells an order that arrives again from another order.
+/// Identifies an order, so that an order that arrives again is recognised.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct OrderKey {
     pub(crate) id: OrderId,

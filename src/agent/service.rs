@@ -1,4 +1,4 @@
-//! The agent of one host, and what its orders share.
+//! Defines the agent of one host, with everything that its orders share.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ pub struct Agent<Z> {
     pub(crate) queue: TransferQueue,
     /// Limits the bandwidth towards other hosts.
     pub(crate) throttle: Arc<Throttle>,
-    /// This host's certificate, shown to slaves.
+    /// This host's certificate, which is presented to slaves.
     pub(crate) tls: Option<Arc<Tls>>,
     /// Receives copies from other pools of this host.
     pub(crate) receiver: Receiver<Z>,
@@ -37,12 +37,12 @@ pub struct Agent<Z> {
     pub(crate) cache: ListingCache,
     /// Publishes this host's datasets, if a shared catalog is configured.
     pub(crate) publisher: Option<Arc<Publisher>>,
-    /// Tells the leading director from its predecessors, where several share a catalog.
+    /// Distinguishes the director that leads from former leaders, if several directors share a catalog.
     pub(crate) fences: Option<Arc<Fences>>,
 }
 
 impl<Z: Zfs> Agent<Z> {
-    /// An agent with this host's ZFS and configuration.
+    /// Creates an agent with this host's ZFS and configuration.
     #[must_use]
     pub fn new(host: HostName, zfs: Arc<Z>, local: Arc<Local>) -> Self {
         Self {
@@ -62,32 +62,33 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Publishes what the agent does.
+    /// Makes the agent publish what its orders change.
     #[must_use]
     pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
         let receiver = self.receiver.publishing(publisher.clone());
         Self { publisher, receiver, ..self }
     }
 
-    /// Refuses orders that may lose data from directors that no longer lead.
+    /// Makes the agent refuse orders that may lose data if their director no longer leads.
     #[must_use]
     pub fn fenced(self, fences: Fences) -> Self {
         Self { fences: Some(Arc::new(fences)), ..self }
     }
 
-    /// Remembers answered orders across restarts.
+    /// Makes the agent remember answered orders across restarts.
     #[must_use]
     pub fn remembering(self, journal: Journal) -> Self {
         Self { dedup: Arc::new(Dedup::remembering(journal)), ..self }
     }
 
-    /// Shows a certificate to slaves.
+    /// Makes the agent present a certificate to slaves.
     #[must_use]
     pub fn with_tls(self, tls: Option<Arc<Tls>>) -> Self {
         Self { tls, ..self }
     }
 
-    /// Applies another configuration. Running orders keep their locks and slots, and get the new bandwidth limits.
+    /// Returns the agent with another configuration. Running orders keep their locks and slots, and get the new
+    /// bandwidth limits.
     #[must_use]
     pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
         let queue = if local.max_sends == self.local.max_sends {
@@ -113,7 +114,7 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Reads the certificate and key again.
+    /// Reads the certificate and key again. If that fails, the previous ones stay in use.
     pub fn reload_tls(&self) -> Result<(), TlsError> {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
     }

@@ -1,4 +1,4 @@
-//! An agent's conversation with a director over a socket.
+//! Holds an agent's conversation with a director over a socket.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use crate::zfs::Zfs;
 /// How often a director gets the progress of an order that reports nothing else.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How many facts wait for a director that reads slowly.
+/// How many facts are queued for a director that reads slowly.
 const QUEUED_FACTS: usize = 16;
 
-/// What the log says of an order.
+/// The description of an order in the log.
 struct OrderLabel {
     id: OrderId,
     action: Action,
@@ -42,11 +42,11 @@ impl<Z: Zfs> Agent<Z> {
         match self.dedup.begin(OrderKey::from(&order)).await {
             Admission::New(running) => self.answer(conn, order, running).await,
             Admission::Answered(response) => {
-                log::info!("{id}: arrived again; repeating its answer");
+                log::info!("{id}: the order arrived again; repeating its answer");
                 conn.send(&AgentLine::Response(*response)).await
             }
             Admission::Running(answer, counter) => {
-                log::info!("{id}: arrived again while it is carried out");
+                log::info!("{id}: the order arrived again while it is being carried out");
                 loop {
                     match runtime::timeout(PROGRESS_INTERVAL, answer.recv()).await {
                         Ok(Ok(response)) => return conn.send(&AgentLine::Response(response)).await,
@@ -69,7 +69,8 @@ impl<Z: Zfs> Agent<Z> {
         let (sender, facts) = runtime::channel::bounded(QUEUED_FACTS);
         let counter = running.counter.clone();
         let (progress, writer) = (counter.clone(), &mut *conn);
-        // This future owns the receiving end. When the director is gone, the channel is closed, and facts block nobody.
+        // This future owns the receiving end. When the director disconnects, it ends and so closes the channel, and
+        // facts never block the order.
         let reporting = async move {
             loop {
                 match runtime::timeout(PROGRESS_INTERVAL, facts.recv()).await {
@@ -79,8 +80,8 @@ impl<Z: Zfs> Agent<Z> {
                 }
             }
         };
-        // The end of the order drops the sender, which ends the reporting. An order continues without its director; the
-        // next listing shows what it did.
+        // At its end the order drops the sender, which ends the reporting. If the director disconnects, the order
+        // continues, and the next listing shows what it did.
         let working = async {
             let response = match CheckedOrder::try_from(order) {
                 Ok(order) => self.carry_out(order, sender, counter).await,
@@ -89,7 +90,7 @@ impl<Z: Zfs> Agent<Z> {
                     self.refuse(&label, &error)
                 }
             };
-            // Remembered before it is sent: a director that has the answer may rely on that.
+            // The answer is remembered before it is sent, so that a director that has received it can rely on that.
             running.ended(&response).await;
             response
         };
@@ -99,7 +100,7 @@ impl<Z: Zfs> Agent<Z> {
         conn.send(&AgentLine::Response(response)).await
     }
 
-    /// The answer to an order that makes no sense.
+    /// Counts an invalid order as failed, and returns its response.
     fn refuse(&self, label: &OrderLabel, error: &OrderError) -> Response {
         self.counters.ended(&label.action.to_string(), false, 0);
         Response { unpublished: self.is_behind(), ..error.response(label.id) }
@@ -112,7 +113,7 @@ async fn send_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireErr
 }
 
 impl OrderLabel {
-    /// Logs how the order ended. Orders of a director in the same process are logged by the director.
+    /// Logs how the order ended. If the director runs in the same process, it logs its orders itself.
     fn log_end(&self, response: &Response) {
         let level = match self.action {
             _ if !response.is_success => log::Level::Warn,

@@ -1,7 +1,9 @@
-//! take_snapshot: takes one snapshot of each dataset of an order, with this host's hooks around it.
+//! Carries out take_snapshot: takes one snapshot of each dataset of an order, and runs this host's hooks before and
+//! after.
 
 use std::collections::BTreeMap;
 
+use crate::agent::cache::ListingCache;
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::TakeRequest;
 use crate::agent::service::Agent;
@@ -11,26 +13,61 @@ use crate::host::hooks::{HookError, SnapshotHooks};
 use crate::model::{DatasetInventory, DatasetName, NotWritten, OrderId, Prefix, ResponseStatus, SnapName, Snapshot};
 use crate::sys::clock;
 use crate::wire::{Facts, PER_LINE};
-use crate::zfs::{Depth, ErrorKind, History, Zfs};
+use crate::zfs::{Depth, ErrorKind, History, Zfs, ZfsError};
 
-/// The wanted snapshots after a take.
+/// How many datasets an error names at most if no snapshot of them could be taken.
+const MAX_REFUSED_SHOWN: usize = 5;
+
+/// The snapshots that the order asks for, after the take.
 struct Taken {
     snapshots: Vec<(DatasetName, Snapshot)>,
-    /// How many of them were taken just now.
+    /// How many of them this attempt took.
     new: usize,
-    /// The failure of a hook after the snapshot. The snapshots exist all the same.
+    /// Datasets of which ZFS cannot take a snapshot, each with the error.
+    refused: Vec<(DatasetName, ZfsError)>,
+    /// How many datasets no longer exist, which is no failure.
+    gone: usize,
+    /// The failure of a hook after the snapshot. The snapshots exist nevertheless.
     failed_hook: Option<HookError>,
 }
 
 impl Taken {
     fn new(snapshots: Vec<(DatasetName, Snapshot)>, new: usize) -> Self {
-        Self { snapshots, new, failed_hook: None }
+        Self { snapshots, new, refused: Vec::new(), gone: 0, failed_hook: None }
+    }
+
+    fn add(&mut self, cache: &ListingCache, name: &SnapName, histories: Vec<(DatasetName, History)>) {
+        histories.iter().for_each(|(dataset, history)| cache.taken(dataset, name, history));
+        let snapshots = with_name(name, histories);
+        self.new += snapshots.len();
+        self.snapshots.extend(snapshots);
+    }
+
+    /// The error for the datasets of which no snapshot could be taken.
+    fn refusal(&self, name: &SnapName) -> Option<OrderError> {
+        let (_, first) = self.refused.first()?;
+        let is_temporary = self.refused.iter().all(|(_, error)| error.kind.is_temporary());
+        let shown = self.refused.iter().take(MAX_REFUSED_SHOWN).map(|(dataset, error)| {
+            let words = error.stderr.lines().next().unwrap_or(&error.status);
+            let reason = words.rsplit_once("': ").map_or(words, |(_, reason)| reason);
+            format!("{}: {reason}", dataset.at(name))
+        });
+        let mut reason = format!("cannot take {}", shown.collect::<Vec<_>>().join("; "));
+        if let more @ 1.. = self.refused.len().saturating_sub(MAX_REFUSED_SHOWN) {
+            reason = format!("{reason}; and {more} more");
+        }
+        let error = match first.kind {
+            ErrorKind::Permission => OrderError::refused(reason),
+            _ if is_temporary => OrderError::busy(reason),
+            _ => OrderError::new(ResponseStatus::Zerror, reason),
+        };
+        Some(error)
     }
 }
 
 impl<Z: Zfs> Agent<Z> {
-    /// Takes one snapshot of every dataset of the order, in one transaction group. Datasets without changes are left out
-    /// if the order says so.
+    /// Takes one snapshot of every dataset of the order, in one transaction group. Datasets without changes are left
+    /// out if the order says so.
     pub(crate) async fn take(
         &self,
         id: OrderId,
@@ -53,16 +90,31 @@ impl<Z: Zfs> Agent<Z> {
         if datasets.is_empty() {
             return Ok(Success::new(ResponseStatus::NothingToDo, "nothing was written since the last snapshot"));
         }
-        let Taken { snapshots, new, failed_hook } = self.take_with_hooks(id, &datasets, &request.name).await?;
+        let taken = self.take_with_hooks(id, &datasets, &request.name).await?;
+        let refusal = taken.refusal(&request.name);
+        let Taken { snapshots, new, gone, failed_hook, refused: _ } = taken;
         for part in snapshots.chunks(PER_LINE) {
             context.report(Facts { taken: part.to_vec(), ..Facts::default() }).await;
         }
-        // Only now: the snapshots exist and are reported, whatever fails from here on.
-        let but = |error: OrderError| error.context(format!("took {new}, but not all went well"));
+        // The failure of a hook is returned only now, after the snapshots have been reported, because they exist
+        // nevertheless.
+        let but = |error: OrderError| error.context(format!("took {new}, but a later step failed"));
         failed_hook.map_or(Ok(()), Err).map_err(|error| but(error.into()))?;
         for (dataset, _) in &snapshots {
             let followed = clones::follow(&*self.zfs, &self.local, dataset).await;
             followed.map_err(|error| but(error.into()))?;
+        }
+        if let Some(refusal) = refusal {
+            let wanted = datasets.len() - gone;
+            return Err(if snapshots.is_empty() {
+                refusal
+            } else {
+                refusal.context(format!("{} of {wanted} datasets have their snapshot", snapshots.len()))
+            });
+        }
+        if gone > 0 {
+            let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
+            return Ok(Success::new(status, format!("took {new}; {gone} of the datasets no longer exist")));
         }
         if new < snapshots.len() {
             let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
@@ -75,7 +127,7 @@ impl<Z: Zfs> Agent<Z> {
         Ok(Success::new(ResponseStatus::Done, remark))
     }
 
-    /// The datasets in which nothing was written since their last snapshot, each with the mark that records that.
+    /// The datasets to which nothing was written since their last snapshot, each with the mark that records this.
     async fn unwritten(
         &self,
         datasets: &[DatasetName],
@@ -90,7 +142,7 @@ impl<Z: Zfs> Agent<Z> {
         Ok(idle.into_iter().map(|dataset| (dataset, NotWritten { name: name.clone(), at })).collect())
     }
 
-    /// The datasets in which, according to ZFS, nothing was written since their newest snapshot with the same prefix. A
+    /// The datasets to which, according to ZFS, nothing was written since their newest snapshot with the same prefix. A
     /// newer snapshot of another policy does not replace the one that is due.
     async fn idle(&self, datasets: &[DatasetName], name: &SnapName) -> Result<Vec<DatasetName>, OrderError> {
         let prefix = Prefix::of(name);
@@ -98,7 +150,7 @@ impl<Z: Zfs> Agent<Z> {
         let mut idle = Vec::new();
         let mut unclear: BTreeMap<SnapName, Vec<DatasetName>> = BTreeMap::new();
         for (dataset, inventory) in self.zfs.list(datasets, Depth::Only).await? {
-            // The order is repeated, and took this snapshot the first time: it is not left out now.
+            // The first attempt of a repeated order took this snapshot, so the dataset must not be left out now.
             if inventory.snapshots.iter().any(|s| s.name == *name) {
                 continue;
             }
@@ -112,7 +164,11 @@ impl<Z: Zfs> Agent<Z> {
             }
         }
         for (last, datasets) in unclear {
-            let written = self.zfs.written_since(&datasets, &last).await?;
+            // If something is wrong with one of the datasets, the snapshot is tried for all of them.
+            let written = self.zfs.written_since(&datasets, &last).await.unwrap_or_else(|error| {
+                log::debug!("{error}");
+                Vec::new()
+            });
             idle.extend(written.into_iter().filter(|(_, bytes)| *bytes == 0).map(|(dataset, _)| dataset));
         }
         Ok(idle)
@@ -144,34 +200,71 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
+    /// Takes the missing snapshots, in one transaction group if possible. A dataset of which ZFS cannot take a
+    /// snapshot does not prevent those of the others.
     async fn take_missing(&self, datasets: &[DatasetName], name: &SnapName) -> Result<Taken, OrderError> {
-        match self.zfs.snapshot(datasets, name).await {
-            Ok(histories) => {
-                histories.iter().for_each(|(dataset, history)| self.cache.taken(dataset, name, history));
-                let snapshots = with_name(name, histories);
-                let new = snapshots.len();
-                Ok(Taken::new(snapshots, new))
-            }
-            // The order is repeated, perhaps because a child was added meanwhile. Existing snapshots are as wanted, the
-            // missing ones are taken one by one.
-            Err(error) if error.kind == ErrorKind::Exists => {
-                datasets.iter().for_each(|dataset| self.cache.invalidate(dataset));
-                let mut snapshots = self.existing(datasets, name).await?;
-                let mut new = 0;
-                for dataset in datasets {
-                    if !snapshots.iter().any(|(existing, _)| existing == dataset) {
-                        let histories = self.zfs.snapshot(std::slice::from_ref(dataset), name).await?;
-                        snapshots.extend(with_name(name, histories));
-                        new += 1;
-                    }
+        let mut taken = Taken::new(Vec::new(), 0);
+        let mut missing = datasets.to_vec();
+        while !missing.is_empty() {
+            let error = match self.zfs.snapshot(&missing, name).await {
+                Ok(histories) => {
+                    taken.add(&self.cache, name, histories);
+                    break;
                 }
-                Ok(Taken::new(snapshots, new))
+                Err(error) if error.kind.is_about_program() || error.kind == ErrorKind::Killed => {
+                    return Err(error.into());
+                }
+                Err(error) => error,
+            };
+            let left = self.take_a_look(&missing, name, &error, &mut taken).await?;
+            if left.len() < missing.len() {
+                missing = left;
+                continue;
             }
-            Err(error) => Err(error.into()),
+            // ZFS does not say which dataset is in the way.
+            for dataset in missing {
+                match self.zfs.snapshot(std::slice::from_ref(&dataset), name).await {
+                    Ok(histories) => taken.add(&self.cache, name, histories),
+                    Err(error) => taken.refused.push((dataset, error)),
+                }
+            }
+            break;
         }
+        Ok(taken)
     }
 
-    /// The wanted snapshots that exist.
+    /// Finds out why a snapshot of `missing` datasets failed. Returns the datasets of which one can still be taken:
+    /// those that exist, have none of this name yet, and were not refused.
+    async fn take_a_look(
+        &self,
+        missing: &[DatasetName],
+        name: &SnapName,
+        error: &ZfsError,
+        taken: &mut Taken,
+    ) -> Result<Vec<DatasetName>, OrderError> {
+        missing.iter().for_each(|dataset| self.cache.invalidate(dataset));
+        let listed: BTreeMap<DatasetName, DatasetInventory> =
+            self.zfs.list(missing, Depth::Only).await?.into_iter().collect();
+        let refused = error.refused_snapshots();
+        let mut left = Vec::new();
+        for dataset in missing {
+            let Some(inventory) = listed.get(dataset) else {
+                taken.gone += 1;
+                continue;
+            };
+            if let Some(snapshot) = inventory.snapshots.iter().rfind(|s| s.name == *name) {
+                // The order is repeated, perhaps because a child was added meanwhile.
+                taken.snapshots.push((dataset.clone(), snapshot.clone()));
+            } else if let Some(words) = refused.get(&dataset.at(name)) {
+                taken.refused.push((dataset.clone(), ZfsError { stderr: words.clone(), ..error.clone() }));
+            } else {
+                left.push(dataset.clone());
+            }
+        }
+        Ok(left)
+    }
+
+    /// Those of the order's snapshots that exist already.
     async fn existing(
         &self,
         datasets: &[DatasetName],

@@ -17,9 +17,9 @@ use crate::zfs::{Depth, Zfs, ZfsError};
 /// Why a clone cannot be updated.
 #[derive(Debug, Error)]
 pub enum CloneError {
-    /// Another dataset has its name.
+    /// Another dataset has the name of the clone.
     #[error(
-        "cannot update {clone}: it is not the clone of {dataset} that zsync made; rename it, or change \
+        "cannot update {clone}: it is not the clone of {dataset} that zsync made; hint: rename it, or change \
          \"clone\" of {dataset} in {file}"
     )]
     Foreign {
@@ -31,7 +31,7 @@ pub enum CloneError {
         file: String,
     },
     /// The clone has snapshots.
-    #[error("cannot update the clone {clone}: it has snapshots, such as @{snapshot}; destroy them")]
+    #[error("cannot update the clone {clone}: it has snapshots, such as @{snapshot}; hint: destroy them")]
     HasSnapshots {
         /// The clone.
         clone: DatasetName,
@@ -48,7 +48,7 @@ pub enum CloneError {
     },
 }
 
-/// How to update a clone: the snapshot to make it of.
+/// How to update a clone, and from which snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum CloneUpdate {
     Nothing,
@@ -79,7 +79,8 @@ fn decide(
     }
 }
 
-/// Makes or replaces the clone of a dataset's newest snapshot, if local.json asks for one.
+/// Makes or replaces the clone of a dataset's newest snapshot, if local.json asks for one. Fails if the clone cannot be
+/// replaced, because it is another dataset or has snapshots.
 pub async fn follow<Z: Zfs>(zfs: &Z, local: &Local, dataset: &DatasetName) -> Result<(), CloneError> {
     let wanted = local.datasets.get(dataset).and_then(|entry| entry.clone.as_ref()).filter(|clone| clone.enable);
     let Some((clone, delete)) = wanted.and_then(|wanted| Some((wanted.name.as_ref()?, wanted.delete))) else {

@@ -1,7 +1,8 @@
-//! The error of an order: why an agent did not carry it out, or why a receiver did not carry out one step of a transfer.
+//! Defines the error of an order: why an agent did not carry it out, or why a receiver did not carry out one step of a
+//! transfer.
 //!
-//! Agents and slaves use the same type, because an agent passes on what a slave answers. It keeps the cause as a source,
-//! and the way out apart from it.
+//! Agents and slaves use the same type, because an agent passes on what a slave answers. The error keeps its cause as
+//! its source, and a hint apart from it.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use crate::host::clones::CloneError;
 use crate::host::hooks::HookError;
 use crate::host::queue::queue_timeout;
-use crate::model::{OrderId, ResponseStatus};
+use crate::model::{OrderId, ResponseStatus, hint};
 use crate::policy::Denied;
 use crate::transport::tcp::TransportError;
 use crate::wire::Response;
@@ -21,9 +22,9 @@ use crate::zfs::{ErrorKind, ZfsError};
 pub struct OrderError {
     /// The status that goes over the wire.
     pub status: ResponseStatus,
-    /// Whether the same order may succeed later without anybody doing anything.
+    /// Whether the same order may succeed later without intervention.
     pub temporary: bool,
-    /// What somebody can do about it.
+    /// What an administrator can do about it.
     pub hint: Option<String>,
     cause: anyhow::Error,
     /// A second failure that followed.
@@ -31,7 +32,7 @@ pub struct OrderError {
 }
 
 impl OrderError {
-    /// A failure that remains until somebody does something about it.
+    /// A failure that lasts until somebody fixes its cause.
     #[must_use]
     pub fn new(status: ResponseStatus, reason: impl Into<String>) -> Self {
         Self { status, temporary: false, hint: None, cause: anyhow::Error::msg(reason.into()), also: None }
@@ -69,7 +70,8 @@ impl OrderError {
             .with_hint("check with zpool status whether the pool is suspended")
     }
 
-    /// A ZFS command failed on the receiving side, where some failures say what is wrong with the destination.
+    /// A ZFS command failed on the receiving side, where some failures have a status of their own because they describe
+    /// the destination.
     #[must_use]
     pub fn receiving(error: ZfsError) -> Self {
         let status = match error.kind {
@@ -80,7 +82,7 @@ impl OrderError {
         Self { status, ..Self::from(error) }
     }
 
-    /// A response that reports a failure; `peer` is who sent it.
+    /// The failure that a response reports; `peer` is the host that sent it.
     #[must_use]
     pub fn reported(peer: Option<&str>, response: Response) -> Self {
         let Response { status, error, hint, temporary, .. } = response;
@@ -88,7 +90,7 @@ impl OrderError {
         Self { temporary, hint, ..Self::new(status, reason) }
     }
 
-    /// Adds a way out.
+    /// Adds a hint.
     #[must_use]
     pub fn with_hint(self, hint: impl Into<String>) -> Self {
         let hint = hint.into();
@@ -99,13 +101,13 @@ impl OrderError {
         Self { hint: Some(hint), ..self }
     }
 
-    /// Says what could not be done; the error so far becomes the cause.
+    /// Adds what could not be done; the error so far becomes the cause.
     #[must_use]
     pub fn context(self, what: impl Into<String>) -> Self {
         Self { cause: self.cause.context(what.into()), ..self }
     }
 
-    /// Adds a second failure that followed, with its way out.
+    /// Adds a second failure that followed, with its hint.
     #[must_use]
     pub fn followed_by(self, other: Self) -> Self {
         let both = Self { also: Some(other.to_string()), ..self };
@@ -124,17 +126,15 @@ impl OrderError {
     /// The error with its hint, for a log.
     #[must_use]
     pub fn message(&self) -> String {
-        match &self.hint {
-            Some(hint) => format!("{self}; hint: {hint}"),
-            None => self.to_string(),
-        }
+        hint::join(self, self.hint.as_deref())
     }
 
-    /// The answer to an order that failed so.
+    /// The response to an order that failed with this error.
     #[must_use]
     pub fn response(&self, order: OrderId) -> Response {
-        let failure = Response::failure(Some(order), self.status, self.to_string());
-        Response { temporary: self.temporary, hint: self.hint.clone(), ..failure }
+        // The cause may have a hint of its own.
+        let failure = Response::failure(Some(order), self.status, self.message());
+        Response { temporary: self.temporary, ..failure }
     }
 
     fn from_cause(status: ResponseStatus, temporary: bool, cause: impl Into<anyhow::Error>) -> Self {
@@ -176,7 +176,7 @@ impl From<HookError> for OrderError {
 
 impl From<CloneError> for OrderError {
     fn from(error: CloneError) -> Self {
-        // Its text says how the ZFS error below it reads.
+        // Its text already includes the error of ZFS below it.
         Self::new(ResponseStatus::Refused, error.to_string())
     }
 }

@@ -44,7 +44,7 @@ pub struct HookError {
     reason: String,
 }
 
-/// One run of a hook, with what it is told in its environment.
+/// One run of a hook, with the values for its environment.
 struct HookRun<'a> {
     kind: HookKind,
     order: OrderId,
@@ -78,7 +78,7 @@ impl HookRun<'_> {
         let program = hook.command.first().cloned().unwrap_or_default();
         log::debug!("{}: running the hook {} of {}: {program}", self.order, self.kind, self.dataset);
         let ended = match Running::default().spawn(&mut command) {
-            // On timeout the process is dropped, and so killed with everything that it started.
+            // On timeout the process is dropped, which kills it with everything that it started.
             Ok(process) => runtime::timeout(hook.timeout, process.output()).await,
             Err(error) => Ok(Err(error)),
         };
@@ -108,7 +108,7 @@ impl HookRun<'_> {
 /// The hooks before and after one snapshot, of every entry of local.json that covers one of its datasets.
 ///
 /// For every `before_snapshot` that was run, `after_snapshot` is run as well, whatever happens. If this is dropped in
-/// between, the remaining hooks are started, and run on without anybody waiting for them.
+/// between, the remaining hooks are started, and continue without anything waiting for them.
 pub struct SnapshotHooks<'a> {
     order: OrderId,
     snapshot: &'a SnapName,
@@ -179,7 +179,7 @@ impl Drop for SnapshotHooks<'_> {
             let run = self.hook_run(HookKind::AfterSnapshot, dataset, Some(false));
             let Some(mut command) = run.command(hook) else { continue };
             log::warn!("{}: the order was aborted; starting the hook {} of {dataset}", self.order, run.kind);
-            // Nobody can wait for the hook any more, so it must not be killed when the command is dropped.
+            // Nothing can wait for the hook any more, so it must not be killed when the command is dropped.
             if let Err(error) = command.kill_on_drop(false).stderr(std::process::Stdio::null()).spawn() {
                 log::error!("{}: cannot run the hook {} of {dataset}: {error}", self.order, run.kind);
             }

@@ -1,4 +1,5 @@
-//! Locks on datasets: one operation per dataset at a time. A second one fails at once, or waits for some time.
+//! Locks datasets, so that only one operation at a time works on each. A second operation fails at once, or waits for a
+//! limited time.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use crate::sys::runtime;
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::{Receiver, Sender};
 
-/// The claimed datasets, each with a channel that closes when its claim ends. Clones share them.
+/// The claimed datasets, each with a channel that closes when its claim ends. All clones of this value share them.
 #[derive(Clone, Debug, Default)]
 pub struct DatasetLocks(Arc<Mutex<BTreeMap<DatasetName, Receiver<()>>>>);
 
@@ -20,7 +21,7 @@ pub struct DatasetLocks(Arc<Mutex<BTreeMap<DatasetName, Receiver<()>>>>);
 pub struct Claim {
     locks: DatasetLocks,
     dataset: DatasetName,
-    /// Nothing is ever sent. The message is that the channel closes.
+    /// Nothing is ever sent on this channel: closing it is the signal.
     _end: Sender<()>,
 }
 

@@ -1,5 +1,5 @@
-//! What the agent and the slave of one host share: locks on datasets, the transfer queue, bandwidth limits, hooks,
-//! clones, and publishing in Consul.
+//! This module has what the agent and the slave of one host share: locks on datasets, the transfer queue, bandwidth
+//! limits, hooks, clones, and publishing in Consul.
 
 pub mod clones;
 pub mod error;

@@ -52,7 +52,7 @@ pub fn queue_timeout(key: &str, limit: usize) -> String {
 }
 
 impl TransferQueue {
-    /// A queue for this number of slots.
+    /// Creates a queue with this number of slots.
     #[must_use]
     pub fn new(limit: usize) -> Self {
         Self(Arc::new(Mutex::new(Slots { limit, free: limit, waited: 0, waiting: BTreeMap::new() })))
@@ -102,7 +102,7 @@ impl Drop for QueueSlot {
             next
         };
         if let Some((_, sender)) = next {
-            // If the transfer has just stopped waiting, the slot is dropped, and so passed on to the next one.
+            // If the transfer has just stopped waiting, the slot is dropped, which passes it on to the next one.
             drop(sender.try_send(QueueSlot(self.0.clone())));
         }
     }

@@ -13,7 +13,7 @@ use crate::policy::{Bandwidth, Rate};
 use crate::sys::{clock, runtime};
 use crate::wire::codec::{Pace, Wait};
 
-/// How much unused bandwidth may be caught up on after a pause.
+/// After a pause, a stream may use the unused bandwidth of at most this time.
 const BURST: Duration = Duration::from_millis(100);
 /// How many pieces per second a limited stream is sent in. A change of the limits takes effect with the next piece.
 const PIECES: u64 = 8;
@@ -76,7 +76,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// A throttle with these limits.
+    /// Creates a throttle with these limits.
     #[must_use]
     pub fn new(bandwidth: Bandwidth) -> Arc<Self> {
         Self::with_time(bandwidth, Box::new(RealTime(Instant::now())))

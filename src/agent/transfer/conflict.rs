@@ -1,5 +1,5 @@
-//! A destination that cannot take the next stream: the transfer applies what the order allows, or reports both sides and
-//! the way out.
+//! Handles a destination that cannot take the next stream: applies a remedy that the order allows, or reports the
+//! snapshots of both sides with a way out.
 
 use crate::actions::divergence::{Remedy, Trouble, remedy};
 use crate::actions::steps::{Conflict, Point};
@@ -12,14 +12,14 @@ use crate::wire::RenamedFrom;
 use crate::zfs::{Depth, Zfs};
 
 impl<Z: Zfs> Transfer<'_, Z> {
-    /// Whether a destination without snapshots may be received over.
+    /// Whether a receive may replace a destination without snapshots.
     pub(super) fn may_replace(&self) -> bool {
         remedy(&Trouble::Bare, self.plan.allowed) == Remedy::Replace
     }
 
-    /// Applies the remedy that the order allows, each at most once. The next step is then planned from the result.
+    /// Applies a remedy that the order allows, each remedy at most once. The next step is then planned from the result.
     pub(super) async fn resolve(&mut self, trouble: &Trouble) -> Result<StepOutcome, OrderError> {
-        // A rename or a rollback may concern other datasets than this one.
+        // A rename or a rollback may also affect other datasets.
         self.agent.cache.invalidate_all();
         let outcome = match remedy(trouble, self.plan.allowed) {
             Remedy::Rollback { to, destroys } if !self.progress.rolled_back => self.roll_back(to, destroys).await?,
@@ -28,7 +28,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
                 return Err(self.plan.explain(trouble));
             }
         };
-        // The failed remedy is reported after the problem that it was meant for, and decides the status.
+        // The error names the problem first, then the failure of the remedy, which determines the status.
         Ok(outcome.map_err(|error| {
             let (status, temporary) = (error.status, error.temporary);
             let mut both = self.plan.explain(trouble).followed_by(error);
@@ -59,19 +59,19 @@ impl<Z: Zfs> Transfer<'_, Z> {
         Ok(outcome.map(|name| remarks.push(format!("the previous copy was renamed to {host}:{name} ({trouble})"))))
     }
 
-    /// Renames the copy as its source was renamed, if the order says so and both datasets bear it out.
+    /// Renames the copy as its source was renamed, if the order asks for that and both datasets confirm the rename.
     pub(super) async fn follow_rename(&mut self, from: &RenamedFrom) -> Result<Destination, OrderError> {
         let SendPlan { source, to, .. } = &self.plan;
         let has =
             |of: &DatasetInventory| of.by_guid(from.guid).is_some() || of.bookmarks.iter().any(|b| b.guid == from.guid);
         let listed = self.agent.zfs.list(std::slice::from_ref(&from.source_dataset), Depth::Only).await?;
         if !has(&self.ours) || listed.iter().any(|(_, inventory)| has(inventory)) {
-            log::info!("{source}: it was not renamed from {} after all", from.source_dataset);
+            log::info!("{source}: not renaming its copy, as the source was not renamed from {}", from.source_dataset);
             return Ok(None);
         }
         let old = Place { host: to.host.clone(), dataset: from.dataset.clone() };
         if !tags::was_sent(&self.ours, &old) {
-            let why = format!("no bookmark here proves that it was sent to {}:{}", old.host, old.dataset);
+            let why = format!("no bookmark proves that the source was sent to {}:{}", old.host, old.dataset);
             self.progress.remarks.push(format!("a new copy was made: {why}"));
             return Ok(None);
         }
@@ -86,7 +86,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
 }
 
 impl SendPlan {
-    /// The error of a destination that cannot take the next stream: the problem, both sides, and the way out.
+    /// The error for a destination that cannot take the next stream: the problem, the snapshots of both sides, and a
+    /// way out.
     fn explain(&self, trouble: &Trouble) -> OrderError {
         let Self { source, to, .. } = self;
         let (status, cause) = match trouble {
@@ -94,11 +95,11 @@ impl SendPlan {
                 return OrderError::refused(format!("cannot send {source}: {conflict}"));
             }
             Trouble::Conflict(conflict @ Conflict::Diverged { ours, theirs, .. }) => {
-                let sides = format!("only there: {}; only here: {}", names(theirs), names(ours));
+                let sides = format!("only on the destination: {}; only on the source: {}", names(theirs), names(ours));
                 (ResponseStatus::WasWritten, format!("{conflict} ({sides})"))
             }
             Trouble::Conflict(conflict @ Conflict::NotEmpty { ours, theirs }) => {
-                let sides = format!("there: {}; here: {}", names(theirs), names(ours));
+                let sides = format!("on the destination: {}; on the source: {}", names(theirs), names(ours));
                 (ResponseStatus::NotEmpty, format!("{conflict} ({sides})"))
             }
             Trouble::Written { .. } => (ResponseStatus::WasWritten, trouble.to_string()),
@@ -121,19 +122,21 @@ impl SendPlan {
                 if !self.allowed.rollback || !self.allowed.may_destroy =>
             {
                 format!(
-                    "{rename}; or set rollback_if_needed and rollback_may_destroy, which roll it back to {} and destroy \
-                     the snapshots that are only there",
+                    "{rename}; or set rollback_if_needed and rollback_may_destroy, which roll the destination back to \
+                     {} and destroy the snapshots that only the destination has",
                     common.name
                 )
             }
-            Trouble::Conflict(Conflict::NotEmpty { .. }) => format!("{rename}; or destroy what is not needed there"),
+            Trouble::Conflict(Conflict::NotEmpty { .. }) => {
+                format!("{rename}; or destroy {} there if it is not needed", to.dataset)
+            }
             Trouble::Written { newest, .. } => format!(
-                "copy what was written there elsewhere, then roll it back (zfs rollback {}), or set rollback_if_needed, \
-                 which does that; to keep it there, {rename}",
+                "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
+                 set rollback_if_needed, which does that; to keep the data there, {rename}",
                 to.dataset.at(&newest.name)
             ),
             Trouble::Bare => {
-                "destroy or rename it there, and it is created; or set rollback_if_needed, which replaces it, \
+                "destroy or rename the destination, so that it can be created; or set rollback_if_needed, which replaces it, \
                               or on_divergence \"set_aside\", which renames it"
                     .to_owned()
             }

@@ -1,5 +1,5 @@
-//! What a transfer leaves in ZFS on the source: holds while it runs, and a cursor (a bookmark of the newest common
-//! snapshot) when it has ended.
+//! Maintains what a transfer leaves in ZFS on the source: holds while it runs, and a cursor (a bookmark of the newest
+//! common snapshot) when it has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,16 +9,16 @@ use crate::host::error::OrderError;
 use crate::model::tags;
 use crate::model::{DatasetInventory, Guid, SnapName};
 use crate::sys::runtime;
-use crate::zfs::{Named, Zfs};
+use crate::zfs::{ErrorKind, Named, Zfs};
 
 impl SourceHolds {
-    /// Begins to hold what the current stream needs, unless that began already.
+    /// Starts to hold the snapshots that the current stream needs, unless that was started already.
     pub(super) fn start<Z: Zfs>(&mut self, zfs: &Arc<Z>) {
         let names = std::mem::take(&mut self.needed);
         if names.is_empty() {
             return;
         }
-        // Recorded first: if the command fails, some of the snapshots may be held all the same.
+        // The names are recorded first, because if the command fails, some of the snapshots may be held nevertheless.
         self.held.extend(names.iter().cloned());
         let (zfs, tag, dataset) = (Arc::clone(zfs), self.tag.clone(), self.dataset.clone());
         self.pending.push(runtime::spawn(async move { zfs.hold(&tag, &dataset, &names).await }));
@@ -28,15 +28,15 @@ impl SourceHolds {
     async fn wait(&mut self) {
         for holding in std::mem::take(&mut self.pending) {
             if let Err(error) = holding.await {
-                log::warn!("{}: if this transfer is interrupted, it may have to start again: {error}", self.dataset);
+                log::warn!("{}: cannot hold snapshots for resuming this transfer later: {error}", self.dataset);
             }
         }
     }
 }
 
 impl<Z: Zfs> Transfer<'_, Z> {
-    /// Releases the holds of transfers to destinations that are no longer configured; nobody else would. The source is
-    /// locked, so no other transfer of it runs.
+    /// Releases the holds of transfers to destinations that are no longer configured, because nothing else does. The
+    /// source is locked, so no other transfer of it is running.
     pub(super) async fn release_obsolete_holds(&mut self) -> Result<(), OrderError> {
         let SendPlan { source, to, destinations, .. } = &self.plan;
         let held = held(&self.ours);
@@ -58,13 +58,13 @@ impl<Z: Zfs> Transfer<'_, Z> {
         Ok(())
     }
 
-    /// Holds what the current stream needs, for a transfer that may be resumed later.
+    /// Holds the snapshots that the current stream needs, for a transfer that may be resumed later.
     pub(super) async fn keep_holds(&mut self) {
         self.holds.start(&self.agent.zfs);
         self.holds.wait().await;
     }
 
-    /// Releases the holds of this order, and those that earlier, interrupted ones left.
+    /// Releases the holds of this order, and those that earlier, interrupted orders left.
     pub(super) async fn release_holds(&mut self) -> Result<(), OrderError> {
         self.holds.wait().await;
         let zfs = &self.agent.zfs;
@@ -78,25 +78,34 @@ impl<Z: Zfs> Transfer<'_, Z> {
 }
 
 impl SendPlan {
-    /// Moves the cursor: first the new bookmark is made, then the older ones are destroyed.
+    /// Moves the cursor. `copy` is the guid of the receiving dataset. First makes the new bookmark, then destroys the
+    /// older ones.
     pub(super) async fn move_cursor<Z: Zfs>(
         &self,
         zfs: &Z,
         ours: &DatasetInventory,
         guid: Guid,
+        copy: Option<Guid>,
     ) -> Result<(), OrderError> {
-        let cursor = tags::cursor(&self.source, &self.to, guid)
+        let cursor = tags::cursor(&self.source, &self.to, guid, copy)
             .map_err(|error| OrderError::refused(format!("cannot name the cursor: {error}")))?;
         if let Some(common) = ours.by_guid(guid) {
             if !ours.bookmarks.iter().any(|b| b.name == cursor && b.guid == guid) {
                 // If a bookmark of another snapshot has this name, ZFS reports that it exists, which is an error here.
                 let common = Named { name: common.name.clone(), guid };
-                zfs.bookmark(&self.source, &common, &cursor).await?;
+                match zfs.bookmark(&self.source, &common, &cursor).await {
+                    Err(error) if error.kind == ErrorKind::NotFound => {
+                        // The stream arrived all the same. The next one starts from an older snapshot or cursor.
+                        log::warn!("{}: cannot mark {} as sent: it was destroyed meanwhile", self.source, common.name);
+                        return Ok(());
+                    }
+                    made => made?,
+                }
             }
         } else if !ours.bookmarks.iter().any(|b| b.guid == guid) {
             return Ok(());
         }
-        for old in tags::old_cursors(&self.source, ours, &self.to, guid) {
+        for old in tags::old_cursors(ours, &self.to, guid, copy) {
             zfs.destroy_bookmark(&self.source, &old).await?;
         }
         Ok(())

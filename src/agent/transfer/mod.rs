@@ -1,21 +1,23 @@
-//! send_snapshot: brings a destination up to a snapshot, stream by stream, comparing snapshots by guid.
+//! Carries out send_snapshot: brings a destination up to a snapshot, one stream after the other. Snapshots are compared
+//! by guid.
 //!
-//! A transfer repeats one step until the destination has the snapshot: compare both sides, send the one stream that comes
-//! next, and verify by a listing what arrived. The order of operations around a stream makes a crash at any point
-//! harmless:
+//! A transfer repeats one step until the destination has the snapshot: compare both sides, send the one stream that
+//! comes next, and verify with a listing what arrived. The order of operations around a stream makes a crash at any
+//! point harmless:
 //!
-//! 1. The stream is sent. If it takes long, or is interrupted and may be resumed, its base and its target are held on the
-//!    source.
+//! 1. The stream is sent. If it takes long, or is interrupted and may be resumed, its base and its target are held on
+//!    the source.
 //! 2. The destination is listed.
-//! 3. The received snapshot is held on the destination, then the older hold there is released. Meanwhile the cursor on the
-//!    source moves.
+//! 3. The received snapshot is held on the destination, then the older hold there is released. Meanwhile, the cursor on
+//!    the source is moved.
 //! 4. The holds on the source are released.
 //!
-//! Whatever an interrupted attempt leaves has the same names in the next one, which corrects it.
+//! The next attempt uses the same names for holds and bookmarks as the interrupted one, so it corrects whatever that
+//! one left.
 //!
-//! `request` finds what the order names, with the help of `cache`; `state` has the transfer; `next_step` compares both
-//! sides; `peer` is the receiving end; `conflict` deals with destinations that cannot take the next stream; `holds` has
-//! what a transfer leaves in ZFS on the source.
+//! `request` finds what the order names, with the help of `cache`; `state` defines the transfer and its progress;
+//! `next_step` compares both sides; `peer` is the receiving end; `conflict` handles destinations that cannot take the
+//! next stream; `holds` maintains what a transfer leaves in ZFS on the source.
 
 mod conflict;
 mod holds;
@@ -50,24 +52,25 @@ use crate::sys::{clock, runtime};
 use crate::wire::{Facts, Listing};
 use crate::zfs::{SendFrom, SendSpec, Zfs};
 
-/// When a stream counts as long: then the snapshots that it needs are held, and its size is estimated. ZFS keeps what it
-/// is sending anyway; the holds are for resuming later, and a shorter stream leaves nothing worth resuming.
+/// How long a stream must run to count as long. The snapshots that a long stream needs are held, and its size is
+/// estimated. ZFS keeps the snapshots that it is sending in any case; the holds are for resuming later, and a shorter
+/// stream leaves nothing worth resuming.
 const LONG_STREAM: Duration = Duration::from_secs(10);
-/// How many streams one order may take: a full one, a resumed one, one from a bookmark, the increments, and some that are
-/// planned again.
+/// How many streams one order may need: a full one, a resumed one, one from a bookmark, the increments, and some that
+/// are planned again.
 const MAX_STREAMS: usize = 8;
 
 /// How one step of a transfer ended.
 enum StepEnd {
-    /// Something was done at the destination, perhaps in vain.
+    /// A step was taken at the destination; it may have failed.
     Taken(Box<StepOutcome>),
     /// The destination has the snapshot, or a newer one: nothing is left to do.
     Arrived,
 }
 
 impl<Z: Zfs> Agent<Z> {
-    /// Makes one attempt to send the order's snapshot. One that was planned from the cache, and fails before any byte was
-    /// sent, is repeated at once with a new listing: the cache may be the reason.
+    /// Makes one attempt to send the order's snapshot. If an attempt that was planned from the cache fails before any
+    /// byte was sent, it is repeated at once with a new listing, because the cache may be the reason.
     pub(super) async fn send(
         &self,
         id: OrderId,
@@ -98,7 +101,8 @@ impl<Z: Zfs> Agent<Z> {
         context: &OrderContext,
     ) -> Result<Success, OrderError> {
         retry.from_cache = false;
-        // Locked before anything is listed: a second order is refused at once, and plans start from what this one leaves.
+        // The source is locked before anything is listed. So a second order is refused at once, and an order that
+        // follows this one is planned from what this one leaves.
         let source = self.lock_source(request, retry).await?;
         let to = &request.to;
         let is_local = to.host == self.host;
@@ -109,7 +113,7 @@ impl<Z: Zfs> Agent<Z> {
         let since = request.oldest_unsent.unwrap_or_else(clock::now);
         let reserve = || LocalReservation::claim(&self.receiver, &self.host, &to.dataset, since);
         let mut reservation = is_local.then(reserve).transpose()?;
-        // Listed before there is a slot: transfers that wait together are listed together.
+        // Both sides are listed before there is a slot, so that transfers that wait at the same time share a listing.
         let destination = is_local.then_some(&to.dataset);
         let may_use_cache = !retry.has_failed && request.renamed_from.is_none() && request.origin_dataset.is_none();
         let mut sides = self.sides(&source, request.snapshot, destination, may_use_cache).await?;
@@ -139,7 +143,7 @@ impl<Z: Zfs> Agent<Z> {
         let source = self.dataset_of(request.dataset.as_ref(), request.snapshot).await?;
         let Some(claim) = self.locks.claim(&source) else {
             return Err(OrderError::busy(format!("{source} is being sent already"))
-                .with_hint("the next order sends what is missing then"));
+                .with_hint("the next order will send what is still missing"));
         };
         retry.claim = Some((source.clone(), claim));
         Ok(source)
@@ -150,7 +154,8 @@ impl<Z: Zfs> Agent<Z> {
         self.queue.take(since).await.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
     }
 
-    /// Opens the transfer: reaches the slave, or this host as receiver, and learns what the destination has.
+    /// Opens the transfer: connects to the slave, or prepares this host as the receiver, and finds out what the
+    /// destination has.
     async fn open<'a>(
         &'a self,
         id: OrderId,
@@ -208,7 +213,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
     /// Plans the next step from what both sides have, and takes it.
     async fn step(&mut self) -> Result<StepEnd, OrderError> {
         if self.progress.streams >= MAX_STREAMS {
-            let reason = format!("{} did not arrive with {MAX_STREAMS} streams", self.plan.target.name);
+            let reason = format!("{} has not arrived after {MAX_STREAMS} streams", self.plan.target.name);
             return Err(OrderError::temporary(ResponseStatus::Zerror, reason));
         }
         let outcome = match self.next_step().await? {
@@ -254,11 +259,17 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         let StepOutcome { result, destination } = self.run_stream(&spec, &incoming, status).await?;
         match (result, destination.as_ref().and_then(Trouble::written)) {
-            // The destination was modified since its newest snapshot. Only the policy may permit to discard that.
+            // The destination was modified since its newest snapshot. Only the policy can permit discarding these
+            // changes.
             (Err(error), Some(written)) if error.status == ResponseStatus::WasWritten => {
                 log::debug!("{}: {error}", self.plan.source);
                 self.theirs = destination;
-                self.resolve(&written).await
+                if written.is_after_common(&self.ours) {
+                    return self.resolve(&written).await;
+                }
+                // Meanwhile, somebody took a snapshot there that the source does not have. Rolling back to it would lose
+                // what was written since, and not help. So the transfer is planned again from what is there now.
+                Ok(StepOutcome::new(Ok(()), self.theirs.clone()))
             }
             (result, _) => Ok(StepOutcome::new(result, destination)),
         }
@@ -285,7 +296,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let has_token = destination.as_ref().is_some_and(|now| now.resume_token.is_some());
         let result = match result {
             Ok(()) => {
-                // Another stream may be interrupted later in this transfer.
+                // A later stream of this transfer may be interrupted and resumed as well.
                 self.progress.resumed = false;
                 Ok(())
             }
@@ -310,7 +321,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
         self.progress.count_stream(status);
         let slot = match self.slot.take() {
             Some(slot) => slot,
-            // Given back after each stream: others send while this transfer lists and writes down what arrived.
+            // The slot is released after each stream, so that other transfers can send while this one lists and records
+            // what arrived.
             None => self.agent.send_slot(self.since).await?,
         };
         let Self { agent, context, peer, holds, .. } = self;
@@ -334,20 +346,22 @@ impl<Z: Zfs> Transfer<'_, Z> {
         future::or(receiving, alongside).await
     }
 
-    /// Ends a transfer whose snapshot arrived: moves the destination's hold and the source's cursor, releases the source.
+    /// Ends a transfer whose snapshot arrived: moves the destination's hold and the source's cursor, and releases the
+    /// holds on the source.
     async fn complete(mut self, began: Moment) -> Result<Success, OrderError> {
         let status = self.progress.status;
         let common = self.theirs.as_ref().and_then(|theirs| newest_common(&self.ours, theirs));
+        let copy = self.theirs.as_ref().and_then(|theirs| theirs.guid);
         let Self { agent, plan, peer, ours, theirs, .. } = &mut self;
-        // In a full pool there is no room for a bookmark. The holds are released all the same: pruning frees what they
-        // keep, and the common snapshot stays without a cursor.
+        // A full pool has no room for a bookmark. The holds are released nevertheless, so that pruning can free space.
+        // The common snapshot is kept, only without a cursor.
         let moving = async {
             match common {
-                Some(guid) => plan.move_cursor(&*agent.zfs, ours, guid).await,
+                Some(guid) => plan.move_cursor(&*agent.zfs, ours, guid, copy).await,
                 None => Ok(()),
             }
         };
-        // Both at once: each waits for a transaction group of its own pool.
+        // Both run at the same time, because each waits for a transaction group of its own pool.
         let (finished, moved) = future::zip(peer.finish(status, common, theirs), moving).await;
         self.cache_destination(Some(began));
         self.report_destination().await;
@@ -358,7 +372,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
                     error.context("the stream arrived, but the cursor on the source cannot be moved")
                 })?;
             }
-            // The listing proved that it arrived. The source keeps its holds until the next transfer corrects both sides.
+            // The listing has proved that the stream arrived. The source keeps its holds until the next transfer
+            // corrects both sides.
             Err(error) if error.status == ResponseStatus::Unreachable => {
                 self.keep_holds().await;
                 let remark = format!("the stream arrived, but the connection was lost at the end: {}", error.message());
@@ -374,7 +389,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
     }
 
     /// Ends a transfer that failed. The source is left as it was before, unless the destination can resume the transfer
-    /// later, or its state is unknown: then the snapshots that it needs stay held.
+    /// later, or its state is unknown. In that case, the snapshots that the transfer needs stay held.
     async fn interrupt(mut self, error: &OrderError) {
         self.agent.cache.invalidate(&self.plan.source);
         self.cache_destination(None);
@@ -391,7 +406,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         }
     }
 
-    /// Stores the destination in the cache if it is on this host: as it is known `since` a moment, or as unknown.
+    /// If the destination is on this host, stores it in the cache as it was listed at `since`, or as unknown.
     fn cache_destination(&self, since: Option<Moment>) {
         let SendPlan { to, .. } = &self.plan;
         if to.host != self.agent.host {

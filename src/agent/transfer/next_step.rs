@@ -1,4 +1,4 @@
-//! What a transfer does next, decided from what both sides have.
+//! Decides what a transfer does next from what both sides have.
 
 use crate::actions::divergence::Trouble;
 use crate::actions::steps as engine;
@@ -19,7 +19,7 @@ pub(super) enum NextStep {
     Discard {
         why: String,
     },
-    /// Do something about a destination that cannot take the next stream.
+    /// Apply a remedy to a destination that cannot take the next stream.
     Resolve(Trouble),
     Arrived,
 }
@@ -39,7 +39,7 @@ enum Resumable {
 }
 
 impl<Z: Zfs> Transfer<'_, Z> {
-    /// Compares both sides.
+    /// Compares both sides, and decides on the next step.
     pub(super) async fn next_step(&mut self) -> Result<NextStep, OrderError> {
         let resume = match self.theirs.as_ref().and_then(|theirs| theirs.resume_token.clone()) {
             None => None,
@@ -62,11 +62,13 @@ impl<Z: Zfs> Transfer<'_, Z> {
         Ok(first.map_or(NextStep::Arrived, |step| self.prepared(step)))
     }
 
-    /// A step of the engine as this transfer takes it.
+    /// Converts a step of the decision engine into a step of this transfer.
     fn prepared(&self, step: Step) -> NextStep {
         let (from, to, base) = match step {
             Step::Resume { token } => return NextStep::Resume { token },
-            Step::Discard { .. } => return NextStep::Discard { why: "it does not lead to the snapshot".to_owned() },
+            Step::Discard { .. } => {
+                return NextStep::Discard { why: "it does not lead to the snapshot to be sent".to_owned() };
+            }
             Step::Full { to } => (SendFrom::Nothing, to, None),
             Step::Incremental { from: Base::Snapshot(base), to, intermediates } => {
                 // If the listing may lack snapshots in between, ZFS finds them.
@@ -89,7 +91,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         }
         let is_raw = self.ours.encrypted;
         match self.agent.zfs.resumable(&token).await {
-            // The token is the destination's word. It must not make this host send another dataset.
+            // The token comes from the destination. It must not make this host send another dataset.
             Ok(of) if of.dataset != self.plan.source => no(&format!("it is of {}", of.dataset)),
             Ok(of) if of.raw != is_raw => {
                 no(if is_raw { "it is not of a raw stream" } else { "it is of a raw stream" })

@@ -13,7 +13,7 @@ use crate::wire::{CloneOf, OrderToSlave, PROTOCOL};
 use crate::zfs::{Depth, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
-    /// The dataset of a snapshot: as the order says, else the one in which it is found.
+    /// The dataset of a snapshot: the one that the order names, otherwise the one in which the snapshot is found.
     pub(crate) async fn dataset_of(
         &self,
         dataset: Option<&DatasetName>,
@@ -36,8 +36,8 @@ impl<Z: Zfs> Agent<Z> {
         Ok(self.list_sides(dataset, None).await?.ours)
     }
 
-    /// Both sides of a transfer, or only the source if the destination is on another host. With `may_use_cache`, the
-    /// cache answers if it leaves nothing open.
+    /// Both sides of a transfer, or only the source if the destination is on another host. With `may_use_cache`, cached
+    /// listings are used if they are fresh and sufficient.
     pub(super) async fn sides(
         &self,
         source: &DatasetName,
@@ -55,7 +55,8 @@ impl<Z: Zfs> Agent<Z> {
 
     async fn list_sides(&self, source: &DatasetName, destination: Option<&DatasetName>) -> Result<Sides, OrderError> {
         let names: Vec<DatasetName> = [Some(source), destination].into_iter().flatten().cloned().collect();
-        // Listed apart from the listings after streams, which wait for each other: first come, first in the queue.
+        // `Depth::Around` keeps this listing apart from the listings after streams, which wait for each other, so that
+        // transfers join the queue in the order of their arrival.
         let mut listed = self.zfs.list(&names, Depth::Around).await?;
         let at = Instant::now();
         let surroundings = destination.map(|to| Surroundings::of(to, &listed)).unwrap_or_default();
@@ -68,7 +69,7 @@ impl<Z: Zfs> Agent<Z> {
         Ok(Sides { at, from_cache: false, sees_all: true, ours, theirs, surroundings })
     }
 
-    /// The order's plan for a source as it is now.
+    /// Plans the order for a source as it is now.
     pub(super) async fn plan_send(
         &self,
         request: &SendRequest,

@@ -1,4 +1,4 @@
-//! A transfer, and how far it came.
+//! Defines a transfer and its progress.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::model::{Place, tags};
 use crate::sys::runtime;
 use crate::zfs::ZfsError;
 
-/// What a send keeps over all its attempts.
+/// What the attempts of a send share.
 #[derive(Default)]
 pub(crate) struct RetryState {
     /// The lock on the source.
@@ -27,7 +27,7 @@ pub(crate) struct RetryState {
     pub(super) has_failed: bool,
 }
 
-/// What is sent, and where to.
+/// What is sent, and to which destination.
 pub(super) struct SendPlan {
     pub(super) source: DatasetName,
     /// The snapshot that the destination is to have at the end.
@@ -61,17 +61,18 @@ pub(super) struct Transfer<'a, Z> {
     pub(super) slot: Option<QueueSlot>,
 }
 
-/// How far a transfer came.
+/// The progress of a transfer.
 pub(super) struct TransferProgress {
     /// The status of the order so far. A full stream with increments after it is `Full`.
     pub(super) status: ResponseStatus,
     pub(super) streams: usize,
-    /// What was done about a destination that could not take the next stream: each remedy at most once.
+    /// Whether the destination has been rolled back. Each remedy is applied at most once.
     pub(super) rolled_back: bool,
+    /// Whether the destination has been set aside.
     pub(super) set_aside: bool,
     /// Whether the last stream was a resumed one, and failed.
     pub(super) resumed: bool,
-    /// What the director is told if the order succeeds.
+    /// Remarks for the director, which it gets if the order succeeds.
     pub(super) remarks: Vec<String>,
 }
 
@@ -109,7 +110,8 @@ impl TransferProgress {
         }
     }
 
-    /// Notes that the destination has the snapshot, or a newer one. Without any stream, that is the order's status.
+    /// Records that the destination has the snapshot, or a newer one. If no stream was needed, this determines the
+    /// order's status.
     pub(super) fn arrived(&mut self, how: &steps::Transfer) {
         if self.streams == 0 {
             self.status = match how {

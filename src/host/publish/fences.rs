@@ -1,9 +1,9 @@
-//! Rejects orders of a director that has lost its lock: every order carries a fence, and a host remembers the highest
-//! fence that it has seen.
+//! Recognises orders of a director that has lost its lock. Every order carries a fence, and a host remembers the
+//! highest fence that it has seen.
 //!
 //! The director that holds the lock in Consul has the highest fence. A director that lost the lock without noticing,
-//! because it was suspended or disconnected, has a lower one. Every host that has heard from its successor refuses to
-//! destroy anything on its orders.
+//! because it was suspended or disconnected, has a lower one. Every host that has received an order from its successor
+//! refuses to destroy anything for it.
 
 use std::path::{Path, PathBuf};
 
@@ -50,11 +50,11 @@ fn judge(seen: &HighestFences, fence: &Fence) -> Verdict {
             Verdict::New(now)
         }
         Some(index) if index + 1 < seen.catalogs.len() => {
-            Verdict::Old("its catalog was replaced in Consul by another one".to_owned())
+            Verdict::Old("the order's catalog was replaced in Consul by another one".to_owned())
         }
         Some(index) => match now.catalogs.get_mut(index) {
             Some((_, highest)) if fence.index < *highest => {
-                Verdict::Old(format!("its fence is {}, but {highest} was seen already", fence.index))
+                Verdict::Old(format!("the order's fence is {}, but this host has seen {highest}", fence.index))
             }
             Some((_, highest)) if fence.index > *highest => {
                 *highest = fence.index;
@@ -94,7 +94,9 @@ impl Fences {
             Verdict::New(now) => {
                 let (file, text) = (self.file.clone(), serde_json::to_vec(&now));
                 let saving = runtime::blocking(move || files::save(&file, &text?));
-                saving.await.map_err(|error| format!("cannot save its fence in {}: {error}", self.file.display()))?;
+                saving
+                    .await
+                    .map_err(|error| format!("cannot save the order's fence in {}: {error}", self.file.display()))?;
                 *highest = Some(now);
                 Ok(())
             }

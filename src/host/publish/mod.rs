@@ -1,4 +1,5 @@
-//! What a host keeps in Consul: its records and its services. Also the fences of the directors that it has obeyed.
+//! Publishes a host in Consul: its records (`publisher`) and its services (`presence`). `fences` remembers which
+//! directors the host has obeyed.
 
 pub mod fences;
 pub mod presence;

@@ -1,4 +1,5 @@
-//! Registers the service of a host in Consul. The service is healthy while it reports so, and is removed when it ends.
+//! Registers the service of a host in Consul. The service is healthy as long as it reports that it is, and its
+//! registration is removed when it ends.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -65,7 +66,7 @@ pub struct ServiceRegistration {
 }
 
 impl ServiceRegistration {
-    /// A registration with these parts.
+    /// Creates a registration with these parts.
     #[must_use]
     pub fn new(service: Registration, publisher: Arc<Publisher>, local: Arc<Local>) -> Self {
         Self { service, publisher, local: Mutex::new(local) }
@@ -91,7 +92,7 @@ impl ServiceRegistration {
         Arc::clone(&self.local.lock())
     }
 
-    /// Applies a reloaded configuration: the host is published as a whole.
+    /// Applies a reloaded configuration, and publishes the whole host.
     pub(crate) fn set_local(&self, local: Arc<Local>) {
         *self.local.lock() = local;
         self.publisher.lapse("the configuration was reloaded");
@@ -119,7 +120,7 @@ pub(crate) async fn registered_during(
     result
 }
 
-/// Keeps a service registered and the records of its host published, for ever.
+/// Keeps a service registered and the records of its host published. Never returns.
 pub async fn keep_registered(registration: &ServiceRegistration) {
     let ServiceRegistration { service, publisher, .. } = registration;
     let consul = publisher.catalog().consul();
@@ -127,6 +128,9 @@ pub async fn keep_registered(registration: &ServiceRegistration) {
     let mut problems = Problems::default();
     loop {
         let local = registration.local();
+        if let Err(error) = publisher.look(&local).await {
+            problems.set("ZFS", Some(error.to_string()));
+        }
         if publisher.behind().is_some()
             && let Err(error) = publisher.publish_host(&local).await
         {
@@ -165,7 +169,8 @@ async fn report_health(
     Ok(())
 }
 
-/// The current problem with each of the systems that publishing needs. Each is logged once, and once when it is over.
+/// The current problem with each of the systems that publishing needs. Each problem is logged once when it begins, and
+/// once when it is over.
 #[derive(Default)]
 struct Problems(BTreeMap<&'static str, String>);
 
@@ -189,7 +194,7 @@ async fn deregister(consul: &Consul, service: &Registration) {
         Ok(Err(error)) => error.to_string(),
         Err(runtime::Elapsed) => "Consul does not answer".to_owned(),
     };
-    log::warn!("cannot deregister the service: {reason}; it stays registered until its check fails");
+    log::warn!("cannot deregister the service: {reason}; Consul will remove it after 72 hours");
 }
 
 #[cfg(test)]

@@ -1,32 +1,35 @@
-//! Publishes the records of a host in the shared catalog, and keeps them in step with its ZFS.
+//! Publishes the records of a host in the shared catalog, and keeps them consistent with its ZFS.
 //!
 //! The datasets that an order touched are listed again and published before the order is answered. Datasets that other
 //! orders touched in the meantime are published together. While Consul is unreachable, the host is behind: marks, which
 //! cannot be read from ZFS later, are kept in a file. Once Consul is back, the host is listed and published as a whole.
 //!
-//! The generation of the records is read before ZFS is listed. So of two processes of one host, the one with the older
-//! listing never overwrites what the other one has published.
+//! The generation of the records is read before ZFS is listed. Therefore, if a host has two processes, the one with the
+//! older listing never overwrites what the other one has published.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::{CatalogError, Change, ConsulCatalog};
-use crate::model::{DatasetInventory, DatasetName, HostName};
+use crate::catalog::{CatalogError, Change, ConsulCatalog, differences};
+use crate::model::{DatasetInventory, DatasetName, HostInventory, HostListing, HostName, UnlistedPools};
 use crate::policy::Local;
 use crate::sys::batcher::Batcher;
 use crate::sys::{clock, files, runtime};
-use crate::zfs::{Depth, Listed, ZfsError, ZfsRead};
+use crate::zfs::{Depth, Known, Listed, ZfsError, ZfsRead};
 
 /// How long the answer to an order waits for its publication.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often other processes of this host may change the records while they are being published.
+/// The largest number of attempts to publish, if other processes of this host change the records meanwhile.
 const MAX_ATTEMPTS: u32 = 12;
+/// How often a host is listed to find what was changed outside zsync. Datasets whose snapshots have not changed are not
+/// listed one by one.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How many marks are kept while Consul is unreachable. The oldest are dropped first.
 const MAX_KEPT: usize = 10_000;
 
@@ -36,7 +39,7 @@ type HostDatasets = BTreeMap<DatasetName, DatasetInventory>;
 /// Publishes one host.
 pub struct Publisher {
     records: Arc<Records>,
-    /// One key: all orders of a host share their publications.
+    /// There is only one key, because the changes of all orders of a host are published together.
     batches: Batcher<(), PublishRequest, bool>,
 }
 
@@ -46,13 +49,24 @@ struct PublishRequest {
     marks: Vec<(DatasetName, Change)>,
 }
 
-type Listing = Pin<Box<dyn Future<Output = Result<Vec<Listed>, ZfsError>> + Send>>;
+/// The listing of a publication that runs.
+type Running<T> = Pin<Box<dyn Future<Output = Result<T, ZfsError>> + Send>>;
+
+/// What this process published last.
+#[derive(Default)]
+struct LastPublished {
+    host: HostInventory,
+    /// When the whole host was listed last.
+    listed: Option<Instant>,
+}
 
 /// The records of a host.
 struct Records {
     host: HostName,
     catalog: ConsulCatalog,
-    list: Box<dyn Fn(Vec<DatasetName>, Depth) -> Listing + Send + Sync>,
+    list: Box<dyn Fn(Vec<DatasetName>) -> Running<Vec<Listed>> + Send + Sync>,
+    list_pools: Box<dyn Fn(Vec<DatasetName>, Known) -> Running<HostListing> + Send + Sync>,
+    last: Mutex<LastPublished>,
     file: PathBuf,
     backlog: Mutex<Backlog>,
     wake: (runtime::channel::Sender<()>, runtime::channel::Receiver<()>),
@@ -67,7 +81,7 @@ struct Backlog {
     /// Why the host is behind; `None` if everything is published.
     #[serde(skip)]
     reason: Option<String>,
-    /// How often the host fell behind. A listing from before the last time may lack something.
+    /// How many times the host fell behind. A listing that was made before the last time may lack something.
     #[serde(skip)]
     lapses: u64,
 }
@@ -86,7 +100,7 @@ enum PublishError {
     Catalog(#[from] CatalogError),
     #[error(transparent)]
     Zfs(#[from] ZfsError),
-    #[error("other processes of this host change its records all the time")]
+    #[error("other processes of this host keep changing its records")]
     Contended,
     #[error("publishing took longer than {}", humantime::format_duration(PUBLISH_TIMEOUT))]
     Late,
@@ -103,13 +117,27 @@ impl Publisher {
             Backlog::default()
         });
         backlog.reason = Some("the service has just started".to_owned());
+        let for_datasets = Arc::clone(zfs);
+        let list = move |datasets: Vec<DatasetName>| -> Running<Vec<Listed>> {
+            let zfs = Arc::clone(&for_datasets);
+            Box::pin(async move { zfs.list(&datasets, Depth::Only).await })
+        };
         let zfs = Arc::clone(zfs);
-        let list = move |roots: Vec<DatasetName>, depth: Depth| -> Listing {
+        let list_pools = move |roots: Vec<DatasetName>, known: Known| -> Running<HostListing> {
             let zfs = Arc::clone(&zfs);
-            Box::pin(async move { zfs.list(&roots, depth).await })
+            Box::pin(async move { zfs.list_pools(&roots, &known).await })
         };
         let (wake, backlog) = (runtime::channel::bounded(1), Mutex::new(backlog));
-        let records = Arc::new(Records { host, catalog, list: Box::new(list), file, backlog, wake });
+        let records = Arc::new(Records {
+            host,
+            catalog,
+            list: Box::new(list),
+            list_pools: Box::new(list_pools),
+            last: Mutex::default(),
+            file,
+            backlog,
+            wake,
+        });
         let batches = {
             let records = Arc::clone(&records);
             Batcher::new(move |(), requests: Vec<PublishRequest>| {
@@ -146,12 +174,19 @@ impl Publisher {
     }
 
     /// Lists everything that local.json permits zsync to touch, and publishes it together with the kept marks. It fails
-    /// only if ZFS fails; [`Publisher::behind`] tells whether everything was published.
-    pub(crate) async fn publish_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
+    /// only if ZFS fails; [`Publisher::behind`] returns whether everything was published.
+    pub(crate) async fn publish_host(&self, local: &Local) -> Result<HostListing, ZfsError> {
         self.records.publish_host(local).await
     }
 
-    /// Makes the host behind: something has changed, and only listing and publishing the whole host will find it.
+    /// Lists the host if that was not done for a while. If something outside zsync has changed it, or pools could not
+    /// be listed before, the host is behind afterwards.
+    pub(crate) async fn look(&self, local: &Local) -> Result<(), ZfsError> {
+        self.records.look(local).await
+    }
+
+    /// Marks the host as behind, because something has changed that only listing and publishing the whole host will
+    /// find.
     pub(crate) fn lapse(&self, reason: &str) {
         self.records.backlog().lapse(reason.to_owned());
         self.records.wake();
@@ -194,7 +229,7 @@ impl Records {
             let generation = self.catalog.generation(&self.host).await?;
             let mut listed = HostDatasets::new();
             if !touched.is_empty() {
-                listed.extend((self.list)(touched.iter().cloned().collect(), Depth::Only).await?);
+                listed.extend((self.list)(touched.iter().cloned().collect()).await?);
             }
             let datasets = touched.iter().map(|name| {
                 let change = listed.remove(name).map_or(Change::Gone, Change::Listed);
@@ -202,6 +237,14 @@ impl Records {
             });
             let changes: Vec<_> = marks.iter().cloned().chain(datasets).collect();
             if self.catalog.update_if(&self.host, generation, &changes).await? {
+                let mut last = self.last.lock();
+                for (name, change) in changes {
+                    match change {
+                        Change::Listed(inventory) => drop(last.host.datasets.insert(name, inventory)),
+                        Change::Gone => drop(last.host.datasets.remove(&name)),
+                        Change::Taken(_) | Change::Mark { .. } | Change::NotWritten(_) => {}
+                    }
+                }
                 return Ok(());
             }
             runtime::sleep(Duration::from_millis(7) * attempt).await;
@@ -209,7 +252,7 @@ impl Records {
         Err(PublishError::Contended)
     }
 
-    async fn publish_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
+    async fn publish_host(&self, local: &Local) -> Result<HostListing, ZfsError> {
         let mut listed = None;
         match self.try_publish_host(local, &mut listed).await {
             Ok(()) => {}
@@ -223,13 +266,16 @@ impl Records {
         }
     }
 
-    async fn try_publish_host(&self, local: &Local, found: &mut Option<HostDatasets>) -> Result<(), PublishError> {
+    async fn try_publish_host(&self, local: &Local, found: &mut Option<HostListing>) -> Result<(), PublishError> {
         for attempt in 1..=MAX_ATTEMPTS {
             let generation = self.catalog.generation(&self.host).await?;
             let lapses = self.backlog().lapses;
             let listed = self.list_host(local).await?;
             let marks = self.backlog().marks.clone();
-            let published = self.catalog.replace_if(&self.host, generation, clock::now(), &listed).await;
+            let datasets: HostDatasets = listed.datasets.iter().cloned().collect();
+            let (now, unlisted) = (clock::now(), &listed.unlisted);
+            let published = self.catalog.replace_if(&self.host, generation, now, &datasets, unlisted).await;
+            let host = HostInventory { observed: Some(now), datasets, unlisted: unlisted.clone() };
             *found = Some(listed);
             if !published? {
                 runtime::sleep(Duration::from_millis(11) * attempt).await;
@@ -241,6 +287,7 @@ impl Records {
                     continue;
                 }
             }
+            *self.last.lock() = LastPublished { host, listed: Some(Instant::now()) };
             self.catch_up(marks.len(), lapses).await;
             return Ok(());
         }
@@ -248,9 +295,36 @@ impl Records {
     }
 
     /// Lists everything that local.json permits zsync to touch.
-    async fn list_host(&self, local: &Local) -> Result<HostDatasets, ZfsError> {
-        let listed = (self.list)(local.roots(), Depth::Recursive).await?;
-        Ok(listed.into_iter().filter(|(name, _)| local.permission_to_take(name).is_ok()).collect())
+    async fn list_host(&self, local: &Local) -> Result<HostListing, ZfsError> {
+        let known = Arc::new(self.last.lock().host.datasets.clone());
+        let mut listed = (self.list_pools)(local.roots(), known).await?;
+        listed.datasets.retain(|(name, _)| local.permission_to_take(name).is_ok());
+        for (name, inventory) in &mut listed.datasets {
+            inventory.append_only = Some(local.permission_to_destroy(name).is_err());
+        }
+        Ok(listed)
+    }
+
+    async fn look(&self, local: &Local) -> Result<(), ZfsError> {
+        if self.last.lock().listed.is_none_or(|at| at.elapsed() < LOOK_EVERY) {
+            return Ok(());
+        }
+        let HostListing { datasets, unlisted } = self.list_host(local).await?;
+        let found: HostDatasets = datasets.into_iter().collect();
+        let change = {
+            let mut last = self.last.lock();
+            last.listed = Some(Instant::now());
+            let differences = differences(Some(&last.host), &found, &unlisted);
+            let pools = |unlisted: &UnlistedPools| unlisted.keys().cloned().collect::<Vec<_>>();
+            let other_pools =
+                (pools(&last.host.unlisted) != pools(&unlisted)).then(|| "the set of listed pools changed".into());
+            differences.into_iter().next().or(other_pools)
+        };
+        if let Some(change) = change {
+            log::debug!("publishing what was changed outside zsync: {change}");
+            self.backlog().lapse(change);
+        }
+        Ok(())
     }
 
     /// Records that the whole host was published, with this number of marks, as it was after this number of lapses.

@@ -1,4 +1,4 @@
-//! Another pool of this host as the receiving end of a transfer.
+//! Receives a transfer into another pool of this host.
 
 use chrono::{DateTime, Utc};
 
@@ -43,7 +43,7 @@ impl LocalReservation {
         Ok(Self { _claim: claim, since, slot: None })
     }
 
-    /// Waits for a slot, unless there is one.
+    /// Waits for a slot, unless this reservation has one already.
     pub(crate) async fn wait_for_slot<Z: Zfs>(&mut self, receiver: &Receiver<Z>) -> Result<(), OrderError> {
         if self.slot.is_none() {
             let slot = receiver.queue.take(self.since).await;
@@ -54,7 +54,7 @@ impl LocalReservation {
 }
 
 impl<Z: Zfs> LocalPeer<Z> {
-    /// Receives into the reserved dataset, which was listed after it was reserved.
+    /// Creates the receiver of the reserved dataset, which was listed after it was reserved.
     pub(crate) async fn new(
         receiver: &Receiver<Z>,
         order: OrderToSlave,
@@ -91,7 +91,8 @@ impl<Z: Zfs> LocalPeer<Z> {
         let outcome = match verified {
             Ok(mut destination) => {
                 if let Some(found) = &mut destination {
-                    // Listed after the stream, and nobody else receives into it: changes in that second came with it.
+                    // The dataset was listed after the stream, and nothing else receives into it. So changes in that
+                    // second came with the stream.
                     let (from, to) = (began.timestamp(), ended.timestamp());
                     found.unchanged = Some(Unchanged { from, to, listed: to });
                 }

@@ -1,7 +1,7 @@
-//! The receiving end of a transfer: a slave on another host, or another pool of this host.
+//! A [`Peer`] is the receiving end of a transfer: a slave on another host, or another pool of this host.
 //!
-//! Both take the same steps. An error of a method ends the transfer; the error in a [`StepOutcome`] is only the step's, and
-//! comes with the destination as it is after it.
+//! Both take the same steps. An error that a method returns ends the transfer. An error in a [`StepOutcome`] concerns
+//! only that step, and comes with the destination as it is after the step.
 
 mod local;
 mod outcome;
@@ -29,7 +29,7 @@ pub(crate) enum Peer<Z> {
 }
 
 impl<Z: Zfs> Peer<Z> {
-    /// Reaches a slave; gives what the destination has.
+    /// Connects to a slave; also returns what the destination has.
     pub(crate) async fn remote(
         slave: SlaveAddress<'_>,
         order: &OrderToSlave,
@@ -39,7 +39,7 @@ impl<Z: Zfs> Peer<Z> {
         Ok((Self::Remote(Box::new(remote)), destination))
     }
 
-    /// Receives on this host, into a dataset that was listed after it was reserved.
+    /// Prepares to receive on this host, into a dataset that was listed after it was reserved.
     pub(crate) async fn local(
         receiver: &Receiver<Z>,
         order: OrderToSlave,
@@ -51,7 +51,7 @@ impl<Z: Zfs> Peer<Z> {
         Ok(Self::Local(Box::new(local)))
     }
 
-    /// What has to be known of the destination besides its snapshots.
+    /// What has to be known about the destination besides its snapshots.
     pub(crate) fn place(&self) -> DestinationInfo {
         match self {
             Self::Remote(remote) => remote.place,
@@ -59,7 +59,7 @@ impl<Z: Zfs> Peer<Z> {
         }
     }
 
-    /// Sends one stream and has it received and verified. The slot is free again when the stream has ended.
+    /// Sends one stream, which the peer receives and verifies. The slot is released when the stream has ended.
     pub(crate) async fn receive(
         &mut self,
         zfs: &Arc<Z>,
@@ -73,7 +73,7 @@ impl<Z: Zfs> Peer<Z> {
         }
     }
 
-    /// Rolls back to the newest common snapshot, which destroys the ones in `destroys`.
+    /// Rolls back to the newest common snapshot, `guid`, which destroys the snapshots in `destroys`.
     pub(crate) async fn rollback(&mut self, guid: Guid, destroys: Vec<Guid>) -> Result<StepOutcome, OrderError> {
         match self {
             Self::Remote(remote) => Ok(remote.step(&Step::Rollback { guid, destroys }).await?.map(drop)),
@@ -81,7 +81,7 @@ impl<Z: Zfs> Peer<Z> {
         }
     }
 
-    /// Renames the dataset, with everything below it, so that a new copy can begin; gives its new name.
+    /// Renames the dataset, with everything below it, so that a new copy can begin; returns its new name.
     pub(crate) async fn set_aside(&mut self, newest: Option<Guid>) -> Result<StepOutcome<String>, OrderError> {
         match self {
             Self::Remote(remote) => remote.step(&Step::SetAside { guid: newest }).await,
@@ -97,7 +97,7 @@ impl<Z: Zfs> Peer<Z> {
         }
     }
 
-    /// Discards what an interrupted receive left.
+    /// Discards the partial state of an interrupted receive.
     pub(crate) async fn abort(&mut self) -> Result<StepOutcome, OrderError> {
         match self {
             Self::Remote(remote) => Ok(remote.step(&Step::Abort).await?.map(drop)),
@@ -105,7 +105,7 @@ impl<Z: Zfs> Peer<Z> {
         }
     }
 
-    /// Ends the conversation after a failure. Whether the receiver still hears it does not matter.
+    /// Ends the conversation after a failure. It does not matter whether the receiver is still connected.
     pub(crate) async fn leave(&mut self, status: ResponseStatus) {
         if let Self::Remote(remote) = self {
             remote.leave(status).await;

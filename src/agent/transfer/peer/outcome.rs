@@ -1,4 +1,4 @@
-//! What goes into a step of a transfer, and what comes out.
+//! Defines the input and the outcome of a step of a transfer.
 
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, ResponseStatus};

@@ -1,4 +1,4 @@
-//! A slave on another host as the receiving end of a transfer.
+//! Sends a transfer to a slave on another host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) struct RemotePeer {
     pub(super) place: DestinationInfo,
 }
 
-/// Where a slave is, and how it is reached.
+/// The address of a slave, and how to connect to it.
 pub(crate) struct SlaveAddress<'a> {
     pub(crate) to: &'a Place,
     /// `host:port`
@@ -39,14 +39,14 @@ pub(crate) struct SlaveAddress<'a> {
     pub(crate) stall_timeout: Duration,
 }
 
-/// What this host's configuration says about streams to a slave.
+/// This host's settings for streams to a slave.
 pub(crate) struct Outgoing {
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) compression: Option<Zstd>,
 }
 
 impl RemotePeer {
-    /// Connects to a slave and gives it the order; the slave answers with its listing of the destination.
+    /// Connects to a slave and sends it the order. The slave answers with its listing of the destination.
     pub(crate) async fn connect(
         slave: SlaveAddress<'_>,
         order: &OrderToSlave,
@@ -63,7 +63,8 @@ impl RemotePeer {
             error
         })?;
         conn.set_stall_timeout(stall_timeout);
-        let mut remote = Self { conn, to: to.clone(), order: order.order_uuid, outgoing, place: DestinationInfo::default() };
+        let mut remote =
+            Self { conn, to: to.clone(), order: order.order_uuid, outgoing, place: DestinationInfo::default() };
         remote.conn.send(order).await?;
         let destination = remote.recv_listing().await?;
         if let Some(compression) = remote.outgoing.compression.filter(|_| !remote.place.takes_zstd) {
@@ -73,7 +74,7 @@ impl RemotePeer {
         Ok((remote, destination))
     }
 
-    /// Asks for a step other than a stream; a success comes with the slave's remark.
+    /// Asks for a step other than a stream. If it succeeds, the result is the slave's remark.
     pub(super) async fn step(&mut self, step: &Step) -> Result<StepOutcome<String>, OrderError> {
         self.conn.send(step).await?;
         self.recv_outcome().await
@@ -106,7 +107,7 @@ impl RemotePeer {
         drop(slot);
         let outcome = self.recv_outcome().await?.map(drop);
         match ended {
-            // This host knows best what failed here.
+            // The error of `zfs send` on this host explains the failure best.
             Err(error) if outcome.result.is_err() && sent != Sent::Refused => {
                 Ok(StepOutcome::new(Err(error), outcome.destination))
             }
@@ -153,7 +154,7 @@ impl RemotePeer {
                 return Err(self.refusal(line));
             }
             if !line.is_consistent() {
-                return Err(self.conn.damaged("its list of UUIDs is not that of its snapshots").into());
+                return Err(self.conn.damaged("its list of UUIDs does not match its snapshots").into());
             }
             self.place = line.place.unwrap_or(self.place);
             match (&mut destination, line.inventory) {
@@ -170,7 +171,7 @@ impl RemotePeer {
         }
     }
 
-    /// The slave's reason not to receive.
+    /// The error for a slave that refuses to receive.
     fn refusal(&self, ListUuids { status, error, hint, .. }: ListUuids) -> OrderError {
         let error = match status {
             Some(DatasetStatus::Disable | DatasetStatus::Docker | DatasetStatus::NotConf) => OrderError::refused(error),
@@ -199,12 +200,13 @@ fn receive_step(status: ResponseStatus, incoming: &IncomingStream) -> Step {
     Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties }
 }
 
-/// Waits for `zfs send` to end. If its output was not wanted, or stopped, it is killed by dropping it.
+/// Waits for `zfs send` to end. If the slave refused the stream or the stream stalled, `end` is dropped, which kills
+/// the process.
 async fn wait_for_send(sent: Sent, end: End, stall: Duration) -> Result<(), OrderError> {
     match sent {
         Sent::All => match runtime::timeout(stall, end).await {
             Ok(ended) => ended.map_err(OrderError::receiving),
-            Err(runtime::Elapsed) => Err(OrderError::stalled("zfs send did not end", stall)),
+            Err(runtime::Elapsed) => Err(OrderError::stalled("zfs send kept running after its last byte", stall)),
         },
         Sent::Refused => Err(OrderError::new(ResponseStatus::Zerror, "refused")),
         Sent::Stalled => Err(OrderError::stalled("zfs send produced no data", stall)),
