@@ -1,4 +1,5 @@
-//! What a catalog knows of one dataset, and how a [`Change`] alters it. Catalogs that store whole datasets share this.
+//! What a catalog knows about one dataset, and how a [`Change`] alters it. Catalogs that store whole datasets share
+//! this code.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +70,8 @@ impl CatalogDataset {
             self.add_not_written(mark);
         }
         inventory.sort();
+        // The listing that follows an order does not say what local.json forbids.
+        inventory.append_only = inventory.append_only.or(self.listed.as_ref().and_then(|known| known.append_only));
         self.listed = Some(inventory);
     }
 

@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{DatasetInventory, DatasetName, HostInventory};
+use crate::model::{DatasetInventory, DatasetName, HostInventory, UnlistedPools};
 
-/// Describes how `found`, a host's new listing, differs from `known`, one line per difference. Sizes (`used`, `written`)
-/// change all the time, and are not compared.
+/// Describes how `found`, a host's new listing, differs from `known`, one line per difference. Sizes (`used`,
+/// `written`) change all the time, and are not compared. Neither are pools that could not be listed.
 #[must_use]
-pub fn differences(known: Option<&HostInventory>, found: &BTreeMap<DatasetName, DatasetInventory>) -> Vec<String> {
+pub fn differences(
+    known: Option<&HostInventory>,
+    found: &BTreeMap<DatasetName, DatasetInventory>,
+    unlisted: &UnlistedPools,
+) -> Vec<String> {
     let empty = BTreeMap::new();
     let known = known.map_or(&empty, |host| &host.datasets);
     let names: BTreeSet<&DatasetName> = known.keys().chain(found.keys()).collect();
@@ -17,6 +21,7 @@ pub fn differences(known: Option<&HostInventory>, found: &BTreeMap<DatasetName, 
             (None, Some(found)) => {
                 lines.push(format!("{name} (with {} snapshots) was not in the catalog", found.snapshots.len()));
             }
+            (Some(_), None) if unlisted.contains_key(name.pool()) => {}
             (Some(_), None) => lines.push(format!("{name} no longer exists")),
             (Some(known), Some(found)) => dataset_differences(name, known, found, &mut lines),
             (None, None) => {}
@@ -38,7 +43,7 @@ fn dataset_differences(
                 lines.push(format!("{} was @{} in the catalog", name.at(&snapshot.name), before.name));
             }
             Some(before) if (before.userrefs, before.has_clones) != (snapshot.userrefs, snapshot.has_clones) => {
-                lines.push(format!("{} had other holds or clones in the catalog", name.at(&snapshot.name)));
+                lines.push(format!("{} had different holds or clones in the catalog", name.at(&snapshot.name)));
             }
             Some(_) => {}
         }
@@ -55,6 +60,6 @@ fn dataset_differences(
         (of.kind, of.guid, of.encrypted, of.origin.clone(), of.excluded, of.flags, of.resume_token.clone())
     };
     if properties(known) != properties(found) {
-        lines.push(format!("{name} was another dataset, or had other properties, in the catalog"));
+        lines.push(format!("{name} was a different dataset, or had different properties, in the catalog"));
     }
 }

@@ -1,4 +1,4 @@
-//! Why a catalog cannot be used, and what the administrator can do about it.
+//! Errors of catalogs: why a catalog cannot be used, and what the administrator can do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::model::{DatasetName, HostName};
 pub enum CatalogError {
     /// Another process has the catalog open for writing.
     #[error(
-        "cannot open the catalog {}: another director{} is using it; wait until it ends, or stop it",
+        "cannot open the catalog {}: another director{} is using it; hint: wait until it ends, or stop it",
         .path.display(), .pid.map_or_else(String::new, |pid| format!(" (process {pid})"))
     )]
     Locked {
@@ -27,7 +27,7 @@ pub enum CatalogError {
     },
     /// The folder cannot be created, entered, or written to.
     #[error(
-        "cannot use the folder {} for the catalog: {cause}; run zsync as a user who may write there, or set another \
+        "cannot use the folder {} for the catalog: {cause}; hint: run zsync as a user who may write there, or set another \
          catalog.embedded.path in server.json",
         .path.display()
     )]
@@ -37,8 +37,8 @@ pub enum CatalogError {
         /// The system's error.
         cause: io::Error,
     },
-    /// The file cannot be opened, or not for writing.
-    #[error("cannot open the catalog {}: {cause}; run zsync as the user of the director, who may write its folder", .path.display())]
+    /// The file cannot be opened, or cannot be opened for writing.
+    #[error("cannot open the catalog {}: {cause}; hint: run zsync as the user of the director, who may write its folder", .path.display())]
     Access {
         /// The catalog's file.
         path: PathBuf,
@@ -47,8 +47,8 @@ pub enum CatalogError {
     },
     /// The content of the file is not a valid catalog.
     #[error(
-        "the catalog {} is damaged: {detail}; stop the director and move the folder {} away: the next pass rebuilds the catalog \
-         from the hosts, only the history of orders is lost",
+        "the catalog {} is damaged: {detail}; hint: stop the director and move the folder {} away: the next pass rebuilds the catalog \
+         from the hosts; only the history of orders is lost",
         .path.display(), folder(.path).display()
     )]
     Damaged {
@@ -59,7 +59,7 @@ pub enum CatalogError {
     },
     /// The file is a SQLite database of another program.
     #[error(
-        "cannot use {} for the catalog: it is the database of another program; set another catalog.embedded.path in server.json",
+        "cannot use {} for the catalog: it is the database of another program; hint: set another catalog.embedded.path in server.json",
         .path.display()
     )]
     Foreign {
@@ -68,7 +68,7 @@ pub enum CatalogError {
     },
     /// The file was written by a newer version of zsync.
     #[error(
-        "cannot use the catalog {}: it has version {found}, and this zsync supports versions up to {known}; use the newer zsync, or \
+        "cannot use the catalog {}: it has version {found}, and this zsync supports versions up to {known}; hint: use the newer zsync, or \
          move the folder {} away: the next pass rebuilds the catalog from the hosts",
         .path.display(), folder(.path).display()
     )]
@@ -81,7 +81,7 @@ pub enum CatalogError {
         known: i64,
     },
     /// The filesystem of the catalog is full.
-    #[error("cannot write the catalog {}: no space left on its filesystem; the next pass records what was not recorded now", .path.display())]
+    #[error("cannot write the catalog {}: no space left on its filesystem; the next pass will record what could not be recorded now", .path.display())]
     Full {
         /// The catalog's file.
         path: PathBuf,
@@ -97,7 +97,7 @@ pub enum CatalogError {
     Consul(#[from] ConsulError),
     /// Other writers changed the pairs during every attempt.
     #[error(
-        "cannot write {key} to Consul: others changed it during each of {tries} attempts; it is written again later"
+        "cannot write {key} to Consul: others changed it during each of {tries} attempts; zsync will try again later"
     )]
     Contended {
         /// The key of the pair.

@@ -1,4 +1,4 @@
-//! The program that has the embedded catalog open for writing, as its lock file names it.
+//! The kind of program that has the embedded catalog open for writing. Its lock file records this kind.
 
 /// The kind of program that has a catalog open for writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

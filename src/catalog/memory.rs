@@ -11,7 +11,7 @@ use crate::catalog::dataset::{CatalogDataset, DestroyedSnapshot};
 use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome,
 };
-use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory, Record};
+use crate::model::{DatasetName, HostInventory, HostListing, HostName, Inventory, Record, UnlistedPools};
 
 /// A catalog that keeps everything in memory, and otherwise behaves like the embedded one.
 #[derive(Debug, Default)]
@@ -32,6 +32,7 @@ struct Contents {
 struct MemoryHost {
     observed: Option<DateTime<Utc>>,
     datasets: BTreeMap<DatasetName, CatalogDataset>,
+    unlisted: UnlistedPools,
 }
 
 impl MemoryCatalog {
@@ -76,7 +77,14 @@ impl CatalogRead for MemoryCatalog {
         let hosts = contents.hosts.iter().map(|(name, host)| {
             let datasets =
                 host.datasets.iter().filter_map(|(name, dataset)| Some((name.clone(), dataset.inventory()?)));
-            (name.clone(), HostInventory { observed: host.observed, datasets: datasets.collect() })
+            (
+                name.clone(),
+                HostInventory {
+                    observed: host.observed,
+                    datasets: datasets.collect(),
+                    unlisted: host.unlisted.clone(),
+                },
+            )
         });
         let is_known = |host: &HostInventory| host.observed.is_some() || !host.datasets.is_empty();
         Ok(Inventory { hosts: hosts.filter(|(_, host)| is_known(host)).collect() })
@@ -100,11 +108,11 @@ impl CatalogRead for MemoryCatalog {
 }
 
 impl CatalogWrite for MemoryCatalog {
-    fn replace_host(
+    fn replace_pools(
         &self,
         host: &HostName,
         observed: DateTime<Utc>,
-        datasets: Vec<(DatasetName, DatasetInventory)>,
+        HostListing { datasets, unlisted }: HostListing,
     ) -> Result<(), CatalogError> {
         let mut contents = self.writable()?;
         let host = contents.hosts.entry(host.clone()).or_default();
@@ -113,9 +121,11 @@ impl CatalogWrite for MemoryCatalog {
         for (name, inventory) in datasets {
             host.datasets.entry(name).or_default().set_listed(inventory);
         }
-        for (_, dataset) in host.datasets.iter_mut().filter(|(name, _)| !listed.contains(*name)) {
+        let is_gone = |name: &DatasetName| !listed.contains(name) && !unlisted.contains_key(name.pool());
+        for (_, dataset) in host.datasets.iter_mut().filter(|(name, _)| is_gone(name)) {
             dataset.clear_listed();
         }
+        host.unlisted = unlisted;
         Ok(())
     }
 

@@ -1,15 +1,15 @@
 //! The catalog is what the director remembers between passes: every host's snapshots, marks that ZFS does not store,
 //! and how orders ended.
 //!
-//! ZFS holds the truth. A catalog is a cache: it can be deleted, and the next pass rebuilds it from the hosts. There are
-//! three kinds, all behind [`CatalogRead`] and [`CatalogWrite`]:
+//! ZFS holds the truth. A catalog is a cache: it can be deleted, and the next pass rebuilds it from the hosts. There
+//! are three kinds, all behind [`CatalogRead`] and [`CatalogWrite`]:
 //!
 //! - [`embedded`]: a SQLite file that only the director writes;
 //! - [`consul`]: pairs in Consul, where every host publishes its own datasets;
 //! - `memory`: for one process and for tests.
 //!
-//! [`mod@file`] reads and writes a catalog as text. `dataset` has the rules by which a [`Change`] alters a dataset, for the
-//! catalogs that store whole datasets; [`open`] opens the catalog that a policy names.
+//! [`mod@file`] reads and writes a catalog as text. For catalogs that store whole datasets, `dataset` has the rules by
+//! which a [`Change`] alters a dataset. [`open`] opens the catalog that a policy names.
 //!
 //! All calls block, so asynchronous callers make them on a separate thread. Nothing here reads a clock.
 
@@ -31,8 +31,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::model::{
-    Action, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, OrderId, Place,
-    Record, ResponseStatus, SnapName, Snapshot,
+    Action, DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory, Marks, NotWritten,
+    OrderId, Place, Record, ResponseStatus, SnapName, Snapshot,
 };
 pub use consul::ConsulCatalog;
 pub(crate) use dataset::apply;
@@ -43,17 +43,18 @@ pub use holder::Holder;
 #[cfg(any(test, feature = "test-support"))]
 pub use memory::MemoryCatalog;
 
-/// Marks older than this are forgotten: it is longer than any `catch_up`, and than most people look back.
+/// Marks older than this are forgotten. It is longer than the default `catch_up`, and longer than most administrators
+/// look back.
 pub(crate) const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
 /// How many outcomes the catalog of a director keeps. The oldest are dropped first.
 pub(crate) const MAX_OUTCOMES: usize = 10_000;
 /// How many records of destroyed snapshots the catalog of a director keeps. The oldest are dropped first.
 pub(crate) const MAX_DESTROYED: usize = 100_000;
 
-/// The generation of each host that was read, as Consul's index of the pair that stores it.
+/// The generation of each host that was read: Consul's index of the pair that stores it.
 pub type Generations = BTreeMap<HostName, u64>;
 
-/// What hosts have published to a shared catalog.
+/// What hosts have published in a shared catalog.
 #[derive(Debug, Default)]
 pub struct Published {
     /// Current state of the hosts that changed since the last call. If the records of a host are not reliable, its
@@ -65,14 +66,14 @@ pub struct Published {
 
 /// Read access to a catalog.
 pub trait CatalogRead: Send + Sync {
-    /// Returns everything known of every host, as of one instant, without the snapshots that an order destroyed.
+    /// Returns everything known of every host, as of one instant, without the snapshots that orders destroyed.
     fn inventory(&self) -> Result<Inventory, CatalogError>;
 
     /// Returns what is known of one host, or `None` if the host was never seen.
     fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError>;
 
-    /// Returns what the hosts themselves have written since `since`, and updates `since`. `None` means that hosts do not
-    /// write to this catalog, so that each of them has to be polled.
+    /// Returns what the hosts themselves have written since `since`, and updates `since`. `None` means that hosts do
+    /// not write to this catalog, so that each of them has to be polled.
     fn published(
         &self,
         _wanted: &BTreeSet<HostName>,
@@ -95,18 +96,27 @@ pub trait CatalogRead: Send + Sync {
 
 /// Write access to a catalog. Each call takes effect completely or not at all, even if the process is killed.
 pub trait CatalogWrite: CatalogRead {
-    /// Replaces what is known of a host by a complete listing of its ZFS, made at `observed`.
+    /// Replaces what is known of a host with a complete listing of its ZFS, made at `observed`.
     ///
-    /// What only the catalog stores is kept: `#sent` and `#sync` by guid, and the `#NotWritten` marks of datasets
-    /// that still exist. Marks in the listing are added to them.
+    /// The marks that only the catalog stores are kept: `#sent` and `#sync` by guid, and the `#NotWritten` marks of
+    /// datasets that still exist. Marks in the listing are added to them.
+    ///
+    /// The datasets of pools that could not be listed stay as they are.
+    fn replace_pools(&self, host: &HostName, observed: DateTime<Utc>, listing: HostListing)
+    -> Result<(), CatalogError>;
+
+    /// [`Self::replace_pools`] for a host whose pools were all listed.
     fn replace_host(
         &self,
         host: &HostName,
         observed: DateTime<Utc>,
         datasets: Vec<(DatasetName, DatasetInventory)>,
-    ) -> Result<(), CatalogError>;
+    ) -> Result<(), CatalogError> {
+        self.replace_pools(host, observed, datasets.into())
+    }
 
-    /// Applies changes to datasets of one host, in the given order. Marks are kept as by [`Self::replace_host`].
+    /// Applies changes to datasets of one host, in the given order. [`Self::replace_host`] describes which marks
+    /// are kept.
     fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError>;
 
     /// Deletes `#deleted` records and `#NotWritten` marks made before `older_than`, and marks of that age whose
@@ -121,7 +131,7 @@ pub trait CatalogWrite: CatalogRead {
         Ok(())
     }
 
-    /// Replaces the stored estimates by those of a new plan.
+    /// Replaces the stored estimates with those of a new plan.
     fn replace_estimates(&self, _estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         Ok(())
     }
@@ -130,8 +140,8 @@ pub trait CatalogWrite: CatalogRead {
 /// One change to what is known of a dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
-    /// The dataset was listed. Snapshots that an order destroyed have to be marked before, while the catalog still knows
-    /// their names.
+    /// The dataset was listed. Snapshots that an order destroyed have to be marked before this change, while the
+    /// catalog still knows their names.
     Listed(DatasetInventory),
     /// The dataset no longer exists. Has no effect if the dataset was not known.
     Gone,
@@ -146,7 +156,7 @@ pub enum Change {
         guid: Guid,
         /// The marks to add.
         marks: Marks,
-        /// When they were made.
+        /// When the marks were made.
         at: DateTime<Utc>,
     },
     /// No snapshot was taken in a slot, because nothing had been written.
@@ -158,9 +168,9 @@ pub enum Change {
 pub struct Estimated {
     /// When the agent answered.
     pub at: DateTime<Utc>,
-    /// The number of bytes; `None` if ZFS could not tell.
+    /// The number of bytes; `None` if ZFS reported none.
     pub bytes: Option<u64>,
-    /// Why ZFS could not tell, or what the agent would leave out.
+    /// Why the number is unknown, or what the agent would leave out.
     pub remark: String,
 }
 
@@ -191,7 +201,7 @@ pub struct Outcome {
     pub seconds: f64,
     /// The error if the order failed, or the remark of a success.
     pub error: Option<String>,
-    /// What somebody can do about the error.
+    /// What an administrator can do about the error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }

@@ -16,8 +16,8 @@ pub fn reader(config: &CatalogConfig) -> Result<Box<dyn CatalogRead>, CatalogErr
     })
 }
 
-/// Opens the catalog for writing. Only one process at a time can do so with an embedded catalog; others get an error that
-/// names the `holder`.
+/// Opens the catalog for writing. Only one process at a time can do so with an embedded catalog; others get an error
+/// that names the `holder`.
 pub fn writer(config: &CatalogConfig, holder: Holder) -> Result<Arc<dyn CatalogWrite>, CatalogError> {
     Ok(match config {
         CatalogConfig::Embedded { path } => Arc::new(EmbeddedCatalog::open_as(path, holder)?),

@@ -1,4 +1,5 @@
-//! What a director relies on, for every kind of catalog, and what a killed process leaves in the embedded one.
+//! Tests of what a director relies on in every kind of catalog, and of what a killed process leaves in the embedded
+//! one.
 
 use std::fs;
 use std::path::Path;
@@ -141,6 +142,7 @@ fn inventory_returns_every_listed_field() {
             resume_token: Some("1-abc-token".to_owned()),
             origin: Some(Origin { dataset: dataset("tank/with blank"), name: "a".parse().unwrap() }),
             excluded: true,
+            append_only: Some(true),
             flags: Some(SendFlags::Raw),
             unchanged: None,
             snapshots: vec![
@@ -155,7 +157,8 @@ fn inventory_returns_every_listed_field() {
         };
         let only = dataset("tank/with blank");
         catalog.replace_host(&host("alpha"), at(0), vec![(only.clone(), whole.clone())]).unwrap();
-        let expected = HostInventory { observed: Some(at(0)), datasets: [(only, whole)].into() };
+        let expected =
+            HostInventory { observed: Some(at(0)), datasets: [(only, whole)].into(), ..HostInventory::default() };
         assert_eq!(catalog.inventory().unwrap().hosts, [(host("alpha"), expected)].into());
     });
 }
@@ -338,7 +341,7 @@ fn embedded_outcomes_are_bounded() {
     file.execute("UPDATE outcome SET id = ?1", [100]).unwrap();
     let copy =
         "INSERT INTO outcome SELECT 100 + value, order_id, at, host, action, dataset, snapshot, to_host, to_dataset,
-                success, status, bytes, seconds, error FROM outcome, (WITH RECURSIVE n(value) AS
+                success, status, bytes, seconds, error, hint FROM outcome, (WITH RECURSIVE n(value) AS
                 (VALUES (1) UNION ALL SELECT value + 1 FROM n WHERE value < ?1) SELECT value FROM n)";
     file.execute(copy, [most + 5]).unwrap();
     catalog.record_outcome(&outcome(2)).unwrap();
@@ -361,9 +364,9 @@ fn replace_estimates_discards_earlier_ones() {
     });
 }
 
-/// Only the embedded catalog stores it: hosts that write to a shared catalog remember it themselves.
+/// Only the embedded catalog stores `unchanged`: hosts that write to a shared catalog remember it themselves.
 #[test]
-fn embedded_keeps_what_shows_that_a_dataset_is_unchanged() {
+fn embedded_stores_range_for_which_listing_is_current() {
     let folder = tempfile::tempdir().unwrap();
     let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
     for unchanged in [Some(crate::model::Unchanged { from: i64::MIN, to: 1, listed: i64::MAX }), None] {
@@ -379,8 +382,11 @@ fn embedded_keeps_what_shows_that_a_dataset_is_unchanged() {
 fn embedded_of_version_1_is_read_and_migrated() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedCatalog::open(folder.path()).unwrap());
-    let added = ["origin_dataset", "origin_name", "excluded", "flags", "unchanged_from", "unchanged_to", "listed"];
-    let drop_columns = added.map(|column| format!("ALTER TABLE dataset DROP COLUMN {column};")).concat();
+    let of_dataset = "origin_dataset origin_name excluded flags unchanged_from unchanged_to listed append_only";
+    let added =
+        of_dataset.split(' ').map(|column| ("dataset", column)).chain([("outcome", "hint"), ("host", "unlisted")]);
+    let drop_columns: String =
+        added.map(|(table, column)| format!("ALTER TABLE {table} DROP COLUMN {column};")).collect();
     database(folder.path(), &format!("DROP TABLE estimate; {drop_columns} PRAGMA user_version = 1"));
     let reader = EmbeddedReader::new(folder.path());
     assert!(reader.estimates().unwrap().is_empty() && reader.inventory().unwrap().hosts.is_empty());
@@ -540,7 +546,7 @@ fn reader_sees_last_commit_during_a_write() {
     let reader = EmbeddedReader::new(folder.path());
     let begin = Instant::now();
     assert_eq!(snapshots_of(&reader, "alpha", "tank"), "1");
-    assert!(begin.elapsed() < Duration::from_secs(5), "it does not wait for the writer");
+    assert!(begin.elapsed() < Duration::from_secs(5), "the reader does not wait for the writer");
     writer.execute_batch("COMMIT").unwrap();
     assert_eq!(snapshots_of(&reader, "alpha", "tank"), "-");
 }
@@ -702,7 +708,7 @@ fn complete_pass(inventory: &Inventory) -> u64 {
 
 const CHILD: &str = "ZSYNC_TEST_CATALOG_TO_WRITE";
 
-/// Not a test by itself, but the process that the test below kills.
+/// This is not a test by itself, but the process that the test below kills.
 #[test]
 fn writer_process_to_be_killed() {
     let Some(folder) = std::env::var_os(CHILD) else { return };
@@ -744,7 +750,7 @@ fn kill_9_leaves_complete_catalog() {
         }
         std::thread::sleep(Duration::from_millis(round * 7));
         drop(child);
-        // A reader opens it first, as `plan` may: it has to cope with what the dead writer left.
+        // A reader opens the catalog first, as `plan` may. It has to cope with what the dead writer left.
         let found = complete_pass(&reader.inventory().unwrap());
         let catalog = EmbeddedCatalog::open(folder.path()).unwrap();
         assert_eq!(complete_pass(&catalog.inventory().unwrap()), found);

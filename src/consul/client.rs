@@ -1,4 +1,4 @@
-//! [`Consul`]: sends one request to the API, and turns every failure into a [`ConsulError`].
+//! [`Consul`] sends requests to the API of Consul, and turns every failure into a [`ConsulError`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,7 +74,7 @@ pub(super) struct ApiResponse {
 }
 
 impl Consul {
-    /// Creates a client. Does not connect yet.
+    /// Creates a client. Does not connect yet. Fails if the settings cannot be used.
     pub fn new(settings: &ConsulSettings) -> Result<Self, ConsulError> {
         let unusable = |error: &dyn std::fmt::Display| ConsulError::Setup(error.to_string());
         let mut config = surf::Config::new().set_http_client(HttpClient::new(settings)?);
@@ -92,7 +92,7 @@ impl Consul {
         })))
     }
 
-    /// The total size of all response bodies so far.
+    /// The total size of all response bodies so far, in bytes.
     #[must_use]
     pub fn received(&self) -> u64 {
         self.0.received_bytes.load(Ordering::Relaxed)

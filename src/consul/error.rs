@@ -1,4 +1,4 @@
-//! Errors of the Consul client. Each names the address, the request, and what Consul said.
+//! Defines the errors of the Consul client. Each names the address, the request, and Consul's message.
 
 use std::time::Duration;
 
@@ -43,7 +43,9 @@ pub enum ConsulError {
         text: String,
     },
     /// The response is not what Consul documents.
-    #[error("cannot parse the response of {address} to {endpoint}: {detail}; check that Consul is what listens there")]
+    #[error(
+        "cannot parse the response of {address} to {endpoint}: {detail}; hint: check that Consul is what listens there"
+    )]
     InvalidResponse {
         /// The address, as configured.
         address: String,
@@ -56,9 +58,11 @@ pub enum ConsulError {
 
 fn hint(status: u16, text: &str) -> &'static str {
     match status {
-        403 => "; configure a token with this permission in consul.token_file or CONSUL_HTTP_TOKEN",
-        400 if text.contains("HTTPS") => "; begin consul.address with https://",
-        413 => "; raise kv_max_value_size and txn_max_req_len on the Consul servers at least to Consul's defaults",
+        403 => "; hint: configure a token with this permission in consul.token_file or CONSUL_HTTP_TOKEN",
+        400 if text.contains("HTTPS") => "; hint: begin consul.address with https://",
+        413 => {
+            "; hint: raise kv_max_value_size and txn_max_req_len on the Consul servers at least to Consul's defaults"
+        }
         _ if text.contains("No cluster leader") => "; the servers are electing a leader, or most of them are down",
         _ => "",
     }

@@ -1,7 +1,7 @@
-//! The HTTP client beneath surf: hyper's HTTP/1.1 on the transport's streams, with a timeout for every wait.
+//! Implements the HTTP client beneath surf: hyper's HTTP/1.1 on the transport's streams, with a timeout for every wait.
 //!
-//! surf's own clients are outdated, and return a truncated body as if it were complete. Connections are kept and reused. A
-//! request is repeated on a new connection only if the server cannot have executed it.
+//! surf's own clients are outdated, and return a truncated body as if it were complete. Connections are kept and
+//! reused. A request is repeated on a new connection only if the server cannot have executed it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,8 +71,8 @@ impl From<TransportError> for HttpError {
 /// A connection that carries one request at a time.
 struct HttpConnection {
     sender: SendRequest<Full<Bytes>>,
-    /// Why the connection ended. Only the task that reads from it learns that, for example that the server refused the
-    /// certificate.
+    /// Why the connection ended, for example because the server refused the certificate. Only the task that reads from
+    /// the connection learns this.
     ended: runtime::channel::Receiver<HttpError>,
 }
 

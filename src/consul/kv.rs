@@ -1,4 +1,5 @@
-//! Pairs: reads, watches, and transactions with check-and-set.
+//! Reads, watches and changes pairs (keys with their values) in Consul's key-value store. Changes are made in
+//! transactions with check-and-set.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::consul::http::ANSWER_WITHIN;
 
 /// The largest number of operations in a transaction, which is Consul's limit.
 pub const MOST_OPS: usize = 64;
-/// The largest total size of the keys and values in a transaction, so that its JSON stays below Consul's default limit of
-/// 512 KiB.
+/// The largest total size of the keys and values in a transaction, so that its JSON stays below Consul's default limit
+/// of 512 KiB.
 pub const MOST_BYTES: usize = 360 << 10;
 
 /// A key with its value.
@@ -92,7 +93,7 @@ pub enum Op {
 }
 
 impl Op {
-    /// The size that counts towards [`MOST_BYTES`].
+    /// The size in bytes that counts towards [`MOST_BYTES`].
     #[must_use]
     pub fn bytes(&self) -> usize {
         // The JSON around key and value.
@@ -217,7 +218,7 @@ impl Consul {
         pairs.map(|raw| Pair::try_from(raw).map_err(|error| self.invalid_response(&response, error))).collect()
     }
 
-    /// Commits a transaction.
+    /// Commits a transaction. If a check-and-set fails, the result is [`Committed::Conflict`], not an error.
     pub async fn commit(&self, ops: &[Op]) -> Result<Committed, ConsulError> {
         let raw: Vec<RawOp<'_>> = ops.iter().map(Op::raw).collect();
         let request = ApiRequest { accepted: &[409], ..ApiRequest::put(&["v1", "txn"], self.json(&raw)?) };

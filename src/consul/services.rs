@@ -1,4 +1,4 @@
-//! Services: registration with health checks, and the instances of a service.
+//! Registers services with health checks, and finds the instances of a service.
 
 use std::time::Duration;
 
@@ -20,9 +20,9 @@ pub struct Registration {
     pub address: String,
     /// The port of the service.
     pub port: u16,
-    /// How long a report of its health is valid.
+    /// How long a report of the service's health is valid.
     pub ttl: Duration,
-    /// How long it may be critical before Consul removes it.
+    /// How long the service may be critical before Consul removes it.
     pub forget_after: Duration,
 }
 
@@ -108,7 +108,7 @@ impl Consul {
         self.send(ApiRequest::put(&path, self.json(&body)?)).await.map(drop)
     }
 
-    /// Reports the health of a service. Returns `false` if the service is not registered (any more).
+    /// Reports the health of a service. Returns `false` if the service is not, or no longer, registered.
     pub async fn report(&self, id: &str, health: Health, output: &str) -> Result<bool, ConsulError> {
         let body = serde_json::json!({ "Status": health.status(), "Output": output });
         let check = check_id(id);

@@ -1,4 +1,4 @@
-//! Sessions, and the locks on pairs that they hold.
+//! Manages sessions, and the locks on pairs that they hold.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::consul::error::ConsulError;
 use crate::consul::kv::kv_path;
 
 impl Consul {
-    /// Creates a session that ends unless it is renewed within `ttl` (Consul may wait up to twice as long). Its locks are
-    /// released then, and can be acquired again after `lock_delay`.
+    /// Creates a session that ends unless it is renewed within `ttl` (Consul may wait up to twice as long). Its locks
+    /// are released then, and can be acquired again after `lock_delay`.
     pub async fn create_session(&self, name: &str, ttl: Duration, lock_delay: Duration) -> Result<String, ConsulError> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
@@ -37,8 +37,8 @@ impl Consul {
         self.send(ApiRequest::put(&["v1", "session", "destroy", session], Vec::new())).await.map(drop)
     }
 
-    /// Locks a pair for a session, and writes its value. Returns `false` if another session has the lock or had it until a
-    /// moment ago, or if the session no longer exists.
+    /// Locks a pair for a session, and writes its value. Returns `false` if another session has the lock or had it
+    /// until a moment ago, or if the session no longer exists.
     pub async fn acquire(&self, key: &str, value: Vec<u8>, session: &str) -> Result<bool, ConsulError> {
         let path = kv_path(key);
         match self.send(ApiRequest::put(&path, value).with_query("acquire", session)).await {
@@ -49,7 +49,7 @@ impl Consul {
         }
     }
 
-    /// Releases the lock on a pair, and writes its value.
+    /// Releases the lock on a pair, and writes its value. Returns `false` if the session does not hold the lock.
     pub async fn release(&self, key: &str, value: Vec<u8>, session: &str) -> Result<bool, ConsulError> {
         let path = kv_path(key);
         let response = self.send(ApiRequest::put(&path, value).with_query("release", session)).await?;

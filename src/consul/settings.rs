@@ -70,7 +70,7 @@ impl ConsulSettings {
             .is_some_and(|v| matches!(v.as_str(), "0" | "f" | "F" | "false" | "FALSE" | "False"))
         {
             return setup(
-                "CONSUL_HTTP_SSL_VERIFY=false is set, but zsync always verifies Consul's certificate; unset it, and set \
+                "CONSUL_HTTP_SSL_VERIFY=false is set, but zsync always verifies Consul's certificate; hint: unset it, and set \
                  CONSUL_CACERT to the CA's certificate",
             );
         }
@@ -83,10 +83,10 @@ impl ConsulSettings {
                 (Some(cert), Some(key)) => Some((cert, key)),
                 (None, None) => None,
                 (Some(_), None) => {
-                    return setup("the client certificate has no key; set key_file or CONSUL_CLIENT_KEY");
+                    return setup("the client certificate has no key; hint: set key_file or CONSUL_CLIENT_KEY");
                 }
                 (None, Some(_)) => {
-                    return setup("the client key has no certificate; set cert_file or CONSUL_CLIENT_CERT");
+                    return setup("the client key has no certificate; hint: set cert_file or CONSUL_CLIENT_CERT");
                 }
             };
         Ok(Self {
@@ -116,7 +116,7 @@ fn endpoint(address: &str, ssl: bool) -> Result<(Target, Url, bool), ConsulError
     let invalid = |reason: &str| {
         let text = without_credentials(address);
         setup(format!(
-            "{text:?} is not a valid address: {reason}; set consul.address or CONSUL_HTTP_ADDR to host:port, \
+            "{text:?} is not a valid address: {reason}; hint: set consul.address or CONSUL_HTTP_ADDR to host:port, \
              http(s)://host:port or unix:///path"
         ))
     };

@@ -40,19 +40,19 @@ pub(super) fn connector(settings: &ConsulSettings) -> Result<Option<(TlsConnecto
     let bare = name.trim_start_matches('[').trim_end_matches(']').to_owned();
     let Ok(server_name) = ServerName::try_from(bare) else {
         return setup(format!(
-            "a certificate cannot have the name {name:?}; set consul.tls_server_name to the name in Consul's certificate"
+            "a certificate cannot have the name {name:?}; hint: set consul.tls_server_name to the name in Consul's certificate"
         ));
     };
     let Some(ca) = &settings.ca_file else {
         return setup(format!(
-            "{} uses https, but no CA is configured; set consul.ca_file or CONSUL_CACERT",
+            "{} uses https, but no CA is configured; hint: set consul.ca_file or CONSUL_CACERT",
             settings.display_address
         ));
     };
     let mut roots = RootCertStore::empty();
     for certificate in certificates(ca)? {
         if let Err(error) = roots.add(certificate) {
-            return setup(format!("a certificate in {} is not one of a CA: {error}", ca.display()));
+            return setup(format!("a certificate in {} is not a CA certificate: {error}", ca.display()));
         }
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());

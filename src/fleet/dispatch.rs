@@ -10,7 +10,7 @@ use crate::model::{
     Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
     SnapName,
 };
-use crate::model::{Counter, Place};
+use crate::model::{Counter, Place, hint};
 use crate::policy::{AGENT_PORT, Policy};
 use crate::sys::retry::Retry;
 use crate::sys::runtime;
@@ -22,7 +22,7 @@ use crate::wire::{
 };
 use crate::zfs::Zfs;
 
-/// Reaches the agent of every host.
+/// Sends orders to the agent of every host.
 pub struct Dispatcher<Z> {
     /// The director's own host.
     pub here: HostName,
@@ -195,7 +195,7 @@ fn bases(of: &Place, peers: &[Place], awaiting: &[Place], inventory: &Inventory)
     let Some(ours) = inventory.dataset(&of.host, &of.dataset) else { return Vec::new() };
     let base = |peer: &Place| {
         let theirs = inventory.dataset(&peer.host, &peer.dataset)?;
-        // A snapshot that both have, or of which one has the snapshot and the other only the bookmark.
+        // Both have the snapshot, or one has the snapshot and the other a bookmark of it.
         let has =
             |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
         let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
@@ -211,7 +211,8 @@ fn bases(of: &Place, peers: &[Place], awaiting: &[Place], inventory: &Inventory)
 }
 
 impl<Z: Zfs> Dispatcher<Z> {
-    /// Has one order carried out on a host. Facts are sent to `facts`, bytes are counted in `counter`.
+    /// Sends one order to a host's agent, and returns its response. Facts are sent to `facts`, bytes are counted in
+    /// `counter`.
     pub async fn dispatch(
         &self,
         policy: &Policy,
@@ -220,40 +221,68 @@ impl<Z: Zfs> Dispatcher<Z> {
         facts: FactSink,
         counter: Counter,
     ) -> Response {
-        let address = policy.hosts.get(host).and_then(|h| h.address.clone());
-        match address {
-            None if *host == self.here => match &self.own {
-                Ok(agent) => match CheckedOrder::try_from(order.clone()) {
-                    Ok(order) => agent.carry_out(order, facts, counter).await,
-                    Err(error) => error.response(order.order_uuid),
-                },
-                Err(reason) => Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason.clone()),
-            },
-            address => {
-                let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
-                let mut retry = Retry::within(policy.retry_for);
-                loop {
-                    // Retries send the same order: the agent recognizes its OrderUUID, and carries it out once.
-                    let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
-                    let error = match over_tcp(dial, order, &facts, &counter).await {
-                        Ok(response) => return response,
-                        Err(error) => error,
-                    };
-                    let temporary = error.downcast_ref().is_none_or(TransportError::is_temporary)
-                        && error.downcast_ref().is_none_or(WireError::is_temporary);
-                    let error = format!("{error:#}");
-                    let Some(pause) = retry.pause().filter(|_| temporary) else {
-                        let (id, status) = (Some(order.order_uuid), ResponseStatus::Unreachable);
-                        return Response { temporary: true, ..Response::failure(id, status, error) };
-                    };
-                    log::debug!("{host}: retrying in {pause:.1?}: {error}");
-                    runtime::sleep(pause).await;
-                }
+        let mut retry = Retry::within(policy.retry_for);
+        loop {
+            // Retries send the same order: the agent recognizes its OrderUUID, and carries it out once.
+            let error = match self.attempt(policy, host, order, &facts, &counter).await {
+                Ok(response) => return response,
+                Err(error) => error,
+            };
+            if let Err(failure) = pause(&mut retry, host, order, &error).await {
+                return *failure;
             }
         }
     }
 
-    /// Has one order carried out, and collects its facts.
+    /// Asks a host's agent to list the host. Each attempt is a new order and begins with no facts, so that parts of two
+    /// listings are never put together. An incomplete listing is repeated.
+    pub async fn list(&self, policy: &Policy, host: &HostName, mut order: DirectorsOrder) -> (Response, Vec<Facts>) {
+        let mut retry = Retry::within(policy.retry_for);
+        loop {
+            order.order_uuid = OrderId(uuid::Uuid::now_v7());
+            let attempt = |facts| {
+                let order = &order;
+                async move { self.attempt(policy, host, order, &facts, &Counter::default()).await }
+            };
+            let (result, facts) = with_facts(attempt).await;
+            let error = match result {
+                Ok(response) => match missing_datasets(&response, &facts) {
+                    None => return (response, facts),
+                    Some(reason) => anyhow::anyhow!("{host} answered with an incomplete listing: {reason}"),
+                },
+                Err(error) => error,
+            };
+            if let Err(failure) = pause(&mut retry, host, &order, &error).await {
+                return (*failure, Vec::new());
+            }
+        }
+    }
+
+    /// Sends one order to a host's agent once. An error means that the host did not answer.
+    async fn attempt(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        facts: &FactSink,
+        counter: &Counter,
+    ) -> anyhow::Result<Response> {
+        let address = policy.hosts.get(host).and_then(|h| h.address.clone());
+        if address.is_none() && *host == self.here {
+            return Ok(match &self.own {
+                Ok(agent) => match CheckedOrder::try_from(order.clone()) {
+                    Ok(order) => agent.carry_out(order, facts.clone(), counter.clone()).await,
+                    Err(error) => error.response(order.order_uuid),
+                },
+                Err(reason) => Response::failure(Some(order.order_uuid), ResponseStatus::Refused, reason.clone()),
+            });
+        }
+        let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
+        let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
+        over_tcp(dial, order, facts, counter).await
+    }
+
+    /// Sends one order to a host's agent, and returns its response with all facts.
     pub async fn ask(
         &self,
         policy: &Policy,
@@ -261,16 +290,53 @@ impl<Z: Zfs> Dispatcher<Z> {
         order: &DirectorsOrder,
         counter: Counter,
     ) -> (Response, Vec<Facts>) {
-        let (sender, told) = runtime::channel::bounded(16);
-        let collecting = async {
-            let mut all = Vec::new();
-            while let Ok(facts) = told.recv().await {
-                all.push(facts);
-            }
-            all
-        };
-        future::zip(self.dispatch(policy, host, order, sender, counter), collecting).await
+        with_facts(|facts| self.dispatch(policy, host, order, facts, counter)).await
     }
+}
+
+/// Runs something that reports facts, and returns them with its result.
+async fn with_facts<T, F: Future<Output = T>>(run: impl FnOnce(FactSink) -> F) -> (T, Vec<Facts>) {
+    let (sender, received) = runtime::channel::bounded(16);
+    let collecting = async {
+        let mut all = Vec::new();
+        while let Ok(facts) = received.recv().await {
+            all.push(facts);
+        }
+        all
+    };
+    future::zip(run(sender), collecting).await
+}
+
+/// Compares the number of datasets that arrived with the number in the response to a listing, and describes a
+/// difference. An agent of an older version does not state the number.
+fn missing_datasets(response: &Response, facts: &[Facts]) -> Option<String> {
+    let expected = response.datasets.filter(|_| response.is_success)?;
+    let arrived = facts.iter().filter_map(|fact| fact.listing.as_ref()).filter(|part| !part.continued).count() as u64;
+    (arrived != expected).then(|| format!("{arrived} of {expected} datasets arrived"))
+}
+
+/// Waits before the next attempt after a temporary error. Otherwise returns the response for a host that did not
+/// answer.
+async fn pause(
+    retry: &mut Retry,
+    host: &HostName,
+    order: &DirectorsOrder,
+    error: &anyhow::Error,
+) -> Result<(), Box<Response>> {
+    let is_temporary = error.downcast_ref().is_none_or(TransportError::is_temporary)
+        && error.downcast_ref().is_none_or(WireError::is_temporary);
+    let is_down = error.downcast_ref().is_some_and(|error| !matches!(error, TransportError::Tls { .. }));
+    let mut error = format!("{error:#}");
+    if is_down {
+        error = hint::join(error, Some(&format!("check that zsync agent is running on {host}")));
+    }
+    let Some(pause) = retry.pause().filter(|_| is_temporary) else {
+        let failure = Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, error);
+        return Err(Box::new(Response { temporary: true, ..failure }));
+    };
+    log::debug!("{host}: retrying in {pause:.1?}: {error}");
+    runtime::sleep(pause).await;
+    Ok(())
 }
 
 async fn over_tcp(
@@ -282,7 +348,7 @@ async fn over_tcp(
     let host = dial.host;
     let mut conn = dial.connect().await.map(Conn::from).map_err(|error| match error {
         TransportError::Tls { .. } => anyhow::Error::new(error),
-        error => anyhow::Error::new(error).context(format!("cannot reach {host} (is zsync agent running there?)")),
+        error => anyhow::Error::new(error).context(format!("cannot reach {host}")),
     })?;
     conn.send(order).await?;
     loop {
@@ -296,7 +362,7 @@ async fn over_tcp(
                 counter.add(bytes.saturating_sub(counter.get()));
                 counter.expect(expected.unwrap_or_default().saturating_sub(counter.expected().unwrap_or_default()));
             }
-            // Nobody receives them only if the pass is being interrupted.
+            // Facts have no receiver only while the pass is being interrupted.
             AgentLine::Facts { facts: told } => drop(facts.send(*told).await),
         }
     }

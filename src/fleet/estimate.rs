@@ -1,4 +1,4 @@
-//! Estimates how much the orders of a plan would send and free. The agents are asked by orders that change nothing.
+//! Estimates how much the orders of a plan would send and free. The agents are asked with orders that change nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ pub struct Question {
     wire: DirectorsOrder,
 }
 
-/// How the size of one order is found.
+/// The way to find the size of one order.
 #[derive(Debug, PartialEq, Eq)]
 enum Method {
     /// The order sends and frees nothing.
@@ -125,7 +125,8 @@ impl Question {
     }
 }
 
-/// The answer in an agent's response. An older agent refuses the question, as it does every action that it does not know.
+/// The answer in an agent's response. An older agent refuses the question, as it does every action that it does not
+/// know.
 fn answer(response: &Response) -> Estimated {
     let bytes = response.estimate.filter(|_| response.is_success);
     let remark = match (bytes, response.message()) {
@@ -149,7 +150,7 @@ fn method(planned: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Met
                 let mut wire =
                     DirectorsOrder { action: Action::EstimateDestroy, ..wire_order(&order, policy, inventory) };
                 if planned.after.is_some() {
-                    // What prevents the destroy now is changed by the orders before it.
+                    // The orders before this one change what would prevent the destroy now.
                     wire.keep_common_with.clear();
                 }
                 Question { host: host.clone(), wire }
@@ -173,8 +174,8 @@ fn method(planned: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Met
     }
 }
 
-/// How to find the size of a transfer: what exists already is estimated by the agent, and what is yet to be snapshotted is
-/// added.
+/// How to find the size of a transfer: the agent estimates what exists already, and the size of snapshots that are not
+/// taken yet is added.
 fn transfer(
     planned: &PlannedOrder,
     source: &DatasetInventory,
@@ -185,7 +186,7 @@ fn transfer(
 ) -> Method {
     let Order::Send { host, to, .. } = &planned.order else { return Method::NoSize };
     let ours: Vec<Snapshot> = source.snapshots.iter().filter(|s| !s.marks.deleted).cloned().collect();
-    // The snapshot that is yet to be taken will contain what was written since the newest snapshot.
+    // A snapshot that is not taken yet will contain what was written since the newest snapshot.
     let written = if planned.after.is_some() { source.written } else { Some(0) };
     let Some(written) = written else {
         return Method::Known(Estimate::unknown("it is unknown how much was written since the newest snapshot"));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 
 use crate::catalog::Change;
-use crate::model::{DatasetInventory, DatasetName, HostName, Marks};
+use crate::model::{DatasetInventory, DatasetName, HostName, Marks, UnlistedPools};
 use crate::wire::{Facts, Listing};
 
 /// Joins the parts of listings.
@@ -23,8 +23,14 @@ pub fn assemble(listings: impl IntoIterator<Item = Listing>) -> BTreeMap<(HostNa
     all
 }
 
-/// The changes that the facts of one host mean, by the host that they concern: after a transfer, an agent also reports the
-/// listing of the destination.
+/// The pools that could not be listed.
+#[must_use]
+pub fn unlisted(facts: &[Facts]) -> UnlistedPools {
+    facts.iter().flat_map(|fact| fact.unlisted.clone()).collect()
+}
+
+/// Converts the facts that one host has reported into changes of the catalog, by the host that they concern. After a
+/// transfer, an agent also reports the listing of the destination, which may be another host.
 pub fn changes(
     reported_by: &HostName,
     facts: Vec<Facts>,
@@ -32,7 +38,7 @@ pub fn changes(
 ) -> BTreeMap<HostName, Vec<(DatasetName, Change)>> {
     let mut all: BTreeMap<HostName, Vec<(DatasetName, Change)>> = BTreeMap::new();
     let mut listings = Vec::new();
-    for Facts { taken, not_written, destroyed, listing } in facts {
+    for Facts { taken, not_written, destroyed, listing, unlisted: _ } in facts {
         let own = all.entry(reported_by.clone()).or_default();
         let deleted = Marks { deleted: true, ..Marks::default() };
         // Marks come before a listing, in which destroyed snapshots are missing.

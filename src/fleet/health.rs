@@ -46,7 +46,7 @@ pub fn assess(policy: &mut Policy, agents: &[Instance], slaves: &[Instance], own
             && let Some(agent) = agent.filter(|agent| agent.health == Health::Critical)
         {
             let reason = format!(
-                "its agent at {} no longer reports to Consul ({}); check there that zsync agent runs and reaches Consul",
+                "its agent at {} no longer reports to Consul ({}); hint: check that zsync agent is running there and can reach Consul",
                 agent.address,
                 agent.output.trim()
             );

@@ -1,4 +1,5 @@
-//! What is known without asking any agent: the catalog, this host's ZFS, or an exported catalog instead of both.
+//! Gathers what is known without asking any agent: from the catalog and this host's ZFS, or from an exported catalog
+//! instead of both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,10 +12,10 @@ use crate::catalog::file::FileError;
 use crate::catalog::{CatalogError, file, open};
 use crate::fleet::estimate::Answers;
 use crate::fleet::live_status::{LiveStatus, StatusPlace};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory, Marks};
 use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
-use crate::zfs::{Depth, ZfsError, ZfsRead};
+use crate::zfs::{Known, ZfsError, ZfsRead};
 
 /// Read buffer for a catalog file, in bytes.
 const BUFFER: usize = 1 << 18;
@@ -31,8 +32,8 @@ pub fn from_file(path: &Path, listed: DateTime<Utc>) -> Result<Inventory, FileEr
     }
 }
 
-/// Reads the policy's catalog, with this host's part replaced by what its ZFS has now, and the estimates of the latest
-/// plan. `local` is this host's `local.json`, if it exists.
+/// Reads the policy's catalog and the estimates of the latest plan. This host's part of the catalog is replaced with
+/// what its ZFS has now. `local` is this host's `local.json`, if it exists.
 pub async fn from_catalog(
     policy: &Policy,
     here: &HostName,
@@ -50,7 +51,7 @@ pub async fn from_catalog(
 
 /// What is known of a fleet without asking any agent.
 pub struct Overview {
-    /// The catalog, with this host's part replaced by what its ZFS has now.
+    /// The catalog, in which this host's part is replaced with what its ZFS has now.
     pub inventory: Inventory,
     /// Hosts that the last pass could not list, and this host if its ZFS cannot be listed; each with the reason.
     pub unseen: BTreeMap<HostName, String>,
@@ -78,8 +79,8 @@ pub async fn overview(
     Ok(Overview { inventory, unseen, live })
 }
 
-/// Replaces this host's part of the inventory by what its ZFS has now, if orders to this host are carried out without an
-/// agent. `local` is what the host permits, if that is known.
+/// Replaces this host's part of the inventory with what its ZFS has now, if orders to this host are carried out without
+/// an agent. `local` is what the host permits, if that is known.
 pub async fn with_own_zfs(
     policy: &Policy,
     here: &HostName,
@@ -91,17 +92,20 @@ pub async fn with_own_zfs(
     if roots.is_empty() || policy.hosts.get(here).is_some_and(|h| h.address.is_some()) {
         return Ok(inventory);
     }
-    let mut listed = zfs.list(&roots, Depth::Recursive).await?;
+    let HostListing { mut datasets, unlisted } = zfs.list_pools(&roots, &Known::default()).await?;
     if let Some(local) = local {
         // An agent does not list what it may not touch either.
-        listed.retain(|(name, _)| local.permission_to_take(name).is_ok());
+        datasets.retain(|(name, _)| local.permission_to_take(name).is_ok());
+        for (name, inventory) in &mut datasets {
+            inventory.append_only = Some(local.permission_to_destroy(name).is_err());
+        }
     }
-    let now = HostInventory { observed: Some(clock::now()), datasets: listed.into_iter().collect() };
+    let now = HostInventory { observed: Some(clock::now()), datasets: datasets.into_iter().collect(), unlisted };
     replace(&mut inventory, here, now);
     Ok(inventory)
 }
 
-/// Replaces what was known of a host by a new listing. Marks, which only the catalog knows, are carried over.
+/// Replaces what was known of a host with a new listing. Marks, which only the catalog has, are carried over.
 pub fn replace(inventory: &mut Inventory, host: &HostName, mut now: HostInventory) {
     let known = inventory.hosts.remove(host).unwrap_or_default();
     for (name, dataset) in &mut now.datasets {
@@ -109,6 +113,8 @@ pub fn replace(inventory: &mut Inventory, host: &HostName, mut now: HostInventor
             carry_over_marks(dataset, remembered);
         }
     }
+    let unlisted = known.datasets.into_iter().filter(|(name, _)| now.unlisted.contains_key(name.pool()));
+    now.datasets.extend(unlisted.collect::<Vec<_>>());
     inventory.hosts.insert(host.clone(), now);
 }
 

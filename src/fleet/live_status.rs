@@ -1,6 +1,6 @@
 //! The live status of a director, for `zsync status` and `zsync check`: what it is doing now.
 //!
-//! It is a small file beside the embedded catalog, or a pair in Consul. Nothing is decided by it.
+//! The status is a small file beside the embedded catalog, or a pair in Consul. No decision depends on it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

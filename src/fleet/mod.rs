@@ -1,5 +1,5 @@
-//! Access to all hosts of a policy, for the director and for previews: polling them, dispatching orders to them, and the
-//! state that is known of them.
+//! Access to all hosts of a policy, for the director and for previews: it polls hosts, dispatches orders to them, and
+//! keeps what is known about them.
 
 pub mod dispatch;
 pub mod estimate;

@@ -1,11 +1,11 @@
-//! The orders of a preview, with what each waits for and how much it would send or free.
+//! The orders of a preview. Each has the orders for which it waits, and how much it would send or free.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::actions::Order;
 
-/// The orders of the same pass that have to be carried out before another one.
+/// The orders of the same pass that have to be carried out first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum After {
@@ -72,7 +72,8 @@ pub struct Estimate {
 pub struct Totals {
     /// Bytes that would be sent, without orders of unknown size.
     pub send: u64,
-    /// Bytes that would be freed, without orders of unknown size. Several destroys of one dataset can free more together.
+    /// Bytes that would be freed, without orders of unknown size. Several destroys of one dataset together can free
+    /// more than their sum.
     pub free: u64,
     /// How many orders have an unknown size.
     pub unknown: usize,

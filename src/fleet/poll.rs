@@ -82,9 +82,9 @@ impl Poll {
     }
 }
 
-/// Begins to poll the hosts of the policy. Their listings are stored in the catalog and in `state`. Hosts that publish in
-/// a shared catalog are polled only if their records there are incomplete or not current. Until a polled host has been
-/// listed, it counts as not listed.
+/// Begins to poll the hosts of the policy. Their listings are stored in the catalog and in `state`. Hosts that publish
+/// in a shared catalog are polled only if their records there are incomplete or not current. Until a polled host has
+/// been listed, it counts as not listed.
 ///
 /// Nothing happens unless the [`PollTask`]s run. `polled` counts the hosts that were polled.
 pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
@@ -109,6 +109,10 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     let report = Arc::new(Mutex::new(PollReport { unseen: absent, ..PollReport::default() }));
     let (mut finished, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
     polled.expect(to_poll.len() as u64);
+    // Own host first, and those last that did not answer the last time: they would keep the others waiting.
+    let silent = state.silent();
+    let mut to_poll: Vec<(HostName, bool)> = to_poll.into_iter().collect();
+    to_poll.sort_by_key(|(host, _)| (silent.contains(host), *host != dispatcher.here));
     for (host, resync) in to_poll {
         let (open_until_finished, closed) = channel::bounded::<()>(1);
         finished.insert(host.clone(), closed);
@@ -116,6 +120,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         let (polled, report) = (polled.clone(), Arc::clone(&report));
         tasks.push(Box::pin(async move {
             let outcome = poll_host(&policy, &dispatcher, &state, &host, resync, fence, &polled).await;
+            state.set_silent(&host, !matches!(outcome, Ok(HostPoll::Listed(_))));
             let mut report = report.lock();
             let result = match outcome {
                 Ok(HostPoll::Listed(differences)) => {
@@ -174,7 +179,7 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
 ) -> Result<HostPoll, CatalogError> {
     let mut order = blank(Action::KvResync);
     (order.fence, order.from_scratch) = (fence, resync);
-    let listing = dispatcher.ask(policy, host, &order, Counter::default());
+    let listing = dispatcher.list(policy, host, order);
     // A host that is alive but never ends its listing must not delay the pass for the others.
     let answer = runtime::timeout(LIST_TIMEOUT, listing).await;
     polled.add(1);
@@ -208,7 +213,7 @@ pub async fn poll_all<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     Ok(report)
 }
 
-/// How long a host may take to list its snapshots for `zsync status`, which somebody waits for.
+/// How long a host may take to list its snapshots for `zsync status`, because a user waits for the result.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The listing of a host, or why it could not be listed.
@@ -231,11 +236,11 @@ pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z
 }
 
 async fn list_for_status<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, host: &HostName) -> Answer {
-    let order = blank(Action::KvResync);
-    let listing = dispatcher.ask(policy, host, &order, Counter::default());
+    let listing = dispatcher.list(policy, host, blank(Action::KvResync));
     match runtime::timeout(STATUS_TIMEOUT, listing).await {
         Ok((response, facts)) if response.is_success => Ok(HostInventory {
             observed: Some(clock::now()),
+            unlisted: facts::unlisted(&facts),
             datasets: facts::assemble(facts.into_iter().filter_map(|fact| fact.listing))
                 .into_iter()
                 .filter_map(|((of, dataset), listed)| (of == *host).then_some((dataset, listed)))

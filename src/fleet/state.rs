@@ -1,7 +1,7 @@
-//! What a director knows of its fleet: the inventory in memory, and the catalog beside it.
+//! What a director knows about its fleet: the inventory in memory, and the catalog beside it.
 //!
-//! An embedded catalog is written by the director alone, which records what hosts report. A shared catalog is written by
-//! the hosts themselves: the inventory in memory follows what they publish, and what orders report in the meantime.
+//! An embedded catalog is written by the director alone, which records what hosts report. A shared catalog is written
+//! by the hosts themselves: the inventory in memory follows what they publish, and what orders report in the meantime.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, Outcome, apply, differences,
 };
 use crate::fleet::facts;
-use crate::model::{HostName, Inventory};
+use crate::model::{HostListing, HostName, Inventory};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
@@ -23,6 +23,8 @@ pub struct FleetState<C: ?Sized> {
     inventory: Arc<Mutex<Inventory>>,
     catalog: Arc<C>,
     writer: CatalogWriter,
+    /// Hosts that did not answer when they were polled last.
+    silent: Arc<Mutex<BTreeSet<HostName>>>,
     /// See [`FleetState::tracked`].
     token: Option<runtime::channel::Sender<()>>,
 }
@@ -30,13 +32,13 @@ pub struct FleetState<C: ?Sized> {
 /// Who writes the catalog.
 #[derive(Clone)]
 enum CatalogWriter {
-    /// The director: an embedded catalog.
+    /// The director writes it: the catalog is embedded.
     Director,
-    /// Each host its own part: a shared catalog.
+    /// Each host writes its own part: the catalog is shared.
     Hosts(Arc<Mutex<Followed>>),
 }
 
-/// How far the inventory follows a shared catalog.
+/// Which records of a shared catalog the inventory has.
 #[derive(Default)]
 struct Followed {
     /// The generations of the records that were read last.
@@ -48,25 +50,34 @@ struct Followed {
 impl<C: ?Sized> Clone for FleetState<C> {
     fn clone(&self) -> Self {
         let (inventory, catalog) = (Arc::clone(&self.inventory), Arc::clone(&self.catalog));
-        Self { inventory, catalog, writer: self.writer.clone(), token: self.token.clone() }
+        let silent = Arc::clone(&self.silent);
+        Self { inventory, catalog, writer: self.writer.clone(), silent, token: self.token.clone() }
     }
 }
 
 impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
-    /// The state of a fleet whose catalog is written by the director. The inventory is empty until [`FleetState::begin`].
+    /// The state of a fleet whose catalog is written by the director. The inventory is empty until
+    /// [`FleetState::begin`].
     #[must_use]
     pub fn embedded(catalog: Arc<C>) -> Self {
-        Self { inventory: Arc::default(), catalog, writer: CatalogWriter::Director, token: None }
+        Self {
+            inventory: Arc::default(),
+            catalog,
+            writer: CatalogWriter::Director,
+            silent: Arc::default(),
+            token: None,
+        }
     }
 
-    /// The state of a fleet whose catalog is written by the hosts. The inventory is empty until [`FleetState::catch_up`].
+    /// The state of a fleet whose catalog is written by the hosts. The inventory is empty until
+    /// [`FleetState::catch_up`].
     #[must_use]
     pub fn shared(catalog: Arc<C>) -> Self {
         Self { writer: CatalogWriter::Hosts(Arc::default()), ..Self::embedded(catalog) }
     }
 
-    /// This state with a channel that closes when the last clone of the tracked state is dropped: all work on it has ended
-    /// then.
+    /// This state, and a channel that closes when the last clone of the tracked state is dropped: then all work on it
+    /// has ended.
     #[must_use]
     pub fn tracked(self) -> (Self, runtime::channel::Receiver<()>) {
         let (token, gone) = runtime::channel::bounded(1);
@@ -79,8 +90,8 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         Self { token: None, ..self.clone() }
     }
 
-    /// Reads what hosts have published since the last time. Returns the hosts that need not be polled, because their records
-    /// are complete. With an embedded catalog there are none.
+    /// Reads what hosts have published since the last time. Returns the hosts that need not be polled, because their
+    /// records are complete. With an embedded catalog there are none.
     pub async fn catch_up(&self, hosts: &BTreeSet<HostName>) -> Result<BTreeSet<HostName>, CatalogError> {
         let CatalogWriter::Hosts(followed) = &self.writer else { return Ok(BTreeSet::new()) };
         // If reading fails, everything is read again the next time.
@@ -95,7 +106,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         Ok(&published.whole - &followed.unpublished)
     }
 
-    /// Begins a poll. Until they are listed, all hosts but the `current` ones count as not listed.
+    /// Begins a poll. All hosts but the `current` ones count as not listed until they have been listed.
     pub async fn begin(&self, current: &BTreeSet<HostName>) -> Result<(), CatalogError> {
         if !self.is_shared() {
             let remembered = self.with_catalog(CatalogRead::inventory).await?;
@@ -134,7 +145,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         &self.catalog
     }
 
-    /// The inventory, locked: for deciding, never across a wait.
+    /// The inventory, locked. The lock is for decisions, and must not be held across a wait.
     pub fn inventory(&self) -> MutexGuard<'_, Inventory> {
         self.inventory.lock()
     }
@@ -152,12 +163,28 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         runtime::blocking(move || work(&catalog)).await
     }
 
+    /// Hosts that did not answer when they were polled last.
+    pub(crate) fn silent(&self) -> BTreeSet<HostName> {
+        self.silent.lock().clone()
+    }
+
+    /// Remembers whether a host has answered.
+    pub(crate) fn set_silent(&self, host: &HostName, is_silent: bool) {
+        let mut silent = self.silent.lock();
+        if is_silent {
+            silent.insert(host.clone())
+        } else {
+            silent.remove(host)
+        };
+    }
+
     /// When a host was last listed completely, if that is known.
     pub fn last_listed(&self, host: &HostName) -> Option<DateTime<Utc>> {
         self.inventory().hosts.get(host)?.observed
     }
 
-    /// Notes that a host has changed something without being able to publish it. The host is polled the next time.
+    /// Records that a host has changed something without being able to publish it, so that the host is polled the next
+    /// time.
     pub fn mark_unpublished(&self, host: &HostName) {
         if let CatalogWriter::Hosts(followed) = &self.writer {
             followed.lock().unpublished.insert(host.clone());
@@ -173,6 +200,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         compare: bool,
     ) -> Result<Vec<String>, CatalogError> {
         let of_host = |((h, dataset), listed): ((HostName, _), _)| (h == *host).then_some((dataset, listed));
+        let unlisted = facts::unlisted(&facts);
         let listings = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing));
         let datasets: BTreeMap<_, _> = listings.into_iter().filter_map(of_host).collect();
         let host = host.clone();
@@ -181,8 +209,9 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             let (found, now) = self
                 .with_catalog(move |catalog| {
                     let known = if compare { catalog.host(&of)? } else { None };
-                    let found = if compare { differences(known.as_ref(), &datasets) } else { Vec::new() };
-                    catalog.replace_host(&of, at, datasets.into_iter().collect())?;
+                    let found = if compare { differences(known.as_ref(), &datasets, &unlisted) } else { Vec::new() };
+                    let listing = HostListing { datasets: datasets.into_iter().collect(), unlisted };
+                    catalog.replace_pools(&of, at, listing)?;
                     // Read it again with the marks, which only the catalog has.
                     Ok((found, catalog.host(&of)?))
                 })
@@ -191,9 +220,10 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             return Ok(found);
         }
         let mut inventory = self.inventory();
-        let found = if compare { differences(inventory.hosts.get(&host), &datasets) } else { Vec::new() };
+        let found = if compare { differences(inventory.hosts.get(&host), &datasets, &unlisted) } else { Vec::new() };
         let known = inventory.hosts.entry(host.clone()).or_default();
-        known.datasets.retain(|name, _| datasets.contains_key(name));
+        known.datasets.retain(|name, _| datasets.contains_key(name) || unlisted.contains_key(name.pool()));
+        known.unlisted = unlisted;
         for (name, listed) in datasets {
             apply(known, &name, Change::Listed(listed));
         }

@@ -1,4 +1,4 @@
-//! Progress of a transfer, shared between the task that moves bytes and whoever displays them.
+//! The progress of a transfer, shared by the task that moves the bytes and the code that displays them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

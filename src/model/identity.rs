@@ -54,8 +54,8 @@ impl FromStr for PeerRole {
 pub struct Identity {
     /// Its DNS names. Wildcards are left out: they identify no host.
     pub names: Vec<HostName>,
-    /// The roles that it permits. `None` if it names none, as the certificates of a CA that knows nothing of zsync:
-    /// then the configuration of the other side decides.
+    /// The roles that it permits. `None` if the certificate names no role, as is the case if its CA knows nothing of
+    /// zsync: then the configuration of the other side decides.
     pub roles: Option<BTreeSet<PeerRole>>,
 }
 
@@ -123,7 +123,7 @@ pub struct TlsFiles {
 }
 
 impl Default for TlsFiles {
-    /// The files in the folder in which the help of `zsync tls` installs them.
+    /// The files in the folder in which the help of `zsync tls` recommends installing them.
     fn default() -> Self {
         let file = |name| PathBuf::from("/etc/zsync/tls").join(name);
         Self { ca: file("ca.crt"), certificate: file("host.crt"), key: file("host.key") }

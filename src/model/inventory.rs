@@ -31,8 +31,41 @@ pub struct HostInventory {
     /// When all of the host's datasets were last listed; `None` if only parts were ever reported.
     #[serde(default)]
     pub observed: Option<DateTime<Utc>>,
-    /// By dataset. After a complete listing, a dataset that is missing does not exist on the host.
+    /// By dataset. After a complete listing, a dataset that is missing does not exist on the host, unless its pool is
+    /// one of the `unlisted`.
     pub datasets: BTreeMap<DatasetName, DatasetInventory>,
+    /// The pools that could not be listed, each with the reason. Their datasets are as they were known before.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unlisted: UnlistedPools,
+}
+
+impl HostInventory {
+    /// Whether this dataset, if it existed, would have been seen by the last listing of the host.
+    #[must_use]
+    pub fn covers(&self, dataset: &DatasetName) -> bool {
+        self.observed.is_some() && !self.unlisted.contains_key(dataset.pool())
+    }
+}
+
+/// The reason for a pool that is not there.
+pub const NOT_IMPORTED: &str = "the pool is not imported";
+
+/// The names of pools that could not be listed, each with the reason.
+pub type UnlistedPools = BTreeMap<String, String>;
+
+/// A listing of a host, pool by pool: one pool in trouble does not hide the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostListing {
+    /// The datasets of the pools that were listed.
+    pub datasets: Vec<(DatasetName, DatasetInventory)>,
+    /// The pools that could not be listed.
+    pub unlisted: UnlistedPools,
+}
+
+impl From<Vec<(DatasetName, DatasetInventory)>> for HostListing {
+    fn from(datasets: Vec<(DatasetName, DatasetInventory)>) -> Self {
+        Self { datasets, unlisted: UnlistedPools::new() }
+    }
 }
 
 /// A filesystem or a volume.
@@ -67,7 +100,10 @@ pub struct DatasetInventory {
     /// Whether `zsync:exclude=on` is set on it or inherited from a dataset above.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub excluded: bool,
-    /// The send flags of what it received, as recorded in its property `zsync:flags`.
+    /// Whether local.json of the host forbids destroying its snapshots; `None` if the host did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub append_only: Option<bool>,
+    /// The send flags of the streams that it received, as recorded in its property `zsync:flags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flags: Option<SendFlags>,
     /// The resume token of an interrupted receive into it.
@@ -128,8 +164,8 @@ pub struct NotWritten {
 }
 
 impl DatasetInventory {
-    /// Sorts snapshots and bookmarks as the type promises: by createtxg, then by guid. (Two snapshots of one dataset
-    /// never share a createtxg in ZFS, but they may in a catalog file.)
+    /// Sorts snapshots and bookmarks as the type promises: by createtxg, then by guid. In ZFS, two snapshots of one
+    /// dataset never share a createtxg, but they may in a catalog file.
     pub fn sort(&mut self) {
         self.snapshots.sort_by_key(|s| (s.createtxg, s.guid));
         self.bookmarks.sort_by(|a, b| (a.createtxg, a.guid, &a.name).cmp(&(b.createtxg, b.guid, &b.name)));

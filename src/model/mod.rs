@@ -5,6 +5,7 @@
 
 pub mod counter;
 pub mod flags;
+pub mod hint;
 pub mod identity;
 pub mod inventory;
 pub mod name;
@@ -16,7 +17,9 @@ pub mod tags;
 pub use counter::Counter;
 pub use flags::SendFlags;
 pub use identity::{Identity, PeerRole, TlsFiles};
-pub use inventory::{DatasetInventory, DatasetKind, HostInventory, Inventory, NotWritten, Origin, Unchanged};
+pub use inventory::{
+    DatasetInventory, DatasetKind, HostInventory, HostListing, Inventory, NotWritten, Origin, Unchanged, UnlistedPools,
+};
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use place::Place;

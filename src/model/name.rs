@@ -49,7 +49,7 @@ fn check_component(kind: &'static str, whole: &str, component: &str) -> Result<(
         return bad(kind, whole, "\".\" and \"..\" are not components");
     }
     match component.chars().find(|c| !c.is_ascii() || !is_component_byte(*c as u8)) {
-        Some(c) => bad(kind, whole, format!("{c:?} is not allowed; letters, digits and - _ . : are")),
+        Some(c) => bad(kind, whole, format!("{c:?} is not allowed (allowed: letters, digits and - _ . :)")),
         None => Ok(()),
     }
 }
@@ -228,7 +228,8 @@ impl Prefix {
     /// The name of a snapshot with this prefix and a time: `PREFIX_2026-11-23_10:30:00`, in UTC.
     #[must_use]
     pub fn stamp(&self, at: DateTime<Utc>) -> SnapName {
-        // This needs no check: the prefix was checked, and the rest is short and consists of permitted characters.
+        // The result needs no check: the prefix was checked, and the rest is short and consists of permitted
+        // characters.
         let (year, month, day) = (at.year().clamp(0, 9999), at.month(), at.day());
         let (hour, minute, second) = (at.hour(), at.minute(), at.second());
         SnapName(format!("{self}_{year:04}-{month:02}-{day:02}_{hour:02}:{minute:02}:{second:02}").into())
@@ -253,8 +254,8 @@ impl Prefix {
     }
 }
 
-/// Parses `2026-11-23_10:30:00` or `2017-July-01_10:30:00`. It is written out for speed: one pass may call it a million
-/// times.
+/// Parses `2026-11-23_10:30:00` or `2017-July-01_10:30:00`. For speed, it does not use a general date parser: one
+/// pass may call it a million times.
 fn parse_stamp(text: &str) -> Option<DateTime<Utc>> {
     fn digits(text: &[u8]) -> Option<u32> {
         text.iter().try_fold(0, |n, b| b.is_ascii_digit().then(|| n * 10 + u32::from(b - b'0')))
@@ -293,7 +294,7 @@ impl FromStr for HostName {
         }
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         match text.chars().find(|c| !allowed(*c)) {
-            Some(c) => bad(KIND, text, format!("{c:?} is not allowed; letters, digits and - _ . are")),
+            Some(c) => bad(KIND, text, format!("{c:?} is not allowed (allowed: letters, digits and - _ .)")),
             None if text.starts_with(['-', '.']) => bad(KIND, text, "it begins with \"-\" or \".\""),
             None => Ok(Self(text.into())),
         }
@@ -407,7 +408,7 @@ mod tests {
         let error = DatasetName::try_from("tank/a@b").unwrap_err();
         assert_eq!(
             error.to_string(),
-            "\"tank/a@b\" is not a dataset name: '@' is not allowed; letters, digits and - _ . : are"
+            "\"tank/a@b\" is not a dataset name: '@' is not allowed (allowed: letters, digits and - _ . :)"
         );
     }
 }

@@ -47,8 +47,8 @@ pub enum Action {
     DestroySnapshot,
     /// List `DestDataset`, or all datasets.
     KvResync,
-    /// Report how large a `send_snapshot` would be. It is an action of its own, and not a flag on the real order, so
-    /// that an agent that does not know it refuses it.
+    /// Report how large a `send_snapshot` would be. This is a separate action, not a flag of the real order, so that an
+    /// agent that does not know it refuses it.
     EstimateSend,
     /// Report what a `destroy_snapshot` would free.
     EstimateDestroy,
@@ -124,7 +124,7 @@ numbered! {
         WasRenamed = 1,
         /// The destination was written to since its newest snapshot, or has snapshots of its own.
         WasWritten = 2,
-        /// There was nothing to do. For a take: nothing was written since the last snapshot.
+        /// There was nothing to do. For a take, this means that nothing was written since the last snapshot.
         NothingToDo = 3,
         /// ZFS refused or failed.
         Zerror = 4,
@@ -134,7 +134,7 @@ numbered! {
         Incremental = 6,
         /// The destination already has a newer snapshot.
         MostActual = 7,
-        /// The destination was created: by a full stream and what followed it.
+        /// The destination was created by a full stream and the increments that followed it.
         Full = 8,
         /// The order was carried out (a take or a destroy).
         Done = 9,

@@ -1,26 +1,30 @@
-//! All names that zsync gives to things in ZFS and in certificates: every one begins with `zsync:`.
+//! The names that zsync gives to holds, bookmarks and properties in ZFS, and to roles in certificates. All of them
+//! begin with `zsync:`.
 //!
 //! Holds and bookmarks let replication survive the loss of the catalog:
 //!
 //! - The hold `zsync:to:HOST:DATASET` on a source protects what a running transfer to that place needs.
 //! - The hold `zsync:from:HOST` on a destination protects the newest snapshot received from that host. It does not name
-//!   the source's dataset, because the snapshots of many destinations are held at once, and `zfs hold` accepts one tag.
-//! - The bookmark `zsync:HOST:DATASET:GUID` (with `:` for `/`) on a source is the cursor: the newest snapshot that the
-//!   destination is known to have. An increment can start from it even after the snapshot itself was pruned.
+//!   the source's dataset, because one `zfs hold` command holds the snapshots of many destinations, and accepts one
+//!   tag.
+//! - The bookmark `zsync:HOST:DATASET:GUID:COPY` (with `:` for `/`) on a source is the cursor: the newest snapshot that
+//!   a copy at the destination is known to have. An increment can start from it even after the snapshot itself was
+//!   pruned.
 
 use uuid::Uuid;
 
 use crate::model::name::MAX_FULL_NAME;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, NameError, Place, SnapName};
+use crate::model::{Bookmark, DatasetInventory, DatasetName, Guid, HostName, NameError, Place, SnapName};
 
 /// The prefix of all names in this module.
 pub const OURS: &str = "zsync:";
 
-/// The property of a copy that records the flags it was sent with, and its guid, so that an inherited value is noticed.
+/// The property of a copy that records the flags with which it was sent, and the copy's own guid, which shows whether
+/// the value was inherited.
 pub const FLAGS: &str = "zsync:flags";
-/// The property with which an administrator excludes a dataset, and all that inherit it, from being snapshotted, sent
-/// and pruned.
+/// The property with which an administrator excludes a dataset, and all datasets that inherit the property, from
+/// snapshots, transfers and pruning.
 pub const EXCLUDE: &str = "zsync:exclude";
 /// The property of a clone that zsync made: the guid of the dataset whose newest snapshot it follows.
 pub const CLONE: &str = "zsync:clone";
@@ -34,10 +38,12 @@ const TO: &str = "zsync:to:";
 /// The prefix of the holds on a destination.
 const FROM: &str = "zsync:from:";
 
+/// For how many copies of the same name cursors are kept. Disks that are used in rotation have such copies.
+const MAX_COPIES: usize = 8;
 /// The longest tag that ZFS permits, in bytes.
 const MAX_TAG: usize = 255;
 
-/// A hold's tag. A peer whose name would make it too long is named by a UUID instead.
+/// The tag of a hold. A peer whose name would make the tag too long is named by a UUID instead.
 fn tag(prefix: &str, peer: &str) -> String {
     let tag = format!("{prefix}{peer}");
     if tag.len() <= MAX_TAG { tag } else { format!("{prefix}{}", uuid_of(peer)) }
@@ -76,17 +82,27 @@ pub fn is_sending(tag: &str) -> bool {
 #[must_use]
 pub fn is_cursor(name: &SnapName) -> bool {
     let guid = name.as_str().strip_prefix(OURS).and_then(|rest| rest.rsplit_once(':'));
-    guid.is_some_and(|(_, guid)| is_guid(guid))
+    guid.is_some_and(|(_, guid)| parse_guid(guid).is_some())
 }
 
-fn is_guid(text: &str) -> bool {
-    text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit())
+fn parse_guid(text: &str) -> Option<Guid> {
+    let is_guid = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    u64::from_str_radix(text, 16).ok().filter(|_| is_guid).map(Guid)
 }
 
-/// The prefix of all cursors of `dataset` for `to`: the name without the guid.
+/// Parses what follows the prefix in the name of a cursor: the guid of the snapshot and, unless an older version made
+/// the cursor, the guid of the copy.
+fn parse_guids(text: &str) -> Option<(Guid, Option<Guid>)> {
+    match text.split_once(':') {
+        None => Some((parse_guid(text)?, None)),
+        Some((guid, copy)) => Some((parse_guid(guid)?, Some(parse_guid(copy)?))),
+    }
+}
+
+/// The prefix of all cursors of `dataset` for `to`: the name without the guids.
 fn cursor_prefix(dataset: &DatasetName, to: &Place) -> String {
     let prefix = readable_prefix(to);
-    let length = dataset.as_str().len() + 1 + prefix.len() + 16;
+    let length = dataset.as_str().len() + 1 + prefix.len() + 16 + 1 + 16;
     if length <= MAX_FULL_NAME { prefix } else { short_prefix(to) }
 }
 
@@ -98,33 +114,67 @@ fn short_prefix(to: &Place) -> String {
     format!("{OURS}{}:", uuid_of(&to.to_string()))
 }
 
-/// The name of the cursor of `dataset` for `to` at the snapshot `guid`.
-pub fn cursor(dataset: &DatasetName, to: &Place, guid: Guid) -> Result<SnapName, NameError> {
-    format!("{}{:016x}", cursor_prefix(dataset, to), guid.0).parse()
+/// The name of the cursor of `dataset` for `to` at the snapshot `guid`. `copy` is the guid of the receiving dataset:
+/// disks that are used in rotation may have pools of the same name, and each copy needs a cursor of its own.
+pub fn cursor(dataset: &DatasetName, to: &Place, guid: Guid, copy: Option<Guid>) -> Result<SnapName, NameError> {
+    let name = format!("{}{:016x}", cursor_prefix(dataset, to), guid.0);
+    match copy.map(|copy| format!("{name}:{:016x}", copy.0)) {
+        Some(of_copy) if dataset.as_str().len() + 1 + of_copy.len() <= MAX_FULL_NAME => of_copy.parse(),
+        // Without a copy, or without room for it.
+        _ => name.parse(),
+    }
+}
+
+/// The cursors for `to`, of all copies and under all names of the source, newest first. Each has its name, the guid of
+/// its snapshot, the guid of its copy, and its createtxg.
+fn cursors<'a>(inventory: &'a DatasetInventory, to: &Place) -> Vec<(&'a SnapName, Guid, Option<Guid>, u64)> {
+    let prefixes = [readable_prefix(to), short_prefix(to)];
+    let parse = |name: &SnapName| prefixes.iter().find_map(|prefix| parse_guids(name.as_str().strip_prefix(prefix)?));
+    let of_bookmark = |b: &'a Bookmark| parse(&b.name).map(|(_, copy)| (&b.name, b.guid, copy, b.createtxg));
+    let mut found: Vec<_> = inventory.bookmarks.iter().filter_map(of_bookmark).collect();
+    found.sort_by_key(|(.., createtxg)| std::cmp::Reverse(*createtxg));
+    found
 }
 
 /// Whether a dataset was ever sent to `to`, even under a former name: its bookmarks keep their names when the dataset
 /// is renamed.
 #[must_use]
 pub fn was_sent(inventory: &DatasetInventory, to: &Place) -> bool {
-    let prefixes = [readable_prefix(to), short_prefix(to)];
-    let of_either = |name: &str| prefixes.iter().any(|prefix| name.strip_prefix(prefix).is_some_and(is_guid));
-    inventory.bookmarks.iter().any(|b| of_either(b.name.as_str()))
+    !cursors(inventory, to).is_empty()
 }
 
-/// The cursors of `dataset` for `to` that earlier transfers left: all but the one at `guid`.
+/// The guid of the newest snapshot of a dataset that is known to be at `to`, according to the cursors alone.
 #[must_use]
-pub fn old_cursors(dataset: &DatasetName, inventory: &DatasetInventory, to: &Place, guid: Guid) -> Vec<SnapName> {
-    let prefix = cursor_prefix(dataset, to);
-    let has_prefix = |name: &SnapName| name.as_str().strip_prefix(&prefix).is_some_and(is_guid);
-    let old = inventory.bookmarks.iter().filter(|b| b.guid != guid && has_prefix(&b.name));
-    old.map(|b| b.name.clone()).collect()
+pub fn newest_sent(inventory: &DatasetInventory, to: &Place) -> Option<Guid> {
+    cursors(inventory, to).first().map(|(_, guid, ..)| *guid)
+}
+
+/// The cursors for `to` that are no longer needed once there is one at `guid` for `copy`: those of earlier transfers to
+/// the same copy, and those of all copies but the [`MAX_COPIES`] to which the dataset was sent last.
+#[must_use]
+pub fn old_cursors(inventory: &DatasetInventory, to: &Place, guid: Guid, copy: Option<Guid>) -> Vec<SnapName> {
+    let mut others: Vec<Guid> = Vec::new();
+    let mut old = Vec::new();
+    for (name, of, copy_of, _) in cursors(inventory, to) {
+        let is_old = match copy_of.filter(|other| Some(*other) != copy && copy.is_some()) {
+            // Of this copy, or made by a version that did not distinguish copies.
+            None => of != guid || copy_of != copy,
+            Some(other) if others.contains(&other) => true,
+            Some(other) => {
+                others.push(other);
+                others.len() >= MAX_COPIES
+            }
+        };
+        if is_old {
+            old.push(name.clone());
+        }
+    }
+    old
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Bookmark;
 
     fn place(host: &str, dataset: &str) -> Place {
         Place { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
@@ -136,7 +186,10 @@ mod tests {
         assert_eq!(sending(&to), "zsync:to:beta:tank/copy/a");
         assert_eq!(received(&to.host), "zsync:from:beta");
         let dataset = "tank/a".parse().unwrap();
-        assert_eq!(cursor(&dataset, &to, Guid(255)).unwrap().as_str(), "zsync:beta:tank:copy:a:00000000000000ff");
+        assert_eq!(cursor(&dataset, &to, Guid(255), None).unwrap().as_str(), "zsync:beta:tank:copy:a:00000000000000ff");
+        let of_copy = cursor(&dataset, &to, Guid(255), Some(Guid(16))).unwrap();
+        assert_eq!(of_copy.as_str(), "zsync:beta:tank:copy:a:00000000000000ff:0000000000000010");
+        assert!(is_cursor(&of_copy));
     }
 
     #[test]
@@ -144,7 +197,7 @@ mod tests {
         let to = place(&"h".repeat(250), &format!("tank/{}", "d".repeat(240)));
         assert!(sending(&to).len() <= MAX_TAG && received(&to.host).len() <= MAX_TAG);
         let dataset: DatasetName = format!("tank/{}", "s".repeat(190)).parse().unwrap();
-        let cursor = cursor(&dataset, &to, Guid(u64::MAX)).unwrap();
+        let cursor = cursor(&dataset, &to, Guid(u64::MAX), Some(Guid(1))).unwrap();
         assert!(dataset.as_str().len() + 1 + cursor.as_str().len() <= MAX_FULL_NAME);
     }
 
@@ -167,13 +220,35 @@ mod tests {
             ],
             ..DatasetInventory::default()
         };
-        let old = old_cursors(&dataset, &inventory, &to, Guid(2));
+        let old = old_cursors(&inventory, &to, Guid(2), None);
         assert_eq!(old, ["zsync:beta:tank:copy:0000000000000001".parse().unwrap()]);
         let was_sent = |to: &Place| crate::model::tags::was_sent(&inventory, to);
         assert!(was_sent(&to) && was_sent(&place("beta", "tank/copy/sub")));
         assert!(!was_sent(&place("beta", "tank")) && !was_sent(&place("delta", "tank/copy")));
         let long = place("beta", &format!("tank/{}", "d".repeat(200)));
-        let bookmarks = vec![bookmark(cursor(&dataset, &long, Guid(7)).unwrap().as_str(), 7)];
+        let bookmarks = vec![bookmark(cursor(&dataset, &long, Guid(7), None).unwrap().as_str(), 7)];
         assert!(crate::model::tags::was_sent(&DatasetInventory { bookmarks, ..DatasetInventory::default() }, &long));
+    }
+
+    #[test]
+    fn cursors_of_other_copies_stay() {
+        let (dataset, to): (DatasetName, _) = ("tank/a".parse().unwrap(), place("beta", "usb/copy"));
+        let bookmark = |guid: u64, copy: Option<u64>| Bookmark {
+            name: cursor(&dataset, &to, Guid(guid), copy.map(Guid)).unwrap(),
+            guid: Guid(guid),
+            createtxg: guid,
+            creation: chrono::DateTime::UNIX_EPOCH,
+        };
+        let of = |bookmarks: Vec<Bookmark>| DatasetInventory { bookmarks, ..DatasetInventory::default() };
+        // The disk 7 was sent to last, the disk 8 before, and the oldest cursor is of a version without copies.
+        let inventory = of(vec![bookmark(1, None), bookmark(2, Some(8)), bookmark(3, Some(7)), bookmark(4, Some(7))]);
+        let old = old_cursors(&inventory, &to, Guid(4), Some(Guid(7)));
+        assert_eq!(old, [bookmark(3, Some(7)).name, bookmark(1, None).name]);
+        assert_eq!(newest_sent(&inventory, &to), Some(Guid(4)));
+        // Not without end, if each disk is new.
+        let many = of((1..20).map(|n| bookmark(n, Some(100 + n))).collect());
+        let old = old_cursors(&many, &to, Guid(19), Some(Guid(119)));
+        assert_eq!(old.len(), 19 - MAX_COPIES);
+        assert!(old.contains(&bookmark(1, Some(101)).name) && !old.contains(&bookmark(18, Some(118)).name));
     }
 }

@@ -1,15 +1,14 @@
-//! Plain byte streams to servers other than zsync, over TCP or a Unix socket.
+//! Opens plain byte streams to servers other than zsync, over TCP or a Unix socket.
 
 use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use async_std::net::TcpStream;
 use async_std::os::unix::net::UnixStream;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
 use crate::sys::runtime;
-use crate::transport::tcp::{TransportError, resolve};
+use crate::transport::tcp::{TransportError, open};
 
 /// A stream of bytes in both directions.
 pub(crate) trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -18,22 +17,13 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 /// A byte stream of any kind.
 pub(crate) type BoxStream = Box<dyn ByteStream>;
 
-/// Connects to `host:port`, and tries each address of the host. Each attempt may take as long as `timeout`.
+/// Connects to `host:port`. Each attempt to reach one of the host's addresses may take as long as `timeout`.
 pub(crate) async fn tcp(address: &str, timeout: Duration) -> Result<BoxStream, TransportError> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for candidate in resolve(address).await? {
-        match runtime::timeout(timeout, TcpStream::connect(candidate)).await {
-            Ok(Ok(stream)) => {
-                if let Err(error) = stream.set_nodelay(true) {
-                    log::debug!("cannot set TCP_NODELAY for {address}: {error}");
-                }
-                return Ok(Box::new(stream));
-            }
-            Ok(Err(error)) => last = error,
-            Err(runtime::Elapsed) => last = io::ErrorKind::TimedOut.into(),
-        }
+    let stream = open(address, timeout).await?;
+    if let Err(error) = stream.set_nodelay(true) {
+        log::debug!("cannot set TCP_NODELAY for {address}: {error}");
     }
-    Err(TransportError::Connect { address: address.to_owned(), source: last })
+    Ok(Box::new(stream))
 }
 
 /// Connects to a Unix socket.

@@ -1,7 +1,7 @@
-//! Connections between hosts. This module moves bytes, and proves identities; it knows no messages.
+//! Connects hosts: moves bytes between them, and proves their identities. It does not interpret the bytes.
 //!
-//! [`tcp`] connects roles of zsync and accepts connections, over [`tls`] if it is configured. `dial` opens plain streams
-//! to other servers, such as Consul.
+//! [`tcp`] connects roles of zsync and accepts connections, over [`tls`] if it is configured. `dial` opens plain
+//! streams to other servers, such as Consul.
 
 pub(crate) mod dial;
 pub mod tcp;

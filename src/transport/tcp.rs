@@ -1,4 +1,4 @@
-//! TCP connections between roles, in plaintext or over TLS.
+//! Makes and accepts TCP connections between roles, in plaintext or over TLS.
 
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
@@ -16,6 +16,8 @@ use crate::transport::tls::{Secured, Tls};
 
 /// How long each step of connecting may take: resolving the name, connecting, and the TLS handshake.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How long an address of a host may take to answer before the next one is tried as well.
+const NEXT_ADDRESS_AFTER: Duration = Duration::from_millis(300);
 /// The first byte of a TLS handshake, with which no plaintext message begins.
 const HANDSHAKE: u8 = 0x16;
 /// How many connections can wait to be accepted.
@@ -80,7 +82,36 @@ pub(super) async fn resolve(address: &str) -> Result<Vec<SocketAddr>, TransportE
     if found.is_empty() { Err(failed(io::ErrorKind::NotFound.into())) } else { Ok(found) }
 }
 
-/// Sets TCP_NODELAY, so that small messages are sent at once (streams are written in large pieces anyway), and keep-alive.
+/// Connects to `host:port`, to the first of the host's addresses that answers. Each attempt may take as long as
+/// `limit`. If an address does not answer soon, the next one is tried as well (as in RFC 8305, "Happy Eyeballs").
+pub(super) async fn open(address: &str, limit: Duration) -> Result<TcpStream, TransportError> {
+    let candidates = resolve(address).await?;
+    let (sender, attempts) = runtime::channel::bounded(candidates.len());
+    for (delay, candidate) in (0..).map(|n| NEXT_ADDRESS_AFTER * n).zip(candidates) {
+        let sender = sender.clone();
+        drop(runtime::spawn(async move {
+            runtime::sleep(delay).await;
+            // An earlier attempt has succeeded.
+            if sender.is_closed() {
+                return;
+            }
+            let connected = runtime::timeout(limit, TcpStream::connect(candidate)).await;
+            drop(sender.send(connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))).await);
+        }));
+    }
+    drop(sender);
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    while let Ok(attempt) = attempts.recv().await {
+        match attempt {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(TransportError::Connect { address: address.to_owned(), source: last })
+}
+
+/// Sets TCP_NODELAY, so that small messages are sent at once (streams are written in large pieces anyway), and
+/// keep-alive.
 fn set_options(stream: &TcpStream, peer: &str) {
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("cannot set TCP_NODELAY for {peer}: {error}");
@@ -91,7 +122,8 @@ fn set_options(stream: &TcpStream, peer: &str) {
     }
 }
 
-/// Makes the system detect within a minute that the machine of a silent peer is down, because some waits have to be long.
+/// Makes the system detect within a minute that the machine of a silent peer is down, because some waits have to be
+/// long.
 fn keep_alive(stream: &TcpStream) -> rustix::io::Result<()> {
     use rustix::net::sockopt;
     sockopt::set_socket_keepalive(stream, true)?;
@@ -122,7 +154,8 @@ impl Connection {
     }
 }
 
-/// A connection with a read buffer beneath TLS, which reads only 16 KiB at a time: many system calls for a stream.
+/// A connection with a read buffer beneath TLS. TLS itself reads only 16 KiB at a time, which would take many system
+/// calls for a stream.
 struct Buffered {
     stream: WriteHalf,
     buffer: Vec<u8>,
@@ -162,7 +195,7 @@ impl AsyncWrite for Buffered {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
-    /// Passed on, because rustls writes an alert together with earlier records, in a single attempt.
+    /// Writes all pieces at once, because rustls writes an alert together with earlier records, in a single attempt.
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -227,7 +260,7 @@ impl Dial<'_> {
     /// Connects. With TLS, this succeeds only if the peer has proven to be that host, with that role.
     pub async fn connect(self) -> Result<Connection, TransportError> {
         let (host, address) = (self.host, self.address);
-        let stream = self.connect_tcp().await?;
+        let stream = open(address, CONNECT_WITHIN).await?;
         let name = format!("{host} ({address})");
         set_options(&stream, &name);
         let Some(tls) = self.tls else { return Ok(Connection::plain(stream, name)) };
@@ -243,18 +276,6 @@ impl Dial<'_> {
         }
         Ok(Connection::secured(peer, name))
     }
-
-    async fn connect_tcp(&self) -> Result<TcpStream, TransportError> {
-        let mut last = io::Error::from(io::ErrorKind::NotFound);
-        for candidate in resolve(self.address).await? {
-            match runtime::timeout(CONNECT_WITHIN, TcpStream::connect(candidate)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(error)) => last = error,
-                Err(runtime::Elapsed) => last = io::ErrorKind::TimedOut.into(),
-            }
-        }
-        Err(TransportError::Connect { address: self.address.to_owned(), source: last })
-    }
 }
 
 /// An accepted connection, before anything was received on it.
@@ -267,7 +288,7 @@ pub struct Incoming {
 pub struct Rejected {
     /// The reason, for the log.
     pub reason: String,
-    /// The connection on which the peer can be told, and what to tell it.
+    /// The connection on which the peer can be answered, and the answer.
     pub answer: Option<(Connection, String)>,
 }
 
@@ -283,8 +304,8 @@ impl Incoming {
         self.stream
     }
 
-    /// Waits until the peer sends something, and, with `tls`, until it has proven its identity. Each may take as long as
-    /// `timeout`.
+    /// Waits until the peer sends something, and, with `tls`, until it has proven its identity. Each may take as long
+    /// as `timeout`.
     pub async fn welcome(self, tls: Option<&Tls>, timeout: Duration) -> Result<Connection, Rejected> {
         let Self { stream, from } = self;
         let peer = from.to_string();
@@ -313,11 +334,11 @@ impl Incoming {
             }
             (Some(_), false) => (
                 " sent plaintext, but this port accepts only TLS",
-                "this port accepts only TLS; set \"tls\" in the configuration of the host that connects",
+                "this port accepts only TLS; hint: set \"tls\" in the configuration of the host that connects",
             ),
             (None, true) => (
                 " sent TLS, but this port accepts only plaintext: \"tls\" is not set on this host",
-                "this port accepts only plaintext; set \"tls\" in the configuration of its host, too",
+                "this port accepts only plaintext; hint: set \"tls\" in the configuration of the host that listens, too",
             ),
         };
         let answer = Some((Connection::plain(stream, peer.clone()), answer.to_owned()));

@@ -1,7 +1,7 @@
-//! TLS 1.3 with certificates on both sides.
+//! Authenticates connections with TLS 1.3 and certificates on both sides.
 //!
-//! A peer is trusted if a configured CA issued its certificate. This module reads the names and roles in the certificate.
-//! What a peer may do is decided by the code that talks with it.
+//! A peer is trusted if a configured CA issued its certificate. This module reads the names and roles in the
+//! certificate. What a peer may do is decided by the code that talks with it.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -34,10 +34,10 @@ use crate::sys::runtime;
 
 /// The largest accepted file with certificates or keys, in bytes.
 const LARGEST_FILE: u64 = 1 << 20;
-/// How long before a certificate expires there are warnings.
+/// How long before the expiry of a certificate the warnings begin.
 const EXPIRES_SOON: TimeDelta = TimeDelta::days(30);
-/// After a failed handshake: how long, and in how many reads of 16 KiB, the rest of what the peer sends is discarded, so
-/// that it receives the alert.
+/// After a failed handshake: how long, and in how many reads of 16 KiB, the rest of what the peer sends is discarded,
+/// so that it receives the alert.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 const MOST_DRAIN_READS: usize = 64;
 
@@ -67,7 +67,7 @@ struct Material {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     own: Certificate,
-    /// Why peers with the same CAs would not trust this host's certificate, if they would not.
+    /// The reason why peers with the same CAs would not trust this host's certificate; `None` if they would.
     doubt: Option<String>,
 }
 
@@ -82,14 +82,16 @@ pub struct Certificate {
     pub until: Option<DateTime<Utc>>,
 }
 
-/// Reads a file that is expected to be small.
+/// Reads a file with certificates or keys. A file above 1 MiB is an error.
 pub fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     let mut bytes = Vec::new();
     let opened = File::open(file).map_err(|error| {
         TlsError::new(
             file,
             match error.kind() {
-                io::ErrorKind::NotFound => "the file does not exist; create it as zsync-tls(8) describes".to_owned(),
+                io::ErrorKind::NotFound => {
+                    "the file does not exist; hint: create it as zsync-tls(8) describes".to_owned()
+                }
                 _ => error.to_string(),
             },
         )
@@ -101,7 +103,7 @@ pub fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
     Ok(bytes)
 }
 
-/// Parses the certificates in a PEM text. An error if there are none.
+/// Parses the certificates in a PEM text. It is an error if there are none.
 pub fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match all {
@@ -111,7 +113,7 @@ pub fn certificates_in(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Strin
     }
 }
 
-/// Reads the certificates in a PEM file. An error if there are none.
+/// Reads the certificates in a PEM file. It is an error if there are none.
 pub fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     certificates_in(&read(file)?).map_err(|reason| TlsError::new(file, reason))
 }
@@ -126,7 +128,7 @@ fn server_name(host: &HostName) -> Option<ServerName<'static>> {
     ServerName::try_from(host.as_str().to_owned()).ok().filter(|name| matches!(name, ServerName::DnsName(_)))
 }
 
-/// Parses a certificate.
+/// Parses a certificate in DER format.
 pub fn certificate(der: &[u8]) -> Result<Certificate, String> {
     let (_, found) =
         x509_parser::parse_x509_certificate(der).map_err(|error| format!("invalid certificate: {error}"))?;
@@ -153,7 +155,7 @@ fn load(files: &TlsFiles) -> Result<Material, TlsError> {
     let mut roots = RootCertStore::empty();
     for der in certificates(&files.ca)? {
         roots.add(der).map_err(|error| {
-            TlsError::new(&files.ca, format!("it contains a certificate that is not one of a CA: {error}"))
+            TlsError::new(&files.ca, format!("it contains a certificate that is not a CA certificate: {error}"))
         })?;
     }
     let roots = Arc::new(roots);
@@ -212,7 +214,7 @@ fn doubt(verifier: &WebPkiServerVerifier, chain: &[CertificateDer<'_>], own: &Id
 }
 
 impl Tls {
-    /// Loads the certificate and key files.
+    /// Loads the certificate and key files. Fails if a file cannot be read, or if they do not fit together.
     pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
         Ok(Self { current: RwLock::new(Arc::new(load(files)?)), files: files.clone() })
     }
@@ -234,7 +236,7 @@ impl Tls {
         self.current().own.clone()
     }
 
-    /// A warning if others than the owner can read the private key.
+    /// A warning if users other than the owner can read the private key.
     #[must_use]
     pub fn loose_key(&self) -> Option<String> {
         let file = &self.files.key;
@@ -242,7 +244,7 @@ impl Tls {
         (mode & 0o077 != 0).then(|| {
             let file = file.display();
             format!(
-                "the private key {file} has mode {mode:04o}, so others than its owner can use it; run chmod 600 {file}"
+                "the private key {file} has mode {mode:04o}, so users other than its owner can use it; hint: run chmod 600 {file}"
             )
         })
     }
@@ -260,12 +262,12 @@ impl Tls {
         }
         warnings.extend(self.doubt().map(|doubt| format!("other hosts will not trust {file}: {doubt}")));
         if let Some(until) = own.until.filter(|until| *until > now && *until - now < EXPIRES_SOON) {
-            warnings.push(format!("{file} expires on {}; issue a new one", until.format("%Y-%m-%d")));
+            warnings.push(format!("{file} expires on {}; hint: issue a new one", until.format("%Y-%m-%d")));
         }
         warnings
     }
 
-    /// Why peers with the same CAs would not trust this host's certificate, if they would not.
+    /// The reason why peers with the same CAs would not trust this host's certificate; `None` if they would.
     #[must_use]
     pub(crate) fn doubt(&self) -> Option<String> {
         self.current().doubt.clone()
@@ -300,9 +302,9 @@ impl Tls {
             }
         };
         let identity = peer_identity(stream.get_ref().1)?;
-        // A wildcard satisfies TLS, but its owner could be any host, so it is not accepted here.
+        // A wildcard certificate satisfies TLS, but its owner could be any host, so it is not accepted here.
         if !identity.is(host) {
-            return Err(format!("its certificate is not that of {host}, it names {identity}"));
+            return Err(format!("its certificate is not that of {host}: it names {identity}"));
         }
         Ok(Secured::new(stream, identity))
     }
@@ -331,8 +333,8 @@ fn peer_identity(session: &CommonState) -> Result<Identity, String> {
     Ok(certificate(first.ok_or("it sent no certificate")?)?.identity)
 }
 
-/// Closes a connection so that the peer receives the alert. A system that closes a connection with unread data resets it,
-/// and the alert would be lost.
+/// Closes a connection so that the peer receives the alert. A system that closes a connection with unread data resets
+/// it, and the alert would be lost.
 async fn drain<S: TlsTransport>(mut stream: S) {
     let draining = async {
         if stream.close().await.is_ok() {
@@ -361,8 +363,8 @@ impl<R: AsyncRead + Unpin> AsyncRead for DescribeErrors<R> {
     }
 }
 
-/// Whether the peer refuses this host, so that another attempt is pointless. (A record damaged in transit also leads to an
-/// alert, but the next attempt may succeed.)
+/// Whether the peer refuses this host, so that another attempt is pointless. (A record damaged in transit also leads to
+/// an alert, but the next attempt may succeed.)
 fn is_refusal(error: &Rustls) -> bool {
     use AlertDescription as Alert;
     let Rustls::AlertReceived(alert) = error else { return false };
@@ -415,14 +417,17 @@ fn describe_certificate(error: &CertificateError) -> String {
         Bad::UnknownIssuer => "its certificate was not issued by a CA that is known here".to_owned(),
         Bad::Expired => "its certificate has expired".to_owned(),
         Bad::ExpiredContext { not_after, .. } => format!("its certificate expired {}", format_time(*not_after)),
-        Bad::NotValidYet => "its certificate is not valid yet; check the clocks of both hosts".to_owned(),
+        Bad::NotValidYet => "its certificate is not valid yet; hint: check the clocks of both hosts".to_owned(),
         Bad::NotValidYetContext { not_before, .. } => {
-            format!("its certificate is not valid before {}; check the clocks of both hosts", format_time(*not_before))
+            format!(
+                "its certificate is not valid before {}; hint: check the clocks of both hosts",
+                format_time(*not_before)
+            )
         }
         Bad::NotValidForName => "its certificate names another host".to_owned(),
         Bad::NotValidForNameContext { expected, presented } => {
             let names: Vec<String> = presented.iter().take(4).map(|name| bare_name(name)).collect();
-            format!("its certificate is not that of {}, it names {}", expected.to_str(), names.join(", "))
+            format!("its certificate is not that of {}: it names {}", expected.to_str(), names.join(", "))
         }
         Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => {
             "its certificate does not permit this use; it must permit server and client authentication".to_owned()

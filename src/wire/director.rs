@@ -1,10 +1,10 @@
-//! The messages between a director and an agent.
+//! Defines the messages between a director and an agent.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, Snapshot,
+    Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, Snapshot, UnlistedPools,
 };
 use crate::wire::{PER_LINE, Response, default_protocol};
 
@@ -72,15 +72,15 @@ pub struct DirectorsOrder {
     /// The director that gives the order, if several directors share a catalog.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fence: Option<Fence>,
-    /// destroy_snapshot: the snapshots that must stay in common with other hosts, which the agent checks. estimate_send:
-    /// the newest common snapshot of the destination; if it is missing, the destination has none.
+    /// destroy_snapshot: the snapshots that must stay in common with other hosts, which the agent checks.
+    /// estimate_send: the newest common snapshot of the destination; if it is missing, the destination has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
     /// For how many seconds the order is retried after a temporary failure. The default is 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_for: Option<u64>,
-    /// send_snapshot: the creation of the oldest snapshot that the destination lacks. The dataset with the oldest goes
-    /// first.
+    /// send_snapshot: the creation of the oldest snapshot that the destination lacks. The dataset for which this is
+    /// earliest is sent first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_unsent: Option<DateTime<Utc>>,
     /// estimate_send: the token from which the destination can resume.
@@ -175,6 +175,9 @@ pub struct Facts {
     /// The listing of a dataset, or a part of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listing: Option<Listing>,
+    /// Pools that could not be listed, each with the reason.
+    #[serde(skip_serializing_if = "UnlistedPools::is_empty")]
+    pub unlisted: UnlistedPools,
 }
 
 /// The listing of a dataset, or a part of it.

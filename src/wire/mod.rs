@@ -1,17 +1,17 @@
-//! The protocol between directors, agents and slaves: JSON messages, one per line, and streams in frames.
+//! Implements the protocol between directors, agents and slaves: JSON messages, one per line, and streams in frames.
 //!
-//! For each order, a director connects to an agent and sends one [`DirectorsOrder`]. The agent answers with any number of
-//! [`AgentLine::Progress`] and [`AgentLine::Facts`] lines, then with one [`Response`]. To send a dataset, an agent connects
-//! to a slave and sends one [`OrderToSlave`]; the slave answers with the content of its dataset, as one or more
-//! [`ListUuids`] lines. Then the agent sends one [`Step`] after the other, up to [`Step::Finish`]. After
+//! For each order, a director connects to an agent and sends one [`DirectorsOrder`]. The agent answers with any number
+//! of [`AgentLine::Progress`] and [`AgentLine::Facts`] lines, then with one [`Response`]. To send a dataset, an agent
+//! connects to a slave and sends one [`OrderToSlave`]; the slave answers with the content of its dataset, as one or
+//! more [`ListUuids`] lines. Then the agent sends one [`Step`] after the other, up to [`Step::Finish`]. After
 //! [`Step::Receive`], the stream follows in frames. The slave answers each step with any number of [`Alive`] lines, one
 //! [`Response`] and the new [`ListUuids`]. zsync-protocol(7) has the details.
 //!
-//! The types and fields of zeplic's protocol keep their names and meaning. Fields added by zsync are optional, and unknown
-//! fields are ignored, so that an order can also be written by hand and sent with `nc`.
+//! The types and fields of zeplic's protocol keep their names and meaning. Fields added by zsync are optional, and
+//! unknown fields are ignored, so that an order can also be written by hand and sent with `nc`.
 //!
-//! `director` has the messages between director and agent, `slave` those between agent and slave, and `response` the one
-//! that both use. [`codec`] sends and receives messages and streams on a connection.
+//! `director` has the messages between director and agent, `slave` those between agent and slave, and `response` the
+//! one that both use. [`codec`] sends and receives messages and streams on a connection.
 
 pub mod codec;
 mod director;

@@ -1,8 +1,8 @@
-//! The message that ends an order or a step.
+//! Defines the message that ends an order or a step.
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{OrderId, ResponseStatus};
+use crate::model::{OrderId, ResponseStatus, hint};
 
 /// The result of an order or a step; zeplic's `ZFSResponseToAgent` (for its agent, `ZFSResponseFromSlave`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct Response {
     /// The error, or a remark after a success.
     #[serde(default)]
     pub error: String,
-    /// What somebody can do about a failure.
+    /// What an administrator can do about a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// Whether a later attempt may succeed.
@@ -33,9 +33,12 @@ pub struct Response {
     /// The duration in milliseconds.
     #[serde(default)]
     pub millis: u64,
-    /// The estimated number of bytes that would be sent or freed. Missing if ZFS cannot tell.
+    /// The estimated number of bytes that would be sent or freed. Missing if ZFS cannot estimate it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate: Option<u64>,
+    /// For a listing, the number of datasets that it has. If another number arrives, something was lost on the way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub datasets: Option<u64>,
 }
 
 impl Response {
@@ -53,32 +56,32 @@ impl Response {
             bytes: 0,
             millis: 0,
             estimate: None,
+            datasets: None,
         }
     }
 
-    /// A failure, with the error.
+    /// A failure, with the error. If the text has a hint, it is split off.
     #[must_use]
     pub fn failure(order: Option<OrderId>, status: ResponseStatus, error: impl Into<String>) -> Self {
+        let (error, hint) = hint::split(&error.into());
         Self {
             order_uuid: order,
             is_success: false,
             status,
-            error: error.into(),
-            hint: None,
+            error,
+            hint,
             temporary: false,
             unpublished: false,
             bytes: 0,
             millis: 0,
             estimate: None,
+            datasets: None,
         }
     }
 
     /// The error or remark followed by the hint, for places that have one text for both.
     #[must_use]
     pub fn message(&self) -> String {
-        match &self.hint {
-            Some(hint) => format!("{}; hint: {hint}", self.error),
-            None => self.error.clone(),
-        }
+        hint::join(&self.error, self.hint.as_deref())
     }
 }

@@ -1,4 +1,4 @@
-//! The messages between an agent and a slave.
+//! Defines the messages between an agent and a slave.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use crate::model::{
 };
 use crate::wire::{RenamedFrom, default_protocol};
 
-/// The first line from an agent to a slave, which says what it wants to send; zeplic's `ZFSOrderToSlave` (for its slave,
-/// `ZFSOrderFromAgent`).
+/// The first line from an agent to a slave, which says what it wants to send; zeplic's `ZFSOrderToSlave` (for its
+/// slave, `ZFSOrderFromAgent`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct OrderToSlave {
@@ -64,7 +64,7 @@ pub struct CloneOf {
     pub guid: Guid,
 }
 
-/// What an agent has to know of the receiving side, besides the content of the dataset.
+/// What an agent has to know about the receiving side, besides the content of the dataset.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DestinationInfo {
@@ -93,13 +93,13 @@ pub struct ListUuids {
     /// The status of the dataset; only in the first line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<DatasetStatus>,
-    /// What the agent has to know of the receiving side; only in the first line.
+    /// What the agent has to know about the receiving side; only in the first line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<DestinationInfo>,
     /// Why the agent may not send, for the statuses 3, 4 and 5, or why it cannot send now.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub error: String,
-    /// What somebody can do about it.
+    /// What an administrator can do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// The content of the dataset in this line; `None` if the dataset does not exist.
@@ -111,8 +111,8 @@ pub struct ListUuids {
 }
 
 impl ListUuids {
-    /// Whether the UUIDs are those of the snapshots in the same line. The two say the same thing twice, so a line in
-    /// which they differ was changed in transit.
+    /// Whether the UUIDs are those of the snapshots in the same line. Both lists must agree, so a line in which they
+    /// differ was damaged in transit.
     #[must_use]
     pub fn is_consistent(&self) -> bool {
         let snapshots = self.inventory.iter().flat_map(|inventory| &inventory.snapshots);
@@ -128,7 +128,8 @@ pub enum Step {
     Receive {
         /// The kind of stream: full or incremental.
         status: ResponseStatus,
-        /// The snapshot that will be the newest one. Missing for a resumed stream, because only ZFS knows where it ends.
+        /// The snapshot that will be the newest one. Missing for a resumed stream, because only ZFS knows where it
+        /// ends.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guid: Option<Guid>,
         /// The name of that snapshot.
@@ -153,13 +154,14 @@ pub enum Step {
     Rollback {
         /// The guid of that snapshot.
         guid: Guid,
-        /// The newer snapshots, which the rollback destroys. If the dataset has others by now, the slave refuses.
+        /// The newer snapshots, which the rollback destroys. If the dataset has other snapshots by then, the slave
+        /// refuses.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         destroys: Vec<Guid>,
     },
     /// Rename the dataset, so that a new copy can be made. The response contains the new name.
     SetAside {
-        /// The dataset's newest snapshot, if it has one. If it has another one by now, the slave refuses.
+        /// The dataset's newest snapshot, if it has one. If the newest one is another by then, the slave refuses.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guid: Option<Guid>,
     },

@@ -1,4 +1,4 @@
-//! The messages as they are written, and zeplic's names in them.
+//! Checks how messages are written, and that they keep the names of zeplic's protocol.
 
 use super::*;
 use crate::model::{Action, DatasetInventory, DatasetStatus, Guid, OrderId, ResponseStatus, Snapshot};

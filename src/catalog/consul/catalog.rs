@@ -1,4 +1,4 @@
-//! [`ConsulCatalog`], through which directors and hosts read and write.
+//! [`ConsulCatalog`], through which directors and hosts read and write the catalog in Consul.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Generations, Outcome, Published,
 };
 use crate::consul::{Committed, Consul, ConsulSettings, MOST_BYTES, Op};
-use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
+use crate::model::{DatasetInventory, DatasetName, HostInventory, HostListing, HostName, Inventory, UnlistedPools};
 use crate::sys::runtime;
 
 /// How many hosts are read in parallel.
@@ -76,8 +76,8 @@ impl ConsulCatalog {
         HostWriter::new(&self.consul, &self.root, host)
     }
 
-    /// Reads every host's generation, with the index of its pair. Pairs that cannot be decoded are left out, so that their
-    /// hosts do not count as published.
+    /// Reads every host's generation, with the index of its pair. Pairs that cannot be decoded are left out, so that
+    /// their hosts do not count as published.
     async fn generations(&self) -> Result<BTreeMap<HostName, (Generation, u64)>, CatalogError> {
         let prefix = format!("{}/generation/", self.root);
         let mut all = BTreeMap::new();
@@ -85,7 +85,7 @@ impl ConsulCatalog {
             let host = pair.key.strip_prefix(&prefix).and_then(|name| name.parse::<HostName>().ok());
             match host.zip(Generation::decode(&pair.value)) {
                 Some((host, generation)) => drop(all.insert(host, (generation, pair.modify_index))),
-                None => log::warn!("ignored {} in Consul: not written by zsync, or by a newer version", pair.key),
+                None => log::warn!("ignoring {} in Consul: zsync did not write it, or a newer version did", pair.key),
             }
         }
         Ok(all)
@@ -131,9 +131,9 @@ impl ConsulCatalog {
             }
         }
         for (host, record) in self.records(stale).await? {
-            match (record.observed(), record.generation) {
+            match (record.observed(), &record.generation) {
                 (Some(_), Some((_, index))) => {
-                    since.insert(host.clone(), index);
+                    since.insert(host.clone(), *index);
                     published.whole.insert(host.clone());
                 }
                 _ => {
@@ -150,15 +150,15 @@ impl ConsulCatalog {
         Ok(published)
     }
 
-    /// Reads the index of a host's generation, 0 if there is none yet. It has to be read before the host is listed, so that
-    /// if two processes list the host at once, the older listing does not overwrite the newer one.
+    /// Reads the index of a host's generation; 0 if there is none yet. It has to be read before the host is listed.
+    /// Then, if two processes list the host at the same time, the older listing does not overwrite the newer one.
     pub async fn generation(&self, host: &HostName) -> Result<u64, CatalogError> {
         let found = self.consul.get(&self.keys(host).generation).await?.0;
         Ok(found.map_or(0, |pair| pair.modify_index))
     }
 
-    /// [`CatalogWrite::update`] if the generation has not changed. `false` means that it has, so the caller has to list the
-    /// datasets again.
+    /// Does the same as [`CatalogWrite::update`], unless the generation has changed. Returns `false` if it has: then
+    /// the caller has to list the datasets again.
     pub async fn update_if(
         &self,
         host: &HostName,
@@ -168,16 +168,17 @@ impl ConsulCatalog {
         unless_conflict(self.writer(host).try_update(changes, Some(generation)).await)
     }
 
-    /// [`CatalogWrite::replace_host`] if the generation has not changed. `false` means that it has, so the caller has to
-    /// list the host again.
+    /// Does the same as [`CatalogWrite::replace_host`], unless the generation has changed. Returns `false` if it has:
+    /// then the caller has to list the host again.
     pub async fn replace_if(
         &self,
         host: &HostName,
         generation: u64,
         observed: DateTime<Utc>,
         datasets: &BTreeMap<DatasetName, DatasetInventory>,
+        unlisted: &UnlistedPools,
     ) -> Result<bool, CatalogError> {
-        unless_conflict(self.writer(host).try_replace(observed, datasets, Some(generation)).await)
+        unless_conflict(self.writer(host).try_replace(observed, datasets, unlisted, Some(generation)).await)
     }
 
     fn buffered(&self) -> MutexGuard<'_, Vec<Outcome>> {
@@ -242,15 +243,15 @@ impl CatalogRead for ConsulCatalog {
 }
 
 impl CatalogWrite for ConsulCatalog {
-    fn replace_host(
+    fn replace_pools(
         &self,
         host: &HostName,
         observed: DateTime<Utc>,
-        datasets: Vec<(DatasetName, DatasetInventory)>,
+        HostListing { datasets, unlisted }: HostListing,
     ) -> Result<(), CatalogError> {
         let listed = datasets.into_iter().collect();
         let writer = self.writer(host);
-        runtime::block_on(writer.retry_on_conflict(|| writer.try_replace(observed, &listed, None)))
+        runtime::block_on(writer.retry_on_conflict(|| writer.try_replace(observed, &listed, &unlisted, None)))
     }
 
     fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {

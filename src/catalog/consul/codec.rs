@@ -17,7 +17,7 @@ use crate::model::{Bookmark, DatasetInventory, DatasetKind, Guid, Marks, Origin,
 const VERSION: u32 = 1;
 /// The largest decompressed value, in bytes.
 const LARGEST_JSON: usize = 512 << 20;
-/// A middle level of zlib: a third slower than the fastest, and a fifth smaller.
+/// The compression level of zlib: a third slower than the fastest level, with output that is a fifth smaller.
 const LEVEL: u8 = 6;
 
 /// The decoded value of a dataset's pair.
@@ -68,6 +68,8 @@ struct StoredListing {
     origin: Option<Origin>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     excluded: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    append_only: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     flags: Option<SendFlags>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +165,7 @@ impl From<&DatasetInventory> for StoredListing {
             encrypted: of.encrypted,
             origin: of.origin.clone(),
             excluded: of.excluded,
+            append_only: of.append_only,
             flags: of.flags,
             resume_token: of.resume_token.clone(),
             snapshots,
@@ -198,6 +201,7 @@ impl TryFrom<StoredListing> for DatasetInventory {
             encrypted: held.encrypted,
             origin: held.origin,
             excluded: held.excluded,
+            append_only: held.append_only,
             flags: held.flags,
             resume_token: held.resume_token,
             // A host remembers its own earlier listings.
@@ -306,6 +310,7 @@ mod tests {
                 encrypted: kept,
                 origin: kept.then(|| "tank/a@b".parse().unwrap()),
                 excluded: kept,
+                append_only: Some(kept),
                 flags: kept.then_some(SendFlags::PLAIN),
                 unchanged: None,
                 resume_token: token,

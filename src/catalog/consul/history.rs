@@ -1,4 +1,5 @@
-//! The history: destroyed snapshots, and the outcomes of orders, in one pair per host for each. No pass reads it.
+//! The history of each host: its destroyed snapshots in one pair, and the outcomes of its orders in another. No pass
+//! reads it.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};

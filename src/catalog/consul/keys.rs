@@ -3,7 +3,8 @@
 use crate::catalog::consul::codec::Parts;
 use crate::model::{DatasetName, HostName};
 
-/// The largest value of one pair. Base64 in a transaction's JSON makes it a third larger, and Consul accepts 512 KiB.
+/// The largest value of one pair, in bytes. Base64 in the JSON of a transaction makes it a third larger, and Consul
+/// accepts 512 KiB.
 pub(super) const PART: usize = 256 << 10;
 /// The largest number of parts of a dataset, so that the old and the new ones fit into one transaction.
 pub(super) const MOST_PARTS: usize = 30;

@@ -1,8 +1,8 @@
 //! Assembles the pairs of one host, and determines whether they are complete.
 //!
-//! `ROOT/generation/HOST` says when the host was last listed as a whole, and how many datasets have a pair. Every
-//! transaction that writes pairs of the host writes this pair, too. Therefore a dataset's pair with a higher index was
-//! written by something other than zsync, and another number of pairs means that some are missing or foreign.
+//! `ROOT/generation/HOST` records when the host was last listed as a whole, and how many datasets have a pair. Every
+//! transaction that writes pairs of the host also writes this pair. If a dataset's pair has a higher index, something
+//! other than zsync wrote it. If the number of pairs differs, some are missing or foreign.
 
 use std::collections::BTreeMap;
 
@@ -14,20 +14,24 @@ use crate::catalog::consul::codec::Value;
 use crate::catalog::consul::keys::{Keys, MOST_PARTS};
 use crate::catalog::dataset::CatalogDataset;
 use crate::consul::{Consul, ConsulError, Pair};
-use crate::model::{DatasetName, HostInventory};
+use crate::model::{DatasetName, HostInventory, UnlistedPools};
 use crate::sys::runtime;
 
 /// The value of the generation pair.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Generation {
-    /// Changes with every write, because Consul does not raise the index of a pair that is written with the same value.
+    /// A number that changes with every write, because Consul does not raise the index of a pair that is written with
+    /// the same value.
     pub number: u64,
     /// When the host was last listed as a whole, in seconds. Missing while its pairs are incomplete.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed: Option<i64>,
     /// The number of datasets that have a pair.
     pub datasets: usize,
+    /// The pools that could not be listed.
+    #[serde(skip_serializing_if = "UnlistedPools::is_empty")]
+    pub unlisted: UnlistedPools,
 }
 
 impl Generation {
@@ -35,11 +39,11 @@ impl Generation {
         serde_json::from_slice(value).ok()
     }
 
-    pub fn encode(self) -> Vec<u8> {
-        serde_json::to_vec(&self).unwrap_or_default()
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
     }
 
-    pub fn observed(self) -> Option<DateTime<Utc>> {
+    pub fn observed(&self) -> Option<DateTime<Utc>> {
         self.observed.and_then(|seconds| DateTime::from_timestamp(seconds, 0))
     }
 }
@@ -98,7 +102,7 @@ impl HostRecord {
                 record.strays.push((pair.key, pair.modify_index));
             }
         }
-        let newest = record.generation.map_or(0, |(_, index)| index);
+        let newest = record.generation.as_ref().map_or(0, |(_, index)| *index);
         for (name, pair) in heads {
             if pair.modify_index > newest {
                 record.doubts.push(format!("{} was not written by zsync", pair.key));
@@ -113,18 +117,18 @@ impl HostRecord {
         }
         // Parts that no pair refers to were left behind by a writer that died, or are just being written.
         record.strays.extend(parts.into_values().flatten().map(|(key, pair)| (key, pair.modify_index)));
-        if let Some((generation, _)) = record.generation
+        if let Some((generation, _)) = &record.generation
             && generation.datasets != record.datasets.len()
         {
             let found = record.datasets.len();
-            record.doubts.push(format!("{found} datasets have pairs, and {} should", generation.datasets));
+            record.doubts.push(format!("{found} datasets have pairs, but there should be {}", generation.datasets));
         }
         record
     }
 
     /// When the host was last listed as a whole; `None` if the record is not reliable.
     pub fn observed(&self) -> Option<DateTime<Utc>> {
-        let (generation, _) = self.generation?;
+        let (generation, _) = self.generation.as_ref()?;
         if self.doubts.is_empty() { generation.observed() } else { None }
     }
 
@@ -132,7 +136,8 @@ impl HostRecord {
     pub fn into_inventory(self) -> HostInventory {
         let observed = self.observed();
         let present = |(name, pair): (DatasetName, DatasetPair)| Some((name, pair.dataset?.into_inventory()?));
-        HostInventory { observed, datasets: self.datasets.into_iter().filter_map(present).collect() }
+        let unlisted = self.generation.map(|(generation, _)| generation.unlisted).unwrap_or_default();
+        HostInventory { observed, datasets: self.datasets.into_iter().filter_map(present).collect(), unlisted }
     }
 }
 

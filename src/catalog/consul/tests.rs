@@ -1,4 +1,4 @@
-//! What is specific to the catalog in Consul: generations, large datasets, foreign writes, concurrent writers.
+//! Tests of what is specific to the catalog in Consul: generations, large datasets, foreign writes, concurrent writers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -179,7 +179,7 @@ fn foreign_write_makes_host_incomplete_until_listed() {
             assert_eq!(observed(&catalog), None, "{what}");
             let (wanted, mut since) = (all(&["alpha"]), Generations::new());
             assert!(catalog.published(&wanted, &mut since).unwrap().unwrap().whole.is_empty(), "{what}");
-            // A change by an order does not make it complete.
+            // A change by an order does not make the host complete.
             catalog.update(&host("alpha"), vec![(dataset("tank/a"), Change::Taken(snapshot(9)))]).unwrap();
             assert_eq!(observed(&catalog), None, "{what}, then an order");
         }
@@ -220,7 +220,7 @@ fn outdated_listing_is_not_written() {
     let before = runtime::block_on(catalog.generation(&host("alpha"))).unwrap();
     put(&catalog, "alpha", "tank/a", [1, 2]);
     let old: BTreeMap<_, _> = listed([1]).into_iter().collect();
-    let tried = runtime::block_on(catalog.replace_if(&host("alpha"), before, at(1), &old));
+    let tried = runtime::block_on(catalog.replace_if(&host("alpha"), before, at(1), &old, &BTreeMap::new()));
     assert!(!tried.unwrap());
     let change = [(dataset("tank/a"), Change::Listed(listing([1])))];
     assert!(!runtime::block_on(catalog.update_if(&host("alpha"), before, &change)).unwrap());

@@ -14,10 +14,10 @@ use crate::catalog::consul::record::{DatasetPair, Generation, HostRecord};
 use crate::catalog::dataset::CatalogDataset;
 use crate::catalog::{CatalogError, Change};
 use crate::consul::{Committed, Consul, MOST_BYTES, MOST_OPS, Op};
-use crate::model::{DatasetInventory, DatasetName, HostName};
+use crate::model::{DatasetInventory, DatasetName, HostName, UnlistedPools};
 use crate::sys::runtime;
 
-/// How often a write is attempted.
+/// How many times a write is attempted at most.
 const ATTEMPTS: usize = 12;
 
 /// Why a write was not made.
@@ -54,7 +54,7 @@ impl<'a> HostWriter<'a> {
         Self { consul, host, keys: Keys::new(root, host) }
     }
 
-    /// Attempts a write until no other writer interferes.
+    /// Makes up to [`ATTEMPTS`] attempts at a write, until one meets no conflict with another writer.
     pub async fn retry_on_conflict<T, F: Future<Output = Result<T, WriteError>>>(
         &self,
         attempt: impl Fn() -> F,
@@ -65,7 +65,7 @@ impl<'a> HostWriter<'a> {
                 Err(WriteError::Failed(error)) => return Err(error),
                 Err(WriteError::Conflict) => {
                     log::debug!("{} in Consul changed during attempt {number} to write it", self.host);
-                    // Of random length, because two writers in step would conflict again.
+                    // The pause has a random length, because two writers in step would conflict again.
                     let jitter = u64::from(Uuid::now_v7().as_bytes()[15]) % 16;
                     runtime::sleep(Duration::from_millis(number as u64 * (5 + jitter))).await;
                 }
@@ -120,7 +120,8 @@ impl<'a> HostWriter<'a> {
         Ok(Some(OpGroup { ops, datasets }))
     }
 
-    /// Writes a value that is too large for one pair as parts. Returns the operations that check that nobody changed them.
+    /// Writes a value that is too large for one pair as parts. Returns the operations that check that nobody changed
+    /// them.
     async fn write_parts(&self, name: &DatasetName, value: &[u8]) -> Result<(Parts, Vec<Op>), WriteError> {
         let parts = Parts { set: Uuid::now_v7(), count: value.len().div_ceil(PART), bytes: value.len() };
         if parts.count > MOST_PARTS {
@@ -139,8 +140,8 @@ impl<'a> HostWriter<'a> {
         Ok((parts, checks))
     }
 
-    /// Commits groups of operations in as few transactions as possible. Every transaction also writes the generation, and
-    /// the last one sets when the host was `observed`.
+    /// Commits groups of operations in as few transactions as possible. Every transaction also writes the generation,
+    /// and the last one sets when the host was `observed`.
     async fn commit_groups(
         &self,
         groups: Vec<OpGroup>,
@@ -197,8 +198,8 @@ impl<'a> HostWriter<'a> {
         for (name, changes) in touched {
             let stored = self.read_dataset(name).await?;
             if stored.as_ref().is_some_and(|pair| pair.dataset.is_none() || pair.index > index) {
-                // Something other than zsync wrote this pair. It is overwritten, and the host counts as incomplete until it
-                // is listed as a whole.
+                // Something other than zsync wrote this pair. It is overwritten, and the host counts as incomplete
+                // until it is listed as a whole.
                 observed = None;
             }
             let mut now = stored.as_ref().and_then(|pair| pair.dataset.clone()).unwrap_or_default();
@@ -210,7 +211,7 @@ impl<'a> HostWriter<'a> {
         if !destroyed.is_empty() {
             let history = DestroyedHistory::read(self.consul, &self.keys).await?;
             let op = history.with(destroyed).op(&self.keys);
-            // In the transaction of the first changed dataset, so that both are written or neither.
+            // These are in the transaction of the first changed dataset, so that either both are written or neither is.
             match groups.first_mut() {
                 Some(group) => group.ops.push(op),
                 None => groups.push(OpGroup { ops: vec![op], datasets: 0 }),
@@ -227,6 +228,7 @@ impl<'a> HostWriter<'a> {
         &self,
         observed: DateTime<Utc>,
         listed: &BTreeMap<DatasetName, DatasetInventory>,
+        unlisted: &UnlistedPools,
         expected: Option<u64>,
     ) -> Result<(), WriteError> {
         let record = HostRecord::read(self.consul, self.keys.clone()).await?;
@@ -237,12 +239,13 @@ impl<'a> HostWriter<'a> {
             let mut now = stored.and_then(|pair| pair.dataset.clone()).unwrap_or_default();
             match listed.get(name) {
                 Some(inventory) => now.set_listed(inventory.clone()),
+                None if unlisted.contains_key(name.pool()) => continue,
                 None => now.clear_listed(),
             }
             groups.extend(self.dataset_ops(name, stored, &now).await?);
         }
         let strays = record.strays.iter().map(|(key, index)| {
-            log::warn!("deletes {key} in Consul: nothing refers to it");
+            log::warn!("deleting {key} from Consul, because nothing refers to it");
             OpGroup { ops: vec![Op::DeleteCas { key: key.clone(), index: *index }], datasets: 0 }
         });
         groups.extend(strays);
@@ -253,9 +256,9 @@ impl<'a> HostWriter<'a> {
         if record.generation != decoded || expected.is_some_and(|expected| expected != index) {
             return Err(WriteError::Conflict);
         }
-        // Counted again, because pairs may have been deleted by hand.
+        // The pairs are counted again, because some may have been deleted by hand.
         let before = record.generation.map(|(generation, _)| generation).unwrap_or_default();
-        let generation = Generation { datasets: record.datasets.len(), ..before };
+        let generation = Generation { datasets: record.datasets.len(), unlisted: unlisted.clone(), ..before };
         self.commit_groups(groups, (generation, index), Some(observed.timestamp())).await
     }
 
@@ -274,7 +277,7 @@ impl<'a> HostWriter<'a> {
             forgotten += old;
             groups.push(OpGroup { ops: vec![history.op(&self.keys)], datasets: 0 });
         }
-        if let (false, Some((generation, index))) = (groups.is_empty(), record.generation) {
+        if let (false, Some((generation, index))) = (groups.is_empty(), record.generation.clone()) {
             let observed = generation.observed;
             self.commit_groups(groups, (generation, index), observed).await?;
         }

@@ -1,4 +1,4 @@
-//! Errors of SQLite, and of values stored in it, on their way to a [`CatalogError`].
+//! Converts errors of SQLite, and of values stored in it, to a [`CatalogError`].
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,7 @@ use rusqlite::ErrorCode;
 
 use crate::catalog::CatalogError;
 
-/// What went wrong in the database, not yet with the name of its file.
+/// An error of the database, without the name of its file.
 #[derive(Debug)]
 pub(super) enum DbError {
     /// SQLite reported an error.

@@ -1,4 +1,4 @@
-//! The lock of the catalog's one writer, and the folder that it is in.
+//! The lock that only one writer of the catalog can hold, and the folder of the lock file.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -22,7 +22,7 @@ impl Drop for Lock {
 
 impl Lock {
     /// Creates the folder, accessible to its owner only, and takes the lock, which only one process can have. The lock
-    /// file names this process and its `holder` for other processes.
+    /// file states the id of this process and its `holder`, for other processes.
     pub fn take(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
         let unusable = |cause| CatalogError::Folder { path: folder.to_owned(), cause };
         create(folder).map_err(unusable)?;

@@ -1,12 +1,12 @@
 //! The embedded catalog, for a director that has no Consul: a SQLite file with one writer and any number of readers.
 //!
 //! With SQLite's write-ahead log and `synchronous = NORMAL`, every call survives `kill -9`. After a power failure, each
-//! call has taken effect completely or not at all; the last calls may be lost, unless [`CatalogWrite::flush`] followed
-//! them. The director asks the hosts again for what was lost, and a pass over a thousand hosts waits for the disk less
-//! often. The index of the log is shared memory, so the catalog needs a local filesystem.
+//! call has taken effect completely or not at all, but the last calls may be lost, unless [`CatalogWrite::flush`]
+//! followed them. The director then asks the hosts again. In return, a pass over a thousand hosts waits for the disk
+//! less often. The index of the log is shared memory, so the catalog needs a local filesystem.
 //!
-//! `schema` has the tables and their migrations, `rows` converts rows to values, `read` and `write` are the statements,
-//! `lock` keeps a second writer away, and `error` turns SQLite's errors into a [`CatalogError`].
+//! `schema` has the tables and their migrations, `rows` converts rows to values, `read` and `write` have the
+//! statements, `lock` keeps a second writer away, and `error` turns SQLite's errors into a [`CatalogError`].
 
 mod error;
 mod lock;
@@ -29,7 +29,7 @@ use crate::catalog::embedded::error::DbError;
 use crate::catalog::embedded::lock::Lock;
 use crate::catalog::embedded::schema::FileKind;
 use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Holder, Outcome};
-use crate::model::{DatasetInventory, DatasetName, HostInventory, HostName, Inventory};
+use crate::model::{DatasetName, HostInventory, HostListing, HostName, Inventory};
 
 const FILE: &str = "catalog.sqlite";
 /// How long to wait while another process has the file locked. Readers and the writer never block each other for long.
@@ -40,18 +40,18 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct EmbeddedCatalog {
     file: PathBuf,
     connection: Mutex<Connection>,
-    /// Released after the connection is closed, because fields are dropped in order.
+    /// The lock is released after the connection is closed, because fields are dropped in order.
     _lock: Lock,
 }
 
-/// The catalog, for reading, even while a director writes it. A catalog that does not exist yet is empty.
+/// The catalog, open for reading, even while a director writes it. A catalog that does not exist yet is empty.
 #[derive(Clone, Debug)]
 pub struct EmbeddedReader {
     file: PathBuf,
 }
 
 impl EmbeddedReader {
-    /// Reads the catalog in this folder. The file is opened by each call, and never created.
+    /// A reader of the catalog in this folder. Each call opens the file, and none creates it.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         Self { file: folder.join(FILE) }
@@ -61,7 +61,7 @@ impl EmbeddedReader {
         self.read_since(1, read)
     }
 
-    /// Reads what catalogs contain since version `since`. In an older catalog it is empty.
+    /// Reads something that catalogs have contained since version `since`. For an older catalog, the result is empty.
     fn read_since<T: Default>(
         &self,
         since: i64,
@@ -101,16 +101,16 @@ fn usable_version(kind: FileKind, file: &Path) -> Result<Option<i64>, CatalogErr
 impl CatalogRead for EmbeddedReader {
     fn inventory(&self) -> Result<Inventory, CatalogError> {
         // The next pass migrates an older catalog, and fills it from the hosts.
-        self.read_since(schema::WITH_DATASETS, |connection| read::inventory(connection, None))
+        self.read_since(schema::WITH_ALL_COLUMNS, |connection| read::inventory(connection, None))
     }
 
     fn host(&self, host: &HostName) -> Result<Option<HostInventory>, CatalogError> {
-        let found = self.read_since(schema::WITH_DATASETS, |connection| read::inventory(connection, Some(host)));
+        let found = self.read_since(schema::WITH_ALL_COLUMNS, |connection| read::inventory(connection, Some(host)));
         Ok(found?.hosts.remove(host))
     }
 
     fn outcomes(&self, limit: usize) -> Result<Vec<Outcome>, CatalogError> {
-        self.read_since(schema::WITH_HINTS, |connection| read::outcomes(connection, limit))
+        self.read_since(schema::WITH_ALL_COLUMNS, |connection| read::outcomes(connection, limit))
     }
 
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
@@ -128,7 +128,8 @@ impl EmbeddedCatalog {
         Self::open_as(folder, Holder::Director)
     }
 
-    /// Opens the catalog as [`Self::open`] does. Other programs that try to do so get an error that names this `holder`.
+    /// Opens the catalog as [`Self::open`] does. Other programs that try to do so get an error that names this
+    /// `holder`.
     pub fn open_as(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
         let file = folder.join(FILE);
         let lock = Lock::take(folder, holder)?;
@@ -198,13 +199,13 @@ impl CatalogRead for EmbeddedCatalog {
 }
 
 impl CatalogWrite for EmbeddedCatalog {
-    fn replace_host(
+    fn replace_pools(
         &self,
         host: &HostName,
         observed: DateTime<Utc>,
-        datasets: Vec<(DatasetName, DatasetInventory)>,
+        listing: HostListing,
     ) -> Result<(), CatalogError> {
-        self.write(|tx| write::replace_host(tx, host, observed, datasets))
+        self.write(|tx| write::replace_pools(tx, host, observed, listing))
     }
 
     fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {

@@ -31,7 +31,7 @@ pub(super) fn inventory(connection: &Connection, host: Option<&HostName>) -> Res
     Ok(Inventory { hosts })
 }
 
-/// Which hosts are read: conditions for each table, and their parameter.
+/// Which hosts are read, as SQL: a condition for each table, and the parameter of these conditions.
 struct Selection<'a> {
     hosts: &'static str,
     datasets: &'static str,
@@ -69,11 +69,13 @@ type Hosts = (BTreeMap<HostName, HostInventory>, HashMap<i64, HostName>);
 /// Reads the hosts that were listed as a whole, and the names of all hosts by id.
 fn read_hosts(connection: &Connection, selection: &Selection<'_>) -> Result<Hosts, DbError> {
     let (mut hosts, mut names) = (BTreeMap::new(), HashMap::new());
-    let sql = format!("SELECT id, name, observed FROM host {}", selection.hosts);
+    let sql = format!("SELECT id, name, observed, unlisted FROM host {}", selection.hosts);
     for_each_row(connection, &sql, selection.host, |row| {
         let (id, name) = (rows::integer(row, 0)?, rows::name::<HostName>(row, 1)?);
         if let Some(observed) = rows::nullable(row, 2, rows::time)? {
-            hosts.insert(name.clone(), HostInventory { observed: Some(observed), datasets: BTreeMap::new() });
+            let unlisted = rows::nullable(row, 3, rows::unlisted_pools)?.unwrap_or_default();
+            let listed = HostInventory { observed: Some(observed), datasets: BTreeMap::new(), unlisted };
+            hosts.insert(name.clone(), listed);
         }
         names.insert(id, name);
         Ok(())

@@ -9,7 +9,7 @@ use crate::catalog::embedded::error::DbError;
 use crate::catalog::{Destroyed, Estimated, Outcome, Place};
 use crate::model::{
     Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Record, ResponseStatus,
-    Snapshot, Unchanged,
+    Snapshot, Unchanged, UnlistedPools,
 };
 
 /// A time as it is stored.
@@ -76,7 +76,7 @@ fn text(row: &Row<'_>, column: usize) -> Result<String, DbError> {
 }
 
 pub(super) const DATASET: &str = "volume, guid, written, encrypted, resume_token, origin_dataset, origin_name, excluded, \
-                                  flags, unchanged_from, unchanged_to, listed";
+                                  flags, unchanged_from, unchanged_to, listed, append_only";
 
 /// A dataset without its snapshots, bookmarks and marks, from the columns [`DATASET`] beginning at `first`.
 pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, DbError> {
@@ -99,6 +99,7 @@ pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, D
             (Some(from), Some(to), Some(listed)) => Some(Unchanged { from, to, listed }),
             _ => None,
         },
+        append_only: nullable(row, first + 12, boolean)?,
         ..DatasetInventory::default()
     })
 }
@@ -178,6 +179,11 @@ pub(super) fn estimate(row: &Row<'_>) -> Result<(Uuid, Estimated), DbError> {
     let question = row.get_ref(0)?.as_blob().map_err(|error| damaged(0, error))?;
     let question = Uuid::from_slice(question).map_err(|error| damaged(0, error))?;
     Ok((question, Estimated { at: time(row, 1)?, bytes: nullable(row, 2, unsigned)?, remark: text(row, 3)? }))
+}
+
+/// The pools of a host that could not be listed.
+pub(super) fn unlisted_pools(row: &Row<'_>, column: usize) -> Result<UnlistedPools, DbError> {
+    serde_json::from_str(&text(row, column)?).map_err(|error| damaged(column, error))
 }
 
 fn action(row: &Row<'_>, column: usize) -> Result<Action, DbError> {

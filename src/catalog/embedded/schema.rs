@@ -105,16 +105,17 @@ const MIGRATIONS: &[&str] = &[
     "ALTER TABLE dataset ADD COLUMN unchanged_from INTEGER;
     ALTER TABLE dataset ADD COLUMN unchanged_to INTEGER;
     ALTER TABLE dataset ADD COLUMN listed INTEGER;",
-    // Version 5: what somebody can do about the error of an order.
-    "ALTER TABLE outcome ADD COLUMN hint TEXT;",
+    // Version 5: what an administrator can do about the error of an order, and the pools of a host that could not be
+    // listed, as a JSON object with a reason for each; whether local.json forbids destroying a dataset's snapshots.
+    "ALTER TABLE outcome ADD COLUMN hint TEXT;
+    ALTER TABLE host ADD COLUMN unlisted TEXT;
+    ALTER TABLE dataset ADD COLUMN append_only INTEGER;",
 ];
 
 /// The first version that has estimates.
 pub(super) const WITH_ESTIMATES: i64 = 2;
-/// The first version whose datasets have all columns of [`rows::DATASET`].
-pub(super) const WITH_DATASETS: i64 = 4;
-/// The first version whose outcomes have all columns of [`rows::OUTCOME`].
-pub(super) const WITH_HINTS: i64 = 5;
+/// The first version whose hosts, datasets and outcomes have all columns that are read.
+pub(super) const WITH_ALL_COLUMNS: i64 = 5;
 
 /// The version of the catalogs that this program writes.
 pub(super) fn version() -> i64 {
@@ -136,7 +137,7 @@ pub(super) enum FileKind {
 
 /// Determines the kind of a file without changing it.
 pub(super) fn identify(connection: &Connection) -> Result<FileKind, DbError> {
-    // In one transaction, because another process may be creating the catalog.
+    // The queries are in one transaction, because another process may be creating the catalog.
     let _transaction = connection.unchecked_transaction()?;
     let number = |pragma| connection.pragma_query_value::<i64, _>(None, pragma, |row| row.get(0));
     let (application, found) = (number("application_id")?, number("user_version")?);
@@ -149,7 +150,8 @@ pub(super) fn identify(connection: &Connection) -> Result<FileKind, DbError> {
     })
 }
 
-/// Configures a connection that is going to write, and migrates a catalog of version `from_version` (0 for an empty file).
+/// Configures a connection that is going to write, and migrates a catalog of version `from_version` (0 for an empty
+/// file).
 pub(super) fn prepare(connection: &mut Connection, from_version: i64) -> Result<(), DbError> {
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     if mode != "wal" {

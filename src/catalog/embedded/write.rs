@@ -1,7 +1,7 @@
 //! Writes the embedded catalog's tables, each call within the caller's transaction.
 //!
-//! A director lists every host at the start of each pass, and most of each listing is known already. Therefore only rows
-//! that changed are written.
+//! A director lists every host at the start of each pass, and most of each listing is known already. Therefore only
+//! rows that changed are written.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -13,7 +13,9 @@ use crate::catalog::embedded::error::DbError;
 use crate::catalog::embedded::rows;
 use crate::catalog::embedded::rows::micros;
 use crate::catalog::{Change, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
-use crate::model::{Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Marks, NotWritten, Snapshot};
+use crate::model::{
+    Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostListing, HostName, Marks, NotWritten, Snapshot,
+};
 
 /// Returns the id of a host, which is inserted if it is not known.
 fn host_id(tx: &Transaction<'_>, host: &HostName) -> Result<i64, DbError> {
@@ -39,21 +41,25 @@ fn dataset_id(tx: &Transaction<'_>, host: i64, dataset: &DatasetName) -> Result<
     Ok(tx.last_insert_rowid())
 }
 
-/// See [`CatalogWrite::replace_host`](crate::catalog::CatalogWrite::replace_host).
-pub(super) fn replace_host(
+/// See [`CatalogWrite::replace_pools`](crate::catalog::CatalogWrite::replace_pools).
+pub(super) fn replace_pools(
     tx: &Transaction<'_>,
     host: &HostName,
     observed: DateTime<Utc>,
-    datasets: Vec<(DatasetName, DatasetInventory)>,
+    HostListing { datasets, unlisted }: HostListing,
 ) -> Result<(), DbError> {
     let host = host_id(tx, host)?;
-    tx.prepare_cached("UPDATE host SET observed = ?2 WHERE id = ?1")?.execute([host, micros(observed)])?;
+    let pools = serde_json::to_string(&unlisted).ok().filter(|_| !unlisted.is_empty());
+    let update = "UPDATE host SET observed = ?2, unlisted = ?3 WHERE id = ?1";
+    tx.prepare_cached(update)?.execute(params![host, micros(observed), pools])?;
     let mut missing: HashSet<i64> = HashSet::new();
     {
-        let mut statement = tx.prepare_cached("SELECT id FROM dataset WHERE host = ?1 AND present")?;
+        let mut statement = tx.prepare_cached("SELECT id, name FROM dataset WHERE host = ?1 AND present")?;
         let mut found = statement.query([host])?;
         while let Some(row) = found.next()? {
-            missing.insert(rows::integer(row, 0)?);
+            if unlisted.is_empty() || !unlisted.contains_key(rows::name::<DatasetName>(row, 1)?.pool()) {
+                missing.insert(rows::integer(row, 0)?);
+            }
         }
     }
     for (name, inventory) in datasets {
@@ -130,10 +136,12 @@ fn set_listed(tx: &Transaction<'_>, id: i64, mut listed: DatasetInventory) -> Re
         let row = found.next()?.ok_or_else(|| DbError::Damaged(format!("dataset {id} does not exist")))?;
         (rows::integer(row, 0)? != 0).then(|| rows::dataset(row, 1)).transpose()?
     };
+    // The listing that follows an order does not say what local.json forbids.
+    listed.append_only = listed.append_only.or(known.as_ref().and_then(|known| known.append_only));
     if known.as_ref() != Some(&listed) {
         let update = "UPDATE dataset SET present = 1, volume = ?2, guid = ?3, written = ?4, encrypted = ?5,
                       resume_token = ?6, origin_dataset = ?7, origin_name = ?8, excluded = ?9, flags = ?10,
-                      unchanged_from = ?11, unchanged_to = ?12, listed = ?13
+                      unchanged_from = ?11, unchanged_to = ?12, listed = ?13, append_only = ?14
                       WHERE id = ?1";
         let origin = listed.origin.as_ref();
         tx.prepare_cached(update)?.execute(params![
@@ -150,6 +158,7 @@ fn set_listed(tx: &Transaction<'_>, id: i64, mut listed: DatasetInventory) -> Re
             listed.unchanged.map(|unchanged| unchanged.from),
             listed.unchanged.map(|unchanged| unchanged.to),
             listed.unchanged.map(|unchanged| unchanged.listed),
+            listed.append_only,
         ])?;
     }
     set_snapshots(tx, id, snapshots)?;
@@ -351,7 +360,7 @@ fn keep_newest(tx: &Transaction<'_>, table: &str, most: usize) -> Result<(), DbE
     Ok(())
 }
 
-/// Replaces the stored estimates by those of a new plan.
+/// Replaces the stored estimates with those of a new plan.
 pub(super) fn replace_estimates(tx: &Transaction<'_>, estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), DbError> {
     tx.execute("DELETE FROM estimate", [])?;
     let mut insert = tx.prepare_cached("INSERT INTO estimate (question, at, bytes, remark) VALUES (?1, ?2, ?3, ?4)")?;

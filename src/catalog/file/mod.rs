@@ -1,16 +1,18 @@
-//! A catalog as a text file with one JSON record per line: `plan --export-catalog` writes it, `plan --catalog` reads it.
+//! A catalog as a text file with one JSON record per line: `plan --export-catalog` writes it, `plan --catalog` reads
+//! it.
 //!
 //! The keys of a record determine what it describes:
 //!
-//! - `host`, `dataset`, `name`, `guid`, `createtxg`, `creation` (and `flags`, `userrefs`, `clones`, `used`): a snapshot;
+//! - `host`, `dataset`, `name`, `guid`, `createtxg`, `creation` (and `flags`, `userrefs`, `clones`, `used`): a
+//!   snapshot;
 //! - the same keys with a `name` that begins with `#`: a bookmark;
 //! - `host`, `dataset`, `name`, `creation` and the flag `#NotWritten`: a slot in which no snapshot was taken;
-//! - `host`, `dataset` (and `kind`, `guid`, `written`, `encrypted`, `resume_token`, `origin`, `excluded`, `send_flags`):
-//!   a dataset, which may have no snapshots;
+//! - `host`, `dataset` (and `kind`, `guid`, `written`, `encrypted`, `resume_token`, `origin`, `excluded`,
+//!   `send_flags`): a dataset, which may have no snapshots;
 //! - `host`, `observed`: when the host was listed; `null` for a host that was not listed.
 //!
-//! Records may come in any order. A dataset that has other records needs none of its own. A host without an `observed`
-//! record counts as listed.
+//! Records may come in any order. A dataset needs no record of its own if it has a record of a snapshot, a bookmark or
+//! a slot. A host without an `observed` record counts as listed.
 
 mod line;
 mod read;
@@ -31,7 +33,7 @@ const MOST_NAMED: usize = 20;
 /// Why a catalog file cannot be read. None of its content is used then.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// The file cannot be read, or not to its end.
+    /// The file, or its end, cannot be read.
     #[error("cannot read the catalog file {file}")]
     Unreadable {
         /// The name of the file, as the user gave it.

@@ -1,4 +1,4 @@
-//! Reads a catalog file line by line, never all of it in memory, and collects every invalid line.
+//! Reads a catalog file line by line, so that it is never in memory as a whole, and collects every invalid line.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Read};
@@ -293,8 +293,8 @@ impl FileDataset {
         Ok(())
     }
 
-    /// Checks that names and guids of snapshots are unique within the dataset. The same guid in another dataset is a copy
-    /// of the snapshot. A destroyed snapshot, which is only history, may have any name.
+    /// Checks that names and guids of snapshots are unique within the dataset. The same guid in another dataset is a
+    /// copy of the snapshot. A destroyed snapshot, which is only history, may have any name.
     fn check(&mut self, invalid: &mut InvalidLines) {
         let mut order: Vec<usize> = (0..self.snapshot_lines.len()).collect();
         let (snapshots, lines) = (&self.inventory.snapshots, &self.snapshot_lines);

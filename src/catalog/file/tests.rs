@@ -1,4 +1,4 @@
-//! What the catalog file accepts and refuses, and the words of its errors.
+//! Tests of what a catalog file may contain, and of the text of the errors.
 
 use proptest::prelude::*;
 
@@ -189,6 +189,7 @@ prop_compose! {
             encrypted,
             origin: volume.then(|| "tank/o@x".parse().unwrap()),
             excluded: encrypted,
+            append_only: None,
             flags: encrypted.then_some(crate::model::SendFlags::Raw),
             resume_token,
             unchanged: None,
@@ -218,7 +219,7 @@ proptest! {
     ) {
         let hosts = hosts.into_iter().map(|(host, (observed, datasets))| {
             let datasets = datasets.into_iter().map(|(name, listed)| (name.parse().unwrap(), listed)).collect();
-            (host.parse().unwrap(), HostInventory { observed: observed.map(at), datasets })
+            (host.parse().unwrap(), HostInventory { observed: observed.map(at), datasets, ..HostInventory::default() })
         });
         let inventory = Inventory { hosts: hosts.collect() };
         let mut text = Vec::new();

@@ -1,4 +1,4 @@
-//! [`Conn`], the conversation with a peer: messages in lines of JSON.
+//! A [`Conn`] is the conversation with a peer. It sends and receives messages, each as one line of JSON.
 
 use std::io;
 use std::time::Duration;
@@ -108,7 +108,7 @@ impl Conn {
         }
     }
 
-    /// Sends one message.
+    /// Sends one message as a line of JSON.
     pub async fn send<T: Serialize + Sync>(&mut self, message: &T) -> Result<(), WireError> {
         let mut line = serde_json::to_vec(message).map_err(|e| self.invalid(e.to_string()))?;
         line.push(b'\n');
@@ -132,7 +132,7 @@ impl Conn {
         }
     }
 
-    /// Receives one line; `None` at the end of the connection.
+    /// Receives one line within `limit`; `None` at the end of the connection.
     pub async fn recv_line(&mut self, limit: Duration) -> Result<Option<Vec<u8>>, WireError> {
         match runtime::timeout(limit, self.input.line()).await {
             Err(runtime::Elapsed) => Err(self.silent(limit)),
@@ -152,7 +152,7 @@ impl Conn {
         self.invalid(format!("a line of more than {LONGEST_LINE} bytes"))
     }
 
-    /// Receives one message. The end of the connection is an error.
+    /// Receives one message within `limit`. The end of the connection is an error.
     pub async fn recv<T: DeserializeOwned>(&mut self, limit: Duration) -> Result<T, WireError> {
         let line = self.recv_line(limit).await?.ok_or_else(|| self.closed())?;
         self.parse_or_reason(&line)

@@ -1,4 +1,4 @@
-//! Why a conversation ended early.
+//! Defines the reasons why a conversation can end early.
 
 use std::io;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub enum WireError {
         /// What is wrong.
         reason: String,
     },
-    /// The peer sent something that it would not send, so it was changed in transit.
+    /// The peer sent something that no correct peer sends, so it was probably damaged in transit.
     #[error("what {peer} sent is damaged: {reason}")]
     Damaged {
         /// The peer's name and address.
@@ -70,8 +70,8 @@ pub enum WireError {
 }
 
 impl WireError {
-    /// Whether another attempt may succeed. It cannot if the peer does not speak the protocol, or refuses this host (which
-    /// a connection reports as [`io::ErrorKind::PermissionDenied`]).
+    /// Whether another attempt may succeed. It cannot if the peer does not speak the protocol, or refuses this host
+    /// (which a connection reports as [`io::ErrorKind::PermissionDenied`]).
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {

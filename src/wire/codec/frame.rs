@@ -1,8 +1,8 @@
-//! The frames of a stream.
+//! Defines the frames in which a stream is sent.
 //!
-//! A frame is a length (four bytes, big endian), and as many bytes of the stream. If the highest bit of the length is set,
-//! the bytes are compressed. Length 0 ends the stream, and is followed by a line, [`StreamEnd`]. Length 0xFFFFFFFF has no
-//! bytes, and only reports that the sender is alive.
+//! A frame is a length (four bytes, big endian), and as many bytes of the stream. If the highest bit of the length is
+//! set, the bytes are compressed. Length 0 ends the stream, and is followed by a line, [`StreamEnd`]. Length 0xFFFFFFFF
+//! has no bytes, and only reports that the sender is alive.
 
 use serde::{Deserialize, Serialize};
 

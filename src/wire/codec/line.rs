@@ -11,7 +11,8 @@ const READ_BUFFER: usize = 16 * 1024;
 /// The largest total size of the lines in one conversation: the listing of about three million snapshots.
 pub(super) const MOST_IN_LINES: usize = 1 << 30;
 
-/// Reads lines from a connection. Reading a line can be cancelled at any point and resumed later without losing anything.
+/// Reads lines from a connection. Reading a line can be cancelled at any point and resumed later without losing
+/// anything.
 pub(super) struct LineReader {
     pub reader: BufReader<Box<dyn AsyncRead + Send + Unpin>>,
     /// The part of the current line that has arrived.

@@ -1,7 +1,8 @@
-//! Messages and streams on a connection, with a limit for every length and a timeout for every wait.
+//! Sends and receives messages and streams on a connection, with a limit for every length and a timeout for every wait.
 //!
-//! [`Conn`] is the conversation with one peer: it sends and receives messages (`conn`) and streams (`stream`, in the frames
-//! of `frame`, which `pack` compresses). `line` reads lines, and `error` has the reasons why a conversation ends early.
+//! [`Conn`] is the conversation with one peer: it sends and receives messages (`conn`) and streams (`stream`, in the
+//! frames of `frame`, which `pack` compresses). `line` reads lines, and `error` has the reasons why a conversation ends
+//! early.
 
 mod conn;
 mod error;

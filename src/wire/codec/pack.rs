@@ -1,4 +1,5 @@
-//! Compressed frames. Each is one zstd frame (RFC 8878) with a checksum, and does not depend on other frames.
+//! Compresses and decompresses frames. Each compressed frame is one zstd frame (RFC 8878) with a checksum, and does not
+//! depend on other frames.
 
 use std::io;
 
@@ -63,7 +64,8 @@ impl Unpacker {
         Ok(Self { zstd, packed: Vec::new() })
     }
 
-    /// Decompresses the bytes that arrived. After an error, `into` contains what could be decompressed of a truncated frame.
+    /// Decompresses the bytes that arrived. After an error, `into` contains what could be decompressed of a truncated
+    /// frame.
     pub fn unpack(&mut self, into: &mut Vec<u8>) -> Result<(), String> {
         into.clear();
         // The buffer does not grow, so a frame that expands further counts as one without an end.

@@ -1,4 +1,4 @@
-//! Sending and receiving streams in frames.
+//! Sends and receives streams in frames.
 
 use std::io;
 use std::pin::Pin;
@@ -50,7 +50,7 @@ pub enum Sent {
     Stalled,
 }
 
-/// What can happen next while a frame is read from the source.
+/// The next event while a frame is read from the source.
 enum SourceEvent {
     /// The source provided this many bytes.
     Read(io::Result<usize>),
@@ -60,7 +60,7 @@ enum SourceEvent {
     Received(io::Result<Received>),
 }
 
-/// What can happen next while a frame is written to the peer.
+/// The next event while a frame is written to the peer.
 enum WriteEvent {
     /// The connection accepted this many bytes.
     Written(io::Result<usize>),
@@ -71,8 +71,8 @@ enum WriteEvent {
 }
 
 impl Conn {
-    /// Sends what `source` provides, frame by frame, until its end or until the peer refuses more. The caller then sends
-    /// the result with [`Conn::end_stream`].
+    /// Sends what `source` provides, frame by frame, until its end or until the peer refuses more. The caller then
+    /// sends the result with [`Conn::end_stream`].
     ///
     /// A frame is always completed once it has been started, even if the peer refuses it, because whatever follows must
     /// begin where a frame may begin.
@@ -192,7 +192,7 @@ impl Conn {
         }
     }
 
-    /// Ends a stream that was sent, with its result.
+    /// Ends a stream that was sent, and sends its result.
     pub async fn end_stream(&mut self, end: &StreamEnd) -> Result<(), WireError> {
         self.write_all(&0u32.to_be_bytes()).await?;
         self.send(end).await
@@ -204,8 +204,8 @@ impl Conn {
         self.parse(&line).map_err(|_| self.damaged("the line after its last frame is invalid"))
     }
 
-    /// Receives the next frame into `buffer`. Returns `false` at the end of the stream. After an error, the buffer contains
-    /// the part of the frame that arrived, so that it need not be sent again.
+    /// Receives the next frame into `buffer`. Returns `false` at the end of the stream. After an error, the buffer
+    /// contains the part of the frame that arrived, so that it need not be sent again.
     pub async fn recv_frame(&mut self, buffer: &mut Vec<u8>) -> Result<bool, WireError> {
         let (length, packed) = match self.recv_length().await {
             Ok(length) => length,

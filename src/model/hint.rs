@@ -1,0 +1,35 @@
+//! Errors with a hint: what went wrong, and what somebody can do about it.
+//!
+//! On the wire and in JSON, error and hint are separate fields. A text that carries both, such as a line of a log, has
+//! "; hint: " between them.
+
+/// What separates an error from its hint in a text.
+pub const MARK: &str = "; hint: ";
+
+/// Splits a text into the error and its hint. Further hints, which come from causes, are added to the first.
+#[must_use]
+pub fn split(text: &str) -> (String, Option<String>) {
+    match text.split_once(MARK) {
+        None => (text.to_owned(), None),
+        Some((error, hint)) => (error.to_owned(), Some(hint.replace(MARK, "; "))),
+    }
+}
+
+/// A text with the error and its hint, if there is one.
+#[must_use]
+pub fn join(error: impl std::fmt::Display, hint: Option<&str>) -> String {
+    hint.map_or_else(|| error.to_string(), |hint| format!("{error}{MARK}{hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn split_separates_what_join_joined() {
+        assert_eq!(split(&join("no space", Some("free some"))), ("no space".to_owned(), Some("free some".to_owned())));
+        assert_eq!(split(&join("no space", None)), ("no space".to_owned(), None));
+        let nested = join(join("no slot", Some("wait")), Some("raise max_sends"));
+        assert_eq!(split(&nested), ("no slot".to_owned(), Some("wait; raise max_sends".to_owned())));
+    }
+}
