@@ -1,6 +1,7 @@
-//! What the questions share: a policy's snapshots in a dataset, its slots, and what two datasets have in common.
+//! The parts that the three questions share: a policy's snapshots in a dataset, the slots of its schedule, and what two
+//! datasets have in common.
 //!
-//! Two datasets are compared by guid alone.
+//! Snapshots in different datasets are compared by guid alone.
 
 use chrono::{DateTime, Utc};
 
@@ -17,7 +18,7 @@ pub enum KnownDataset<'a> {
     Present(&'a DatasetInventory),
 }
 
-/// A snapshot of one policy, with what decisions need of it.
+/// A snapshot of one policy, with the fields on which decisions depend.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PolicySnapshot {
     /// Its index in the dataset's inventory.
@@ -29,8 +30,8 @@ pub(super) struct PolicySnapshot {
     pub stamp: DateTime<Utc>,
 }
 
-/// Collects the snapshots of a dataset that have a policy's prefix, oldest first, and counts all others. Snapshots that
-/// an order destroyed, and that are only remembered, are left out.
+/// Collects the snapshots of a dataset that have a policy's prefix, oldest first. Returns the number of its other
+/// snapshots. Snapshots that an order has destroyed, which only the catalog still has, are left out of both.
 pub(super) fn policy_snapshots(dataset: &DatasetInventory, prefix: &Prefix, into: &mut Vec<PolicySnapshot>) -> usize {
     into.clear();
     let mut others = 0;
@@ -45,7 +46,8 @@ pub(super) fn policy_snapshots(dataset: &DatasetInventory, prefix: &Prefix, into
         let (guid, createtxg, creation) = (snapshot.guid, snapshot.createtxg, snapshot.creation);
         into.push(PolicySnapshot { index, guid, createtxg, creation, stamp });
     }
-    // The inventory promises this order. If it is violated, a wrong "newest" snapshot could cost a base.
+    // The inventory promises this order. If it is violated nevertheless, the wrong snapshot could count as the newest,
+    // and the base of the next increment could be destroyed.
     if !into.is_sorted_by_key(|s| (s.createtxg, s.guid)) {
         into.sort_by_key(|s| (s.createtxg, s.guid));
     }
@@ -96,9 +98,10 @@ pub(super) struct CommonPoint<'a> {
 /// The newest points that a source and a destination have in common.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct NewestCommon<'a> {
-    /// The newest snapshot of both sides.
+    /// The newest snapshot that both sides have.
     pub snapshot: Option<CommonPoint<'a>>,
-    /// The newest snapshot or bookmark of the source whose snapshot the destination has: the same or a newer one.
+    /// The newest point of the source, snapshot or bookmark, whose guid a snapshot of the destination has. It is
+    /// `snapshot` or a newer bookmark.
     pub any: Option<CommonPoint<'a>>,
 }
 

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use crate::actions::common::{KnownDataset, NewestCommon, PolicySnapshot, SnapshotsByGuid, policy_snapshots};
 use crate::actions::prune::{Protection, SnapVerdict};
-use crate::model::{DatasetInventory, Guid, Place, Prefix};
+use crate::model::{DatasetInventory, Guid, Place, Prefix, tags};
 use crate::policy::Zone;
 use crate::policy::retention::{Rule, Tally};
 
@@ -21,7 +21,7 @@ pub struct DeleteTerms<'a> {
     pub prune_unsent: bool,
     /// Whether a snapshot with a different name on another side stays.
     pub skip_if_renamed: bool,
-    /// Whether a snapshot with clones stays.
+    /// Whether the policy keeps snapshots that have clones. They stay even if this is false.
     pub skip_if_cloned: bool,
 }
 
@@ -49,8 +49,8 @@ pub enum Relation {
 
 /// Decides about every snapshot with the prefix; the verdicts are sorted oldest first.
 ///
-/// A snapshot counts as unsent if it is newer than the newest common point. Everything up to that point was sent, and
-/// what a destination lacks of it, it has pruned itself.
+/// A snapshot counts as unsent if it is newer than the newest common point. Everything up to that point has been sent:
+/// if the destination lacks an older snapshot, it was pruned there.
 #[must_use]
 pub fn delete(
     dataset: &DatasetInventory,
@@ -69,16 +69,16 @@ struct PeerNeeds<'a> {
     relation: Relation,
     /// Its snapshots, if they are known.
     snapshots: Option<SnapshotsByGuid<'a>>,
-    /// The newest common snapshot, and the newest common point including bookmarks.
+    /// The newest common snapshot, and the newest common point, which may be a bookmark.
     bases: [Option<Guid>; 2],
     /// The createtxg here of the newest common point; everything after it is unsent.
     unsent_after: Option<u64>,
-    /// The protections (as bits) that it gives to every snapshot.
+    /// The protections, as bits, that this peer gives to every snapshot.
     for_all: u16,
 }
 
 impl<'a> PeerNeeds<'a> {
-    fn of(dataset: &'a DatasetInventory, peer: &Peer<'a>) -> Self {
+    fn of(dataset: &'a DatasetInventory, peer: &Peer<'a>, prune_unsent: bool) -> Self {
         let nothing =
             Self { relation: peer.relation, snapshots: None, bases: [None; 2], unsent_after: None, for_all: 0 };
         let unknown = match peer.relation {
@@ -86,7 +86,14 @@ impl<'a> PeerNeeds<'a> {
             Relation::Destination | Relation::OtherDestination => Protection::DestinationUnknown,
         };
         match peer.known {
-            KnownDataset::Unlisted => Self { for_all: unknown.bit(), ..nothing },
+            KnownDataset::Unlisted => match tags::newest_sent(dataset, &peer.place) {
+                // The policy permits pruning what a destination lacks. So while it is away, the newest snapshot that it is
+                // known to have is enough: there is a cursor for it.
+                Some(sent) if prune_unsent && peer.relation != Relation::Source => {
+                    Self { bases: [Some(sent), None], ..nothing }
+                }
+                _ => Self { for_all: unknown.bit(), ..nothing },
+            },
             KnownDataset::Absent => nothing,
             KnownDataset::Present(there) => {
                 let snapshots = SnapshotsByGuid::of(there);
@@ -111,7 +118,7 @@ impl<'a> PeerNeeds<'a> {
     }
 }
 
-/// As [`delete`], with the inputs prepared.
+/// Like [`delete`], but with inputs that the caller has prepared.
 pub(super) fn decide<'a>(
     dataset: &'a DatasetInventory,
     own: &[PolicySnapshot],
@@ -119,7 +126,7 @@ pub(super) fn decide<'a>(
     peers: &[Peer<'a>],
     tally: &mut Tally<'a>,
 ) -> Vec<SnapVerdict> {
-    let needs: Vec<PeerNeeds> = peers.iter().map(|peer| PeerNeeds::of(dataset, peer)).collect();
+    let needs: Vec<PeerNeeds> = peers.iter().map(|peer| PeerNeeds::of(dataset, peer, terms.prune_unsent)).collect();
     let for_all =
         needs.iter().fold(if terms.keep_all { Protection::NoRules.bit() } else { 0 }, |all, n| all | n.for_all);
     tally.restart(terms.rules.iter().copied());
@@ -131,7 +138,8 @@ pub(super) fn decide<'a>(
             let mut protections = for_all;
             let mut protect = |by: Protection, if_so: bool| protections |= if if_so { by.bit() } else { 0 };
             protect(Protection::Held, found.userrefs > 0);
-            protect(Protection::Cloned, terms.skip_if_cloned && found.has_clones);
+            protect(Protection::AppendOnly, dataset.append_only == Some(true));
+            protect(Protection::Cloned, found.has_clones);
             let (mut base_with, mut unsent_to) = (0, 0);
             for (i, need) in needs.iter().enumerate() {
                 let bit = 1u32 << i.min(31);

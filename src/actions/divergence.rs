@@ -1,4 +1,5 @@
-//! A destination that cannot take the next stream: what is wrong with it, and what the policy permits to do about it.
+//! Decides what to do about a destination that cannot receive the next stream: what is wrong with it, and which remedy
+//! the policy permits.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -7,7 +8,7 @@ use crate::actions::lineage::FlagMismatch;
 use crate::actions::steps::{Conflict, Point};
 use crate::model::{DatasetInventory, Guid, OnDivergence};
 
-/// Why a destination cannot take the next stream.
+/// Why a destination cannot receive the next stream.
 #[derive(Clone, Debug, Error, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Trouble {
@@ -25,7 +26,7 @@ pub enum Trouble {
     /// The destination exists without any snapshot.
     #[error("the destination exists without a snapshot, and may hold data")]
     Bare,
-    /// The copy was made with other flags than the source needs.
+    /// The copy was made with send flags that the source can no longer use.
     #[error(transparent)]
     Flags(#[from] FlagMismatch),
 }
@@ -39,31 +40,39 @@ fn bytes_or_unknown(bytes: Option<u64>) -> String {
 }
 
 impl Trouble {
-    /// The trouble with a destination that was written to, according to ZFS.
+    /// Returns [`Trouble::Written`] for a destination to which, according to ZFS, something was written. `None` if it
+    /// has no snapshot.
     #[must_use]
     pub fn written(destination: &DatasetInventory) -> Option<Self> {
         let newest = destination.newest()?;
         let newest = Point { name: newest.name.clone(), guid: newest.guid };
         Some(Self::Written { newest, bytes: destination.written })
     }
+
+    /// Whether this is [`Trouble::Written`], and the source has the destination's newest snapshot.
+    #[must_use]
+    pub fn is_after_common(&self, source: &DatasetInventory) -> bool {
+        matches!(self, Self::Written { newest, .. } if source.by_guid(newest.guid).is_some())
+    }
 }
 
-/// What a policy permits to do about it.
+/// What a policy permits zsync to do about a [`Trouble`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Allowed {
-    /// To roll back to the newest common snapshot if that destroys no snapshot, and to replace a dataset without
-    /// snapshots.
+    /// Whether to roll back to the newest common snapshot if that destroys no snapshot, and whether to replace a
+    /// dataset without snapshots.
     #[serde(rename = "rollback_if_needed")]
     pub rollback: bool,
-    /// To roll back even if that destroys snapshots that only the destination has.
+    /// Whether a permitted rollback may also destroy snapshots that only the destination has.
     #[serde(default, rename = "rollback_may_destroy", skip_serializing_if = "std::ops::Not::not")]
     pub may_destroy: bool,
-    /// What to do otherwise.
+    /// What to do if no rollback is possible or permitted. Setting aside also takes precedence over replacing a dataset
+    /// without snapshots.
     #[serde(default, skip_serializing_if = "OnDivergence::is_stop")]
     pub on_divergence: OnDivergence,
 }
 
-/// What to do about it.
+/// What to do about a [`Trouble`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
     /// Nothing: an administrator must decide.
@@ -75,13 +84,13 @@ pub enum Remedy {
         /// The snapshots to destroy, oldest first.
         destroys: Vec<Guid>,
     },
-    /// Overwrite it by a receive: it has no snapshot.
+    /// Overwrite the destination, which has no snapshot, by a receive.
     Replace,
-    /// Rename it, and start from scratch.
+    /// Rename the destination, and start the copy from scratch.
     SetAside,
 }
 
-/// Decides what to do about a destination.
+/// Chooses the remedy for a destination that cannot receive the next stream.
 ///
 /// A rollback keeps the history on both sides and costs least, so it is preferred where it is permitted. A dataset
 /// without snapshots is set aside rather than replaced if both are permitted: its data exists nowhere else.
@@ -140,10 +149,10 @@ mod tests {
             (written(), allow(true, false, stop), back(&[])),
             (Trouble::Bare, allow(true, false, stop), Remedy::Replace),
             (mismatch(), allow(true, true, stop), Remedy::Stop),
-            // It may, if that is permitted as well.
+            // A rollback may destroy snapshots if that is permitted as well.
             (diverged(), allow(true, true, stop), back(&[2, 3])),
             (diverged(), allow(false, true, stop), Remedy::Stop),
-            // Setting aside destroys nothing, and applies to the rest.
+            // Setting aside destroys nothing. It applies wherever no rollback is possible or permitted.
             (diverged(), allow(false, false, aside), Remedy::SetAside),
             (diverged(), allow(true, false, aside), Remedy::SetAside),
             (diverged(), allow(true, true, aside), back(&[2, 3])),

@@ -10,7 +10,7 @@ use crate::actions::plan::Plan;
 use crate::model::Inventory;
 use crate::policy::Policy;
 
-/// A policy with its [`PolicyIndex`], ready to decide by.
+/// A policy together with its [`PolicyIndex`]. It decides what to do about an inventory at a moment.
 ///
 /// Building the index takes time in proportion to the policy's size. To decide entries one by one, build the engine
 /// once, or at least share the index.

@@ -12,7 +12,7 @@ pub(super) struct Claim {
     pub policy: usize,
 }
 
-/// A dataset from which another one receives according to the policy. It may not exist.
+/// A dataset from which another one receives according to the policy. It need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IncomingSend {
     pub claim: Claim,
@@ -52,7 +52,7 @@ fn upwards(dataset: &DatasetName) -> impl Iterator<Item = &str> {
 }
 
 impl PolicyIndex {
-    /// Builds the index, in time in proportion to the policy's size.
+    /// Builds the index. This takes time in proportion to the policy's size.
     #[must_use]
     pub fn new(policy: &Policy) -> Self {
         let (mut entries, mut targets): (ByRoot<usize>, ByRoot<Claim>) = (HashMap::new(), HashMap::new());
@@ -129,8 +129,9 @@ impl<'a> IndexedPolicy<'a> {
         })
     }
 
-    /// Whether an entry covers a dataset that is its own or below it. A dataset that came back to the entry under
-    /// another name, directly or through other hosts, does not become its source again: copies would nest ever deeper.
+    /// Whether an entry covers `dataset`, which is the entry's own dataset or lies below it. A copy of the entry's
+    /// datasets that was sent back below it, directly or through other hosts, is not covered: otherwise, copies would
+    /// nest ever deeper.
     fn covers(&self, entry: usize, dataset: &DatasetName) -> bool {
         let e = &self.policy.datasets[entry];
         *dataset == e.dataset || e.recursive && !self.is_copy_of(entry, dataset)
@@ -145,7 +146,7 @@ impl<'a> IndexedPolicy<'a> {
             if *host == e.hostname && origin != *dataset && origin.is_within(&e.dataset) {
                 return true;
             }
-            // Each host has few roots, so this ends soon. The bound is for malicious policies.
+            // Each host has few roots, so this loop ends soon. The bound guards against malicious policies.
             if seen.len() < 1000 && seen.insert((host, origin.clone())) {
                 next.extend(self.origins(host, &origin));
             }
@@ -167,9 +168,9 @@ impl<'a> IndexedPolicy<'a> {
             .collect()
     }
 
-    /// The policy that governs a dataset's snapshots of one prefix: that of the nearest entry, or of the first one if
-    /// two entries name the same dataset. `None` if that entry excludes the dataset: then no other entry governs it
-    /// either.
+    /// The policy that governs a dataset's snapshots of one prefix: that of the nearest entry at or above the dataset,
+    /// or of the first one if two entries name the same dataset. `None` if that entry excludes the dataset: then no
+    /// other entry governs it either.
     pub fn governing(&self, host: &HostName, dataset: &DatasetName, prefix: &Prefix) -> Option<Claim> {
         let nearest = self.covering(host, dataset).find(|claim| self.snapshot_policy(*claim).prefix == *prefix);
         nearest.filter(|claim| !self.excludes(claim.entry, dataset))

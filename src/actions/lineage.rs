@@ -1,14 +1,14 @@
-//! The choice of send flags: all streams of one copy need the same ones.
+//! Chooses the send flags of a stream. All streams of one copy need the same flags.
 
 use serde::Serialize;
 use thiserror::Error;
 
 use crate::model::{DatasetInventory, SendFlags};
 
-/// The source can no longer be sent with the flags that its copy was made with.
+/// The source can no longer be sent with the flags with which its copy was made.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize)]
 #[error(
-    "the copy was made {}, and the source can now only be sent {}: ZFS does not accept both in one history",
+    "the copy was made {}, but the source can now be sent only {}: ZFS does not accept both in one history",
     how(*made), how(*needs)
 )]
 pub struct FlagMismatch {
@@ -20,16 +20,16 @@ pub struct FlagMismatch {
 
 fn how(flags: SendFlags) -> &'static str {
     match flags {
-        SendFlags::Raw => "raw (zfs send -w), as encrypted datasets are",
-        SendFlags::Plain { .. } => "not raw, as unencrypted datasets are",
+        SendFlags::Raw => "with raw streams (zfs send -w), as for encrypted datasets",
+        SendFlags::Plain { .. } => "with non-raw streams, as for unencrypted datasets",
     }
 }
 
 /// The flags for the next stream to a destination.
 ///
-/// The flags recorded on the copy are used again. Without a record, flags are chosen that fit the copy: a copy of an
-/// encrypted dataset must be encrypted itself. `encrypts` means that a new dataset there would be encrypted by the
-/// receiver, which rules out embedded blocks.
+/// The flags recorded on the copy are used again. If none are recorded, the flags are chosen to fit the copy: a copy of
+/// an encrypted dataset must be encrypted itself. `encrypts` means that the receiver would encrypt a new dataset there,
+/// which rules out embedded blocks.
 pub fn flags(
     source: &DatasetInventory,
     destination: Option<&DatasetInventory>,

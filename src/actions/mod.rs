@@ -1,12 +1,13 @@
-//! The engine: decides from the policy and the inventory what to do, with a reason for every decision.
+//! The engine decides from the policy and the inventory what to do, and gives a reason for every decision.
 //!
 //! [`Engine`] (or the function [`decide`]) asks three questions about every dataset that the policy covers: is a
 //! snapshot due ([`new_snapshot()`]), is a transfer due ([`send()`]), and which snapshots stay ([`delete()`])? The
-//! answers are the verdicts of a [`Plan`], which [`Plan::orders`] turns into [`Order`]s. [`health()`] judges from the
-//! same verdicts how well the policy is kept, and [`predict()`] changes an inventory as if orders had been carried out.
+//! answers are the verdicts of a [`Plan`], which [`Plan::orders`] turns into [`Order`]s. From the same verdicts,
+//! [`health()`] judges how well the fleet meets the policy. [`predict()`] changes an inventory as if orders had been
+//! carried out.
 //!
-//! The agent uses the lower half: [`steps()`] plans the streams of one transfer, [`lineage`] chooses their flags, and
-//! [`divergence`] decides what to do about a destination that cannot take them.
+//! An agent uses the engine for a single transfer: [`steps()`] plans its streams, [`lineage`] chooses their flags, and
+//! [`divergence`] decides what to do about a destination that cannot receive them.
 //!
 //! Nothing here performs I/O or reads a clock.
 

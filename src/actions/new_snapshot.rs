@@ -7,10 +7,9 @@ use crate::actions::reason::TakeReason;
 use crate::model::{DatasetInventory, SnapName};
 use crate::policy::{SnapshotPolicy, Zone};
 
-/// How far in the future a creation time may be to count as the time of the last snapshot. No snapshot is taken until
-/// that time, so a clock that was wrong by years must not count; a host with a wrong zone or hardware clock stays
-/// within a day.
-pub(super) const PLAUSIBLE_FUTURE: TimeDelta = TimeDelta::days(1);
+/// How far apart the clocks of two hosts may be. A snapshot whose creation time lies further in the future was taken
+/// while a clock was wrong. It does not delay the next snapshots, which would otherwise wait until that time.
+pub(super) const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// Whether a snapshot of a dataset is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +43,7 @@ pub(super) fn decide(
     let in_time = slot.filter(|slot| now - *slot <= catch_up);
 
     let Some(last) = last_taken(dataset, snapshots, policy, now) else {
-        // Without a recent slot the name has the current minute: an old slot would be a misleading name.
+        // Without a recent slot, the name has the current minute, because the time of an old slot would be misleading.
         let stamp = in_time.or_else(|| now.with_second(0)).unwrap_or(now);
         return TakeDecision { due: Some(policy.prefix.stamp(stamp)), reason: TakeReason::First };
     };
@@ -63,7 +62,7 @@ pub(super) fn decide(
 
 /// When the newest snapshot was taken, or was skipped because nothing had been written.
 ///
-/// The creation time counts. If it is implausible, the time in the name is used instead; if that lies in the future as
+/// The creation time counts. If it is implausible, the time in the name is used instead. If that lies in the future as
 /// well, the next older snapshot decides.
 fn last_taken(
     dataset: &DatasetInventory,
@@ -71,7 +70,7 @@ fn last_taken(
     policy: &SnapshotPolicy,
     now: DateTime<Utc>,
 ) -> Option<DateTime<Utc>> {
-    let plausible = |t: DateTime<Utc>| t.signed_duration_since(now) <= PLAUSIBLE_FUTURE;
+    let plausible = |t: DateTime<Utc>| t.signed_duration_since(now) <= CLOCK_TOLERANCE;
     let taken = snapshots.iter().rev().find_map(|s| {
         if plausible(s.creation) { Some(s.creation) } else { Some(s.stamp).filter(|stamp| *stamp <= now) }
     });

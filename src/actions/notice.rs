@@ -1,4 +1,4 @@
-//! Notices: what an administrator should know about a pass in addition to its verdicts.
+//! A notice states what an administrator should know about a pass in addition to its verdicts.
 
 use std::fmt;
 
@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::actions::reason::time;
+use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::EXCLUDE;
 use crate::model::{DatasetName, HostName, Place, SnapName};
 
@@ -30,6 +31,13 @@ pub struct Notice {
 pub enum NoticeKind {
     /// The host was never listed, so nothing is taken or destroyed there.
     HostNotListed,
+    /// A pool could not be listed, although its host was, so nothing is taken or destroyed in it, nor sent to it.
+    PoolNotListed {
+        /// The pool.
+        pool: String,
+        /// Why it could not be listed.
+        reason: String,
+    },
     /// The policy names a dataset that its host, which was listed, does not have.
     DatasetMissing,
     /// The dataset has `zsync:exclude=on`, so it and all datasets that inherit the property are left alone.
@@ -45,7 +53,7 @@ pub enum NoticeKind {
     FromTheFuture {
         /// The snapshot.
         snapshot: SnapName,
-        /// Its creation.
+        /// Its creation time.
         creation: DateTime<Utc>,
     },
     /// The dataset is a destination and has a schedule of its own, which is ignored.
@@ -62,8 +70,13 @@ pub enum NoticeKind {
     },
     /// The dataset's name on a destination would be longer than ZFS permits.
     NameTooLong {
-        /// The host of the destination, and the dataset above it there.
+        /// The policy's target, below which the destination would lie.
         to: Place,
+    },
+    /// Retention rules would destroy snapshots whose destruction local.json of their host forbids.
+    AppendOnly {
+        /// How many snapshots.
+        snapshots: usize,
     },
     /// The destination has snapshots, but none in common with the source, so nothing is destroyed there.
     NothingInCommon {
@@ -73,33 +86,43 @@ pub enum NoticeKind {
 }
 
 impl NoticeKind {
-    /// What an administrator can do about it, if there is more to say than the notice itself does.
+    /// What an administrator can do about it; `None` if the notice itself says enough.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::DatasetMissing => {
                 Some("correct its name in server.json or local.json, create it, or import its pool")
             }
+            Self::PoolNotListed { reason, .. } if reason == NOT_IMPORTED => {
+                Some("import the pool (zpool import) on that host")
+            }
+            Self::PoolNotListed { .. } => Some("see zpool status on that host"),
+            Self::AppendOnly { .. } => {
+                Some("to prune there, set \"append_only\": false for it in local.json of that host")
+            }
             Self::FromTheFuture { .. } => {
-                Some("no snapshot is taken until then; correct the clock, or destroy or rename the snapshot")
+                Some("correct the clock; if it is right by now, destroy or rename the snapshot to end this notice")
             }
             _ => None,
         }
     }
 
-    /// Whether it is the only sign that something in the policy does not happen: no order will fail because of it.
+    /// Whether the notice is the only sign that part of the policy is not carried out: no order fails because of it.
     #[must_use]
     pub fn is_failure(&self) -> bool {
         match self {
-            Self::DatasetMissing
+            Self::PoolNotListed { .. }
+            | Self::DatasetMissing
             | Self::ClaimedTwice { .. }
             | Self::FromTheFuture { .. }
             | Self::DestinationTaken { .. }
             | Self::NameTooLong { .. } => true,
-            // A host that was not listed has a finding of its own; without a common snapshot, the send fails.
-            Self::HostNotListed | Self::Excluded | Self::ReceivesAndTakes { .. } | Self::NothingInCommon { .. } => {
-                false
-            }
+            // For a host that was not listed there is a finding, and without a common snapshot the send fails.
+            Self::HostNotListed
+            | Self::Excluded
+            | Self::ReceivesAndTakes { .. }
+            | Self::NothingInCommon { .. }
+            | Self::AppendOnly { .. } => false,
         }
     }
 }
@@ -107,12 +130,20 @@ impl NoticeKind {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = &self.host;
+        if let NoticeKind::PoolNotListed { pool, reason } = &self.kind {
+            return write!(
+                f,
+                "cannot list the pool {pool} of {host}: {reason}; nothing is taken, sent or pruned there"
+            );
+        }
         match &self.dataset {
             Some(dataset) => write!(f, "{host}:{dataset} ")?,
             None => write!(f, "{host} ")?,
         }
         match &self.kind {
-            NoticeKind::HostNotListed => f.write_str("has never answered, so nothing is taken or destroyed there"),
+            // It is written above.
+            NoticeKind::PoolNotListed { .. } => Ok(()),
+            NoticeKind::HostNotListed => f.write_str("has not answered, so nothing is taken or destroyed there"),
             NoticeKind::DatasetMissing => write!(
                 f,
                 "cannot be used: either it does not exist (destroyed, misspelt, pool not imported), or local.json on \
@@ -120,10 +151,13 @@ impl fmt::Display for Notice {
             ),
             NoticeKind::Excluded => write!(
                 f,
-                "has {EXCLUDE}=on, so nothing of it is taken, sent or pruned; to undo this: zfs inherit {EXCLUDE}"
+                "has {EXCLUDE}=on, so no snapshot of it is taken, sent or pruned; to undo this: zfs inherit {EXCLUDE}"
             ),
             NoticeKind::ClaimedTwice { by, prefix } => {
-                write!(f, "is already covered with the prefix {prefix} by entry {by} of the policy, which decides")
+                write!(
+                    f,
+                    "is already covered with the prefix {prefix} by entry {by} of the policy, which takes precedence"
+                )
             }
             NoticeKind::FromTheFuture { snapshot, creation } => {
                 let creation = time(*creation);
@@ -139,6 +173,10 @@ impl fmt::Display for Notice {
             NoticeKind::NameTooLong { to } => {
                 write!(f, "is not sent below {to}: its name there would be longer than ZFS permits")
             }
+            NoticeKind::AppendOnly { snapshots } => write!(
+                f,
+                "keeps {snapshots} snapshots that retention would destroy, because local.json of {host} makes it append-only"
+            ),
             NoticeKind::NothingInCommon { with } => {
                 write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")
             }

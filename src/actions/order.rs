@@ -1,4 +1,4 @@
-//! Orders: what a host is asked to do.
+//! An order asks one host to take, send or destroy snapshots.
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use crate::actions::route::Route;
 use crate::actions::verdict::Side;
 use crate::model::{DatasetName, Guid, HostName, Place, SnapName};
 
-/// One thing for one host to carry out.
+/// An order to one host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Order {
@@ -29,7 +29,7 @@ pub enum Order {
         /// Why, in words.
         reason: String,
     },
-    /// Send all snapshots up to a given one.
+    /// Send the snapshots of a dataset up to a given one to a destination.
     Send {
         /// The index of the entry in `policy.datasets`.
         entry: usize,
@@ -37,13 +37,13 @@ pub enum Order {
         host: HostName,
         /// The dataset there.
         dataset: DatasetName,
-        /// The name of that snapshot on the source.
+        /// The name of the newest snapshot to send, on the source.
         snapshot: SnapName,
         /// Its identity.
         guid: Guid,
         /// The destination.
         to: Place,
-        /// What may be done about a destination that cannot take the next stream.
+        /// What may be done about a destination that cannot receive the next stream.
         #[serde(flatten)]
         allowed: Allowed,
         /// What the transfer needs to know about other datasets.
@@ -79,7 +79,7 @@ pub enum Order {
         policy: String,
         /// Why, in words.
         reason: String,
-        /// How many bytes are freed at least: the sum of what each snapshot alone references; 0 if unknown.
+        /// The least number of bytes that this frees: the sum of what each snapshot alone references; 0 if unknown.
         bytes: u64,
     },
 }

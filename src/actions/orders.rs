@@ -1,4 +1,4 @@
-//! From verdicts to orders.
+//! Derives the orders from the verdicts of a plan.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,8 @@ impl Plan {
     }
 }
 
-/// One order for all datasets of a pool that need a snapshot of the same name: `zfs snapshot` takes them in one step.
+/// Makes one order for all datasets of a pool that need a snapshot of the same name: `zfs snapshot` takes them in one
+/// step.
 fn takes(plan: &Plan, policy: &Policy) -> Vec<Order> {
     let mut orders: Vec<Order> = Vec::new();
     let mut order_of = HashMap::new();

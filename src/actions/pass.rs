@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
 use crate::actions::common::{KnownDataset, PolicySnapshot, Slots, SnapshotsByGuid, policy_snapshots};
 use crate::actions::delete::{self, DeleteTerms, Peer, Relation};
 use crate::actions::divergence::Allowed;
 use crate::actions::index::{Claim, IncomingSend, IndexedPolicy};
-use crate::actions::new_snapshot::{self, PLAUSIBLE_FUTURE};
+use crate::actions::new_snapshot::{self, CLOCK_TOLERANCE};
 use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::plan::Plan;
 use crate::actions::prune::{Doomed, PruneVerdict};
@@ -19,11 +19,6 @@ use crate::actions::verdict::{SendVerdict, Side, Subject, TakeVerdict};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Place, Prefix};
 use crate::policy::retention::Tally;
 use crate::policy::{DatasetPolicy, Policy, Schedule, SnapshotPolicy, SyncPolicy};
-
-/// How far apart the clocks of two hosts may be before a notice mentions it.
-const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
-
-const _: () = assert!(PLAUSIBLE_FUTURE.num_seconds() > CLOCK_TOLERANCE.num_seconds());
 
 /// The state of a pass. Each call of [`Pass::decide_entry`] adds verdicts to its plan.
 pub(super) struct Pass<'a> {
@@ -77,11 +72,16 @@ impl<'a> Pass<'a> {
     }
 
     pub fn finish(mut self) -> Plan {
-        // A host may occur in thousands of entries; one notice about it is enough.
-        let mut unlisted = std::collections::HashSet::new();
-        self.plan
-            .notices
-            .retain(|n| n.kind != NoticeKind::HostNotListed || n.dataset.is_some() || unlisted.insert(n.host.clone()));
+        // A host or a pool may occur in thousands of entries; one notice about it is enough.
+        let mut noted = std::collections::HashSet::new();
+        self.plan.notices.retain(|n| {
+            let pool = match &n.kind {
+                NoticeKind::HostNotListed => None,
+                NoticeKind::PoolNotListed { pool, .. } => Some(pool.clone()),
+                _ => return true,
+            };
+            noted.insert((n.host.clone(), pool))
+        });
         self.plan
     }
 
@@ -94,12 +94,17 @@ impl<'a> Pass<'a> {
                 self.note(index, host, None, NoticeKind::HostNotListed);
             }
         }
+        for target in entry.policies.iter().flat_map(|p| &p.sync_on) {
+            self.note_unlisted_pool(index, target);
+        }
+        if self.note_unlisted_pool(index, &Place { host: entry.hostname.clone(), dataset: entry.dataset.clone() }) {
+            return;
+        }
         let Some(host) = self.inventory.hosts.get(&entry.hostname).filter(|h| h.observed.is_some()) else { return };
         if !host.datasets.contains_key(&entry.dataset) {
             self.note(index, &entry.hostname, Some(&entry.dataset), NoticeKind::DatasetMissing);
         }
-        // In the order of names, the descendants of a dataset are adjacent, apart from a few others ("a-b" among
-        // "a/b").
+        // Sorted by name, the descendants of a dataset are adjacent, apart from a few others ("a-b" among "a/b").
         let below = host.datasets.range(&entry.dataset..);
         let near = below.take_while(|(name, _)| name.as_str().starts_with(entry.dataset.as_str()));
         for (name, dataset) in near.filter(|(name, _)| name.is_within(&entry.dataset)) {
@@ -129,7 +134,7 @@ impl<'a> Pass<'a> {
                         let kind = NoticeKind::ClaimedTwice { by: by.entry, prefix: policy.prefix.to_string() };
                         self.note(index, &entry.hostname, Some(name), kind);
                     }
-                    // An entry for a dataset nearer to this one decides.
+                    // An entry for a dataset nearer to this one takes precedence.
                     _ => {}
                 }
             }
@@ -162,7 +167,7 @@ impl<'a> Pass<'a> {
         let follows = slots.and_then(|_| self.follows(governed, incoming));
         let (due, reason) = match follows {
             Some(from) => {
-                // No notice if the entry names a dataset above: a whole pool may well contain destinations.
+                // There is no notice if the entry names a dataset above: a whole pool may well contain destinations.
                 if *governed.name == governed.entry.dataset {
                     let kind = NoticeKind::ReceivesAndTakes { from: from.clone() };
                     self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
@@ -177,20 +182,21 @@ impl<'a> Pass<'a> {
         self.plan.takes.push(TakeVerdict { subject: governed.subject(), due, reason });
     }
 
-    /// The dataset that this one receives from, if it must therefore take no snapshots of its own. In a loop, the
-    /// entry that comes first in the policy takes them.
+    /// The dataset that this one receives from, if this one must therefore take no snapshots of its own. In a loop of
+    /// datasets that send to each other, the entry that comes first in the policy takes the snapshots.
     fn follows(&self, governed: &GovernedDataset<'a>, incoming: &[IncomingSend]) -> Option<Place> {
         let place = governed.place();
         let leads = |i: &IncomingSend| governed.claim.entry < i.claim.entry && self.index.reaches(&place, &i.source);
         incoming.iter().find(|i| self.exists(i) && !leads(i)).map(|i| i.source.clone())
     }
 
-    /// Whether the source of a send exists. If its host was never listed, it is assumed to exist if the policy names
-    /// it.
+    /// Whether the source of a send exists. It is assumed to exist unless its host and its pool were listed.
     fn exists(&self, incoming: &IncomingSend) -> bool {
         match self.known(&incoming.source) {
             KnownDataset::Present(_) => true,
-            KnownDataset::Unlisted => incoming.named,
+            // While a host or a pool is away, its datasets have not ceased to exist. If a copy took snapshots of its own
+            // meanwhile, it would diverge from its source.
+            KnownDataset::Unlisted => true,
             KnownDataset::Absent => false,
         }
     }
@@ -217,6 +223,10 @@ impl<'a> Pass<'a> {
             let kind = NoticeKind::DestinationTaken { to: to.clone(), by: by.clone() };
             self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
             let decision = SendDecision::not_due(SendReason::DestinationTaken { by });
+            return self.push_send(governed, to, decision, Route::default());
+        }
+        if self.unlisted_pool(&to).is_some() {
+            let decision = SendDecision::not_due(SendReason::PoolNotListed);
             return self.push_send(governed, to, decision, Route::default());
         }
         let known = self.known(&to);
@@ -292,7 +302,7 @@ impl<'a> Pass<'a> {
         let SendDecision { due, reason } = decision;
         let GovernedDataset { entry, .. } = governed;
         let allowed = match self.index.reaches(&to, &governed.place()) {
-            // In a loop, snapshots that only the destination has will come back.
+            // In a loop, snapshots that only the destination has will be sent back to the source.
             true => Allowed::default(),
             false => Allowed {
                 rollback: entry.rollback_if_needed,
@@ -316,8 +326,8 @@ impl<'a> Pass<'a> {
         self.plan.prunes.push(verdict);
     }
 
-    /// Prunes one of a policy's destinations, unless another verdict covers it: that of a policy of which it is the
-    /// source, or of a policy named earlier that sends to it. That verdict applies the rules of all of them.
+    /// Prunes a destination of a policy, unless another verdict covers this dataset: that of the policy whose source it
+    /// is, or that of an earlier policy that sends to it. Such a verdict applies the rules of all these policies.
     fn prune_destination(
         &mut self,
         governed: &GovernedDataset<'a>,
@@ -345,8 +355,8 @@ impl<'a> Pass<'a> {
         self.plan.prunes.push(verdict);
     }
 
-    /// The rules for one prefix in one dataset: those of the policy of which it is the source, and of all policies that
-    /// send to it. A snapshot stays if any of them keeps it.
+    /// The rules for one prefix in one dataset: those of the policy whose source the dataset is, and those of all
+    /// policies that send to it. A snapshot stays if any of them keeps it.
     fn terms(&self, prefix: &'a Prefix, source: Option<Claim>, incoming: &[IncomingSend]) -> DeleteTerms<'a> {
         let mut terms = DeleteTerms {
             prefix,
@@ -415,6 +425,11 @@ impl<'a> Pass<'a> {
         peers: Vec<Peer<'a>>,
     ) -> PruneVerdict {
         let verdicts = delete::decide(dataset, snapshots, terms, &peers, &mut self.tally);
+        let kept_by_host = verdicts.iter().filter(|v| v.is_kept_only_by_host()).count();
+        if kept_by_host > 0 {
+            let kind = NoticeKind::AppendOnly { snapshots: kept_by_host };
+            self.note(subject.entry, &subject.host, Some(&subject.dataset), kind);
+        }
         let going = verdicts.iter().filter(|v| !v.keep());
         let destroy: Vec<Doomed> = going
             .filter_map(|v| dataset.snapshots.get(v.index as usize))
@@ -438,8 +453,22 @@ impl<'a> Pass<'a> {
         self.inventory.hosts.get(host).is_some_and(|h| h.observed.is_some())
     }
 
+    /// Why the pool of a dataset could not be listed, although its host was; `None` if it was listed.
+    fn unlisted_pool(&self, place: &Place) -> Option<&'a String> {
+        let host = self.inventory.hosts.get(&place.host).filter(|h| h.observed.is_some())?;
+        host.unlisted.get(place.dataset.pool())
+    }
+
+    /// Adds a notice if the pool of a dataset could not be listed although its host was. Returns whether it did.
+    fn note_unlisted_pool(&mut self, entry: usize, place: &Place) -> bool {
+        let Some(reason) = self.unlisted_pool(place) else { return false };
+        let kind = NoticeKind::PoolNotListed { pool: place.dataset.pool().to_owned(), reason: reason.clone() };
+        self.note(entry, &place.host, None, kind);
+        true
+    }
+
     fn known(&self, place: &Place) -> KnownDataset<'a> {
-        match self.inventory.hosts.get(&place.host).filter(|h| h.observed.is_some()) {
+        match self.inventory.hosts.get(&place.host).filter(|h| h.covers(&place.dataset)) {
             None => KnownDataset::Unlisted,
             Some(host) => host.datasets.get(&place.dataset).map_or(KnownDataset::Absent, KnownDataset::Present),
         }

@@ -9,11 +9,11 @@ use crate::actions::verdict::{SendVerdict, TakeVerdict};
 
 /// Everything that one pass decided. [`Plan::orders`] derives the orders that carry it out.
 ///
-/// All verdicts are `Serialize`, and the reasons in them are types whose `Display` is a plain clause. A plan takes a
-/// few bytes per snapshot; [`PruneVerdict::explain`] spells the reasons about single snapshots out on demand.
+/// All verdicts are `Serialize`, and the reasons in them are types whose `Display` is a clause in plain English. A plan
+/// takes a few bytes per snapshot; [`PruneVerdict::explain`] spells out the reasons for single snapshots on demand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
-    /// The moment that it was decided for.
+    /// The moment for which the plan was decided.
     pub at: DateTime<Utc>,
     /// One per dataset and policy: is a snapshot due?
     pub takes: Vec<TakeVerdict>,
@@ -26,7 +26,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether nothing is to be done.
+    /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.takes.iter().all(|t| t.due.is_none())

@@ -1,4 +1,4 @@
-//! The inventory as it would be after orders: for previews and simulations.
+//! Predicts the inventory after orders have been carried out, for previews and simulations.
 
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,10 +15,12 @@ use crate::model::{
 /// Changes an inventory as if all orders had succeeded at one moment.
 ///
 /// - A new snapshot gets an invented guid, which is always the same for the same name in the same dataset.
-/// - If nothing was written and the order skips such datasets, a take leaves a NotWritten mark instead of a snapshot.
-///   Afterwards it is unknown how much was written.
+/// - If nothing was written and the order skips such datasets, a take leaves a `#NotWritten` mark instead of a
+///   snapshot.
+/// - After a take, it is unknown how much was written since.
 /// - A transfer that would end in a conflict changes nothing, unless the order permits a remedy.
-/// - A destination whose host was never listed is assumed to be empty, and its host counts as listed from then on.
+/// - If the host of a destination was never listed, the destination is assumed to be empty, and the host counts as
+///   listed from then on.
 pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
     for order in orders {
         match order {

@@ -31,14 +31,14 @@ pub struct PruneVerdict {
     pub peers: Vec<Place>,
     /// Whether a snapshot with a different name on another side stays.
     pub skip_if_renamed: bool,
-    /// Whether a snapshot that has clones stays.
+    /// Whether the policy keeps snapshots that have clones. They stay even if this is false.
     pub skip_if_cloned: bool,
     /// One verdict per snapshot of the prefix, oldest first; see [`PruneVerdict::explain`].
     #[serde(skip)]
     pub snapshots: Vec<SnapVerdict>,
 }
 
-/// A snapshot that goes.
+/// A snapshot to destroy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Doomed {
     /// Its identity.
@@ -52,19 +52,25 @@ pub struct Doomed {
 /// The verdict about one snapshot, in compact form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SnapVerdict {
-    /// The index of the snapshot in the dataset's `snapshots` of the inventory that was decided on.
+    /// The snapshot's index in the `snapshots` of its dataset, in the inventory for which the verdict was decided.
     pub index: u32,
     /// Bit i: protection i of [`Protection::ALL`] applies.
     pub(super) protections: u16,
     /// Bit i: rule i of the verdict's `rules` keeps it. The last bit stands for all rules beyond the 64th.
     pub(super) rules: u64,
-    /// Bit i: it is the base with peer i. The last bit stands for all peers beyond the 32nd.
+    /// Bit i: it is the base for the next increment with peer i. The last bit stands for all peers beyond the 32nd.
     pub(super) base_with: u32,
     /// Bit i: it is not yet on peer i.
     pub(super) unsent_to: u32,
 }
 
 impl SnapVerdict {
+    /// Whether nothing but `local.json` of its host keeps the snapshot.
+    pub(super) fn is_kept_only_by_host(&self) -> bool {
+        let without = Self { protections: self.protections & !Protection::AppendOnly.bit(), ..*self };
+        self.keep() && !without.keep()
+    }
+
     /// Whether the snapshot stays.
     #[must_use]
     pub fn keep(&self) -> bool {
@@ -72,7 +78,7 @@ impl SnapVerdict {
     }
 }
 
-/// A reason to keep a snapshot that is neither a rule nor about a particular peer.
+/// A reason to keep a snapshot, other than a rule or the needs of a particular peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protection {
@@ -80,18 +86,20 @@ pub enum Protection {
     Newest,
     /// It is held (`zfs hold`).
     Held,
-    /// It has clones, and the policy keeps snapshots that have clones.
+    /// It has clones.
     Cloned,
     /// It has a different name on the other side, and the policy keeps such snapshots.
     Renamed,
     /// A policy without retention rules applies here and keeps everything.
     NoRules,
-    /// A destination was never listed, so what it still needs is unknown.
+    /// A destination was never listed, so it is unknown which snapshots it still needs.
     DestinationUnknown,
-    /// The source was never listed, so what the two have in common is unknown.
+    /// The source was never listed, so it is unknown what the two have in common.
     SourceUnknown,
     /// It is on a destination that has nothing in common with its source.
     NothingInCommon,
+    /// `local.json` of its host forbids destroying it.
+    AppendOnly,
 }
 
 impl Protection {
@@ -105,6 +113,7 @@ impl Protection {
         Self::DestinationUnknown,
         Self::SourceUnknown,
         Self::NothingInCommon,
+        Self::AppendOnly,
     ];
 
     pub(super) fn bit(self) -> u16 {
@@ -165,7 +174,8 @@ impl PruneVerdict {
         self.snapshots.iter().any(|v| v.protections & Protection::NothingInCommon.bit() != 0)
     }
 
-    /// The verdicts about all snapshots in full, oldest first. `inventory` is the dataset's, as it was decided on.
+    /// The verdicts about all snapshots in full, oldest first. `inventory` is that of the dataset, as it was when the
+    /// verdict was decided.
     #[must_use]
     pub fn explain(&self, inventory: &DatasetInventory) -> Vec<Explained> {
         self.snapshots
@@ -207,11 +217,12 @@ impl fmt::Display for Protection {
         f.write_str(match self {
             Self::Newest => "it is the newest snapshot of its policy",
             Self::Held => "it is held",
+            Self::AppendOnly => "local.json of its host forbids destroying it",
             Self::Cloned => "it has clones",
             Self::Renamed => "it has a different name on the other side",
             Self::NoRules => "a policy without retention rules keeps everything here",
-            Self::DestinationUnknown => "a destination has never been listed and may still need it",
-            Self::SourceUnknown => "the source has never been listed and may still need it",
+            Self::DestinationUnknown => "a destination could not be listed, and may still need it",
+            Self::SourceUnknown => "the source could not be listed, and may still need it",
             Self::NothingInCommon => "no snapshot here is in common with the source",
         })
     }

@@ -1,4 +1,4 @@
-//! The reasons of verdicts about takes and sends. Displayed, each is a plain clause.
+//! The reasons for verdicts about takes and sends. `Display` writes each of them as a clause.
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ pub enum TakeReason {
     },
     /// Not due: the last snapshot is dated in the future, so a clock is or was wrong.
     ClockBehind {
-        /// The creation of the last snapshot.
+        /// The creation time of the last snapshot.
         last: DateTime<Utc>,
     },
     /// Not due: the policy has no `creation`; its snapshots are taken by other means.
@@ -70,6 +70,8 @@ pub enum SendReason {
     DestinationAbsent,
     /// Due: the destination's host was never listed; the agent compares the two sides.
     DestinationUnknown,
+    /// Not due: the destination's pool could not be listed, although its host was.
+    PoolNotListed,
     /// Not due: the destination has the newest snapshot.
     UpToDate {
         /// The newest snapshot.
@@ -141,8 +143,9 @@ impl fmt::Display for SendReason {
             }
             Self::DestinationAbsent => f.write_str("the dataset does not exist on the destination yet"),
             Self::DestinationUnknown => {
-                f.write_str("the destination has never been listed; the agent will compare the two")
+                f.write_str("the destination could not be listed; the agent will compare both sides")
             }
+            Self::PoolNotListed => f.write_str("the pool of the destination could not be listed"),
             Self::UpToDate { newest } => write!(f, "the destination has the newest snapshot, {newest}"),
             Self::WaitsForSlot { next } => {
                 write!(f, "no slot of sync_policy has passed since the newest snapshot; {}", next_slot(*next))

@@ -1,4 +1,4 @@
-//! What a transfer needs to know about other datasets: a clone's origin, a copy's former name, all destinations.
+//! Finds what a transfer needs to know about other datasets: a clone's origin, a copy's former name, all destinations.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -30,7 +30,7 @@ pub struct Renamed {
     pub dataset: DatasetName,
     /// The former name of the source.
     pub source: DatasetName,
-    /// The newest snapshot of both.
+    /// The newest snapshot that the copy and the renamed source have in common.
     pub guid: Guid,
 }
 
@@ -42,7 +42,8 @@ pub(super) struct SendSource<'a> {
     pub dataset: &'a DatasetInventory,
 }
 
-/// Finds what a transfer to `target` needs to know. `there` is the destination, `None` if it does not exist.
+/// Finds what a transfer to `target` needs to know about other datasets. `there` is the destination, `None` if it does
+/// not exist.
 pub(super) fn route(
     policy: &Policy,
     index: IndexedPolicy<'_>,
@@ -56,7 +57,8 @@ pub(super) fn route(
     let origin = from.dataset.origin.as_ref().filter(|_| begins).and_then(|origin| {
         let mut places = index.outgoing(from.host, &origin.dataset);
         places.retain(|out| out.to.host == target.host);
-        // The destination of the same policy is preferred: there the two have the same snapshots.
+        // The destination of the same policy is preferred, because there the clone and its origin have the same
+        // snapshots.
         let same = places.iter().position(|out| out.claim == from.claim).unwrap_or(0);
         places.into_iter().nth(same).map(|out| out.to.dataset)
     });
@@ -65,8 +67,8 @@ pub(super) fn route(
     Route { origin, renamed, destinations }
 }
 
-/// The copy of a dataset under its former name: a copy below the target whose own source is gone, and that has a
-/// snapshot in common with the dataset.
+/// The copy of a renamed dataset under its former name: a copy below the target whose own source is gone, and that has
+/// a snapshot in common with the dataset.
 fn renamed(
     policy: &Policy,
     inventory: &Inventory,
@@ -100,16 +102,16 @@ fn renamed(
         .map(|(_, renamed)| renamed)
 }
 
-/// The order in which to send datasets, as ranks from 0: a dataset ranks above all that it waits for, if those are sent
-/// as well. Datasets of the same rank do not wait for each other.
+/// The order in which to send datasets, as ranks from 0. A dataset has a higher rank than each dataset that it waits
+/// for, if that dataset is sent as well. Datasets of the same rank do not wait for each other.
 #[must_use]
 pub fn ranks(datasets: &BTreeMap<DatasetName, Vec<DatasetName>>) -> BTreeMap<DatasetName, usize> {
     let mut ranks: BTreeMap<DatasetName, usize> = BTreeMap::new();
     let after = |waits_for: &[DatasetName], ranks: &BTreeMap<DatasetName, usize>| {
         waits_for.iter().filter_map(|name| ranks.get(name).map(|rank| rank + 1)).max().unwrap_or(0)
     };
-    // A dataset may come before the one that it waits for in the order of names, so one round is not enough. Each round
-    // settles one more link of the longest chain; the number of rounds is bounded in case of a circle.
+    // Sorted by name, a dataset may come before the one that it waits for, so one round is not enough. Each round
+    // settles one more link of the longest chain. The number of rounds is bounded in case of a circle.
     for _ in 0..=datasets.len() {
         let mut settled = true;
         for (dataset, waits_for) in datasets {

@@ -48,8 +48,8 @@ pub fn send(
     decide(source, &snapshots, destination, there.as_ref(), slots)
 }
 
-/// As [`send`], with the inputs prepared: `slots` are those of the sync policy, `None` for `asap`; `there` are the
-/// destination's snapshots, if they are known.
+/// Like [`send`], but with inputs that the caller has prepared: `slots` are those of the sync policy, `None` for
+/// `asap`; `there` are the snapshots of the destination, if they are known.
 pub(super) fn decide(
     source: &DatasetInventory,
     snapshots: &[PolicySnapshot],

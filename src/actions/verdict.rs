@@ -46,8 +46,9 @@ pub struct SendVerdict {
     pub to: Place,
     /// What to send if a transfer is due, `None` if not.
     pub due: Option<DueSend>,
-    /// What may be done about a destination that cannot take the next stream. In a loop nothing may be done, whatever
-    /// the policy permits: snapshots that only the destination has will come back to the source.
+    /// What may be done about a destination that cannot receive the next stream. In a loop of datasets that send to
+    /// each other, nothing may be done, whatever the policy permits: snapshots that only the destination has will be
+    /// sent back to the source.
     #[serde(flatten)]
     pub allowed: Allowed,
     /// What the transfer needs to know about other datasets.
@@ -57,14 +58,16 @@ pub struct SendVerdict {
     pub reason: SendReason,
 }
 
-/// The goal of a due transfer: the policy's newest snapshot. Everything between the common base and it is sent, too.
+/// The goal of a due transfer: the policy's newest snapshot. All snapshots between the common base and this one are
+/// sent, too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DueSend {
     /// Its name on the source.
     pub snapshot: SnapName,
     /// Its identity.
     pub guid: Guid,
-    /// When the oldest of the policy's snapshots that the destination lacks was taken: the destination lags that far.
+    /// When the oldest of the policy's snapshots that the destination lacks was taken. The destination has been lagging
+    /// since then.
     pub oldest_unsent: DateTime<Utc>,
     /// The slot of the sync policy that has passed since the snapshot was taken; `None` with `asap`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,8 +75,8 @@ pub struct DueSend {
 }
 
 impl SendVerdict {
-    /// The reason in words as of a moment. For a due transfer this includes its slot, and since when it has been
-    /// waiting.
+    /// The reason in words, as of the moment `at`. For a due transfer, this includes the slot that has passed, and
+    /// since when the transfer has been waiting.
     #[must_use]
     pub fn why(&self, at: DateTime<Utc>) -> String {
         let mut why = self.reason.to_string();
@@ -89,7 +92,7 @@ impl SendVerdict {
     }
 }
 
-/// The end of a policy that a dataset is.
+/// Which end of a policy a dataset is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Side {

@@ -41,10 +41,10 @@ pub async fn preview(settings: PlanSettings, zfs: &impl ZfsRead) -> Result<(), E
 pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
     let shared = Arc::new(policy.clone());
-    // A pass from cron does nothing while this holds the catalog.
+    // While this holds the catalog, a pass from cron does nothing.
     let state = open_catalog(&shared, Holder::Pass).await.map_err(Error::unable)?;
     let tls = load_tls(&shared).map_err(Error::unable)?;
-    // A preview publishes nothing: that is left to this host's agent or director.
+    // A preview publishes nothing: this host's agent or director does that.
     let own = OwnHost { name: &settings.host, local: &settings.local_file, state: None };
     let dispatcher = Arc::new(dispatcher(own, &shared, tls, zfs).await);
     let (shared, services) = with_services(shared, &dispatcher).await.map_err(Error::unable)?;

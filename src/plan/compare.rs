@@ -1,6 +1,6 @@
 //! `plan --compare`: what another policy would do differently for the same inventory at the same moment.
 //!
-//! This is pure: both policies decide, and nothing is carried out.
+//! This is pure: the engine decides for both policies, and nothing is carried out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

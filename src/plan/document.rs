@@ -61,7 +61,7 @@ pub struct ExplainedPrune {
     pub snapshots: Vec<WithReason<Explained>>,
 }
 
-/// The notices that pass the filter, with their sentences.
+/// The notices that pass the filter, each as a sentence.
 #[must_use]
 pub fn notices(plan: &Plan, filter: &Filter) -> Vec<WithReason<Notice>> {
     let wanted = |n: &&Notice| filter.wants_notice(n);

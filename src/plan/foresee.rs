@@ -1,4 +1,5 @@
-//! Predicts a whole pass of the director: its orders, and those that follow from them in the same pass.
+//! Predicts a whole pass of the director: the orders that are due now, and the orders that follow from them in the same
+//! pass.
 //!
 //! This is pure: orders are carried out only in a predicted inventory.
 
@@ -31,7 +32,7 @@ impl EntryOrders {
     }
 }
 
-/// A policy with a predicted inventory, which its orders change.
+/// A policy with a predicted inventory, which the policy's orders change.
 pub struct PredictedFleet<'a> {
     policy: &'a Policy,
     engine: Engine<'a>,
@@ -73,14 +74,14 @@ impl<'a> PredictedFleet<'a> {
         self.engine.decide_entry(entry, &self.inventory, at).orders(self.policy)
     }
 
-    /// Carries out one entry as the director does: takes, then transfers that were due before or are due now, then
-    /// destroys.
+    /// Carries out one entry in the inventory as the director does on hosts: takes, then transfers that were due before
+    /// or are due now, then destroys.
     pub fn carry_out_entry(&mut self, entry: usize, at: DateTime<Utc>) -> EntryOrders {
         let due = self.due(entry, at);
         self.carry_out_due(entry, due, at)
     }
 
-    /// Carries out one entry of which `due` was decided before.
+    /// Carries out one entry, whose orders `due` were decided before.
     pub fn carry_out_due(&mut self, entry: usize, due: Vec<Order>, at: DateTime<Utc>) -> EntryOrders {
         let mut orders = EntryOrders::default();
         let mut sends: Vec<Order> = Vec::new();
@@ -113,7 +114,7 @@ impl<'a> PredictedFleet<'a> {
     }
 }
 
-/// Of several transfers of a dataset to one destination, keeps the last one, which also brings the snapshots of the
+/// Keeps the last of several transfers of a dataset to one destination, because it also sends the snapshots of the
 /// others. Sorts parents before their children, as the director does.
 fn latest_of_each(sends: Vec<Order>) -> Vec<Order> {
     let mut by_level: BTreeMap<(usize, DatasetName, Place), Order> = BTreeMap::new();
@@ -151,10 +152,11 @@ impl DueNow {
     }
 }
 
-/// Predicts everything that one pass would do at a moment. `now` are the orders that are due in the present `inventory`.
+/// Predicts everything that one pass would do at a moment. `now` has the orders that are due according to the present
+/// `inventory`.
 ///
-/// Entries are carried out in the policy's sequence. The director works on the entries of different datasets side by side,
-/// so what follows from another entry's orders may in fact have to wait for its next pass.
+/// Entries are carried out in the policy's sequence. The director, however, works on the entries of different datasets
+/// side by side. Orders that follow from another entry's orders may therefore have to wait for its next pass.
 #[must_use]
 pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateTime<Utc>) -> Vec<PlannedOrder> {
     let due_now = DueNow::of(&now);

@@ -1,10 +1,12 @@
-//! Previews: the orders that the director would give and the reasons, over time, and with another policy.
+//! Previews of the orders that the director would give, with the reasons: for one pass, over a simulated time, and with
+//! another policy.
 //!
-//! A dry run gets a catalog and a ZFS that can only be read, so it cannot change anything. Without `--dry-run` the agents
-//! are polled, and their listings are written to the catalog. No dataset is changed either way.
+//! With `--dry-run`, a preview gets a catalog and a ZFS that can only be read, so it cannot change anything. Without
+//! it, the agents are polled, and their listings are written to the catalog. No dataset is changed either way.
 //!
-//! Three modules are pure: [`foresee`] predicts a whole pass, [`simulate`] plays the policy forward, and [`compare`] finds
-//! what another policy would do differently. [`preview`] and [`survey`] run `zsync plan` without and with polling.
+//! Three modules are pure: [`foresee`] predicts a whole pass, [`simulate`] predicts passes over time, and [`compare`]
+//! finds what another policy would do differently. [`preview`] and [`survey`] run `zsync plan`, without and with
+//! polling.
 
 mod answer;
 pub mod compare;

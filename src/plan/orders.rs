@@ -115,7 +115,8 @@ pub(crate) fn print_lines(
     Ok(!wanted.is_empty())
 }
 
-/// Writes a file completely or not at all. If the path is not a regular file (a pipe, a terminal), it is written in place.
+/// Writes a file completely or not at all. If the path is not a regular file (a pipe, a terminal), it is written in
+/// place.
 pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> anyhow::Result<()> {
     let cannot = || format!("cannot write {}", path.display());
     if fs::metadata(path).is_ok_and(|found| !found.is_file()) {

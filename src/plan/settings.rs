@@ -12,9 +12,9 @@ use crate::policy::Local;
 /// The settings of `zsync plan`, from its arguments.
 #[derive(Clone, Debug)]
 pub struct PlanSettings {
-    /// `server.json`.
+    /// The path of `server.json`.
     pub config: PathBuf,
-    /// Path of `local.json`.
+    /// The path of `local.json`.
     pub local_file: PathBuf,
     /// Its content, if the file exists and the preview depends on it.
     pub local: Option<Local>,
@@ -50,7 +50,7 @@ pub enum InventorySource {
 pub enum PlanMode {
     /// The orders of a pass.
     Orders {
-        /// Whether every decision is explained, also if nothing is due.
+        /// Whether every decision is explained, even if nothing is due.
         explain: bool,
         /// The file to save the plan in.
         out: Option<PathBuf>,

@@ -27,7 +27,8 @@ struct Line<'a, T> {
     value: &'a T,
 }
 
-/// What each of the two simulations leaves of one policy's snapshots; `None` if one of the policies does not cover them.
+/// What each of the two simulations leaves of one policy's snapshots; `None` if one of the policies does not cover
+/// them.
 type Pair<'a> = (Key<'a>, Option<&'a Remaining>, Option<&'a Remaining>);
 /// Host, dataset, side and policy.
 type Key<'a> = (&'a str, &'a str, Side, &'a str);
@@ -45,7 +46,8 @@ impl Simulations {
         counts(&self.this.days) != counts(&self.other.days) || !self.compare_ends().0.is_empty()
     }
 
-    /// What the two leave differently, and how many policies' snapshots they leave in the same state.
+    /// The pairs of dataset and policy that end differently in the two simulations, and the number of pairs that
+    /// end the same.
     fn compare_ends(&self) -> (Vec<Pair<'_>>, usize) {
         let (this, other) = (by_key(&self.this), by_key(&self.other));
         let keys: BTreeSet<Key<'_>> = this.keys().chain(other.keys()).copied().collect();
@@ -58,7 +60,7 @@ impl Simulations {
     }
 }
 
-/// One JSON object per line: for each simulation its days and what remains.
+/// Renders one JSON object per line: for each simulation, its days and the snapshots that remain.
 #[must_use]
 pub fn lines(both: &Simulations) -> String {
     let of = |name: &'static str, simulation: &Simulation| {
@@ -68,7 +70,8 @@ pub fn lines(both: &Simulations) -> String {
     of("this", &both.this) + &of("other", &both.other)
 }
 
-/// A table with a line for each day, which has the numbers of both simulations, then what they leave differently.
+/// Renders a table with a line for each day, which has the numbers of both simulations. Below it are the remaining
+/// snapshots of each pair of dataset and policy for which the simulations differ.
 #[must_use]
 pub fn table(both: &Simulations, width: Option<usize>) -> String {
     let (this, other) = (by_date(&both.this), by_date(&both.other));
@@ -97,8 +100,8 @@ pub fn table(both: &Simulations, width: Option<usize>) -> String {
     }
     match same {
         0 => {}
-        1 => text.push_str("\n1 place ends the same with both policies\n"),
-        same => text.push_str(&format!("\n{same} places end the same with both policies\n")),
+        1 => text.push_str("\n1 pair of dataset and policy ends the same with both policies\n"),
+        same => text.push_str(&format!("\n{same} pairs of dataset and policy end the same with both policies\n")),
     }
     let total = |s: &Simulation, of: fn(&Remaining) -> usize| s.end.iter().map(of).sum::<usize>();
     let destroyed = |s: &Simulation| s.days.iter().map(|d| d.destroys).sum::<usize>();

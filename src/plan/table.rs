@@ -15,7 +15,7 @@ use crate::plan::simulate::{Ages, Remaining, Simulation};
 
 /// How many snapshots of one dataset a comparison names without `--explain`.
 const MAX_NAMED: usize = 5;
-/// For how many datasets the days of a simulation have columns. If there are more, none has one.
+/// The largest number of datasets for which the days of a simulation have columns. If there are more, none has one.
 const MAX_COLUMNS: usize = 8;
 
 /// Formats a moment in UTC, to the second.
@@ -48,6 +48,9 @@ pub fn plan(document: &Document, width: Option<usize>) -> String {
     }
     for notice in &document.notices {
         text.push_str(&report::wrap(&format!("note: {}", notice.why), 0, width));
+        if let Some(hint) = notice.what.kind.hint() {
+            text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));
+        }
     }
     if let Some(explain) = &document.explain {
         text.push_str(&verdicts(explain, width));
@@ -258,8 +261,8 @@ pub fn simulation(simulation: &Simulation, width: Option<usize>) -> String {
     text
 }
 
-/// A line for each day. If there are not too many datasets, the line has a column for each, whose heading is a letter that
-/// is explained below the table.
+/// A line for each day. If there are not too many datasets, the line has a column for each, whose heading is a letter
+/// that is explained below the table.
 fn days(simulation: &Simulation) -> String {
     let mut datasets: Vec<&String> = simulation.days.iter().flat_map(|day| day.alive.keys()).collect();
     datasets.sort();
@@ -307,7 +310,7 @@ pub(crate) fn remaining_line(Remaining { snapshots: count, from_before, oldest, 
     text
 }
 
-/// The remaining snapshots of one policy in one dataset, and how many of them each retention rule keeps.
+/// The snapshots of one policy that remain in one dataset, and how many of them each retention rule keeps.
 fn remaining_by_rule(remaining: &Remaining, width: Option<usize>) -> String {
     const PROTECTED: &str = "no rule, but protected";
     let received = if remaining.side == Side::Destination { " received here" } else { "" };

@@ -230,7 +230,7 @@ fn plan_estimates_bytes_sent_and_freed() {
 fn saved_plan_is_carried_out_and_nothing_else() {
     let fixture = Fixture::new();
     fixture.survey().unwrap();
-    // Due since the plan was made, but not in it.
+    // These orders have become due since the plan was made, but they are not in it.
     fixture.fake.create(&ds("spare/copy"));
     fixture.fake.destroy_by_hand(&ds("tank/data"), &[fixture.name(5)]);
     fixture.fake.write(&ds("tank/sent"), 1000);
@@ -326,7 +326,7 @@ fn saved_plan_is_refused_if_old_or_of_other_policy() {
     let before = fixture.names("tank/data");
     let made = |shift: TimeDelta| json!((Utc::now() + shift).to_rfc3339());
     fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(-25)));
-    refused(fixture.carry_out(), "more than 24 hours ago; make a new one");
+    refused(fixture.carry_out(), "more than 24 hours ago; hint: make a new one");
     fixture.edit(|saved| saved["made"] = made(TimeDelta::hours(1)));
     refused(fixture.carry_out(), "it was made in the future");
     fixture.edit(|saved| saved["made"] = made(TimeDelta::zero()));

@@ -1,4 +1,4 @@
-//! The evaluation: from policy and inventory to the report.
+//! Builds the health report from the policy and the inventory.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,7 +15,7 @@ use crate::actions::verdict::{SendVerdict, TakeVerdict};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory};
 use crate::policy::{Policy, SnapshotPolicy};
 
-/// Judges the whole policy as of `now`. `unseen` are the hosts that could not be listed, with the reasons.
+/// Judges the whole policy as of `now`. `unseen` has the hosts that could not be listed, with the reasons.
 #[must_use]
 pub fn health(
     policy: &Policy,
@@ -54,7 +54,7 @@ pub fn health(
     }
     let hosts = hosts(policy, inventory, unseen);
     let notices: Vec<Notice> = plan.notices.into_iter().filter(|notice| notice.kind.is_failure()).collect();
-    let mut health = Health { at: now, severity: Severity::Ok, hosts, rows, notices };
+    let mut health = Health { at: now, severity: Severity::Ok, hosts, rows, pass: None, notices };
     health.update_severity();
     health
 }
@@ -87,8 +87,8 @@ impl<'p> PolicyDataset<'p, '_> {
         Some(DatedSnapshot { name: snapshot.name.clone(), creation: own.creation })
     }
 
-    /// When the source was last in order: at its newest snapshot, or at the newest slot without one because nothing had
-    /// been written.
+    /// When the source was last up to date: at its newest snapshot, or at the newest slot without one because nothing
+    /// had been written.
     fn last_good(&self) -> Option<DateTime<Utc>> {
         let marks = self.dataset.not_written.iter().filter(|m| self.policy.prefix.time_in(&m.name).is_some());
         marks.map(|m| m.at).chain(self.snapshots.last().map(|s| s.creation)).max()
@@ -126,10 +126,11 @@ impl<'p> PolicyDataset<'p, '_> {
     fn destination(&self, mut row: Row, send: &SendVerdict, inventory: &Inventory, judge: &mut Judge<'p>) -> Row {
         row.to = Some(send.to.clone());
         if matches!(send.reason, SendReason::ToItself | SendReason::NameTooLong | SendReason::DestinationTaken { .. }) {
-            // The policy is at fault; a notice says so.
+            // The policy itself is at fault, which a notice reports.
             return row;
         }
-        let Some(observed) = inventory.hosts.get(&send.to.host).and_then(|h| h.observed) else { return row };
+        let listed = inventory.hosts.get(&send.to.host).filter(|h| h.covers(&send.to.dataset));
+        let Some(observed) = listed.and_then(|h| h.observed) else { return row };
         row.observed = row.observed.map(|source| source.min(observed));
         let there = inventory.dataset(&send.to.host, &send.to.dataset);
         let there_by_guid = there.map(SnapshotsByGuid::of).unwrap_or_default();

@@ -33,7 +33,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Something that is wrong. Displayed, it is a clause without the name of the dataset or host.
+/// Something that is wrong. `Display` writes a clause that does not name the dataset or host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
     /// There is no snapshot of the policy, but there should be one.
@@ -47,7 +47,7 @@ pub enum Finding {
         /// How severe that is.
         severity: Severity,
     },
-    /// The oldest unsent snapshot is too old, or the newest replica is.
+    /// The oldest unsent snapshot or the newest replica is too old.
     ReplicaOld {
         /// How far the destination lags.
         age: TimeDelta,
@@ -92,6 +92,15 @@ pub enum Finding {
     },
     /// A host was never listed.
     NeverListed,
+    /// The director has made no pass for too long.
+    NoPass {
+        /// How long ago the last pass ended.
+        age: TimeDelta,
+        /// The limit that the age exceeds.
+        limit: TimeDelta,
+        /// How severe that is.
+        severity: Severity,
+    },
 }
 
 impl Finding {
@@ -99,7 +108,9 @@ impl Finding {
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
-            Self::SnapshotOld { severity, .. } | Self::ReplicaOld { severity, .. } => *severity,
+            Self::SnapshotOld { severity, .. } | Self::ReplicaOld { severity, .. } | Self::NoPass { severity, .. } => {
+                *severity
+            }
             Self::Diverged { .. } => Severity::Critical,
             Self::NoSnapshot
             | Self::TooMany { .. }
@@ -131,6 +142,7 @@ impl Finding {
             Self::HeldLong { .. } => "held_long",
             Self::Unreachable { .. } => "out_of_reach",
             Self::NeverListed => "never_listed",
+            Self::NoPass { .. } => "no_pass",
         }
     }
 }
@@ -158,10 +170,10 @@ impl fmt::Display for Finding {
                 write!(f, "the replica lags {} behind (limit {}, {behind} unsent)", span(*age), span(*limit))
             }
             Self::Diverged { newest, base: Some(base) } => {
-                write!(f, "diverged: @{newest} is only there; the newest common snapshot is @{base}")
+                write!(f, "diverged: only the destination has @{newest}; the newest common snapshot is @{base}")
             }
             Self::Diverged { newest, base: None } => {
-                write!(f, "diverged: @{newest} is there, and no snapshot is in common")
+                write!(f, "diverged: only the destination has @{newest}, and no snapshot is in common")
             }
             Self::TooMany { count, limit, at: None } => write!(f, "{count} snapshots (limit {limit})"),
             Self::TooMany { count, limit, at: Some(_) } => write!(f, "{count} snapshots there (limit {limit})"),
@@ -173,6 +185,9 @@ impl fmt::Display for Finding {
             }
             Self::Unreachable { since: None, reason } => write!(f, "unreachable, never listed: {reason}"),
             Self::NeverListed => f.write_str("has never been listed"),
+            Self::NoPass { age, limit, .. } => {
+                write!(f, "the director's last pass ended {} ago (limit {})", span(*age), span(*limit))
+            }
         }
     }
 }

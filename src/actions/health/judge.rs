@@ -1,4 +1,4 @@
-//! The thresholds: those that the policy configures, or else those that follow from its schedules.
+//! Compares a report with thresholds: those that the policy configures, or else those that follow from its schedules.
 
 use std::collections::HashMap;
 
@@ -9,9 +9,9 @@ use crate::actions::health::report::Row;
 use crate::model::{Place, Snapshot};
 use crate::policy::{Policy, Schedule, SnapshotPolicy, SyncPolicy};
 
-/// How long after a slot a snapshot or a transfer may still be missing, because a pass takes time.
+/// How long after a slot its snapshot or transfer may still be missing, because a pass takes time.
 const GRACE: TimeDelta = TimeDelta::minutes(5);
-/// The limits for replicas if no schedule says how often there is something to send.
+/// The limits for replicas if no schedule determines how often there is something to send.
 const WITHOUT_SCHEDULE: Limits = Limits { warn: Some(TimeDelta::days(1)), crit: Some(TimeDelta::days(3)) };
 
 /// The ages above which something is worth a warning, or critical.
@@ -49,7 +49,7 @@ impl<'a> Judge<'a> {
         Self { policy, now, limits: HashMap::new() }
     }
 
-    /// The moment that it judges for.
+    /// The moment for which it judges.
     pub fn now(&self) -> DateTime<Utc> {
         self.now
     }
@@ -79,7 +79,7 @@ impl<'a> Judge<'a> {
         Limits::configured(of.check.sync_warn_age, of.check.sync_crit_age).unwrap_or(by_schedule)
     }
 
-    /// Whether the newest snapshot is too old; `last` is when the source was last in order.
+    /// Whether the newest snapshot is too old. `last` is when the source was last up to date.
     pub fn snapshot_age(&mut self, of: &'a SnapshotPolicy, last: Option<DateTime<Utc>>) -> Option<Finding> {
         let limits = self.snapshot_limits(of)?;
         let Some(last) = last else { return Some(Finding::NoSnapshot) };
@@ -87,8 +87,8 @@ impl<'a> Judge<'a> {
         limits.over(age).map(|(limit, severity)| Finding::SnapshotOld { age, limit, severity })
     }
 
-    /// Whether a destination lags too far behind. If it lacks nothing, it is as old as the source, which was last in
-    /// order at `fresh_until`.
+    /// Whether a destination lags too far behind. If it lacks no snapshot, it is as old as the source, which was last
+    /// up to date at `fresh_until`.
     pub fn replica_age(
         &mut self,
         of: &'a SnapshotPolicy,
@@ -115,7 +115,7 @@ impl<'a> Judge<'a> {
         (count > limit).then_some(Finding::TooMany { count, limit, at })
     }
 
-    /// Whether one of the held snapshots is older than held snapshots may be.
+    /// Whether one of the held snapshots is older than the policy allows.
     pub fn held<'s>(&self, of: &SnapshotPolicy, held: impl Iterator<Item = &'s Snapshot>) -> Option<Finding> {
         let limit = TimeDelta::from_std(of.check.max_held?).unwrap_or(TimeDelta::MAX);
         let oldest = held.min_by_key(|s| s.creation)?;

@@ -34,6 +34,7 @@ impl Health {
         let rows = self.rows.iter().flat_map(|row| row.findings.iter().map(move |f| (Subject::Row(row), f)));
         let line = |(subject, finding): (Subject<'_>, &Finding)| (finding.severity(), format!("{subject}: {finding}"));
         let mut all: Vec<(Severity, String)> = hosts.chain(rows).map(line).collect();
+        all.extend(self.pass.iter().map(|finding| (finding.severity(), finding.to_string())));
         all.extend(self.notices.iter().map(|notice| (Severity::Critical, notice.to_string())));
         all.sort_by_key(|(severity, _)| Reverse(*severity));
         all

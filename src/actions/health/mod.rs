@@ -1,8 +1,8 @@
-//! How well the policy is kept: the newest snapshot of every dataset, the newest replica on every destination, and how
-//! far the destination lags behind.
+//! Judges how well the fleet meets the policy: how old the newest snapshot of every dataset and the newest replica on
+//! every destination are, and how far each destination lags behind.
 //!
-//! [`health()`] builds the report from the same verdicts as a pass, and judges it by the policy's thresholds, or by its
-//! schedules if it has none.
+//! [`health()`] builds the report from the verdicts of a pass. It compares ages with the policy's thresholds, or with
+//! thresholds that follow from its schedules.
 
 mod evaluate;
 mod finding;

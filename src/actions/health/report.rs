@@ -1,4 +1,4 @@
-//! The report about the policy's health, and what of it concerns one host or dataset.
+//! The health report, which can be limited to one host or dataset.
 
 use std::collections::BTreeSet;
 
@@ -45,9 +45,9 @@ pub struct Row {
     pub unsent_since: Option<DateTime<Utc>>,
     /// How long the destination has been lagging, in seconds; 0 if it lacks nothing.
     pub lag_seconds: Option<i64>,
-    /// How many bytes are unsent, by estimate; `None` if that was not asked or is unknown.
+    /// How many bytes are unsent, by estimate; `None` if no estimate was requested, or if the size is unknown.
     pub unsent_bytes: Option<u64>,
-    /// The age of this information: when the side that was listed longer ago was listed.
+    /// When this information was current: the earlier of the times at which the two sides were listed.
     pub observed: Option<DateTime<Utc>>,
     /// What is wrong.
     pub findings: Vec<Finding>,
@@ -60,16 +60,16 @@ pub struct HostState {
     pub host: HostName,
     /// When its datasets were last listed.
     pub observed: Option<DateTime<Utc>>,
-    /// Why it could not be listed, if so.
+    /// Why it could not be listed; `None` if it was listed.
     pub unseen: Option<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
 }
 
-/// How well the policy is kept.
+/// How well the fleet meets the policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
-    /// The moment that it was judged for.
+    /// The moment for which it was judged.
     pub at: DateTime<Utc>,
     /// The worst severity of all findings.
     pub severity: Severity,
@@ -77,7 +77,10 @@ pub struct Health {
     pub hosts: Vec<HostState>,
     /// The datasets with their destinations, in the order of the policy.
     pub rows: Vec<Row>,
-    /// The notices about things in the policy that cannot happen.
+    /// Whether the last pass of the director was too long ago.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass: Option<Finding>,
+    /// The notices about parts of the policy that cannot be carried out.
     #[serde(serialize_with = "as_text")]
     pub notices: Vec<Notice>,
 }
@@ -106,8 +109,24 @@ impl Row {
     }
 }
 
+/// A pass that ended longer ago than this is a warning: even a director that cron starts once a day makes a pass more
+/// often.
+const PASS_WARNING: TimeDelta = TimeDelta::hours(25);
+/// A pass that ended longer ago than this is critical.
+const PASS_CRITICAL: TimeDelta = TimeDelta::hours(49);
+
 impl Health {
-    /// Restricts the report to a host, and to a dataset with all below it.
+    /// Adds a finding if the director's last pass ended too long ago. Without passes nothing is taken, sent or pruned, and
+    /// what the catalog says is as old as the last one.
+    pub fn judge_pass(&mut self, ended: DateTime<Utc>) {
+        let age = self.at - ended;
+        let found = |(limit, severity)| Finding::NoPass { age, limit, severity };
+        let over = [(PASS_CRITICAL, Severity::Critical), (PASS_WARNING, Severity::Warning)];
+        self.pass = over.into_iter().find(|(limit, _)| age > *limit).map(found);
+        self.update_severity();
+    }
+
+    /// Limits the report to a host, and to a dataset and its descendants.
     pub fn narrow(&mut self, host: Option<&HostName>, dataset: Option<&DatasetName>) {
         let of_host = |name: &HostName| host.is_none_or(|host| host == name);
         let within = |name: &DatasetName| dataset.is_none_or(|root| name.is_within(root));
@@ -128,7 +147,8 @@ impl Health {
 
     pub(super) fn update_severity(&mut self) {
         let rows = self.rows.iter().map(Row::severity);
-        let worst = rows.chain(self.hosts.iter().map(HostState::severity)).max().unwrap_or_default();
+        let all = rows.chain(self.hosts.iter().map(HostState::severity)).chain(self.pass.iter().map(Finding::severity));
+        let worst = all.max().unwrap_or_default();
         self.severity = if self.notices.is_empty() { worst } else { Severity::Critical };
     }
 }

@@ -1,4 +1,4 @@
-//! The plan of one transfer: the streams that bring a destination from what it has to a given snapshot, or the conflict
+//! The plan of one transfer: the streams that bring a destination up to a given snapshot, or the conflict
 //! that prevents it.
 //!
 //! Snapshots are compared only by guid: names may differ on the two sides, and createtxg orders snapshots within one
@@ -21,7 +21,7 @@ pub enum Step {
         /// The resume token.
         token: String,
     },
-    /// Discard an interrupted receive that is of no use (`receive -A`): it would block all others.
+    /// Discard an interrupted receive that cannot be resumed (`receive -A`), because it would block all other streams.
     Discard {
         /// Its token.
         token: String,
@@ -119,7 +119,8 @@ pub enum Conflict {
         ours: Vec<Point>,
         /// The snapshots that only the destination has after it, oldest first.
         theirs: Vec<Point>,
-        /// Whether one of these is held on the destination, as received snapshots are: then the source once had it.
+        /// Whether one of `theirs` is held on the destination, as received snapshots are. If so, the source once had
+        /// it.
         received: bool,
     },
     /// The destination has snapshots, but none in common with the source.
@@ -142,7 +143,7 @@ fn point(snapshot: &Snapshot) -> Point {
 /// - An increment runs from the newest common guid to the target and includes all snapshots between, so that the
 ///   destination's history is complete.
 /// - A destination without snapshots first receives the oldest snapshot of the source in full, then the rest as one
-///   increment. So it receives the history as well, and each part can be verified and resumed by itself.
+///   increment. In this way it receives the history as well, and each part can be verified and resumed by itself.
 /// - A clone whose origin the destination has (`origin`) starts from the origin instead, and becomes a clone there,
 ///   too.
 /// - An increment from a bookmark cannot include the snapshots between. It runs only to the next snapshot; a second one

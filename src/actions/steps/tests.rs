@@ -79,13 +79,13 @@ fn steps_lead_to_the_target() {
         (all, "", "a1 c3", 4, "-i @c @d"),
         (all, "", "a1", 2, "-i @a @b"),
         (all, "", "z1", 4, "-I @a @d"),
-        // From a bookmark: to the next snapshot, then on.
+        // From a bookmark to the next snapshot, then from there.
         ("c d", "a", "a1", 4, "-i #a @c, -i @c @d"),
         ("d", "a", "a1", 4, "-i #a @d"),
         ("a c d", "a b", "a1 b2", 4, "-i #b @c, -i @c @d"),
         ("a b c d", "b", "a1 b2", 4, "-I @b @d"),
         ("b d", "a c", "a1 b2", 4, "-i @b @d"),
-        // The destination has it already.
+        // The destination already has the snapshot.
         (all, "", "a1 d4", 4, "nothing to do"),
         (all, "", "a1 d4 x9", 4, "nothing to do"),
         (all, "", "a1 z4", 4, "there as z"),
@@ -119,10 +119,10 @@ fn interrupted_receive_is_resumed_or_discarded() {
     };
     assert_eq!(go("a1", Some(2), 3), "-t T");
     assert_eq!(go("", Some(1), 3), "-t T");
-    assert_eq!(go("a1", None, 3), "-t T", "a token that cannot be read is tried");
-    assert_eq!(go("a1", Some(9), 3), "abort T, -I @a @c", "the source has not got it any more");
-    assert_eq!(go("a1 b2", Some(2), 3), "abort T, -i @b @c", "it is there already");
-    assert_eq!(go("a1", Some(3), 2), "abort T, -i @a @b", "it is newer than what is wanted");
+    assert_eq!(go("a1", None, 3), "-t T", "a token that cannot be read is used nevertheless");
+    assert_eq!(go("a1", Some(9), 3), "abort T, -I @a @c", "the source no longer has it");
+    assert_eq!(go("a1 b2", Some(2), 3), "abort T, -i @b @c", "the destination already has it");
+    assert_eq!(go("a1", Some(3), 2), "abort T, -i @a @b", "it is newer than the target");
     assert_eq!(go("", Some(9), 3), "abort T, @a, -I @a @c");
     assert_eq!(go("a1 c3", Some(2), 3), "nothing to do");
     assert_eq!(go("a1 x9", Some(2), 3), "diverged after a: ours b c, theirs x");
@@ -137,8 +137,8 @@ fn clone_starts_from_its_origin_if_the_destination_has_it() {
     };
     assert_eq!(go("", Some(&origin), 3), "-i tank/o@x @a, -I @a @c");
     assert_eq!(go("", Some(&origin), 1), "-i tank/o@x @a");
-    assert_eq!(go("", None, 3), "@a, -I @a @c", "whole where the origin is not");
-    assert_eq!(go("a1", Some(&origin), 3), "-I @a @c", "an increment as any other");
+    assert_eq!(go("", None, 3), "@a, -I @a @c", "in full if the destination lacks the origin");
+    assert_eq!(go("a1", Some(&origin), 3), "-I @a @c", "an ordinary increment");
     assert_eq!(go("x9", Some(&origin), 3), "not empty: ours a b c, theirs x");
     let resume = Resume { token: "T".to_owned(), to: Some(Guid(1)) };
     assert_eq!(render(steps(&source, &[], &[], Some(&resume), Some(&origin), Guid(3))), "-t T");
@@ -154,7 +154,7 @@ fn rolled_back_source_is_distinguished_from_diverged_destination() {
     };
     assert!(!received(&destination));
     destination[2].userrefs = 1;
-    assert!(received(&destination), "what is held there came from here");
+    assert!(received(&destination), "a held snapshot on the destination came from the source");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn conflict_messages_count_snapshots() {
     );
 }
 
-/// What ZFS would do with the steps, on lists of guids.
+/// Changes lists of guids as ZFS would change the snapshots by these steps.
 fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mut Vec<u64>) -> Result<(), String> {
     for step in steps {
         match step {
@@ -187,14 +187,14 @@ fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mu
                 let (from, known) = match from {
                     Base::Snapshot(p) => (p.guid.0, source.contains(&p.guid.0)),
                     Base::Bookmark(p) => (p.guid.0, bookmarks.contains(&p.guid.0) && !intermediates),
-                    Base::Origin(_, guid) => return Err(format!("{guid} is nobody's origin")),
+                    Base::Origin(_, guid) => return Err(format!("{guid} is not the guid of an origin")),
                 };
                 let to = to.guid.0;
                 if !known || destination.last() != Some(&from) || !source.contains(&to) || to <= from {
                     return Err(format!("{step:?} into {destination:?}"));
                 }
                 let between: Vec<u64> = source.iter().copied().filter(|s| *s > from && *s < to).collect();
-                // All of them; only a bookmark cannot do that.
+                // An increment must include all snapshots between, except from a bookmark.
                 if *intermediates == between.is_empty() && known_snapshot {
                     return Err(format!("{step:?} with {between:?} between"));
                 }
@@ -206,8 +206,9 @@ fn carry_out(steps: &[Step], source: &[u64], bookmarks: &[u64], destination: &mu
     Ok(())
 }
 
-/// Every world with up to five snapshots: which of them the source still has, has bookmarks of, the destination has,
-/// what else the destination has and where, and which one is wanted.
+/// Tries every world with up to five snapshots: which of them the source still has, which of them have bookmarks there,
+/// which of them the destination has, which snapshot of its own the destination has and where, and which snapshot is
+/// wanted.
 #[test]
 fn steps_agree_with_a_model_on_all_small_inputs() {
     const SIZE: u64 = 5;
@@ -225,7 +226,7 @@ fn steps_agree_with_a_model_on_all_small_inputs() {
         let marks: Vec<Bookmark> = make(&bookmarks).into_iter().map(as_bookmark).collect();
         for there in 0..1 << SIZE {
             let shared: Vec<u64> = subset(there).collect();
-            // A snapshot of the destination's own at each place, or none.
+            // The destination has a snapshot of its own at each position in turn, or none.
             for foreign in (0..=shared.len()).map(Some).chain([None]) {
                 let mut destination = shared.clone();
                 foreign.into_iter().for_each(|at| destination.insert(at, 100));
@@ -268,7 +269,8 @@ fn steps_agree_with_a_model_on_all_small_inputs() {
                             if let Err(e) = carry_out(steps, &source, &bookmarks, &mut received) {
                                 panic!("{e}: {}", world());
                             }
-                            // Everything of the source after the base has arrived, and what was there still is.
+                            // All snapshots of the source after the base have arrived, and the destination still has
+                            // those that it had.
                             let mut expected = destination.clone();
                             expected.extend(source.iter().filter(|s| common.is_none_or(|c| *s > c) && *s <= target));
                             assert_eq!(received, expected, "{}", world());

@@ -1,4 +1,4 @@
-//! Inputs that should not occur, but must be decided about safely.
+//! Tests of inputs that should not occur, but that the engine must handle safely.
 
 use super::*;
 
@@ -83,7 +83,7 @@ fn snapshot_in_the_future_is_kept_and_displaces_no_others() {
     let daily = policy([with_policy(entry("alpha:tank/foo", &[]), |p| p.retention = rules(&["1/day in last week"]))]);
     let world = "alpha:tank/foo B@11-22T10:00 B@11-23T10:00+10y B@11-23T12:00";
     assert!(orders(&daily, world, NOW).is_empty());
-    assert!(notices(&daily, world, NOW).is_empty(), "there is a notice only about the newest snapshot");
+    assert!(notices(&daily, world, NOW).is_empty(), "only a newest snapshot in the future has a notice");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn second_entry_for_a_dataset_and_prefix_is_ignored() {
     assert!(orders(&twice, world, "11-23T12:05").is_empty());
     assert_eq!(
         notices(&twice, world, NOW),
-        ["alpha:tank/foo is already covered with the prefix B by entry 0 of the policy, which decides"]
+        ["alpha:tank/foo is already covered with the prefix B by entry 0 of the policy, which takes precedence"]
     );
     // The same holds for two policies of one entry.
     let twice = policy([with(entry("alpha:tank/foo", &[]), |e| e.policies.push(e.policies[0].clone()))]);
@@ -135,8 +135,8 @@ fn unlisted_hosts_and_missing_datasets_have_notices() {
     assert_eq!(
         notices(&several, "gamma:tank", NOW),
         [
-            "alpha has never answered, so nothing is taken or destroyed there",
-            "beta has never answered, so nothing is taken or destroyed there",
+            "alpha has not answered, so nothing is taken or destroyed there",
+            "beta has not answered, so nothing is taken or destroyed there",
             "gamma:tank/none cannot be used: either it does not exist (destroyed, misspelt, pool not imported), \
              or local.json on gamma does not list it, or disables it",
         ]

@@ -1,4 +1,4 @@
-//! Health: a table of states with the findings that they give rise to.
+//! Tests of the health report: a table of states, with the findings that follow from each.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ fn findings_follow_schedules_and_thresholds() {
     let few = Thresholds { max_snapshots: Some(1), ..Thresholds::default() };
     let held = Thresholds { max_held: hours(1), ..Thresholds::default() };
     for (policy, source, destination, expected) in [
-        // By the schedule: one slot (12:00) may be missing, two are a warning, four are critical.
+        // Limits by the schedule: one slot (12:00) may be missing, two are a warning, four are critical.
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00", vec![]),
         (hourly(), "B@11-23T11:00", "beta:tank/copy B@11-23T11:00", vec![]),
         (
@@ -66,17 +66,19 @@ fn findings_follow_schedules_and_thresholds() {
             hourly(),
             "B@11-23T11:00 B@11-23T12:00",
             "beta:tank/copy B@11-23T11:00 own",
-            vec!["CRITICAL: diverged: @own is only there; the newest common snapshot is @B_2026-11-23_11:00:00"],
+            vec![
+                "CRITICAL: diverged: only the destination has @own; the newest common snapshot is @B_2026-11-23_11:00:00",
+            ],
         ),
         (
             hourly(),
             "B@11-23T12:00",
             "beta:tank/copy own",
-            vec!["CRITICAL: diverged: @own is there, and no snapshot is in common"],
+            vec!["CRITICAL: diverged: only the destination has @own, and no snapshot is in common"],
         ),
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00 own", vec![]),
         (hourly(), "B@11-23T12:00", "beta?", vec!["UNKNOWN: has never been listed"]),
-        // By configured thresholds.
+        // Limits by configured thresholds.
         (
             checked(ages),
             "B@11-23T11:00",
@@ -169,4 +171,20 @@ fn narrowed_report_has_severity_of_its_rows() {
     assert_eq!(narrowed(Some("gamma"), None), (Severity::Critical, 1, 1));
     assert_eq!(narrowed(None, Some("tank/foo")), (Severity::Ok, 1, 2));
     assert_eq!(narrowed(None, Some("tank/copy")), (Severity::Ok, 1, 2));
+}
+
+#[test]
+fn director_that_makes_no_passes_is_found() {
+    let now = "11-23T12:30";
+    let policy = policy([entry("alpha:tank/foo", &[])]);
+    for (ended, severity) in
+        [("11-22T12:00", Severity::Ok), ("11-22T11:00", Severity::Warning), ("08-23T12:00", Severity::Critical)]
+    {
+        let mut health = evaluated(&policy, "alpha:tank/foo B@11-23T12:00", now);
+        health.judge_pass(utc(ended));
+        assert_eq!(health.severity, severity, "{ended}");
+        let found: Vec<_> = health.findings().into_iter().map(|(_, text)| text).collect();
+        assert_eq!(found.len(), usize::from(severity != Severity::Ok), "{found:?}");
+        assert!(found.iter().all(|text| text.starts_with("the director's last pass ended ")), "{found:?}");
+    }
 }

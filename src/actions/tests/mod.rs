@@ -11,7 +11,8 @@
 //! (guid) everywhere; `B@...=2` is another one of that name. Suffixes: `!` it is held, `^` it has clones, `~` it is
 //! marked deleted, `>name` it has another name, `+2h` it was created two hours after the time in its name. Prefixes:
 //! `#` a bookmark, `-` a NotWritten mark. A host without a dataset was listed and is empty; a host with `?` was never
-//! listed.
+//! listed; `host:pool?` is a pool that could not be listed. `append-only` before the snapshots means that local.json
+//! forbids destroying them.
 
 mod bad_input;
 mod health;
@@ -70,7 +71,12 @@ pub(super) fn world(text: &str) -> Inventory {
         let known = inventory.hosts.entry(host.parse().unwrap()).or_default();
         known.observed = listed.then(|| utc("11-23T00:00"));
         let Some(dataset) = dataset else { continue };
+        if let Some(pool) = dataset.strip_suffix('?') {
+            known.unlisted.insert(pool.to_owned(), "it is not imported".to_owned());
+            continue;
+        }
         let found = known.datasets.entry(dataset.parse().unwrap()).or_default();
+        let words = words.strip_prefix("append-only ").inspect(|_| found.append_only = Some(true)).unwrap_or(words);
         for (word, createtxg) in words.split_whitespace().zip(1..) {
             if let Some(word) = word.strip_prefix('#') {
                 let Snapshot { name, guid, creation, .. } = snapshot(word, createtxg);
@@ -86,7 +92,7 @@ pub(super) fn world(text: &str) -> Inventory {
     inventory
 }
 
-/// `alpha:tank/foo` as a place.
+/// Parses a place such as `alpha:tank/foo`.
 pub(super) fn place(text: &str) -> Place {
     let (host, dataset) = text.split_once(':').unwrap();
     Place { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
@@ -185,7 +191,7 @@ pub(super) fn orders(policy: &Policy, world_text: &str, now: &str) -> Vec<String
     render(&decide(policy, &world(world_text), utc(now)).orders(policy))
 }
 
-/// Those of the orders whose text begins with `what`.
+/// The orders whose text begins with `what`.
 pub(super) fn only(what: &str, policy: &Policy, world_text: &str, now: &str) -> Vec<String> {
     orders(policy, world_text, now).into_iter().filter(|o| o.starts_with(what)).collect()
 }

@@ -1,4 +1,4 @@
-//! Datasets to which several entries, policies or transfers apply.
+//! Tests of datasets to which several entries, policies or transfers apply.
 
 use super::*;
 use crate::actions::divergence::Allowed;
@@ -20,7 +20,7 @@ fn nearest_entry_governs_a_dataset() {
     assert_eq!(
         only("take", &nested, world, NOW),
         ["take B@11-23T12:00 on alpha: tank tank/db/log tank/home"],
-        "what is below an entry that is not recursive stays with the outer one"
+        "datasets below a non-recursive entry belong to the outer entry"
     );
     let deep = policy([nested.datasets[0].clone(), recursive(nested.datasets[1].clone())]);
     assert_eq!(
@@ -87,7 +87,7 @@ fn middle_of_a_chain_keeps_what_both_sides_need() {
              it is the newest snapshot in common with alpha:tank/foo; it is not yet on gamma:tank/far; \
              it is the newest snapshot of its policy",
         ],
-        "the rules of both entries, and the bases with both neighbours"
+        "the rules of both entries apply, and the bases with both neighbours are kept"
     );
     let verdicts = decide(&chain(), &crate::actions::tests::world(world), utc(NOW)).prunes;
     assert_eq!(verdicts.len(), 3, "there is one verdict per dataset");
@@ -144,7 +144,7 @@ fn first_entry_of_a_loop_takes_the_snapshots() {
     assert_eq!(
         orders(&ring(), world, NOW),
         ["take B@11-23T12:00 on alpha: tank/x", "send alpha:tank/x to beta:tank/x: B@11-23T11:00"],
-        "beta has nothing that alpha lacks, and the base stays on both"
+        "beta has no snapshot that alpha lacks, and the base stays on both"
     );
     let settled = world.replace("beta:tank/x   B@11-20T10:00", "beta:tank/x   B@11-20T10:00 B@11-23T11:00");
     assert_eq!(
@@ -274,4 +274,83 @@ fn hosts_of_lists_only_hosts_that_matter_to_the_entries() {
     assert_eq!(hosts(&[3]), "beta epsilon");
     assert_eq!(hosts(&[4]), "alpha");
     assert_eq!(hosts(&[3, 4]), "alpha beta epsilon");
+}
+
+/// Two entries: alpha's datasets are copied to beta, and beta takes snapshots of its own of the whole pool.
+fn copies_below_own_entry() -> Policy {
+    let copied = recursive(entry("alpha:tank/home", &["beta:vault/copies"]));
+    let own = recursive(with_policy(entry("beta:vault", &[]), |p| {
+        (p.name, p.prefix) = ("local".to_owned(), "L".parse().unwrap());
+    }));
+    policy([copied, own])
+}
+
+#[test]
+fn copy_takes_no_snapshots_while_its_source_is_away() {
+    let beta = "
+        beta:vault
+        beta:vault/copies       B@11-23T11:00
+        beta:vault/copies/docs  B@11-23T11:00
+        beta:vault/mine
+    ";
+    let taken = ["take L@11-23T12:00 on beta: vault vault/mine"];
+    for alpha in ["alpha?", "alpha:tank?"] {
+        let world = format!("{alpha}\n{beta}");
+        assert_eq!(only("take", &copies_below_own_entry(), &world, NOW), taken, "{alpha}");
+    }
+    // Once the host and the pool are listed and the source does not exist, the copy is a dataset like any other.
+    let world = format!("alpha:tank/home/docs\n{beta}");
+    let all = only("take", &copies_below_own_entry(), &world, NOW);
+    assert!(all.iter().any(|order| order.ends_with("on beta: vault vault/copies vault/mine")), "{all:?}");
+}
+
+#[test]
+fn pool_that_could_not_be_listed_is_left_alone_and_protects_its_peers() {
+    let mut entry = entry("alpha:tank/foo", &["beta:usb/copy", "beta:safe/copy"]);
+    entry.policies[0].prune_unsent = true;
+    let source = "alpha:tank/foo B@11-20T10:00 B@11-21T10:00 B@11-23T11:30";
+    let safe = "beta:safe/copy B@11-20T10:00 B@11-21T10:00";
+    let world = format!("{source}\n{safe}\nbeta:usb/copy B@11-20T10:00\nbeta:usb?");
+    let orders = orders(&policy([entry.clone()]), &world, "11-23T11:45");
+    let expected = ["send alpha:tank/foo to beta:safe/copy: B@11-23T11:30", "destroy beta:safe/copy: B@11-20T10:00"];
+    assert_eq!(orders, expected, "nothing is sent or pruned there, nor pruned at the source");
+    // The same for a source whose pool is away, although older listings of it are remembered.
+    let world = format!("{source}\nalpha:tank?\n{safe}\nbeta:usb/copy");
+    let policy = policy([entry]);
+    assert!(super::orders(&policy, &world, "11-23T11:45").is_empty());
+    assert_eq!(
+        notices(&policy, &world, "11-23T11:45"),
+        ["cannot list the pool tank of alpha: it is not imported; nothing is taken, sent or pruned there"]
+    );
+}
+
+#[test]
+fn append_only_dataset_is_not_pruned_and_one_note_says_so() {
+    let policy = policy([entry("alpha:tank/foo", &["beta:usb/copy"])]);
+    let same = "B@11-20T10:00 B@11-21T10:00 B@11-23T11:30";
+    let known = world(&format!("alpha:tank/foo {same}\nbeta:usb/copy append-only {same}"));
+    let plan = decide(&policy, &known, utc("11-23T11:45"));
+    assert_eq!(render(&plan.orders(&policy)), ["destroy alpha:tank/foo: B@11-20T10:00 B@11-21T10:00"]);
+    let notices: Vec<_> = plan.notices.iter().map(|n| (n.to_string(), n.kind.is_failure())).collect();
+    let expected = "beta:usb/copy keeps 2 snapshots that retention would destroy, because local.json of beta makes it \
+                    append-only";
+    assert_eq!(notices, [(expected.to_owned(), false)]);
+}
+
+#[test]
+fn destination_that_is_away_for_weeks_does_not_stop_pruning_if_unsent_snapshots_may_go() {
+    let mut entry = entry("alpha:tank/foo", &["beta:usb/copy"]);
+    let cursor = "#B@11-21T10:00>zsync:beta:usb:copy:0000000000000001:0000000000000002";
+    let world = |cursor: &str| {
+        format!(
+            "alpha:tank/foo B@11-20T10:00 B@11-21T10:00 {cursor} B@11-22T09:00 B@11-23T11:30\nbeta:usb?\nbeta:usb/copy"
+        )
+    };
+    let now = "11-23T11:45";
+    assert!(only("destroy", &policy([entry.clone()]), &world(cursor), now).is_empty(), "not all was sent");
+    entry.policies[0].prune_unsent = true;
+    let policy = policy([entry]);
+    // What the copy is known to have stays as the base of the next increment.
+    assert_eq!(only("destroy", &policy, &world(cursor), now), ["destroy alpha:tank/foo: B@11-20T10:00 B@11-22T09:00"]);
+    assert!(only("destroy", &policy, &world(""), now).is_empty(), "nothing is known of the copy");
 }

@@ -1,4 +1,4 @@
-//! Properties that hold for every policy and inventory, checked on random ones.
+//! Tests of properties that hold for every policy and inventory, with random policies and inventories.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -70,7 +70,7 @@ fn an_entry(choices: &mut Choices) -> DatasetPolicy {
     entry
 }
 
-/// A dataset with a part of one common history, so that datasets have snapshots in common.
+/// A dataset with some snapshots of one common history, so that different datasets have snapshots in common.
 fn a_dataset(choices: &mut Choices) -> DatasetInventory {
     let mut dataset = DatasetInventory::default();
     let history = choices.below(2);
@@ -246,7 +246,7 @@ proptest! {
             for order in &orders {
                 prop_assert!(
                     matches!(order, Order::Send { .. }) || !given.contains(order),
-                    "given twice: {order:?}"
+                    "the order was given twice: {order:?}"
                 );
             }
             let before = inventory.clone();
@@ -374,7 +374,7 @@ proptest! {
         for known in inventory.hosts.values_mut() {
             known.datasets.insert("zz/top".parse().unwrap(), nobodys.clone());
         }
-        let host = HostInventory { observed: Some(utc(NOW)), datasets: [("t".parse().unwrap(), nobodys)].into() };
+        let host = HostInventory { observed: Some(utc(NOW)), datasets: [("t".parse().unwrap(), nobodys)].into(), ..HostInventory::default() };
         inventory.hosts.insert("omega".parse().unwrap(), host);
         let after = decide(&policy, &inventory, utc(NOW));
         prop_assert_eq!(after.orders(&policy), before.orders(&policy));
@@ -406,7 +406,7 @@ proptest! {
     }
 }
 
-/// Makes sure that enough happens in the random examples for the properties to mean anything.
+/// Makes sure that the random examples contain enough orders for the properties to mean anything.
 #[test]
 fn random_examples_have_enough_orders() {
     use proptest::strategy::ValueTree;

@@ -62,7 +62,7 @@ fn each_protection_alone_keeps_a_snapshot() {
     })]);
     let keep_all = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.retention = None)]);
     let follower = policy([one().datasets[0].clone(), entry("delta:tank/origin", &["alpha:tank/foo"])]);
-    let cases: [(Protection, &str, String, &Policy, &str); 8] = [
+    let cases: [(Protection, &str, String, &Policy, &str); 9] = [
         (
             Protection::Newest,
             "B@11-20T10:00",
@@ -85,14 +85,14 @@ fn each_protection_alone_keeps_a_snapshot() {
             sent,
             beta.clone(),
             &unlisted_other,
-            "a destination has never been listed and may still need it",
+            "a destination could not be listed, and may still need it",
         ),
         (
             Protection::SourceUnknown,
             sent,
             beta.clone(),
             &follower,
-            "the source has never been listed and may still need it",
+            "the source could not be listed, and may still need it",
         ),
         (
             Protection::NothingInCommon,
@@ -100,6 +100,13 @@ fn each_protection_alone_keeps_a_snapshot() {
             format!("{beta}\ndelta:tank/origin B@11-01T00:00"),
             &follower,
             "no snapshot here is in common with the source",
+        ),
+        (
+            Protection::AppendOnly,
+            "append-only B@11-20T10:00 B@11-23T11:00",
+            beta.clone(),
+            &one(),
+            "local.json of its host forbids destroying it",
         ),
     ];
     for (protection, snapshots, others, policy, words) in cases {
@@ -157,7 +164,7 @@ fn snapshot_pruned_by_destination_is_not_unsent() {
         beta:tank/copy  B@11-23T11:00
     ";
     assert_eq!(only("destroy", &one(), world, NOW), ["destroy alpha:tank/foo: B@11-20T10:00 B@11-20T11:00"]);
-    // A bookmark shows as well what the destination has received.
+    // A bookmark shows, too, which snapshots the destination has received.
     let world = "
         alpha:tank/foo  B@11-20T10:00 #B@11-20T11:00 B@11-20T12:00 B@11-23T11:00
         beta:tank/copy  B@11-20T11:00
@@ -185,7 +192,7 @@ fn base_with_another_prefix_is_kept() {
 }
 
 #[test]
-fn skip_options_keep_renamed_and_cloned_snapshots() {
+fn renamed_snapshot_goes_without_skip_if_renamed_and_cloned_one_always_stays() {
     let bold = policy([with(one().datasets[0].clone(), |e| {
         e.skip_if_cloned = false;
         e.skip_if_renamed = false;
@@ -194,7 +201,7 @@ fn skip_options_keep_renamed_and_cloned_snapshots() {
         alpha:tank/foo  B@11-20T09:00^ B@11-20T10:00 B@11-20T11:00! B@11-23T11:00
         beta:tank/copy  B@11-20T10:00>z B@11-20T11:00 B@11-23T11:00
     ";
-    assert_eq!(only("destroy alpha", &bold, world, NOW), ["destroy alpha:tank/foo: B@11-20T09:00 B@11-20T10:00"]);
+    assert_eq!(only("destroy alpha", &bold, world, NOW), ["destroy alpha:tank/foo: B@11-20T10:00"]);
 }
 
 #[test]
@@ -249,7 +256,7 @@ fn destination_is_not_pruned_while_its_source_is_unknown() {
     assert!(only("destroy", &one(), beta, NOW).is_empty(), "its host was never listed");
     assert!(
         only("destroy", &one(), &format!("{beta}\nalpha?:tank/foo B@11-23T11:00"), NOW).is_empty(),
-        "heard of in parts"
+        "only parts of the host were reported"
     );
     assert!(only("destroy", &one(), &format!("{beta}\nalpha"), NOW).is_empty(), "the source is gone");
     assert_eq!(

@@ -1,5 +1,5 @@
-//! `plan --simulate`: plays a policy forward. The simulation assumes that every order succeeds, that every host is up, and
-//! that something is written before every slot.
+//! `plan --simulate`: simulates the passes of a director over time. The simulation assumes that every order succeeds,
+//! that every host is up, and that something is written before every slot.
 //!
 //! This is pure: the engine decides, and the results of its orders are predicted.
 
@@ -96,7 +96,7 @@ pub struct RuleResult {
 /// The guids of the snapshots that each dataset had at the beginning.
 type InitialSnapshots = HashMap<(HostName, DatasetName), HashSet<Guid>>;
 
-/// Plays a policy forward. Only datasets for which `is_shown` returns true are counted.
+/// Simulates a policy over time. Only datasets for which `is_shown` returns true are counted.
 pub fn simulate(
     policy: &Policy,
     inventory: Inventory,
@@ -112,7 +112,8 @@ pub fn simulate(
     let (mut now, mut entries, mut midnight) = (from, all.clone(), next_midnight(policy, from));
     loop {
         if now == midnight {
-            // The last second of a day belongs to it, with everything that its last slots left to do.
+            // The last second of a day belongs to that day, together with everything that the last slots of the day
+            // left to do.
             let end = now - TimeDelta::seconds(1);
             simulator.step(&all, end);
             simulator.end_day(end);
@@ -148,9 +149,10 @@ type Series = (usize, usize, HostName, DatasetName);
 
 /// The predicted fleet between two steps.
 ///
-/// There is a step at each full hour, for all entries, and at each slot of a sync policy, for its entry. A step first adds
-/// the snapshots of the slots since the last step. They are sent and pruned only at the step, where only the newest of them
-/// would be left to decide about anyway. A schedule of every five minutes therefore costs no more than one of every hour.
+/// There is a step at each full hour, for all entries, and at each slot of a sync policy, for its entry. A step first
+/// adds the snapshots of the slots since the last step. They are sent and pruned only at the step, because by then
+/// only the newest of them still needs a decision. A schedule of every five minutes therefore costs no more than one of
+/// every hour.
 struct Simulator<'p, F> {
     policy: &'p Policy,
     fleet: PredictedFleet<'p>,
@@ -228,7 +230,8 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
         }
     }
 
-    /// How many transfers one transfer at this step stands for: with `asap`, each snapshot would have been sent by itself.
+    /// The number of transfers for which one transfer at this step stands: with `asap`, each snapshot would have been
+    /// sent by itself.
     fn sends(&self, entry: usize, policy: &str, host: &HostName, dataset: &DatasetName) -> usize {
         let policies = &self.policy.datasets[entry].policies;
         let Some(index) = policies.iter().position(|p| p.name == policy && p.sync_policy == SyncPolicy::Asap) else {
@@ -279,8 +282,8 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
         self.fleet.apply(std::slice::from_ref(order), at);
     }
 
-    /// Notes when the next snapshot of each series of a plan is due. A series for which the plan knows no slot is left to
-    /// the next plan.
+    /// Records when the next snapshot of each series of a plan is due. If the plan knows no slot for a series, the next
+    /// plan schedules it.
     fn schedule_takes(&mut self, plan: &Plan) {
         for TakeVerdict { subject, reason, .. } in &plan.takes {
             let series = (subject.entry, subject.policy_index, subject.host.clone(), subject.dataset.clone());

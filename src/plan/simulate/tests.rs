@@ -1,4 +1,4 @@
-//! The simulation takes shortcuts. These tests compare it with a director that makes a pass every minute.
+//! Tests that compare the simulation, which takes shortcuts, with a director that makes a pass every minute.
 
 use super::*;
 use crate::config::parse_policy;
@@ -78,7 +78,8 @@ fn simulate_agrees_with_a_pass_every_minute() {
             assert_eq!((quick.date, quick.takes, quick.sends), (slow.date, slow.takes, slow.sends));
             assert_eq!(quick.alive, slow.alive, "{}", slow.date);
         }
-        // Snapshots taken since the last step are not pruned before they are sent, so a few more are taken and destroyed.
+        // Snapshots taken since the last step are not pruned before they are sent, so a few more are taken and
+        // destroyed.
         let destroys = |days: &[Day]| -> usize { days.iter().map(|day| day.destroys).sum() };
         let (quick, slow) = (destroys(&quick.days), destroys(&slow));
         assert!(quick >= slow && (quick - slow) * 50 <= slow, "{quick} {slow}");
