@@ -100,7 +100,10 @@ fn inventory(pairs: usize, now: DateTime<Utc>) -> Inventory {
             let snapshots = snapshots(&prefix, (i * DATASETS + d) as u64, now, received);
             (parse(&name), DatasetInventory { snapshots, ..DatasetInventory::default() })
         });
-        inventory.hosts.insert(parse(&host), HostInventory { observed: Some(now), datasets: datasets.collect() });
+        inventory.hosts.insert(
+            parse(&host),
+            HostInventory { observed: Some(now), datasets: datasets.collect(), ..HostInventory::default() },
+        );
     }
     inventory
 }

@@ -1,15 +1,18 @@
-//! zsync keeps a fleet's ZFS snapshots taken, replicated and pruned by policy.
+//! zsync takes, replicates and prunes the ZFS snapshots of a fleet by policy.
 //!
-//! A tour, in the order in which a pass flows: the [`director`] reads a [`policy`] ([`config`] parses it), learns through
-//! the [`fleet`] what every host holds, and lets the pure [`actions`] decide what to do. An [`agent`] on each host carries
-//! the orders out with [`zfs`]; what it sends to another host is received there by a [`slave`]. [`plan`] previews all that.
+//! The modules, in the order in which a pass uses them: [`config`] parses `server.json` into a [`policy`]. The
+//! [`director`] lists the snapshots of every host through the [`fleet`], and the [`actions`] decide what to do. An
+//! [`agent`] on each host carries out the director's orders with [`zfs`]. A [`slave`] on the destination receives what
+//! an agent on another host sends. [`plan`] previews a pass without carrying it out.
 //!
-//! Below them stand what agent and slave of one [`host`] share, the [`server`] that accepts their connections, the
-//! [`catalog`] that remembers, with [`consul`] for fleets, and the conversation between hosts: messages in [`wire`], bytes
-//! in [`transport`]. [`model`] has the words that all speak: names, guids, snapshots, inventories. [`sys`] has clock, tasks,
-//! processes and files. [`commands`] holds the subcommands and [`cli`] what they share.
+//! These modules rest on others. [`host`] has the code that the agent and the slave of one host share, and [`server`]
+//! accepts connections to them. [`catalog`] stores what is known of every host between passes, in a file or in
+//! [`consul`]. [`wire`] defines the messages between hosts, and [`transport`] carries their bytes. [`model`] has the
+//! types that all modules share: names, guids, snapshots, inventories. [`sys`] has the clock, tasks, processes and
+//! files. [`commands`] has the subcommands, and [`cli`] the code that they share.
 //!
-//! `actions`, `policy` and `model` perform no I/O and read no clock. `tests/architecture` holds who may use whom.
+//! `actions`, `policy` and `model` perform no I/O and read no clock. The test `tests/architecture` checks which module
+//! may use which.
 
 pub mod actions;
 pub mod agent;

@@ -1,4 +1,4 @@
-//! The `zsync` executable: arguments in, exit status out.
+//! The `zsync` executable: it parses the arguments, runs the subcommand, and exits with the status of the result.
 
 use std::process::ExitCode;
 

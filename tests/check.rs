@@ -1,4 +1,5 @@
-//! `zsync check` as monitoring uses it: one line, performance data, a status. A shell script stands in for `zfs`.
+//! Tests `zsync check` as monitoring uses it: one line of output, performance data, and an exit status. A shell script
+//! stands in for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -31,7 +32,7 @@ fn check_of_healthy_fleet_prints_one_line_with_performance_data() {
 fn check_with_old_snapshot_ends_with_status_of_its_severity() {
     let place = Place::new();
     let schema = common::schema("health.schema.json");
-    // The snapshot of the scripted zfs is new: here it becomes old.
+    // The snapshot of the scripted zfs is new; this makes it two hours old.
     let old = ZFS.replace("$(date +%s)", "$(($(date +%s) - 7200))");
     place.zfs(&old);
     for (check, status, words) in [

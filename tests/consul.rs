@@ -154,7 +154,7 @@ fn token_is_sent_and_never_printed() {
         token: Some(Secret::new(token)),
         ..ConsulConfig::default()
     };
-    // The token takes effect a moment after the election of the leader.
+    // The token takes effect a moment after the leader is elected.
     let begun = Instant::now();
     while let Err(error) = block_on(client(&with(TOKEN)).commit(&[set("a", b"1")])) {
         assert!(begun.elapsed() < Duration::from_secs(20), "{error}");

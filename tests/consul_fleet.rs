@@ -146,7 +146,7 @@ impl Fleet {
         Pass::new(self.policy(), dispatcher, world.clone(), at)
     }
 
-    /// A fleet after so many passes of a director.
+    /// A fleet after this many passes of a director.
     fn after(passes: usize, consul: Consul) -> (Self, Leadership, FleetState<ConsulCatalog>) {
         let mut fleet = Self::new(consul);
         let (leadership, world) = (fleet.lead("one"), fleet.world());

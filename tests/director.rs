@@ -166,7 +166,7 @@ fn unreachable_host_stops_nothing_else_and_loses_nothing() {
 #[test]
 fn silent_host_delays_only_its_own_orders() {
     let mut fleet = Fleet::new();
-    // It accepts connections and never responds.
+    // gamma accepts connections and never responds.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = silent.local_addr().unwrap().to_string();
     fleet.addresses.insert("gamma", (address.clone(), address));
@@ -184,11 +184,11 @@ fn silent_host_delays_only_its_own_orders() {
         while fleet.names("beta", "pool/copy").is_empty() {
             runtime::sleep(std::time::Duration::from_millis(1)).await;
         }
-        // The open connections are closed: there will be no response.
+        // This closes the open connections, so the director learns that there will be no response.
         drop(silent);
         pass.await.unwrap()
     });
-    // The order is given all the same, because the slave of an unreachable agent may run.
+    // The order is given nevertheless, because the slave may be running although the agent is unreachable.
     let unseen: Vec<String> = report.unseen.keys().map(ToString::to_string).collect();
     assert_eq!(unseen, ["gamma"]);
     assert_eq!(

@@ -1,4 +1,5 @@
-//! Documentation agrees with the code: manual pages, README, generated tables, examples, `make install`.
+//! Checks that the documentation agrees with the code: manual pages, README, generated tables, examples, `make
+//! install`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -42,7 +43,7 @@ fn files_below(folder: &str) -> Vec<String> {
 
 // --- Manual pages: the part of roff that they use, as text.
 
-/// Characters as they are printed.
+/// A text with roff's escapes replaced by the characters that are printed.
 fn unescaped(line: &str) -> String {
     let mut text = line.to_owned();
     for (escape, printed) in [
@@ -113,7 +114,7 @@ impl Page {
         after.split("\n.Sh ").next().unwrap().to_owned()
     }
 
-    /// What people type: displays and single lines.
+    /// What readers are meant to type: the displays and the literal lines of a page.
     fn literals(&self) -> Vec<String> {
         let mut all = Vec::new();
         let mut inside: Option<String> = None;
@@ -236,7 +237,7 @@ fn manual_pages_have_every_configuration_key() {
         ("zsync-local.json.5", local.into_iter().chain(refused).collect()),
     ] {
         let page = page(name);
-        // As a key, not as a word of a sentence.
+        // It must occur as a key, not as a word of a sentence.
         let marked: String = page.source.lines().filter(|line| line.contains("Cm ")).collect::<Vec<_>>().join(" ");
         let marked: BTreeSet<&str> = marked.split_whitespace().collect();
         for key in keys {
@@ -423,11 +424,11 @@ fn shell(text: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// Parses the zsync commands in a text as zsync does; gives their number.
+/// Parses the zsync commands in a text as zsync does; returns their number.
 fn try_commands(place: &str, text: &str) -> usize {
     let mut found = 0;
     for words in shell(text) {
-        // In a crontab, time and user precede the command.
+        // In a crontab, the time and the user precede the command.
         let at = words.iter().position(|word| word == "zsync" || word.ends_with("/bin/zsync"));
         let Some(at) = at.filter(|at| *at == 0 || *at == 6 || words[*at].starts_with("ExecStart=")) else { continue };
         let until_file = words[at..].iter().take_while(|word| !word.starts_with('>'));
@@ -626,7 +627,7 @@ const MARKDOWN: &[&str] = &[
 /// The table of survived failures, made from the lines `survived WHAT OUTCOME` of the scenarios. `tests/lab.rs` checks
 /// that each scenario shows all its cases whenever it runs.
 fn survived() -> String {
-    let mut table = String::from("| what happens | what comes of it | shown by |\n|---|---|---|\n");
+    let mut table = String::from("| what happens | outcome | shown by |\n|---|---|---|\n");
     for scenario in names_in("tests/lab/scenarios") {
         let text = read(&format!("tests/lab/scenarios/{scenario}"));
         for case in text.lines().filter_map(|line| line.trim_start().strip_prefix("survived ")) {
@@ -747,8 +748,8 @@ fn make_installs_and_uninstalls_everything() {
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
-/// Numbers that the documentation states, with where each is defined: a file, what precedes the value in its definition,
-/// and for each page a phrase in which `{}` stands for the number in the unit that the phrase names.
+/// Numbers that the documentation states, with where each is defined: a file, what precedes the value in its
+/// definition, and for each page a phrase in which `{}` stands for the number in the unit that the phrase names.
 type Number = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
 const NUMBERS: &[Number] = &[
@@ -757,7 +758,7 @@ const NUMBERS: &[Number] = &[
         "const AGENT_PORT: u16 = ",
         &[
             ("man/zsync-agent.8", "listens on port {} and carries out orders"),
-            ("man/zsync-protocol.7", "to an agent, at port {}, for each order"),
+            ("man/zsync-protocol.7", "to an agent, on port {}, for each order"),
             ("README.md", "orders, port {} "),
         ],
     ),
@@ -766,7 +767,7 @@ const NUMBERS: &[Number] = &[
         "const SLAVE_PORT: u16 = ",
         &[
             ("man/zsync-slave.8", "listens on port {}."),
-            ("man/zsync-protocol.7", "to a slave, at port {}, for each dataset"),
+            ("man/zsync-protocol.7", "to a slave, on port {}, for each dataset"),
             ("README.md", "zfs send, port {}"),
         ],
     ),

@@ -1,6 +1,6 @@
-//! A hostile peer keeps a thousand idle connections and opens a thousand more a second that send garbage. Another peer
-//! does not notice, and the agent's memory stays small. `ZSYNC_STORM_SECONDS` sets the duration, a few seconds by
-//! default.
+//! A hostile peer keeps a thousand idle connections open, and opens a thousand more per second that send garbage.
+//! Another peer must not notice, and the agent's memory must stay small. `ZSYNC_STORM_SECONDS` sets the duration, a few
+//! seconds by default.
 //!
 //! One minute, optimised, on two busy cores (2026-11-25): 1001 garbage connections a second beside 1000 idle ones; the
 //! slowest of 566 orders took 18 ms, over TLS as well; at most 16 MiB resident; 11 lines logged.
@@ -55,7 +55,7 @@ fn from(source: &str, to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(TcpStream::from(socket))
 }
 
-/// Keeps so many silent connections open; one that is closed is opened again.
+/// Keeps `IDLE` silent connections open; one that is closed is opened again.
 fn idle(to: SocketAddr, over: &AtomicBool) {
     let mut open: Vec<TcpStream> = Vec::new();
     while !over.load(Ordering::Relaxed) {
@@ -75,7 +75,7 @@ fn idle(to: SocketAddr, over: &AtomicBool) {
     }
 }
 
-/// Opens so many connections a second, and sends garbage on each.
+/// Opens many connections per second, and sends garbage on each.
 fn garbage(to: SocketAddr, over: &AtomicBool, count: &AtomicU64) {
     const WORDS: [&[u8]; 6] = [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -195,7 +195,7 @@ fn storm(tls: bool) {
     );
     assert!(slowest < ANSWERED_WITHIN, "an order took {slowest:?}");
     assert!(largest < MOST_RESIDENT, "{largest} bytes resident");
-    // Five lines a minute, and one with the number of the suppressed ones.
+    // Five lines per minute, and one with the number of suppressed lines.
     assert!(lines as u64 <= 20 + seconds, "{lines} lines logged");
 }
 

@@ -122,7 +122,8 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
     results
 }
 
-/// A case in a scenario's file that its run did not report. tests/lab/SURVIVED.md is generated from the files.
+/// A case in a scenario's file that the run of the scenario did not report. tests/lab/SURVIVED.md is generated from the
+/// files.
 fn missing(name: &str, survived: &[String]) -> Option<String> {
     let text = std::fs::read_to_string(lab().join("scenarios").join(name)).unwrap_or_default();
     let named = text.lines().filter_map(|line| line.trim_start().strip_prefix("survived \"")?.strip_suffix('"'));
@@ -130,10 +131,10 @@ fn missing(name: &str, survived: &[String]) -> Option<String> {
 }
 
 fn run_all() -> BTreeMap<String, String> {
-    // Once, so that no two machines do it at the same time.
+    // The lab is prepared once, so that no two machines do it at the same time.
     let mut prepare = Command::new(lab().join("run"));
     prepare.arg("--prepare").env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"));
-    assert!(prepare.status().unwrap().success(), "the lab cannot be made ready");
+    assert!(prepare.status().unwrap().success(), "the lab cannot be prepared");
     let shares = shares(scenarios(), machines());
     thread::scope(|scope| {
         let running: Vec<_> = shares
@@ -150,7 +151,7 @@ fn scenario(name: &str) {
     match results.get(name).map(String::as_str) {
         Some("ok") => {}
         Some(ended) => panic!("scenario {name}: {ended}; its checks are above"),
-        None => panic!("scenario {name} did not run: did the lab end before?"),
+        None => panic!("scenario {name} did not run; did the lab end before?"),
     }
 }
 
@@ -191,6 +192,7 @@ scenarios!(
     extras,
     few,
     glance,
+    hostile,
     least_privilege,
     lineage,
     links,
@@ -207,5 +209,6 @@ scenarios!(
     space,
     supervised,
     tls,
-    trees
+    trees,
+    trouble
 );

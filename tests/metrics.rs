@@ -1,4 +1,4 @@
-//! Metrics: names that follow Prometheus' conventions, correct values, and examples that use existing metrics.
+//! Checks metrics: names that follow Prometheus' conventions, correct values, and examples that use existing metrics.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -74,7 +74,7 @@ fn pass_metrics_describe_its_result() {
     assert_eq!(newest as i64, row.newest.as_ref().unwrap().creation.timestamp());
     let oldest = found[&format!("zsync_replica_unsent_oldest_timestamp_seconds{{{one},{to}}}")];
     assert_eq!(oldest as i64, row.unsent_since.unwrap().timestamp());
-    // A destination that lacks nothing has no such time.
+    // A destination that lacks no snapshot does not have this metric.
     assert_eq!(found.keys().filter(|name| name.starts_with("zsync_replica_unsent_oldest_")).count(), 1, "{text}");
 }
 
@@ -141,7 +141,7 @@ fn examples_use_existing_metrics() {
 
 // --- HTTP.
 
-/// Sends a request to a metrics server, and gives its response.
+/// Sends a request to a metrics server, and returns its response.
 fn asked(address: &str, words: &str) -> String {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
@@ -217,6 +217,24 @@ fn pass_from_cron_writes_metrics_file_silently() {
     failed.fails(1, &["cannot write metrics to", "none/zsync.prom"]);
 }
 
+/// Otherwise the file would go on saying that all is well.
+#[test]
+fn pass_from_cron_that_can_do_nothing_says_so_in_metrics_file() {
+    let place = Place::new();
+    place.run("director --once --metrics-file {}/zsync.prom");
+    let before = samples(&fs::read_to_string(place.path("zsync.prom")).unwrap());
+    for file in ["zsync.prom", "new.prom"] {
+        let ended = place.run(&format!("director --once --zfs /nonexistent/zfs --metrics-file {{}}/{file}"));
+        assert_eq!(ended.status, Some(2), "{ended:?}");
+        let found = samples(&fs::read_to_string(place.path(file)).unwrap());
+        assert_eq!(found["zsync_last_pass_success"], 0.0, "{found:?}");
+        if file == "zsync.prom" {
+            let end = "zsync_last_pass_end_timestamp_seconds";
+            assert_eq!((found.len(), found[end]), (before.len(), before[end]), "all else is of the last real pass");
+        }
+    }
+}
+
 #[test]
 fn invalid_metrics_address_is_rejected() {
     let place = Place::new();
@@ -243,7 +261,7 @@ fn service_metrics_listen_on_loopback_by_default() {
         ("director --metrics 0", "zsync_director_orders_running"),
     ] {
         let mut running = Running::start(&mut place.command(arguments));
-        running.wait_for("serves metrics at http://127.0.0.1:", 1);
+        running.wait_for("serving metrics at http://127.0.0.1:", 1);
         let line = running.seen.last().unwrap();
         let address = line.split("http://").nth(1).unwrap().split('/').next().unwrap();
         let answer = asked(address, "GET /metrics HTTP/1.1\r\n\r\n");

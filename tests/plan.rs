@@ -282,7 +282,7 @@ fn exported_catalog_gives_the_same_plan() {
     assert!(text(&refused.stderr).contains("cannot write /nonexistent/x"), "{}", text(&refused.stderr));
 }
 
-/// The benchmark measures how long that takes.
+/// The benchmark measures how long such a simulation takes.
 #[test]
 fn simulation_of_every_example_keeps_its_promises() {
     for example in ["one-host", "two-hosts", "fleet", "full"] {

@@ -1,5 +1,5 @@
-//! The program under a service manager: notifications, inherited sockets, signals and log formats; and single passes as
-//! from cron. A datagram socket stands in for systemd, a shell script for `zfs`.
+//! Tests the program under a service manager: notifications, inherited sockets, signals and log formats; and single
+//! passes as cron runs them. A datagram socket stands in for systemd, a shell script for `zfs`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -31,7 +31,7 @@ impl Manager {
         Self { socket, path }
     }
 
-    /// Waits for a notification with these words, and gives it.
+    /// Waits for a notification with these words, and returns it.
     #[track_caller]
     fn wait_for(&self, words: &str) -> String {
         let mut buffer = [0; 4096];
@@ -52,7 +52,7 @@ fn signal(running: &Running, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(&running.child), signal).unwrap();
 }
 
-/// Gives an agent an order; the last line is its response.
+/// Sends an order to an agent, and returns the response, which is the last line.
 fn order(address: &str, order: &str) -> Value {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.write_all(order.as_bytes()).unwrap();
@@ -195,7 +195,7 @@ fn agent_serves_socket_of_service_manager() {
     assert_eq!(listens(&mut running), address);
     assert_eq!(order(&address, &resync())["IsSuccess"], true);
     assert_eq!(running.stop(), Some(0));
-    // Something that is not a socket, and two sockets.
+    // The agent refuses a file descriptor that is not a socket, and two sockets.
     for (count, words) in [("1", "not a socket"), ("2", "only one is supported")] {
         let mut command = Command::new("/bin/sh");
         let script = format!("LISTEN_PID=$$ LISTEN_FDS={count} exec \"$@\" 3</dev/null 4</dev/null");
@@ -338,7 +338,7 @@ fn order_that_exceeds_timeout_is_reported_and_recorded() {
     place.write("local.json", &LOCAL.replace("tank/data", "tank/slow"));
     let take = format!("snapshot*) echo $$ >>{}; exec sleep 60 ;;\n  *filesystem", place.path("pids"));
     let script = ZFS.replace("tank/data", "tank/slow").replace(
-        "*snapshot,bookmark*) printf 'tank/slow@SYNC_2026-01-01_00:00:00\\t1\\t1\\t%s\\t0\\n' \"$(date +%s)\" ;;",
+        "*snapshot,bookmark*) printf 'tank/slow@SYNC_2026-01-01_00:00:00\\t1\\t1\\t%s\\t0\\t0\\n' \"$(date +%s)\" ;;",
         "*snapshot,bookmark*) ;;",
     );
     place.zfs(&script.replacen("*filesystem", &take, 1));

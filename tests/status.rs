@@ -1,4 +1,4 @@
-//! `zsync status` of a fleet on pools in memory with an embedded catalog; and the program itself.
+//! Tests `zsync status` of a fleet on pools in memory with an embedded catalog, and as a program.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -60,7 +60,7 @@ fn status_shows_lag_in_snapshots_time_and_bytes() {
         assert!(row.findings.is_empty() && row.replica == row.newest, "{row:?}");
     }
     assert!(status.errors.is_empty() && status.health.hosts.iter().all(|h| h.unseen.is_none()), "{status:?}");
-    // The catalog does not know these: status lists the hosts.
+    // The catalog does not know these snapshots yet; status finds them because it lists the hosts.
     fleet.take("tank/one", 185);
     let newest = fleet.take("tank/one", 125);
     let status = self::status(&fleet);
@@ -140,7 +140,7 @@ fn status_shows_diverged_destination_with_failed_order() {
     // The filter applies to errors and rows.
     let other = status_of(&fleet, &StatusSettings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
-    // An order that succeeded since is no error any more.
+    // If the order has succeeded since, it is no longer an error.
     let names = ["by-hand".parse().unwrap()];
     fleet.beta.destroy_by_hand(&ds("pool/one"), &names);
     assert!(fleet.pass().is_success());

@@ -1,5 +1,5 @@
-//! Dependencies: all of them come from the registry under licences that deny.toml allows, none is denied there, and
-//! every accepted advisory has a reason. `make audit` checks what needs advisory data.
+//! Checks the dependencies: all of them come from the registry under licences that deny.toml allows, none is denied
+//! there, and every accepted advisory has a reason. `make audit` checks what needs advisory data.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 

@@ -1,5 +1,5 @@
-//! Authentication: director, agent and slave over TLS on loopback, each with a certificate that is valid or wrong in
-//! one way. Each refusal is one line of the log that names the peer, and one clear error at the other end.
+//! Tests authentication: director, agent and slave over TLS on loopback, each with a certificate that is valid or has
+//! one flaw. Each refusal must cause one line in the log, which names the peer, and one clear error at the other end.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -225,10 +225,11 @@ fn agent_obeys_only_its_directors() {
     let _turn = turn();
     let pki = Pki::new();
     let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
-    // Not listed; listed, and not a director; both with certificates of the right CA.
+    // Two peers with certificates of the right CA: one that "directors" does not list, and one whose certificate is not
+    // for a director.
     refused(
         &order(Some(pki.issue("omega", &[D])), &address),
-        "orders are not taken from omega: \"directors\" in local.json lacks it",
+        "orders are not taken from omega: \"directors\" in local.json does not list it",
     );
     logged("(omega): orders are not taken from omega");
     refused(
@@ -236,7 +237,7 @@ fn agent_obeys_only_its_directors() {
         "the certificate of delta is for agent, slave, not for director",
     );
     logged("(delta): the certificate of delta is for agent, slave");
-    // A certificate of another CA, and an expired one.
+    // A certificate of another CA, and an expired certificate.
     refused(&order(Some(pki.foreign("ruler", &[D])), &address), "does not know the CA of this host's certificate");
     logged("its certificate was not issued by a CA that is known here");
     refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired");
@@ -253,7 +254,7 @@ fn director_refuses_agent_with_other_name() {
     let pki = Pki::new();
     let ruler = || Some(pki.issue("ruler", &[D]));
     let at = |tls| agent(Some(tls)).0;
-    refused(&order(ruler(), &at(pki.issue("gamma", &[A]))), "its certificate is not that of alpha, it names gamma");
+    refused(&order(ruler(), &at(pki.issue("gamma", &[A]))), "its certificate is not that of alpha: it names gamma");
     logged("aborted the handshake");
     refused(
         &order(ruler(), &at(pki.foreign("alpha", &[A]))),
@@ -310,7 +311,7 @@ fn agent_refuses_slave_with_other_name() {
     let at = |tls| slave(tls, COPIES).0;
     refused(
         &send("alpha", alpha(), &at(Some(pki.issue("gamma", &[S])))),
-        "its certificate is not that of beta, it names gamma",
+        "its certificate is not that of beta: it names gamma",
     );
     logged("aborted the handshake");
     refused(
@@ -390,7 +391,7 @@ fn plaintext_order_to_tls_port_gets_response() {
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).unwrap();
     let answer: Response = serde_json::from_str(&line).unwrap();
-    refused(&answer, "this port accepts only TLS; set \"tls\"");
+    refused(&answer, "this port accepts only TLS; hint: set \"tls\"");
     logged("sent plaintext");
 }
 
@@ -436,7 +437,7 @@ fn invalid_own_certificate_is_reported_at_start() {
     assert!(Tls::load(&soon).unwrap().loose_key().unwrap().contains("has mode 0640"));
     let missing = TlsFiles { ca: pki.folder.path().join("none"), ..soon };
     let error = Tls::load(&missing).err().unwrap().to_string();
-    assert!(error.contains("/none: the file does not exist; create it as zsync-tls(8) describes"), "{error}");
+    assert!(error.contains("/none: the file does not exist; hint: create it as zsync-tls(8) describes"), "{error}");
 }
 
 #[test]
@@ -463,7 +464,7 @@ fn minted_certificate_has_requested_contents() {
     assert!(
         mint(&mixed, &wanted, Utc::now()).err().unwrap().to_string().contains("does not belong to its certificate")
     );
-    // A host's certificate is not a CA's.
+    // The certificate of a host is not that of a CA.
     assert!(mint(&minted, &wanted, Utc::now()).err().unwrap().to_string().contains("is not that of a CA"));
 }
 

@@ -1,4 +1,4 @@
-//! Arguments that several subcommands share, and parsers for the values of arguments.
+//! Defines arguments that several subcommands share, and parsers for the values of arguments.
 //!
 //! The arguments of each subcommand are defined with the subcommand, in [`commands`](crate::commands).
 
@@ -17,7 +17,7 @@ pub struct CommonArgs {
     /// This host's name in the policy [default: "hostname" in local.json, else the system's host name]
     #[arg(long, env = "ZSYNC_HOSTNAME", value_name = "NAME")]
     pub hostname: Option<HostName>,
-    /// What this host permits zsync to do with its datasets
+    /// Local configuration file: what zsync may do with this host's datasets
     #[arg(long, value_name = "FILE", default_value = "/etc/zsync/local.json")]
     pub local: PathBuf,
     /// The zfs program
@@ -35,8 +35,8 @@ pub struct CommonArgs {
 /// The folder for state that must survive restarts.
 #[derive(Args, Clone, Debug)]
 pub struct StateArgs {
-    /// Folder for what must survive restarts: results of recent orders, the directors that this host has obeyed, and
-    /// results that could not be published yet
+    /// Folder for state that must survive a restart: an agent's answers to recent orders and, with Consul, unpublished
+    /// results and the newest fence that an agent has seen
     #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
     pub state: PathBuf,
 }
@@ -44,7 +44,7 @@ pub struct StateArgs {
 /// The policy's file.
 #[derive(Args, Clone, Debug)]
 pub struct PolicyArgs {
-    /// The policy
+    /// Policy file
     #[arg(long, short, value_name = "FILE", default_value = "/etc/zsync/server.json")]
     pub config: PathBuf,
 }
@@ -52,10 +52,10 @@ pub struct PolicyArgs {
 /// Format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// Lines for people; in systemd's journal with priorities and without the time
+    /// Lines of text with time, level and message; in systemd's journal, with a priority and without the time
     #[default]
     Text,
-    /// One JSON object per line: time, level, target, message
+    /// One JSON object per line, with time, level, target and message
     Json,
 }
 
@@ -64,13 +64,13 @@ pub fn duration_or_zero(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| error.to_string())
 }
 
-/// Parses a duration such as `90s` or `1h 30m` that is longer than zero.
+/// Parses a duration such as `90s` or `1h 30m`; zero is an error.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let duration = duration_or_zero(text)?;
     if duration.is_zero() { Err("the duration is zero".into()) } else { Ok(duration) }
 }
 
-/// Parses a moment such as `2026-11-23T10:30:00Z`.
+/// Parses a moment such as `2026-11-23T10:30:00Z`. The error shows this form.
 pub fn moment(text: &str) -> Result<DateTime<Utc>, String> {
     humantime::parse_rfc3339_weak(text)
         .map(DateTime::from)

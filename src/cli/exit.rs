@@ -1,4 +1,4 @@
-//! Exit statuses, and the errors that lead to them.
+//! Defines the exit statuses, and the errors that lead to them.
 
 use std::fmt;
 use std::process::ExitCode;

@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::cli::args::LogFormat;
 use crate::cli::report;
 
-/// Sets up the log. The level of zsync's own messages is `level` if it was given, otherwise that of `RUST_LOG`, otherwise
-/// `default`.
+/// Sets up the log. The level of zsync's own messages is `level` if it was given, otherwise that of `RUST_LOG`,
+/// otherwise `default`.
 pub fn start(level: Option<LevelFilter>, format: LogFormat, default: &str) {
     let mut builder = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default));
     if let Some(level) = level {

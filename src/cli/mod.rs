@@ -1,4 +1,4 @@
-//! The command line: shared arguments, output, logging, exit statuses.
+//! Provides what the subcommands share: arguments, output, logging, exit statuses.
 
 pub mod args;
 pub mod exit;

@@ -1,4 +1,4 @@
-//! Output for people and for programs: tables, JSON, numbers with units, and errors.
+//! Prints output for people and for programs: tables, JSON, numbers with units, and errors.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,10 +7,12 @@ use std::time::Duration;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use crate::model::hint;
+
 /// Format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// A table for people
+    /// A table for people to read
     #[default]
     Table,
     /// One JSON document
@@ -48,8 +50,8 @@ pub fn width() -> Option<usize> {
     Table::new().width().map(usize::from)
 }
 
-/// A table whose last column is a sentence. If the table is wider than `width`, each sentence is wrapped and printed below
-/// its row.
+/// A table whose last column is a sentence. If the table is wider than `width`, each sentence is wrapped and printed
+/// below its row.
 #[must_use]
 pub fn table_with_reasons(headings: &[&str], rows: &[Vec<String>], width: Option<usize>) -> String {
     let cells = |row: &[String]| -> Vec<usize> { row.iter().map(|cell| cell.chars().count()).collect() };
@@ -172,8 +174,8 @@ pub fn print(text: &str) {
     try_print(text);
 }
 
-/// Prints to standard output. Returns false if the output could not be written, usually because the reader has closed the
-/// pipe.
+/// Prints to standard output. Returns false if the output could not be written, usually because the reader has closed
+/// the pipe.
 pub fn try_print(text: &str) -> bool {
     check_written(stream(|out| out.write_all(text.as_bytes())))
 }
@@ -193,31 +195,19 @@ fn check_written(result: std::io::Result<()>) -> bool {
 /// Whether errors are printed as log messages.
 static ERRORS_TO_LOG: AtomicBool = AtomicBool::new(false);
 
-/// Makes [`print_error`] write log messages, for a log with a format of its own.
+/// Makes [`print_error`] write to the log, so that errors have the format of the log.
 pub fn print_errors_to_log() {
     ERRORS_TO_LOG.store(true, Ordering::Relaxed);
 }
 
-/// A text and a hint in one line, for logs.
-#[must_use]
-pub fn with_hint(text: &impl std::fmt::Display, hint: Option<&str>) -> String {
-    hint.map_or_else(|| text.to_string(), |hint| format!("{text}; hint: {hint}"))
-}
-
-/// Prints an error, and the hint on a line of its own, or logs both in one line.
-pub fn print_error_with_hint(error: &impl std::fmt::Display, hint: Option<&str>) {
-    match hint {
-        Some(hint) if !ERRORS_TO_LOG.load(Ordering::Relaxed) => print_error(&format!("{error}\n  hint: {hint}")),
-        _ => print_error(&with_hint(error, hint)),
-    }
-}
-
-/// Prints an error to standard error, or to the log. Failing to do so is ignored: the exit status remains.
+/// Prints an error to standard error, with its hint on a line of its own, or both in one line to the log. Failing to do
+/// so is ignored: the exit status remains.
 pub fn print_error(error: &impl std::fmt::Display) {
     if ERRORS_TO_LOG.load(Ordering::Relaxed) {
         return log::error!("{error}");
     }
-    drop(writeln!(std::io::stderr().lock(), "zsync: {error}"));
+    let text = error.to_string().replace(hint::MARK, "\n  hint: ");
+    drop(writeln!(std::io::stderr().lock(), "zsync: {text}"));
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Settings that follow from arguments and `local.json` together: the name of this host, and where metrics are served.
+//! Determines settings from arguments and `local.json` together: the name of this host, and where metrics are served.
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,8 @@ use crate::config;
 use crate::model::HostName;
 use crate::policy::{Address, Local};
 
-/// This host's name: from `--hostname`, otherwise from `local.json`, otherwise the system's host name.
+/// This host's name: from `--hostname`, otherwise from `local.json`, otherwise the system's host name, which is an
+/// error if it is not a valid name.
 pub fn host_name(common: &CommonArgs, local: Option<&Local>) -> anyhow::Result<HostName> {
     if let Some(host) = common.hostname.clone().or_else(|| local.and_then(|local| local.hostname.clone())) {
         return Ok(host);
@@ -20,7 +21,7 @@ pub fn host_name(common: &CommonArgs, local: Option<&Local>) -> anyhow::Result<H
     let uname = rustix::system::uname();
     let name = uname.nodename().to_string_lossy();
     name.parse().with_context(|| {
-        format!("cannot use the system's host name {name:?}; name this host with --hostname or with \"hostname\" in local.json")
+        format!("cannot use the system's host name {name:?}; hint: name this host with --hostname or with \"hostname\" in local.json")
     })
 }
 
@@ -41,7 +42,8 @@ pub fn host_name_of(common: &CommonArgs) -> Result<HostName, Error> {
     }
 }
 
-/// The `host:port` at which metrics are served. A port alone means 127.0.0.1.
+/// The `host:port` at which metrics are served; `None` if none was given. A port alone means 127.0.0.1; an address
+/// without a port is an error.
 pub fn metrics_address(typed: Option<&str>) -> anyhow::Result<Option<String>> {
     let Some(typed) = typed else { return Ok(None) };
     if let Ok(port) = typed.parse::<u16>() {
@@ -50,17 +52,17 @@ pub fn metrics_address(typed: Option<&str>) -> anyhow::Result<Option<String>> {
     let address: Address = typed.parse().context("--metrics")?;
     match address.port() {
         Some(_) => Ok(Some(address.to_string())),
-        None => bail!("--metrics: {typed:?} has no port; write a port, as in 9771, or host:port"),
+        None => bail!("--metrics: {typed:?} has no port; hint: write a port, as in 9771, or host:port"),
     }
 }
 
-/// Warns of a configuration file that other users can change, because they could use it to act with the rights of the user
-/// that runs zsync.
+/// Warns of a configuration file that other users can change, because they could use it to act with the rights of the
+/// user that runs zsync.
 pub fn warn_if_others_can_write(file: &Path) {
     let Ok(metadata) = std::fs::metadata(file) else { return };
     let mode = metadata.permissions().mode() & 0o7777;
     if metadata.is_file() && mode & 0o022 != 0 {
         let file = file.display();
-        log::warn!("{file} has mode {mode:04o}: users other than its owner can change it; run chmod go-w {file}");
+        log::warn!("{file} has mode {mode:04o}: users other than its owner can change it; hint: run chmod go-w {file}");
     }
 }

@@ -14,9 +14,10 @@ use crate::zfs::system::System;
 
 /// Arguments of `zsync agent`.
 #[derive(Args, Debug)]
-#[command(after_help = "To give it an order by hand:\n  \
-    printf '{\"OrderUUID\":\"%s\",\"Action\":\"take_snapshot\",\"SnapshotName\":\"by-hand\",\"DestDataset\":\"tank/foo\"}' \\\n    \
-    \"$(cat /proc/sys/kernel/random/uuid)\" | nc -N localhost 7711")]
+#[command(after_help = "To send an order to a running agent by hand:\n  \
+    order='{\"OrderUUID\":\"%s\",\"Action\":\"take_snapshot\",\"DestDataset\":\"tank/foo\",'\n  \
+    order=$order'\"SnapshotName\":\"by-hand\"}'\n  \
+    printf \"$order\" \"$(cat /proc/sys/kernel/random/uuid)\" | nc -N localhost 7711")]
 pub struct AgentArgs {
     /// Options of services that listen.
     #[command(flatten)]

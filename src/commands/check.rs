@@ -1,6 +1,6 @@
-//! `zsync check`: whether the policy is kept, as one line and an exit status for monitoring.
+//! `zsync check`: reports to a monitoring system, in one line and an exit status, whether the fleet meets the policy.
 //!
-//! It reads the catalog and this host's ZFS, and changes nothing.
+//! The command reads the catalog and this host's ZFS, and changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::zfs::system::System;
 
 /// Arguments of `zsync check`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit status, as monitoring plug-ins have it: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.")]
+#[command(after_help = "Exit status, as for other monitoring plug-ins: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN.")]
 pub struct CheckArgs {
     /// The policy's file.
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub struct CheckArgs {
     /// Check only whether the configuration files are valid
     #[arg(long, conflicts_with_all = ["host", "dataset", "format"])]
     pub config_only: bool,
-    /// Check only datasets of this host, and what is sent to it
+    /// Check only datasets of this host, and datasets that are sent to it
     #[arg(long, value_name = "NAME")]
     pub host: Option<HostName>,
     /// Check only this dataset and its descendants
@@ -51,7 +51,7 @@ pub struct CheckArgs {
 /// Output format of `zsync check`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum CheckFormat {
-    /// One line with performance data, as monitoring plug-ins print it
+    /// One line with performance data, in the format of monitoring plug-ins
     #[default]
     Nagios,
     /// One JSON document
@@ -91,13 +91,16 @@ pub fn run(args: &CheckArgs) -> Result<(), Error> {
     }
 }
 
-/// Judges by the catalog and by this host's ZFS whether the policy is kept.
+/// Judges from the catalog and this host's ZFS whether the fleet meets the policy.
 async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = host_name_of(&args.common).map_err(|error| anyhow::anyhow!("{error}"))?;
     let local = local_if_exists(&args.common).ok().flatten();
     let policy = config::load_policy(&args.policy.config)?;
-    let Overview { inventory, unseen, live: _ } = known::overview(&policy, &here, local.as_ref(), zfs).await?;
+    let Overview { inventory, unseen, live } = known::overview(&policy, &here, local.as_ref(), zfs).await?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
+    if let Some(live) = live.filter(|live| !live.is_alive(health.at)) {
+        health.judge_pass(live.ended.unwrap_or(live.at));
+    }
     health.narrow(args.host.as_ref(), args.dataset.as_ref());
     Ok(health)
 }
@@ -123,7 +126,7 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
     }
 }
 
-/// The text without `|`, which separates the performance data, and in one line.
+/// The text in one line and without `|`, which separates the performance data.
 fn plain(text: &str) -> String {
     text.replace('|', "/").replace('\n', "; ")
 }

@@ -1,4 +1,4 @@
-//! What `zsync agent` and `zsync slave` have in common: a service that listens, reloads its configuration on SIGHUP and
+//! The code that `zsync agent` and `zsync slave` share: a service that listens, reloads its configuration on SIGHUP and
 //! ends on SIGTERM.
 
 use std::sync::Arc;
@@ -24,11 +24,11 @@ use crate::zfs::system::System;
 /// Options of services that listen.
 #[derive(Args, Clone, Debug)]
 pub struct ListenArgs {
-    /// Address to listen on; the port defaults to 7711 (agent) or 7722 (slave) [default: "listen" in local.json, else
-    /// 127.0.0.1]
+    /// Address to listen on; the default port is 7711 for an agent, 7722 for a slave [default: "listen" in local.json,
+    /// else 127.0.0.1]
     #[arg(long, value_name = "HOST[:PORT]")]
     pub listen: Option<String>,
-    /// Listen in plaintext beyond this machine: anybody who reaches the port is obeyed
+    /// Listen without TLS even on an address that other machines can reach; peers are not authenticated
     #[arg(long)]
     pub insecure_plaintext: bool,
     /// Serve Prometheus metrics at http://HOST:PORT/metrics (HOST defaults to 127.0.0.1)
@@ -75,11 +75,11 @@ fn security(local: &Local, listen: &ListenArgs, host: &HostName, role: PeerRole)
     let (file, beyond_this_machine) = (&local.file, listen.insecure_plaintext);
     let Some(files) = &local.tls else { return Ok(Security::Plaintext { beyond_this_machine }) };
     if beyond_this_machine {
-        bail!("--insecure-plaintext cannot be used with \"tls\" in {file}; remove one of them");
+        bail!("--insecure-plaintext cannot be used with \"tls\" in {file}; hint: remove one of them");
     }
     if role == PeerRole::Agent && local.directors.is_empty() {
         bail!(
-            "{file} sets \"tls\" but names no director whose orders are obeyed; add \"directors\": [\"HOST\"] with the \
+            "{file} sets \"tls\" but names no director whose orders are obeyed; hint: add \"directors\": [\"HOST\"] with the \
              name in the director's certificate"
         );
     }
@@ -90,7 +90,7 @@ fn security(local: &Local, listen: &ListenArgs, host: &HostName, role: PeerRole)
     Ok(Security::Tls(Arc::new(tls)))
 }
 
-/// The registration under which this host publishes its snapshots, if it does.
+/// The registration under which this host publishes its snapshots; `None` if it publishes none.
 pub(crate) type Publishing<'a> = Option<&'a Arc<ServiceRegistration>>;
 
 /// The publisher for a role.

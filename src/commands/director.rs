@@ -1,4 +1,4 @@
-//! `zsync director`: makes one pass, or passes until it is ended.
+//! `zsync director`: makes one pass, or passes at intervals until it is ended.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use crate::zfs::system::System;
 
 /// Arguments of `zsync director`.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit status: 0 success; 1 an order failed, a host could not be listed or the policy asks for \
-                        something impossible; 2 nothing could be done.\n\n\
+#[command(after_help = "Exit status: 0 success; 1 an order failed, a host or a pool could not be listed, or the \
+                        policy asks for something impossible; 2 nothing could be done.\n\n\
                         In a crontab whose PATH has zsync and zfs:\n  \
                         */5 * * * * root zsync director --once")]
 pub struct DirectorArgs {
@@ -28,13 +28,13 @@ pub struct DirectorArgs {
     /// Make one pass and exit; print nothing if all is well
     #[arg(long)]
     pub once: bool,
-    /// In the first pass, list every host, and report where the catalog differed
+    /// In the first pass, ask every host for a listing, and report where the catalog was wrong
     #[arg(long)]
     pub resync: bool,
     /// Time from the start of one pass to the start of the next
     #[arg(long, value_name = "DURATION", default_value = "1m", value_parser = duration, conflicts_with = "once")]
     pub interval: Duration,
-    /// With --once: abort the pass after this time; the next pass does the rest
+    /// With --once: interrupt the pass after this time; the next pass does the rest
     #[arg(long, value_name = "DURATION", value_parser = duration, requires = "once")]
     pub timeout: Option<Duration>,
     /// How long running orders may continue after SIGTERM before they are interrupted (they resume later)
@@ -52,7 +52,7 @@ pub struct DirectorArgs {
     /// With --once: write metrics to this file, for node_exporter's textfile collector
     #[arg(long, value_name = "FILE", requires = "once")]
     pub metrics_file: Option<PathBuf>,
-    /// With --once: carry out this plan, saved by zsync plan --out, and nothing else
+    /// With --once: carry out only this plan, which zsync plan --out saved
     #[arg(long, value_name = "FILE", requires = "once")]
     pub plan: Option<PathBuf>,
     /// The folder for state that must survive restarts.

@@ -27,7 +27,7 @@ const ROOT: &str = "zeplic/";
 /// Arguments of `zsync migrate`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Run it once, after every host's agent has published its records. zeplic's own data is not changed.\n\n\
+    after_help = "Run this once, after every host's agent has published its records. zeplic's own data is not changed.\n\n\
                         Exit status: 0 success; 2 nothing could be done."
 )]
 pub struct MigrateArgs {
@@ -39,7 +39,7 @@ pub struct MigrateArgs {
     pub common: CommonArgs,
 }
 
-/// One pair of zeplic's.
+/// One pair that zeplic wrote.
 #[derive(Debug, PartialEq, Eq)]
 struct ZeplicPair {
     host: HostName,
@@ -49,7 +49,7 @@ struct ZeplicPair {
     not_written: bool,
 }
 
-/// Parses a pair; `None` if it is not one of zeplic's.
+/// Parses a pair; `None` if zeplic did not write it.
 fn parse(pair: &Pair) -> Option<ZeplicPair> {
     let (host, _) = pair.key.strip_prefix(ROOT)?.split_once('/')?;
     let value = std::str::from_utf8(&pair.value).ok()?;
@@ -74,7 +74,7 @@ fn parse(pair: &Pair) -> Option<ZeplicPair> {
     Some(found)
 }
 
-/// The changes that zeplic's pairs of one host make to what is known of that host.
+/// The changes of the catalog that zeplic's pairs of one host require.
 fn additions(known: &HostInventory, pairs: &[ZeplicPair], at: DateTime<Utc>) -> Vec<(DatasetName, Change)> {
     let mut changes = Vec::new();
     for pair in pairs {
@@ -106,7 +106,7 @@ async fn migrate(file: PathBuf) -> Result<(), Error> {
     let policy = config::load_policy(&file).map_err(Error::unable)?;
     let CatalogConfig::Consul(consul) = &policy.catalog else {
         return Err(Error::unable(anyhow::anyhow!(
-            "cannot import from zeplic: {} has no \"consul\" in \"catalog\", and only a catalog in Consul can import its flags",
+            "cannot import from zeplic: {} has no \"consul\" in \"catalog\", and zeplic's flags can be imported only into a catalog in Consul",
             file.display()
         )));
     };
@@ -125,7 +125,7 @@ async fn migrate(file: PathBuf) -> Result<(), Error> {
         for (host, pairs) in by_host {
             let Some(known) = catalog.host(&host)?.filter(|known| known.observed.is_some()) else {
                 text.push_str(&format!(
-                    "{host}: {} pairs skipped: the host has published nothing yet; start its agent, then try again\n",
+                    "{host}: {} pairs skipped: the host has published nothing yet; hint: start its agent, then try again\n",
                     pairs.len()
                 ));
                 continue;
@@ -190,7 +190,11 @@ mod tests {
         };
         let inventory =
             DatasetInventory { snapshots: vec![snapshot("S_1", 1), snapshot("S_2", 2)], ..DatasetInventory::default() };
-        let mut known = HostInventory { observed: None, datasets: [("tank/a".parse().unwrap(), inventory)].into() };
+        let mut known = HostInventory {
+            observed: None,
+            datasets: [("tank/a".parse().unwrap(), inventory)].into(),
+            ..HostInventory::default()
+        };
         let pairs: Vec<ZeplicPair> = [
             "tank/a@S_1#sent",
             "tank/a@S_2",

@@ -26,15 +26,15 @@ use crate::cli::logging;
 #[derive(Debug, Parser)]
 #[command(name = "zsync", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "One machine:  zsync director --once      (from cron; nothing else has to run)\n\
-                        Several:      zsync agent on each host with datasets, zsync slave on each host that receives,\n\
+                        Fleet:        zsync agent on each host with datasets, zsync slave on each host that receives,\n\
                         \u{20}             zsync director on one host\n\
                         Preview:      zsync plan --dry-run\n\
-                        Overview:     zsync status\n\
+                        Status:       zsync status\n\
                         Certificates: zsync tls init, then zsync tls issue for each host\n\n\
-                        Files: /etc/zsync/server.json (policy), /etc/zsync/local.json (each host). \
-                        Exit status: 0 success; 1 an order failed, a host could not be listed or the policy asks for \
-                        something impossible; 2 nothing could be done; 3 plan --exit-code: there are orders. \
-                        See zsync(8).")]
+                        Files: /etc/zsync/server.json (the policy), /etc/zsync/local.json (what a host permits). \
+                        Exit status: 0 success; 1 an order failed, a host or a pool could not be listed, or the \
+                        policy asks for something impossible; 2 nothing could be done; 3 plan --exit-code: there are \
+                        orders. See zsync(8).")]
 pub struct Cli {
     /// The subcommand
     #[command(subcommand)]
@@ -44,7 +44,7 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Decide by policy what to snapshot, send and destroy, and have agents do it
+    /// Decide by policy which snapshots to take, send and destroy, and send orders to the agents
     Director(director::DirectorArgs),
     /// Carry out a director's orders on this host
     Agent(agent::AgentArgs),
@@ -52,18 +52,18 @@ pub enum Command {
     Slave(slave::SlaveArgs),
     /// Preview the orders that the director would give
     Plan(plan::PlanArgs),
-    /// Show the fleet: newest snapshots, replicas, what lags behind, what is running, what failed
+    /// Show the state of the fleet: newest snapshots, lagging replicas, running transfers, failed orders
     Status(status::StatusArgs),
-    /// Check whether the policy is kept, as a plug-in for Nagios, Icinga or cron
+    /// Check whether the policy is kept, for Nagios, Icinga or cron
     Check(check::CheckArgs),
-    /// Delete old records (destroyed snapshots, empty slots) from the catalog
+    /// Delete old records (destroyed snapshots, skipped slots) from the catalog
     Clean(clean::CleanArgs),
-    /// Import the flags that zeplic kept in Consul
+    /// Import zeplic's records about snapshots from Consul
     Migrate(migrate::MigrateArgs),
     /// Create and inspect the certificates with which hosts authenticate each other
     #[command(subcommand)]
     Tls(tls::TlsCommand),
-    /// Print shell completions
+    /// Print the completion script for a shell
     Completions(completions::CompletionsArgs),
     /// Print the JSON schema of a configuration file, for editors
     Schema(schema::SchemaArgs),
@@ -88,8 +88,8 @@ impl Cli {
         }
     }
 
-    /// Starts logging. The level is that of `--log`, otherwise of `RUST_LOG`. By default, a service logs what it does, and a
-    /// command only warnings and errors.
+    /// Starts logging. The level is that of `--log`, otherwise of `RUST_LOG`. By default, a service logs what it does,
+    /// and a command only warnings and errors.
     fn start_logging(&self) {
         let (common, is_service): (Option<&CommonArgs>, bool) = match &self.command {
             Command::Director(args) => (Some(&args.common), !args.once),

@@ -34,12 +34,12 @@ pub struct PlanArgs {
     /// The policy's file.
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Change nothing anywhere: decide from the catalog, and for this host from its ZFS. Without this option, agents are
-    /// first asked for their snapshots and for the size of each order, and the answers are written to the catalog; no
-    /// dataset is changed either way
+    /// Ask no agents and change nothing: decide from the catalog and from this host's own ZFS. Without this option,
+    /// agents are first asked for their snapshots and for size estimates, and the answers are written to the catalog;
+    /// no dataset is changed either way
     #[arg(long)]
     pub dry_run: bool,
-    /// Decide from this exported catalog alone (- for standard input); nothing is changed anywhere
+    /// Decide only from this exported catalog (- for standard input); change nothing
     #[arg(long, value_name = "FILE")]
     pub catalog: Option<PathBuf>,
     /// Show only orders to this host
@@ -57,10 +57,10 @@ pub struct PlanArgs {
     /// Decide as of this moment instead of now
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub at: Option<DateTime<Utc>>,
-    /// Exit with status 3 if there are orders
+    /// Exit with status 3 if there are orders (with --compare: differences)
     #[arg(long)]
     pub exit_code: bool,
-    /// Simulate the policy for this long, and show what would be done and kept each day
+    /// Simulate the policy for this long, and show what would be done each day and what would be kept
     #[arg(long, value_name = "DURATION", value_parser = simulated_duration, conflicts_with = "explain")]
     pub simulate: Option<Duration>,
     /// Show what this other policy would destroy, keep, take or send differently; with --simulate, simulate both and
@@ -70,7 +70,7 @@ pub struct PlanArgs {
     /// Save the plan for zsync director --once --plan; it is valid for 24 hours and for this policy
     #[arg(long, value_name = "FILE", conflicts_with_all = ["catalog", "at", "simulate", "compare"])]
     pub out: Option<PathBuf>,
-    /// Write the catalog and this host's snapshots to a file for --catalog (- for standard output); decide nothing
+    /// Only write the catalog and this host's snapshots to a file for --catalog (- for standard output)
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-",
           conflicts_with_all = ["simulate", "compare", "out", "explain", "exit_code", "at", "host", "dataset", "format"])]
     pub export_catalog: Option<PathBuf>,
@@ -93,7 +93,7 @@ pub fn run(args: PlanArgs) -> Result<(), Error> {
 fn settings(args: PlanArgs) -> Result<PlanSettings, Error> {
     let exports = args.export_catalog.is_some();
     if args.exit_code && args.simulate.is_some() && args.compare.is_none() {
-        let text = "--exit-code cannot be used with --simulate alone; add --compare, so that it reports whether the two policies differ";
+        let text = "--exit-code cannot be used with --simulate alone; hint: add --compare, so that it reports whether the two policies differ";
         return Err(Error::unable(anyhow!(text)));
     }
     let (source, local) = match args.catalog {

@@ -19,7 +19,7 @@ pub struct SchemaArgs {
 pub enum ConfigFile {
     /// The policy, server.json
     Server,
-    /// What a host permits zsync to do, local.json
+    /// The local configuration of a host, local.json
     Local,
 }
 

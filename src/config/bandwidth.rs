@@ -17,14 +17,14 @@ pub(super) fn bandwidth(object: &mut Object<'_>) -> Option<Bandwidth> {
     let limits = object.get("bandwidth");
     if let (Some(zone), None) = (&zone, &limits) {
         zone.problem(
-            "it has no effect without \"bandwidth\"; remove it (schedules use the \"timezone\" of server.json)",
+            "it has no effect without \"bandwidth\"; hint: remove it (schedules use the \"timezone\" of server.json)",
         );
     }
     let timezone = zone.map_or(Some(Zone::UTC), |node| timezone(&node));
     let Some(node) = limits else { return Some(Bandwidth::default()) };
     let items = node.list("a list of limits, as in [{ \"rate\": \"20MB/s\", \"hours\": [\"08:00\", \"18:00\"] }]")?;
     if items.is_empty() {
-        node.problem("the list is empty; add a limit, or remove \"bandwidth\"");
+        node.problem("the list is empty; hint: add a limit, or remove \"bandwidth\"");
     }
     let limits: Vec<Option<Limit>> = items.iter().map(limit).collect();
     Some(Bandwidth { timezone: timezone?, limits: limits.into_iter().collect::<Option<_>>()? })
@@ -47,7 +47,7 @@ fn limit(node: &Node<'_>) -> Option<Limit> {
 fn days(node: &Node<'_>) -> Option<Vec<Weekday>> {
     let items = node.list(DAYS)?;
     if items.is_empty() {
-        node.problem("the list is empty; name a day, or remove \"days\" for all days");
+        node.problem("the list is empty; hint: name a day, or remove \"days\" for all days");
     }
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
@@ -60,7 +60,7 @@ fn days(node: &Node<'_>) -> Option<Vec<Weekday>> {
             return None;
         };
         if !seen.insert(day.num_days_from_monday()) {
-            item.problem(format!("duplicate value {}; remove one of them", item.raw()));
+            item.problem(format!("duplicate value {}; hint: remove one of them", item.raw()));
         }
         all.push(day);
     }

@@ -1,4 +1,4 @@
-//! Checks the entries of `server.json` against each other. Each problem names both positions.
+//! Checks the entries of `server.json` against each other. Each problem names the positions of both entries.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -54,7 +54,7 @@ pub(super) fn check_entry(entry: &Entry<'_>) {
         let Some(PrefixNode { prefix, node }) = &policy.prefix else { continue };
         if let Some((name, line)) = seen.get(prefix) {
             node.problem(format!(
-                "{prefix:?} is also the prefix of the policy {name:?} (line {line}); give each policy its own prefix"
+                "{prefix:?} is also the prefix of the policy {name:?} (line {line}); hint: give each policy its own prefix"
             ));
         } else {
             seen.insert(prefix, (&policy.name, node.line()));
@@ -74,7 +74,7 @@ pub(super) fn check_entry(entry: &Entry<'_>) {
             };
             let line = entry.node.line();
             policy.target_node.problem(format!(
-                "the destination {} on {host} {relation}, {source} on {host} (line {line}); name a destination outside of it",
+                "the destination {} on {host} {relation}, {source} on {host} (line {line}); hint: name a destination outside of it",
                 target.dataset
             ));
         }
@@ -96,7 +96,7 @@ fn check_prefixes(entries: &[Entry<'_>]) {
             let (owner, first) = *owners.entry((host, dataset, &claim.prefix)).or_insert((index, claim));
             if owner != index {
                 claim.node.problem(format!(
-                    "the prefix {:?} of {dataset} on {host} belongs to {} (line {}) already; use another prefix, or combine the policies",
+                    "the prefix {:?} of {dataset} on {host} already belongs to {} (line {}); hint: use another prefix, or combine the policies",
                     claim.prefix,
                     first.node.path(),
                     first.node.line(),
@@ -116,7 +116,7 @@ fn check_targets(entries: &[Entry<'_>]) {
                 let (first_host, first, node) = *sources.entry(target).or_insert((host, dataset, &policy.target_node));
                 if (first_host, first) != (host, dataset) {
                     policy.target_node.problem(format!(
-                        "{} on {} already receives {first} of {first_host} ({}, line {}); a dataset can be the copy of only one other: name another destination",
+                        "{} on {} already receives {first} of {first_host} ({}, line {}); a dataset can be the copy of only one other dataset; hint: name another destination",
                         target.dataset,
                         target.host,
                         node.path(),

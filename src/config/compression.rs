@@ -13,14 +13,14 @@ pub(super) fn compression(node: &Node<'_>) -> Option<Compression> {
     }
     let members = node.object(EXPECTED)?.into_members();
     if members.is_empty() {
-        node.problem("the object is empty; name a host, or remove \"compression\"");
+        node.problem("the object is empty; hint: name a host, or remove \"compression\"");
     }
     let pairs = members.iter().map(|member| {
         let host = member.name.parse::<HostName>().map_err(|error| member.problem_with_key(error.to_string())).ok();
         let zstd = member.node.parse::<Zstd>("a compression, as in \"zstd:9\"");
         Some((host?, zstd?))
     });
-    // Collected first, so that every host is checked, even after an invalid one.
+    // All pairs are collected first, so that every host is checked, even after an invalid one.
     let pairs: Vec<_> = pairs.collect();
     Some(Compression::Hosts(pairs.into_iter().collect::<Option<_>>()?))
 }

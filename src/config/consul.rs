@@ -7,7 +7,7 @@ use crate::policy::{Address, ConsulConfig, Secret};
 const FILE: &str = "the absolute path of a file, as in \"/etc/zsync/consul.token\"";
 const ADDRESS: &str = "\"host:port\", \"http(s)://host:port\" or \"unix:///path\"";
 
-/// Reads the object. `local` is true for `local.json`, where the host can say at which address others reach it.
+/// Reads the object. `local` is true for `local.json`, in which `advertise` can set the host's address for others.
 pub(super) fn consul(node: &Node<'_>, local: bool) -> Option<ConsulConfig> {
     let mut object = node.object("an object, as in {} or { \"address\": \"127.0.0.1:8500\" }")?;
     let address = object.get("address").and_then(|node| {
@@ -22,7 +22,7 @@ pub(super) fn consul(node: &Node<'_>, local: bool) -> Option<ConsulConfig> {
         let text = node.text("a token of Consul's access control list")?;
         // The message must not contain the token.
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
-            node.problem("the token is empty, or contains characters that are not allowed in a token; copy it from Consul without blanks");
+            node.problem("the token is empty, or contains characters that are not allowed in a token; hint: copy it from Consul without blanks");
             return None;
         }
         Some(Secret::new(text))
@@ -31,10 +31,12 @@ pub(super) fn consul(node: &Node<'_>, local: bool) -> Option<ConsulConfig> {
     let (token_file, ca_file) = (path("token_file"), path("ca_file"));
     let (cert_file, key_file) = (path("cert_file"), path("key_file"));
     if token.is_some() && token_file.is_some() {
-        node.problem("\"token\" and \"token_file\" exclude each other; remove one of them");
+        node.problem("\"token\" and \"token_file\" exclude each other; hint: remove one of them");
     }
     if cert_file.is_some() != key_file.is_some() {
-        node.problem("\"cert_file\" and \"key_file\" belong together, and one of them is missing; set both or none");
+        node.problem(
+            "\"cert_file\" and \"key_file\" belong together, and one of them is missing; hint: set both or none",
+        );
     }
     let mut name = |key| object.get(key).and_then(|node: Node<'_>| label(&node));
     let (tls_server_name, datacenter) = (name("tls_server_name"), name("datacenter"));

@@ -5,7 +5,7 @@ use crate::config::values::duration;
 use crate::policy::hooks::DEFAULT_HOOK_TIMEOUT;
 use crate::policy::{Hook, Hooks};
 
-/// An order waits for its hooks, and so does the director.
+/// The bounds of `timeout`. An order waits for its hooks, and the director waits for the order.
 const TIMEOUT_BOUNDS: [&str; 2] = ["1s", "1h"];
 
 /// Reads the object. Invalid values are reported and left out.
@@ -16,7 +16,7 @@ pub(super) fn hooks(node: &Node<'_>, slave: bool) -> Hooks {
     let (before_snapshot, after_snapshot) = (read("before_snapshot"), read("after_snapshot"));
     let received = object.get("after_receive");
     if let Some(node) = received.as_ref().filter(|_| !slave) {
-        node.problem("this dataset does not receive, because \"slave\" is not true; remove \"after_receive\", or set \"slave\": true if other hosts may send to it");
+        node.problem("this dataset does not receive, because \"slave\" is not true; hint: remove \"after_receive\", or set \"slave\": true if other hosts may send to it");
     }
     let after_receive = received.and_then(|node| hook(&node));
     object.finish();

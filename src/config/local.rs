@@ -1,4 +1,4 @@
-//! Reads `local.json`, which says what a host permits zsync to do with its datasets, as a [`Local`].
+//! Reads `local.json`, which defines what a host permits zsync to do with its datasets, as a [`Local`].
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,10 @@ fn local(root: &Node<'_>) -> Option<Local> {
     for node in &items {
         let Some((entry, name)) = entry(node, hostname.as_ref()) else { continue };
         if let Some(line) = lines.get(&entry.name) {
-            name.problem(format!("{:?} already has an entry, on line {line}; combine the two entries", entry.name));
+            name.problem(format!(
+                "{:?} already has an entry, on line {line}; hint: combine the two entries",
+                entry.name
+            ));
             continue;
         }
         lines.insert(entry.name.clone(), name.line());
@@ -78,11 +81,11 @@ fn directors(node: &Node<'_>, tls: bool) -> Option<Vec<HostName>> {
     let items = node.list("a list of host names, as in [\"alpha\"]")?;
     if !tls {
         node.problem(
-            "\"directors\" needs \"tls\", because without TLS no host can prove its identity; add \"tls\": {} (see zsync-tls(8))",
+            "\"directors\" needs \"tls\", because without TLS no host can prove its identity; hint: add \"tls\": {} (see zsync-tls(8))",
         );
     }
     if items.is_empty() {
-        node.problem("the list is empty; name the hosts whose directors may give orders to this host");
+        node.problem("the list is empty; hint: name the hosts whose directors may give orders to this host");
     }
     Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
 }
@@ -109,10 +112,10 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
 fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {
     let items = node.list("a list of host names, as in [\"alpha\"]")?;
     if !slave {
-        node.problem("this dataset does not receive, because \"slave\" is not true; remove \"sources\", or set \"slave\": true if other hosts may send to it");
+        node.problem("this dataset does not receive, because \"slave\" is not true; hint: remove \"sources\", or set \"slave\": true if other hosts may send to it");
     }
     if items.is_empty() {
-        node.problem("the list is empty; name the hosts that may send (without \"sources\", every host may)");
+        node.problem("the list is empty; hint: name the hosts that may send (without \"sources\", every host may)");
     }
     Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
 }
@@ -132,10 +135,10 @@ fn clone(node: &Node<'_>, of: Option<&DatasetName>) -> Option<CloneConfig> {
         // If the origin is the root of a pool, the clone cannot be outside of it.
         let inside = name.is_within(of) && (name == of || of.parent().is_some());
         if name.pool() != of.pool() {
-            node.problem(format!("a clone must be in the pool of its origin; name a dataset in {}", of.pool()));
+            node.problem(format!("a clone must be in the pool of its origin; hint: name a dataset in {}", of.pool()));
         } else if inside || of.is_within(name) {
             node.problem(format!(
-                "the clone {name} and its origin {of} must not contain each other; name a dataset outside of {of}"
+                "the clone {name} and its origin {of} must not contain each other; hint: name a dataset outside of {of}"
             ));
         }
     }
@@ -155,7 +158,7 @@ fn refuse_zeplic_keys(object: &mut Object<'_>, name: Option<&DatasetName>, hostn
     let keys: Vec<_> = found.iter().map(|(key, _)| format!("{key:?}")).collect();
 
     let policy = match &backup {
-        // This is a director's policy in the wrong file, and only has to be moved.
+        // This is a director's policy in the wrong file, so it only has to be moved.
         Some(backup) if backup.is_object() && backup.raw().len() < 1000 => {
             backup.raw().split_whitespace().collect::<Vec<_>>().join(" ")
         }
@@ -171,7 +174,7 @@ fn refuse_zeplic_keys(object: &mut Object<'_>, name: Option<&DatasetName>, hostn
     let host = hostname.map_or("THIS-HOST", HostName::as_str);
     let dataset = name.map_or("DATASET", DatasetName::as_str);
     first.problem(format!(
-        "local.json cannot have {}, because only the director takes and prunes snapshots; remove {}, and add a policy with your own \
+        "local.json cannot have {}, because only the director takes and prunes snapshots; hint: remove {}, and add a policy with your own \
          schedule to the server.json of the director: \"datasets\": [ {{ \"hostname\": \"{host}\", \"dataset\": \"{dataset}\", \"backup\": {policy} }} ]",
         keys.join(" or "),
         if keys.len() == 1 { "it" } else { "them" },

@@ -1,9 +1,10 @@
-//! Reads `server.json` (a [`Policy`]) and `local.json` (a [`Local`]), strictly, and reports all problems of a file at once.
+//! Reads `server.json` (a [`Policy`]) and `local.json` (a [`Local`]), strictly, and reports all problems of a file at
+//! once.
 //!
 //! This module opens the files. [`parse_policy`] and [`parse_local`] are pure functions of the text. Their results are
-//! valid, and need no further checks. `json` parses JSON with positions, `problem` has the errors, `values` reads values
-//! that both files have, `check` compares the entries of a policy with each other, and each of the other modules reads
-//! one key or file.
+//! valid, and need no further checks. `json` parses JSON with positions, `problem` has the errors, `values` reads
+//! values that both files have, `check` compares the entries of a policy with each other, and each of the other modules
+//! reads one key or file.
 
 mod bandwidth;
 mod check;
@@ -65,7 +66,7 @@ impl Fingerprint {
     /// The fingerprint of the text of a `server.json`.
     #[must_use]
     pub fn of(text: &str) -> Self {
-        // Parsed and printed again, so that blanks and the order of keys do not matter.
+        // The text is parsed and printed again, so that blanks and the order of keys do not matter.
         let value: Option<serde_json::Value> = serde_json::from_str(text).ok();
         let canonical = value.map_or_else(|| text.to_owned(), |value| value.to_string());
         Self(Uuid::new_v5(&Self::NAMESPACE, canonical.as_bytes()))
@@ -87,11 +88,11 @@ fn read(path: &Path, file: &str, option: &str, manual: &str) -> Result<String, C
     let is_folder = opened.metadata().map_err(|error| cannot(&error))?.is_dir();
     if is_folder {
         return Err(fail(format!(
-            "cannot read the file: it is a folder; name the file in it with {option} (see {manual})"
+            "cannot read the file: it is a folder; hint: name the file in it with {option} (see {manual})"
         )));
     }
     let mut bytes = Vec::new();
-    // Not limited by the length that the system reports: a pipe has none, and /dev/zero has no end.
+    // This does not rely on the length that the system reports: a pipe has none, and /dev/zero has no end.
     opened.take(json::MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| cannot(&error))?;
     if bytes.len() > json::MAX_BYTES {
         return Err(fail(format!(
@@ -101,7 +102,7 @@ fn read(path: &Path, file: &str, option: &str, manual: &str) -> Result<String, C
     }
     String::from_utf8(bytes).map_err(|error| {
         let line = 1 + error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|b| **b == b'\n').count();
-        fail(format!("cannot read the file: line {line} is not UTF-8 text; save the file as UTF-8"))
+        fail(format!("cannot read the file: line {line} is not UTF-8 text; hint: save the file as UTF-8"))
     })
 }
 
@@ -109,13 +110,13 @@ fn read_error(error: &io::Error, option: &str, manual: &str) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => {
             format!(
-                "cannot read the file: it does not exist; create it (see {manual}), or name another one with {option}"
+                "cannot read the file: it does not exist; hint: create it (see {manual}), or name another one with {option}"
             )
         }
         io::ErrorKind::PermissionDenied => format!(
-            "cannot read the file: permission denied; run zsync as a user who may read it, or name another one with {option}"
+            "cannot read the file: permission denied; hint: run zsync as a user who may read it, or name another one with {option}"
         ),
-        _ => format!("cannot read the file: {error}; name another one with {option}"),
+        _ => format!("cannot read the file: {error}; hint: name another one with {option}"),
     }
 }
 

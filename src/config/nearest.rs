@@ -1,4 +1,4 @@
-//! Finds the known word that was probably meant by an unknown one.
+//! Finds the known word that a misspelt word was probably meant to be.
 
 /// Longer words are not compared, because they are not the result of a typing mistake.
 const MAX_CHARS: usize = 64;
@@ -12,8 +12,8 @@ pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
         .map(|(_, candidate)| candidate)
 }
 
-/// The number of characters to add, remove, replace, or swap with a neighbour. `None` if that is more than a third of the
-/// longer word (but at least one).
+/// The number of characters to add, remove, replace, or swap with a neighbour. `None` if that is more than a third of
+/// the longer word (but at least one).
 pub(super) fn distance(word: &str, candidate: &str) -> Option<usize> {
     let (word, candidate) = (normalized(word)?, normalized(candidate)?);
     let lengths = [word.chars().count(), candidate.chars().count()];
@@ -24,7 +24,7 @@ pub(super) fn distance(word: &str, candidate: &str) -> Option<usize> {
     Some(strsim::osa_distance(&word, &candidate)).filter(|distance| *distance <= most)
 }
 
-/// Removes differences in case and separator, by which no two keys differ.
+/// Removes differences in case and separators, because no two keys differ only by these.
 fn normalized(word: &str) -> Option<String> {
     if word.chars().nth(MAX_CHARS).is_some() {
         return None;

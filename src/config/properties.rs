@@ -15,13 +15,13 @@ pub(super) fn properties(node: &Node<'_>, slave: bool) -> Option<Properties> {
     let example = "an object, as in { \"include\": [\"compression\"], \"override\": { \"atime\": \"off\" } }";
     let mut object: Object<'_> = node.object(example)?;
     if !slave {
-        node.problem("this dataset does not receive, because \"slave\" is not true; remove \"properties\", or set \"slave\": true if other hosts may send to it");
+        node.problem("this dataset does not receive, because \"slave\" is not true; hint: remove \"properties\", or set \"slave\": true if other hosts may send to it");
     }
     let include = object.get("include").map_or_else(Vec::new, |node| patterns(&node, true));
     let exclude = object.get("exclude").map_or_else(Vec::new, |node| patterns(&node, false));
     let overrides = object.get("override").map_or_else(BTreeMap::new, |node| overrides(&node));
     if !object.has("include") && object.has("exclude") {
-        node.problem("\"exclude\" has no effect without \"include\", because only included properties are received; remove it, or add \"include\"");
+        node.problem("\"exclude\" has no effect without \"include\", because only included properties are received; hint: remove it, or add \"include\"");
     }
     object.finish();
     Some(Properties::new(include, exclude, overrides))
@@ -59,9 +59,9 @@ fn overrides(node: &Node<'_>) -> BTreeMap<String, String> {
 /// Checks that a property can be set on a received dataset, and reports it otherwise.
 fn check_name(node: &Node<'_>, name: &str) -> Option<()> {
     let problem = if name.starts_with(OURS) {
-        format!("{name:?} is a property of zsync itself, and cannot be configured; remove it")
+        format!("{name:?} is a property of zsync itself, and cannot be configured; hint: remove it")
     } else if IN_THE_STREAM.contains(&name) {
-        format!("{name:?} is determined by the stream, and cannot be set on a received dataset; remove it")
+        format!("{name:?} is determined by the stream, and cannot be set on a received dataset; hint: remove it")
     } else if is_known(name) {
         return Some(());
     } else {

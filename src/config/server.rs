@@ -1,4 +1,4 @@
-//! Reads `server.json`, which says what the director is to do, as a [`Policy`].
+//! Reads `server.json`, which defines what the director does, as a [`Policy`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ const AN_OBJECT: &str = "an object { ... }";
 const CATCH_UP: &str = "a duration, as in \"6h\" or \"1h 30m\"";
 const RETRY_FOR: &str = "a duration, as in \"20s\", or \"0s\" for a single attempt";
 const RETENTION: &str = "a list of rules, as in [\"24 in last day\", \"1/day in last month\"]";
-/// Below the lower bound, a director that makes a pass every minute would miss slots at random.
+/// With a value below the lower bound, a director that runs a pass every minute would miss slots at random.
 const CATCH_UP_BOUNDS: [&str; 2] = ["1m", "366days"];
 /// Limited, because a pass waits for orders that are being retried.
 const RETRY_FOR_BOUNDS: [&str; 2] = ["0s", "1h"];
@@ -99,7 +99,7 @@ fn catalog(node: &Node<'_>) -> Option<CatalogConfig> {
     object.finish();
     if let Some(consul) = consul {
         if embedded.is_some() {
-            consul.problem("\"embedded\" and \"consul\" exclude each other; remove one of them");
+            consul.problem("\"embedded\" and \"consul\" exclude each other; hint: remove one of them");
         }
         return crate::config::consul::consul(&consul, false).map(|consul| CatalogConfig::Consul(Box::new(consul)));
     }
@@ -151,7 +151,7 @@ fn peer_address(node: &Node<'_>) -> Option<Address> {
     Some(address)
 }
 
-/// Reads one entry of `datasets`. What other entries have to be checked against is added to `entries`.
+/// Reads one entry of `datasets`. Adds to `entries` the parts that have to be checked against other entries.
 fn dataset<'d>(node: &Node<'d>, entries: &mut Vec<Entry<'d>>) -> Option<DatasetPolicy> {
     let mut object = node.object("an object with \"hostname\", \"dataset\" and policies")?;
     let hostname = object
@@ -171,7 +171,7 @@ fn dataset<'d>(node: &Node<'d>, entries: &mut Vec<Entry<'d>>) -> Option<DatasetP
     let has_policies = ["backup", "sync", "policies"].iter().any(|key| object.has(key));
     object.finish();
     if policy_nodes.is_empty() && !has_policies {
-        node.problem("the entry has no policy; add \"backup\", \"sync\" or \"policies\": { NAME: { ... } }");
+        node.problem("the entry has no policy; hint: add \"backup\", \"sync\" or \"policies\": { NAME: { ... } }");
     }
 
     let mut entry = Entry { node: node.clone(), hostname, dataset, policies: Vec::new() };
@@ -210,7 +210,7 @@ fn entry_options(object: &mut Object<'_>, recursive: bool) -> EntryOptions {
     let exclude = excluded.as_ref().map(exclude).unwrap_or_default();
     if let Some(node) = excluded.filter(|_| !recursive) {
         node.problem(
-            "\"exclude\" has no effect without \"recursive\", because it names datasets below this one; remove it, or set \"recursive\": true",
+            "\"exclude\" has no effect without \"recursive\", because it names datasets below this one; hint: remove it, or set \"recursive\": true",
         );
     }
     let rollback_if_needed = either(object, "rollback_if_needed", "rollback_needed", false);
@@ -218,7 +218,7 @@ fn entry_options(object: &mut Object<'_>, recursive: bool) -> EntryOptions {
     let rollback_may_destroy = may_destroy.as_ref().and_then(Node::boolean).unwrap_or(false);
     if let Some(node) = may_destroy.filter(|_| rollback_may_destroy && !rollback_if_needed) {
         node.problem(
-            "it has no effect without \"rollback_if_needed\"; remove it (a rollback discards data on the destination)",
+            "it has no effect without \"rollback_if_needed\"; hint: remove it (a rollback discards data on the destination)",
         );
     }
     let on_divergence = object.get("on_divergence").and_then(|node| on_divergence(&node)).unwrap_or_default();
@@ -270,7 +270,7 @@ fn named_policies<'d>(node: &Node<'d>, nodes: &mut Vec<(String, Node<'d>)>) {
     let Some(object) = node.object("an object with a policy per name, as in { \"hourly\": { ... } }") else { return };
     let members = object.into_members();
     if members.is_empty() {
-        node.problem("the object is empty; add a policy, as in { \"hourly\": { \"prefix\": \"HOURLY\", ... } }");
+        node.problem("the object is empty; hint: add a policy, as in { \"hourly\": { \"prefix\": \"HOURLY\", ... } }");
     }
     for member in members {
         if member.name.is_empty() || member.name.len() > 100 || member.name.chars().any(char::is_control) {
@@ -278,7 +278,7 @@ fn named_policies<'d>(node: &Node<'d>, nodes: &mut Vec<(String, Node<'d>)>) {
         }
         if let Some((_, other)) = nodes.iter().find(|(name, _)| *name == member.name) {
             member.problem_with_key(format!(
-                "the entry already has a policy with this name, on line {}; choose another name",
+                "the entry already has a policy with this name, on line {}; hint: choose another name",
                 other.line()
             ));
         }
@@ -291,7 +291,7 @@ fn either(object: &mut Object<'_>, key: &'static str, older: &str, default: bool
     let (node, old) = (object.get(key), object.get_unlisted(older));
     if let (Some(node), Some(old)) = (&node, &old) {
         old.problem(format!(
-            "this is the older spelling of {key:?}, which is on line {}; remove one of them",
+            "this is the older spelling of {key:?}, which is on line {}; hint: remove one of them",
             node.line()
         ));
     }
@@ -299,7 +299,7 @@ fn either(object: &mut Object<'_>, key: &'static str, older: &str, default: bool
 }
 
 fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Option<SnapshotPolicy> {
-    let mut object = node.object("an object with \"prefix\" and what to do")?;
+    let mut object = node.object("an object, as in { \"prefix\": \"BACKUP\", \"creation\": \"0 * * * *\" }")?;
     let prefix = object.require("prefix", "the prefix of the names of its snapshots, as in \"BACKUP\"");
     let prefix = prefix.and_then(|node| Some((node.parse::<Prefix>("a prefix of snapshot names")?, node)));
     let creation =
@@ -345,12 +345,12 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     })
 }
 
-/// Reports keys that have no effect without another one, which was most likely forgotten.
+/// Reports keys that have no effect without another key, which was most likely forgotten.
 fn check_dependent_keys(object: &Object<'_>) {
     let has = |key| object.has(key);
     let node = object.node();
     if !has("creation") && !has("sync_on") && !has("sync_dataset") && !has("retention") {
-        node.problem("the policy does nothing; add \"creation\", \"sync_on\" or \"retention\"");
+        node.problem("the policy does nothing; hint: add \"creation\", \"sync_on\" or \"retention\"");
     }
     if has("sync_on") {
         return;
@@ -360,14 +360,16 @@ fn check_dependent_keys(object: &Object<'_>) {
     }
     for key in ["sync_policy", "sync_retention"] {
         if has(key) && !has("sync_dataset") {
-            node.problem(format!("{key:?} has no effect without \"sync_on\"; add \"sync_on\", or remove {key:?}"));
+            node.problem(format!(
+                "{key:?} has no effect without \"sync_on\"; hint: add \"sync_on\", or remove {key:?}"
+            ));
         }
     }
 }
 
 fn sync_policy(node: &Node<'_>) -> Option<SyncPolicy> {
     let text = node.text("\"asap\" or a cron schedule, as in \"0 1 * * *\"")?;
-    text.parse().map_err(|error| node.problem(format!("{error}; or write \"asap\""))).ok()
+    text.parse().map_err(|error| node.problem(format!("{error}; hint: write a cron schedule, or \"asap\""))).ok()
 }
 
 /// A receiving host, with its own dataset, or with that of `sync_dataset`.
@@ -393,7 +395,7 @@ impl Receiver {
         if dataset.is_none() {
             let host = &self.host;
             node.problem(format!(
-                "the receiving dataset on {host} is missing; add \"sync_dataset\", or write \"{host}:DATASET\""
+                "the receiving dataset on {host} is missing; hint: add \"sync_dataset\", or write \"{host}:DATASET\""
             ));
         }
         Some(Place { host: self.host.clone(), dataset: dataset?.clone() })
@@ -408,7 +410,7 @@ fn receivers<'d>(node: &Node<'d>) -> Option<Vec<(Receiver, Node<'d>)>> {
     }
     let items = node.list(expected)?;
     if items.is_empty() {
-        node.problem("the list is empty; name a host, or remove \"sync_on\" and \"sync_dataset\"");
+        node.problem("the list is empty; hint: name a host, or remove \"sync_on\" and \"sync_dataset\"");
         return None;
     }
     let mut seen = BTreeSet::new();
@@ -416,7 +418,7 @@ fn receivers<'d>(node: &Node<'d>) -> Option<Vec<(Receiver, Node<'d>)>> {
     for item in items {
         let Some(receiver) = item.parse::<Receiver>("a host name or HOST:DATASET") else { continue };
         if !seen.insert((receiver.host.clone(), receiver.dataset.clone())) {
-            item.problem(format!("duplicate value {}; remove one of them", item.raw()));
+            item.problem(format!("duplicate value {}; hint: remove one of them", item.raw()));
         }
         receivers.push((receiver, item));
     }
@@ -427,7 +429,7 @@ fn retention(node: &Node<'_>) -> Option<Retention> {
     let items = node.list(RETENTION)?;
     if items.is_empty() {
         node.problem(
-            "the list is empty; add a rule, as in \"24 in last day\", or remove the key to keep every snapshot",
+            "the list is empty; hint: add a rule, as in \"24 in last day\", or remove the key to keep every snapshot",
         );
         return None;
     }

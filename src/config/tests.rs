@@ -1,4 +1,4 @@
-//! What the two configuration files accept and refuse, and the words of their errors.
+//! Tests of what the two configuration files accept and refuse, and of the text of their errors.
 
 use crate::policy::{Denied, LocalDataset, SLAVE_PORT};
 use std::fs;
@@ -243,15 +243,15 @@ fn unreadable_file_error_has_hint() {
     assert_eq!(
         message(&path),
         format!(
-            "{named}: cannot read the file: it does not exist; create it (see zsync-server.json(5)), or name another one with --config"
+            "{named}: cannot read the file: it does not exist; hint: create it (see zsync-server.json(5)), or name another one with --config"
         )
     );
     let said = message(folder.path());
-    assert!(said.contains("it is a folder; name the file in it with --config"), "{said}");
+    assert!(said.contains("it is a folder; hint: name the file in it with --config"), "{said}");
     fs::write(&path, b"{\n\xff}").unwrap();
     assert_eq!(
         message(&path),
-        format!("{named}: cannot read the file: line 2 is not UTF-8 text; save the file as UTF-8")
+        format!("{named}: cannot read the file: line 2 is not UTF-8 text; hint: save the file as UTF-8")
     );
     fs::write(&path, "\u{feff}{ \"datasets\": [] }").unwrap();
     load_policy(&path).expect("a byte order mark is no problem");
@@ -300,7 +300,7 @@ fn nearest_entry_determines_permissions() {
         said(local.permission_to_take(&dataset("pool/x"))),
         (
             DatasetStatus::NotConf,
-            "pool/x is not listed in local_datasets of local.json; to allow it add \
+            "pool/x is not listed in local_datasets of local.json; to allow this, add \
              { \"enable\": true, \"slave\": false, \"name\": \"pool/x\" } to local_datasets of local.json"
                 .to_owned()
         )
@@ -309,7 +309,7 @@ fn nearest_entry_determines_permissions() {
         said(local.permission_to_destroy(&dataset("tank/off/x"))),
         (
             DatasetStatus::Disable,
-            "tank/off/x is disabled by the entry \"tank/off\" in local.json; to allow it set \"enable\": true in the \
+            "tank/off/x is disabled by the entry \"tank/off\" in local.json; to allow this, set \"enable\": true in the \
              entry \"tank/off\" of local.json"
                 .to_owned()
         )

@@ -21,7 +21,7 @@ pub(super) fn read(node: &Node<'_>) -> Thresholds {
     Thresholds { warn_age, crit_age, sync_warn_age, sync_crit_age, max_snapshots, max_held }
 }
 
-/// Reads two ages, of which the critical one must not be the smaller.
+/// Reads two ages. The critical age must not be less than the age for a warning.
 fn ages(object: &mut Object<'_>, warn: &'static str, crit: &'static str) -> (Option<Duration>, Option<Duration>) {
     let (first, second) = (object.get(warn), object.get(crit));
     let warning = first.as_ref().and_then(age);
@@ -29,7 +29,7 @@ fn ages(object: &mut Object<'_>, warn: &'static str, crit: &'static str) -> (Opt
     if let (Some(warning), Some(critical), Some(node)) = (warning, critical, &second)
         && warning > critical
     {
-        node.problem(format!("it is less than {warn:?}; set it to the same age or to a larger one"));
+        node.problem(format!("it is less than {warn:?}; hint: set it to the same age or to a larger one"));
     }
     (warning, critical)
 }

@@ -1,6 +1,6 @@
-//! Readers of single values that several parts of the configuration have: durations, counts, paths, times, time zones.
+//! Reads single values that occur in several parts of the configuration: durations, counts, paths, times, time zones.
 //!
-//! Each reader reports what is wrong with the value, and returns `None`.
+//! Each function reports what is wrong with the value, and returns `None`.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ pub(super) fn count(node: &Node<'_>, bounds: RangeInclusive<usize>) -> Option<us
     number
 }
 
-/// Reads a path that does not depend on the folder in which the process was started.
+/// Reads an absolute path, which does not depend on the folder in which the process was started.
 pub(super) fn absolute_path(node: &Node<'_>, expected: &str) -> Option<PathBuf> {
     let text = node.text(expected)?;
     if !text.starts_with('/') || text.contains('\0') {
@@ -56,7 +56,7 @@ pub(super) fn hours(node: &Node<'_>) -> Option<(NaiveTime, NaiveTime)> {
     let (from, to) = (time_of_day(from), time_of_day(to));
     let window = (from?, to?);
     if window.0 == window.1 {
-        node.problem("the window ends at the time at which it begins; set two different times");
+        node.problem("the window ends at the time at which it begins; hint: set two different times");
         return None;
     }
     Some(window)

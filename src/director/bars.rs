@@ -1,4 +1,4 @@
-//! Progress bars for somebody who waits at a terminal. Nothing is drawn if standard error is not a terminal.
+//! Progress bars for a user at a terminal. Nothing is drawn if standard error is not a terminal.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -23,7 +23,7 @@ const SIZED: &str =
     "{prefix:34!} {wide_bar} {binary_bytes:>10}/{binary_total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}";
 /// A transfer whose size is unknown.
 const UNSIZED: &str = "{prefix:34!} {spinner} {binary_bytes:>10} {binary_bytes_per_sec:>12}";
-/// A number of things that are done one by one.
+/// A number of items that are handled one by one.
 const COUNT: &str = "{prefix:34!} {wide_bar} {pos}/{len}";
 
 fn is_terminal() -> bool {
@@ -41,7 +41,7 @@ fn bar(template: &str) -> ProgressBar {
     bar
 }
 
-/// Shortens a long label to its end, which says more than its beginning.
+/// Shortens a long label to its end, which is more specific than its beginning.
 fn shorten(name: &str) -> String {
     let length = name.chars().count();
     if length <= LABEL_WIDTH {
@@ -104,13 +104,13 @@ impl Drop for DrawnArea {
 
 struct Bars<'a> {
     area: &'a DrawnArea,
-    /// Of all transfers together.
+    /// The bar of all transfers together.
     total: ProgressBar,
     each: BTreeMap<OrderId, ProgressBar>,
 }
 
 impl Bars<'_> {
-    /// Redraws. `moved` is the bytes that finished orders have moved.
+    /// Redraws the bars. `moved` is the number of bytes that finished orders have moved.
     fn draw(&mut self, running: &[RunningOrder], moved: u64) {
         let sends: Vec<&RunningOrder> = running.iter().filter(|r| r.outcome.action == Action::SendSnapshot).collect();
         self.each.retain(|id, bar| {
@@ -120,7 +120,7 @@ impl Bars<'_> {
             }
             is_running
         });
-        // A transfer that has moved nothing only waits for its turn.
+        // A transfer that has moved nothing is still waiting for its turn.
         for running in sends.iter().filter(|running| running.counter.get() > 0) {
             let (bytes, total) = (running.counter.get(), running.counter.expected());
             let bar = self.each.entry(running.outcome.order_id).or_insert_with(|| {

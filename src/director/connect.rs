@@ -1,5 +1,5 @@
-//! Opens what a director, a preview and `zsync status` need to reach hosts: the catalog, TLS, an agent within this process
-//! for orders to this host, and the addresses that services have registered in Consul.
+//! Opens everything through which a director, a preview or `zsync status` reaches hosts: the catalog, TLS, an agent
+//! within this process for orders to this host, and the addresses that services have registered in Consul.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,11 +11,12 @@ use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
 use crate::config;
 use crate::consul::Consul;
 use crate::fleet::health::{self, ServiceHealth};
+use crate::fleet::live_status::{LiveStatus, StatusPlace};
 use crate::fleet::{Dispatcher, FleetState};
 use crate::host::publish::publisher::Publisher;
 use crate::model::HostName;
 use crate::policy::{CatalogConfig, Policy};
-use crate::sys::runtime;
+use crate::sys::{clock, runtime};
 use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
 
@@ -23,10 +24,15 @@ use crate::zfs::Zfs;
 pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<FleetState<dyn CatalogWrite>, CatalogError> {
     let config = policy.catalog.clone();
     let catalog = runtime::blocking(move || open::writer(&config, holder)).await?;
-    Ok(match &policy.catalog {
+    let state = match &policy.catalog {
         CatalogConfig::Embedded { .. } => FleetState::embedded(catalog),
         CatalogConfig::Consul(_) => FleetState::shared(catalog),
-    })
+    };
+    // A pass from cron knows of the pass before only by its status.
+    if let Some(live) = LiveStatus::read(&StatusPlace::of(&policy.catalog), clock::now()).await {
+        live.unseen.keys().for_each(|host| state.set_silent(host, true));
+    }
+    Ok(state)
 }
 
 /// The certificate and key with which a director authenticates itself to agents.
@@ -34,7 +40,7 @@ pub fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
     policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
 }
 
-/// How orders to this host are carried out within the process.
+/// This host, for an agent within the process that carries out its orders.
 #[derive(Clone, Copy)]
 pub struct OwnHost<'a> {
     /// Its name.
@@ -86,7 +92,8 @@ async fn own_agent<Z: Zfs>(host: OwnHost<'_>, policy: &Policy, zfs: Arc<Z>) -> a
     Ok(Agent::new(name.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 
-/// Adds to the policy the addresses that services have registered in Consul. Without Consul, the policy stays unchanged.
+/// Adds to the policy the addresses that services have registered in Consul. Without Consul, the policy stays
+/// unchanged.
 pub async fn with_services<Z: Zfs>(
     policy: Arc<Policy>,
     dispatcher: &Dispatcher<Z>,

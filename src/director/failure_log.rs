@@ -1,4 +1,4 @@
-//! Logs each failure once: when it begins and when it has ended, but not in every pass in between.
+//! Logs each failure when it begins and when it has ended, but not in every pass in between.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ impl FailureLog {
         self.0 = failures;
     }
 
-    /// Logs a failure of the catalog, or that it has ended. All other failures stay as they are.
+    /// Logs that a failure of the catalog has begun or ended. All other failures stay as they are.
     pub(crate) fn update_catalog(&mut self, failure: Option<String>) {
         let mut failures = self.0.clone();
         failures.remove(CATALOG);

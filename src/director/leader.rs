@@ -1,10 +1,10 @@
 //! Leader election: the lock in Consul that only one director holds at a time, and the fence that belongs to it.
 //!
-//! The lock belongs to a Consul session, which is renewed continuously. A director considers itself the leader only until
-//! the session's TTL has passed since it sent its last successful renewal, by its own clock. Consul never ends the session
-//! before that, and waits for a lock delay before it gives the lock to another director. Two directors therefore never
-//! give orders at the same time, as long as their clocks run equally fast. If a clock does not, the older fence tells
-//! agents which of two directors to refuse.
+//! The lock belongs to a Consul session, which is renewed continuously. A director considers itself the leader only
+//! until the session's TTL has passed since it sent its last successful renewal, by its own clock. Consul never ends
+//! the session before that, and waits for a lock delay before it gives the lock to another director. Two directors
+//! therefore never give orders at the same time, as long as their clocks run equally fast. If a clock does not, the
+//! older fence shows agents which of two directors to refuse.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,8 +21,8 @@ use crate::model::HostName;
 use crate::sys::{clock, runtime};
 use crate::wire::Fence;
 
-/// How long a session lives without being renewed; Consul may wait up to twice as long. Consul's minimum is 10 s, but on a
-/// busy machine it has been seen to need that long for one answer.
+/// How long a session lives without being renewed; Consul may wait up to twice as long. Consul's minimum is 10 s, but
+/// on a busy machine it has been seen to need that long for one answer.
 const TTL: Duration = Duration::from_secs(15);
 /// How often a session is renewed.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
@@ -104,7 +104,8 @@ impl Election {
         }
     }
 
-    /// Gets the lock for a session that was requested at that moment; `None` if another session holds it.
+    /// Gets the lock for a session that was requested at the moment `requested`; `None` if another session holds the
+    /// lock.
     async fn acquire(&self, session: &str, requested: Instant) -> Result<Option<Leadership>, ConsulError> {
         let holder = LockHolder { host: self.host.clone(), pid: std::process::id(), since: clock::now() };
         let value = serde_json::to_vec(&holder).unwrap_or_default();
@@ -127,7 +128,7 @@ impl Election {
         Ok(Some(leadership))
     }
 
-    /// The UUID of the catalog. It differs from that of a catalog created after Consul has lost its data.
+    /// The UUID of the catalog. A catalog that is created after Consul has lost its data gets a different one.
     async fn catalog_id(&self) -> Result<Uuid, ConsulError> {
         let key = format!("{}/catalog", self.root);
         loop {
@@ -148,7 +149,7 @@ impl Election {
     /// Waits until the lock is no longer in the state that [`ElectionResult::Lost`] described.
     pub async fn changed(&self, holder: Option<&String>, index: u64) -> Result<(), ConsulError> {
         if holder.is_none() {
-            // Consul reports no change when the lock delay after a session's end is over.
+            // Consul does not report the end of the lock delay that follows the end of a session.
             runtime::sleep(Duration::from_secs(1)).await;
             return Ok(());
         }
@@ -263,8 +264,8 @@ impl Leadership {
         }
     }
 
-    /// Gives up the lock, so that the next director need not wait for the session to expire. If the lock was lost before,
-    /// this usually fails, which is logged only for debugging.
+    /// Gives up the lock, so that the next director need not wait for the session to expire. If the lock was lost
+    /// before, this usually fails, which is logged only for debugging.
     pub async fn resign(self) {
         let level = if self.state().lost.is_some() { log::Level::Debug } else { log::Level::Warn };
         self.lose("it was given up".to_owned());

@@ -1,4 +1,4 @@
-//! Several directors of one fleet: the director that holds the lock gives orders, the others stand by.
+//! Coordinates several directors of one fleet: the director that holds the lock gives orders, and the others stand by.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +16,13 @@ use crate::policy::Policy;
 use crate::sys::{clock, runtime, service};
 use crate::zfs::Zfs;
 
-/// How often a single pass tries to get a lock whose holder has just died, a second apart.
+/// How many times a single pass tries, a second apart, to get a lock whose holder has just died.
 const LOCK_ATTEMPTS: usize = 10;
 /// How long to wait before Consul is asked again after an error.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Does a director's work while it holds the lock. If the lock is lost, the work is dropped, and the result is an error.
+/// Does a director's work while it holds the lock. If the lock is lost, the work is dropped, and the result is an
+/// error.
 pub(crate) async fn while_leading<T>(
     leadership: Option<&Leadership>,
     work: impl Future<Output = Result<T, CatalogError>>,
@@ -31,8 +32,8 @@ pub(crate) async fn while_leading<T>(
     future::or(losing, work).await
 }
 
-/// Creates a pass for now. If several directors share a catalog, the pass uses the addresses and the health that services
-/// have registered.
+/// Creates a pass for now. If several directors share a catalog, the pass uses the addresses and the health that
+/// services have registered.
 pub(crate) async fn new_pass<Z: Zfs>(
     policy: Arc<Policy>,
     dispatcher: Arc<Dispatcher<Z>>,
@@ -48,7 +49,7 @@ pub(crate) async fn new_pass<Z: Zfs>(
 pub(crate) enum Lock {
     /// This director holds it.
     Held(Leadership),
-    /// Another director holds it, as this text says.
+    /// Another director holds it; the text names that director.
     Taken(String),
 }
 

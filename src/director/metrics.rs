@@ -28,7 +28,7 @@ pub struct PassMetrics {
     pub orders: Vec<(String, bool)>,
     /// Bytes that it moved.
     pub bytes: u64,
-    /// How well the policy was kept after it.
+    /// How well the fleet met the policy after the pass.
     pub health: Health,
 }
 
@@ -46,11 +46,12 @@ impl PassMetrics {
         }
     }
 
-    /// Renders them for the textfile collector of `node_exporter`.
+    /// Renders the metrics for the textfile collector of `node_exporter`.
     #[must_use]
     pub fn text(&self) -> String {
         let mut registry = registry();
         self.register(&mut registry);
+        register_success(&mut registry, self.is_success);
         text(&registry)
     }
 
@@ -69,8 +70,7 @@ impl PassMetrics {
         for (name, help, value) in [
             ("zsync_last_pass_start_timestamp_seconds", "When the last pass began", self.began.timestamp()),
             ("zsync_last_pass_end_timestamp_seconds", "When the last pass ended", self.ended.timestamp()),
-            ("zsync_last_pass_success", "Whether the last pass had no failures", i64::from(self.is_success)),
-            ("zsync_last_pass_sent_bytes", "Bytes that the last pass sent", signed(self.bytes)),
+            ("zsync_last_pass_sent_bytes", "Number of bytes that the last pass sent", signed(self.bytes)),
         ] {
             registry.register(name, help, single(value));
         }
@@ -78,7 +78,7 @@ impl PassMetrics {
         for (action, success) in &self.orders {
             orders.get_or_create(&vec![("action", action.clone()), ("result", result(*success).to_owned())]).inc();
         }
-        registry.register("zsync_last_pass_orders", "Orders of the last pass, by action and result", orders);
+        registry.register("zsync_last_pass_orders", "Number of orders in the last pass, by action and result", orders);
     }
 
     fn register_datasets(&self, registry: &mut Registry) {
@@ -102,21 +102,25 @@ impl PassMetrics {
                 oldest.get_or_create(&labels).set(since.timestamp());
             }
         }
-        registry.register("zsync_snapshots", "Snapshots of a policy in a dataset", count);
+        registry.register("zsync_snapshots", "Number of snapshots of a policy in a dataset", count);
         registry.register(
             "zsync_snapshot_newest_timestamp_seconds",
-            "When the newest of these snapshots was taken",
+            "When the newest snapshot of a policy in a dataset was taken",
             newest,
         );
         registry.register(
             "zsync_replica_newest_timestamp_seconds",
-            "When the newest of these snapshots that a destination has was taken",
+            "When the newest snapshot of a policy on a destination was taken",
             replica,
         );
-        registry.register("zsync_replica_unsent_snapshots", "How many of these snapshots a destination lacks", unsent);
+        registry.register(
+            "zsync_replica_unsent_snapshots",
+            "Number of snapshots of a policy that a destination lacks",
+            unsent,
+        );
         registry.register(
             "zsync_replica_unsent_oldest_timestamp_seconds",
-            "When the oldest of these snapshots that a destination lacks was taken; absent if it lacks none",
+            "When the oldest snapshot of a policy that a destination lacks was taken; absent if it lacks none",
             oldest,
         );
     }
@@ -140,10 +144,26 @@ impl PassMetrics {
             let labels = vec![("severity", severity.to_string().to_lowercase())];
             findings.get_or_create(&labels).set(signed(severities.iter().filter(|s| **s == severity).count() as u64));
         }
-        registry.register("zsync_host_up", "Whether the last pass could list the snapshots of a host", up);
-        registry.register("zsync_host_listed_timestamp_seconds", "When a host was last listed", listed);
-        registry.register("zsync_findings", "Findings that zsync check would report, by severity", findings);
+        registry.register("zsync_host_up", "1 if the last pass could list the host, otherwise 0", up);
+        registry.register("zsync_host_listed_timestamp_seconds", "When the host was last listed", listed);
+        registry.register("zsync_findings", "Number of problems that zsync check would report, by severity", findings);
     }
+}
+
+/// The name of the metric that says whether the last pass had no failures.
+pub(crate) const LAST_PASS_SUCCESS: &str = "zsync_last_pass_success";
+
+/// The metrics of a pass that could do nothing.
+pub(crate) fn failed_pass() -> String {
+    let mut registry = Registry::default();
+    register_success(&mut registry, false);
+    text(&registry)
+}
+
+fn register_success(registry: &mut Registry, success: bool) {
+    let gauge: Gauge = Gauge::default();
+    gauge.set(i64::from(success));
+    registry.register(LAST_PASS_SUCCESS, "1 if the last pass had no failures, otherwise 0", gauge);
 }
 
 fn labels_of(row: &Row) -> Labels {
@@ -157,15 +177,26 @@ pub struct DirectorMetrics(Arc<Mutex<MetricsState>>);
 struct MetricsState {
     counters: Counters,
     passes: Family<Labels, Counter>,
-    /// Of the pass that is running.
+    /// Whether this director gives orders, and does not stand by for another one.
+    is_active: bool,
+    /// The progress of the running pass.
     progress: Option<PassProgress>,
     last: Option<PassMetrics>,
+    /// Whether the last pass of this director had no failures; `None` before its first pass.
+    success: Option<bool>,
 }
 
 impl Default for DirectorMetrics {
     fn default() -> Self {
         let (counters, passes) = (Counters::new(DIRECTOR), Family::default());
-        Self(Arc::new(Mutex::new(MetricsState { counters, passes, progress: None, last: None })))
+        Self(Arc::new(Mutex::new(MetricsState {
+            counters,
+            passes,
+            is_active: false,
+            progress: None,
+            last: None,
+            success: None,
+        })))
     }
 }
 
@@ -174,16 +205,27 @@ impl DirectorMetrics {
         self.0.lock()
     }
 
-    /// Notes that a pass begins, whose running orders are to be counted.
+    /// Records that this director gives orders from now on, or stands by. A director that stands by knows nothing of
+    /// the fleet, so what it knew before is no longer reported.
+    pub fn set_active(&self, is_active: bool) {
+        let mut state = self.state();
+        state.is_active = is_active;
+        if !is_active {
+            (state.last, state.success) = (None, None);
+        }
+    }
+
+    /// Records that a pass begins. The metrics count the running orders of its `progress`.
     pub fn begins(&self, progress: PassProgress) {
         self.state().progress = Some(progress);
     }
 
-    /// Notes that a pass has ended; `None` if the catalog failed, so that no report of the pass is available.
+    /// Records that a pass has ended; `None` if the catalog failed, so that no report of the pass is available.
     pub fn ended(&self, pass: Option<PassMetrics>) {
         let mut state = self.state();
         state.progress = None;
         let success = pass.as_ref().is_some_and(|pass| pass.is_success);
+        state.success = Some(success);
         state.passes.get_or_create(&vec![("result", result(success).to_owned())]).inc();
         let Some(pass) = pass else { return };
         for (action, success) in &pass.orders {
@@ -193,16 +235,26 @@ impl DirectorMetrics {
         state.last = Some(pass);
     }
 
-    /// Renders them in the text format of Prometheus.
+    /// Renders the metrics in the text format of Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
         let state = self.state();
         state.counters.set_running(state.progress.as_ref().map_or(0, |progress| progress.running().len()));
         let mut registry = registry();
-        registry.register("zsync_director_passes", "Passes that this director made, by result", state.passes.clone());
+        registry.register(
+            "zsync_director_passes",
+            "Number of passes of this director, by result",
+            state.passes.clone(),
+        );
         state.counters.register(&mut registry);
+        let active: Gauge = Gauge::default();
+        active.set(i64::from(state.is_active));
+        registry.register("zsync_director_active", "1 if this director gives orders, 0 if it stands by", active);
         if let Some(last) = &state.last {
             last.register(&mut registry);
+        }
+        if let Some(success) = state.success {
+            register_success(&mut registry, success);
         }
         text(&registry)
     }

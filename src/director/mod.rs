@@ -1,9 +1,9 @@
-//! The director, which works in passes. A pass lists the snapshots of every host, decides by policy what to take, send and
-//! destroy, has agents do it, and records the outcomes.
+//! The director works in passes. In a pass, it lists the snapshots of every host, decides by policy what to take, send
+//! and destroy, gives orders to agents, and records the outcomes.
 //!
-//! [`run()`] starts a director, and [`Pass`] is one pass. [`connect`] opens what a director needs, and previews as well: the
-//! catalog, TLS and the agents. If the catalog is in Consul, several directors can run, and [`Election`] ensures that only
-//! one of them gives orders.
+//! [`run()`] starts a director, and [`Pass`] is one pass. [`connect`] opens the catalog, TLS and the connections to
+//! agents, for directors and for previews. If the catalog is in Consul, several directors can run, and [`Election`]
+//! ensures that only one of them gives orders.
 
 pub mod bars;
 pub mod connect;

@@ -16,6 +16,7 @@ use crate::director::settings::DirectorSettings;
 use crate::director::{bars, status_file, summary};
 use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
+use crate::model::hint;
 use crate::policy::Policy;
 use crate::sys::service::Signals;
 use crate::sys::{clock, runtime};
@@ -74,6 +75,6 @@ pub(crate) fn print(settings: &DirectorSettings, report: &Report) {
         report::print(&lines.collect::<String>());
     }
     for failure in failures(report) {
-        report::print_error_with_hint(&failure, failure.hint());
+        report::print_error(&hint::join(&failure, failure.hint()));
     }
 }

@@ -1,11 +1,11 @@
-//! One pass: lists every host, then takes, sends and destroys. Each of these steps is decided from the state that the
-//! step before it left.
+//! One pass: it lists every host, then takes, sends and destroys. Each of these steps is decided from the state that
+//! the previous step left.
 //!
-//! An entry of the policy is worked on as soon as the hosts that concern it have been listed. A host that answers slowly,
-//! or never, delays only the entries that need it.
+//! An entry of the policy is worked on as soon as the hosts that concern it have been listed. A host that answers
+//! slowly, or never, delays only the entries that need it.
 //!
-//! Hosts and datasets are worked on side by side, the orders of one dataset in sequence. A host that is down or a dataset
-//! that fails stops nothing else.
+//! Hosts and datasets are worked on side by side, but the orders of one dataset in sequence. A host that is down or a
+//! dataset that fails does not stop work on the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,9 +34,9 @@ use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Facts, Fence, Listing, Response};
 use crate::zfs::Zfs;
 
-/// How many orders one host has at once. The host itself limits how many of them transfer data at the same time. It lists
-/// the datasets of waiting transfers in one batch, and does the work that follows a stream in batches too, while other
-/// transfers send.
+/// How many orders one host has at once. The host itself limits how many of them transfer data at the same time. While
+/// some transfers send, the host lists the datasets of waiting transfers in one batch, and also batches the work that
+/// follows a stream.
 const ORDERS_AT_ONCE: usize = 64;
 
 /// The orders of a saved plan, by entry of the policy.
@@ -57,7 +57,7 @@ pub struct Pass<Z, C: ?Sized> {
     /// The lock that allows orders, if several directors share a catalog.
     leadership: Option<Leadership>,
     services: ServiceHealth,
-    /// Whether every host is listed, whatever is known of it.
+    /// Whether every host is listed, even if its records are known to be current.
     resync: bool,
 }
 
@@ -84,7 +84,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, state: FleetState<C>, at: DateTime<Utc>) -> Self {
         let (state, tasks_ended) = state.tracked();
-        // Made once, because every entry is decided several times.
+        // The index is built once, because every entry is decided several times.
         let index = Arc::new(PolicyIndex::new(&policy));
         let slots = policy.hosts_named().into_iter().map(|host| (host, Semaphore::new(ORDERS_AT_ONCE))).collect();
         Self {
@@ -114,7 +114,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Self { leadership: Some(leadership), services, ..self }
     }
 
-    /// This pass with `resync` set or not: if set, it lists every host and reports where the catalog differed.
+    /// This pass, with `resync` set or not. A resync lists every host and reports where the catalog differed.
     #[must_use]
     pub fn resyncing(self, resync: bool) -> Self {
         Self { resync, ..self }
@@ -130,7 +130,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         self.work(None).await
     }
 
-    /// Carries out these orders instead of what is due, except those that the state of the fleet has outdated.
+    /// Carries out these orders instead of those that are due. Outdated orders are refused.
     pub async fn run_saved(self, orders: Vec<Order>) -> Result<Report, CatalogError> {
         let mut by_entry = SavedOrders::new();
         for order in orders.into_iter().flat_map(fitting) {
@@ -222,14 +222,14 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     async fn flush(&self) {
         if let Err(error) = self.state.flush().await {
             let error = anyhow::Error::from(error);
-            log::warn!("cannot write the outcomes of orders to the catalog, so they are written later: {error:#}");
+            log::warn!("cannot write the outcomes of orders to the catalog, and will write them later: {error:#}");
         }
     }
 
-    /// The report of a pass whose [`run`](Self::run) was dropped before its end. Orders that were running count as failed,
-    /// also in the catalog.
+    /// The report of a pass whose [`run`](Self::run) was dropped before its end. Orders that were running count as
+    /// failed, also in the catalog.
     pub async fn interrupted(mut self, took: Duration, reason: String) -> Result<Report, CatalogError> {
-        // The tracked state must be dropped here, or this would wait for itself.
+        // The tracked state must be dropped here: otherwise this function would wait for itself.
         self.state = self.state.untracked();
         // Each task ends at its next step, and its processes end with it.
         let _ = runtime::timeout(ABORT_TIMEOUT, self.tasks_ended.recv()).await;
@@ -259,8 +259,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let (takes, due_before): (Vec<Order>, Vec<Order>) =
             self.due(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
         outcomes.extend(self.carry_out_chains([takes]).await?);
-        // A transfer that was due before the takes stays due: if takes and transfers share a schedule, the newest snapshot
-        // would otherwise always be too new to be sent. A transfer of a newer snapshot replaces it.
+        // A transfer that was due before the takes stays due: if takes and transfers share a schedule, the newest
+        // snapshot would otherwise always be too new to be sent. A transfer of a newer snapshot replaces it.
         let due_now = self.due(entry, |o| matches!(o, Order::Send { .. }));
         let mut due: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
         for order in due_before.into_iter().chain(due_now) {
@@ -318,7 +318,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(valid)
     }
 
-    /// Carries out transfers, one at a time of each source dataset.
+    /// Carries out transfers, one at a time for each source dataset.
     async fn send(&self, due: impl IntoIterator<Item = Order>) -> Result<Vec<Outcome>, CatalogError> {
         let levels = transfer_levels(due, &self.state.inventory());
         let mut outcomes = Vec::new();
@@ -384,7 +384,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(outcomes)
     }
 
-    /// Has one order carried out, and stores what it changed.
+    /// Dispatches one order, and stores what it changed.
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let fence = self.fence()?;
         let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.state.inventory()) };
@@ -416,7 +416,7 @@ fn without_foreign_listings(order: &Order, mut facts: Vec<Facts>) -> Vec<Facts> 
     for fact in &mut facts {
         let foreign = fact.listing.take_if(|listing| listing.host != *host(order) && !is_destination(listing));
         if let Some(Listing { host: of, dataset, .. }) = foreign {
-            log::warn!("ignoring what {} reports of {of}:{dataset}, which is not part of its order", host(order));
+            log::warn!("ignoring what {} reports about {of}:{dataset}, which is not part of its order", host(order));
         }
     }
     facts

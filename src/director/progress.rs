@@ -1,4 +1,4 @@
-//! The progress of a pass, for observers and for interrupting it.
+//! The progress of a pass. Observers read it, and through it a pass is interrupted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -86,8 +86,8 @@ impl PassProgress {
         self.state().finished.iter().map(|outcome| outcome.bytes).sum()
     }
 
-    /// Ends the progress of an interrupted pass. Returns the hosts that could not be listed and the outcomes of all orders:
-    /// first those that finished, then those that were running, which failed with this `error`.
+    /// Ends the progress of an interrupted pass. Returns the hosts that could not be listed and the outcomes of all
+    /// orders: first those that finished, then those that were running, which failed with this `error`.
     pub(crate) fn interrupt(&self, error: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
         let mut state = self.state();
         let ProgressState { unseen, running, finished } = std::mem::take(&mut *state);

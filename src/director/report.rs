@@ -64,7 +64,7 @@ impl Failure<'_> {
         }
     }
 
-    /// What somebody can do about it.
+    /// What an administrator can do about it.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
         match self {

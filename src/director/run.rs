@@ -9,13 +9,13 @@ use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
-use crate::cli::exit::Error;
+use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
 use crate::director::leader::Election;
 use crate::director::leader_loop::{Lock, acquire};
-use crate::director::metrics::DirectorMetrics;
+use crate::director::metrics::{DirectorMetrics, LAST_PASS_SUCCESS, failed_pass};
 use crate::director::once::{once, print};
 use crate::director::report::Report;
 use crate::director::saved::SavedPlan;
@@ -33,6 +33,33 @@ use crate::zfs::Zfs;
 
 /// Runs a director: for one pass with `once`, otherwise until the process is asked to end.
 pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Error> {
+    let file = settings.metrics_file.clone().filter(|_| settings.once);
+    let result = start(settings, zfs).await;
+    // If the pass could do nothing, the metrics of the pass before would look like success for ever.
+    if let (Err(Error { exit: Exit::Unable, .. }), Some(file)) = (&result, file)
+        && let Err(error) = write_failure(&file)
+    {
+        report::print_error(&format_args!("{error:#}"));
+    }
+    result
+}
+
+/// Writes into a metrics file that the last pass failed. Everything else in it stays: it is of the last pass that could do
+/// its work, and says when that was.
+fn write_failure(file: &Path) -> anyhow::Result<()> {
+    let before = std::fs::read_to_string(file).unwrap_or_default();
+    let is_other = |line: &&str| !line.contains(LAST_PASS_SUCCESS) && *line != "# EOF";
+    let mut text: String = before.lines().filter(is_other).map(|line| format!("{line}\n")).collect();
+    text.push_str(&failed_pass());
+    write_metrics_file(file, &text)
+}
+
+fn write_metrics_file(file: &Path, text: &str) -> anyhow::Result<()> {
+    files::write(file, files::PUBLIC, Mode::ReplaceUnsynced, |new| new.write_all(text.as_bytes()))
+        .with_context(|| format!("cannot write metrics to {}", file.display()))
+}
+
+async fn start<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = config::load_policy_with_fingerprint(&settings.config).map_err(Error::unable)?;
     let policy = Arc::new(policy);
     let saved = match &settings.plan {
@@ -144,12 +171,11 @@ async fn write_metrics(
     began: DateTime<Utc>,
 ) -> anyhow::Result<()> {
     let text = pass_metrics(policy, state, report, began).await?.text();
-    files::write(file, files::PUBLIC, Mode::ReplaceUnsynced, |new| new.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write metrics to {}", file.display()))
+    write_metrics_file(file, &text)
 }
 
-/// Warns of a certificate that is unusable or will be soon. A pass from cron, which would send mail each time, warns only of
-/// a key that other users can read.
+/// Warns of a certificate that is unusable or will be soon. A pass from cron, which would send mail each time, warns
+/// only of a key that other users can read.
 fn warn_of_certificate(tls: &Tls, settings: &DirectorSettings) {
     let warnings = if settings.once && !settings.verbose {
         tls.loose_key().into_iter().collect()

@@ -1,8 +1,8 @@
 //! A plan in a file: made by `zsync plan --out`, carried out by `zsync director --once --plan`.
 //!
 //! A saved plan contains the orders that could be given when it was made, each with the guids of its snapshots. A plan
-//! that is too old, or that was made with another policy, is not carried out at all. An order that the state of the fleet
-//! has outdated since is refused.
+//! that is too old, or that was made with another policy, is not carried out at all. An order that is outdated, because
+//! the fleet has changed since, is refused.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -65,23 +65,23 @@ impl SavedPlan {
         }
         let age = now - self.made;
         if age > VALID_FOR {
-            bail!("it was made at {}, more than {} hours ago; make a new one", self.made, VALID_FOR.num_hours());
+            bail!("it was made at {}, more than {} hours ago; hint: make a new one", self.made, VALID_FOR.num_hours());
         }
         if age < -CLOCK_SKEW {
             bail!(
-                "it was made in the future, at {}; correct the clock of this host or of the one that made it",
+                "it was made in the future, at {}; hint: correct the clock of this host or of the one that made it",
                 self.made
             );
         }
         if self.policy != policy {
-            bail!("it was made with another policy, or the policy was changed since; make a new one");
+            bail!("it was made with another policy, or the policy was changed since; hint: make a new one");
         }
         Ok(())
     }
 }
 
-/// Why an order can no longer be carried out; `None` if it still can. `plan` is what is decided now for the order's entry:
-/// a snapshot that the plan keeps must not be destroyed.
+/// Why an order can no longer be carried out; `None` if it still can. `plan` is what is decided now for the order's
+/// entry: a snapshot that the plan keeps must not be destroyed.
 #[must_use]
 pub fn outdated(order: &Order, inventory: &Inventory, plan: Option<&Plan>) -> Option<String> {
     match order {

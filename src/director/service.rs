@@ -1,4 +1,4 @@
-//! The director as a service: it makes passes at intervals until it is asked to end.
+//! The director as a service: it runs a pass at regular intervals until it is asked to end.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use futures_lite::future;
 
 use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder};
 use crate::cli::exit::Error;
-use crate::cli::report;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
 use crate::director::failure_log::{CATALOG, FailureLog};
@@ -22,6 +21,7 @@ use crate::director::settings::DirectorSettings;
 use crate::director::{status_file, summary};
 use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
+use crate::model::hint;
 use crate::policy::Policy;
 use crate::sys::service::Signals;
 use crate::sys::{clock, service};
@@ -63,11 +63,12 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         Self { settings, zfs, metrics, failures, signals, policy, dispatcher, resync, cleaned }
     }
 
-    /// Gives orders while this director holds the lock, and stands by while another one does, until the process is asked
-    /// to end.
+    /// Gives orders while this director holds the lock, and stands by while another one does, until the process is
+    /// asked to end.
     pub(crate) async fn run_elected(&mut self, election: &Election) -> Result<(), Error> {
         while self.signals.end().is_none() {
             service::ready("waiting for the director's lock");
+            self.metrics.set_active(false);
             // There is nothing to finish while standing by, so a signal ends it at once.
             let standing_by = stand_by(election, &mut self.failures);
             let Some(leadership) = self.signals.until_done(standing_by, Duration::ZERO, || {}).await else { break };
@@ -79,9 +80,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         Ok(())
     }
 
-    /// Makes passes at intervals until the process is asked to end or the lock is lost.
+    /// Runs a pass at regular intervals until the process is asked to end or the lock is lost.
     pub(crate) async fn run(&mut self, state: FleetState<dyn CatalogWrite>, leadership: Option<&Leadership>) {
         service::ready("making its first pass");
+        self.metrics.set_active(true);
         // A running director keeps its catalog, so the place of its status never changes.
         let place = StatusPlace::of(&self.policy.catalog);
         while self.signals.end().is_none() {
@@ -101,11 +103,12 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                     log::error!("{error}");
                     return;
                 }
-                // Nothing new is known of hosts and orders, so their failures have not ended.
+                // Nothing new is known about hosts and orders, so their failures have not ended.
                 Err(error) => {
                     failures.extend(self.failures.current().clone());
                     let text = match error {
-                        // The same text for as long as Consul is unreachable, whatever the request was.
+                        // This text stays the same while Consul is unreachable, whatever the request was, so that it is
+                        // logged once.
                         CatalogError::Consul(error) => format!("no orders are given: {}", error.gist()),
                         error => format!("no orders are given: {:#}", anyhow::Error::from(error)),
                     };
@@ -128,8 +131,8 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         }
     }
 
-    /// Reads the policy, the certificates and, after SIGHUP, `local.json` again. If one of them cannot be read, its previous
-    /// content stays in force, and a failure is returned.
+    /// Reads the policy, the certificates and, after SIGHUP, `local.json` again. If one of them cannot be read, its
+    /// previous content stays in force, and a failure is returned.
     async fn reload(&mut self) -> Failures {
         let mut failures = Failures::new();
         match config::load_policy(&self.settings.config) {
@@ -225,7 +228,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 }
             }
         }
-        all_failures.extend(failures(report).map(|failure| (failure.subject(), report::with_hint(&failure, failure.hint()))));
+        all_failures.extend(failures(report).map(|failure| (failure.subject(), hint::join(&failure, failure.hint()))));
         self.failures.update(all_failures);
         for outcome in report.outcomes.iter().filter(|outcome| outcome.success) {
             log::info!("{}", summary::outcome_line(outcome));

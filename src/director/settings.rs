@@ -9,15 +9,15 @@ use crate::model::HostName;
 /// The settings of `zsync director`, from its arguments and `local.json`.
 #[derive(Clone, Debug)]
 pub struct DirectorSettings {
-    /// `server.json`.
+    /// The path of `server.json`.
     pub config: PathBuf,
-    /// `local.json`, for orders to this host.
+    /// The path of `local.json`, for orders to this host.
     pub local: PathBuf,
     /// The folder for state that must survive restarts.
     pub state: PathBuf,
     /// This host's name in the policy.
     pub host: HostName,
-    /// One pass instead of a loop.
+    /// Whether to make one pass instead of passes at intervals.
     pub once: bool,
     /// Whether the first pass lists every host and reports where the catalog differed.
     pub resync: bool,

@@ -41,7 +41,7 @@ pub fn outcome_line(outcome: &Outcome) -> String {
     line
 }
 
-/// The result of a pass in one line, for the service manager's status.
+/// The result of a pass in one line, for the status that the service manager shows.
 #[must_use]
 pub fn in_a_line(report: &Report) -> String {
     let (orders, at) = (counted(report.outcomes.len(), "order"), report.at.format("%H:%M:%S UTC"));
@@ -108,6 +108,9 @@ fn as_table(report: &Report) -> String {
         if report.outcomes.is_empty() { String::new() } else { report::table(&headings, &[5, 6, 7], rows.collect()) };
     for notice in report.notices.iter().filter(|n| !n.kind.is_failure()) {
         text.push_str(&format!("note: {notice}\n"));
+        if let Some(hint) = notice.kind.hint() {
+            text.push_str(&format!("  hint: {hint}\n"));
+        }
     }
     let failed = failures(report).count();
     let took = report.took.as_secs_f64();

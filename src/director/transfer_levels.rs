@@ -1,4 +1,4 @@
-//! The sequence of an entry's transfers.
+//! Determines the sequence of an entry's transfers.
 
 use std::collections::BTreeMap;
 
@@ -12,13 +12,13 @@ use crate::model::{DatasetName, Inventory};
 /// The transfers of one source dataset.
 type Chain = Vec<Order>;
 
-/// Sorts the transfers of one entry into levels. The transfers of a level can be carried out side by side, those of one
-/// source dataset in sequence, after all levels before it. Within a level, the transfer that has waited longest comes
-/// first.
+/// Sorts the transfers of one entry into levels. A level is carried out after all levels before it. Within a level, the
+/// transfers of different source datasets can run side by side, and those of one source dataset in sequence. The
+/// transfer that has waited longest comes first.
 ///
-/// - A parent comes before its children: a child cannot arrive if its parent is missing at the destination, and a parent
-///   that is set aside takes its children along. A dataset does not wait for its parents if its copies exist and must not
-///   be changed on divergence.
+/// - A parent comes before its children: a child cannot arrive if its parent is missing at the destination, and a
+///   parent that is set aside takes its children along. A dataset does not wait for its parents if its copies exist and
+///   must not be changed on divergence.
 /// - A clone's origin comes before the clone, which otherwise arrives as a full copy.
 /// - A transfer that renames a copy comes before a transfer to the name that this sets free.
 pub(crate) fn transfer_levels(orders: impl IntoIterator<Item = Order>, inventory: &Inventory) -> Vec<Vec<Chain>> {
@@ -47,7 +47,7 @@ pub(crate) fn transfer_levels(orders: impl IntoIterator<Item = Order>, inventory
     levels.into_values().collect()
 }
 
-/// The destination whose copy the transfer renames first, and so sets its name free, with the transfer's source.
+/// The copy that the transfer renames before it sends, which frees the copy's name, with the source of the transfer.
 fn freed_name(order: &Order) -> Option<(Place, DatasetName)> {
     let Order::Send { dataset, to, route, .. } = order else { return None };
     let freed = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };

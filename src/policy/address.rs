@@ -23,7 +23,7 @@ pub struct Address {
 
 /// Why a text is not an address.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("{text:?} is not an address: {reason}; write host:port, as in 10.0.0.2:7711, beta:7711 or [::1]:7711")]
+#[error("{text:?} is not an address: {reason}; hint: write host:port, as in 10.0.0.2:7711, beta:7711 or [::1]:7711")]
 pub struct AddressError {
     /// The text as found.
     pub text: String,

@@ -8,9 +8,9 @@ use thiserror::Error;
 use crate::model::HostName;
 use crate::policy::Zone;
 
-/// The lowest rate in bytes a second. A slower transfer would be indistinguishable from one that hangs.
+/// The lowest rate, in bytes a second. A slower transfer could not be distinguished from one that hangs.
 const MIN_RATE: f64 = 16_000.0;
-/// The highest rate in bytes a second: more than any network has.
+/// The highest rate, in bytes a second. It is more than any network carries.
 const MAX_RATE: f64 = 1e12;
 /// The units, with their size in bytes.
 const UNITS: &[(&str, f64)] = &[
@@ -35,7 +35,7 @@ pub struct Rate(u64);
 /// Why a text is not a rate.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error(
-    "{text:?} is not a rate: {reason}; use a rate from \"16kB/s\" to \"1000GB/s\", as in \"20MB/s\", \"512KiB/s\" or \"100Mbit/s\""
+    "{text:?} is not a rate: {reason}; hint: use a rate from \"16kB/s\" to \"1000GB/s\", as in \"20MB/s\", \"512KiB/s\" or \"100Mbit/s\""
 )]
 pub struct RateError {
     text: String,

@@ -10,7 +10,7 @@ use crate::model::HostName;
 
 /// The default level of zstd.
 const DEFAULT_LEVEL: i32 = 3;
-/// The levels permitted. Higher ones need very much memory on both sides.
+/// The levels permitted. Higher levels need a large amount of memory on both sides.
 const LEVELS: std::ops::RangeInclusive<i32> = 1..=19;
 
 /// zstd with a level, written `zstd` or `zstd:9`.
@@ -19,7 +19,7 @@ pub struct Zstd(i32);
 
 /// Why a text is not a compression.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{text:?} is not a compression: {reason}; use \"zstd\", or a level from 1 to 19 as in \"zstd:9\"")]
+#[error("{text:?} is not a compression: {reason}; hint: use \"zstd\", or a level from 1 to 19 as in \"zstd:9\"")]
 pub struct CompressionError {
     text: String,
     reason: &'static str,
@@ -58,7 +58,7 @@ impl FromStr for Zstd {
 /// Which streams a host compresses: none by default.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// None.
+    /// No streams.
     #[default]
     Off,
     /// Streams to all hosts.

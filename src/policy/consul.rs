@@ -27,7 +27,7 @@ impl fmt::Debug for Secret {
 }
 
 /// The object `consul` of `server.json` and `local.json`. The environment variables `CONSUL_...` take precedence over
-/// it. Consul's own defaults apply to what neither of them sets.
+/// it. If neither sets a value, the default of Consul applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConsulConfig {
     /// `host:port`, `http(s)://host:port[/path]` or `unix:///path`; by default `127.0.0.1:8500`.

@@ -1,4 +1,5 @@
-//! Hooks: commands that zsync runs for a host's administrator. Only that host's own `local.json` can name a command.
+//! Hooks: commands that zsync runs for a host's administrator. Only the `local.json` of the host itself can name a
+//! command.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ pub const DEFAULT_HOOK_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Hooks {
     /// Runs before a snapshot is taken.
     pub before_snapshot: Option<Hook>,
-    /// Runs after that, whether or not a snapshot was taken.
+    /// Runs after the attempt to take a snapshot, whether or not one was taken.
     pub after_snapshot: Option<Hook>,
     /// Runs after a receive.
     pub after_receive: Option<Hook>,

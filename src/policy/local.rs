@@ -1,4 +1,4 @@
-//! What one host permits zsync to do with its datasets: the meaning of `local.json`.
+//! What one host permits zsync to do with its datasets, as configured in `local.json`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,21 +8,22 @@ use thiserror::Error;
 use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
 use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Hooks, Properties};
 
-/// How many datasets are sent at once unless local.json says otherwise: enough to keep disks and network busy while one
-/// transfer waits for its pool.
+/// How many datasets are sent at once, unless `local.json` sets another number. It is enough to keep disks and network
+/// busy while one transfer waits for its pool.
 pub const DEFAULT_MAX_SENDS: usize = 8;
-/// How many datasets are received at once unless local.json says otherwise. A receiving host often has several senders.
+/// How many datasets are received at once, unless `local.json` sets another number. A receiving host often has several
+/// senders.
 pub const DEFAULT_MAX_RECEIVES: usize = 8;
-/// How long a transfer may make no progress unless local.json says otherwise: ZFS may read much metadata before it sends
-/// the first byte.
+/// How long a transfer may make no progress, unless `local.json` sets another time. ZFS may read much metadata before
+/// it sends the first byte.
 pub const DEFAULT_STALL_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The whole of `local.json`. zsync never touches a dataset that it does not list, or lists as disabled.
+/// Everything in `local.json`. zsync never touches a dataset that no entry covers, or whose entry is disabled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Local {
     /// The file's name in messages.
     pub file: String,
-    /// Where the agent or the slave listens. Without a port it serves both, each on its own default port.
+    /// Where the agent or the slave listens. An address without a port is for both, each on its own default port.
     pub listen: Option<Address>,
     /// The host's name in the policy; `None`: the system's own host name.
     pub hostname: Option<HostName>,
@@ -57,13 +58,13 @@ pub struct LocalDataset {
     pub slave: bool,
     /// The hosts that may send into it; `None`: every host.
     pub sources: Option<Vec<HostName>>,
-    /// Whether no order may destroy, roll back or replace anything in it: the default where it receives.
+    /// Whether orders must not destroy, roll back or replace anything in it. The default is the value of `slave`.
     pub append_only: bool,
     /// The properties of received datasets.
     pub properties: Properties,
     /// The commands that run around snapshots and after a receive.
     pub hooks: Hooks,
-    /// The clone that follows the newest snapshot, as zeplic made it.
+    /// The clone that follows the newest snapshot, as in zeplic.
     pub clone: Option<CloneConfig>,
 }
 
@@ -101,7 +102,7 @@ pub enum Denied {
         /// The entry's name.
         entry: DatasetName,
     },
-    /// The entry that covers the dataset does not say `slave: true`.
+    /// The entry that covers the dataset does not set `slave: true`.
     #[error("{dataset} is not open for receiving: the entry {entry:?} in {file} lacks \"slave\": true")]
     NotOpenForReceiving {
         /// The configuration's file.
@@ -112,7 +113,9 @@ pub enum Denied {
         entry: DatasetName,
     },
     /// The sending host is not among the entry's sources.
-    #[error("{dataset} does not receive from {source_host}: \"sources\" of the entry {entry:?} in {file} lacks it")]
+    #[error(
+        "{dataset} does not receive from {source_host}: \"sources\" of the entry {entry:?} in {file} does not list it"
+    )]
     SourceNotAllowed {
         /// The configuration's file.
         file: String,
@@ -124,7 +127,7 @@ pub enum Denied {
         source_host: HostName,
     },
     /// The peer that gives an order is not among the directors.
-    #[error("orders are not taken from {peer}: \"directors\" in {file} lacks it")]
+    #[error("orders are not taken from {peer}: \"directors\" in {file} does not list it")]
     NotDirector {
         /// The configuration's file.
         file: String,
@@ -151,7 +154,7 @@ pub enum Denied {
     },
     /// The peer's certificate carries no role of zsync, and the configuration does not name the peer.
     #[error(
-        "{dataset} does not receive from {source_host}: its certificate does not say that it is an agent, and the entry {entry:?} in {file} has no \"sources\" that name it"
+        "{dataset} does not receive from {source_host}: its certificate names no role of zsync, and the entry {entry:?} in {file} has no \"sources\" that name it"
     )]
     SourceNotNamed {
         /// The configuration's file.
@@ -165,7 +168,7 @@ pub enum Denied {
     },
     /// No order destroys anything in the dataset.
     #[error(
-        "{dataset} is append-only: no order destroys its snapshots, rolls it back or replaces it; the entry {entry:?} in {file} sets that, or receives and does not say otherwise"
+        "{dataset} is append-only: no order destroys its snapshots, rolls it back or replaces it; the entry {entry:?} in {file} sets \"append_only\": true, or sets \"slave\": true without \"append_only\": false"
     )]
     AppendOnly {
         /// The configuration's file.
@@ -178,32 +181,32 @@ pub enum Denied {
 }
 
 impl Denied {
-    /// What an administrator changes to permit it.
+    /// What an administrator can change to permit it.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
             Self::NotConfigured { file, dataset, receiving } => format!(
-                "to allow it add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }} to local_datasets of {file}"
+                "to allow this, add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }} to local_datasets of {file}"
             ),
             Self::Disabled { file, entry, .. } => {
-                format!("to allow it set \"enable\": true in the entry {entry:?} of {file}")
+                format!("to allow this, set \"enable\": true in the entry {entry:?} of {file}")
             }
             Self::NotOpenForReceiving { file, entry, .. } => format!(
-                "to allow it set \"slave\": true in the entry {entry:?} of {file}, or add an entry for the dataset alone"
+                "to allow this, set \"slave\": true in the entry {entry:?} of {file}, or add an entry for the dataset alone"
             ),
             Self::SourceNotAllowed { file, entry, source_host, .. }
             | Self::SourceNotNamed { file, entry, source_host, .. } => {
-                format!("to allow it add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
+                format!("to allow this, add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
             }
             Self::NotDirector { file, .. } => {
-                format!("to allow it add one of the names in its certificate to \"directors\" in {file}")
+                format!("to allow this, add one of the names in its certificate to \"directors\" in {file}")
             }
             Self::WrongRole { wanted, .. } => {
                 format!("issue it another certificate (zsync tls issue --role {wanted})")
             }
             Self::NotThatHost { .. } => "name hosts in server.json as their certificates do".to_owned(),
             Self::AppendOnly { file, entry, .. } => {
-                format!("to allow it set \"append_only\": false in the entry {entry:?} of {file}")
+                format!("to allow this, set \"append_only\": false in the entry {entry:?} of {file}")
             }
         }
     }
@@ -248,7 +251,8 @@ impl Local {
         enabled().filter(|name| !covered(name)).cloned().collect()
     }
 
-    /// Whether orders of a peer are carried out. A peer without an identity came by a plaintext port, which anyone may use.
+    /// Whether orders of a peer are carried out. A peer that connected in plaintext has no identity, and is
+    /// allowed, because anyone may use a plaintext port.
     pub fn permission_to_order(&self, peer: Option<&Identity>) -> Result<(), Denied> {
         let Some(peer) = peer else { return Ok(()) };
         if !self.directors.iter().any(|director| peer.is(director)) {
@@ -314,8 +318,8 @@ impl Local {
         Ok(entry)
     }
 
-    /// Whether a dataset may be renamed. An append-only one may be renamed only to a name where no order can destroy it
-    /// either.
+    /// Whether a dataset may be renamed. An append-only dataset may be renamed only if orders cannot destroy it
+    /// under the new name either.
     pub fn permission_to_rename(&self, dataset: &DatasetName, to: &DatasetName) -> Result<(), Denied> {
         let entry = self.enabled(dataset, true)?;
         let is_as_safe = self.entry_for(to).is_none_or(|there| there.append_only || !there.enable);

@@ -1,8 +1,8 @@
-//! The meaning of the two configuration files.
+//! The values of the two configuration files.
 //!
-//! [`Policy`] is that of `server.json`: which snapshots to take, where to send them, and how long to keep them.
-//! [`Local`] is that of `local.json`: what one host permits. Both are valid by construction: the configuration parser
-//! builds them, and nothing checks them again.
+//! [`Policy`] has those of `server.json`: which snapshots to take, where to send them, and how long to keep them.
+//! [`Local`] has those of `local.json`: what one host permits. Both are valid by construction: the configuration parser
+//! checks each value when it builds them, and nothing needs to check them again.
 //!
 //! Nothing here performs I/O or reads a clock.
 
@@ -44,10 +44,10 @@ pub const DEFAULT_CATCH_UP: Duration = Duration::from_secs(6 * 3600);
 /// service to be restarted by its supervisor.
 pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(20);
 
-/// The whole of `server.json`.
+/// The policy: everything in `server.json`.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Consul's datacenter, unless `catalog.consul` names one; only a label with the embedded catalog.
+    /// Consul's datacenter, unless `catalog.consul` names one. With the embedded catalog, it is only a label.
     pub datacenter: Option<String>,
     /// The time zone of cron slots and of calendar periods. UTC by default.
     pub timezone: Zone,
@@ -89,7 +89,7 @@ impl Policy {
         if local >= began + length {
             return None;
         }
-        // If the window begins in the hour that the clock skips, it begins now.
+        // If the window begins in an hour that the clock skips, it counts as beginning now.
         let began = self.timezone.from_local_datetime(&began);
         began.earliest().map_or(Some(now), |began| Some(began.to_utc()))
     }
@@ -129,7 +129,7 @@ pub struct DatasetPolicy {
     pub policies: Vec<SnapshotPolicy>,
     /// The datasets below it that are left out.
     pub exclude: Exclude,
-    /// Whether to roll a destination that was written to back to its newest snapshot, if that is the newest common one,
+    /// Whether to roll back a destination that was written to, if its newest snapshot is also the newest common one,
     /// and to replace a destination without snapshots.
     pub rollback_if_needed: bool,
     /// Whether a rollback may destroy snapshots that only the destination has.
@@ -140,7 +140,7 @@ pub struct DatasetPolicy {
     pub skip_if_renamed: bool,
     /// Whether to take no snapshot if nothing was written since the last one.
     pub skip_if_not_written: bool,
-    /// Whether a snapshot with clones is kept by the decision. Even if it is not, the agent does not destroy it.
+    /// Whether snapshots that have clones are kept. In this version they are never destroyed, even if this is false.
     pub skip_if_cloned: bool,
 }
 
@@ -155,8 +155,8 @@ pub struct SnapshotPolicy {
     pub creation: Option<Schedule>,
     /// How late a missed snapshot is still taken.
     pub catch_up: Duration,
-    /// The destinations, which may be on the same host: what the entry's dataset becomes there. Datasets below it keep
-    /// their relative names.
+    /// The destinations of the entry's dataset, which may be on the same host. Datasets below it keep their relative
+    /// names there.
     pub sync_on: Vec<Place>,
     /// When to send the snapshots.
     pub sync_policy: SyncPolicy,
@@ -174,13 +174,13 @@ pub struct SnapshotPolicy {
 /// checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Thresholds {
-    /// The age of the newest snapshot that is worth a warning.
+    /// The age above which the newest snapshot is worth a warning.
     pub warn_age: Option<Duration>,
-    /// The age of the newest snapshot that is critical.
+    /// The age above which the newest snapshot is critical.
     pub crit_age: Option<Duration>,
-    /// The age of the newest replica that is worth a warning.
+    /// The age above which the newest replica is worth a warning.
     pub sync_warn_age: Option<Duration>,
-    /// The age of the newest replica that is critical.
+    /// The age above which the newest replica is critical.
     pub sync_crit_age: Option<Duration>,
     /// The largest number of snapshots of the policy that a dataset may have, on either side.
     pub max_snapshots: Option<usize>,

@@ -1,7 +1,8 @@
 //! The ZFS properties that a receiving entry of `local.json` sets on received datasets.
 //!
-//! No property of the source is taken over unless `include` asks for it. Properties that could make the receiver mount,
-//! run, share, limit or write to something are set only if `include` or `override` gives their full names.
+//! No property of the source is copied unless `include` has its name or a pattern for it. Properties that could make
+//! the receiver mount, run, share, limit or write to something are set only if `include` or `override` has their full
+//! names.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +14,11 @@ use crate::model::tags::OURS;
 /// The properties to set on received datasets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Properties {
-    /// The source's properties to take over, by name or pattern.
+    /// The source's properties to copy, by name or pattern.
     include: Vec<Pattern>,
     /// Exceptions from `include`.
     exclude: Vec<Pattern>,
-    /// Properties with values of the receiver's own.
+    /// Properties that the receiver sets to its own values.
     overrides: BTreeMap<String, String>,
 }
 
@@ -74,7 +75,8 @@ pub(crate) const SETTABLE: &[&str] = &[
     "zoned",
 ];
 
-/// Properties that no pattern includes: they can make a host mount, run, share, write to, or run out of something.
+/// Properties that no pattern includes, because they can make a host mount, run, share or write to something, or run
+/// out of something.
 const DANGEROUS: &[&str] = &[
     "canmount",
     "context",
@@ -177,7 +179,7 @@ impl Properties {
         self.include.is_empty() && self.overrides.is_empty()
     }
 
-    /// Whether any of the source's properties are to be taken over.
+    /// Whether any of the source's properties are to be copied.
     #[must_use]
     pub fn asks(&self) -> bool {
         !self.include.is_empty()
@@ -243,7 +245,7 @@ mod tests {
                           com.example:owner=ann com.example:secret=x zsync:exclude=on volsize=8M quota=1G";
 
     #[test]
-    fn no_source_property_is_taken_over_by_default() {
+    fn no_source_property_is_copied_by_default() {
         let set = with(&[], &[], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
         assert_eq!(set, map("canmount=noauto readonly=on"));
         assert_eq!(with(&[], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE)), map(""));

@@ -1,8 +1,8 @@
 //! Time zones of the IANA database. The database is part of the program, so that it is the same on every host.
 //!
-//! It is embedded in the binary form that zic(8) makes, and only the zones that a policy names are parsed. As Rust
-//! structures it would be relocated at the start of every process, which costs 1.8 MB of resident memory even in an
-//! agent that uses no zone.
+//! The database is embedded in the binary form that zic(8) makes, and only the zones that a policy names are parsed. If
+//! it were embedded as Rust structures, every process would relocate them when it starts. That would cost 1.8 MB of
+//! resident memory even in an agent that uses no zone.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +33,7 @@ pub struct ZoneOffset {
     fixed: FixedOffset,
 }
 
-/// The error for a name that is not that of a zone.
+/// The error for a name that is not a time zone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a time zone of the IANA database")]
 pub struct NoSuchZone;

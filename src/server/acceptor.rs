@@ -1,4 +1,5 @@
-//! The server of agents and slaves: listens, and holds one conversation per connection, until it is asked to end.
+//! Implements the server of agents and slaves, which listens, and holds one conversation per connection, until it is
+//! asked to end.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, TcpListener};
@@ -25,7 +26,7 @@ pub const BETWEEN_STEPS: Duration = Duration::from_secs(900);
 /// How long a peer may take for the TLS handshake, and again to send its first line.
 const FIRST_LINE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long it may take to interrupt conversations: their commands are killed, and nothing is waited for.
+/// How long interrupting the conversations may take. Their commands are killed rather than waited for.
 pub const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A role that holds conversations: the agent or the slave.
@@ -67,7 +68,7 @@ impl Security {
     }
 }
 
-/// Who answers new connections.
+/// The role that answers new connections, and its certificates.
 struct Current<R> {
     role: Arc<R>,
     tls: Option<Arc<Tls>>,
@@ -82,7 +83,7 @@ pub struct Acceptor<R> {
 }
 
 impl<R: Role> Acceptor<R> {
-    /// An acceptor for this role.
+    /// Creates an acceptor for this role.
     #[must_use]
     pub fn new(role: Arc<R>, tls: Option<Arc<Tls>>) -> Self {
         Self { current: RwLock::new(Current { role, tls }), limiter: ConnectionLimiter::default(), patience: SILENCE }
@@ -106,8 +107,9 @@ impl<R: Role> Acceptor<R> {
         let from = incoming.from();
         match self.limiter.admit(from.ip()) {
             Ok(admitted) => tasks.start(Arc::clone(self).answer(incoming, admitted)),
-            // Closed without an answer, which would cost the resources that the limit protects.
-            Err(full) => self.limiter.complain(from.ip(), &format!("cannot accept a connection of {from}: {full}")),
+            // The connection is closed without an answer, because an answer would cost the resources that the limit
+            // protects.
+            Err(full) => self.limiter.complain(from.ip(), &format!("cannot accept a connection from {from}: {full}")),
         }
     }
 
@@ -137,7 +139,7 @@ impl<R: Role> Acceptor<R> {
 
     async fn refuse(&self, conn: Conn, full: Full) {
         log::warn!("cannot begin a conversation with {}: {full}", conn.peer);
-        let response = Response::failure(None, ResponseStatus::Busy, format!("{full}; try again later"));
+        let response = Response::failure(None, ResponseStatus::Busy, format!("{full}; hint: try again later"));
         conn.close_with(&Response { temporary: true, ..response }).await;
     }
 
@@ -163,21 +165,21 @@ impl<R: Role> Acceptor<R> {
     }
 }
 
-/// Refuses to listen in plaintext where other machines can connect, unless that is allowed explicitly.
+/// Refuses to listen in plaintext on an address that other machines can reach, unless that is allowed explicitly.
 async fn check_security<R: Role>(address: &str, security: &Security) -> anyhow::Result<()> {
     match security {
         Security::Tls(tls) => {
             let own = tls.own();
-            log::info!("uses the certificate of {} ({})", own.identity, own.identity.roles_in_words());
+            log::info!("using the certificate of {} ({})", own.identity, own.identity.roles_in_words());
         }
         Security::Plaintext { .. } if tcp::is_loopback(address).await.map_err(with_hint::<R>)? => {}
         Security::Plaintext { beyond_this_machine: false } => bail!(
-            "cannot listen on {address} without TLS: anyone who reaches it could have snapshots destroyed; set \"tls\" \
+            "cannot listen on {address} without TLS: anyone who reaches it could destroy snapshots; hint: set \"tls\" \
              in local.json (see zsync-tls(8)), listen on 127.0.0.1, or pass --insecure-plaintext on a network that \
              you trust"
         ),
         Security::Plaintext { beyond_this_machine: true } => {
-            log::warn!("listens on {address} in plaintext, so it obeys anyone who reaches it");
+            log::warn!("{} listens on {address} in plaintext, and obeys anyone who can reach that address", R::NAME);
         }
     }
     Ok(())
@@ -186,11 +188,11 @@ async fn check_security<R: Role>(address: &str, security: &Security) -> anyhow::
 fn with_hint<R: Role>(error: TransportError) -> anyhow::Error {
     let hint = match &error {
         TransportError::Listen { source, .. } if source.kind() == ErrorKind::AddrInUse => {
-            format!("another {} or another program uses the port; stop it, or choose another port with", R::NAME)
+            format!("stop the {} or the program that uses the port, or choose another port with", R::NAME)
         }
         _ => "choose an address of this machine with".to_owned(),
     };
-    anyhow!("{:#}; {hint} --listen", anyhow::Error::from(error))
+    anyhow!("{:#}; hint: {hint} --listen", anyhow::Error::from(error))
 }
 
 /// Where and how an agent or a slave listens.
@@ -220,7 +222,8 @@ async fn open<R: Role>(listening: &Listening, inherited: Option<TcpListener>) ->
 }
 
 /// Listens and serves until SIGTERM or SIGINT. On SIGHUP, `reload` makes a new role from the current one and reads the
-/// TLS files again. If it fails, the current role stays in force.
+/// TLS files again. If it fails, the current role stays in force. Fails if it cannot listen on its address or on that
+/// of the metrics, or may not listen there without TLS.
 pub async fn serve<R: Role>(
     role: R,
     inherited: Option<TcpListener>,
@@ -244,7 +247,7 @@ pub async fn serve<R: Role>(
             match listener.accept().await {
                 Ok(incoming) => Some(incoming),
                 Err(error) => {
-                    // Usually, file descriptors are exhausted. Waits a moment instead of busy looping.
+                    // Usually, the file descriptors are exhausted. A pause avoids a busy loop.
                     log::warn!("cannot accept a connection: {error}");
                     runtime::sleep(Duration::from_secs(1)).await;
                     None
@@ -273,7 +276,7 @@ pub async fn serve<R: Role>(
     Ok(())
 }
 
-/// Replaces the role of an acceptor by a reloaded one.
+/// Replaces the role of an acceptor with a reloaded one.
 async fn reload_into<R: Role>(
     acceptor: &Acceptor<R>,
     address: &str,
@@ -299,13 +302,13 @@ async fn reload_into<R: Role>(
 
 /// Waits for the running conversations, and interrupts those that take too long. Interrupted transfers can be resumed.
 async fn end_conversations(conversations: &mut runtime::Tasks, signals: &mut Signals, grace: Duration) {
-    let signal = signals.end().unwrap_or("the end");
+    let signal = signals.end().unwrap_or("request");
     let limit = humantime::format_duration(grace);
     match conversations.count() {
-        0 => log::info!("ends on {signal}"),
-        n => log::info!("ends on {signal}; running conversations ({n}) have {limit} to end"),
+        0 => log::info!("stopping on {signal}"),
+        n => log::info!("stopping on {signal}; running conversations ({n}) have {limit} to end"),
     }
-    service::stopping("ends; waits for running conversations");
+    service::stopping("stopping; waiting for running conversations to end");
     if signals.grace(grace, conversations.ended()).await.is_some() {
         return;
     }

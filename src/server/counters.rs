@@ -1,4 +1,4 @@
-//! Counts what a service has done since it was started.
+//! Counts what a service has done since its start.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -17,21 +17,21 @@ pub struct CounterNames {
 
 /// The metrics of an agent.
 pub const AGENT: &CounterNames = &CounterNames {
-    ended: ("zsync_agent_orders", "Orders that this agent has carried out, by result"),
-    bytes: ("zsync_agent_sent_bytes", "Bytes that this agent has sent"),
-    running: ("zsync_agent_orders_running", "Orders that are running"),
+    ended: ("zsync_agent_orders", "Number of orders that this agent has carried out, by action and result"),
+    bytes: ("zsync_agent_sent_bytes", "Number of bytes that this agent has sent"),
+    running: ("zsync_agent_orders_running", "Number of running orders"),
 };
 /// The metrics of a slave.
 pub const SLAVE: &CounterNames = &CounterNames {
-    ended: ("zsync_slave_streams", "Streams that this slave has received, by result"),
-    bytes: ("zsync_slave_received_bytes", "Bytes that this slave has received"),
-    running: ("zsync_slave_streams_running", "Streams that are running"),
+    ended: ("zsync_slave_streams", "Number of streams that this slave has received, by action and result"),
+    bytes: ("zsync_slave_received_bytes", "Number of bytes that this slave has received"),
+    running: ("zsync_slave_streams_running", "Number of running streams"),
 };
 /// The metrics of a director that runs as a service.
 pub const DIRECTOR: &CounterNames = &CounterNames {
-    ended: ("zsync_director_orders", "Orders that this director has given, by result"),
-    bytes: ("zsync_director_sent_bytes", "Bytes that the orders of this director have sent"),
-    running: ("zsync_director_orders_running", "Orders that are running"),
+    ended: ("zsync_director_orders", "Number of orders that this director has given, by action and result"),
+    bytes: ("zsync_director_sent_bytes", "Number of bytes that the orders of this director have sent"),
+    running: ("zsync_director_orders_running", "Number of running orders"),
 };
 
 /// The counters of a role. Clones share them.
@@ -53,7 +53,7 @@ impl Drop for InProgress {
 }
 
 impl Counters {
-    /// Counters that start from zero.
+    /// Creates counters that start from zero.
     #[must_use]
     pub fn new(names: &'static CounterNames) -> Self {
         Self { names, ended: Family::default(), bytes: Counter::default(), running: Gauge::default() }
@@ -91,7 +91,7 @@ impl Counters {
         registry.register(running.0, running.1, self.running.clone());
     }
 
-    /// The counters as text.
+    /// The counters in the text format of Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
         let mut registry = registry();

@@ -28,25 +28,26 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_HEAD: usize = 8 * 1024;
 /// How many connections are served at a time: usually, Prometheus is the only client.
 const MAX_CONNECTIONS: usize = 16;
-/// How many bytes that nobody will read are discarded before a connection is closed.
+/// How many unread bytes are discarded before a connection is closed.
 const MAX_DISCARDED: usize = 64 * 1024;
 
 /// Makes the text to serve, once per request.
 pub type Text = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Serves metrics on `host:port` until the program ends; returns the address in use.
+/// Starts to serve metrics on `host:port` until the program ends; returns the address in use. Fails if that address
+/// cannot be listened on.
 pub async fn serve(address: &str, text: Text) -> anyhow::Result<String> {
     let listener = Listener::bind(address).await.map_err(|error| {
         let cause = anyhow::Error::from(error);
-        anyhow!("cannot serve metrics on {address}: {cause:#}; choose another address with --metrics")
+        anyhow!("cannot serve metrics on {address}: {cause:#}; hint: choose another address with --metrics")
     })?;
     let bound = listener.address().map_or_else(|| address.to_owned(), |address| address.to_string());
-    log::info!("serves metrics at http://{bound}/metrics");
+    log::info!("serving metrics at http://{bound}/metrics");
     drop(runtime::spawn(async move {
         let tasks = runtime::Tasks::default();
         loop {
             match listener.accept().await {
-                // Closed at once: a client would rather have no answer than wait for one.
+                // The connection is closed at once, because no answer is better for a client than a long wait.
                 Ok(_) if tasks.count() >= MAX_CONNECTIONS => {}
                 Ok(incoming) => tasks.start(converse(incoming, Arc::clone(&text))),
                 Err(error) => {
@@ -121,7 +122,7 @@ fn refusal(status: StatusCode, text: &'static str) -> Response<Full<Bytes>> {
     response(status, "text/plain; charset=utf-8", Bytes::from_static(text.as_bytes()))
 }
 
-/// A response. hyper leaves out the body where the request was HEAD, but keeps its length.
+/// A response. If the request was HEAD, hyper leaves out the body, but keeps its length.
 fn response(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
     let length = body.len();
     let mut response = Response::new(Full::new(body));

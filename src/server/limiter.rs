@@ -1,6 +1,6 @@
 //! Limits the connections of each peer and of all peers, and how many complaints about a peer are logged.
 //!
-//! A peer that opens many connections cannot take those of the others.
+//! Because of these limits, a peer that opens many connections cannot use up those of other peers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 
-/// Connections that have not sent their first line yet. A director opens up to 64 connections to one agent.
+/// The limits for connections that have not sent their first line yet. A director opens up to 64 connections to one
+/// agent.
 const WAITING: Limits = Limits { per_peer: 64, total: 256 };
-/// Conversations.
+/// The limits for conversations.
 const TALKING: Limits = Limits { per_peer: 256, total: 512 };
 /// How many complaints about one peer are logged within [`WINDOW`]. Further ones are only counted.
 const MAX_COMPLAINTS: u32 = 5;
@@ -59,7 +60,7 @@ pub struct Admitted {
 pub struct Full {
     /// How many connections are open.
     pub count: usize,
-    /// Whether these are the connections of the same peer, or of all peers.
+    /// Whether these are the connections of this peer (`true`) or of all peers.
     pub of_peer: bool,
 }
 
@@ -91,7 +92,7 @@ impl ConnectionLimiter {
         self.0.lock()
     }
 
-    /// Admits a connection that has not sent anything yet.
+    /// Admits a connection that has not sent anything yet. Fails if a limit is reached.
     pub fn admit(&self, from: IpAddr) -> Result<Admitted, Full> {
         let from = peer_of(from);
         let mut connections = self.connections();
@@ -131,7 +132,7 @@ impl ConnectionLimiter {
 }
 
 impl Connections {
-    /// Forgets peers without connections and recent complaints, if many are remembered.
+    /// If many peers are remembered, forgets those that have neither connections nor recent complaints.
     fn forget(&mut self, now: Instant) {
         if self.peers.len() > MAX_REMEMBERED {
             let is_recent = |window: Option<Instant>| window.is_some_and(|began| now.duration_since(began) < WINDOW);
@@ -141,7 +142,7 @@ impl Connections {
 }
 
 impl Admitted {
-    /// Counts the connection as a conversation, now that it has sent its first line.
+    /// Counts the connection as a conversation, now that it has sent its first line. Fails if a limit is reached.
     pub fn begin_conversation(&mut self) -> Result<(), Full> {
         let mut connections = self.limiter.connections();
         let of_all = connections.talking;

@@ -1,4 +1,4 @@
-//! What the metrics of all roles have in common. They use the text format of Prometheus (OpenMetrics 1.0).
+//! Defines what the metrics of all roles have in common. They use the text format of Prometheus (OpenMetrics 1.0).
 //!
 //! Every name begins with `zsync_`. Units are seconds and bytes. Points in time are Unix times, so that the age of a
 //! value is correct even if the scrape or the file is older.
@@ -13,13 +13,13 @@ pub(crate) type Labels = Vec<(&'static str, String)>;
 /// A gauge per set of labels.
 pub(crate) type Gauges = Family<Labels, Gauge>;
 
-/// A registry that already has the version of zsync.
+/// Creates a registry that already has the version of zsync.
 #[must_use]
 pub(crate) fn registry() -> Registry {
     let mut registry = Registry::default();
     let build = Gauges::default();
     build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").to_owned())]).set(1);
-    registry.register("zsync_build_info", "Always 1, with the version of zsync", build);
+    registry.register("zsync_build_info", "Always 1, with the version of zsync in the label version", build);
     registry
 }
 

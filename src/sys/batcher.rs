@@ -1,12 +1,12 @@
-//! Batches requests, so that many callers share the cost of one answer: a process, a round trip to Consul.
+//! Batches requests, so that many callers share the cost of one answer, such as a process or a round trip to Consul.
 //!
 //! A [`Batcher`] has one handler, which answers a list of requests at a time. Requests are grouped by key, and each key
 //! that has requests has one worker task, so a key that is stuck (a suspended pool) delays only its own requests. The
 //! first request of a key is handled at once. Requests that arrive while a batch runs form the next batch, so every
 //! answer describes a moment after its request was made, as in the group commit of a database.
 //!
-//! Where it is known that more requests are about to come ([`Announcements`]), a batch may wait for them for a moment.
-//! This costs less than a batch of their own.
+//! If more requests have been announced ([`Announcements`]), a batch may wait for them for a moment, which costs less
+//! than a second batch.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -71,8 +71,8 @@ where
     Q: Send + 'static,
     A: Send + 'static,
 {
-    /// A batcher that never waits for announced requests. `handler` gets the requests of one key and returns one answer
-    /// for each, in their order.
+    /// Creates a batcher that never waits for announced requests. `handler` gets the requests of one key and returns
+    /// one answer for each, in their order.
     pub(crate) fn new<F>(handler: impl Fn(K, Vec<Q>) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = Vec<A>> + Send + 'static,
@@ -80,7 +80,7 @@ where
         Self::patient(&Announcements::default(), |_| Duration::ZERO, handler)
     }
 
-    /// A batcher whose batches wait up to `patience` for more requests, as long as any are announced.
+    /// Creates a batcher whose batches wait up to `patience` for more requests, as long as any are announced.
     pub(crate) fn patient<F>(
         announcements: &Announcements,
         patience: impl Fn(&K) -> Duration + Send + Sync + 'static,
@@ -232,7 +232,7 @@ pub(crate) struct Announcement {
 }
 
 impl Announcements {
-    /// Announces a request. After `within` it is not waited for any more.
+    /// Announces a request. After `within`, no batch waits for it any more.
     pub(crate) fn announce(&self, within: Duration) -> Announcement {
         let mut announced = self.0.lock();
         announced.count += 1;

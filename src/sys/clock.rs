@@ -1,4 +1,4 @@
-//! The only reader of the wall clock. All code that decides gets `now` as an argument.
+//! Reads the wall clock, which no other module does: all code that decides gets `now` as an argument.
 
 use chrono::{DateTime, Utc};
 

@@ -1,5 +1,5 @@
-//! What the operating system and the async runtime provide: time, tasks, processes, files, signals. Nothing here knows
-//! ZFS.
+//! Wraps what the operating system and the async runtime provide: time, tasks, processes, files, signals. Nothing here
+//! depends on ZFS.
 
 pub(crate) mod batcher;
 pub mod clock;

@@ -2,8 +2,8 @@
 //!
 //! Each command gets a process group of its own, which is killed with everything that it started if the `Process` is
 //! dropped before the command has ended. `zfs` commands are also killed when the program ends (`Running::end`). Hooks
-//! can outlive the program: the hook `after_snapshot` of an aborted order is started without anybody to wait for it, so
-//! that a database that was locked for a snapshot is unlocked in any case.
+//! can outlive the program: the hook `after_snapshot` of an aborted order is started without anything waiting for it,
+//! so that a database that was locked for a snapshot is unlocked in any case.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::sys::runtime;
 
-/// How long the end of the program waits for commands that it has killed. A process that is stuck in the kernel, in an
+/// How long the program waits at its end for commands that it has killed. A process that is stuck in the kernel, in an
 /// operation of ZFS, ends only after that operation.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -10,7 +10,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 const MAX_ATTEMPTS: u32 = 20;
 
 /// The attempts of one order. Pauses double up to a limit, each with some jitter, so that many agents that lost the
-/// same peer do not all come back at once. The time limit counts from the order's arrival or, if later, from the last
+/// same peer do not all reconnect at once. The time limit counts from the order's arrival or, if later, from the last
 /// attempt that moved any bytes.
 #[derive(Debug)]
 pub struct Retry {

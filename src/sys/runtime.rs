@@ -1,7 +1,7 @@
-//! The async runtime: spawning, waiting, deadlines.
+//! Wraps the async runtime: starting tasks, waiting, deadlines.
 //!
-//! async-std is no longer developed. It is named only here and in `transport::tcp`, so that moving to its successor
-//! means editing these two files.
+//! async-std is no longer developed. It is named only here, in `transport::tcp` and in `transport::dial`, so that
+//! moving to its successor means editing these three files.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -56,14 +56,14 @@ pub struct Tasks {
 
 impl Default for Tasks {
     fn default() -> Self {
-        // Nothing is ever sent. The message is that a channel closes when its last sender is dropped.
+        // Nothing is ever sent on these channels. The signal is that a channel closes when its last sender is dropped.
         let ((running, ended), (keep, interrupted)) = (channel::bounded(1), channel::bounded(1));
         Self { running: Some(running), ended, keep: Some(keep), interrupted }
     }
 }
 
 impl Tasks {
-    /// Starts a task, unless the end of the group was waited for already.
+    /// Starts a task. Does nothing once [`Self::ended`] or [`Self::interrupt`] has been called.
     pub fn start(&self, task: impl Future<Output = ()> + Send + 'static) {
         let Some(running) = self.running.clone() else { return };
         let interrupted = self.interrupted.clone();

@@ -1,5 +1,5 @@
-//! The interface to the service manager: receives signals, takes over a listening socket, and reports readiness, status
-//! and the watchdog. Without a service manager, reports go nowhere.
+//! Implements the interface to the service manager: receives signals, takes over a listening socket, and reports
+//! readiness, status and liveness (the watchdog). Without a service manager, reports are ignored.
 
 use std::net::TcpListener;
 use std::pin::pin;
@@ -81,8 +81,9 @@ impl Signals {
         while self.next().await == SignalRequest::Reload {}
     }
 
-    /// Runs work to its end. When the process is asked to end, it calls `wind_down`, then gives the work `grace` to
-    /// finish, or until a second signal. If that is too short, the work is dropped, and the result is `None`.
+    /// Runs work to its end. If a signal asks the process to end before that, calls `wind_down`, and gives the work
+    /// `grace` to finish, or less if a second signal arrives. Work that is not finished by then is dropped, and the
+    /// result is `None`.
     pub async fn until_done<T>(
         &mut self,
         work: impl Future<Output = T>,
@@ -101,9 +102,8 @@ impl Signals {
         self.grace(grace, work).await
     }
 
-    /// Runs work for at most `grace`, or until the process is asked to end again. Then the work is dropped, and the
-    /// result is
-    /// `None`.
+    /// Runs work for at most `grace`, or until the process is asked to end again. After that, the work is dropped, and
+    /// the result is `None`.
     pub async fn grace<T>(&mut self, grace: Duration, work: impl Future<Output = T>) -> Option<T> {
         let in_time = async { runtime::timeout(grace, work).await.ok() };
         let again = async {
@@ -142,7 +142,7 @@ pub fn status(status: &str) {
     notify(&[NotifyState::Status(&one_line(status))]);
 }
 
-/// Reports that the configuration is being reloaded. [`ready`] reports the end of that.
+/// Reports that the configuration is being reloaded. [`ready`] reports that this is done.
 pub fn reloading() {
     let now = NotifyState::monotonic_usec_now();
     notify(&[NotifyState::Reloading].into_iter().chain(now).collect::<Vec<_>>());
@@ -153,7 +153,8 @@ pub fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
 }
 
-/// Reports for ever that the process is alive, as often as the service manager asks for it.
+/// Reports that the process is alive, as often as the service manager asks for it. Returns only if the service manager
+/// does not ask for it.
 pub async fn watchdog() {
     let Some(limit) = sd_notify::watchdog_enabled() else { return };
     loop {
@@ -163,13 +164,14 @@ pub async fn watchdog() {
     }
 }
 
-/// The listening socket that the service manager passes to this process (`LISTEN_FDS`). Call this once, before any
-/// other thread runs, because it removes the variables from the environment.
+/// The listening socket that the service manager passes to this process (`LISTEN_FDS`). `None` if there is no such
+/// socket; more than one is an error. Call this once, before any other thread runs, because it removes the variables
+/// from the environment.
 pub fn inherited() -> anyhow::Result<Option<TcpListener>> {
     let mut passed = ListenFd::from_env();
     if passed.len() > 1 {
         bail!(
-            "cannot listen on {} sockets of the service manager (LISTEN_FDS): only one is supported; keep one \
+            "cannot listen on {} sockets of the service manager (LISTEN_FDS): only one is supported; hint: keep one \
              ListenStream=",
             passed.len()
         );

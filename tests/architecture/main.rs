@@ -1,4 +1,5 @@
-//! The structure of `src/`: who may use whom, what deciding code never does, and words that must not come back.
+//! Checks the structure of `src/`: which module may use which, what deciding code must never do, and that no text
+//! contains certain words.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +18,7 @@ use std::process::Command;
 
 use sources::{Graph, circle};
 
-/// The rooms of `src/` from top to bottom, each with all rooms below it that it may use.
+/// The rooms (folders) of `src/` from top to bottom, each with all the rooms below it that it may use.
 const FLOORS: &[(&str, &[&str])] = &[
     (
         "commands",
@@ -84,7 +85,7 @@ const FLOORS: &[(&str, &[&str])] = &[
 const DECIDING: &[&str] =
     &["actions", "model", "policy", "plan/compare", "plan/document", "plan/foresee", "plan/simulate"];
 
-/// What of the decision engine agent and slave may use: how to transfer, not what.
+/// The parts of the decision engine that agent and slave may use: they decide how to transfer, not what to transfer.
 const STEPS: &[&str] = &["steps", "divergence", "lineage"];
 
 #[test]
@@ -204,7 +205,7 @@ fn no_file_is_longer_than_500_lines_without_its_tests() {
     assert!(long.is_empty(), "{long:?}");
 }
 
-/// Words of a dialect that this project has left behind. CONTRIBUTING.md says how it writes instead.
+/// Words that no text of this project may contain. CONTRIBUTING.md describes how its texts are written.
 const DIALECT: &[&str] = &[
     "anew",
     "amidst",

@@ -1,7 +1,7 @@
 //! Reads `src/` as a graph: which file uses which.
 //!
-//! This is no Rust parser. It strips comments, strings and tests, then follows `use` trees, re-exports and paths that begin
-//! with `crate`, `super`, `self` or a child module. That is enough for how this crate is written.
+//! This is no Rust parser. It strips comments, strings and tests, then follows `use` trees, re-exports and paths that
+//! begin with `crate`, `super`, `self` or a child module. That is enough for how this crate is written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -50,7 +50,7 @@ fn module_of(file: &Path) -> ModulePath {
     module
 }
 
-/// The code without comments, and with nothing in its strings.
+/// The code without comments and without the contents of strings.
 fn stripped(text: &str) -> String {
     let mut code = String::new();
     let mut rest = text.chars().peekable();
@@ -63,7 +63,7 @@ fn stripped(text: &str) -> String {
             }
             '"' => {
                 code.push_str("\"\"");
-                // A raw string has no escapes; none in this crate has a quote inside but with hashes around it.
+                // A raw string has no escapes. In this crate, only raw strings with hashes around them contain quotes.
                 let raw = previous == 'r' || previous == '#';
                 while let Some(c) = rest.next() {
                     if c == '\\' && !raw {
@@ -200,7 +200,8 @@ impl Graph {
         Some(base)
     }
 
-    /// What a file names of this crate; what it only passes on (`pub use`) is noted as an export instead.
+    /// The paths in this crate that a file uses. Paths that it only re-exports (`pub use`) are recorded in `exports`
+    /// instead.
     fn named_by(&self, source: &Source, exports: &mut BTreeMap<Vec<String>, Vec<String>>) -> Vec<Vec<String>> {
         let mut named = Vec::new();
         let mut rest = String::new();
@@ -231,7 +232,7 @@ impl Graph {
         named
     }
 
-    /// The file in which something is defined, looked for through re-exports.
+    /// The file in which something is defined, found by following re-exports.
     fn file_of(&self, mut path: Vec<String>, exports: &BTreeMap<Vec<String>, Vec<String>>) -> Option<ModulePath> {
         for _ in 0..8 {
             let file = (1..=path.len()).rev().find(|length| self.sources.contains_key(&path[..*length]));
@@ -266,7 +267,7 @@ impl Graph {
     }
 }
 
-/// The nodes of a graph that are in a circle, or lie between circles.
+/// The nodes of a graph that are in a cycle, or lie between cycles.
 pub fn circle<N: Ord + Clone>(graph: &BTreeMap<N, BTreeSet<N>>) -> BTreeSet<N> {
     let mut left = graph.clone();
     loop {

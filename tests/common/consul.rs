@@ -52,24 +52,24 @@ pub struct Agent {
 /// Where a Consul keeps its data.
 #[derive(Clone, Copy)]
 enum Mode {
-    /// In memory. It prints its JSON indented.
+    /// In memory (development mode). Consul then indents its JSON.
     Development,
     /// On disk, as in production.
     Server,
 }
 
 impl Agent {
-    /// Starts one in development mode; `more` is configuration in HCL.
+    /// Starts a Consul in development mode; `more` is configuration in HCL.
     pub fn start(more: &[&str]) -> Option<Self> {
         Self::start_as(Mode::Development, more)
     }
 
-    /// Starts one as in production.
+    /// Starts a Consul as in production.
     pub fn start_server() -> Option<Self> {
         Self::start_as(Mode::Server, &[])
     }
 
-    /// The id of its process.
+    /// The id of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -91,13 +91,13 @@ impl Agent {
         panic!("Consul does not start");
     }
 
-    /// Kills it.
+    /// Kills the process.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    /// Starts it again on the same ports. In development mode it is empty then.
+    /// Starts Consul again on the same ports. In development mode, it is empty then.
     pub fn start_again(&mut self) {
         self.child = spawn(&self.ports, &self.more, self.mode, self.folder.path()).unwrap();
         assert!(leads(&self.address, &mut self.child), "Consul does not start again");
@@ -116,7 +116,7 @@ fn spawn(ports: &[u16; 4], more: &[String], mode: Mode, folder: &Path) -> Option
     let config = format!(
         "disable_update_check = true\nports {{ http = {http}, grpc = -1, dns = -1, server = {server}, serf_lan = {lan}, serf_wan = {wan} }}"
     );
-    // It ends with the tests, even if they are killed.
+    // Consul ends with the tests, even if they are killed.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program_or_skip()?);
     command.args(["agent", "-bind", "127.0.0.1", "-client", "127.0.0.1", "-log-level", "warn", "-hcl", &config]);
@@ -131,15 +131,15 @@ fn spawn(ports: &[u16; 4], more: &[String], mode: Mode, folder: &Path) -> Option
     Some(command.spawn().unwrap())
 }
 
-/// Waits until it is ready; false if it ends before that.
+/// Waits until Consul is ready; returns false if it ends before that.
 fn leads(address: &str, child: &mut Child) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < START_WITHIN {
         if child.try_wait().unwrap().is_some() {
             return false;
         }
-        // Leader and store respond, and the agent has registered itself, which sessions need. Without a token, Consul
-        // does not sender.
+        // Ready means that leader and store respond, and that the agent has registered itself, which sessions need. If
+        // Consul requires a token, this request is refused, which counts as a response.
         let health = ask(address, "GET", "/v1/health/state/passing");
         if health.is_some_and(|(status, body)| status == 403 || body.contains("serfHealth") || body == "[]") {
             let stored =
@@ -155,7 +155,7 @@ fn leads(address: &str, child: &mut Child) -> bool {
     false
 }
 
-/// Sends one request without zsync's code; gives status and body.
+/// Sends one request without zsync's code; returns status and body.
 pub fn ask(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
@@ -172,7 +172,7 @@ pub fn shared() -> Option<&'static str> {
     static SHARED: OnceLock<Option<String>> = OnceLock::new();
     let start = || {
         let (sender, receiver) = std::sync::mpsc::channel();
-        // It ends with the thread that started it, so that thread never ends.
+        // Consul ends with the thread that started it, so that thread must never end.
         std::thread::spawn(move || {
             let agent = Agent::start(&[]);
             let _ = sender.send(agent.as_ref().map(|agent| agent.address.clone()));

@@ -1,4 +1,4 @@
-//! A fleet of two hosts over loopback, on pools in memory, with a catalog and configuration in files.
+//! Sets up a fleet of two hosts over loopback, on pools in memory, with a catalog and configuration in files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -75,8 +75,8 @@ impl Fleet {
         fs::write(self.path("server.json"), text).unwrap();
     }
 
-    /// Writes to a dataset of alpha and takes a snapshot, as if so many minutes and twenty seconds ago: ages are shown
-    /// to the minute, and do not change while a test runs.
+    /// Writes to a dataset of alpha and takes a snapshot, as if that had been `minutes` minutes and twenty seconds ago.
+    /// Ages are shown in minutes, so they do not change while a test runs.
     pub fn take(&self, dataset: &str, minutes: i64) -> String {
         let at = ago(minutes);
         let name = at.format("S_%F_%T").to_string();

@@ -1,4 +1,4 @@
-//! Agents and slaves in this process, on loopback.
+//! Runs agents and slaves in this process, on loopback.
 
 use std::sync::{Arc, Mutex};
 
@@ -32,14 +32,14 @@ impl Server {
         Self { address, conversations }
     }
 
-    /// Ends all conversations where they are, as they end when the process is killed. New ones are accepted.
+    /// Aborts all conversations, as if the process were killed. New connections are still accepted.
     pub fn kill(&self) {
         let mut killed = std::mem::take(&mut *self.conversations.lock().unwrap());
         runtime::block_on(killed.interrupt());
     }
 }
 
-/// Serves until the process ends; gives the address.
+/// Serves until the process ends; returns the address.
 pub fn listen<R: Role>(role: R, tls: Option<Arc<Tls>>) -> String {
     Server::start(Acceptor::new(Arc::new(role), tls)).address
 }

@@ -1,4 +1,4 @@
-//! What several test programs share. Each one compiles all of it and uses a part.
+//! This module has what several test programs share. Each program compiles all of it and uses a part.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -23,7 +23,7 @@ use zsync::policy::{ConsulConfig, Local};
 use zsync::wire::{DirectorsOrder, Response};
 use zsync::zfs::fake::Fake;
 
-/// Has an agent carry out an order as it came over the wire: an invalid one is answered, like any other.
+/// Gives an agent an order as if it had come over the wire. An invalid order gets a response, too.
 pub async fn carry_out<Z: zsync::zfs::Zfs>(
     agent: &Agent<Z>,
     order: &DirectorsOrder,
@@ -54,7 +54,7 @@ pub fn local(text: &str) -> Arc<Local> {
     Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// An order with nothing but its action, which is not retried.
+/// An order that has only an action, and is not retried.
 pub fn order(action: Action) -> DirectorsOrder {
     let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7());
     serde_json::from_str(&text).unwrap()
@@ -70,7 +70,7 @@ pub fn names(fake: &Fake, dataset: &str) -> Vec<String> {
     fake.dataset(&ds(dataset)).map(|d| d.snapshots.iter().map(|s| s.name.to_string()).collect()).unwrap_or_default()
 }
 
-/// A client of the Consul at an address, whatever the environment says.
+/// A client of the Consul at an address. The environment is ignored.
 pub fn consul_at(address: &str) -> Consul {
     let config = ConsulConfig { address: Some(address.to_owned()), ..ConsulConfig::default() };
     Consul::new(&ConsulSettings::with_environment(&config, |_| None).unwrap()).unwrap()
@@ -82,7 +82,7 @@ pub fn schema(file: &str) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// Fails with everything that is wrong with a document by its schema.
+/// Fails if a document is invalid by its schema, with all the reasons.
 #[track_caller]
 pub fn assert_valid(schema: &Value, document: &Value) {
     let validator = jsonschema::options().should_validate_formats(true).build(schema).unwrap();
@@ -104,7 +104,7 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The memory of a process in bytes, as far as it is resident.
+/// The resident memory of a process in bytes.
 pub fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

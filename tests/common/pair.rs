@@ -1,4 +1,4 @@
-//! A source and a destination on pools in memory.
+//! Sets up a source and a destination on pools in memory.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Certificates in files.
+//! Writes certificates into files.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -25,19 +25,19 @@ use crate::zfs::system::System;
 /// Arguments of `zsync status`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "This changes nothing. Exit status: 0 success; 2 nothing could be done. For monitoring, use zsync check."
+    after_help = "Nothing is changed. Exit status: 0 success; 2 nothing could be done. For monitoring, use zsync check."
 )]
 pub struct StatusArgs {
     /// The policy's file.
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Show only datasets of this host, and what is sent to it
+    /// Show only datasets of this host, and datasets that are sent to it
     #[arg(long, value_name = "NAME")]
     pub host: Option<HostName>,
     /// Show only this dataset and its descendants
     #[arg(long, value_name = "DATASET")]
     pub dataset: Option<DatasetName>,
-    /// Ask no agents: show what the last pass saw
+    /// Ask no agents; show the state that the last pass found
     #[arg(long)]
     pub offline: bool,
     /// Refresh every 5 seconds, or at this interval

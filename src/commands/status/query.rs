@@ -1,5 +1,5 @@
-//! Gathers what `zsync status` shows. It changes nothing: agents are asked only for their snapshots and for the size of
-//! transfers.
+//! Gathers what `zsync status` shows, and changes nothing: agents are asked only for their snapshots and for the size
+//! of transfers.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -28,9 +28,9 @@ const OUTCOMES: usize = 2000;
 /// The settings of `zsync status`, from its arguments and `local.json`.
 #[derive(Clone, Debug)]
 pub struct StatusSettings {
-    /// `server.json`.
+    /// The path of `server.json`.
     pub config: PathBuf,
-    /// Path of `local.json`, for this host's own agent.
+    /// The path of `local.json`, for this host's own agent.
     pub local_file: PathBuf,
     /// Its content, if the file exists.
     pub local: Option<Local>,
@@ -58,7 +58,7 @@ pub struct FailedOrder {
     pub to: Option<Place>,
     /// The error.
     pub error: String,
-    /// What somebody can do about it.
+    /// What an administrator can do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
@@ -126,7 +126,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     Ok(Status { health, pass, errors })
 }
 
-/// Whether something concerns the hosts and datasets that were asked for.
+/// Whether something concerns the hosts and datasets that the settings select.
 fn concerns(settings: &StatusSettings, host: &HostName, dataset: Option<&DatasetName>, to: Option<&Place>) -> bool {
     let of_host = |name: &HostName| settings.host.as_ref().is_none_or(|wanted| wanted == name);
     let within = |name: &DatasetName| settings.dataset.as_ref().is_none_or(|root| name.is_within(root));

@@ -1,4 +1,5 @@
-//! How many bytes each destination still lacks: estimated by the agents that would send them, now or for the latest plan.
+//! Estimates how many bytes each destination still lacks. The agents that would send them make the estimates, now or
+//! for the latest plan.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::policy::Policy;
 use crate::sys::runtime;
 use crate::zfs::Zfs;
 
-/// How long all estimates together may take; those that are missing by then count as unknown.
+/// How long all estimates together may take. Estimates that are missing by then count as unknown.
 const ESTIMATED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Asks the agents for estimates.
@@ -33,7 +34,7 @@ pub async fn estimate<Z: Zfs>(
     store(health, &transfers);
 }
 
-/// Uses the estimates of the latest plan, where its question was the same.
+/// Uses the estimates of the latest plan for the transfers about which it asked the same question.
 pub fn recall(health: &mut Health, policy: &Policy, inventory: &Inventory, answers: &Answers) {
     let mut transfers = transfers(health, policy, inventory);
     Questions::about(&mut transfers, policy, inventory).put(&mut transfers, answers);

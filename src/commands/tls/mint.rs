@@ -1,4 +1,4 @@
-//! Makes certificates: a CA's, and those that it issues to hosts.
+//! Makes certificates: that of a CA, and those that the CA issues to hosts.
 
 use std::collections::BTreeSet;
 
@@ -39,7 +39,7 @@ pub struct Minted {
 
 fn set_validity(params: &mut CertificateParams, now: DateTime<Utc>, days: u32) -> anyhow::Result<()> {
     let until = now.checked_add_signed(TimeDelta::days(days.into())).filter(|until| until.year() < 9999);
-    let until = until.with_context(|| format!("{days} days from now are out of range"))?;
+    let until = until.with_context(|| format!("{days} days from now is out of range"))?;
     let date = |at: DateTime<Utc>| {
         let (month, day) = (u8::try_from(at.month()).unwrap_or(1), u8::try_from(at.day()).unwrap_or(1));
         rcgen::date_time_ymd(at.year(), month, day)
@@ -77,7 +77,7 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
     let ca_until = DateTime::from_timestamp(parsed.validity().not_after.timestamp(), 0).unwrap_or(now);
     ensure!(
         until <= ca_until,
-        "the CA's own certificate is valid only until {}; issue one for fewer days, or make a new CA",
+        "the CA's own certificate is valid only until {}; hint: issue one for fewer days, or make a new CA",
         ca_until.format("%Y-%m-%d")
     );
 

@@ -1,6 +1,7 @@
 //! `zsync tls`: makes a CA, issues certificates to hosts, and describes certificates.
 //!
-//! This is a convenience for fleets without a CA of their own: nothing else in zsync asks who issued a certificate.
+//! This is a convenience for fleets without a CA of their own. No other part of zsync depends on who issued a
+//! certificate.
 
 mod mint;
 mod show;
@@ -27,7 +28,7 @@ const CA_KEY: &str = "ca.key";
 
 /// Arguments of `zsync tls`.
 #[derive(Debug, Subcommand)]
-#[command(after_help = "Two hosts, secured from alpha:\n  \
+#[command(after_help = "To set up TLS for two hosts, run on alpha:\n  \
     zsync tls init\n  \
     zsync tls issue alpha --role director,agent\n  \
     zsync tls issue beta --role agent,slave\n  \
@@ -35,11 +36,11 @@ const CA_KEY: &str = "ca.key";
     scp -pr /etc/zsync/ca/beta beta:/etc/zsync/tls\n\
     Then set \"tls\": {} in server.json and local.json, and \"directors\" in local.json. See zsync-tls(8).")]
 pub enum TlsCommand {
-    /// Make a CA, which issues the certificates that the fleet's hosts trust
+    /// Create a certificate authority (CA) for the fleet
     Init(InitArgs),
     /// Issue a certificate to a host
     Issue(IssueArgs),
-    /// Describe certificates, and report what is wrong with them
+    /// Describe certificates, and report problems with them
     Show(ShowArgs),
 }
 
@@ -63,10 +64,10 @@ pub struct IssueArgs {
     /// The host's name in the policy
     #[arg(value_name = "HOST")]
     pub host: HostName,
-    /// Roles in which the host may act towards others: director, agent, slave
+    /// Roles that the certificate is valid for: director, agent, slave (separated by commas)
     #[arg(long, value_name = "ROLE", required = true, value_delimiter = ',')]
     pub role: Vec<PeerRole>,
-    /// Another name of the host; can be given several times
+    /// Another name of the host; may be repeated
     #[arg(long, value_name = "NAME")]
     pub also: Vec<HostName>,
     /// Validity in days
@@ -131,8 +132,8 @@ fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
         if file.exists() {
             let file = file.display();
             bail!(
-                "cannot make a CA: {file} exists, and no certificate issued with it could be verified without it; \
-                 name another folder with --ca, or move the file away"
+                "cannot make a CA: {file} exists, and a new CA could not verify the certificates that the existing CA issued; \
+                 hint: name another folder with --ca, or move the file away"
             );
         }
     }
@@ -141,7 +142,7 @@ fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
     write(&key, &minted.key, files::PRIVATE, false)?;
     write(&certificate, &minted.certificate, files::PUBLIC, false)?;
     report::print(&format!(
-        "made a CA in {}\nwhoever has {} can pose as any host: keep it on no machine of the fleet but this one, or better on none, and back it up\n",
+        "made a CA in {}\nanyone who has {} can pose as any host: keep it on this machine only, or better on no machine of the fleet, and back it up\n",
         folder.display(),
         key.display()
     ));
@@ -152,7 +153,8 @@ fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) -> a
     let out = out.unwrap_or_else(|| folder.join(wanted.host.as_str()));
     let (ca_file, ca_key) = (folder.join(CA_CERTIFICATE), folder.join(CA_KEY));
     let text = |file: &Path| -> anyhow::Result<String> {
-        let bytes = tls::read(file).with_context(|| "cannot find the CA; make one with zsync tls init".to_owned())?;
+        let bytes =
+            tls::read(file).with_context(|| "cannot find the CA; hint: make one with zsync tls init".to_owned())?;
         String::from_utf8(bytes).ok().with_context(|| format!("{} is not PEM", file.display()))
     };
     let ca = Minted { certificate: text(&ca_file)?, key: text(&ca_key)? };
@@ -161,7 +163,10 @@ fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) -> a
     let (ca_copy, certificate, key) = (place(&names.ca), place(&names.certificate), place(&names.key));
     for file in [&certificate, &key] {
         if file.exists() && !renew {
-            bail!("{} exists; replace it with --renew, or name another folder with --out", file.display());
+            bail!(
+                "cannot issue a certificate: {} exists; hint: replace it with --renew, or name another folder with --out",
+                file.display()
+            );
         }
     }
     let minted = mint(&ca, wanted, clock::now())
@@ -172,7 +177,7 @@ fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) -> a
     write(&ca_copy, &ca.certificate, files::PUBLIC, true)?;
     let home = names.ca.parent().unwrap_or(Path::new("/")).display().to_string();
     report::print(&format!(
-        "issued {} to {}; copy its folder as it is to {home} on {}\n",
+        "issued {} to {}; copy its folder unchanged to {home} on {}\n",
         certificate.display(),
         wanted.host,
         wanted.host

@@ -1,4 +1,4 @@
-//! `zsync tls show`: what certificates say, and what is wrong with them.
+//! `zsync tls show`: prints what certificates contain, and what is wrong with them.
 
 use std::path::{Path, PathBuf};
 
@@ -16,7 +16,7 @@ use crate::transport::tls;
 struct Description {
     file: String,
     names: Vec<HostName>,
-    /// The roles that its CA permits; `None` if it has no roles of zsync in it.
+    /// The roles that its CA permits; `None` if the certificate names no roles of zsync.
     roles: Option<Vec<&'static str>>,
     is_ca: bool,
     subject: String,
@@ -53,7 +53,8 @@ fn describe(file: &Path, now: DateTime<Utc>) -> anyhow::Result<Vec<Description>>
             _ => {}
         }
     }
-    // A host has the CA's certificate and the key beside its own: check that they belong together.
+    // A host has the CA's certificate and the key in the folder of its own certificate: check that they belong
+    // together.
     let beside = |file_name: &str| file.with_file_name(file_name);
     let files = TlsFiles { ca: beside("ca.crt"), certificate: file.to_owned(), key: file.with_extension("key") };
     if let Some(first) = all.first_mut().filter(|first| !first.is_ca && files.ca.exists() && files.key.exists()) {
@@ -77,14 +78,14 @@ fn text(certificate: &Description, now: DateTime<Utc>) -> String {
     let roles = match &certificate.roles {
         Some(roles) if roles.is_empty() => "none that this zsync knows".to_owned(),
         Some(roles) => roles.join(", "),
-        None => "not stated: only what local.json of another host names it for".to_owned(),
+        None => "none named: local.json of the other hosts decides".to_owned(),
     };
     let mut out = format!("{}\n", certificate.file);
     let mut line = |what: &str, value: &str| out.push_str(&format!("  {what:<8} {value}\n"));
     if certificate.is_ca {
         line("a CA", &certificate.subject);
     } else {
-        line("names", &if names.is_empty() { "nobody".to_owned() } else { names.join(", ") });
+        line("names", &if names.is_empty() { "none".to_owned() } else { names.join(", ") });
         line("roles", &roles);
         line("subject", &certificate.subject);
     }

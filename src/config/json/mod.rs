@@ -1,8 +1,8 @@
 //! A JSON reader that knows the position of each value, and collects all problems of a file.
 //!
 //! A [`Document`] is the text of a file, a [`Node`] a value in it, and an [`Object`] a value whose keys are read one by
-//! one. serde_json does the parsing. Its `RawValue`s borrow from the text, so the address of a value gives its position.
-//! Lists and objects are parsed one level at a time, when they are read.
+//! one. serde_json does the parsing. Its `RawValue`s borrow from the text, so the address of a value gives its
+//! position. Lists and objects are parsed one level at a time, when they are read.
 
 mod text;
 
@@ -22,7 +22,7 @@ use crate::config::problem::{ConfigError, Problem};
 
 /// The largest accepted file, in bytes. A policy for ten thousand datasets needs a tenth of it.
 pub(super) const MAX_BYTES: usize = 16 * 1024 * 1024;
-/// How many problems are kept. Further ones are only counted, so that a large wrong file does not use up the memory.
+/// How many problems are kept. Further ones are only counted, so that a large invalid file does not use up the memory.
 const MAX_KEPT: usize = 1000;
 /// How many characters of a value a message shows.
 const MAX_SHOWN: usize = 60;
@@ -77,7 +77,7 @@ impl<'t> Document<'t> {
                 let message = match error.classify() {
                     Category::Eof => "not valid JSON: the file ends before every object, list and string is closed".to_owned(),
                     _ if error.to_string().starts_with("control character") => {
-                        "not valid JSON: a string must end on the line on which it begins; write a line break in it as \\n"
+                        "not valid JSON: a string must end on the line on which it begins; hint: write a line break in it as \\n"
                             .to_owned()
                     }
                     _ => format!("{}{}", without_position(&error), self.hint_at(offset)),
@@ -152,11 +152,11 @@ impl<'t> Document<'t> {
     fn hint_at(&self, offset: usize) -> &'static str {
         let (before, rest) = self.text.split_at_checked(offset).unwrap_or_default();
         if rest.starts_with(['}', ']']) && before.trim_end().ends_with(',') {
-            "; remove the comma before it"
+            "; hint: remove the comma before it"
         } else if rest.starts_with(['/', '#']) {
             "; JSON does not allow comments"
         } else if rest.starts_with('\'') {
-            "; write strings in double quotes"
+            "; hint: write strings in double quotes"
         } else {
             ""
         }
@@ -340,7 +340,7 @@ impl<'d> Node<'d> {
                 self.document.add(
                     offset,
                     &path,
-                    format!("duplicate key: it is on line {line} already; remove one of them"),
+                    format!("duplicate key: it is on line {line} already; hint: remove one of them"),
                 );
                 continue;
             }

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 /// The deepest nesting of lists and objects that is accepted. The deepest that any key needs is 6.
 pub(super) const MAX_DEPTH: usize = 32;
 
-/// Formats an error of serde_json without the position at its end, because our messages begin with the position.
+/// Formats an error of serde_json without the position at its end, because zsync's messages begin with the position.
 pub(super) fn without_position(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let position = format!(" at line {} column {}", error.line(), error.column());

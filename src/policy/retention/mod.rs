@@ -6,14 +6,15 @@
 //! > Of all snapshots that were ever taken, those that the rule would keep *now* exist *now*: the newest N in the
 //! > window, or the newest N of each calendar period, if they lie in the window.
 //!
-//! For this, every rule considers the whole window, back from now. Then a rule can only ever stop keeping a snapshot:
-//! newer snapshots of its period are added, never older ones, and the window only moves forward. So a snapshot that a
-//! rule keeps now was kept by the same rule at every moment since it was taken, and cannot have been destroyed. This is
-//! true for any combination of rules, whatever their periods and windows, however rarely pruning runs, and wherever a
-//! window cuts a period, because the newest snapshots of a period are the last ones to leave the window.
+//! To keep the promise, every rule considers the whole window, back from now. A rule can then stop keeping a snapshot,
+//! but never start again: newer snapshots of its period are added, never older ones, and the window only moves forward.
+//! A snapshot that a rule keeps now was therefore kept by the same rule at every moment since it was taken, and cannot
+//! have been destroyed. This is true for any combination of rules, whatever their periods and windows, however rarely
+//! pruning runs, and wherever a window cuts a period, because the newest snapshots of a period are the last ones to
+//! leave the window.
 //!
-//! The promise requires that `now` moves forward. Snapshots that were once outside the window for a `now` far in the
-//! future are gone.
+//! The promise requires that `now` moves forward. If pruning ever ran with a `now` far in the future, the snapshots
+//! that were outside the window at that time are gone.
 
 use std::fmt;
 
@@ -75,7 +76,7 @@ const SHAPE: &str =
 impl Retention {
     /// Parses the rules of one list, and reports all invalid rules with their indices.
     ///
-    /// An empty list is rejected: it would read as "keep nothing".
+    /// An empty list is rejected, because it would mean "keep nothing".
     pub fn parse<S: AsRef<str>>(rules: &[S]) -> Result<Self, Vec<(usize, RetentionError)>> {
         let whole_list =
             |index, reason: String| vec![(index, RetentionError { text: String::new(), at: 0..0, reason })];
@@ -134,7 +135,7 @@ impl Period {
     fn number(self, local: NaiveDateTime, offset: i64) -> i64 {
         let date = local.date();
         let days = || i64::from(date.num_days_from_ce());
-        // It is based on UTC, so that a repeated hour has a number of its own.
+        // The start is in UTC, so that a repeated hour has a number of its own.
         let start = |length: i64| local.and_utc().timestamp().div_euclid(length) * length - offset;
         match self {
             Self::Minute => start(60),
@@ -182,7 +183,8 @@ impl Rule {
         let period = match period_text {
             None => None,
             Some(word) => {
-                let wrong = || (count_at.end + 1..at.end, format!("{word:?} is not a period: {}", Period::NAMES));
+                let wrong =
+                    || (count_at.end + 1..at.end, format!("{word:?} is not a period; expected {}", Period::NAMES));
                 Some(Period::parse(word).ok_or_else(wrong)?)
             }
         };
@@ -203,7 +205,7 @@ impl Rule {
         }
         let singular = word.strip_suffix('s').unwrap_or(word);
         let Some(unit) = Period::parse(singular) else {
-            return Err((at, format!("{word:?} is not a unit of time: {}, or their plurals", Period::NAMES)));
+            return Err((at, format!("{word:?} is not a unit of time; expected {}, or their plurals", Period::NAMES)));
         };
         if let Some((at, word)) = words.next() {
             return Err((at.start..text.trim_ascii_end().len(), format!("{word:?} is unexpected; {SHAPE}")));

@@ -57,7 +57,7 @@ fn error_points_at_the_invalid_word() {
         (
             "1/fortnight in last year",
             "fortnight",
-            "\"fortnight\" is not a period: minute, hour, day, week, month or year",
+            "\"fortnight\" is not a period; expected minute, hour, day, week, month or year",
         ),
         ("1/days in last year", "days", "\"days\" is not a period"),
         ("1/ in last year", "", "\"\" is not a period"),
@@ -82,7 +82,7 @@ fn error_points_at_the_invalid_word() {
         assert_eq!(&text[error.at.clone()], word, "{text}: {error}");
         assert!(error.reason.starts_with(reason), "{text}: {}", error.reason);
         if word.is_empty() && error.reason.contains("missing") {
-            assert_eq!(error.at, text.len()..text.len(), "{text}: what is missing is missing at the end");
+            assert_eq!(error.at, text.len()..text.len(), "{text}: a missing word is reported at the end");
         }
     }
 }
@@ -93,7 +93,7 @@ fn all_invalid_rules_of_a_list_are_reported() {
     assert_eq!(errors.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [1, 3]);
     assert_eq!(
         errors[1].1.to_string(),
-        "\"1/eon in last week\" is not a retention rule: \"eon\" is not a period: minute, hour, day, week, month or year"
+        "\"1/eon in last week\" is not a retention rule: \"eon\" is not a period; expected minute, hour, day, week, month or year"
     );
 }
 
@@ -110,7 +110,11 @@ fn rule_without_period_keeps_newest_in_window() {
     let all = ["2026-11-20T09:59:59Z", "2026-11-20T10:00:00Z", "2026-11-20T20:00:00Z", "2026-11-21T09:00:00Z"];
     let now = "2026-11-21T10:00:00Z";
     assert_eq!(kept(Zone::UTC, &["2 in last day"], now, &all), all[2..]);
-    assert_eq!(kept(Zone::UTC, &["9 in last day"], now, &all), all[1..], "an age of just the window is in it");
+    assert_eq!(
+        kept(Zone::UTC, &["9 in last day"], now, &all),
+        all[1..],
+        "a snapshot exactly as old as the window is in it"
+    );
     assert_eq!(kept(Zone::UTC, &["all in last 25 hours"], now, &all), all);
     assert_eq!(kept(Zone::UTC, &["1 in last hour", "all in last day"], now, &all), all[1..]);
     assert!(kept(Zone::UTC, &["9 in last minute"], now, &all).is_empty());

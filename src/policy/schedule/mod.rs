@@ -160,7 +160,7 @@ fn parse(text: &str) -> Result<Schedule, String> {
     let fields: Vec<&str> = expanded.split_whitespace().collect();
     if fields.len() != FIELDS.len() {
         let found = fields.len();
-        return Err(format!("it has {found} fields, not the five: minute, hour, day of month, month and day of week"));
+        return Err(format!("expected five fields (minute, hour, day of month, month and day of week), found {found}"));
     }
     for (field, text) in FIELDS.iter().zip(&fields) {
         field.check(text)?;
@@ -298,7 +298,7 @@ impl Schedule {
             }
             Some(None) => self.slots_of(tz, date).into_iter().rfind(|s| *s <= at_or_before),
         };
-        // Start with the next day: a clock set back across midnight enters it twice.
+        // Start with the next day: if the clock is set back across midnight, that day begins twice.
         let mut date = local.date().checked_add_days(Days::new(1))?;
         let stop = date.checked_sub_days(Days::new(SEARCH_DAYS)).unwrap_or(NaiveDate::MIN);
         while date > stop {
@@ -308,7 +308,7 @@ impl Schedule {
             }
             let yesterday = date.checked_sub_days(Days::new(1))?;
             if let Some(slot) = newest_on(date) {
-                // For the same reason, the day before may have the newer slot.
+                // If a day begins twice, the day before it may have the newer slot.
                 let changes = offset_all_day(tz, date).is_none();
                 let other = if changes { newest_on(yesterday) } else { None };
                 return Some(other.map_or(slot, |other| other.max(slot)));
@@ -334,7 +334,7 @@ impl Schedule {
             }
             Some(None) => self.slots_of(tz, date).into_iter().find(|s| *s > after),
         };
-        // Start with an earlier day: a slot in a gap across midnight fires on the next day.
+        // Start with an earlier day: a slot in a gap across midnight fires on the day after its own.
         let mut date = local.date().checked_sub_days(Days::new(2))?;
         let stop = date.checked_add_days(Days::new(SEARCH_DAYS)).unwrap_or(NaiveDate::MAX);
         while date < stop {
