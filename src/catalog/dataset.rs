@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 
 use crate::catalog::Change;
-use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, Marks, NotWritten, SnapName, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, Marks, NotWritten, Prefix, SnapName, Snapshot};
 
 /// What a catalog knows of one dataset.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,7 +115,8 @@ impl CatalogDataset {
             self.listed.iter().flat_map(|listed| &listed.snapshots).map(|snapshot| snapshot.guid).collect();
         let before = self.marks.len() + self.not_written.len();
         self.marks.retain(|guid, (_, at)| existing.contains(guid) || *at >= older_than);
-        self.not_written.retain(|_, at| *at >= older_than);
+        let newest = newest_of_prefix(&self.not_written);
+        self.not_written.retain(|name, at| *at >= older_than || newest.contains(name));
         before - self.marks.len() - self.not_written.len()
     }
 
@@ -141,4 +142,18 @@ impl CatalogDataset {
         inventory.not_written = self.not_written.into_iter().map(|(name, at)| NotWritten { name, at }).collect();
         Some(inventory)
     }
+}
+
+/// The newest `#NotWritten` mark of each prefix. It is kept whatever its age: a policy with a rare schedule would
+/// otherwise seem to have missed its slots.
+pub(super) fn newest_of_prefix(marks: &BTreeMap<SnapName, DateTime<Utc>>) -> BTreeSet<SnapName> {
+    let mut newest: BTreeMap<Prefix, (&SnapName, DateTime<Utc>)> = BTreeMap::new();
+    for (name, at) in marks {
+        let Some(prefix) = Prefix::of(name) else { continue };
+        let known = newest.entry(prefix).or_insert((name, *at));
+        if known.1 < *at {
+            *known = (name, *at);
+        }
+    }
+    newest.into_values().map(|(name, _)| name.clone()).collect()
 }

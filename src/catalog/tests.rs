@@ -278,6 +278,25 @@ fn not_written_marks_end_with_dataset_or_age() {
     });
 }
 
+/// A policy with a yearly schedule would otherwise seem to have missed its slot.
+#[test]
+fn newest_not_written_mark_of_each_prefix_is_not_forgotten() {
+    on_each(|catalog| {
+        let (alpha, a) = (host("alpha"), dataset("tank/a"));
+        catalog.replace_host(&alpha, at(0), vec![(a.clone(), listing([1]))]).unwrap();
+        let names =
+            ["H_2026-01-01_00:00:00", "H_2026-01-01_01:00:00", "Y_2025-01-01_00:00:00", "Y_2024-01-01_00:00:00"];
+        for (name, when) in names.iter().zip(1..) {
+            catalog.add_not_written(&alpha, &a, not_written(name, when)).unwrap();
+        }
+        // Of each prefix, the mark that was made last.
+        assert_eq!(catalog.forget_marks(at(1000)).unwrap(), 2);
+        let inventory = catalog.inventory().unwrap();
+        let left: Vec<_> = inventory.dataset(&alpha, &a).unwrap().not_written.iter().map(|m| m.name.as_str()).collect();
+        assert_eq!(left, [names[1], names[3]]);
+    });
+}
+
 #[test]
 fn forget_marks_keeps_marks_of_existing_snapshots() {
     on_each(|catalog| {

@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
-use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
+use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder, open};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
 use crate::config;
@@ -21,6 +21,7 @@ use crate::director::report::Report;
 use crate::director::saved::SavedPlan;
 use crate::director::service::{Service, pass_metrics};
 use crate::director::settings::DirectorSettings;
+use crate::fleet::live_status::{LiveStatus, StatusPlace};
 use crate::fleet::{Dispatcher, FleetState};
 use crate::model::PeerRole;
 use crate::policy::{CatalogConfig, Policy};
@@ -44,8 +45,8 @@ pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), 
     result
 }
 
-/// Writes into a metrics file that the last pass failed. Everything else in it stays: it is of the last pass that could do
-/// its work, and says when that was.
+/// Writes into a metrics file that the last pass failed. Everything else in it stays: it is of the last pass that could
+/// do its work, and says when that was.
 fn write_failure(file: &Path) -> anyhow::Result<()> {
     let before = std::fs::read_to_string(file).unwrap_or_default();
     let is_other = |line: &&str| !line.contains(LAST_PASS_SUCCESS) && *line != "# EOF";
@@ -147,11 +148,16 @@ async fn run_once<Z: Zfs>(
         },
     };
     let began = clock::now();
+    let before = LiveStatus::read(&StatusPlace::of(&policy.catalog), began).await;
+    let is_first_today = before.is_none_or(|live| live.began.date_naive() != began.date_naive());
     let result = once(settings, Arc::clone(&policy), dispatcher, state.clone(), saved, leadership.as_ref()).await;
     if let Some(leadership) = leadership {
         leadership.resign().await;
     }
     let report = result?;
+    if is_first_today && let Err(error) = state.forget_marks(began - FORGET_AFTER).await {
+        log::warn!("cannot delete old records from the catalog: {:#}", anyhow::Error::from(error));
+    }
     print(settings, &report);
     let written = match &settings.metrics_file {
         Some(file) => write_metrics(file, &policy, &state, &report, began).await,

@@ -1,8 +1,8 @@
 //! Assembles the pairs of one host, and determines whether they are complete.
 //!
 //! `ROOT/generation/HOST` records when the host was last listed as a whole, and how many datasets have a pair. Every
-//! transaction that writes pairs of the host also writes this pair. If a dataset's pair has a higher index, something
-//! other than zsync wrote it. If the number of pairs differs, some are missing or foreign.
+//! transaction that writes pairs of the host also writes this pair. If a dataset's pair has a higher index than
+//! this pair, something other than zsync wrote it. If the number of pairs differs, some are missing or foreign.
 
 use std::collections::BTreeMap;
 

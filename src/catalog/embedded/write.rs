@@ -9,12 +9,14 @@ use chrono::{DateTime, Utc};
 use rusqlite::{OptionalExtension, Transaction, params};
 use uuid::Uuid;
 
+use crate::catalog::dataset::newest_of_prefix;
 use crate::catalog::embedded::error::DbError;
 use crate::catalog::embedded::rows;
 use crate::catalog::embedded::rows::micros;
 use crate::catalog::{Change, Estimated, MAX_DESTROYED, MAX_OUTCOMES, Outcome};
 use crate::model::{
-    Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostListing, HostName, Marks, NotWritten, Snapshot,
+    Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostListing, HostName, Marks, NotWritten, SnapName,
+    Snapshot,
 };
 
 /// Returns the id of a host, which is inserted if it is not known.
@@ -304,7 +306,7 @@ fn add_not_written(tx: &Transaction<'_>, id: i64, mark: &NotWritten) -> Result<(
 pub(super) fn forget(tx: &Transaction<'_>, older_than: DateTime<Utc>) -> Result<usize, DbError> {
     let before = micros(older_than);
     let mut forgotten = tx.execute("DELETE FROM destroyed WHERE at < ?1", [before])?;
-    forgotten += tx.execute("DELETE FROM not_written WHERE at < ?1", [before])?;
+    forgotten += forget_not_written(tx, older_than)?;
     let mut datasets = Vec::new();
     {
         let mut statement = tx.prepare("SELECT DISTINCT dataset FROM mark WHERE at < ?1")?;
@@ -325,6 +327,30 @@ pub(super) fn forget(tx: &Transaction<'_>, older_than: DateTime<Utc>) -> Result<
     Ok(forgotten)
 }
 
+/// Deletes old `#NotWritten` marks, except the newest of each dataset and prefix.
+fn forget_not_written(tx: &Transaction<'_>, older_than: DateTime<Utc>) -> Result<usize, DbError> {
+    let mut by_dataset: BTreeMap<i64, BTreeMap<SnapName, DateTime<Utc>>> = BTreeMap::new();
+    {
+        let old = "SELECT dataset, name, at FROM not_written
+                   WHERE dataset IN (SELECT dataset FROM not_written WHERE at < ?1)";
+        let mut statement = tx.prepare(old)?;
+        let mut found = statement.query([micros(older_than)])?;
+        while let Some(row) = found.next()? {
+            let marks = by_dataset.entry(rows::integer(row, 0)?).or_default();
+            marks.insert(rows::name(row, 1)?, rows::time(row, 2)?);
+        }
+    }
+    let mut forgotten = 0;
+    let mut delete = tx.prepare_cached("DELETE FROM not_written WHERE dataset = ?1 AND name = ?2")?;
+    for (dataset, marks) in by_dataset {
+        let newest = newest_of_prefix(&marks);
+        for (name, _) in marks.iter().filter(|(name, at)| **at < older_than && !newest.contains(*name)) {
+            forgotten += delete.execute(params![dataset, name.as_str()])?;
+        }
+    }
+    Ok(forgotten)
+}
+
 /// Records how an order ended.
 pub(super) fn record_outcome(tx: &Transaction<'_>, outcome: &Outcome) -> Result<(), DbError> {
     let Outcome { order_id, at, host, action, dataset, snapshot, to, success, status, bytes, seconds, error, hint } =
@@ -339,7 +365,7 @@ pub(super) fn record_outcome(tx: &Transaction<'_>, outcome: &Outcome) -> Result<
         host.as_str(),
         action.to_string(),
         dataset.as_ref().map(DatasetName::as_str),
-        snapshot.as_ref().map(crate::model::SnapName::as_str),
+        snapshot.as_ref().map(SnapName::as_str),
         to.as_ref().map(|to| to.host.as_str()),
         to.as_ref().map(|to| to.dataset.as_str()),
         success,
