@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::catalog::{Holder, file};
+use crate::catalog::{CatalogError, Holder, file};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
 use crate::config::{self, Fingerprint};
@@ -42,7 +42,17 @@ pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), E
     let (policy, fingerprint) = load(&settings)?;
     let shared = Arc::new(policy.clone());
     // While this holds the catalog, a pass from cron does nothing.
-    let state = open_catalog(&shared, Holder::Pass).await.map_err(Error::unable)?;
+    let state = open_catalog(&shared, Holder::Pass).await.map_err(|error| match error {
+        // Stopping a director in order to preview what it does would be a poor way out.
+        CatalogError::Locked { pid, .. } => {
+            let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
+            Error::unable(anyhow::anyhow!(
+                "cannot ask the agents while another zsync{pid} is using the catalog; hint: add --dry-run, which asks nobody \
+                 and plans from the catalog"
+            ))
+        }
+        error => Error::unable(error),
+    })?;
     let tls = load_tls(&shared).map_err(Error::unable)?;
     // A preview publishes nothing: this host's agent or director does that.
     let own = OwnHost { name: &settings.host, local: &settings.local_file, state: None };

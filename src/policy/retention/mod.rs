@@ -112,6 +112,9 @@ impl Period {
         ("month", Self::Month),
         ("year", Self::Year),
     ];
+    /// Units as they are written in durations elsewhere, as in `30d`.
+    const SHORT: &'static [(&'static str, &'static str)] =
+        &[("min", "minute"), ("h", "hour"), ("d", "day"), ("w", "week"), ("y", "year")];
     const NAMES: &'static str = "minute, hour, day, week, month or year";
 
     fn parse(word: &str) -> Option<Self> {
@@ -196,16 +199,27 @@ impl Rule {
         }
         let (mut at, mut word) = next("the window")?;
         let mut length = 1;
-        if let Some(n) = number(word) {
+        let digits = word.len() - word.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        if let Some(n) = number(&word[..digits]) {
             if n == 0 || n > MAX_NUMBER {
-                return Err((at, format!("the window's count is not from 1 to {MAX_NUMBER}")));
+                return Err((at.start..at.start + digits, format!("the window's count is not from 1 to {MAX_NUMBER}")));
             }
             length = n;
-            (at, word) = next("the window's unit")?;
+            (at, word) = match &word[digits..] {
+                "" => next("the window's unit")?,
+                unit => (at.start + digits..at.end, unit),
+            };
         }
-        let singular = word.strip_suffix('s').unwrap_or(word);
+        let singular = Period::SHORT.iter().find(|(short, _)| *short == word);
+        let singular = singular.map_or(word.strip_suffix('s').unwrap_or(word), |(_, name)| name);
         let Some(unit) = Period::parse(singular) else {
-            return Err((at, format!("{word:?} is not a unit of time; expected {}, or their plurals", Period::NAMES)));
+            return Err((
+                at,
+                format!(
+                    "{word:?} is not a unit of time; expected {}, their plurals, or min, h, d, w or y",
+                    Period::NAMES
+                ),
+            ));
         };
         if let Some((at, word)) = words.next() {
             return Err((at.start..text.trim_ascii_end().len(), format!("{word:?} is unexpected; {SHAPE}")));

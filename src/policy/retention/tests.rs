@@ -33,6 +33,9 @@ fn valid_rules_parse() {
         ("  5   in\tlast   2 weeks ", 5, None, TimeDelta::days(14)),
         ("5 in last days", 5, None, TimeDelta::days(1)),
         ("5 in last 2 minute", 5, None, TimeDelta::minutes(2)),
+        ("1/day in last 30d", 1, Some(Period::Day), TimeDelta::days(30)),
+        ("5 in last 6h", 5, None, TimeDelta::hours(6)),
+        ("5 in last 2weeks", 5, None, TimeDelta::days(14)),
         ("1000000/year in last 1000000 years", 1_000_000, Some(Period::Year), TimeDelta::days(366_000_000)),
     ] {
         let rule = Rule::parse(text).unwrap_or_else(|e| panic!("{text}: {e:?}"));
@@ -73,6 +76,8 @@ fn error_points_at_the_invalid_word() {
         ("1/day in last 9999999 years", "9999999", "the window's count is not from 1"),
         ("1/day in last fortnight", "fortnight", "\"fortnight\" is not a unit of time"),
         ("1/day in last 3 sols", "sols", "\"sols\" is not a unit of time"),
+        ("1/day in last 3m", "m", "\"m\" is not a unit of time"),
+        ("1/day in last 0d", "0", "the window's count is not from 1"),
         ("1/day in last 3 dayss", "dayss", "\"dayss\" is not a unit of time"),
         ("1/day in last week or so", "or so", "\"or\" is unexpected"),
         ("1/day in last wöche", "wöche", "\"wöche\" is not a unit of time"),

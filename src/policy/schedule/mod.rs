@@ -159,6 +159,9 @@ fn parse(text: &str) -> Result<Schedule, String> {
     };
     let fields: Vec<&str> = expanded.split_whitespace().collect();
     if fields.len() != FIELDS.len() {
+        if NICKNAMES.iter().any(|(name, _)| name[1..].eq_ignore_ascii_case(text)) {
+            return Err(format!("the name lacks its @; hint: write \"@{}\"", text.to_lowercase()));
+        }
         let found = fields.len();
         return Err(format!("expected five fields (minute, hour, day of month, month and day of week), found {found}"));
     }

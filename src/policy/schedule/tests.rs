@@ -117,7 +117,8 @@ fn invalid_schedule_is_rejected_with_reason() {
         ("0 0 31 4,6,9,11 *", "it never fires"),
         ("@reboot", "@reboot is not a time"),
         ("@every 5m", "the known names are @hourly, @daily, @midnight, @weekly, @monthly, @yearly, @annually"),
-        ("hourly", "found 1"),
+        ("hourly", "write \"@hourly\""),
+        ("0", "found 1"),
         ("* * * * * ; rm", "found 7"),
         ("٣ * * * *", "is not a number"),
     ] {
