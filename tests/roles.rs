@@ -584,3 +584,24 @@ fn listing_reports_pools_that_cannot_be_listed_and_counts_datasets() {
     let unlisted: Vec<_> = facts.iter().flat_map(|f| &f.unlisted).collect();
     assert_eq!(unlisted, [(&"usb".to_owned(), &"the pool is not imported".to_owned())]);
 }
+
+/// A child is sent first, and the slave makes the dataset that contains its copy. Later the parent is sent as well.
+#[test]
+fn dataset_that_slave_made_for_child_gives_way_to_copy_of_parent() {
+    let pair =
+        Pair::with_destination(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "sources": ["alpha"] } ] }"#);
+    let first = pair.take("S_1");
+    let child = DirectorsOrder { dest_dataset: "pool/copy/child".into(), ..pair.send_order(first) };
+    assert!(pair.carry_out(&child).0.is_success);
+    let made = pair.beta.dataset(&ds("pool/copy")).unwrap();
+    assert!(made.snapshots.is_empty());
+    let response = pair.send(first);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert_eq!((pair.copy(), guids(&pair.beta, "pool/copy/child")), (vec![first], vec![first]));
+    // One that somebody has used does not.
+    let other = DirectorsOrder { dest_dataset: "pool/used/child".into(), ..pair.send_order(first) };
+    assert!(pair.carry_out(&other).0.is_success);
+    runtime::block_on(pair.beta.set(&ds("pool/used"), "canmount", "on")).unwrap();
+    let refused = pair.carry_out(&DirectorsOrder { dest_dataset: "pool/used".into(), ..pair.send_order(first) }).0;
+    assert!(!refused.is_success && refused.error.contains("exists without a snapshot"), "{refused:?}");
+}

@@ -194,8 +194,8 @@ impl<'a> Pass<'a> {
     fn exists(&self, incoming: &IncomingSend) -> bool {
         match self.known(&incoming.source) {
             KnownDataset::Present(_) => true,
-            // While a host or a pool is away, its datasets have not ceased to exist. If a copy took snapshots of its own
-            // meanwhile, it would diverge from its source.
+            // While a host or a pool is away, its datasets have not ceased to exist. If a copy took snapshots of its
+            // own meanwhile, it would diverge from its source.
             KnownDataset::Unlisted => true,
             KnownDataset::Absent => false,
         }

@@ -1,4 +1,4 @@
-//! `zsync clean`: deletes old records from the catalog, as the running director does by itself once a day.
+//! `zsync clean`: deletes old records from the catalog, as the director does by itself once a day.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::sys::{clock, runtime};
 
 /// Arguments of `zsync clean`.
 #[derive(Args, Debug)]
-#[command(after_help = "A director that runs continuously does this once a day for records older than 30 days.\n\n\
+#[command(after_help = "A director does this by itself once a day, for records older than 30 days.\n\n\
                         Exit status: 0 success; 2 nothing could be done.")]
 pub struct CleanArgs {
     /// The policy's file, which names the catalog.

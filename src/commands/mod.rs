@@ -26,7 +26,8 @@ use crate::cli::logging;
 #[derive(Debug, Parser)]
 #[command(name = "zsync", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "One machine:  zsync director --once      (from cron; nothing else has to run)\n\
-                        Fleet:        zsync agent on each host with datasets, zsync slave on each host that receives,\n\
+                        Fleet:        zsync agent on each host with datasets,\n\
+                        \u{20}             zsync slave on each host that receives,\n\
                         \u{20}             zsync director on one host\n\
                         Preview:      zsync plan --dry-run\n\
                         Status:       zsync status\n\

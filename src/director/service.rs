@@ -228,7 +228,15 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 }
             }
         }
-        all_failures.extend(failures(report).map(|failure| (failure.subject(), hint::join(&failure, failure.hint()))));
+        for failure in failures(report) {
+            let text = hint::join(&failure, failure.hint());
+            // Two failures may have the same subject.
+            let same: &mut String = all_failures.entry(failure.subject()).or_default();
+            if !same.is_empty() {
+                same.push_str("; and ");
+            }
+            same.push_str(&text);
+        }
         self.failures.update(all_failures);
         for outcome in report.outcomes.iter().filter(|outcome| outcome.success) {
             log::info!("{}", summary::outcome_line(outcome));

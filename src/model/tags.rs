@@ -29,6 +29,10 @@ pub const EXCLUDE: &str = "zsync:exclude";
 /// The property of a clone that zsync made: the guid of the dataset whose newest snapshot it follows.
 pub const CLONE: &str = "zsync:clone";
 
+/// The property of a dataset that zsync made only to contain others: the dataset's own name, which shows whether the
+/// value was inherited.
+pub const PARENT: &str = "zsync:parent";
+
 /// The prefix of a role in a certificate, where it is the URI of a subject alternative name: `zsync:role:agent`. Any CA
 /// can issue such a certificate.
 pub const ROLE: &str = "zsync:role:";
@@ -150,7 +154,7 @@ pub fn newest_sent(inventory: &DatasetInventory, to: &Place) -> Option<Guid> {
 }
 
 /// The cursors for `to` that are no longer needed once there is one at `guid` for `copy`: those of earlier transfers to
-/// the same copy, and those of all copies but the [`MAX_COPIES`] to which the dataset was sent last.
+/// the same copy, and those of all copies but the `MAX_COPIES` to which the dataset was sent last.
 #[must_use]
 pub fn old_cursors(inventory: &DatasetInventory, to: &Place, guid: Guid, copy: Option<Guid>) -> Vec<SnapName> {
     let mut others: Vec<Guid> = Vec::new();

@@ -188,7 +188,10 @@ impl<Z: Zfs> Session<'_, Z> {
         let (receiver, order, none) = (&self.slave.receiver, self.order, Counter::default());
         match step {
             Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
-                let overwrite = overwrite && order.rollback_if_needed;
+                let found = self.destination.found.as_ref();
+                let may_replace = order.rollback_if_needed
+                    || receiver.is_placeholder(&order.dest_dataset, found).await.map_err(OrderError::from)?;
+                let overwrite = overwrite && may_replace;
                 let name = snapshot_name;
                 let incoming = IncomingStream { guid, name, create, overwrite, cloned, flags, properties };
                 let listing = ListingAfterStep::Listed(self.receive(&incoming).await?);

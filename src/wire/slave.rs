@@ -77,6 +77,9 @@ pub struct DestinationInfo {
     /// Whether the order's `CloneOf` exists, and may be cloned.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub has_origin: bool,
+    /// Whether the dataset is empty, and the slave made it only to contain others. Then it gives way to the copy.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_placeholder: bool,
     /// Whether frames may be compressed with zstd.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takes_zstd: bool,

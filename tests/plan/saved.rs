@@ -362,5 +362,5 @@ fn plan_reports_unreachable_host_and_covers_the_rest() {
 fn plan_from_agents_is_refused_while_director_runs() {
     let fixture = Fixture::new();
     let _director = EmbeddedCatalog::open(&fixture.path("catalog")).unwrap();
-    refused(fixture.survey(), "another director");
+    refused(fixture.survey(), "another zsync");
 }

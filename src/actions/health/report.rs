@@ -116,8 +116,8 @@ const PASS_WARNING: TimeDelta = TimeDelta::hours(25);
 const PASS_CRITICAL: TimeDelta = TimeDelta::hours(49);
 
 impl Health {
-    /// Adds a finding if the director's last pass ended too long ago. Without passes nothing is taken, sent or pruned, and
-    /// what the catalog says is as old as the last one.
+    /// Adds a finding if the director's last pass ended too long ago. Without passes nothing is taken, sent or pruned,
+    /// and what the catalog says is as old as the last one.
     pub fn judge_pass(&mut self, ended: DateTime<Utc>) {
         let age = self.at - ended;
         let found = |(limit, severity)| Finding::NoPass { age, limit, severity };

@@ -14,7 +14,7 @@ use crate::zfs::{Depth, Zfs};
 impl<Z: Zfs> Transfer<'_, Z> {
     /// Whether a receive may replace a destination without snapshots.
     pub(super) fn may_replace(&self) -> bool {
-        remedy(&Trouble::Bare, self.plan.allowed) == Remedy::Replace
+        self.peer.place().is_placeholder || remedy(&Trouble::Bare, self.plan.allowed) == Remedy::Replace
     }
 
     /// Applies a remedy that the order allows, each remedy at most once. The next step is then planned from the result.

@@ -267,8 +267,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
                 if written.is_after_common(&self.ours) {
                     return self.resolve(&written).await;
                 }
-                // Meanwhile, somebody took a snapshot there that the source does not have. Rolling back to it would lose
-                // what was written since, and not help. So the transfer is planned again from what is there now.
+                // Meanwhile, somebody took a snapshot there that the source does not have. Rolling back to it would
+                // lose what was written since, and not help. So the transfer is planned again from what is there now.
                 Ok(StepOutcome::new(Ok(()), self.theirs.clone()))
             }
             (result, _) => Ok(StepOutcome::new(result, destination)),

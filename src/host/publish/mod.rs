@@ -1,5 +1,5 @@
-//! Publishes a host in Consul: its records (`publisher`) and its services (`presence`). `fences` remembers which
-//! directors the host has obeyed.
+//! Publishes a host in Consul: its records (`publisher`) and its services (`presence`). `fences` recognises
+//! orders of a director that has lost its lock.
 
 pub mod fences;
 pub mod presence;

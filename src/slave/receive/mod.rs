@@ -17,17 +17,13 @@ use crate::host::publish::publisher::Publisher;
 use crate::host::queue::TransferQueue;
 use crate::host::{clones, hooks};
 use crate::model::Place;
+use crate::model::tags::{EXCLUDE, FLAGS, PARENT};
 use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, ResponseStatus, SendFlags, SnapName,
 };
 use crate::policy::{Denied, Local};
 use crate::wire::{CloneOf, DestinationInfo, OrderToSlave};
 use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError};
-
-/// The property of a copy that records the flags of its streams.
-const FLAGS: &str = "zsync:flags";
-/// The property that makes zsync leave a dataset alone.
-const EXCLUDE: &str = "zsync:exclude";
 
 /// Receives streams on a host.
 pub struct Receiver<Z> {
@@ -164,7 +160,25 @@ impl<Z: Zfs> Receiver<Z> {
             _ => false,
         };
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
-        Ok(DestinationInfo { encrypts, wants_properties, has_origin, ..DestinationInfo::default() })
+        let is_placeholder = self.is_placeholder(dataset, found).await?;
+        Ok(DestinationInfo { encrypts, wants_properties, has_origin, is_placeholder, ..DestinationInfo::default() })
+    }
+
+    /// Whether a dataset is one that zsync made only to contain others, and nobody has used since. Such a dataset gives
+    /// way to a copy: otherwise, zsync would be in its own way.
+    pub(crate) async fn is_placeholder(
+        &self,
+        dataset: &DatasetName,
+        found: Option<&DatasetInventory>,
+    ) -> Result<bool, ZfsError> {
+        // ZFS does not replace an encrypted filesystem.
+        let may_be = |found: &&DatasetInventory| found.snapshots.is_empty() && !found.encrypted;
+        if found.filter(may_be).is_none_or(|found| found.resume_token.is_some()) {
+            return Ok(false);
+        }
+        let properties = self.zfs.properties(dataset).await?;
+        let is = |property: &str, value: &str| properties.get(property).is_some_and(|found| found == value);
+        Ok(is(PARENT, dataset.as_str()) && is("canmount", "off") && is("mountpoint", "none"))
     }
 
     /// The local name of the snapshot that the order's clone is made of, if it exists and the sender may see it.
@@ -186,7 +200,7 @@ impl<Z: Zfs> Receiver<Z> {
     ) -> Result<ReceiveSpec, OrderError> {
         let dataset = &order.dest_dataset;
         let entry = self.local.permission_to_receive(dataset, &order.source)?;
-        if incoming.overwrite {
+        if incoming.overwrite && !self.is_placeholder(dataset, self.list(dataset).await?.as_ref()).await? {
             self.local.permission_to_destroy(dataset)?;
         }
         let origin = match &order.clone_of {

@@ -1,5 +1,6 @@
 //! Builds the arguments of commands that change datasets and snapshots.
 
+use crate::model::tags::PARENT;
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::Named;
 use crate::zfs::argv::words::words;
@@ -156,9 +157,12 @@ pub(crate) fn abort_receive(dataset: &DatasetName) -> Vec<String> {
     vec!["receive".to_owned(), "-A".to_owned(), dataset.to_string()]
 }
 
-/// Creates a dataset that only contains others.
-pub(crate) fn create_ancestor(dataset: &DatasetName) -> Vec<String> {
+/// Creates a dataset that only contains others; `marked` as one that gives way to a copy.
+pub(crate) fn create_ancestor(dataset: &DatasetName, marked: bool) -> Vec<String> {
     let mut argv = words(&["create", "-o", "canmount=off", "-o", "mountpoint=none"]);
+    if marked {
+        argv.extend(["-o".to_owned(), format!("{PARENT}={dataset}")]);
+    }
     argv.push(dataset.to_string());
     argv
 }

@@ -311,7 +311,13 @@ impl Zfs for System {
             });
         }
         for name in missing.iter().rev() {
-            self.runner.run_unless(&argv::create_ancestor(name), ErrorKind::Exists).await?;
+            match self.runner.run_unless(&argv::create_ancestor(name, true), ErrorKind::Exists).await {
+                // An ordinary user may be permitted to create datasets, and not to set user properties.
+                Err(error) if error.kind == ErrorKind::Permission => {
+                    self.runner.run_unless(&argv::create_ancestor(name, false), ErrorKind::Exists).await?;
+                }
+                created => created?,
+            }
         }
         Ok(())
     }
