@@ -25,7 +25,7 @@ use serde::de::DeserializeOwned;
 use zsync::agent::Agent;
 use zsync::commands::tls::{Wanted, mint, mint_ca};
 use zsync::config::{parse_local, parse_policy};
-use zsync::model::{Action, DatasetName, HostName, Prefix, Record, SendFlags, SnapName};
+use zsync::model::{Action, DatasetName, Guid, HostName, Prefix, Record, SendFlags, SnapName};
 use zsync::server::acceptor::Role;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -33,8 +33,9 @@ use zsync::transport::tls::{certificate, certificates_in};
 use zsync::wire::codec::{Conn, LARGEST_FRAME, StreamEnd};
 use zsync::wire::{AgentLine, Alive, DirectorsOrder, ListUuids, OrderToSlave, Response, Step};
 use zsync::zfs::fake::Fake;
+use zsync::zfs::inspect::StreamInspector;
 use zsync::zfs::parse::UserProperties;
-use zsync::zfs::{DatasetColumns, SendFrom, SendSpec, Zfs, parse};
+use zsync::zfs::{DatasetColumns, ExpectedStream, Inspect, SendFrom, SendSpec, Zfs, parse};
 
 /// The number of targets, which share the inputs.
 const TARGETS: u64 = 12;
@@ -401,6 +402,53 @@ fn value_of_user_property_affects_only_its_dataset() {
             let is_other = name.as_str() != "tank/b" && names.contains(&name.as_str());
             assert!(!is_other || matches!(values, UserProperties::Clear("-", "-") | UserProperties::Ambiguous));
         }
+    });
+}
+
+/// A record of a `zfs send` stream with these integers at these places, and its payload.
+fn record(kind: u32, fields: &[(usize, u64)], payload: usize) -> Vec<u8> {
+    let mut bytes = vec![0; 312];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    for (at, value) in fields {
+        bytes[*at..*at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes.extend(std::iter::repeat_n(7, payload));
+    bytes
+}
+
+/// An inspected stream is refused or passes alike, however it is cut into pieces; and where it passes, every package in it
+/// is without a payload.
+#[test]
+fn inspection_of_streams_does_not_depend_on_pieces() {
+    let begin = |header: u64, from: u64, to: u64, payload: u64| {
+        record(
+            0,
+            &[(4, payload), (8, 0x2_F5BA_CBAC), (16, header), (40, to), (48, from)],
+            usize::try_from(payload).unwrap(),
+        )
+    };
+    let (end, write) = (record(5, &[], 0), record(3, &[(32, 100)], 100));
+    let seeds = [
+        [begin(1, 3, 4, 0), write.clone(), end.clone()].concat(),
+        [begin(2, 0, 0, 0), end.clone(), begin(1, 3, 4, 0), end.clone(), begin(1, 4, 5, 0), write, end.clone()]
+            .concat(),
+        [begin(2, 0, 0, 64), end.clone(), begin(1, 0, 4, 0), end].concat(),
+    ];
+    let expected = ExpectedStream { bases: [Guid(3)].into(), guid: Some(Guid(5)), may_be_raw: false };
+    fuzz("streams", &seeds, |bytes| {
+        let inspect = |piece: usize| {
+            let mut inspector = StreamInspector::new(expected.clone());
+            bytes.chunks(piece).try_for_each(|piece| inspector.feed(piece))
+        };
+        let whole = inspect(bytes.len().max(1));
+        for piece in [1, 7, 312, 1000] {
+            assert_eq!(inspect(piece), whole, "pieces of {piece}");
+        }
+        let header = bytes.get(..24).filter(|_| bytes.len() >= 312 && whole.is_ok());
+        assert!(
+            header.is_none_or(|header| header[16] & 3 != 2 || header[4..8] == [0; 4]),
+            "a package with a payload passed"
+        );
     });
 }
 
