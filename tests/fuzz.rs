@@ -434,7 +434,8 @@ fn inspection_of_streams_does_not_depend_on_pieces() {
             .concat(),
         [begin(2, 0, 0, 64), end.clone(), begin(1, 0, 4, 0), end].concat(),
     ];
-    let expected = ExpectedStream { bases: [Guid(3)].into(), guid: Some(Guid(5)), may_be_raw: false };
+    let expected =
+        ExpectedStream { bases: [Guid(3)].into(), guid: Some(Guid(5)), may_be_raw: false, may_be_clone: false };
     fuzz("streams", &seeds, |bytes| {
         let inspect = |piece: usize| {
             let mut inspector = StreamInspector::new(expected.clone());

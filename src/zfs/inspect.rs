@@ -25,6 +25,8 @@ pub struct ExpectedStream {
     pub guid: Option<Guid>,
     /// Whether its blocks may be raw.
     pub may_be_raw: bool,
+    /// Whether it may be the stream of a clone.
+    pub may_be_clone: bool,
 }
 
 /// Inspects the streams of `zfs send`.
@@ -44,6 +46,8 @@ struct Progress {
     dataset: Option<String>,
     /// The guid of the last snapshot that began.
     last: Option<u64>,
+    /// The guids of all snapshots that began.
+    begun: BTreeSet<u64>,
     /// Whether a stream has begun and not ended.
     is_open: bool,
 }
@@ -97,6 +101,17 @@ impl Progress {
             self.is_package = true;
             return Ok(());
         }
+        // zfs receive skips a snapshot that it has already, and then may read the data of the stream as records: everything
+        // that was refused above could be hidden there. OpenZFS: `recv_skip` in libzfs_sendrecv.c.
+        if begin.to == 0 || expected.bases.contains(&Guid(begin.to)) || !self.begun.insert(begin.to) {
+            return Err(format!("it contains the snapshot {}, which is there already", begin.to));
+        }
+        if begin.has_payload && !begin.is_raw && !begin.is_resumed {
+            return Err("it begins with a payload".into());
+        }
+        if begin.is_clone && !expected.may_be_clone {
+            return Err("it is the stream of a clone, but was not announced as such".into());
+        }
         if begin.is_redacted {
             return Err("it is redacted".into());
         }
@@ -104,6 +119,9 @@ impl Progress {
             return Err("it is raw, but was not announced as such".into());
         }
         match self.last {
+            _ if self.is_package && expected.guid.is_none() => {
+                return Err("it is a package where an interrupted stream was to be resumed".into());
+            }
             Some(_) if !self.is_package => return Err("another stream follows its end".into()),
             Some(last) if begin.from != last => return Err("its snapshots do not follow each other".into()),
             Some(_) => {}
@@ -131,7 +149,7 @@ mod tests {
 
     fn of(bases: &[u64], guid: Option<u64>) -> ExpectedStream {
         let bases = bases.iter().copied().map(Guid).collect();
-        ExpectedStream { bases, guid: guid.map(Guid), may_be_raw: false }
+        ExpectedStream { bases, guid: guid.map(Guid), may_be_raw: false, may_be_clone: false }
     }
 
     fn stream(from: u64, to: u64) -> Vec<u8> {
@@ -172,6 +190,13 @@ mod tests {
         assert!(refused(&[stream(0, 5)], &of(&[3], Some(5))).contains("full stream"));
         assert!(refused(&[stream(9, 5)], &of(&[3], Some(5))).contains("does not have"));
         assert!(refused(&[stream(9, 5)], &full).contains("does not have"));
+        // What zfs receive skips, with something hidden in its data.
+        let again = |to| [made::begin(1, "tank/a@s", (3, to), 0, 24), made::write(), made::end()].concat();
+        assert!(refused(&[package(0), again(3)], &of(&[3], Some(5))).contains("there already"));
+        assert!(refused(&[package(0), stream(0, 4), stream(4, 4)], &full).contains("there already"));
+        assert!(refused(&[package(0), stream(0, 0)], &full).contains("there already"));
+        assert!(refused(&[made::begin(1, "tank/a@s", (0, 5), 0, 24)], &full).contains("payload"));
+        assert!(refused(&[package(0), stream(3, 5)], &of(&[3], None)).contains("resumed"));
         let [_, redacted, raw] = made::FEATURES;
         assert!(refused(&[made::begin(1, "a@s", (0, 5), redacted, 0)], &full).contains("redacted"));
         assert!(refused(&[made::begin(1, "a@s", (0, 5), raw, 0)], &full).contains("raw"));

@@ -10,8 +10,8 @@ use std::fmt;
 const RECORD: usize = 312;
 /// The magic number of a record that begins a stream.
 const MAGIC: u64 = 0x2_F5BA_CBAC;
-/// The longest payload. ZFS' largest block and the nvlists of packages are far smaller.
-const MAX_PAYLOAD: u64 = 64 << 20;
+/// The longest payload: ZFS' largest block. `zfs receive` skips what it does not want with a buffer of this size.
+const MAX_PAYLOAD: u64 = 16 << 20;
 
 /// Where the payload length of a record of each type is.
 mod kind {
@@ -54,6 +54,8 @@ pub struct Begin {
     pub is_redacted: bool,
     /// Whether the blocks are raw.
     pub is_raw: bool,
+    /// Whether the dataset is a clone (`DRR_FLAG_CLONE`), whose origin `zfs receive` searches in the whole pool.
+    pub is_clone: bool,
 }
 
 /// A record that delimits streams. All others are data.
@@ -220,6 +222,7 @@ impl Record<'_> {
             is_resumed: features & RESUMING != 0,
             is_redacted: features & REDACTED != 0,
             is_raw: features & RAW != 0,
+            is_clone: self.u32(36) & 1 != 0,
         })
     }
 }
@@ -317,6 +320,7 @@ mod tests {
             is_resumed: true,
             is_redacted: false,
             is_raw: true,
+            is_clone: false,
         };
         for piece in [1, 7, 311, 312, 313, 4096, stream.len()] {
             assert_eq!(read(&stream, piece).unwrap(), [Delimiter::Begin(begin.clone()), Delimiter::End], "{piece}");
