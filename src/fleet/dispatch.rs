@@ -228,7 +228,7 @@ impl<Z: Zfs> Dispatcher<Z> {
                 Ok(response) => return response,
                 Err(error) => error,
             };
-            if let Err(failure) = pause(&mut retry, host, order, &error).await {
+            if let Err(failure) = self.pause(&mut retry, policy, host, order, &error).await {
                 return *failure;
             }
         }
@@ -252,10 +252,48 @@ impl<Z: Zfs> Dispatcher<Z> {
                 },
                 Err(error) => error,
             };
-            if let Err(failure) = pause(&mut retry, host, &order, &error).await {
+            if let Err(failure) = self.pause(&mut retry, policy, host, &order, &error).await {
                 return (*failure, Vec::new());
             }
         }
+    }
+
+    /// Waits before the next attempt after a temporary error. Otherwise returns the response for a host that did not
+    /// answer.
+    async fn pause(
+        &self,
+        retry: &mut Retry,
+        policy: &Policy,
+        host: &HostName,
+        order: &DirectorsOrder,
+        error: &anyhow::Error,
+    ) -> Result<(), Box<Response>> {
+        let is_temporary = error.downcast_ref().is_none_or(TransportError::is_temporary)
+            && error.downcast_ref().is_none_or(WireError::is_temporary);
+        let is_down = error.downcast_ref().is_some_and(|error| !matches!(error, TransportError::Tls { .. }));
+        let mut error = format!("{error:#}");
+        if is_down {
+            let has_address = policy.hosts.get(host).is_some_and(|h| h.address.is_some());
+            error = hint::join(error, Some(&self.way_to(host, has_address)));
+        }
+        let Some(pause) = retry.pause().filter(|_| is_temporary) else {
+            let failure = Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, error);
+            return Err(Box::new(Response { temporary: true, ..failure }));
+        };
+        log::debug!("{host}: retrying in {pause:.1?}: {error}");
+        runtime::sleep(pause).await;
+        Ok(())
+    }
+
+    /// What to check if a host cannot be reached.
+    fn way_to(&self, host: &HostName, has_address: bool) -> String {
+        if has_address || self.own.is_ok() && *host == self.here {
+            return format!("check that zsync agent is running on {host}");
+        }
+        format!(
+            "check that zsync agent is running on {host}, and the host's name in server.json: this host is called {}",
+            self.here
+        )
     }
 
     /// Sends one order to a host's agent once. An error means that the host did not answer.
@@ -313,30 +351,6 @@ fn missing_datasets(response: &Response, facts: &[Facts]) -> Option<String> {
     let expected = response.datasets.filter(|_| response.is_success)?;
     let arrived = facts.iter().filter_map(|fact| fact.listing.as_ref()).filter(|part| !part.continued).count() as u64;
     (arrived != expected).then(|| format!("{arrived} of {expected} datasets arrived"))
-}
-
-/// Waits before the next attempt after a temporary error. Otherwise returns the response for a host that did not
-/// answer.
-async fn pause(
-    retry: &mut Retry,
-    host: &HostName,
-    order: &DirectorsOrder,
-    error: &anyhow::Error,
-) -> Result<(), Box<Response>> {
-    let is_temporary = error.downcast_ref().is_none_or(TransportError::is_temporary)
-        && error.downcast_ref().is_none_or(WireError::is_temporary);
-    let is_down = error.downcast_ref().is_some_and(|error| !matches!(error, TransportError::Tls { .. }));
-    let mut error = format!("{error:#}");
-    if is_down {
-        error = hint::join(error, Some(&format!("check that zsync agent is running on {host}")));
-    }
-    let Some(pause) = retry.pause().filter(|_| is_temporary) else {
-        let failure = Response::failure(Some(order.order_uuid), ResponseStatus::Unreachable, error);
-        return Err(Box::new(Response { temporary: true, ..failure }));
-    };
-    log::debug!("{host}: retrying in {pause:.1?}: {error}");
-    runtime::sleep(pause).await;
-    Ok(())
 }
 
 async fn over_tcp(

@@ -45,6 +45,8 @@ pub(super) struct Line<'a> {
     #[serde(default)]
     pub excluded: Option<bool>,
     #[serde(default)]
+    pub append_only: Option<bool>,
+    #[serde(default)]
     pub send_flags: Option<SendFlags>,
     /// `Some(None)` if the value is `null`, `None` if the key is missing.
     #[serde(default, deserialize_with = "null_or_value")]

@@ -7,7 +7,7 @@
 //!   snapshot;
 //! - the same keys with a `name` that begins with `#`: a bookmark;
 //! - `host`, `dataset`, `name`, `creation` and the flag `#NotWritten`: a slot in which no snapshot was taken;
-//! - `host`, `dataset` (and `kind`, `guid`, `written`, `encrypted`, `resume_token`, `origin`, `excluded`,
+//! - `host`, `dataset` (and `kind`, `guid`, `written`, `encrypted`, `resume_token`, `origin`, `excluded`, `append_only`,
 //!   `send_flags`): a dataset, which may have no snapshots;
 //! - `host`, `observed`: when the host was listed; `null` for a host that was not listed.
 //!

@@ -200,7 +200,7 @@ fn refuse_keys(kind: &str, foreign: &[(&str, bool)]) -> Result<(), String> {
     }
 }
 
-fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 7] {
+fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 8] {
     [
         ("kind", line.kind.is_some()),
         ("written", line.written.is_some()),
@@ -208,6 +208,7 @@ fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 7] {
         ("resume_token", line.resume_token.is_some()),
         ("origin", line.origin.is_some()),
         ("excluded", line.excluded.is_some()),
+        ("append_only", line.append_only.is_some()),
         ("send_flags", line.send_flags.is_some()),
     ]
 }
@@ -244,6 +245,7 @@ impl FileDataset {
         self.inventory.resume_token = line.resume_token;
         self.inventory.origin = line.origin.map(|text| text.parse().map_err(|e| format!("origin: {e}"))).transpose()?;
         self.inventory.excluded = line.excluded.unwrap_or_default();
+        self.inventory.append_only = line.append_only;
         self.inventory.flags = line.send_flags;
         Ok(())
     }

@@ -189,7 +189,7 @@ prop_compose! {
             encrypted,
             origin: volume.then(|| "tank/o@x".parse().unwrap()),
             excluded: encrypted,
-            append_only: None,
+            append_only: encrypted.then_some(true),
             flags: encrypted.then_some(crate::model::SendFlags::Raw),
             resume_token,
             unchanged: None,

@@ -33,6 +33,8 @@ struct DatasetRecord<'a> {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     excluded: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
+    append_only: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     send_flags: Option<SendFlags>,
 }
 
@@ -86,7 +88,8 @@ fn write_dataset(
     dataset: &DatasetName,
     listed: &DatasetInventory,
 ) -> io::Result<()> {
-    let DatasetInventory { kind, guid, written, encrypted, origin, excluded, flags, resume_token, .. } = listed;
+    let DatasetInventory { kind, guid, written, encrypted, origin, excluded, flags, .. } = listed;
+    let DatasetInventory { resume_token, append_only, .. } = listed;
     let DatasetInventory { snapshots, bookmarks, not_written, .. } = listed;
     let record = DatasetRecord {
         host,
@@ -98,6 +101,7 @@ fn write_dataset(
         resume_token: resume_token.as_deref(),
         origin: origin.as_ref().map(|origin| origin.dataset.at(&origin.name)),
         excluded: *excluded,
+        append_only: *append_only,
         send_flags: *flags,
     };
     write_line(out, &record)?;
