@@ -424,6 +424,9 @@ survived() {
   lab_cases_failed=$lab_failed
 }
 
+# lab_join_hints FILE: appends the hint of each error, which has a line of its own, to the error.
+lab_join_hints() { sed -i -z 's/\n  hint: /; hint: /g' "$1"; }
+
 # The end of every scenario.
 lab_done() {
   if [[ $lab_catalog ]]; then
