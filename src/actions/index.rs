@@ -17,8 +17,6 @@ pub(super) struct Claim {
 pub(super) struct IncomingSend {
     pub claim: Claim,
     pub source: Place,
-    /// Whether the policy names exactly these two datasets, and not datasets above them.
-    pub named: bool,
 }
 
 /// A dataset to which another one is sent according to the policy.
@@ -219,7 +217,7 @@ impl<'a> IndexedPolicy<'a> {
                 let itself = source.host == *host && source.dataset == *dataset;
                 let prefix = &self.snapshot_policy(claim).prefix;
                 if !itself && self.governing(&source.host, &source.dataset, prefix) == Some(claim) {
-                    all.push(IncomingSend { claim, source, named: below.is_empty() });
+                    all.push(IncomingSend { claim, source });
                 }
             }
         }

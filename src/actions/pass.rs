@@ -192,13 +192,9 @@ impl<'a> Pass<'a> {
 
     /// Whether the source of a send exists. It is assumed to exist unless its host and its pool were listed.
     fn exists(&self, incoming: &IncomingSend) -> bool {
-        match self.known(&incoming.source) {
-            KnownDataset::Present(_) => true,
-            // While a host or a pool is away, its datasets have not ceased to exist. If a copy took snapshots of its
-            // own meanwhile, it would diverge from its source.
-            KnownDataset::Unlisted => true,
-            KnownDataset::Absent => false,
-        }
+        // While a host or a pool is away, its datasets have not ceased to exist. If a copy took snapshots of its own
+        // meanwhile, it would diverge from its source.
+        !matches!(self.known(&incoming.source), KnownDataset::Absent)
     }
 
     /// Decides about one target of a policy: the transfer to it, and pruning there.

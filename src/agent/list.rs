@@ -20,14 +20,10 @@ impl<Z: Zfs> Agent<Z> {
     /// Lists everything that local.json permits zsync to touch, or one dataset and everything below it, and reports it
     /// to the director. A listing of the whole host is also compared with the published records, which are corrected.
     pub(crate) async fn list(&self, request: &ListRequest, context: &OrderContext) -> Result<Success, OrderError> {
-        let mut count = 0;
-        let HostListing { datasets, unlisted } = self.listed(request).await?;
-        for (dataset, mut inventory) in datasets {
-            if self.local.permission_to_take(&dataset).is_err() {
-                continue;
-            }
-            inventory.append_only = Some(self.local.permission_to_destroy(&dataset).is_err());
-            count += 1;
+        let HostListing { mut datasets, unlisted } = self.listed(request).await?;
+        self.local.restrict(&mut datasets);
+        let count = datasets.len();
+        for (dataset, inventory) in datasets {
             for listing in Listing::parts(&self.host, &dataset, inventory) {
                 context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
             }
@@ -39,7 +35,7 @@ impl<Z: Zfs> Agent<Z> {
         if !unlisted.is_empty() {
             context.report(Facts { unlisted, ..Facts::default() }).await;
         }
-        Ok(Success { datasets: Some(count), ..Success::new(ResponseStatus::Done, remark) })
+        Ok(Success { datasets: Some(count as u64), ..Success::new(ResponseStatus::Done, remark) })
     }
 
     async fn listed(&self, request: &ListRequest) -> Result<HostListing, OrderError> {

@@ -112,19 +112,17 @@ impl<Z: Zfs> Agent<Z> {
                 refusal.context(format!("{} of {wanted} datasets have their snapshot", snapshots.len()))
             });
         }
-        if gone > 0 {
-            let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
-            return Ok(Success::new(status, format!("took {new}; {gone} of the datasets no longer exist")));
-        }
-        if new < snapshots.len() {
-            let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
-            return Ok(Success::new(status, format!("took {new}; the others existed already")));
-        }
-        let remark = match skipped {
-            0 => format!("took {new}"),
-            _ => format!("took {new}; nothing was written in {skipped}"),
+        let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
+        let remark = if gone > 0 {
+            format!("took {new}; {gone} of the datasets no longer exist")
+        } else if new < snapshots.len() {
+            format!("took {new}; the others existed already")
+        } else if skipped > 0 {
+            format!("took {new}; nothing was written in {skipped}")
+        } else {
+            format!("took {new}")
         };
-        Ok(Success::new(ResponseStatus::Done, remark))
+        Ok(Success::new(status, remark))
     }
 
     /// The datasets to which nothing was written since their last snapshot, each with the mark that records this.

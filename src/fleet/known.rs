@@ -95,10 +95,7 @@ pub async fn with_own_zfs(
     let HostListing { mut datasets, unlisted } = zfs.list_pools(&roots, &Known::default()).await?;
     if let Some(local) = local {
         // An agent does not list what it may not touch either.
-        datasets.retain(|(name, _)| local.permission_to_take(name).is_ok());
-        for (name, inventory) in &mut datasets {
-            inventory.append_only = Some(local.permission_to_destroy(name).is_err());
-        }
+        local.restrict(&mut datasets);
     }
     let now = HostInventory { observed: Some(clock::now()), datasets: datasets.into_iter().collect(), unlisted };
     replace(&mut inventory, here, now);

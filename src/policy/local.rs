@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::model::{DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
+use crate::model::{DatasetInventory, DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
 use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Hooks, Properties};
 
 /// How many datasets are sent at once, unless `local.json` sets another number. It is enough to keep disks and network
@@ -316,6 +316,14 @@ impl Local {
             return Err(Denied::AppendOnly { file, dataset, entry: entry.name.clone() });
         }
         Ok(entry)
+    }
+
+    /// Reduces a listing to the datasets that zsync may touch, and notes of each whether it is append-only.
+    pub fn restrict(&self, listed: &mut Vec<(DatasetName, DatasetInventory)>) {
+        listed.retain(|(name, _)| self.permission_to_take(name).is_ok());
+        for (name, inventory) in listed {
+            inventory.append_only = Some(self.permission_to_destroy(name).is_err());
+        }
     }
 
     /// Whether a dataset may be renamed. An append-only dataset may be renamed only if orders cannot destroy it

@@ -189,9 +189,9 @@ impl<Z: Zfs> Session<'_, Z> {
         match step {
             Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
                 let found = self.destination.found.as_ref();
-                let may_replace = order.rollback_if_needed
-                    || receiver.is_placeholder(&order.dest_dataset, found).await.map_err(OrderError::from)?;
-                let overwrite = overwrite && may_replace;
+                let overwrite = overwrite
+                    && (order.rollback_if_needed
+                        || receiver.is_placeholder(&order.dest_dataset, found).await.map_err(OrderError::from)?);
                 let name = snapshot_name;
                 let incoming = IncomingStream { guid, name, create, overwrite, cloned, flags, properties };
                 let listing = ListingAfterStep::Listed(self.receive(&incoming).await?);

@@ -121,12 +121,6 @@ impl RecordReader {
         }
     }
 
-    /// Whether the stream may end here: not within a record or its payload.
-    #[must_use]
-    pub fn is_between_records(&self) -> bool {
-        self.partial.is_empty() && self.payload == 0
-    }
-
     fn record<E: From<BadRecord>>(
         &mut self,
         bytes: &[u8],
@@ -284,7 +278,7 @@ mod tests {
                 Ok::<_, BadRecord>(())
             })?;
         }
-        assert!(reader.is_between_records(), "{reader:?}");
+        assert!(reader.partial.is_empty() && reader.payload == 0, "{reader:?}");
         Ok(found)
     }
 

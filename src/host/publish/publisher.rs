@@ -298,10 +298,7 @@ impl Records {
     async fn list_host(&self, local: &Local) -> Result<HostListing, ZfsError> {
         let known = Arc::new(self.last.lock().host.datasets.clone());
         let mut listed = (self.list_pools)(local.roots(), known).await?;
-        listed.datasets.retain(|(name, _)| local.permission_to_take(name).is_ok());
-        for (name, inventory) in &mut listed.datasets {
-            inventory.append_only = Some(local.permission_to_destroy(name).is_err());
-        }
+        local.restrict(&mut listed.datasets);
         Ok(listed)
     }
 
