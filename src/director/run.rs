@@ -102,12 +102,12 @@ async fn start<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Er
     if settings.once {
         return run_once(&settings, policy, dispatcher, state, saved, election).await;
     }
+    let mut signals = Signals::of_service().map_err(Error::unable)?;
     let metrics = DirectorMetrics::default();
     if let Some(address) = &settings.metrics {
         let metrics = metrics.clone();
         http::serve(address, Arc::new(move || metrics.text())).await.map_err(Error::unable)?;
     }
-    let mut signals = Signals::of_service().map_err(Error::unable)?;
     drop(runtime::spawn(service::watchdog()));
     let mut director = Service::new(&settings, zfs, metrics, &mut signals, policy, dispatcher);
     match election {
