@@ -109,7 +109,7 @@ pub fn simulate(
     let mut simulator = Simulator::new(policy, inventory, from, &is_shown);
     let mut days = Vec::new();
     let all: Vec<usize> = (0..policy.datasets.len()).collect();
-    let (mut now, mut entries, mut midnight) = (from, all.clone(), next_midnight(policy, from));
+    let (mut now, mut midnight, mut at_full_hour) = (from, next_midnight(policy, from), true);
     loop {
         if now == midnight {
             // The last second of a day belongs to that day, together with everything that the last slots of the day
@@ -120,6 +120,10 @@ pub fn simulate(
             days.push(std::mem::replace(&mut simulator.day, Day::new(local_date(policy, now))));
             midnight = next_midnight(policy, now);
         }
+        let syncing = simulator.syncing(now);
+        let is_due =
+            |entry: &usize| syncing.contains(entry) || (at_full_hour && simulator.is_worth_a_step(*entry, now));
+        let entries: Vec<usize> = all.iter().copied().filter(is_due).collect();
         simulator.step(&entries, now);
         let hour = now.duration_trunc(TimeDelta::hours(1)).unwrap_or(now) + TimeDelta::hours(1);
         let full = hour.min(midnight);
@@ -127,11 +131,7 @@ pub fn simulate(
         if next > to {
             break;
         }
-        now = next;
-        entries = simulator.syncing(now);
-        if now == full {
-            entries.clone_from(&all);
-        }
+        (now, at_full_hour) = (next, next == full);
     }
     simulator.step(&all, to);
     simulator.end_day(to);
@@ -144,6 +144,9 @@ pub fn simulate(
     Simulation { from, to, timezone: policy.timezone.to_string(), days, end }
 }
 
+/// From this number of snapshots on, an entry does not get a step at every full hour.
+const MANY: usize = 1000;
+
 /// One policy's snapshots of one dataset: the index of the entry, the index of the policy in it, host and dataset.
 type Series = (usize, usize, HostName, DatasetName);
 
@@ -152,7 +155,8 @@ type Series = (usize, usize, HostName, DatasetName);
 /// There is a step at each full hour, for all entries, and at each slot of a sync policy, for its entry. A step first
 /// adds the snapshots of the slots since the last step. They are sent and pruned only at the step, because by then
 /// only the newest of them still needs a decision. A schedule of every five minutes therefore costs no more than one of
-/// every hour.
+/// every hour. An entry with very many snapshots waits for more new ones, at most until midnight: each step decides
+/// about all of them.
 struct Simulator<'p, F> {
     policy: &'p Policy,
     fleet: PredictedFleet<'p>,
@@ -163,6 +167,8 @@ struct Simulator<'p, F> {
     next_takes: BTreeMap<Series, DateTime<Utc>>,
     /// How many snapshots of each series were taken since the last step.
     taken: HashMap<Series, usize>,
+    /// How many snapshots each entry had after its last step, on all hosts.
+    kept: Vec<usize>,
     day: Day,
 }
 
@@ -175,6 +181,7 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
             sync_slots: BinaryHeap::new(),
             next_takes: BTreeMap::new(),
             taken: HashMap::new(),
+            kept: vec![0; policy.datasets.len()],
             day: Day::new(local_date(policy, from)),
         };
         (0..policy.datasets.len()).for_each(|entry| simulator.schedule_sync(entry, from));
@@ -204,6 +211,17 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
         entries
     }
 
+    /// Takes the snapshots that are due in an entry, and returns whether the rest should be decided now. Otherwise few
+    /// are new among very many.
+    fn is_worth_a_step(&mut self, entry: usize, now: DateTime<Utc>) -> bool {
+        if self.kept[entry] < MANY || !self.next_takes.keys().any(|(of, ..)| *of == entry) {
+            return true;
+        }
+        self.catch_up(entry, now);
+        let taken: usize = self.taken.iter().filter(|((of, ..), _)| *of == entry).map(|(_, taken)| taken).sum();
+        self.kept[entry] < MANY + taken * 8
+    }
+
     /// Carries out everything that is due in these entries.
     fn step(&mut self, entries: &[usize], now: DateTime<Utc>) {
         for entry in entries {
@@ -227,6 +245,7 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
                 self.fleet.apply(&[order], now);
             }
             self.taken.retain(|(of, ..), _| of != entry);
+            self.kept[*entry] = plan.prunes.iter().map(|prune| prune.kept).sum();
         }
     }
 
@@ -240,14 +259,14 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
         self.taken.get(&(entry, index, host.clone(), dataset.clone())).copied().unwrap_or(1)
     }
 
-    /// Takes the snapshots of an entry that were due since the last step, each at its time.
+    /// Takes the snapshots of an entry that were due until now, each at its time.
     fn catch_up(&mut self, entry: usize, now: DateTime<Utc>) {
         let of = &self.policy.datasets[entry];
         let mut due: Vec<(DateTime<Utc>, Order)> = Vec::new();
-        for ((_, index, host, dataset), first) in self.next_takes.iter().filter(|((of, ..), _)| *of == entry) {
+        for ((_, index, host, dataset), next) in self.next_takes.iter_mut().filter(|((of, ..), _)| *of == entry) {
             let Some(policy) = of.policies.get(*index) else { continue };
-            let mut slot = Some(*first);
-            while let Some(at) = slot.filter(|slot| *slot <= now) {
+            while *next <= now {
+                let at = *next;
                 let order = Order::Take {
                     entry,
                     host: host.clone(),
@@ -258,7 +277,8 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
                     reason: String::new(),
                 };
                 due.push((at, order));
-                slot = policy.creation.as_ref().and_then(|s| s.next_slot(self.policy.timezone, at));
+                let later = policy.creation.as_ref().and_then(|s| s.next_slot(self.policy.timezone, at));
+                *next = later.unwrap_or(DateTime::<Utc>::MAX_UTC);
             }
         }
         due.sort_by_key(|(at, _)| *at);

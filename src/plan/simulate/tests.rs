@@ -64,6 +64,9 @@ fn simulate_agrees_with_a_pass_every_minute() {
                           "retention": ["2/hour in last day"], "sync_retention": ["1/day in last 2 days", "3 in last hour"] } },
             { "hostname": "b", "dataset": "u", "recursive": true,
               "policies": { "onward": { "prefix": "B", "sync_on": "c", "sync_dataset": "v" } } } ] }"#,
+        // More snapshots than are decided about at every full hour.
+        r#"{ "datasets": [ { "hostname": "a", "dataset": "t/x", "sync": { "prefix": "S", "creation": "* * * * *",
+            "sync_on": "b", "sync_dataset": "u/x", "retention": ["1500 in last 2 days"] } } ] }"#,
     ];
     let places = [("a", "t"), ("a", "t/x"), ("a", "t/y"), ("b", ""), ("c", "")];
     // Begins within an hour, and includes a night in which the clock is put back.
