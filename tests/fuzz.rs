@@ -381,7 +381,7 @@ fn value_of_user_property_affects_only_its_dataset() {
     let names = ["tank", "tank/a", "tank/b", "tank/b/c"];
     let mut seeds = corpus("zfs-list");
     seeds.extend(names.map(|name| format!("on\t-\ttank/b\n{name}\ton\t-\t{name}\ntank/b\t-").into_bytes()));
-    let head = |name: &str| format!("{name}\tfilesystem\t7\t0\toff\t-\t-");
+    let head = |name: &str| format!("{name}\tfilesystem\t7\t0\t-\t-\t-");
     seeds.push(format!("on\t-\ttank/b\n{}\ton\t-\ttank/new\n{}\t-", head("tank/new"), head("tank/b")).into_bytes());
     fuzz("values of user properties", &seeds, |value| {
         let listing = |head: &dyn Fn(&str) -> String| {

@@ -511,6 +511,69 @@ fn increment_keeps_send_flags_of_first_copy() {
 }
 
 #[test]
+fn copy_with_key_of_another_dataset_takes_no_raw_increment() {
+    let pair = Pair::new();
+    pair.alpha.encrypt(&ds("tank/data"));
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    pair.beta.inherit_key(&ds("pool/copy"), &ds("pool"));
+    let second = pair.take("S_2");
+    let response = pair.send(second);
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty), "{response:?}");
+    for words in ["the copy uses the key of pool", "zfs change-key -o keyformat=passphrase", "set_aside"] {
+        assert!(response.message().contains(words), "{words:?} is not in {response:?}");
+    }
+    assert_eq!(pair.copy(), [first]);
+    let response = allowed(&pair, second, "OnDivergence=set_aside");
+    assert!(response.is_success, "{response:?}");
+}
+
+#[test]
+fn dataset_below_raw_copy_stays_unencrypted_as_at_source() {
+    for recorded in [true, false] {
+        let pair = Pair::new();
+        pair.beta.create(&ds("pool"));
+        pair.beta.encrypt(&ds("pool"));
+        if recorded {
+            let guid = pair.beta.dataset(&ds("pool")).unwrap().guid.unwrap();
+            runtime::block_on(pair.beta.set(&ds("pool"), "zsync:flags", &format!("w {}", guid.0))).unwrap();
+        }
+        let first = pair.take("S_1");
+        assert!(pair.send(first).is_success);
+        let copy = pair.beta.dataset(&ds("pool/copy")).unwrap();
+        // Below an encrypted dataset that is no raw copy, the copy is encrypted with the key of that dataset.
+        assert_eq!(
+            (copy.encrypted, copy.flags.unwrap().to_string().as_str()),
+            if recorded { (false, "Lec") } else { (true, "Lc") }
+        );
+    }
+}
+
+#[test]
+fn stream_is_sent_with_flags_that_destination_can_take() {
+    let lacks = "cannot receive new filesystem stream: pool must be upgraded to receive this stream.";
+    let pair = Pair::new();
+    for _ in 0..2 {
+        pair.beta.fail_next("receive", ErrorKind::Feature, lacks);
+    }
+    let response = pair.send(pair.take("S_1"));
+    assert!(response.is_success && response.error.contains("flags"), "{response:?}");
+    let flags = || pair.beta.dataset(&ds("pool/copy")).unwrap().flags.unwrap().to_string();
+    assert_eq!(flags(), "L");
+    // Later, an increment needs large blocks, or can do without one of the flags.
+    let needs = "cannot receive incremental stream: incremental send stream requires -L (--large-block)";
+    pair.beta.fail_next("receive", ErrorKind::LargeBlocks, needs);
+    let response = pair.send(pair.take("S_2"));
+    assert!(!response.is_success, "it had -L already: {response:?}");
+    // Raw streams have no flags to leave out.
+    let pair = Pair::new();
+    pair.alpha.encrypt(&ds("tank/data"));
+    pair.beta.fail_next("receive", ErrorKind::Feature, lacks);
+    let response = pair.send(pair.take("S_1"));
+    assert!(!response.is_success && response.message().contains("zpool upgrade"), "{response:?}");
+}
+
+#[test]
 fn properties_are_sent_only_if_receiver_asks() {
     let destination = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true,
         "properties": { "include": ["compression", "set*"], "override": { "atime": "off" } } } ] }"#;

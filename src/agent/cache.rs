@@ -154,14 +154,14 @@ impl ListingCache {
             Lookup::Unknown => return None,
             Lookup::Present { since, inventory: theirs, .. } => {
                 let takes_increment = theirs.newest().is_some_and(|newest| ours.by_guid(newest.guid).is_some());
-                if !takes_increment || theirs.resume_token.is_some() {
+                if !takes_increment || theirs.resume_token.is_some() || theirs.key_from.is_some() {
                     return None;
                 }
                 (since, Some(theirs), Surroundings::default())
             }
             Lookup::Absent { since } => {
                 let Lookup::Present { inventory: parent, .. } = listings.find(&to.parent()?) else { return None };
-                (since, None, Surroundings { encrypts: parent.encrypted, has_parent: true })
+                (since, None, Surroundings::below(parent))
             }
         };
         let at = since.at.min(listed.at);

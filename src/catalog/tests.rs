@@ -139,6 +139,7 @@ fn inventory_returns_every_listed_field() {
             guid: Some(Guid(u64::MAX)),
             written: Some(u64::MAX - 1),
             encrypted: true,
+            key_from: None,
             resume_token: Some("1-abc-token".to_owned()),
             origin: Some(Origin { dataset: dataset("tank/with blank"), name: "a".parse().unwrap() }),
             excluded: true,

@@ -15,6 +15,7 @@ use crate::policy::Denied;
 use crate::transport::tcp::TransportError;
 use crate::wire::Response;
 use crate::wire::codec::WireError;
+use crate::zfs::parse::error_kind;
 use crate::zfs::{ErrorKind, ZfsError};
 
 /// Why an order, or a step of a transfer, failed. `Display` gives the whole chain of causes, without the hint.
@@ -79,7 +80,19 @@ impl OrderError {
             ErrorKind::Exists => ResponseStatus::NotEmpty,
             _ => ResponseStatus::Zerror,
         };
-        Self { status, ..Self::from(error) }
+        let hint = match error.kind {
+            ErrorKind::Feature => Some("enable the features that the pool lacks; zpool upgrade lists them"),
+            ErrorKind::KeyNotLoaded => {
+                Some("load the key of the encrypted dataset above the destination (zfs load-key)")
+            }
+            ErrorKind::ReadOnly => Some("export the pool, and import it without readonly=on"),
+            _ => None,
+        };
+        let failed = Self { status, ..Self::from(error) };
+        match hint {
+            Some(hint) => failed.with_hint(hint),
+            None => failed,
+        }
     }
 
     /// The failure that a response reports; `peer` is the host that sent it.
@@ -115,6 +128,13 @@ impl OrderError {
             Some(hint) => both.with_hint(hint),
             None => both,
         }
+    }
+
+    /// What the failure of a ZFS command means. A receiving host answers with the words of its command.
+    #[must_use]
+    pub fn zfs_error_kind(&self) -> ErrorKind {
+        let own = self.cause.downcast_ref::<ZfsError>().map(|error| error.kind);
+        own.unwrap_or_else(|| error_kind(&self.to_string()))
     }
 
     /// Whether a pool or a quota was full.

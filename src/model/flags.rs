@@ -34,6 +34,35 @@ impl SendFlags {
     pub fn for_encrypted(encrypted: bool) -> Self {
         if encrypted { Self::Raw } else { Self::PLAIN }
     }
+
+    /// The flags to try next if the pool of the destination lacks a feature that the stream needs. A copy that has
+    /// large blocks (`-L`) needs them in each increment, so only a new copy can do without.
+    #[must_use]
+    pub fn with_fewer_features(self, is_new: bool) -> Option<Self> {
+        match self {
+            Self::Plain { compressed: true, large, embedded } => {
+                Some(Self::Plain { compressed: false, large, embedded })
+            }
+            Self::Plain { embedded: true, large, .. } => {
+                Some(Self::Plain { embedded: false, large, compressed: false })
+            }
+            Self::Plain { large: true, .. } if is_new => {
+                Some(Self::Plain { large: false, embedded: false, compressed: false })
+            }
+            Self::Plain { .. } | Self::Raw => None,
+        }
+    }
+
+    /// The same flags with `-L`, unless they have it.
+    #[must_use]
+    pub fn with_large_blocks(self) -> Option<Self> {
+        match self {
+            Self::Plain { large: false, embedded, compressed } => {
+                Some(Self::Plain { large: true, embedded, compressed })
+            }
+            Self::Plain { .. } | Self::Raw => None,
+        }
+    }
 }
 
 impl fmt::Display for SendFlags {
@@ -104,6 +133,19 @@ impl<'de> Deserialize<'de> for SendFlags {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_are_dropped_one_by_one_and_large_blocks_only_from_new_copies() {
+        let dropped = |is_new| {
+            let next = |flags: &SendFlags| flags.with_fewer_features(is_new);
+            let all = std::iter::successors(Some(SendFlags::PLAIN), next);
+            all.map(|flags| flags.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!((dropped(true).as_str(), dropped(false).as_str()), ("Lec Le L -", "Lec Le L"));
+        assert_eq!(SendFlags::Raw.with_fewer_features(true), None);
+        assert_eq!("ec".parse::<SendFlags>().unwrap().with_large_blocks(), Some(SendFlags::PLAIN));
+        assert_eq!(SendFlags::PLAIN.with_large_blocks(), None);
+    }
 
     #[test]
     fn send_flags_round_trip_through_text() {

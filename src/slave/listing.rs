@@ -17,7 +17,7 @@ pub(super) fn list_uuids(found: Option<DatasetInventory>, place: Option<Destinat
     let line = |(n, part): (usize, Listing)| ListUuids {
         map_uuid: part.inventory.snapshots.iter().map(|s| s.guid.uuid().to_string()).collect(),
         status: (n == 0).then_some(status),
-        place: place.filter(|_| n == 0),
+        place: place.clone().filter(|_| n == 0),
         error: String::new(),
         hint: None,
         inventory: Some(part.inventory),

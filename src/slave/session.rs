@@ -151,7 +151,7 @@ impl<Z: Zfs> Slave<Z> {
     /// Lists the destination, with what an agent has to know about it.
     async fn list(&self, order: &OrderToSlave) -> Result<(ListedDestination, DestinationInfo), ZfsError> {
         let (found, surroundings) = self.receiver.list_around(&order.dest_dataset).await?;
-        let place = self.receiver.place(order, found.as_ref(), surroundings).await?;
+        let place = self.receiver.place(order, found.as_ref(), &surroundings).await?;
         Ok((ListedDestination { found, surroundings }, DestinationInfo { takes_zstd: true, ..place }))
     }
 }

@@ -143,7 +143,8 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             (None, _) => self.before.found.iter().flat_map(|found| &found.snapshots).map(|s| s.guid).collect(),
         };
         // A resumed stream has the flags of the first attempt, of which nothing is known here.
-        let may_be_raw = self.incoming.flags.is_none_or(|flags| flags == SendFlags::Raw);
+        let may_be_raw = self.incoming.flags.is_none_or(|flags| flags == SendFlags::Raw)
+            && self.before.surroundings.foreign_key.is_none();
         let may_be_clone = self.incoming.cloned || self.incoming.guid.is_none();
         ExpectedStream { bases, guid: self.incoming.guid, may_be_raw, may_be_clone }
     }
@@ -158,7 +159,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             }
         };
         self.check_announcement()?;
-        let spec = self.receiver.prepare(self.order, self.incoming, self.before.surroundings).await?;
+        let spec = self.receiver.prepare(self.order, self.incoming, &self.before.surroundings).await?;
         Ok((slot, self.receiver.zfs.receive(&spec).await.map_err(OrderError::receiving)?))
     }
 

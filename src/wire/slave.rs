@@ -65,10 +65,10 @@ pub struct CloneOf {
 }
 
 /// What an agent has to know about the receiving side, besides the content of the dataset.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub struct DestinationInfo {
-    /// Whether a new dataset would be encrypted.
+    /// Whether a new dataset would be encrypted with a key of the receiving side.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub encrypts: bool,
     /// Whether the slave wants the properties of the source.
@@ -80,6 +80,10 @@ pub struct DestinationInfo {
     /// Whether the dataset is empty, and the slave made it only to contain others. Then it gives way to the copy.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_placeholder: bool,
+    /// The dataset above whose key the copy uses, if no raw stream has brought that key. Then the copy cannot take raw
+    /// increments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub foreign_key: Option<DatasetName>,
     /// Whether frames may be compressed with zstd.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takes_zstd: bool,

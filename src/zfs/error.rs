@@ -31,6 +31,16 @@ pub enum ErrorKind {
     Killed,
     /// The pool is suspended or a disk failed.
     Pool,
+    /// The pool was imported read-only.
+    ReadOnly,
+    /// The pool lacks a feature that the stream needs.
+    Feature,
+    /// The copy was received with `-L`, the stream was sent without it.
+    LargeBlocks,
+    /// The key of an encrypted dataset is not loaded.
+    KeyNotLoaded,
+    /// The copy was not received raw, the stream is raw.
+    NotRaw,
     /// `zfs` cannot be run.
     Missing,
     /// `zfs` is older than zsync supports.

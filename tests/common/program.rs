@@ -41,7 +41,7 @@ pub const ZFS: &str = r#"#!/bin/sh
 case "$*" in
   version) echo zfs-2.1.15-1; echo zfs-kmod-2.1.15-1 ;;
   *snapshot,bookmark*) printf 'tank/data@SYNC_2026-01-01_00:00:00\t1\t1\t%s\t0\t0\n' "$(date +%s)" ;;
-  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\toff\t-\t-\t-\t-\ttank/data\n' ;;
+  *filesystem,volume*) printf 'tank/data\tfilesystem\t2\t0\t-\t-\t-\t-\t-\ttank/data\n' ;;
   *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 "#;

@@ -103,7 +103,9 @@ impl SendPlan {
                 (ResponseStatus::NotEmpty, format!("{conflict} ({sides})"))
             }
             Trouble::Written { .. } => (ResponseStatus::WasWritten, trouble.to_string()),
-            Trouble::Bare | Trouble::Flags(_) => (ResponseStatus::NotEmpty, trouble.to_string()),
+            Trouble::Bare | Trouble::Flags(_) | Trouble::ForeignKey { .. } => {
+                (ResponseStatus::NotEmpty, trouble.to_string())
+            }
         };
         OrderError::new(status, cause)
             .context(format!("cannot send {source} to {}:{}", to.host, to.dataset))
@@ -140,6 +142,11 @@ impl SendPlan {
                               or on_divergence \"set_aside\", which renames it"
                     .to_owned()
             }
+            Trouble::ForeignKey { .. } => format!(
+                "{rename}; if its key was replaced, zfs change-key -o keyformat=passphrase -o keylocation=prompt {} gives \
+                 the copy a key of its own again, with which increments arrive: the next one brings the source's key",
+                to.dataset
+            ),
             Trouble::Conflict(_) | Trouble::Flags(_) => rename,
         }
     }

@@ -34,7 +34,7 @@ use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use crate::actions::divergence::Trouble;
-use crate::actions::lineage;
+use crate::actions::lineage::{self, FlagMismatch};
 use crate::agent::cache::{FRESH, Moment, Sides};
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::SendRequest;
@@ -45,12 +45,12 @@ use crate::agent::transfer::request::newest_common;
 use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetName, OrderId, ResponseStatus};
+use crate::model::{DatasetName, OrderId, ResponseStatus, SendFlags};
 use crate::policy::SLAVE_PORT;
 use crate::slave::receive::IncomingStream;
 use crate::sys::{clock, runtime};
 use crate::wire::{Facts, Listing};
-use crate::zfs::{SendFrom, SendSpec, Zfs};
+use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs};
 
 /// How long a stream must run to count as long. The snapshots that a long stream needs are held, and its size is
 /// estimated. ZFS keeps the snapshots that it is sending in any case; the holds are for resuming later, and a shorter
@@ -243,6 +243,10 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Ok(flags) => flags,
             Err(flip) => return self.resolve(&flip.into()).await,
         };
+        let flags = self.progress.flags.unwrap_or(flags);
+        if let (SendFlags::Raw, false, Some(root)) = (flags, creates, &self.peer.place().foreign_key) {
+            return self.resolve(&Trouble::ForeignKey { root: root.clone() }).await;
+        }
         self.holds.needed = base.into_iter().chain([to.name.clone()]).collect();
         let source = &self.plan.source;
         let spec = SendSpec::Snapshot { dataset: source.clone(), to: to.name.clone(), from, flags };
@@ -258,6 +262,19 @@ impl<Z: Zfs> Transfer<'_, Z> {
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         let StepOutcome { result, destination } = self.run_stream(&spec, &incoming, status).await?;
+        if let Err(error) = &result
+            && let Some(next) = other_flags(flags, creates, error.zfs_error_kind())
+        {
+            log::info!("{}: sending with the flags {next} instead of {flags}: {error}", self.plan.source);
+            self.progress.remarks.push(format!("sent with the flags {next}: the destination refuses {flags}"));
+            self.progress.flags = Some(next);
+            return Ok(StepOutcome::new(Ok(()), destination));
+        }
+        if matches!(&result, Err(error) if error.zfs_error_kind() == ErrorKind::NotRaw) {
+            self.theirs = destination;
+            let mismatch = FlagMismatch { made: SendFlags::PLAIN, needs: SendFlags::Raw };
+            return self.resolve(&mismatch.into()).await;
+        }
         match (result, destination.as_ref().and_then(Trouble::written)) {
             // The destination was modified since its newest snapshot. Only the policy can permit discarding these
             // changes.
@@ -424,5 +441,14 @@ impl<Z: Zfs> Transfer<'_, Z> {
         for listing in Listing::parts(&self.plan.to.host, &self.plan.to.dataset, inventory) {
             self.context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
         }
+    }
+}
+
+/// The flags to try after the destination has refused a stream with these flags.
+fn other_flags(refused: SendFlags, creates: bool, error: ErrorKind) -> Option<SendFlags> {
+    match error {
+        ErrorKind::Feature => refused.with_fewer_features(creates),
+        ErrorKind::LargeBlocks if !creates => refused.with_large_blocks(),
+        _ => None,
     }
 }

@@ -96,6 +96,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Ok(of) if of.raw != is_raw => {
                 no(if is_raw { "it is not of a raw stream" } else { "it is of a raw stream" })
             }
+            Ok(_) if is_raw && self.peer.place().foreign_key.is_some() => no("the copy has no key of its own"),
             Ok(of) => Ok(Resumable::Yes(Resume { token, to: Some(of.guid) })),
             Err(error) if error.kind == ErrorKind::StaleToken => no(&error.to_string()),
             Err(error) => Err(error.into()),

@@ -11,7 +11,7 @@ use crate::agent::service::Agent;
 use crate::agent::transfer::peer::{Destination, Peer};
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SnapName, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot};
 use crate::model::{Place, tags};
 use crate::sys::runtime;
 use crate::zfs::ZfsError;
@@ -72,6 +72,8 @@ pub(super) struct TransferProgress {
     pub(super) set_aside: bool,
     /// Whether the last stream was a resumed one, and failed.
     pub(super) resumed: bool,
+    /// The flags for the next stream, after the destination has refused a stream because of its flags.
+    pub(super) flags: Option<SendFlags>,
     /// Remarks for the director, which it gets if the order succeeds.
     pub(super) remarks: Vec<String>,
 }
@@ -96,6 +98,7 @@ impl Default for TransferProgress {
             rolled_back: false,
             set_aside: false,
             resumed: false,
+            flags: None,
             remarks: Vec::new(),
         }
     }

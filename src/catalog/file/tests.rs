@@ -187,6 +187,7 @@ prop_compose! {
             guid: guid.map(Guid),
             written,
             encrypted,
+            key_from: None,
             origin: volume.then(|| "tank/o@x".parse().unwrap()),
             excluded: encrypted,
             append_only: encrypted.then_some(true),

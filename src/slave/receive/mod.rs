@@ -39,23 +39,46 @@ pub struct Receiver<Z> {
 }
 
 /// The datasets above a destination, as last listed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
-    /// Whether the nearest existing dataset above is encrypted: a new dataset inherits that.
+    /// Whether the nearest existing dataset above is encrypted: a new dataset inherits that, unless it is below a raw
+    /// copy.
     pub(crate) encrypts: bool,
+    /// Whether the nearest existing dataset above is a raw copy. Its key belongs to the source, and is usually not
+    /// loaded. So what is not encrypted at the source is not encrypted below it either.
+    pub(crate) is_below_raw_copy: bool,
     /// Whether the parent dataset exists.
     pub(crate) has_parent: bool,
+    /// The dataset above whose key the destination uses, if that dataset is no raw copy. Either the destination was not
+    /// received raw, or its own key was replaced (`zfs change-key -i`). ZFS refuses a raw increment in the first case.
+    /// In the second case it accepts it, together with the source's key, which the dataset above cannot unwrap: then
+    /// the whole copy is unreadable (OpenZFS issue 12614).
+    pub(crate) foreign_key: Option<DatasetName>,
 }
 
 impl Surroundings {
     /// The surroundings of a dataset in a listing with [`Depth::Around`].
     pub(crate) fn of(dataset: &DatasetName, listed: &[Listed]) -> Self {
+        let find =
+            |wanted: &DatasetName| listed.iter().find(|(name, _)| name == wanted).map(|(_, inventory)| inventory);
         let above = listed.iter().filter(|(name, _)| name != dataset && dataset.is_within(name));
-        let nearest = above.max_by_key(|(name, _)| name.as_str().len());
+        let Some((nearest, inventory)) = above.max_by_key(|(name, _)| name.as_str().len()) else {
+            return Self::default();
+        };
+        let key_from =
+            find(dataset).filter(|found| !found.snapshots.is_empty()).and_then(|found| found.key_from.clone());
+        let is_foreign = |root: &DatasetName| find(root).is_none_or(|root| root.flags != Some(SendFlags::Raw));
         Self {
-            encrypts: nearest.is_some_and(|(_, inventory)| inventory.encrypted),
-            has_parent: nearest.is_some_and(|(name, _)| dataset.parent().as_ref() == Some(name)),
+            has_parent: dataset.parent().as_ref() == Some(nearest),
+            foreign_key: key_from.filter(is_foreign),
+            ..Self::below(inventory)
         }
+    }
+
+    /// The surroundings of a dataset that does not exist yet, below its parent.
+    pub(crate) fn below(parent: &DatasetInventory) -> Self {
+        let is_raw = parent.encrypted && parent.flags == Some(SendFlags::Raw);
+        Self { encrypts: parent.encrypted && !is_raw, is_below_raw_copy: is_raw, has_parent: true, foreign_key: None }
     }
 }
 
@@ -151,7 +174,7 @@ impl<Z: Zfs> Receiver<Z> {
         &self,
         order: &OrderToSlave,
         found: Option<&DatasetInventory>,
-        surroundings: Surroundings,
+        surroundings: &Surroundings,
     ) -> Result<DestinationInfo, ZfsError> {
         let dataset = &order.dest_dataset;
         let encrypts = found.map_or(surroundings.encrypts, |found| found.encrypted);
@@ -161,7 +184,9 @@ impl<Z: Zfs> Receiver<Z> {
         };
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
         let is_placeholder = self.is_placeholder(dataset, found).await?;
-        Ok(DestinationInfo { encrypts, wants_properties, has_origin, is_placeholder, ..DestinationInfo::default() })
+        let foreign_key = surroundings.foreign_key.clone();
+        let takes_zstd = false;
+        Ok(DestinationInfo { encrypts, wants_properties, has_origin, is_placeholder, foreign_key, takes_zstd })
     }
 
     /// Whether a dataset is one that zsync made only to contain others, and nobody has used since. Such a dataset gives
@@ -196,7 +221,7 @@ impl<Z: Zfs> Receiver<Z> {
         &self,
         order: &OrderToSlave,
         incoming: &IncomingStream,
-        surroundings: Surroundings,
+        surroundings: &Surroundings,
     ) -> Result<ReceiveSpec, OrderError> {
         let dataset = &order.dest_dataset;
         let entry = self.local.permission_to_receive(dataset, &order.source)?;
@@ -221,7 +246,11 @@ impl<Z: Zfs> Receiver<Z> {
         if incoming.create.is_some() && !surroundings.has_parent {
             self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
         }
-        let properties = entry.properties.settings(kind, incoming.create.is_some(), &incoming.properties);
+        let mut properties = entry.properties.settings(kind, incoming.create.is_some(), &incoming.properties);
+        let is_plain = incoming.flags.is_some_and(|flags| flags != SendFlags::Raw);
+        if incoming.create.is_some() && is_plain && surroundings.is_below_raw_copy {
+            properties.insert("encryption".to_owned(), "off".to_owned());
+        }
         Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin, overwrite: incoming.overwrite })
     }
 
@@ -271,10 +300,16 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(found)
     }
 
-    /// Records the flags of a copy's first stream in a property. The property includes the dataset's guid, because the
+    /// Records the flags of a copy's streams in a property. The property includes the dataset's guid, because the
     /// datasets below inherit it.
     async fn record_flags(&self, dataset: &DatasetName, found: &mut DatasetInventory, flags: SendFlags) {
-        let (None, Some(guid)) = (found.flags, found.guid) else { return };
+        let is_new = match (found.flags, flags) {
+            (None, _) => true,
+            // A destination with few features can refuse some of the flags later.
+            (Some(made @ SendFlags::Plain { .. }), SendFlags::Plain { .. }) => made != flags,
+            (Some(_), _) => false,
+        };
+        let (true, Some(guid)) = (is_new, found.guid) else { return };
         match self.zfs.set(dataset, FLAGS, &format!("{flags} {guid}")).await {
             Ok(()) => found.flags = Some(flags),
             // The next transfer tries again; until then the flags are derived from both sides.

@@ -5,7 +5,7 @@ use crate::zfs::argv::words::{full_names, words};
 use crate::zfs::{DatasetColumns, Depth};
 
 /// The columns of a listing of datasets, in the order in which `parse::datasets` reads them.
-const DATASET_COLUMNS: &str = "name,type,guid,written,encryption,receive_resume_token,origin";
+const DATASET_COLUMNS: &str = "name,type,guid,written,encryptionroot,receive_resume_token,origin";
 /// The user properties of zsync. Anybody who may set them can write anything into them, even tabs, newlines and whole
 /// fake lines. Therefore the name is the last column as well: a fake line ends with the name of the dataset that has
 /// the value. It is recognised because it begins with another name, or because that dataset is listed twice.

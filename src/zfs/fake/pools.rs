@@ -177,6 +177,13 @@ impl Fake {
         }
     }
 
+    /// Makes a dataset use the key of a dataset above it (`zfs change-key -i`).
+    pub fn inherit_key(&self, dataset: &DatasetName, root: &DatasetName) {
+        if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
+            inventory.key_from = Some(root.clone());
+        }
+    }
+
     /// Makes the next call that begins with `call` ("destroy", "receive -s -u tank/a", ...) fail.
     pub fn fail_next(&self, call: &str, kind: ErrorKind, words: &str) {
         let error = ZfsError { kind, ..failed(call, words) };

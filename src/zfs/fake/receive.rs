@@ -237,12 +237,19 @@ impl Pools {
             }
             self.clones.insert((of.clone(), name.clone()));
         }
-        let inherits = parent.and_then(|parent| self.datasets.get(&parent)).is_some_and(|parent| parent.encrypted);
+        // The dataset whose key a new dataset inherits.
+        let root = parent.and_then(|name| {
+            let above = self.datasets.get(&name).filter(|above| above.encrypted)?;
+            Some(above.key_from.clone().unwrap_or(name))
+        });
+        let is_off = spec.properties.get("encryption").is_some_and(|value| value == "off");
+        let key_from = root.filter(|_| !header.raw && !is_off);
         let inventory = DatasetInventory {
             guid: Some(self.next_guid()),
             kind: header.kind,
             written: Some(0),
-            encrypted: header.raw || inherits,
+            encrypted: header.raw || key_from.is_some(),
+            key_from,
             origin,
             ..DatasetInventory::default()
         };
@@ -293,6 +300,9 @@ impl Pools {
 fn fits(dataset: &DatasetName, existing: &DatasetInventory, header: &Header, base: Guid) -> Result<(), String> {
     if header.raw && !existing.encrypted {
         return Err("cannot perform raw receive on top of existing unencrypted dataset".into());
+    }
+    if header.raw && existing.key_from.is_some() {
+        return Err("IV set guid mismatch. See the 'zfs receive' man page section\n discussing the limitations of raw encrypted send streams.".into());
     }
     if existing.snapshots.iter().any(|s| s.name == header.snapshot.name) {
         return Err("destination already exists".into());

@@ -43,7 +43,7 @@ pub fn datasets(output: &[u8], with: DatasetColumns) -> Result<Vec<DatasetRow>, 
 }
 
 fn dataset(line: &str, columns: &[&str], (exclude, flags): (&str, &str)) -> Result<DatasetRow, ParseError> {
-    let [name, kind, guid, written, encryption, token, origin, changed @ ..] = columns else {
+    let [name, kind, guid, written, root, token, origin, changed @ ..] = columns else {
         return Err(format!("{} columns in {line:?}", columns.len()));
     };
     let kind = match *kind {
@@ -57,7 +57,8 @@ fn dataset(line: &str, columns: &[&str], (exclude, flags): (&str, &str)) -> Resu
         kind,
         guid: Some(Guid(number(line, "guid", guid)?)),
         written: if *written == "-" { None } else { Some(number(line, "written", written)?) },
-        encrypted: !matches!(*encryption, "off" | "-"),
+        encrypted: *root != "-",
+        key_from: if *root == "-" || root == name { None } else { Some(parse_root(line, root)?) },
         origin: parse_origin(line, origin)?,
         excluded: exclude == "on",
         flags: parse_flags(flags, guid),
@@ -97,6 +98,10 @@ pub fn apply_user_properties(inventory: &mut DatasetInventory, exclude: &str, fl
     inventory.excluded = exclude == "on";
     let guid = inventory.guid.map(|guid| guid.0.to_string()).unwrap_or_default();
     inventory.flags = parse_flags(flags, &guid);
+}
+
+fn parse_root(line: &str, text: &str) -> Result<DatasetName, ParseError> {
+    text.parse().map_err(|e| format!("encryptionroot: {e} in {line:?}"))
 }
 
 fn parse_origin(line: &str, text: &str) -> Result<Option<Origin>, ParseError> {
@@ -161,21 +166,21 @@ mod tests {
     fn datasets_returns_the_time_of_the_last_change() {
         // OpenZFS 2.3.9: zfs list -Hp -o ...,snapshots_changed,zsync:exclude,zsync:flags,name
         let listed = datasets(
-            b"pool\tfilesystem\t11592893478120303936\t24576\toff\t-\t-\t-\t-\t-\tpool\n\
-              pool/data\tfilesystem\t5975252592676264749\t0\toff\t-\t-\t1795676569\t-\tLec 5975252592676264749\tpool/data\n",
+            b"pool\tfilesystem\t11592893478120303936\t24576\t-\t-\t-\t-\t-\t-\tpool\n\
+              pool/data\tfilesystem\t5975252592676264749\t0\t-\t-\t-\t1795676569\t-\tLec 5975252592676264749\tpool/data\n",
             ALL,
         );
         let parsed: Vec<_> =
             listed.unwrap().into_iter().map(|((name, d), at)| (name.to_string(), d.flags, at)).collect();
         let copy = ("pool/data".to_owned(), Some(SendFlags::PLAIN), Some(1_795_676_569));
         assert_eq!(parsed, [("pool".to_owned(), None, None), copy]);
-        let error = datasets(b"pool\tfilesystem\t1\t0\toff\t-\t-\tx\t-\t-\tpool\n", ALL).unwrap_err();
+        let error = datasets(b"pool\tfilesystem\t1\t0\t-\t-\t-\tx\t-\t-\tpool\n", ALL).unwrap_err();
         assert!(error.contains("snapshots_changed"), "{error}");
     }
 
     #[test]
     fn datasets_ignores_names_that_end_with_a_blank() {
-        let line = |name: &str| format!("{name}\tfilesystem\t1\t0\toff\t-\t-\t-\t-\t{name}\n");
+        let line = |name: &str| format!("{name}\tfilesystem\t1\t0\t-\t-\t-\t-\t-\t{name}\n");
         let listed = datasets([line("t"), line("t/x "), line("t/a b")].concat().as_bytes(), USER);
         let names: Vec<String> = listed.unwrap().into_iter().map(|((name, _), _)| name.to_string()).collect();
         assert_eq!(names, ["t", "t/a b"]);
@@ -186,9 +191,9 @@ mod tests {
     #[test]
     fn datasets_returns_origin_exclusion_and_own_flags() {
         let listed = datasets(
-            b"t/c\tfilesystem\t7\t0\toff\t-\tt/d@1\ton\tLec 7\tt/c\n\
-              t/c/x\tfilesystem\t8\t0\taes-256-gcm\t-\t-\ton\tLec 7\tt/c/x\n\
-              t/d\tfilesystem\t9\t0\toff\t-\tt/%recv@1\t-\tx 9\tt/d\n",
+            b"t/c\tfilesystem\t7\t0\t-\t-\tt/d@1\ton\tLec 7\tt/c\n\
+              t/c/x\tfilesystem\t8\t0\tt/c\t-\t-\ton\tLec 7\tt/c/x\n\
+              t/d\tfilesystem\t9\t0\t-\t-\tt/%recv@1\t-\tx 9\tt/d\n",
             USER,
         );
         let parsed: Vec<_> = listed.unwrap().into_iter().map(|((_, d), _)| (d.origin, d.excluded, d.flags)).collect();
@@ -206,7 +211,7 @@ mod tests {
 
     #[test]
     fn datasets_detects_every_line_that_a_value_fakes() {
-        let head = |name: &str| format!("{name}\tfilesystem\t1\t0\toff\t-\t-\t");
+        let head = |name: &str| format!("{name}\tfilesystem\t1\t0\t-\t-\t-\t");
         let faked = format!("{}-\t-\tt/new\n", head("t/new"));
         let own = head("t/a");
         for value in [

@@ -16,6 +16,11 @@ pub fn error_kind(stderr: &str) -> ErrorKind {
         ),
         (&["out of space", "No space left", "quota exceeded", "Disk quota"], ErrorKind::NoSpace),
         (&["I/O is currently suspended", "pool I/O", "I/O error"], ErrorKind::Pool),
+        (&["pool is read-only", "pool is readonly"], ErrorKind::ReadOnly),
+        (&["pool must be upgraded"], ErrorKind::Feature),
+        (&["requires -L"], ErrorKind::LargeBlocks),
+        (&["key must be loaded", "Key must be loaded"], ErrorKind::KeyNotLoaded),
+        (&["IV set guid mismatch"], ErrorKind::NotRaw),
         (
             &["incomplete stream", "invalid stream", "checksum mismatch", "failed to read from stream", "bad magic"],
             ErrorKind::Stream,
@@ -69,6 +74,17 @@ mod tests {
             ("cannot create 'nopool/x': no such pool 'nopool'", ErrorKind::NotFound),
             ("could not find any snapshots to destroy; check snapshot names.", ErrorKind::NotFound),
             ("'b/d' does not have any resumable receive state to abort", ErrorKind::NotFound),
+            ("cannot receive new filesystem stream: pool must be upgraded to receive this stream.", ErrorKind::Feature),
+            (
+                "cannot receive incremental stream: incremental send stream requires -L (--large-block), to match \
+                 previous receive.",
+                ErrorKind::LargeBlocks,
+            ),
+            (
+                "cannot receive incremental stream: IV set guid mismatch. See the 'zfs receive' man page section\n \
+                 discussing the limitations of raw encrypted send streams.",
+                ErrorKind::NotRaw,
+            ),
             ("something new", ErrorKind::Other),
         ] {
             assert_eq!(error_kind(stderr), kind, "{stderr}");

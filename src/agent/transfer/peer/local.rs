@@ -62,7 +62,7 @@ impl<Z: Zfs> LocalPeer<Z> {
         destination: &Destination,
         surroundings: Surroundings,
     ) -> Result<Self, OrderError> {
-        let place = receiver.place(&order, destination.as_ref(), surroundings).await?;
+        let place = receiver.place(&order, destination.as_ref(), &surroundings).await?;
         let (receiver, destination, reservation) = (receiver.clone(), destination.clone(), Some(reservation));
         Ok(Self { receiver, order, place, destination, surroundings, reservation })
     }
@@ -80,7 +80,7 @@ impl<Z: Zfs> LocalPeer<Z> {
         }
         let began = clock::now();
         let stall = self.receiver.local.stall_timeout;
-        let copied = match self.receiver.prepare(&self.order, incoming, self.surroundings).await {
+        let copied = match self.receiver.prepare(&self.order, incoming, &self.surroundings).await {
             Ok(receive) => zfs.copy(spec, &receive, counter, stall).await.map_err(OrderError::receiving),
             Err(error) => Err(error),
         };
@@ -144,7 +144,7 @@ impl<Z: Zfs> LocalPeer<Z> {
     /// Lists the destination and the datasets above it.
     async fn list(&mut self) -> Result<Destination, OrderError> {
         let (destination, surroundings) = self.receiver.list_around(&self.order.dest_dataset).await?;
-        self.place = self.receiver.place(&self.order, destination.as_ref(), surroundings).await?;
+        self.place = self.receiver.place(&self.order, destination.as_ref(), &surroundings).await?;
         self.surroundings = surroundings;
         self.destination.clone_from(&destination);
         Ok(destination)

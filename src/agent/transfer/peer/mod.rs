@@ -52,10 +52,10 @@ impl<Z: Zfs> Peer<Z> {
     }
 
     /// What has to be known about the destination besides its snapshots.
-    pub(crate) fn place(&self) -> DestinationInfo {
+    pub(crate) fn place(&self) -> &DestinationInfo {
         match self {
-            Self::Remote(remote) => remote.place,
-            Self::Local(local) => local.place,
+            Self::Remote(remote) => &remote.place,
+            Self::Local(local) => &local.place,
         }
     }
 

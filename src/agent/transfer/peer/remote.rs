@@ -156,7 +156,7 @@ impl RemotePeer {
             if !line.is_consistent() {
                 return Err(self.conn.damaged("its list of UUIDs does not match its snapshots").into());
             }
-            self.place = line.place.unwrap_or(self.place);
+            self.place = line.place.unwrap_or_else(|| self.place.clone());
             match (&mut destination, line.inventory) {
                 (Some(found), Some(part)) => {
                     found.snapshots.extend(part.snapshots);
