@@ -16,7 +16,7 @@ BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 all: build
 
 # Installs the Debian packages for building and for the lab, builds the lab's image (minutes, once per machine) and
-# downloads a real Consul. Whatever is there already is left as it is. The targets that need it run it themselves.
+# downloads a real Consul. Whatever is there already is left as it is. The targets that need this setup start it.
 setup: setup-lab
 	tests/consul/build
 
@@ -45,8 +45,8 @@ test-unit:
 	$(CARGO) test --locked --no-fail-fast --lib --bins
 	$(CARGO) test --locked --no-fail-fast --test architecture --test docs --test plan --test roles
 
-# Feeds ten million mutated inputs to every parser of data from peers and from zfs, which takes minutes. `make test`
-# uses a few thousand.
+# Feeds ten million mutated inputs, divided among all parsers of data from peers and from zfs, which takes minutes.
+# `make test` uses a few thousand for each.
 fuzz:
 	ZSYNC_FUZZ_INPUTS=$${ZSYNC_FUZZ_INPUTS:-10000000} $(CARGO) test --locked --release --test fuzz -- --nocapture --test-threads 1
 
@@ -62,7 +62,7 @@ tables:
 demo: setup-lab build
 	tests/lab/run --timeout 1500 scenarios/demo
 
-# Runs the scenarios that use a catalog with that catalog in a real Consul.
+# Runs every scenario that uses a catalog, but with the catalog in a real Consul.
 lab-consul: setup build
 	tests/lab/run --timeout 7200 guest-suite --catalog consul
 

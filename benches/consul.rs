@@ -21,7 +21,7 @@ use common::{consul, consul_at, resident};
 const HOSTS: u64 = 1000;
 const DATASETS: u64 = 10;
 const SNAPSHOTS: u64 = 100;
-/// The number of snapshots that one key per snapshot still allows.
+/// The number of snapshots for which zeplic's layout, one key per snapshot, is measured.
 const PAIRS: u64 = 100_000;
 
 fn host(n: u64) -> HostName {

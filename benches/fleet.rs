@@ -4,7 +4,7 @@
 //!
 //! Half of the hosts send to the others. The first pass takes a snapshot of each dataset and sends everything, which
 //! leaves snapshots to prune; the second finds nothing to do. In the last ones, some hosts refuse connections, respond
-//! late or never respond: each kind costs its own deadline, once.
+//! late or never respond. Each of these passes takes longer by one delay, not by one per host.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
 
@@ -61,7 +61,7 @@ fn source(seed: u64) -> Fake {
 /// The delay of late hosts.
 const LATE: Duration = Duration::from_secs(3);
 
-/// A relay to an agent that starts to forward late.
+/// A relay to an agent. It begins to forward after a delay.
 fn late(to: &str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, to) = (listener.local_addr().unwrap().to_string(), to.to_owned());

@@ -82,7 +82,7 @@ fn stand_in(folder: &Path, args: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-// --- The ways of a stream.
+// --- The ways to transfer a stream.
 
 struct Bench {
     folder: tempfile::TempDir,

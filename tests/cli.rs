@@ -142,13 +142,14 @@ fn unusable_zfs_is_reported_with_hint() {
 fn malformed_listing_is_quoted() {
     let place = Place::new();
     place.zfs(&ZFS.replace(
-        "tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-",
-        "tank/data\\tfilesystem\\tmany\\t0\\toff\\t-\\t-\\t-\\t-",
+        "tank/data\\tfilesystem\\t2\\t0\\t-\\t-\\t-\\t-\\t-",
+        "tank/data\\tfilesystem\\tmany\\t0\\t-\\t-\\t-\\t-\\t-",
     ));
     place.run("director --once").fails(1, &["cannot list the pool tank of alpha", "guid \"many\" is not a number"]);
 }
 
-/// zfs names missing datasets before it prints the others: what a killed one has printed is no listing.
+/// `zfs list` reports missing datasets before it prints the others, so the output of one that was killed is not a
+/// complete listing.
 #[test]
 fn listing_that_was_killed_is_not_believed() {
     let place = Place::new();
@@ -162,8 +163,8 @@ fn listing_that_was_killed_is_not_believed() {
 #[test]
 fn dataset_with_unsupported_name_is_skipped_alone() {
     let place = Place::new();
-    let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\ttank/data\\ntank/data/x \\tfilesystem\\t3\\t0\\toff\\t-\\t-\\t-\\t-\\ttank/data/x \\n'";
-    place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\toff\\t-\\t-\\t-\\t-\\ttank/data\\n'", strange));
+    let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\t-\\t-\\t-\\t-\\t-\\ttank/data\\ntank/data/x \\tfilesystem\\t3\\t0\\t-\\t-\\t-\\t-\\t-\\ttank/data/x \\n'";
+    place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\t-\\t-\\t-\\t-\\t-\\ttank/data\\n'", strange));
     let ended = place.run("director --once");
     assert_eq!(ended.status, Some(0), "{ended:?}");
     ended.says(&["ignoring a dataset", "tank/data/x ", "blank"]);
@@ -331,7 +332,7 @@ fn service_ends_soon_with_status_0_on_sigterm() {
     // A director also ends soon during a pass, here with a slow zfs.
     place.zfs(&ZFS.replace("#!/bin/sh\n", "#!/bin/sh\n[ \"$*\" = version ] || exec sleep 60\n"));
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1s --log debug"));
-    running.wait_for("runs", 2);
+    running.wait_for("running", 2);
     assert_eq!(running.stop(), Some(0));
 }
 

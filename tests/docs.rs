@@ -748,8 +748,8 @@ fn make_installs_and_uninstalls_everything() {
     assert_eq!(String::from_utf8_lossy(&left.stdout), "");
 }
 
-/// Numbers that the documentation states, with where each is defined: a file, what precedes the value in its
-/// definition, and for each page a phrase in which `{}` stands for the number in the unit that the phrase names.
+/// A number that the documentation states: the file that defines it, the text that precedes the value there, and for
+/// each page a phrase in which `{}` stands for the number, in the unit that the phrase names.
 type Number = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
 
 const NUMBERS: &[Number] = &[

@@ -276,7 +276,7 @@ fn agent_lines_are_parsed_without_panic() {
 
 #[test]
 fn slave_lines_are_parsed_without_panic() {
-    fuzz("words of a slave", &corpus("slave"), |bytes| {
+    fuzz("answers of a slave", &corpus("slave"), |bytes| {
         message::<ListUuids>(bytes);
         message::<Response>(bytes);
         if let Ok(alive) = serde_json::from_slice::<Alive>(bytes) {
@@ -416,8 +416,8 @@ fn record(kind: u32, fields: &[(usize, u64)], payload: usize) -> Vec<u8> {
     bytes
 }
 
-/// An inspected stream is refused or passes alike, however it is cut into pieces; and where it passes, every package in it
-/// is without a payload.
+/// Whether a stream passes the inspection does not depend on the pieces into which it is cut. In a stream that passes,
+/// no package has a payload.
 #[test]
 fn inspection_of_streams_does_not_depend_on_pieces() {
     let begin = |header: u64, from: u64, to: u64, payload: u64| {

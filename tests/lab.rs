@@ -69,7 +69,8 @@ fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Vec<String>>
     shares.into_iter().map(|(_, share)| starts(share)).collect()
 }
 
-/// A machine has one ZFS of its own: there, scenarios run one after the other.
+/// The number of machines to use. If the scenarios run directly on this machine, there is only one, because it has only
+/// one ZFS.
 fn machines() -> usize {
     let in_emulation = std::env::var("ZSYNC_LAB_VM").is_ok_and(|v| v == "1") || !Path::new("/dev/zfs").exists();
     if in_emulation { MACHINES } else { 1 }

@@ -230,7 +230,7 @@ fn pass_from_cron_that_can_do_nothing_says_so_in_metrics_file() {
         assert_eq!(found["zsync_last_pass_success"], 0.0, "{found:?}");
         if file == "zsync.prom" {
             let end = "zsync_last_pass_end_timestamp_seconds";
-            assert_eq!((found.len(), found[end]), (before.len(), before[end]), "all else is of the last real pass");
+            assert_eq!((found.len(), found[end]), (before.len(), before[end]), "the rest describes an earlier pass");
         }
     }
 }

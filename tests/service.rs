@@ -218,7 +218,7 @@ fn running_order_may_finish_after_sigterm() {
         let address = address.clone();
         move || order(&address, &resync())
     });
-    running.wait_for("runs", 1);
+    running.wait_for("running", 1);
     signal(&running, rustix::process::Signal::TERM);
     running.wait_for("running conversations (1) have 30s to end", 1);
     // A child that was just forked holds the socket until it executes zfs.
@@ -247,7 +247,7 @@ fn running_order_is_aborted_after_grace_and_leaves_no_process() {
             stream = Some(TcpStream::connect(&address).unwrap());
             stream.as_ref().unwrap().write_all(format!("{}\n", resync()).as_bytes()).unwrap();
         }
-        running.wait_for("runs", if stream.is_some() { 2 } else { 3 });
+        running.wait_for("running", if stream.is_some() { 2 } else { 3 });
         let asked = Instant::now();
         signal(&running, rustix::process::Signal::TERM);
         running.wait_for(words, 1);
@@ -257,7 +257,7 @@ fn running_order_is_aborted_after_grace_and_leaves_no_process() {
     }
     // A second signal ends the program at once.
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1h --log debug"));
-    running.wait_for("runs", 3);
+    running.wait_for("running", 3);
     signal(&running, rustix::process::Signal::INT);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(running.stop(), Some(0));
@@ -305,7 +305,7 @@ fn pass_makes_way_for_running_one() {
     let place = Place::new();
     slow_zfs(&place);
     let mut first = Running::start(&mut place.command("director --once --log debug --grace 0s"));
-    first.wait_for("runs", 3);
+    first.wait_for("running", 3);
     let second = place.run("director --once");
     assert_eq!((second.status, second.stdout.as_str(), second.stderr.as_str()), (Some(0), "", ""));
     let second = place.run("director --once --verbose");

@@ -370,7 +370,7 @@ fn invalid_steps_are_refused() {
 }
 
 #[test]
-fn second_sender_is_refused_once_the_first_cannot_be_gone() {
+fn second_sender_is_refused_after_waiting_for_the_first() {
     let pair = Pair::new();
     let first = pair.take("S_1");
     let (stream, _lines, listing) = pair.offer();

@@ -1,5 +1,5 @@
-//! The parts that the three questions share: a policy's snapshots in a dataset, the slots of its schedule, and what two
-//! datasets have in common.
+//! What the decisions about taking, sending and destroying share: a policy's snapshots in a dataset, the slots of its
+//! schedule, and what two datasets have in common.
 //!
 //! Snapshots in different datasets are compared by guid alone.
 
@@ -10,7 +10,8 @@ use crate::model::{DatasetInventory, Guid, Prefix, SnapName};
 /// What is known about a dataset on another host.
 #[derive(Clone, Copy, Debug)]
 pub enum KnownDataset<'a> {
-    /// Its host was never listed.
+    /// Its host or its pool has not been listed. In a pass, this includes a host that was listed in an earlier pass and
+    /// has not answered in this one.
     Unlisted,
     /// Its host was listed and does not have it.
     Absent,

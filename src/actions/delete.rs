@@ -87,8 +87,8 @@ impl<'a> PeerNeeds<'a> {
         };
         match peer.known {
             KnownDataset::Unlisted => match tags::newest_sent(dataset, &peer.place) {
-                // The policy permits pruning what a destination lacks. So while it is away, the newest snapshot that it
-                // is known to have is enough: there is a cursor for it.
+                // The policy permits pruning what a destination lacks. So while the destination cannot be listed, it is
+                // enough to keep the newest snapshot that it is known to have, according to the cursors.
                 Some(sent) if prune_unsent && peer.relation != Relation::Source => {
                     Self { bases: [Some(sent), None], ..nothing }
                 }

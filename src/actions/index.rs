@@ -144,7 +144,7 @@ impl<'a> IndexedPolicy<'a> {
             if *host == e.hostname && origin != *dataset && origin.is_within(&e.dataset) {
                 return true;
             }
-            // Each host has few roots, so this loop ends soon. The bound guards against malicious policies.
+            // A host is the target of few entries, so this loop ends soon. The bound guards against malicious policies.
             if seen.len() < 1000 && seen.insert((host, origin.clone())) {
                 next.extend(self.origins(host, &origin));
             }

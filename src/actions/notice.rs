@@ -29,7 +29,7 @@ pub struct Notice {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum NoticeKind {
-    /// The host was never listed, so nothing is taken or destroyed there.
+    /// The host has not been listed, so nothing is taken or destroyed there.
     HostNotListed,
     /// A pool could not be listed, although its host was, so nothing is taken or destroyed in it, nor sent to it.
     PoolNotListed {

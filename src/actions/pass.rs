@@ -104,7 +104,8 @@ impl<'a> Pass<'a> {
         if !host.datasets.contains_key(&entry.dataset) {
             self.note(index, &entry.hostname, Some(&entry.dataset), NoticeKind::DatasetMissing);
         }
-        // Sorted by name, the descendants of a dataset are adjacent, apart from a few others ("a-b" among "a/b").
+        // In the order of names, a dataset's descendants follow it, with at most a few others between them: "a-b" comes
+        // before "a/b".
         let below = host.datasets.range(&entry.dataset..);
         let near = below.take_while(|(name, _)| name.as_str().starts_with(entry.dataset.as_str()));
         for (name, dataset) in near.filter(|(name, _)| name.is_within(&entry.dataset)) {
@@ -167,7 +168,8 @@ impl<'a> Pass<'a> {
         let follows = slots.and_then(|_| self.follows(governed, incoming));
         let (due, reason) = match follows {
             Some(from) => {
-                // There is no notice if the entry names a dataset above: a whole pool may well contain destinations.
+                // If the entry names a dataset above this one, there is no notice: an entry for a whole pool may well
+                // cover destinations.
                 if *governed.name == governed.entry.dataset {
                     let kind = NoticeKind::ReceivesAndTakes { from: from.clone() };
                     self.note(governed.claim.entry, governed.host, Some(governed.name), kind);

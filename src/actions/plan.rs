@@ -10,7 +10,7 @@ use crate::actions::verdict::{SendVerdict, TakeVerdict};
 /// Everything that one pass decided. [`Plan::orders`] derives the orders that carry it out.
 ///
 /// All verdicts are `Serialize`, and the reasons in them are types whose `Display` is a clause in plain English. A plan
-/// takes a few bytes per snapshot; [`PruneVerdict::explain`] spells out the reasons for single snapshots on demand.
+/// takes 24 bytes per snapshot; [`PruneVerdict::explain`] spells out the reasons for single snapshots on demand.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// The moment for which the plan was decided.

@@ -19,8 +19,8 @@ use crate::model::{
 ///   snapshot.
 /// - After a take, it is unknown how much was written since.
 /// - A transfer that would end in a conflict changes nothing, unless the order permits a remedy.
-/// - If the host of a destination was never listed, the destination is assumed to be empty, and the host counts as
-///   listed from then on.
+/// - If the host of a destination has not been listed, the destination is assumed to be as it was last known, or empty,
+///   and the host counts as listed from then on.
 pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
     for order in orders {
         match order {

@@ -1,6 +1,6 @@
 //! Verdicts about pruning: which snapshots of a dataset stay and which go, with every reason.
 //!
-//! The verdict about one snapshot ([`SnapVerdict`]) takes 32 bytes, so that a plan over a million snapshots stays
+//! The verdict about one snapshot ([`SnapVerdict`]) takes 24 bytes, so that a plan over a million snapshots stays
 //! small. Its reasons are bits, which [`PruneVerdict::explain`] turns into typed reasons with sentences.
 
 use std::fmt;
@@ -92,9 +92,9 @@ pub enum Protection {
     Renamed,
     /// A policy without retention rules applies here and keeps everything.
     NoRules,
-    /// A destination was never listed, so it is unknown which snapshots it still needs.
+    /// A destination has not been listed, so it is unknown which snapshots it still needs.
     DestinationUnknown,
-    /// The source was never listed, so it is unknown what the two have in common.
+    /// The source has not been listed, so it is unknown what the two have in common.
     SourceUnknown,
     /// It is on a destination that has nothing in common with its source.
     NothingInCommon,

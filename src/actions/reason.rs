@@ -17,12 +17,12 @@ pub enum TakeReason {
     SlotPassed {
         /// The newest slot.
         slot: DateTime<Utc>,
-        /// When the last snapshot was taken, or the last slot without one because nothing had been written.
+        /// When the last snapshot was taken, or the last slot that was skipped because nothing had been written.
         last: DateTime<Utc>,
     },
     /// Not due: no slot has passed since the last snapshot.
     UpToDate {
-        /// When the last snapshot was taken, or the last slot without one because nothing had been written.
+        /// When the last snapshot was taken, or the last slot that was skipped because nothing had been written.
         last: DateTime<Utc>,
         /// The next slot.
         next: Option<DateTime<Utc>>,
@@ -68,7 +68,7 @@ pub enum SendReason {
     },
     /// Due: the destination's host was listed and does not have the dataset.
     DestinationAbsent,
-    /// Due: the destination's host was never listed; the agent compares the two sides.
+    /// Due: the destination's host has not been listed; the agent compares the two sides.
     DestinationUnknown,
     /// Not due: the destination's pool could not be listed, although its host was.
     PoolNotListed,

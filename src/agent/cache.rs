@@ -194,7 +194,8 @@ impl Listings {
         let Some(since) = self.began else { return Lookup::Unknown };
         match self.whole.get(dataset) {
             Some(inventory) => Lookup::Present { since, inventory, taken: None },
-            // Absence is only known below a dataset that was listed or created. Elsewhere nothing may have been listed.
+            // A dataset is known to be absent only if its parent was listed or created. Elsewhere, perhaps nothing was
+            // listed.
             None if self.has_known_parent(dataset) => Lookup::Absent { since },
             None => Lookup::Unknown,
         }

@@ -100,7 +100,7 @@ impl Tally {
                 Fate::Held => "it is held",
                 Fate::Cloned => "it has clones",
                 Fate::Busy => "it is in use (mounted below .zfs/snapshot, or open as a volume)",
-                Fate::Spared => "the snapshot in common with another host has just changed",
+                Fate::Spared => "a snapshot in common with another host was destroyed or renamed just now",
                 Fate::Failed(reason) => {
                     self.failed.push(format!("{} ({reason})", dataset.at(&name)));
                     continue;

@@ -67,8 +67,8 @@ impl<Z: Zfs> Agent<Z> {
                 Err(error) if error.temporary => error,
                 ended => return ended,
             };
-            // If the dataset is busy at the first attempt, another order is using it, which is reported. At a later
-            // attempt, the slave may not have noticed yet that this order's own connection was lost.
+            // If the dataset is busy at the first attempt, another order is using it, and this order fails at once. At
+            // a later attempt, perhaps the slave has not noticed yet that this order's own connection was lost.
             if error.status == ResponseStatus::Busy && retry.is_first() {
                 return Err(error);
             }

@@ -11,8 +11,8 @@ use crate::wire::{Facts, Listing};
 use crate::zfs::{Known, Zfs};
 
 impl<Z: Zfs> Agent<Z> {
-    /// Takes over a catalog's records of this host, so that datasets that, according to ZFS, have not changed since
-    /// then need not be listed again.
+    /// Takes over a catalog's records of this host, so that datasets that have not changed since they were recorded,
+    /// according to ZFS, need not be listed again.
     pub fn remember(&self, datasets: BTreeMap<DatasetName, DatasetInventory>) {
         self.cache.remember(datasets);
     }

@@ -37,7 +37,7 @@ pub struct CheckedOrder {
 pub enum Request {
     /// Take snapshots.
     Take(TakeRequest),
-    /// Send a snapshot, with what the destination lacks before it.
+    /// Send a snapshot, and the snapshots before it that the destination lacks.
     Send(Box<SendRequest>),
     /// Destroy snapshots.
     Destroy(DestroyRequest),

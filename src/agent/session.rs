@@ -69,8 +69,8 @@ impl<Z: Zfs> Agent<Z> {
         let (sender, facts) = runtime::channel::bounded(QUEUED_FACTS);
         let counter = running.counter.clone();
         let (progress, writer) = (counter.clone(), &mut *conn);
-        // This future owns the receiving end. When the director disconnects, it ends and so closes the channel, and
-        // facts never block the order.
+        // This future owns the receiving end of the channel. When the director disconnects, the future ends, which
+        // closes the channel. So facts never block the order.
         let reporting = async move {
             loop {
                 match runtime::timeout(PROGRESS_INTERVAL, facts.recv()).await {

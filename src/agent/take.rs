@@ -15,7 +15,7 @@ use crate::sys::clock;
 use crate::wire::{Facts, PER_LINE};
 use crate::zfs::{Depth, ErrorKind, History, Zfs, ZfsError};
 
-/// How many datasets an error names at most if no snapshot of them could be taken.
+/// The largest number of datasets that an error names if no snapshot of them could be taken.
 const MAX_REFUSED_SHOWN: usize = 5;
 
 /// The snapshots that the order asks for, after the take.
@@ -162,7 +162,7 @@ impl<Z: Zfs> Agent<Z> {
             }
         }
         for (last, datasets) in unclear {
-            // If something is wrong with one of the datasets, the snapshot is tried for all of them.
+            // If the query fails, for example because of one dataset, a snapshot of each of these datasets is taken.
             let written = self.zfs.written_since(&datasets, &last).await.unwrap_or_else(|error| {
                 log::debug!("{error}");
                 Vec::new()
@@ -251,7 +251,7 @@ impl<Z: Zfs> Agent<Z> {
                 continue;
             };
             if let Some(snapshot) = inventory.snapshots.iter().rfind(|s| s.name == *name) {
-                // The order is repeated, perhaps because a child was added meanwhile.
+                // An earlier order has taken this snapshot already, for example before a child was added.
                 taken.snapshots.push((dataset.clone(), snapshot.clone()));
             } else if let Some(words) = refused.get(&dataset.at(name)) {
                 taken.refused.push((dataset.clone(), ZfsError { stderr: words.clone(), ..error.clone() }));

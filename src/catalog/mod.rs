@@ -88,7 +88,8 @@ pub trait CatalogRead: Send + Sync {
     /// Returns the `#deleted` records of snapshots that an order destroyed, newest first, at most `limit` of them.
     fn destroyed(&self, limit: usize) -> Result<Vec<Destroyed>, CatalogError>;
 
-    /// Returns the agents' estimates for the latest plan, by the UUID of the question. A catalog need not keep them.
+    /// Returns the agents' estimates for the latest plan, by the UUID of the question to the agent. A catalog need not
+    /// keep them.
     fn estimates(&self) -> Result<BTreeMap<Uuid, Estimated>, CatalogError> {
         Ok(BTreeMap::new())
     }

@@ -26,9 +26,9 @@ use crate::cli::logging;
 #[derive(Debug, Parser)]
 #[command(name = "zsync", version, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "One machine:  zsync director --once      (from cron; nothing else has to run)\n\
-                        Fleet:        zsync agent on each host with datasets,\n\
-                        \u{20}             zsync slave on each host that receives,\n\
-                        \u{20}             zsync director on one host\n\
+                        Fleet:        zsync director on one host,\n\
+                        \u{20}             zsync agent on every other host,\n\
+                        \u{20}             zsync slave on each host that receives from another\n\
                         Preview:      zsync plan --dry-run\n\
                         Status:       zsync status\n\
                         Certificates: zsync tls init, then zsync tls issue for each host\n\n\
@@ -55,7 +55,7 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Show the state of the fleet: newest snapshots, lagging replicas, running transfers, failed orders
     Status(status::StatusArgs),
-    /// Check whether the policy is kept, for Nagios, Icinga or cron
+    /// Check whether the fleet meets the policy, for Nagios, Icinga or cron
     Check(check::CheckArgs),
     /// Delete old records (destroyed snapshots, skipped slots) from the catalog
     Clean(clean::CleanArgs),

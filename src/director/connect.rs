@@ -28,7 +28,7 @@ pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<FleetState<
         CatalogConfig::Embedded { .. } => FleetState::embedded(catalog),
         CatalogConfig::Consul(_) => FleetState::shared(catalog),
     };
-    // A pass from cron knows of the pass before only by its status.
+    // A pass that cron starts knows which hosts did not answer in the previous pass only from the status of that pass.
     if let Some(live) = LiveStatus::read(&StatusPlace::of(&policy.catalog), clock::now()).await {
         live.unseen.keys().for_each(|host| state.set_silent(host, true));
     }

@@ -45,8 +45,8 @@ pub async fn run<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), 
     result
 }
 
-/// Writes into a metrics file that the last pass failed. Everything else in it stays: it is of the last pass that could
-/// do its work, and says when that was.
+/// Writes into a metrics file that the last pass failed. Everything else in the file stays: it describes the last pass
+/// that could do its work, and says when that pass ran.
 fn write_failure(file: &Path) -> anyhow::Result<()> {
     let before = std::fs::read_to_string(file).unwrap_or_default();
     let is_other = |line: &&str| !line.contains(LAST_PASS_SUCCESS) && *line != "# EOF";

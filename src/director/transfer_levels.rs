@@ -47,7 +47,8 @@ pub(crate) fn transfer_levels(orders: impl IntoIterator<Item = Order>, inventory
     levels.into_values().collect()
 }
 
-/// The copy that the transfer renames before it sends, which frees the copy's name, with the source of the transfer.
+/// The copy that the transfer renames before it sends, and the source of the transfer. The rename frees the name of the
+/// copy.
 fn freed_name(order: &Order) -> Option<(Place, DatasetName)> {
     let Order::Send { dataset, to, route, .. } = order else { return None };
     let freed = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };

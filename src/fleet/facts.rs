@@ -41,7 +41,7 @@ pub fn changes(
     for Facts { taken, not_written, destroyed, listing, unlisted: _ } in facts {
         let own = all.entry(reported_by.clone()).or_default();
         let deleted = Marks { deleted: true, ..Marks::default() };
-        // Marks come before a listing, in which destroyed snapshots are missing.
+        // The marks of destroyed snapshots come before the listing, which no longer contains these snapshots.
         own.extend(destroyed.into_iter().map(|(name, guid)| (name, Change::Mark { guid, marks: deleted, at })));
         own.extend(taken.into_iter().map(|(name, snapshot)| (name, Change::Taken(snapshot))));
         own.extend(not_written.into_iter().map(|(name, mark)| (name, Change::NotWritten(mark))));

@@ -94,7 +94,7 @@ pub async fn with_own_zfs(
     }
     let HostListing { mut datasets, unlisted } = zfs.list_pools(&roots, &Known::default()).await?;
     if let Some(local) = local {
-        // An agent does not list what it may not touch either.
+        // As in an agent's listing, only the datasets that zsync may touch remain.
         local.restrict(&mut datasets);
     }
     let now = HostInventory { observed: Some(clock::now()), datasets: datasets.into_iter().collect(), unlisted };

@@ -109,7 +109,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     let report = Arc::new(Mutex::new(PollReport { unseen: absent, ..PollReport::default() }));
     let (mut finished, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
     polled.expect(to_poll.len() as u64);
-    // Own host first, and those last that did not answer the last time: they would keep the others waiting.
+    // This host comes first. Hosts that did not answer the last time come last: they would keep the others waiting.
     let silent = state.silent();
     let mut to_poll: Vec<(HostName, bool)> = to_poll.into_iter().collect();
     to_poll.sort_by_key(|(host, _)| (silent.contains(host), *host != dispatcher.here));

@@ -253,7 +253,7 @@ mod tests {
             || limits([limit("100kB/s", None, Some(("08:00:00", "18:00:00"))), limit("1MB/s", None, None)]);
         let time = FakeTime::from("2026-11-23T07:59:58Z");
         let throttle = Throttle::with_time(office_hours(), Box::new(time.clone()));
-        // Two seconds at 1 MB, the last 500 kB at 100 kB.
+        // Two seconds at 1 MB/s, then the last 500 kB at 100 kB/s.
         assert!(about(send(&throttle, &time, "beta", 2_500_000), 7.0));
         let time = FakeTime::from("2026-11-23T17:59:55Z");
         let throttle = Throttle::with_time(office_hours(), Box::new(time.clone()));

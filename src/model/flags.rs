@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::model::name::NameError;
 
 /// The flags of `zfs send` that decide what a stream's blocks look like (zfs-send(8)). All increments of a copy need
-/// the flags of its first stream: ZFS refuses to mix raw and other streams in one history, and large blocks after small
-/// ones.
+/// the flags of its first stream: ZFS refuses to mix raw and other streams in one history, and refuses a stream without
+/// `-L` if the copy has large blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SendFlags {
     /// `-w`: encrypted blocks as they are on disk, which implies all other flags.

@@ -28,7 +28,8 @@ impl Inventory {
 /// The datasets of one host.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostInventory {
-    /// When all of the host's datasets were last listed; `None` if only parts were ever reported.
+    /// When all of the host's datasets were last listed; `None` if only parts were ever reported, or, in a pass, if the
+    /// host has not been listed in this pass.
     #[serde(default)]
     pub observed: Option<DateTime<Utc>>,
     /// By dataset. After a complete listing, a dataset that is missing does not exist on the host, unless its pool is

@@ -244,12 +244,13 @@ mod tests {
             creation: chrono::DateTime::UNIX_EPOCH,
         };
         let of = |bookmarks: Vec<Bookmark>| DatasetInventory { bookmarks, ..DatasetInventory::default() };
-        // The disk 7 was sent to last, the disk 8 before, and the oldest cursor is of a version without copies.
+        // Copy 7 was sent to last, copy 8 before that. The oldest cursor was made by a version that did not distinguish
+        // copies.
         let inventory = of(vec![bookmark(1, None), bookmark(2, Some(8)), bookmark(3, Some(7)), bookmark(4, Some(7))]);
         let old = old_cursors(&inventory, &to, Guid(4), Some(Guid(7)));
         assert_eq!(old, [bookmark(3, Some(7)).name, bookmark(1, None).name]);
         assert_eq!(newest_sent(&inventory, &to), Some(Guid(4)));
-        // Not without end, if each disk is new.
+        // If each disk is new, only a limited number of cursors is kept.
         let many = of((1..20).map(|n| bookmark(n, Some(100 + n))).collect());
         let old = old_cursors(&many, &to, Guid(19), Some(Guid(119)));
         assert_eq!(old.len(), 19 - MAX_COPIES);

@@ -1,7 +1,7 @@
 //! Defines what the metrics of all roles have in common. They use the text format of Prometheus (OpenMetrics 1.0).
 //!
-//! Every name begins with `zsync_`. Units are seconds and bytes. Points in time are Unix times, so that the age of a
-//! value is correct even if the scrape or the file is older.
+//! Every name begins with `zsync_`. Units are seconds and bytes. Points in time are Unix times, so that an age that is
+//! computed from them is correct even if the scrape or the file is old.
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::family::Family;

@@ -40,7 +40,7 @@ pub struct OrderToSlave {
     /// Whether a rollback may destroy snapshots.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rollback_may_destroy: bool,
-    /// What to do if the dataset cannot receive an increment otherwise.
+    /// What to do if the dataset cannot receive an increment, and may not be rolled back.
     #[serde(default, skip_serializing_if = "OnDivergence::is_stop")]
     pub on_divergence: OnDivergence,
     /// For a clone, the snapshot that can be its origin on the receiving host.
@@ -168,7 +168,7 @@ pub enum Step {
     },
     /// Rename the dataset, so that a new copy can be made. The response contains the new name.
     SetAside {
-        /// The dataset's newest snapshot, if it has one. If the newest one is another by then, the slave refuses.
+        /// The dataset's newest snapshot, if it has one. If the newest snapshot has changed by then, the slave refuses.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         guid: Option<Guid>,
     },

@@ -142,7 +142,8 @@ pub enum Fate {
     Cloned,
     /// It is in use: mounted below `.zfs/snapshot`, where somebody is looking at it, or open as a volume.
     Busy,
-    /// It could have been destroyed, but a guard was missing, or all snapshots were to be destroyed or none.
+    /// It could have been destroyed, but a guard was missing, or another snapshot could not be destroyed and the caller
+    /// wanted all or none.
     Spared,
     /// ZFS failed with this error.
     Failed(String),

@@ -13,7 +13,7 @@ const MAGIC: u64 = 0x2_F5BA_CBAC;
 /// The longest payload: ZFS' largest block. `zfs receive` skips what it does not want with a buffer of this size.
 const MAX_PAYLOAD: u64 = 16 << 20;
 
-/// Where the payload length of a record of each type is.
+/// The types of records.
 mod kind {
     pub const BEGIN: u32 = 0;
     pub const OBJECT: u32 = 1;

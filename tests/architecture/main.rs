@@ -18,7 +18,7 @@ use std::process::Command;
 
 use sources::{Graph, circle};
 
-/// The rooms (folders) of `src/` from top to bottom, each with all the rooms below it that it may use.
+/// The modules (folders) of `src/` from top to bottom, each with all the modules below it that it may use.
 const FLOORS: &[(&str, &[&str])] = &[
     (
         "commands",
@@ -81,7 +81,7 @@ const FLOORS: &[(&str, &[&str])] = &[
     ("model", &[]),
 ];
 
-/// Rooms and files that only decide: they perform no I/O and read no clock.
+/// Modules and files that only decide: they perform no I/O and read no clock.
 const DECIDING: &[&str] =
     &["actions", "model", "policy", "plan/compare", "plan/document", "plan/foresee", "plan/simulate"];
 
@@ -89,7 +89,7 @@ const DECIDING: &[&str] =
 const STEPS: &[&str] = &["steps", "divergence", "lineage"];
 
 #[test]
-fn rooms_use_only_the_rooms_that_their_floor_permits() {
+fn modules_use_only_the_modules_that_they_may_use() {
     let graph = Graph::read();
     let floors: BTreeMap<&str, &[&str]> = FLOORS.iter().copied().collect();
     let rooms = graph.siblings(&[]);
@@ -100,7 +100,7 @@ fn rooms_use_only_the_rooms_that_their_floor_permits() {
             continue;
         }
         let Some(permitted) = floors.get(room) else {
-            wrong.push(format!("{}: the room {room} has no floor", module.join("::")));
+            wrong.push(format!("{}: FLOORS lacks the module {room}", module.join("::")));
             continue;
         };
         for used in uses.iter().filter(|used| used[0] != room && !permitted.contains(&used[0].as_str())) {
@@ -118,11 +118,11 @@ fn rooms_use_only_the_rooms_that_their_floor_permits() {
 }
 
 #[test]
-fn floors_stand_above_what_they_use() {
+fn modules_are_above_the_modules_that_they_use() {
     for (position, (room, permitted)) in FLOORS.iter().enumerate() {
         for below in *permitted {
             let floor = FLOORS.iter().position(|(name, _)| name == below).expect(below);
-            assert!(floor > position, "{room} stands below {below}, which it uses");
+            assert!(floor > position, "{room} is below {below} in FLOORS, but may use it");
         }
     }
 }
@@ -229,7 +229,7 @@ fn dialect_in(place: &str, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn no_text_is_in_the_dialect() {
+fn no_text_contains_forbidden_words() {
     fn texts(path: &Path, into: &mut Vec<(String, String)>) {
         if path.is_dir() {
             for entry in fs::read_dir(path).unwrap() {

@@ -87,8 +87,8 @@ impl<'p> PolicyDataset<'p, '_> {
         Some(DatedSnapshot { name: snapshot.name.clone(), creation: own.creation })
     }
 
-    /// When the source was last up to date: at its newest snapshot, or at the newest slot without one because nothing
-    /// had been written.
+    /// When the source was last up to date: when its newest snapshot was taken or, if later, when a slot was last
+    /// skipped because nothing had been written.
     fn last_good(&self) -> Option<DateTime<Utc>> {
         let marks = self.dataset.not_written.iter().filter(|m| self.policy.prefix.time_in(&m.name).is_some());
         marks.map(|m| m.at).chain(self.snapshots.last().map(|s| s.creation)).max()
@@ -136,7 +136,7 @@ impl<'p> PolicyDataset<'p, '_> {
         let there_by_guid = there.map(SnapshotsByGuid::of).unwrap_or_default();
         let on_both = self.snapshots.iter().rfind(|s| there_by_guid.has(s.guid));
         row.replica = on_both.and_then(|s| self.dated(s));
-        // Snapshots older than the newest common point (snapshot or bookmark) are never sent any more.
+        // Snapshots older than the newest common point (snapshot or bookmark) will never be sent.
         let base = NewestCommon::of(self.dataset, &there_by_guid).any.map(|b| b.createtxg);
         let unsent =
             self.snapshots.iter().filter(|s| base.is_none_or(|base| s.createtxg > base) && !there_by_guid.has(s.guid));

@@ -40,7 +40,7 @@ pub enum Finding {
     NoSnapshot,
     /// The newest snapshot is too old.
     SnapshotOld {
-        /// Its age, or the time since the last slot without a snapshot because nothing had been written.
+        /// Its age or, if a slot was skipped later because nothing had been written, the time since then.
         age: TimeDelta,
         /// The limit that the age exceeds.
         limit: TimeDelta,

@@ -87,8 +87,8 @@ impl<'a> Judge<'a> {
         limits.over(age).map(|(limit, severity)| Finding::SnapshotOld { age, limit, severity })
     }
 
-    /// Whether a destination lags too far behind. If it lacks no snapshot, it is as old as the source, which was last
-    /// up to date at `fresh_until`.
+    /// Whether a destination lags too far behind. If the destination lacks no snapshot, its age is that of the source,
+    /// which was last up to date at `fresh_until`.
     pub fn replica_age(
         &mut self,
         of: &'a SnapshotPolicy,

@@ -195,7 +195,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
         loop {
             let error = match self.step().await {
                 Ok(StepEnd::Arrived) => return self.complete(began).await,
-                // The next step is planned from the destination as it is now. The source can only gain snapshots.
+                // The next step is planned from the destination as it is now, and from the source as it was listed at
+                // the beginning. If the source lacks by now what that step needs, zfs send fails.
                 Ok(StepEnd::Taken(outcome)) => {
                     self.theirs = outcome.destination;
                     match outcome.result {
@@ -285,7 +286,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
                     return self.resolve(&written).await;
                 }
                 // Meanwhile, somebody took a snapshot there that the source does not have. Rolling back to it would
-                // lose what was written since, and not help. So the transfer is planned again from what is there now.
+                // lose what was written since, and would not help. So the transfer is planned again from what is there
+                // now.
                 Ok(StepOutcome::new(Ok(()), self.theirs.clone()))
             }
             (result, _) => Ok(StepOutcome::new(result, destination)),
@@ -371,7 +373,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let copy = self.theirs.as_ref().and_then(|theirs| theirs.guid);
         let Self { agent, plan, peer, ours, theirs, .. } = &mut self;
         // A full pool has no room for a bookmark. The holds are released nevertheless, so that pruning can free space.
-        // The common snapshot is kept, only without a cursor.
+        // Pruning does not destroy the common snapshot. It merely has no cursor.
         let moving = async {
             match common {
                 Some(guid) => plan.move_cursor(&*agent.zfs, ours, guid, copy).await,

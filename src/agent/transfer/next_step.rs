@@ -92,9 +92,9 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let is_raw = self.ours.encrypted;
         match self.agent.zfs.resumable(&token).await {
             // The token comes from the destination. It must not make this host send another dataset.
-            Ok(of) if of.dataset != self.plan.source => no(&format!("it is of {}", of.dataset)),
+            Ok(of) if of.dataset != self.plan.source => no(&format!("it belongs to {}", of.dataset)),
             Ok(of) if of.raw != is_raw => {
-                no(if is_raw { "it is not of a raw stream" } else { "it is of a raw stream" })
+                no(if is_raw { "it is not raw, as the dataset requires" } else { "it is raw, unlike the dataset" })
             }
             Ok(_) if is_raw && self.peer.place().foreign_key.is_some() => no("the copy has no key of its own"),
             Ok(of) => Ok(Resumable::Yes(Resume { token, to: Some(of.guid) })),

@@ -55,8 +55,8 @@ impl<Z: Zfs> Agent<Z> {
 
     async fn list_sides(&self, source: &DatasetName, destination: Option<&DatasetName>) -> Result<Sides, OrderError> {
         let names: Vec<DatasetName> = [Some(source), destination].into_iter().flatten().cloned().collect();
-        // `Depth::Around` keeps this listing apart from the listings after streams, which wait for each other, so that
-        // transfers join the queue in the order of their arrival.
+        // With `Depth::Around`, this listing is not batched with the listings after streams, which wait for streams
+        // that are about to end. So transfers join the queue in the order of their arrival.
         let mut listed = self.zfs.list(&names, Depth::Around).await?;
         let at = Instant::now();
         let surroundings = destination.map(|to| Surroundings::of(to, &listed)).unwrap_or_default();

@@ -41,7 +41,7 @@ pub(super) struct SendPlan {
     pub(super) destinations: Vec<Place>,
 }
 
-/// A transfer of one snapshot to one destination, with everything that the destination lacks before it.
+/// A transfer of one snapshot, and of the snapshots before it that the destination lacks, to one destination.
 pub(super) struct Transfer<'a, Z> {
     pub(super) agent: &'a Agent<Z>,
     pub(super) context: &'a OrderContext,

@@ -89,7 +89,7 @@ const MIGRATIONS: &[&str] = &[
         seconds REAL NOT NULL,
         error TEXT
     ) STRICT;",
-    // Version 2: how much the orders of the latest plan would send or free, by the UUID of the question.
+    // Version 2: how much the orders of the latest plan would send or free, by the UUID of the question to an agent.
     "CREATE TABLE estimate (
         question BLOB PRIMARY KEY,
         at INTEGER NOT NULL,

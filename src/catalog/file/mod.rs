@@ -33,7 +33,7 @@ const MOST_NAMED: usize = 20;
 /// Why a catalog file cannot be read. None of its content is used then.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// The file, or its end, cannot be read.
+    /// The file cannot be opened, or cannot be read to its end.
     #[error("cannot read the catalog file {file}")]
     Unreadable {
         /// The name of the file, as the user gave it.

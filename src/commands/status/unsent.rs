@@ -34,7 +34,7 @@ pub async fn estimate<Z: Zfs>(
     store(health, &transfers);
 }
 
-/// Uses the estimates of the latest plan for the transfers about which it asked the same question.
+/// Uses the estimates of the latest plan, where that plan asked an agent the same question about a transfer.
 pub fn recall(health: &mut Health, policy: &Policy, inventory: &Inventory, answers: &Answers) {
     let mut transfers = transfers(health, policy, inventory);
     Questions::about(&mut transfers, policy, inventory).put(&mut transfers, answers);

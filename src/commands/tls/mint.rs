@@ -77,7 +77,7 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
     let ca_until = DateTime::from_timestamp(parsed.validity().not_after.timestamp(), 0).unwrap_or(now);
     ensure!(
         until <= ca_until,
-        "the CA's own certificate is valid only until {}; hint: issue one for fewer days, or make a new CA",
+        "the CA's own certificate is valid only until {}; hint: pass a smaller --days, or make a new CA",
         ca_until.format("%Y-%m-%d")
     );
 

@@ -155,8 +155,8 @@ type Series = (usize, usize, HostName, DatasetName);
 /// There is a step at each full hour, for all entries, and at each slot of a sync policy, for its entry. A step first
 /// adds the snapshots of the slots since the last step. They are sent and pruned only at the step, because by then
 /// only the newest of them still needs a decision. A schedule of every five minutes therefore costs no more than one of
-/// every hour. An entry with very many snapshots waits for more new ones, at most until midnight: each step decides
-/// about all of them.
+/// every hour. An entry with very many snapshots gets a step only once enough of them are new, or at midnight,
+/// because each step decides about all of its snapshots.
 struct Simulator<'p, F> {
     policy: &'p Policy,
     fleet: PredictedFleet<'p>,
@@ -211,8 +211,8 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
         entries
     }
 
-    /// Takes the snapshots that are due in an entry, and returns whether the rest should be decided now. Otherwise few
-    /// are new among very many.
+    /// Whether an entry gets a step now. An entry with very many snapshots only takes those that are due, as long as
+    /// few of them are new.
     fn is_worth_a_step(&mut self, entry: usize, now: DateTime<Utc>) -> bool {
         if self.kept[entry] < MANY || !self.next_takes.keys().any(|(of, ..)| *of == entry) {
             return true;

@@ -81,8 +81,8 @@ fn simulate_agrees_with_a_pass_every_minute() {
             assert_eq!((quick.date, quick.takes, quick.sends), (slow.date, slow.takes, slow.sends));
             assert_eq!(quick.alive, slow.alive, "{}", slow.date);
         }
-        // Snapshots taken since the last step are not pruned before they are sent, so a few more are taken and
-        // destroyed.
+        // Snapshots taken since the last step are not pruned before they are sent, so a few more arrive at the
+        // destination and are destroyed there.
         let destroys = |days: &[Day]| -> usize { days.iter().map(|day| day.destroys).sum() };
         let (quick, slow) = (destroys(&quick.days), destroys(&slow));
         assert!(quick >= slow && (quick - slow) * 50 <= slow, "{quick} {slow}");

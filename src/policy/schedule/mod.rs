@@ -1,7 +1,8 @@
 //! Schedules: five-field cron, and `asap`.
 //!
-//! The crate croner parses the fields. The slots on days when the clock changes are computed here: cron implementations
-//! differ about them, and a snapshot must be neither missed nor taken twice.
+//! A moment at which a schedule fires is called a slot. The crate croner parses the fields. The slots on days when the
+//! clock changes are computed here: cron implementations differ about them, and a snapshot must be neither missed nor
+//! taken twice.
 
 use std::fmt;
 use std::str::FromStr;

@@ -31,7 +31,7 @@ pub fn datasets(output: &[u8], with: DatasetColumns) -> Result<Vec<DatasetRow>, 
             columns.truncate(count - 3);
         }
         if !seen.insert(name) {
-            return Err(format!("{name:?} comes twice"));
+            return Err(format!("{name:?} is listed twice"));
         }
         if let Some(error) = unsupported_name(name) {
             log::warn!("ignoring a dataset: {error}");

@@ -20,13 +20,14 @@ const MOST_NAMED: usize = 500;
 /// `at`, without its snapshots; `changed` is its `snapshots_changed`.
 fn is_current(known: &DatasetInventory, now: &DatasetInventory, changed: Option<i64>, at: i64) -> bool {
     let (Some(unchanged), Some(changed)) = (known.unchanged, changed) else { return false };
-    // Otherwise, it is another dataset of this name, or it was promoted and has taken over snapshots.
+    // If the guid or the origin differs, this is another dataset of the same name, or the dataset was promoted and has
+    // taken over snapshots.
     known.guid.is_some()
         && (known.guid, &known.origin) == (now.guid, &now.origin)
         && (unchanged.from..=unchanged.to).contains(&changed)
         && (unchanged.listed..unchanged.listed + MAX_AGE).contains(&at)
-        // A hold or a clone decides whether a snapshot can be pruned, and may be gone since. The newest snapshot is
-        // never pruned.
+        // A hold or a clone keeps a snapshot from being pruned, and may be gone by now, so the snapshots are listed
+        // again. This does not matter for the newest snapshot, which is never pruned.
         && known.snapshots.iter().rev().skip(1).all(|snapshot| snapshot.userrefs == 0 && !snapshot.has_clones)
 }
 

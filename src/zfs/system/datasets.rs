@@ -32,7 +32,7 @@ impl Runner {
                 log::debug!("listing the user properties separately: {reason}");
                 let columns = DatasetColumns { user: false, ..columns };
                 let listed = self.datasets_and_values(roots, depth, columns).await;
-                // If it is not about these values, the first error is the one to report.
+                // If the output cannot be parsed without these values either, the first error is reported.
                 listed.map_err(|error| match error.kind {
                     ErrorKind::Output => ZfsError { stderr: reason, ..error },
                     _ => error,

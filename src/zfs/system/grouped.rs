@@ -16,7 +16,8 @@ use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 
 /// How long a batch waits for streams that are about to end. This delays nobody: it is work done after a stream.
 const LINGER: Duration = Duration::from_secs(2);
-/// How long a batch waits for callers that shared the batch before, and so will make their next request together.
+/// How long a batch waits for callers that shared the previous batch, and so will make their next requests at about the
+/// same time.
 const GATHER: Duration = Duration::from_millis(100);
 /// How many requests to hold or to release one process serves: it waits for a transaction group for each snapshot.
 const HOLDS_PER_PROCESS: usize = 8;
@@ -92,7 +93,8 @@ where
 
 impl Grouped {
     pub(super) fn new(runner: &Runner) -> Self {
-        // What surrounds a dataset is listed before its stream begins, while the transfer already occupies a slot.
+        // A listing with `Depth::Around` is made before a stream. The transfer waits for it, sometimes in a slot that
+        // it occupies already.
         let list_patience = |key: &ListKey| if key.depth == Depth::Around { GATHER } else { LINGER };
         Self {
             runner: runner.clone(),

@@ -95,7 +95,7 @@ impl Runner {
     }
 
     pub(super) fn spawn(&self, argv: &[String], command: &mut Command) -> Result<Process, ZfsError> {
-        log::debug!("runs {}", self.render(argv));
+        log::debug!("running {}", self.render(argv));
         self.running.spawn(command).map_err(|error| self.not_started(argv, &error))
     }
 

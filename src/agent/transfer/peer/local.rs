@@ -91,8 +91,8 @@ impl<Z: Zfs> LocalPeer<Z> {
         let outcome = match verified {
             Ok(mut destination) => {
                 if let Some(found) = &mut destination {
-                    // The dataset was listed after the stream, and nothing else receives into it. So changes in that
-                    // second came with the stream.
+                    // The dataset was listed after the stream, and nothing else receives into it. So even a change
+                    // that is dated in the second in which the stream ended came with the stream.
                     let (from, to) = (began.timestamp(), ended.timestamp());
                     found.unchanged = Some(Unchanged { from, to, listed: to });
                 }
