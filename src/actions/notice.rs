@@ -61,7 +61,7 @@ pub enum NoticeKind {
         /// The dataset that it receives from.
         from: Place,
     },
-    /// Two datasets have the same destination; only the first one is sent.
+    /// Two datasets have the same destination; only one of them is sent.
     DestinationTaken {
         /// The destination.
         to: Place,
@@ -82,6 +82,8 @@ pub enum NoticeKind {
     NothingInCommon {
         /// The source.
         with: Place,
+        /// The dataset of the same host whose snapshots the destination has: probably two sources were renamed.
+        copy_of: Option<Place>,
     },
 }
 
@@ -102,6 +104,9 @@ impl NoticeKind {
             }
             Self::FromTheFuture { .. } => {
                 Some("correct the clock; if it is right by now, destroy or rename the snapshot to end this notice")
+            }
+            Self::NothingInCommon { copy_of: Some(_), .. } => {
+                Some("if datasets were renamed at the source, rename their copies in the same way (zfs rename)")
             }
             _ => None,
         }
@@ -177,8 +182,9 @@ impl fmt::Display for Notice {
                 f,
                 "keeps {snapshots} snapshots that retention would destroy, because local.json of {host} makes it append-only"
             ),
-            NoticeKind::NothingInCommon { with } => {
-                write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")
+            NoticeKind::NothingInCommon { with, copy_of } => {
+                write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")?;
+                copy_of.iter().try_for_each(|of| write!(f, "; it is a copy of {of}"))
             }
         }
     }

@@ -88,7 +88,7 @@ pub enum SendReason {
     ToItself,
     /// Never due: the destination's name would be longer than ZFS permits.
     NameTooLong,
-    /// Never due: another dataset, named earlier in the policy, is sent to the same destination.
+    /// Never due: another dataset is sent to the same destination.
     DestinationTaken {
         /// The dataset that the destination receives from.
         by: Place,

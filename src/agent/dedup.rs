@@ -71,7 +71,6 @@ impl Dedup {
             return Admission::New(RunningOrder { key, counter, journal: None, running });
         }
         let OrderKey { id, fingerprint, .. } = key;
-        // The answer to an order without effects, such as a listing, is soon outdated, so it is not remembered.
         let journal = self.journal.clone();
         if let Some(journal) = journal.clone() {
             match runtime::blocking(move || journal.find(id)).await {

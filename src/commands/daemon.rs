@@ -34,7 +34,7 @@ pub struct ListenArgs {
     /// Serve Prometheus metrics at http://HOST:PORT/metrics (HOST defaults to 127.0.0.1)
     #[arg(long, value_name = "[HOST:]PORT")]
     pub metrics: Option<String>,
-    /// Time that running work has to end after SIGTERM before it is interrupted (it resumes later)
+    /// How long to wait for running work after SIGTERM before interrupting it (it resumes later)
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration_or_zero)]
     pub grace: Duration,
 }

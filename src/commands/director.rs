@@ -37,7 +37,7 @@ pub struct DirectorArgs {
     /// With --once: interrupt the pass after this time; the next pass does the rest
     #[arg(long, value_name = "DURATION", value_parser = duration, requires = "once")]
     pub timeout: Option<Duration>,
-    /// Time that running orders have to end after SIGTERM before they are interrupted (they resume later)
+    /// How long to wait for running orders after SIGTERM before interrupting them (they resume later)
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration_or_zero)]
     pub grace: Duration,
     /// With --once: print what was done even if all is well

@@ -12,8 +12,8 @@ pub(super) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
         .map(|(_, candidate)| candidate)
 }
 
-/// The number of characters to add, remove, replace, or swap with a neighbour. `None` if that is more than a third of
-/// the longer word (but at least one).
+/// The number of characters to add, remove, replace, or swap with a neighbour. `None` if that is more than one,
+/// and more than a third of the longer word.
 pub(super) fn distance(word: &str, candidate: &str) -> Option<usize> {
     let (word, candidate) = (normalized(word)?, normalized(candidate)?);
     let lengths = [word.chars().count(), candidate.chars().count()];

@@ -95,7 +95,7 @@ pub struct DatasetInventory {
     /// Whether it is encrypted; if so, it is sent raw.
     #[serde(default)]
     pub encrypted: bool,
-    /// The dataset above whose key it uses (`encryptionroot`, zfsprops(7)). `None` if it has a key of its own, is not
+    /// The ancestor whose key it uses (`encryptionroot`, zfsprops(7)). `None` if it has a key of its own, is not
     /// encrypted, or comes from a catalog.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_from: Option<DatasetName>,

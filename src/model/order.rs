@@ -140,7 +140,7 @@ numbered! {
         Done = 9,
         /// The order is not permitted here, or makes no sense.
         Refused = 10,
-        /// Another order works on the same dataset.
+        /// Another order works on the same dataset, or no slot or connection is free. A later attempt may succeed.
         Busy = 11,
         /// A peer could not be reached or disconnected; a later attempt may succeed.
         Unreachable = 12,

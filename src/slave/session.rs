@@ -53,7 +53,7 @@ struct StepDone {
 /// What is known about the dataset after a step.
 enum ListingAfterStep {
     /// The step listed it; `None` if it does not exist.
-    Listed(Option<DatasetInventory>),
+    Listed(Option<Box<DatasetInventory>>),
     /// It has to be listed again.
     Outdated,
 }
@@ -194,7 +194,7 @@ impl<Z: Zfs> Session<'_, Z> {
                         || receiver.is_placeholder(&order.dest_dataset, found).await.map_err(OrderError::from)?);
                 let name = snapshot_name;
                 let incoming = IncomingStream { guid, name, create, overwrite, cloned, flags, properties };
-                let listing = ListingAfterStep::Listed(self.receive(&incoming).await?);
+                let listing = ListingAfterStep::Listed(self.receive(&incoming).await?.map(Box::new));
                 return Ok(StepDone { listing, ..StepDone::new() });
             }
             Step::Rollback { guid, destroys } => {
@@ -237,7 +237,7 @@ impl<Z: Zfs> Session<'_, Z> {
         match listing {
             // The rest of the destination's properties was reported before and has not changed.
             ListingAfterStep::Listed(found) => {
-                self.destination.found = found;
+                self.destination.found = found.map(|found| *found);
                 self.send_listing(None).await.map(|()| true)
             }
             ListingAfterStep::Outdated => self.report_destination().await,

@@ -80,7 +80,7 @@ pub struct DestinationInfo {
     /// Whether the dataset is empty, and the slave made it only to contain others. Then it gives way to the copy.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_placeholder: bool,
-    /// The dataset above whose key the copy uses, if no raw stream has brought that key. Then the copy cannot take raw
+    /// The ancestor whose key the copy uses, if no raw stream has brought that key. Then the copy cannot take raw
     /// increments.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub foreign_key: Option<DatasetName>,

@@ -35,11 +35,11 @@ pub enum ErrorKind {
     ReadOnly,
     /// The pool lacks a feature that the stream needs.
     Feature,
-    /// The copy was received with `-L`, the stream was sent without it.
+    /// The copy was received with `-L`, but the stream was sent without it.
     LargeBlocks,
     /// The key of an encrypted dataset is not loaded.
     KeyNotLoaded,
-    /// The copy was not received raw, the stream is raw.
+    /// The copy was not received raw, but the stream is raw.
     NotRaw,
     /// `zfs` cannot be run.
     Missing,

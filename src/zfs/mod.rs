@@ -298,7 +298,7 @@ pub trait Zfs: ZfsRead {
         bookmark: &SnapName,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Rolls a dataset back to its newest snapshot. Fails if that would destroy a newer snapshot or bookmark.
+    /// Rolls a dataset back to the snapshot `to`. Fails if that would destroy a newer snapshot or bookmark.
     fn rollback(&self, dataset: &DatasetName, to: &SnapName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Discards the partial state of an interrupted receive.

@@ -123,6 +123,17 @@ pub enum Conflict {
         /// it.
         received: bool,
     },
+    /// The destination has a different snapshot with the name of the one wanted.
+    #[error(
+        "the destination has a different snapshot named {name}{}",
+        here.as_ref().map(|here| format!(", which is {here} on the source")).unwrap_or_default()
+    )]
+    NameTaken {
+        /// The name.
+        name: SnapName,
+        /// The name that the destination's snapshot has on the source, if the source has it.
+        here: Option<SnapName>,
+    },
     /// The destination has snapshots, but none in common with the source.
     #[error("the destination is not empty, and none of its {} snapshots is in common with the source", theirs.len())]
     NotEmpty {
@@ -146,6 +157,8 @@ fn point(snapshot: &Snapshot) -> Point {
 ///   increment. In this way it receives the history as well, and each part can be verified and resumed by itself.
 /// - A clone whose origin the destination has (`origin`) starts from the origin instead, and becomes a clone there,
 ///   too.
+/// - A snapshot cannot be received if a different snapshot on the destination has its name. The increments leave it
+///   out; if it is the target itself, nothing can be sent.
 /// - An increment from a bookmark cannot include the snapshots between. It runs only to the next snapshot; a second one
 ///   continues from there.
 /// - An interrupted receive is resumed first if the snapshot that it receives still exists on the source, is not on the
@@ -192,7 +205,7 @@ pub fn steps(
         (None, None) if destination.is_empty() => {
             if !resumes {
                 steps.push(first_step(point(&source[0]), origin));
-                steps.extend(onward(&source[..=goal], 0));
+                steps.extend(onward(source, 0, goal, |_| true));
             }
             return Ok(Transfer::Steps { steps });
         }
@@ -207,16 +220,22 @@ pub fn steps(
         let received = theirs.iter().any(|s| s.userrefs > 0);
         return Err(Conflict::Diverged { common, ours, theirs: theirs.iter().map(point).collect(), received });
     }
-    match bookmark {
-        _ if resumes => {}
-        None => steps.extend(onward(&source[..=goal], after - 1)),
-        Some(_) => {
-            let next = after.min(goal);
-            let (from, to) = (Base::Bookmark(common), point(&source[next]));
-            steps.push(Step::Incremental { from, to, intermediates: false });
-            steps.extend(onward(&source[..=goal], next));
-        }
+    if resumes {
+        return Ok(Transfer::Steps { steps });
     }
+    let names: HashMap<&SnapName, Guid> = destination.iter().map(|d| (&d.name, d.guid)).collect();
+    let is_free = |at: &usize| !names.contains_key(&source[*at].name);
+    if let Some(guid) = names.get(&source[goal].name) {
+        let here = source.iter().find(|s| s.guid == *guid).map(|s| s.name.clone());
+        return Err(Conflict::NameTaken { name: source[goal].name.clone(), here });
+    }
+    let mut at = after - usize::from(bookmark.is_none());
+    if bookmark.is_some() {
+        at = (at..=goal).find(is_free).unwrap_or(goal);
+        let (from, to) = (Base::Bookmark(common), point(&source[at]));
+        steps.push(Step::Incremental { from, to, intermediates: false });
+    }
+    steps.extend(onward(source, at, goal, is_free));
     Ok(Transfer::Steps { steps })
 }
 
@@ -249,12 +268,22 @@ fn first_step(to: Point, origin: Option<&(Origin, Guid)>) -> Step {
     }
 }
 
-/// The increment from one of the snapshots to the last one, if they differ.
-fn onward(source: &[Snapshot], from: usize) -> Option<Step> {
-    let (first, rest) = source.get(from..)?.split_first()?;
-    let intermediates = rest.len() > 1;
-    let from = Base::Snapshot(point(first));
-    rest.last().map(|last| Step::Incremental { from, to: point(last), intermediates })
+/// The increments from one of the snapshots to another. Snapshots between these two are left out if their
+/// names are taken at the destination.
+fn onward(source: &[Snapshot], from: usize, to: usize, is_free: impl Fn(&usize) -> bool) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut at = from;
+    while at < to {
+        let next = (at + 1..=to).find(&is_free).unwrap_or(to);
+        // An increment includes all snapshots up to the next one that is not free. If it leaves out snapshots, it
+        // brings only one.
+        let run = (next..=to).take_while(|i| *i == to || is_free(i)).last().unwrap_or(next);
+        let end = if next == at + 1 { run } else { next };
+        let from = Base::Snapshot(point(&source[at]));
+        steps.push(Step::Incremental { from, to: point(&source[end]), intermediates: next == at + 1 && end > next });
+        at = end;
+    }
+    steps
 }
 
 #[cfg(test)]

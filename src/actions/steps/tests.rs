@@ -58,6 +58,9 @@ fn render(result: Result<Transfer, Conflict>) -> String {
         Err(Conflict::Diverged { common, ours, theirs, .. }) => {
             format!("diverged after {}: ours {}, theirs {}", common.name, list(&ours), list(&theirs))
         }
+        Err(Conflict::NameTaken { name, here }) => {
+            format!("{name} taken{}", here.map(|here| format!(" by {here}")).unwrap_or_default())
+        }
         Err(Conflict::NotEmpty { ours, theirs }) => {
             format!("not empty: ours {}, theirs {}", list(&ours), list(&theirs))
         }
@@ -92,6 +95,14 @@ fn steps_lead_to_the_target() {
         (all, "", "a1 c3", 2, "has c"),
         (all, "", "c3 d4", 3, "has d"),
         ("a b", "c", "a1 c3", 2, "has c"),
+        // A snapshot whose name another one has there is left out, unless it is the target.
+        (all, "", "b9 a1", 4, "-i @a @c, -i @c @d"),
+        (all, "", "b8 c9 a1", 4, "-i @a @d"),
+        (all, "", "c9 a1", 4, "-i @a @b, -i @b @d"),
+        ("c d", "a", "c9 a1", 4, "-i #a @d"),
+        (all, "", "d9 a1", 3, "-I @a @c"),
+        (all, "", "d9 a1", 4, "d taken"),
+        (all, "", "d1", 4, "d taken by a"),
         // Conflicts.
         (all, "", "a1 x9", 4, "diverged after a: ours b c d, theirs x"),
         (all, "", "x8 a1 x9 y10", 2, "diverged after a: ours b, theirs x y"),

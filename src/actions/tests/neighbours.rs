@@ -199,12 +199,56 @@ fn destination_has_only_one_source() {
             &"beta:tank/b is not sent to gamma:tank/copy, which already receives from alpha:tank/a".to_owned()
         )
     );
-    // A target below another target is used, unless the other source has a child of that name.
+    // A target below another target belongs to the entry that names it, even if the other source has a child of that
+    // name.
     let nested =
         policy([recursive(entry("alpha:tank/a", &["gamma:tank/copy"])), entry("beta:tank/b", &["gamma:tank/copy/b"])]);
     assert_eq!(only("send beta", &nested, world, NOW), ["send beta:tank/b to gamma:tank/copy/b: B@11-23T12:00"]);
     let taken = format!("{world}\nalpha:tank/a/b B@11-23T12:00");
-    assert!(only("send beta", &nested, &taken, NOW).is_empty());
+    assert_eq!(only("send beta", &nested, &taken, NOW), ["send beta:tank/b to gamma:tank/copy/b: B@11-23T12:00"]);
+    assert_eq!(only("send alpha:tank/a/b", &nested, &taken, NOW), [""; 0]);
+    // But a dataset stays the source of the copy that was made of it.
+    let established = format!("{taken} B@11-23T11:00\ngamma:tank/copy/b B@11-23T11:00");
+    assert_eq!(only("send beta", &nested, &established, NOW), [""; 0]);
+}
+
+#[test]
+fn new_child_of_recursive_entry_does_not_take_over_the_copy_of_another_dataset() {
+    let policy = policy([recursive(entry("alpha:tank/d", &["beta:bak/d"])), entry("alpha:tank/x", &["beta:bak/d/x"])]);
+    let world = "
+        alpha:tank/d    B@11-23T12:00
+        alpha:tank/d/x  B@11-23T12:00=2
+        alpha:tank/x    B@11-23T11:00=3 B@11-23T12:00=3
+        beta:bak/d      B@11-23T12:00
+        beta:bak/d/x    B@11-23T11:00=3
+    ";
+    assert_eq!(only("send", &policy, world, NOW), ["send alpha:tank/x to beta:bak/d/x: B@11-23T12:00"]);
+    assert!(
+        notices(&policy, world, NOW).contains(
+            &"alpha:tank/d/x is not sent to beta:bak/d/x, which already receives from alpha:tank/x".to_owned()
+        )
+    );
+}
+
+#[test]
+fn copies_of_datasets_that_swapped_names_are_recognised() {
+    let policy = policy([recursive(entry("alpha:tank/d", &["beta:bak/d"]))]);
+    let world = "
+        alpha:tank/d    B@11-23T12:00
+        alpha:tank/d/p  B@11-23T11:00=2 B@11-23T12:00=2
+        alpha:tank/d/q  B@11-23T11:00=1 B@11-23T12:00=1
+        beta:bak/d      B@11-23T12:00
+        beta:bak/d/p    B@11-23T11:00=1
+        beta:bak/d/q    B@11-23T11:00=2
+    ";
+    let found = notices(&policy, world, NOW);
+    for (copy, with, of) in [("p", "p", "q"), ("q", "q", "p")] {
+        let expected = format!(
+            "beta:bak/d/{copy} has no snapshot in common with alpha:tank/d/{with}, so nothing is destroyed there; it is a \
+             copy of alpha:tank/d/{of}"
+        );
+        assert!(found.contains(&expected), "{expected:?} is not in {found:?}");
+    }
 }
 
 #[test]

@@ -1,5 +1,19 @@
 use super::*;
 
+#[test]
+fn snapshot_gets_no_name_that_a_destination_has_for_another_one() {
+    let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy"])]);
+    // The source's snapshot of the slot was destroyed after it had been sent.
+    let world = "
+        alpha:tank/foo  B@11-23T10:00
+        beta:tank/copy  B@11-23T10:00 B@11-23T12:00
+    ";
+    let now = "11-23T12:20";
+    assert_eq!(only("take", &policy, world, now), ["take B@11-23T12:20 on alpha: tank/foo"]);
+    let free = world.replace("B@11-23T12:00", "");
+    assert_eq!(only("take", &policy, &free, now), ["take B@11-23T12:00 on alpha: tank/foo"]);
+}
+
 fn one() -> Policy {
     policy([entry("alpha:tank/foo", &[])])
 }

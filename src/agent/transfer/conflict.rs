@@ -102,6 +102,7 @@ impl SendPlan {
                 let sides = format!("on the destination: {}; on the source: {}", names(theirs), names(ours));
                 (ResponseStatus::NotEmpty, format!("{conflict} ({sides})"))
             }
+            Trouble::Conflict(Conflict::NameTaken { .. }) => (ResponseStatus::NotEmpty, trouble.to_string()),
             Trouble::Written { .. } => (ResponseStatus::WasWritten, trouble.to_string()),
             Trouble::Bare | Trouble::Flags(_) | Trouble::ForeignKey { .. } => {
                 (ResponseStatus::NotEmpty, trouble.to_string())
@@ -114,6 +115,16 @@ impl SendPlan {
 
     fn way_out(&self, trouble: &Trouble) -> String {
         let Self { source, to, .. } = self;
+        let needs_new_copy = !matches!(
+            trouble,
+            Trouble::Written { .. } | Trouble::Conflict(Conflict::Diverged { .. } | Conflict::NameTaken { .. })
+        );
+        if needs_new_copy && to.dataset.parent().is_none() {
+            return format!(
+                "name a dataset below {} as the destination in server.json: the dataset of a pool cannot be renamed",
+                to.dataset
+            );
+        }
         let rename = format!(
             "rename {} on {} (zfs rename), or set on_divergence \"set_aside\", which does that: then a new copy of \
              {source} is made",
@@ -129,22 +140,22 @@ impl SendPlan {
                     common.name
                 )
             }
-            Trouble::Conflict(Conflict::NotEmpty { .. }) => {
-                format!("{rename}; or destroy {} there if it is not needed", to.dataset)
+            Trouble::Conflict(Conflict::NameTaken { name, here }) => {
+                let other = match here {
+                    Some(here) => to.dataset.at(here),
+                    None => format!("{}_other", to.dataset.at(name)),
+                };
+                format!("rename that snapshot on {}: zfs rename {} {other}", to.host, to.dataset.at(name))
             }
             Trouble::Written { newest, .. } => format!(
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
                  set rollback_if_needed, which does that; to keep the data there, {rename}",
                 to.dataset.at(&newest.name)
             ),
-            Trouble::Bare => {
-                "destroy or rename the destination, so that it can be created; or set rollback_if_needed, which replaces it, \
-                              or on_divergence \"set_aside\", which renames it"
-                    .to_owned()
-            }
+            Trouble::Bare => format!("{rename}; if it holds nothing, set rollback_if_needed, which replaces it"),
             Trouble::ForeignKey { .. } => format!(
                 "{rename}; if its key was replaced, zfs change-key -o keyformat=passphrase -o keylocation=prompt {} gives \
-                 the copy a key of its own again, with which increments arrive: the next one brings the source's key",
+                 the copy a key of its own again, so that it can take increments: the next one brings the source's key",
                 to.dataset
             ),
             Trouble::Conflict(_) | Trouble::Flags(_) => rename,

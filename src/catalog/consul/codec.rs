@@ -255,7 +255,7 @@ pub(super) fn encode_parts(parts: Parts) -> Vec<u8> {
 pub(super) fn decode(value: &[u8]) -> Result<Value, String> {
     let StoredDataset { version, parts, held, marks, not_written } = unpack(value)?;
     if version != VERSION {
-        return Err(format!("it has version {version}, only version {VERSION} is supported"));
+        return Err(format!("it has version {version}, but only version {VERSION} is supported"));
     }
     if let Some(parts) = parts {
         return Ok(Value::Parts(parts));

@@ -49,7 +49,7 @@ pub struct Surroundings {
     pub(crate) is_below_raw_copy: bool,
     /// Whether the parent dataset exists.
     pub(crate) has_parent: bool,
-    /// The dataset above whose key the destination uses, if that dataset is no raw copy. Either the destination was not
+    /// The ancestor whose key the destination uses, if that dataset is no raw copy. Either the destination was not
     /// received raw, or its own key was replaced (`zfs change-key -i`). ZFS refuses a raw increment in the first case.
     /// In the second case it accepts it, together with the source's key, which the dataset above cannot unwrap: then
     /// the whole copy is unreadable (OpenZFS issue 12614).

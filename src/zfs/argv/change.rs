@@ -157,7 +157,8 @@ pub(crate) fn abort_receive(dataset: &DatasetName) -> Vec<String> {
     vec!["receive".to_owned(), "-A".to_owned(), dataset.to_string()]
 }
 
-/// Creates a dataset that only contains others; `marked` as one that gives way to a copy.
+/// Creates a dataset that only contains others. If `marked` is set, a property marks it as one that gives way to a
+/// copy.
 pub(crate) fn create_ancestor(dataset: &DatasetName, marked: bool) -> Vec<String> {
     let mut argv = words(&["create", "-o", "canmount=off", "-o", "mountpoint=none"]);
     if marked {

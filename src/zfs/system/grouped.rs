@@ -19,7 +19,7 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How long a batch waits for callers that shared the previous batch, and so will make their next requests at about the
 /// same time.
 const GATHER: Duration = Duration::from_millis(100);
-/// How many requests to hold or to release one process serves: it waits for a transaction group for each snapshot.
+/// How many hold or release requests one process serves: it waits for a transaction group for each snapshot.
 const HOLDS_PER_PROCESS: usize = 8;
 /// How many such processes run at a time for one batch.
 const CONCURRENT_HOLDS: usize = 4;

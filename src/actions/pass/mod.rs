@@ -1,5 +1,7 @@
 //! One pass over a policy: it asks the three questions about every dataset that the policy covers.
 
+mod peers;
+
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
@@ -178,7 +180,8 @@ impl<'a> Pass<'a> {
             }
             None => {
                 let decision = new_snapshot::decide(governed.dataset, snapshots, governed.policy, slots, self.now);
-                (decision.due, decision.reason)
+                let free = |name| self.name_free_on_destinations(governed, name);
+                (decision.due.map(free), decision.reason)
             }
         };
         self.plan.takes.push(TakeVerdict { subject: governed.subject(), due, reason });
@@ -216,8 +219,8 @@ impl<'a> Pass<'a> {
             return self.push_send(governed, to, SendDecision::not_due(SendReason::ToItself), Route::default());
         }
         let incoming = self.index.incoming(&to.host, &to.dataset);
-        if let Some(first) = incoming.iter().find(|i| self.exists(i)).filter(|i| i.source != place) {
-            let by = first.source.clone();
+        if let Some(sender) = self.sender(&to, &incoming, |_| true).filter(|i| i.source != place) {
+            let by = sender.source.clone();
             let kind = NoticeKind::DestinationTaken { to: to.clone(), by: by.clone() };
             self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
             let decision = SendDecision::not_due(SendReason::DestinationTaken { by });
@@ -259,11 +262,8 @@ impl<'a> Pass<'a> {
         there: &'a DatasetInventory,
         incoming: &[IncomingSend],
     ) {
-        if incoming
-            .iter()
-            .find(|i| self.exists(i))
-            .is_none_or(|i| i.claim != governed.claim || i.source != governed.place())
-        {
+        let is_other = |i: &IncomingSend| i.claim != governed.claim || i.source != governed.place();
+        if self.sender(to, incoming, |_| true).is_none_or(is_other) {
             return;
         }
         let mut snapshots = Vec::new();
@@ -325,7 +325,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Prunes a destination of a policy, unless another verdict covers this dataset: that of the policy whose source it
-    /// is, or that of an earlier policy that sends to it. Such a verdict applies the rules of all these policies.
+    /// is, or that of another policy that sends to it. Such a verdict applies the rules of all these policies.
     fn prune_destination(
         &mut self,
         governed: &GovernedDataset<'a>,
@@ -334,8 +334,8 @@ impl<'a> Pass<'a> {
         incoming: &[IncomingSend],
     ) {
         let prefix = &governed.policy.prefix;
-        let of_prefix = |i: &&IncomingSend| self.index.snapshot_policy(i.claim).prefix == *prefix && self.exists(i);
-        let first = incoming.iter().find(of_prefix);
+        let of_prefix = |i: &IncomingSend| self.index.snapshot_policy(i.claim).prefix == *prefix;
+        let first = self.sender(to, incoming, of_prefix);
         let elsewhere = self.index.governing(&to.host, &to.dataset, prefix).is_some();
         if elsewhere || first.is_none_or(|i| i.claim != governed.claim || i.source != governed.place()) {
             return;
@@ -346,8 +346,9 @@ impl<'a> Pass<'a> {
         let peers = self.peers(&to.host, &to.dataset, prefix, incoming);
         let subject = governed.subject_at(&to.host, &to.dataset);
         let verdict = self.prune(subject, Side::Destination, there, &snapshots, others, &terms, peers);
-        if !snapshots.is_empty() && verdict.has_nothing_in_common() {
-            let kind = NoticeKind::NothingInCommon { with: governed.place() };
+        if !snapshots.is_empty() && verdict.has_nothing_in_common() && !self.have_common(&governed.place(), to) {
+            let copy_of = self.source_of_copy(governed.host, there);
+            let kind = NoticeKind::NothingInCommon { with: governed.place(), copy_of };
             self.note(governed.claim.entry, &to.host, Some(&to.dataset), kind);
         }
         self.plan.prunes.push(verdict);
