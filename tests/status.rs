@@ -148,6 +148,30 @@ fn status_shows_diverged_destination_with_failed_order() {
 }
 
 #[test]
+fn status_is_not_ok_if_orders_fail_or_nothing_is_known() {
+    let fleet = Fleet::new();
+    for name in ["one", "two"] {
+        fleet.take(&format!("tank/{name}"), 3);
+    }
+    // It exists without a snapshot, so no snapshot can be sent there.
+    fleet.beta.create(&ds("pool/one"));
+    assert!(!fleet.pass().is_success());
+    let state = |place: &str| {
+        let text = as_text(&self::status(&fleet), None);
+        let row = text.lines().find(|line| line.trim_start().starts_with(place)).unwrap_or_default();
+        row.split_whitespace().last().unwrap_or_default().to_owned()
+    };
+    assert_eq!((state("to beta:pool/one"), state("to beta:pool/two")), ("failed".to_owned(), "ok".to_owned()));
+    assert_eq!(state("alpha:tank/one"), "ok");
+    // The policy no longer has this destination.
+    let policy = std::fs::read_to_string(fleet.path("server.json")).unwrap();
+    fs::write(fleet.path("server.json"), policy.replace("pool/one", "pool/other")).unwrap();
+    assert_eq!(self::status(&fleet).errors, []);
+    fleet.beta.set_away("pool", Some("the pool is suspended"));
+    assert_eq!(state("to beta:pool/two"), "unknown");
+}
+
+#[test]
 fn status_shows_running_transfer_until_its_pass_is_gone() {
     let fleet = Fleet::new();
     fleet.take("tank/one", 300);

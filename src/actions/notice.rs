@@ -78,6 +78,11 @@ pub enum NoticeKind {
         /// How many snapshots.
         snapshots: usize,
     },
+    /// Below a destination there are copies whose sources no longer exist. Nothing prunes them.
+    SourcesGone {
+        /// The copies.
+        copies: Vec<DatasetName>,
+    },
     /// The destination has snapshots, but none in common with the source, so nothing is destroyed there.
     NothingInCommon {
         /// The source.
@@ -127,6 +132,7 @@ impl NoticeKind {
             | Self::Excluded
             | Self::ReceivesAndTakes { .. }
             | Self::NothingInCommon { .. }
+            | Self::SourcesGone { .. }
             | Self::AppendOnly { .. } => false,
         }
     }
@@ -182,6 +188,18 @@ impl fmt::Display for Notice {
                 f,
                 "keeps {snapshots} snapshots that retention would destroy, because local.json of {host} makes it append-only"
             ),
+            NoticeKind::SourcesGone { copies } => {
+                let named: Vec<&str> = copies.iter().take(5).map(DatasetName::as_str).collect();
+                let what = match copies.len() {
+                    1 => "a copy whose source no longer exists, so nothing prunes it",
+                    _ => "copies whose sources no longer exist, so nothing prunes them",
+                };
+                write!(f, "contains {what}: {}", named.join(", "))?;
+                match copies.len() - named.len() {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
+            }
             NoticeKind::NothingInCommon { with, copy_of } => {
                 write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")?;
                 copy_of.iter().try_for_each(|of| write!(f, "; it is a copy of {of}"))

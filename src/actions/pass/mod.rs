@@ -105,6 +105,8 @@ impl<'a> Pass<'a> {
         let Some(host) = self.inventory.hosts.get(&entry.hostname).filter(|h| h.observed.is_some()) else { return };
         if !host.datasets.contains_key(&entry.dataset) {
             self.note(index, &entry.hostname, Some(&entry.dataset), NoticeKind::DatasetMissing);
+        } else if entry.recursive {
+            self.note_gone_sources(index);
         }
         // In the order of names, a dataset's descendants follow it, with at most a few others between them: "a-b" comes
         // before "a/b".

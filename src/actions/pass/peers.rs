@@ -1,12 +1,16 @@
 //! Questions of a pass that concern several datasets: the sources of a destination, and the names on the destinations of
 //! a source.
 
+use std::collections::{BTreeSet, HashSet};
+
 use chrono::TimeDelta;
 
 use crate::actions::common::{KnownDataset, NewestCommon, SnapshotsByGuid};
 use crate::actions::index::IncomingSend;
+use crate::actions::notice::NoticeKind;
 use crate::actions::pass::{GovernedDataset, Pass};
-use crate::model::{DatasetInventory, HostName, Place, SnapName};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, SnapName};
+use crate::policy::DatasetPolicy;
 
 impl<'a> Pass<'a> {
     /// The name for a snapshot that is due. If a destination has a different snapshot of this name, because the source's
@@ -65,5 +69,46 @@ impl<'a> Pass<'a> {
         let has = |of: &DatasetInventory| of.by_guid(newest).is_some() || of.bookmarks.iter().any(|b| b.guid == newest);
         let (name, _) = datasets.find(|(_, of)| !std::ptr::eq(*of, copy) && has(of))?;
         Some(Place { host: host.clone(), dataset: name.clone() })
+    }
+
+    /// Adds a notice about the copies of a recursive entry whose sources no longer exist. A copy of a dataset that was
+    /// only renamed is not one of them.
+    pub(super) fn note_gone_sources(&mut self, index: usize) {
+        let entry = &self.policy.datasets[index];
+        let targets: BTreeSet<&Place> = entry.policies.iter().flat_map(|p| &p.sync_on).collect();
+        for target in targets {
+            let mut copies = self.without_source(entry, target);
+            if copies.is_empty() {
+                continue;
+            }
+            let sources = self.inventory.hosts.get(&entry.hostname).into_iter().flat_map(|h| h.datasets.values());
+            let guids: HashSet<Guid> = sources.flat_map(|of| of.snapshots.iter().map(|s| s.guid)).collect();
+            copies.retain(|(_, copy)| copy.newest().is_none_or(|newest| !guids.contains(&newest.guid)));
+            let copies: Vec<DatasetName> = copies.into_iter().map(|(name, _)| name.clone()).collect();
+            if !copies.is_empty() {
+                self.note(index, &target.host, Some(&target.dataset), NoticeKind::SourcesGone { copies });
+            }
+        }
+    }
+
+    /// The datasets below a target that have snapshots of an entry's policies, but no source.
+    fn without_source(&self, entry: &DatasetPolicy, target: &Place) -> Vec<(&'a DatasetName, &'a DatasetInventory)> {
+        let Some(host) = self.inventory.hosts.get(&target.host).filter(|h| h.covers(&target.dataset)) else {
+            return Vec::new();
+        };
+        let below = host.datasets.range(&target.dataset..);
+        let below = below.take_while(|(name, _)| name.as_str().starts_with(target.dataset.as_str()));
+        let is_copy = |copy: &DatasetInventory| {
+            let mut prefixes = entry.policies.iter().map(|p| &p.prefix);
+            prefixes.any(|prefix| copy.snapshots.iter().any(|s| prefix.time_in(&s.name).is_some()))
+        };
+        let has_source = |name: &DatasetName| {
+            let incoming = self.index.incoming(&target.host, name);
+            incoming.iter().any(|i| !matches!(self.known(&i.source), KnownDataset::Absent))
+        };
+        below
+            .filter(|(name, _)| *name != &target.dataset && name.is_within(&target.dataset))
+            .filter(|(name, copy)| !has_source(name) && is_copy(copy))
+            .collect()
     }
 }

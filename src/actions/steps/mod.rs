@@ -135,7 +135,7 @@ pub enum Conflict {
         here: Option<SnapName>,
     },
     /// The destination has snapshots, but none in common with the source.
-    #[error("the destination is not empty, and none of its {} snapshots is in common with the source", theirs.len())]
+    #[error("the destination is not empty, and has no snapshot in common with the source")]
     NotEmpty {
         /// The snapshots of the source, oldest first, up to the one wanted.
         ours: Vec<Point>,

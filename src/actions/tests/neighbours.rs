@@ -231,6 +231,27 @@ fn new_child_of_recursive_entry_does_not_take_over_the_copy_of_another_dataset()
 }
 
 #[test]
+fn copies_without_source_are_mentioned() {
+    let policy = policy([recursive(entry("alpha:tank/d", &["beta:bak/d"]))]);
+    let world = "
+        alpha:tank/d    B@11-23T12:00
+        alpha:tank/d/p  B@11-23T12:00=1
+        beta:bak/d      B@11-23T12:00
+        beta:bak/d/p    B@11-23T12:00=1
+        beta:bak/d/old  B@11-20T12:00=2
+        beta:bak/d/own  other
+    ";
+    let gone = "beta:bak/d contains a copy whose source no longer exists, so nothing prunes it: bak/d/old";
+    assert!(notices(&policy, world, NOW).contains(&gone.to_owned()));
+    // A renamed source still has a copy, and a host that did not answer may have the source.
+    let renamed = format!("{world}\nalpha:tank/d/new B@11-20T12:00=2");
+    let unknown = world.replace("alpha:tank/d/p  B@11-23T12:00=1", "").replace("alpha:", "alpha?:");
+    for world in [renamed, unknown] {
+        assert!(!notices(&policy, &world, NOW).iter().any(|notice| notice.contains("no longer exists")));
+    }
+}
+
+#[test]
 fn copies_of_datasets_that_swapped_names_are_recognised() {
     let policy = policy([recursive(entry("alpha:tank/d", &["beta:bak/d"]))]);
     let world = "

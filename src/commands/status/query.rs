@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::actions::health::{Health, health};
+use crate::actions::health::{Health, Row, health};
 use crate::catalog::{CatalogError, Outcome, open};
 use crate::commands::status::unsent;
 use crate::config;
@@ -63,6 +63,13 @@ pub struct FailedOrder {
     pub hint: Option<String>,
 }
 
+impl FailedOrder {
+    /// Whether it is about the dataset of a row, or about its transfer to a destination.
+    pub(super) fn is_of(&self, row: &Row, to: Option<&Place>) -> bool {
+        self.host == row.host && self.dataset.as_ref() == Some(&row.dataset) && self.to.as_ref() == to
+    }
+}
+
 /// The state of the fleet.
 #[derive(Debug, Serialize)]
 pub struct Status {
@@ -112,6 +119,12 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
         }
     }
     let mut health = health(&policy, &inventory, &unseen, clock::now());
+    // A failed transfer to a destination that the policy no longer has concerns nobody.
+    let is_of_policy = |failed: &FailedOrder| {
+        let known = failed.dataset.as_ref().and_then(|dataset| inventory.dataset(&failed.host, dataset));
+        failed.to.is_none() || known.is_none() || health.rows.iter().any(|row| failed.is_of(row, row.to.as_ref()))
+    };
+    let errors: Vec<FailedOrder> = errors.into_iter().filter(is_of_policy).collect();
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
     match &agents {
         Some(agents) => unsent::estimate(&mut health, &policy, &inventory, agents).await,

@@ -3,11 +3,14 @@
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
-use crate::actions::health::{DatedSnapshot, Finding, Health, HostState, Row, Severity, span};
+use crate::actions::health::{DatedSnapshot, Finding, HostState, Row, Severity, span};
 use crate::cli::report;
 use crate::commands::status::query::{FailedOrder, Status};
 use crate::fleet::live_status::{LiveStatus, RunningTransfer};
-use crate::model::{Action, DatasetName, HostName};
+use crate::model::{Action, DatasetName, HostName, Place};
+
+/// The state of a dataset or destination of which nothing else is to be said.
+const OK: &str = "ok";
 
 /// A line of `--format ndjson`.
 #[derive(Serialize)]
@@ -43,10 +46,13 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
     let running = pass.as_ref().map(|live| live.running.as_slice()).unwrap_or_default();
     let mut text = String::new();
     if health.rows.is_empty() {
-        text.push_str("no dataset is known yet\n");
+        text.push_str(match pass {
+            None => "no dataset is known yet\n",
+            Some(_) => "none of the policy's datasets exists on the hosts that could be listed\n",
+        });
     } else {
         let headings = ["DATASET", "POLICY", "NEWEST", "BEHIND", "UNSENT", "STATE"];
-        text.push_str(&report::table(&headings, &[2, 4], rows(health, running)));
+        text.push_str(&report::table(&headings, &[2, 4], rows(status, running)));
     }
     if !running.is_empty() {
         let rows = running.iter().map(running_row).collect();
@@ -91,8 +97,14 @@ fn last_pass(now: DateTime<Utc>, pass: Option<&LiveStatus>) -> String {
 }
 
 /// A row for each dataset, followed by a row for each of its destinations.
-fn rows(health: &Health, running: &[RunningTransfer]) -> Vec<Vec<String>> {
+fn rows(Status { health, errors, .. }: &Status, running: &[RunningTransfer]) -> Vec<Vec<String>> {
     let now = health.at;
+    // A finding says more than an order that failed.
+    let state = |row: &Row, to: Option<&Place>, finding: String| match finding.as_str() {
+        OK if errors.iter().any(|failed| failed.is_of(row, to)) => "failed".to_owned(),
+        OK if to.is_some() && row.behind.is_none() => "unknown".to_owned(),
+        _ => finding,
+    };
     let of = |row: &Row| (row.entry, row.policy.clone(), row.host.clone(), row.dataset.clone());
     let mut table = Vec::new();
     for same in health.rows.chunk_by(|a, b| of(a) == of(b)) {
@@ -104,7 +116,7 @@ fn rows(health: &Health, running: &[RunningTransfer]) -> Vec<Vec<String>> {
             age(source.newest.as_ref(), now),
             String::new(),
             String::new(),
-            own,
+            state(source, None, own),
         ]);
         for row in same {
             let Some(to) = &row.to else { continue };
@@ -124,7 +136,7 @@ fn rows(health: &Health, running: &[RunningTransfer]) -> Vec<Vec<String>> {
                     Some(0) => String::new(),
                     bytes => bytes.map_or_else(|| "?".to_owned(), report::bytes),
                 },
-                sending.map_or(there, sent),
+                sending.map_or_else(|| state(row, Some(to), there), sent),
             ]);
         }
     }
@@ -137,7 +149,7 @@ fn age(point: Option<&DatedSnapshot>, now: DateTime<Utc>) -> String {
 
 fn worst<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
     match findings.map(Finding::severity).max().unwrap_or_default() {
-        Severity::Ok => "ok".to_owned(),
+        Severity::Ok => OK.to_owned(),
         severity => severity.to_string(),
     }
 }
