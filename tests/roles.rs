@@ -511,6 +511,24 @@ fn increment_keeps_send_flags_of_first_copy() {
 }
 
 #[test]
+fn copy_whose_key_others_use_takes_no_raw_increment() {
+    let pair = Pair::new();
+    pair.alpha.encrypt(&ds("tank/data"));
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    pair.beta.create(&ds("pool/copy/below"));
+    pair.beta.encrypt(&ds("pool/copy/below"));
+    pair.beta.inherit_key(&ds("pool/copy/below"), &ds("pool/copy"));
+    let second = pair.take("S_2");
+    let response = pair.send(second);
+    assert!(!response.is_success);
+    for words in ["pool/copy/below uses the key of the copy", "keylocation=prompt pool/copy/below"] {
+        assert!(response.message().contains(words), "{words:?} is not in {response:?}");
+    }
+    assert_eq!(pair.copy(), [first]);
+}
+
+#[test]
 fn copy_with_key_of_another_dataset_takes_no_raw_increment() {
     let pair = Pair::new();
     pair.alpha.encrypt(&ds("tank/data"));

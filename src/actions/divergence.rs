@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::actions::lineage::FlagMismatch;
 use crate::actions::steps::{Conflict, Point};
-use crate::model::{DatasetInventory, DatasetName, Guid, OnDivergence};
+use crate::model::{DatasetInventory, Guid, KeyConflict, OnDivergence};
 
 /// Why a destination cannot receive the next stream.
 #[derive(Clone, Debug, Error, PartialEq, Eq, Serialize)]
@@ -29,16 +29,9 @@ pub enum Trouble {
     /// The copy was made with send flags that the source can no longer use.
     #[error(transparent)]
     Flags(#[from] FlagMismatch),
-    /// The copy cannot take a raw increment, because it uses a key that no raw stream has brought. ZFS refuses the
-    /// increment, or accepts it and makes the copy unreadable.
-    #[error(
-        "the copy uses the key of {root}: either it was not received raw, or its own key was replaced \
-         (zfs change-key -i); a raw increment would fail, or make the copy unreadable"
-    )]
-    ForeignKey {
-        /// The encryption root of the copy.
-        root: DatasetName,
-    },
+    /// A raw increment would make datasets unreadable.
+    #[error(transparent)]
+    Key(#[from] KeyConflict),
 }
 
 fn bytes_or_unknown(bytes: Option<u64>) -> String {
@@ -119,11 +112,9 @@ pub fn remedy(trouble: &Trouble, allowed: Allowed) -> Remedy {
             Remedy::Rollback { to: newest.guid, destroys: Vec::new() }
         }
         Trouble::Bare if allowed.rollback && otherwise == Remedy::Stop => Remedy::Replace,
-        Trouble::Conflict(_)
-        | Trouble::Written { .. }
-        | Trouble::Bare
-        | Trouble::Flags(_)
-        | Trouble::ForeignKey { .. } => otherwise,
+        Trouble::Conflict(_) | Trouble::Written { .. } | Trouble::Bare | Trouble::Flags(_) | Trouble::Key(_) => {
+            otherwise
+        }
     }
 }
 

@@ -154,7 +154,7 @@ impl ListingCache {
             Lookup::Unknown => return None,
             Lookup::Present { since, inventory: theirs, .. } => {
                 let takes_increment = theirs.newest().is_some_and(|newest| ours.by_guid(newest.guid).is_some());
-                if !takes_increment || theirs.resume_token.is_some() || theirs.key_from.is_some() {
+                if !takes_increment || theirs.resume_token.is_some() || theirs.encrypted {
                     return None;
                 }
                 (since, Some(theirs), Surroundings::default())

@@ -169,6 +169,12 @@ pub struct NotWritten {
 }
 
 impl DatasetInventory {
+    /// Whether it is a copy that was received raw, and so has the key of its source.
+    #[must_use]
+    pub fn is_raw_copy(&self) -> bool {
+        self.encrypted && self.flags == Some(SendFlags::Raw)
+    }
+
     /// Sorts snapshots and bookmarks as the type promises: by createtxg, then by guid. In ZFS, two snapshots of one
     /// dataset never share a createtxg, but they may in a catalog file.
     pub fn sort(&mut self) {

@@ -8,6 +8,7 @@ pub mod flags;
 pub mod hint;
 pub mod identity;
 pub mod inventory;
+pub mod key;
 pub mod name;
 pub mod order;
 pub mod place;
@@ -20,6 +21,7 @@ pub use identity::{Identity, PeerRole, TlsFiles};
 pub use inventory::{
     DatasetInventory, DatasetKind, HostInventory, HostListing, Inventory, NotWritten, Origin, Unchanged, UnlistedPools,
 };
+pub use key::KeyConflict;
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use place::Place;

@@ -144,7 +144,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         };
         // A resumed stream has the flags of the first attempt, of which nothing is known here.
         let may_be_raw = self.incoming.flags.is_none_or(|flags| flags == SendFlags::Raw)
-            && self.before.surroundings.foreign_key.is_none();
+            && self.before.surroundings.key_conflict.is_none();
         let may_be_clone = self.incoming.cloned || self.incoming.guid.is_none();
         ExpectedStream { bases, guid: self.incoming.guid, may_be_raw, may_be_clone }
     }

@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, OnDivergence, OrderId, ResponseStatus,
-    SendFlags, SnapName,
+    DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, KeyConflict, OnDivergence, OrderId,
+    ResponseStatus, SendFlags, SnapName,
 };
 use crate::wire::{RenamedFrom, default_protocol};
 
@@ -80,10 +80,9 @@ pub struct DestinationInfo {
     /// Whether the dataset is empty, and the slave made it only to contain others. Then it gives way to the copy.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_placeholder: bool,
-    /// The ancestor whose key the copy uses, if no raw stream has brought that key. Then the copy cannot take raw
-    /// increments.
+    /// Why the copy cannot take raw increments, if its key prevents that.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub foreign_key: Option<DatasetName>,
+    pub key_conflict: Option<KeyConflict>,
     /// Whether frames may be compressed with zstd.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub takes_zstd: bool,

@@ -220,6 +220,9 @@ pub trait ZfsRead: Send + Sync + 'static {
         dataset: &DatasetName,
     ) -> impl Future<Output = Result<BTreeMap<String, String>, ZfsError>> + Send;
 
+    /// Returns the datasets below an encryption root that use its key.
+    fn key_users(&self, root: &DatasetName) -> impl Future<Output = Result<Vec<DatasetName>, ZfsError>> + Send;
+
     /// Estimates the size of a send in bytes; `None` if ZFS cannot. Nothing is sent.
     fn size_of_send(&self, spec: &SendSpec) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
 

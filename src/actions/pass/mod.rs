@@ -15,10 +15,10 @@ use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::plan::Plan;
 use crate::actions::prune::{Doomed, PruneVerdict};
 use crate::actions::reason::{SendReason, TakeReason};
-use crate::actions::route::{self, Route};
+use crate::actions::route::{self, Renamed, Route};
 use crate::actions::send::{self, SendDecision};
 use crate::actions::verdict::{SendVerdict, Side, Subject, TakeVerdict};
-use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Place, Prefix};
+use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, OnDivergence, Place, Prefix};
 use crate::policy::retention::Tally;
 use crate::policy::{DatasetPolicy, Policy, Schedule, SnapshotPolicy, SyncPolicy};
 
@@ -247,6 +247,11 @@ impl<'a> Pass<'a> {
             (Some(_), KnownDataset::Present(there)) => self.route(governed, target, Some(there)),
             (Some(_), KnownDataset::Absent | KnownDataset::Unlisted) => self.route(governed, target, None),
         };
+        let is_free = |renamed: &Renamed| {
+            let place = Place { host: to.host.clone(), dataset: renamed.dataset.clone() };
+            !self.others_are_below(governed.claim.entry, &place)
+        };
+        let route = Route { renamed: route.renamed.filter(is_free), ..route };
         self.push_send(governed, to.clone(), decision, route);
         if let KnownDataset::Present(there) = known {
             self.prune_destination(governed, &to, there, &incoming);
@@ -307,7 +312,10 @@ impl<'a> Pass<'a> {
             false => Allowed {
                 rollback: entry.rollback_if_needed,
                 may_destroy: entry.rollback_may_destroy,
-                on_divergence: entry.on_divergence,
+                on_divergence: match entry.on_divergence {
+                    OnDivergence::SetAside if self.others_are_below(governed.claim.entry, &to) => OnDivergence::Stop,
+                    allowed => allowed,
+                },
             },
         };
         self.plan.sends.push(SendVerdict { subject: governed.subject(), to, due, allowed, route, reason });

@@ -1,6 +1,7 @@
 //! Questions of a pass that concern several datasets: the sources of a destination, and the names on the destinations of
 //! a source.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
 
 use chrono::TimeDelta;
@@ -9,7 +10,7 @@ use crate::actions::common::{KnownDataset, NewestCommon, SnapshotsByGuid};
 use crate::actions::index::IncomingSend;
 use crate::actions::notice::NoticeKind;
 use crate::actions::pass::{GovernedDataset, Pass};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, SnapName};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, Prefix, SnapName, Snapshot};
 use crate::policy::DatasetPolicy;
 
 impl<'a> Pass<'a> {
@@ -45,11 +46,46 @@ impl<'a> Pass<'a> {
         if others.is_empty() {
             return Some(first);
         }
+        let prefixes: Vec<&Prefix> = incoming.iter().map(|i| &self.index.snapshot_policy(i.claim).prefix).collect();
+        let is_own = |s: &Snapshot| prefixes.iter().any(|prefix| prefix.time_in(&s.name).is_some());
+        let copy = match self.known(to) {
+            KnownDataset::Present(there) => Some(there).filter(|there| there.snapshots.iter().any(is_own)),
+            KnownDataset::Absent | KnownDataset::Unlisted => None,
+        };
         let rank = |i: &&IncomingSend| {
             let is_named = self.policy.datasets[i.claim.entry].dataset == i.source.dataset;
-            (!self.have_common(&i.source, to), !is_named)
+            (copy.map(|copy| self.kinship(&i.source, copy)), Reverse(is_named))
         };
         std::iter::once(first).chain(others).min_by_key(rank)
+    }
+
+    /// How likely a dataset is the copy of a source; smaller is more likely. The source that has the newest snapshot of
+    /// the copy, or a bookmark of it, comes first. A source that could not be listed comes before one with nothing in
+    /// common, because the copy may be its copy.
+    fn kinship(&self, source: &Place, copy: &DatasetInventory) -> (u8, Reverse<u64>) {
+        match self.known(source) {
+            KnownDataset::Unlisted => (1, Reverse(0)),
+            KnownDataset::Absent => (2, Reverse(0)),
+            KnownDataset::Present(source) => {
+                let bookmarks: HashSet<Guid> = source.bookmarks.iter().map(|b| b.guid).collect();
+                let ours = SnapshotsByGuid::of(source);
+                let common = copy.snapshots.iter().filter(|s| ours.has(s.guid) || bookmarks.contains(&s.guid));
+                common.map(|s| s.createtxg).max().map_or((2, Reverse(0)), |newest| (0, Reverse(newest)))
+            }
+        }
+    }
+
+    /// Whether the policy has a source or a destination of another entry below a dataset. Such a dataset is never
+    /// renamed: the others would be renamed with it.
+    pub(super) fn others_are_below(&self, entry: usize, place: &Place) -> bool {
+        let is_below = |host: &HostName, dataset: &DatasetName| {
+            *host == place.host && *dataset != place.dataset && dataset.is_within(&place.dataset)
+        };
+        let others = self.policy.datasets.iter().enumerate().filter(|(index, _)| *index != entry);
+        others.into_iter().any(|(_, other)| {
+            let mut targets = other.policies.iter().flat_map(|p| &p.sync_on);
+            is_below(&other.hostname, &other.dataset) || targets.any(|t| is_below(&t.host, &t.dataset))
+        })
     }
 
     /// Whether a destination has a snapshot of a source, or one that a bookmark of the source was made from.

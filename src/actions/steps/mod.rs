@@ -227,6 +227,7 @@ pub fn steps(
     let is_free = |at: &usize| !names.contains_key(&source[*at].name);
     if let Some(guid) = names.get(&source[goal].name) {
         let here = source.iter().find(|s| s.guid == *guid).map(|s| s.name.clone());
+        let here = here.filter(|here| !names.contains_key(here));
         return Err(Conflict::NameTaken { name: source[goal].name.clone(), here });
     }
     let mut at = after - usize::from(bookmark.is_none());

@@ -231,6 +231,62 @@ fn new_child_of_recursive_entry_does_not_take_over_the_copy_of_another_dataset()
 }
 
 #[test]
+fn copy_stays_with_the_source_that_has_its_newest_snapshot() {
+    let policy = policy([
+        recursive(entry("alpha:tank/e", &["beta:bak/m"])),
+        recursive(entry("alpha:tank/d", &["beta:bak/m/y"])),
+    ]);
+    // An old snapshot of the source was restored where the first entry covers it.
+    let world = "
+        alpha:tank/e      B@11-23T12:00=5
+        alpha:tank/e/y    B@11-23T12:00=6
+        alpha:tank/e/y/x  B@11-23T10:00
+        alpha:tank/d      B@11-23T12:00=7
+        alpha:tank/d/x    B@11-23T10:00 B@11-23T11:00 B@11-23T12:00
+        beta:bak/m        B@11-23T12:00=5
+        beta:bak/m/y      B@11-23T12:00=7
+        beta:bak/m/y/x    B@11-23T10:00 B@11-23T11:00
+    ";
+    assert_eq!(only("send", &policy, world, NOW), ["send alpha:tank/d/x to beta:bak/m/y/x: B@11-23T12:00"]);
+}
+
+#[test]
+fn copy_is_not_taken_over_while_another_source_is_away() {
+    let policy = policy([recursive(entry("gamma:two/d", &["beta:bak/d"])), entry("alpha:tank/x", &["beta:bak/d/x"])]);
+    let world = "
+        alpha:tank/x  B@11-23T12:00
+        gamma:two?
+        beta:bak/d    B@11-23T12:00=1
+        beta:bak/d/x  B@11-23T11:00=2
+    ";
+    assert_eq!(only("send", &policy, world, NOW), [""; 0]);
+    // As long as there is no copy, nobody loses one.
+    let without = world.replace("beta:bak/d/x  B@11-23T11:00=2", "");
+    assert_eq!(only("send", &policy, &without, NOW), ["send alpha:tank/x to beta:bak/d/x: B@11-23T12:00"]);
+}
+
+#[test]
+fn copy_is_not_renamed_with_those_of_other_entries_below() {
+    let whole = |others: &[DatasetPolicy]| {
+        let first = recursive(entry("alpha:tank/n", &["beta:bak/n"]));
+        policy(std::iter::once(first).chain(others.iter().cloned()))
+    };
+    let world = "
+        alpha:tank/n       B@11-23T12:00
+        alpha:tank/n/new   B@11-23T11:00=1 B@11-23T12:00=1
+        beta:bak/n         B@11-23T12:00
+        beta:bak/n/old     B@11-23T11:00=1
+    ";
+    let renames = |policy: &Policy| {
+        let plan = decide(policy, &super::world(world), utc(NOW));
+        plan.sends.iter().filter(|send| send.route.renamed.is_some()).count()
+    };
+    assert_eq!(renames(&whole(&[])), 1);
+    assert_eq!(renames(&whole(&[entry("alpha:tank/x", &["beta:bak/n/old/x"])])), 0);
+    assert_eq!(renames(&whole(&[entry("beta:bak/n/old/live", &["alpha:tank/live"])])), 0);
+}
+
+#[test]
 fn copies_without_source_are_mentioned() {
     let policy = policy([recursive(entry("alpha:tank/d", &["beta:bak/d"]))]);
     let world = "

@@ -1,12 +1,14 @@
 //! Handles a destination that cannot take the next stream: applies a remedy that the order allows, or reports the
 //! snapshots of both sides with a way out.
 
+use std::fmt;
+
 use crate::actions::divergence::{Remedy, Trouble, remedy};
 use crate::actions::steps::{Conflict, Point};
 use crate::agent::transfer::peer::{Destination, StepOutcome};
 use crate::agent::transfer::state::{SendPlan, Transfer};
 use crate::host::error::OrderError;
-use crate::model::{DatasetInventory, Guid, ResponseStatus};
+use crate::model::{DatasetInventory, Guid, KeyConflict, ResponseStatus};
 use crate::model::{Place, tags};
 use crate::wire::RenamedFrom;
 use crate::zfs::{Depth, Zfs};
@@ -104,9 +106,7 @@ impl SendPlan {
             }
             Trouble::Conflict(Conflict::NameTaken { .. }) => (ResponseStatus::NotEmpty, trouble.to_string()),
             Trouble::Written { .. } => (ResponseStatus::WasWritten, trouble.to_string()),
-            Trouble::Bare | Trouble::Flags(_) | Trouble::ForeignKey { .. } => {
-                (ResponseStatus::NotEmpty, trouble.to_string())
-            }
+            Trouble::Bare | Trouble::Flags(_) | Trouble::Key(_) => (ResponseStatus::NotEmpty, trouble.to_string()),
         };
         OrderError::new(status, cause)
             .context(format!("cannot send {source} to {}:{}", to.host, to.dataset))
@@ -145,22 +145,41 @@ impl SendPlan {
                     Some(here) => to.dataset.at(here),
                     None => format!("{}_other", to.dataset.at(name)),
                 };
-                format!("rename that snapshot on {}: zfs rename {} {other}", to.host, to.dataset.at(name))
+                let (from, other) = (word(&to.dataset.at(name)), word(&other));
+                format!("rename that snapshot on {}: zfs rename {from} {other}", to.host)
             }
             Trouble::Written { newest, .. } => format!(
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
                  set rollback_if_needed, which does that; to keep the data there, {rename}",
                 to.dataset.at(&newest.name)
             ),
-            Trouble::Bare => format!("{rename}; if it holds nothing, set rollback_if_needed, which replaces it"),
-            Trouble::ForeignKey { .. } => format!(
+            Trouble::Bare => {
+                format!("{rename}; if it holds nothing and is not encrypted, set rollback_if_needed, which replaces it")
+            }
+            Trouble::Key(KeyConflict::Foreign { .. }) => format!(
                 "{rename}; if its key was replaced, zfs change-key -o keyformat=passphrase -o keylocation=prompt {} gives \
                  the copy a key of its own again, so that it can take increments: the next one brings the source's key",
-                to.dataset
+                word(&to.dataset)
             ),
+            Trouble::Key(KeyConflict::Shared { users }) => {
+                let own = users
+                    .iter()
+                    .map(|user| format!("zfs change-key -o keyformat=passphrase -o keylocation=prompt {}", word(user)));
+                format!(
+                    "load the key of {}, and give each dataset that uses it a key of its own: {}",
+                    to.dataset,
+                    own.collect::<Vec<_>>().join("; ")
+                )
+            }
             Trouble::Conflict(_) | Trouble::Flags(_) => rename,
         }
     }
+}
+
+/// A name as a word for a shell. Names contain no quotes, but may contain blanks.
+fn word(name: &impl fmt::Display) -> String {
+    let name = name.to_string();
+    if name.contains(' ') { format!("'{name}'") } else { name }
 }
 
 /// The names of some snapshots, at most five of them.

@@ -245,8 +245,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Err(flip) => return self.resolve(&flip.into()).await,
         };
         let flags = self.progress.flags.unwrap_or(flags);
-        if let (SendFlags::Raw, false, Some(root)) = (flags, creates, &self.peer.place().foreign_key) {
-            return self.resolve(&Trouble::ForeignKey { root: root.clone() }).await;
+        if let (SendFlags::Raw, false, Some(conflict)) = (flags, creates, &self.peer.place().key_conflict) {
+            return self.resolve(&conflict.clone().into()).await;
         }
         self.holds.needed = base.into_iter().chain([to.name.clone()]).collect();
         let source = &self.plan.source;

@@ -96,7 +96,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Ok(of) if of.raw != is_raw => {
                 no(if is_raw { "it is not raw, as the dataset requires" } else { "it is raw, unlike the dataset" })
             }
-            Ok(_) if is_raw && self.peer.place().foreign_key.is_some() => no("the copy has no key of its own"),
+            Ok(_) if is_raw && self.peer.place().key_conflict.is_some() => no("the key of the copy is in the way"),
             Ok(of) => Ok(Resumable::Yes(Resume { token, to: Some(of.guid) })),
             Err(error) if error.kind == ErrorKind::StaleToken => no(&error.to_string()),
             Err(error) => Err(error.into()),

@@ -59,7 +59,10 @@ impl<Z: Zfs> Agent<Z> {
         // that are about to end. So transfers join the queue in the order of their arrival.
         let mut listed = self.zfs.list(&names, Depth::Around).await?;
         let at = Instant::now();
-        let surroundings = destination.map(|to| Surroundings::of(to, &listed)).unwrap_or_default();
+        let surroundings = match destination {
+            Some(to) => Surroundings::of(&*self.zfs, to, &listed).await?,
+            None => Surroundings::default(),
+        };
         let mut take = |wanted: &DatasetName| {
             let at = listed.iter().position(|(name, _)| name == wanted)?;
             Some(listed.swap_remove(at).1)

@@ -158,8 +158,12 @@ impl<Z: Zfs> Receiver<Z> {
         if !self.received_holds(old, &found).await?.iter().any(|(_, found)| *found == tag) {
             return Err(refused(&format!("it has no hold {tag}")));
         }
-        if self.list(dataset).await?.is_some() {
+        let (taken, surroundings) = self.list_around(dataset).await?;
+        if taken.is_some() {
             return Err(refused("a dataset with the new name exists"));
+        }
+        if surroundings.encrypts && !found.encrypted {
+            return Err(refused("it is not encrypted, but a new copy with that name would be"));
         }
         self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
         self.rename(old, dataset).await.map_err(OrderError::receiving)?;

@@ -19,11 +19,12 @@ use crate::host::{clones, hooks};
 use crate::model::Place;
 use crate::model::tags::{EXCLUDE, FLAGS, PARENT};
 use crate::model::{
-    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, ResponseStatus, SendFlags, SnapName,
+    DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, KeyConflict, ResponseStatus, SendFlags,
+    SnapName,
 };
 use crate::policy::{Denied, Local};
 use crate::wire::{CloneOf, DestinationInfo, OrderToSlave};
-use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError};
+use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError, ZfsRead};
 
 /// Receives streams on a host.
 pub struct Receiver<Z> {
@@ -38,6 +39,9 @@ pub struct Receiver<Z> {
     pub(crate) publisher: Option<Arc<Publisher>>,
 }
 
+/// How many datasets a key conflict names at most.
+const MAX_NAMED: usize = 5;
+
 /// The datasets above a destination, as last listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
@@ -49,36 +53,43 @@ pub struct Surroundings {
     pub(crate) is_below_raw_copy: bool,
     /// Whether the parent dataset exists.
     pub(crate) has_parent: bool,
-    /// The ancestor whose key the destination uses, if that dataset is no raw copy. Either the destination was not
-    /// received raw, or its own key was replaced (`zfs change-key -i`). ZFS refuses a raw increment in the first case.
-    /// In the second case it accepts it, together with the source's key, which the dataset above cannot unwrap: then
-    /// the whole copy is unreadable (OpenZFS issue 12614).
-    pub(crate) foreign_key: Option<DatasetName>,
+    /// Why the destination cannot take raw increments, if its key prevents that.
+    pub(crate) key_conflict: Option<KeyConflict>,
 }
 
 impl Surroundings {
-    /// The surroundings of a dataset in a listing with [`Depth::Around`].
-    pub(crate) fn of(dataset: &DatasetName, listed: &[Listed]) -> Self {
-        let find =
-            |wanted: &DatasetName| listed.iter().find(|(name, _)| name == wanted).map(|(_, inventory)| inventory);
+    /// The surroundings of a dataset in a listing with [`Depth::Around`]. Asks ZFS about the datasets below a copy that
+    /// has a key.
+    pub(crate) async fn of<Z: ZfsRead>(zfs: &Z, dataset: &DatasetName, listed: &[Listed]) -> Result<Self, ZfsError> {
         let above = listed.iter().filter(|(name, _)| name != dataset && dataset.is_within(name));
-        let Some((nearest, inventory)) = above.max_by_key(|(name, _)| name.as_str().len()) else {
-            return Self::default();
+        let around = match above.max_by_key(|(name, _)| name.as_str().len()) {
+            Some((nearest, inventory)) => {
+                let has_parent = dataset.parent().as_ref() == Some(nearest);
+                Self { has_parent, ..Self::below(inventory) }
+            }
+            None => Self::default(),
         };
-        let key_from =
-            find(dataset).filter(|found| !found.snapshots.is_empty()).and_then(|found| found.key_from.clone());
-        let is_foreign = |root: &DatasetName| find(root).is_none_or(|root| root.flags != Some(SendFlags::Raw));
-        Self {
-            has_parent: dataset.parent().as_ref() == Some(nearest),
-            foreign_key: key_from.filter(is_foreign),
-            ..Self::below(inventory)
-        }
+        let copy =
+            listed.iter().find(|(name, found)| name == dataset && found.encrypted && !found.snapshots.is_empty());
+        let key_conflict = match copy {
+            // A clone has the key of its origin, and takes a new key together with it.
+            None | Some((_, DatasetInventory { origin: Some(_), .. })) => None,
+            Some((_, DatasetInventory { key_from: Some(root), .. })) => {
+                Some(KeyConflict::Foreign { root: root.clone() })
+            }
+            Some(_) => {
+                let mut users = zfs.key_users(dataset).await?;
+                users.truncate(MAX_NAMED);
+                (!users.is_empty()).then_some(KeyConflict::Shared { users })
+            }
+        };
+        Ok(Self { key_conflict, ..around })
     }
 
     /// The surroundings of a dataset that does not exist yet, below its parent.
     pub(crate) fn below(parent: &DatasetInventory) -> Self {
-        let is_raw = parent.encrypted && parent.flags == Some(SendFlags::Raw);
-        Self { encrypts: parent.encrypted && !is_raw, is_below_raw_copy: is_raw, has_parent: true, foreign_key: None }
+        let is_raw = parent.is_raw_copy();
+        Self { encrypts: parent.encrypted && !is_raw, is_below_raw_copy: is_raw, has_parent: true, key_conflict: None }
     }
 }
 
@@ -164,9 +175,9 @@ impl<Z: Zfs> Receiver<Z> {
         dataset: &DatasetName,
     ) -> Result<(Option<DatasetInventory>, Surroundings), ZfsError> {
         let mut listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Around).await?;
-        let surroundings = Surroundings::of(dataset, &listed);
-        let at = listed.iter().position(|(name, _)| name == dataset);
-        Ok((at.map(|at| listed.swap_remove(at).1), surroundings))
+        let surroundings = Surroundings::of(&*self.zfs, dataset, &listed).await?;
+        let found = listed.iter().position(|(name, _)| name == dataset).map(|at| listed.swap_remove(at).1);
+        Ok((found, surroundings))
     }
 
     /// What the sender has to know about the destination besides its snapshots.
@@ -179,14 +190,20 @@ impl<Z: Zfs> Receiver<Z> {
         let dataset = &order.dest_dataset;
         let encrypts = found.map_or(surroundings.encrypts, |found| found.encrypted);
         let has_origin = match &order.clone_of {
-            Some(of) if found.is_none_or(|found| found.snapshots.is_empty()) => self.origin(order, of).await?.is_some(),
+            Some(of) if found.is_none_or(|found| found.snapshots.is_empty()) => {
+                let origin = self.origin(order, of).await?;
+                // A clone is encrypted only if its origin is. Below a raw copy whose key is not loaded, ZFS makes no
+                // unencrypted clone.
+                let may_be_plain = !encrypts && !surroundings.is_below_raw_copy;
+                origin.is_some_and(|(_, is_encrypted)| is_encrypted || may_be_plain)
+            }
             _ => false,
         };
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
         let is_placeholder = self.is_placeholder(dataset, found).await?;
-        let foreign_key = surroundings.foreign_key.clone();
+        let key_conflict = surroundings.key_conflict.clone();
         let takes_zstd = false;
-        Ok(DestinationInfo { encrypts, wants_properties, has_origin, is_placeholder, foreign_key, takes_zstd })
+        Ok(DestinationInfo { encrypts, wants_properties, has_origin, is_placeholder, key_conflict, takes_zstd })
     }
 
     /// Whether a dataset is one that zsync made only to contain others, and nobody has used since. Such a dataset gives
@@ -207,13 +224,14 @@ impl<Z: Zfs> Receiver<Z> {
     }
 
     /// The local name of the snapshot that the order's clone is made of, if it exists and the sender may see it.
-    async fn origin(&self, order: &OrderToSlave, of: &CloneOf) -> Result<Option<SnapName>, ZfsError> {
+    /// Also returns whether it is encrypted.
+    async fn origin(&self, order: &OrderToSlave, of: &CloneOf) -> Result<Option<(SnapName, bool)>, ZfsError> {
         let is_of_same_pool = of.dataset.pool() == order.dest_dataset.pool();
         if !is_of_same_pool || self.local.permission_to_receive(&of.dataset, &order.source).is_err() {
             return Ok(None);
         }
         let found = self.list(&of.dataset).await?;
-        Ok(found.and_then(|found| found.by_guid(of.guid).map(|s| s.name.clone())))
+        Ok(found.and_then(|found| found.by_guid(of.guid).map(|s| (s.name.clone(), found.encrypted))))
     }
 
     /// Prepares a receive: checks permissions, creates missing parents, and returns the arguments of `zfs receive`.
@@ -234,7 +252,8 @@ impl<Z: Zfs> Receiver<Z> {
                     let reason = format!("{} no longer has a snapshot with the guid {} to clone", of.dataset, of.guid);
                     OrderError::temporary(ResponseStatus::Refused, reason)
                 };
-                Some((of.dataset.clone(), self.origin(order, of).await?.ok_or_else(gone)?))
+                let (name, _) = self.origin(order, of).await?.ok_or_else(gone)?;
+                Some((of.dataset.clone(), name))
             }
             _ => None,
         };

@@ -159,8 +159,12 @@ pub(crate) fn abort_receive(dataset: &DatasetName) -> Vec<String> {
 
 /// Creates a dataset that only contains others. If `marked` is set, a property marks it as one that gives way to a
 /// copy.
-pub(crate) fn create_ancestor(dataset: &DatasetName, marked: bool) -> Vec<String> {
+/// With `plain`, it is not encrypted, although the dataset above it is.
+pub(crate) fn create_ancestor(dataset: &DatasetName, marked: bool, plain: bool) -> Vec<String> {
     let mut argv = words(&["create", "-o", "canmount=off", "-o", "mountpoint=none"]);
+    if plain {
+        argv.extend(words(&["-o", "encryption=off"]));
+    }
     if marked {
         argv.extend(["-o".to_owned(), format!("{PARENT}={dataset}")]);
     }

@@ -59,6 +59,13 @@ pub(crate) fn user_property(dataset: &DatasetName, property: &str) -> Vec<String
     argv
 }
 
+/// Lists a dataset and everything below it with its encryption root and its origin.
+pub(crate) fn list_keys(root: &DatasetName) -> Vec<String> {
+    let mut argv = words(&["list", "-Hp", "-r", "-t", "filesystem,volume", "-o", "name,encryptionroot,origin"]);
+    argv.push(root.to_string());
+    argv
+}
+
 /// Lists snapshots and bookmarks.
 pub(crate) fn list_snapshots(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     let mut argv = words(&["list", "-Hp", "-t", "snapshot,bookmark", "-o", SNAPSHOT_COLUMNS]);

@@ -78,6 +78,12 @@ impl ZfsRead for Fake {
         Ok(self.pools().properties.get(dataset).cloned().unwrap_or_default())
     }
 
+    async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
+        let pools = self.pools();
+        let users = pools.datasets.iter().filter(|(_, found)| found.key_from.as_ref() == Some(root));
+        Ok(users.map(|(name, _)| name.clone()).collect())
+    }
+
     async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
         let call = argv::size_of_send(spec).join(" ");
         let pools = self.pools();

@@ -69,6 +69,19 @@ fn dataset(line: &str, columns: &[&str], (exclude, flags): (&str, &str)) -> Resu
     Ok(((name, inventory), changed.map(seconds).transpose()?))
 }
 
+/// Parses the output of `argv::list_keys`: the datasets below `root` that use its key.
+pub fn key_users(output: &[u8], root: &DatasetName) -> Result<Vec<DatasetName>, ParseError> {
+    let mut users = Vec::new();
+    for line in lines(output)? {
+        let [name, key_of, origin] = columns(line)?;
+        // A clone gets a new key together with its origin.
+        if key_of == root.as_str() && name != root.as_str() && matches!(origin, "-" | "") {
+            users.push(name.parse().map_err(|e| format!("{e} in {line:?}"))?);
+        }
+    }
+    Ok(users)
+}
+
 /// What a listing states about the user properties of one dataset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UserProperties<'a> {

@@ -9,7 +9,9 @@ mod snapshots;
 mod stream;
 mod version;
 
-pub use datasets::{DatasetRow, UserProperties, apply_user_properties, datasets, properties, user_properties, values};
+pub use datasets::{
+    DatasetRow, UserProperties, apply_user_properties, datasets, key_users, properties, user_properties, values,
+};
 pub use errors::error_kind;
 pub use script::{changed, fates};
 pub use snapshots::{Row, cloned, holds, join, snapshots};

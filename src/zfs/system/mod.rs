@@ -149,6 +149,10 @@ impl ZfsRead for System {
         Ok(properties)
     }
 
+    async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
+        self.runner.query(&argv::list_keys(root), |output| parse::key_users(output, root)).await
+    }
+
     async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
         let argv = argv::size_of_send(spec);
         self.runner.query(&argv, |output| parse::size(output, "size")).await
@@ -310,11 +314,14 @@ impl Zfs for System {
                 ),
             });
         }
+        // The key of a raw copy belongs to its source: it is usually not loaded, and nothing else may depend on it.
+        let nearest = existing.iter().max_by_key(|(name, _)| name.as_str().len());
+        let plain = nearest.is_some_and(|(_, nearest)| nearest.is_raw_copy());
         for name in missing.iter().rev() {
-            match self.runner.run_unless(&argv::create_ancestor(name, true), ErrorKind::Exists).await {
+            match self.runner.run_unless(&argv::create_ancestor(name, true, plain), ErrorKind::Exists).await {
                 // An ordinary user may be permitted to create datasets, and not to set user properties.
                 Err(error) if error.kind == ErrorKind::Permission => {
-                    self.runner.run_unless(&argv::create_ancestor(name, false), ErrorKind::Exists).await?;
+                    self.runner.run_unless(&argv::create_ancestor(name, false, plain), ErrorKind::Exists).await?;
                 }
                 created => created?,
             }
