@@ -25,8 +25,8 @@ pub fn host_name(common: &CommonArgs, local: Option<&Local>) -> anyhow::Result<H
     })
 }
 
-/// Loads `local.json`; `None` if the file does not exist. An invalid file is an error even if its permissions are not
-/// needed, because it may contain the name of this host.
+/// Loads `local.json`; `None` if the file does not exist. An invalid file is an error even if it does not matter what
+/// it permits, because it may contain the name of this host.
 pub fn local_if_exists(common: &CommonArgs) -> Result<Option<Local>, Error> {
     match std::fs::metadata(&common.local) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

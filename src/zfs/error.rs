@@ -72,7 +72,7 @@ pub struct ZfsError {
     pub kind: ErrorKind,
     /// The command line.
     pub command: String,
-    /// "exit status 1", "killed by signal 9", "did not start", ...
+    /// "exit status 1", "signal 9 (SIGKILL)", "did not run", ...
     pub status: String,
     /// Its standard error, or what is wrong with its output.
     pub stderr: String,

@@ -313,8 +313,8 @@ pub trait Zfs: ZfsRead {
     /// Renames a dataset with everything below it. An existing dataset is never replaced.
     fn rename(&self, dataset: &DatasetName, to: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
-    /// Makes a clone of a snapshot that has these properties from the beginning. A clone that cannot be mounted is no
-    /// error.
+    /// Makes a clone of a snapshot. The clone has these properties from the beginning. If it cannot be mounted, that is
+    /// no error.
     fn make_clone(
         &self,
         dataset: &DatasetName,

@@ -47,8 +47,9 @@ pub struct ScheduleError {
 }
 
 const EVERY_HOUR: u32 = (1 << 24) - 1;
-/// How many days to search for a slot. 29 February can be eight years away (1896 and 1904, 2096 and 2104).
-const SEARCH_DAYS: u64 = 9 * 366;
+/// How many days to search for a slot. If both day fields must match, 29 February on a given weekday can be 40 years
+/// away, because 2100 is no leap year.
+const SEARCH_DAYS: u64 = 41 * 366;
 
 impl FromStr for Schedule {
     type Err = ScheduleError;
@@ -184,9 +185,9 @@ fn parse(text: &str) -> Result<Schedule, String> {
         weekdays: (narrow(pattern.days_of_week.values()) & 0x7f) as u8,
         both_days: fields[2].starts_with('*') || fields[4].starts_with('*'),
     };
-    // A leap year has all dates, and all weekdays in every month.
-    let a_leap_year = NaiveDate::from_ymd_opt(2024, 1, 1).into_iter().flat_map(|d| d.iter_days().take(366));
-    if schedule.minutes == 0 || schedule.hours == 0 || !a_leap_year.into_iter().any(|d| schedule.has_day(d)) {
+    // Within 28 years, every date falls on every weekday.
+    let mut days = NaiveDate::from_ymd_opt(2001, 1, 1).into_iter().flat_map(|d| d.iter_days().take(28 * 366));
+    if schedule.minutes == 0 || schedule.hours == 0 || !days.any(|d| schedule.has_day(d)) {
         return Err("it never fires: none of these months has such a day".to_owned());
     }
     Ok(schedule)

@@ -33,6 +33,20 @@ fn slots(text: &str, tz: Zone, after: &str, until: &str) -> Vec<String> {
 }
 
 #[test]
+fn schedule_with_two_day_fields_that_must_match_fires_in_the_years_in_which_they_do() {
+    let slot = |text: &str, after: &str| {
+        let schedule: Schedule = text.parse().unwrap_or_else(|error| panic!("{error}"));
+        let after: DateTime<Utc> = after.parse().unwrap();
+        let next = schedule.next_slot("UTC".parse().unwrap(), after).unwrap();
+        assert_eq!(schedule.last_slot("UTC".parse().unwrap(), next), Some(next));
+        next.date_naive().to_string()
+    };
+    // New Year on a Sunday, Tuesday, Thursday or Saturday; 29 February on a Sunday or Thursday.
+    assert_eq!(slot("0 0 1 1 */2", "2024-01-02T00:00:00Z"), "2026-01-01");
+    assert_eq!(slot("0 0 29 2 */4", "2032-03-01T00:00:00Z"), "2052-02-29");
+}
+
+#[test]
 fn fields_follow_crontab() {
     // November 2026: the 1st is a Sunday.
     for (text, expected) in [
