@@ -6,7 +6,7 @@
 //! answer describes a moment after its request was made, as in the group commit of a database.
 //!
 //! If more requests have been announced ([`Announcements`]), a batch may wait for them for a moment, which costs less
-//! than a second batch.
+//! than another batch.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -54,7 +54,7 @@ pub struct Begin {
     pub is_redacted: bool,
     /// Whether the blocks are raw.
     pub is_raw: bool,
-    /// Whether the dataset is a clone (`DRR_FLAG_CLONE`), whose origin `zfs receive` searches in the whole pool.
+    /// Whether the dataset is a clone (`DRR_FLAG_CLONE`), for whose origin `zfs receive` searches the whole pool.
     pub is_clone: bool,
 }
 
