@@ -510,12 +510,18 @@ fn increment_keeps_send_flags_of_first_copy() {
     assert_eq!(pair.beta.dataset(&ds("pool/copy")).unwrap().flags.unwrap().to_string(), "w");
 }
 
-#[test]
-fn copy_whose_key_others_use_takes_no_raw_increment() {
+/// A pair whose source is encrypted, and its first snapshot, which was sent.
+fn pair_with_raw_copy() -> (Pair, Guid) {
     let pair = Pair::new();
     pair.alpha.encrypt(&ds("tank/data"));
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
+    (pair, first)
+}
+
+#[test]
+fn copy_whose_key_others_use_takes_no_raw_increment() {
+    let (pair, first) = pair_with_raw_copy();
     pair.beta.create(&ds("pool/copy/below"));
     pair.beta.encrypt(&ds("pool/copy/below"));
     pair.beta.inherit_key(&ds("pool/copy/below"), &ds("pool/copy"));
@@ -530,10 +536,7 @@ fn copy_whose_key_others_use_takes_no_raw_increment() {
 
 #[test]
 fn copy_with_key_of_another_dataset_takes_no_raw_increment() {
-    let pair = Pair::new();
-    pair.alpha.encrypt(&ds("tank/data"));
-    let first = pair.take("S_1");
-    assert!(pair.send(first).is_success);
+    let (pair, first) = pair_with_raw_copy();
     pair.beta.inherit_key(&ds("pool/copy"), &ds("pool"));
     let second = pair.take("S_2");
     let response = pair.send(second);

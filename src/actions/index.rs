@@ -35,6 +35,8 @@ pub struct PolicyIndex {
     entries: ByRoot<usize>,
     /// By host and by the target's dataset.
     targets: ByRoot<Claim>,
+    /// By host and by each dataset above: the entries that have their source or a target below it.
+    below: ByRoot<usize>,
 }
 
 /// A policy together with its index.
@@ -54,15 +56,18 @@ impl PolicyIndex {
     #[must_use]
     pub fn new(policy: &Policy) -> Self {
         let (mut entries, mut targets): (ByRoot<usize>, ByRoot<Claim>) = (HashMap::new(), HashMap::new());
+        let mut below = ByRoot::new();
         for (entry, e) in policy.datasets.iter().enumerate() {
             values_mut(&mut entries, &e.hostname, &e.dataset).push(entry);
+            note_above(&mut below, &e.hostname, &e.dataset, entry);
             for (policy, p) in e.policies.iter().enumerate() {
                 for target in &p.sync_on {
                     values_mut(&mut targets, &target.host, &target.dataset).push(Claim { entry, policy });
+                    note_above(&mut below, &target.host, &target.dataset, entry);
                 }
             }
         }
-        Self { entries, targets }
+        Self { entries, targets, below }
     }
 
     /// The hosts whose state matters to decisions about these entries: the entries' own hosts, all hosts that their
@@ -87,6 +92,16 @@ impl PolicyIndex {
             }
         }
         hosts
+    }
+}
+
+/// Notes an entry for each dataset above this one, once.
+fn note_above(below: &mut ByRoot<usize>, host: &HostName, dataset: &DatasetName, entry: usize) {
+    for above in dataset.ancestors() {
+        let entries = values_mut(below, host, &above);
+        if entries.last() != Some(&entry) {
+            entries.push(entry);
+        }
     }
 }
 
@@ -224,6 +239,13 @@ impl<'a> IndexedPolicy<'a> {
         all.sort_by(|a, b| (a.claim, &a.source).cmp(&(b.claim, &b.source)));
         all.dedup();
         all
+    }
+
+    /// Whether another entry has its source or a target below a dataset. Such a dataset is never renamed: the others
+    /// would be renamed with it.
+    pub fn others_are_below(&self, entry: usize, place: &Place) -> bool {
+        let below = self.index.below.get(place.host.as_str()).and_then(|host| host.get(place.dataset.as_str()));
+        below.into_iter().flatten().any(|other| *other != entry)
     }
 
     /// Whether snapshots of `from` reach `to`, directly or through other hosts.

@@ -83,10 +83,9 @@ fn renamed(
         let snapshots = from.dataset.snapshots.iter().filter(|s| !s.marks.deleted).map(|s| s.guid);
         snapshots.chain(from.dataset.bookmarks.iter().map(|b| b.guid)).collect()
     };
-    let near = receiver.datasets.range(&target.dataset..);
-    let copies = near.take_while(|(name, _)| name.as_str().starts_with(target.dataset.as_str()));
-    copies
-        .filter(|(name, _)| name.is_within(&target.dataset) && !to.is_within(name) && !name.is_within(&to))
+    receiver
+        .within(&target.dataset)
+        .filter(|(name, _)| !to.is_within(name) && !name.is_within(&to))
         .filter(|(_, copy)| copy.snapshots.iter().any(|s| ours.contains(&s.guid)))
         .filter_map(|(name, copy)| {
             let source = source_of(name).filter(|source| source != from.name)?;

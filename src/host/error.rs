@@ -88,11 +88,7 @@ impl OrderError {
             ErrorKind::ReadOnly => Some("export the pool, and import it without readonly=on"),
             _ => None,
         };
-        let failed = Self { status, ..Self::from(error) };
-        match hint {
-            Some(hint) => failed.with_hint(hint),
-            None => failed,
-        }
+        Self { status, hint: hint.map(str::to_owned), ..Self::from(error) }
     }
 
     /// The failure that a response reports; `peer` is the host that sent it.

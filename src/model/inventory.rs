@@ -48,6 +48,16 @@ impl HostInventory {
     }
 }
 
+impl HostInventory {
+    /// The datasets that are within this one, itself included, sorted by name.
+    pub fn within<'s>(&'s self, root: &DatasetName) -> impl Iterator<Item = (&'s DatasetName, &'s DatasetInventory)> {
+        // In the order of names, a dataset's descendants follow it, with at most a few others between them: "a-b" comes
+        // before "a/b".
+        let near = self.datasets.range(root..).take_while(|(name, _)| name.as_str().starts_with(root.as_str()));
+        near.filter(|(name, _)| name.is_within(root))
+    }
+}
+
 /// The reason for a pool that is not there.
 pub const NOT_IMPORTED: &str = "the pool is not imported";
 

@@ -108,11 +108,7 @@ impl<'a> Pass<'a> {
         } else if entry.recursive {
             self.note_gone_sources(index);
         }
-        // In the order of names, a dataset's descendants follow it, with at most a few others between them: "a-b" comes
-        // before "a/b".
-        let below = host.datasets.range(&entry.dataset..);
-        let near = below.take_while(|(name, _)| name.as_str().starts_with(entry.dataset.as_str()));
-        for (name, dataset) in near.filter(|(name, _)| name.is_within(&entry.dataset)) {
+        for (name, dataset) in host.within(&entry.dataset) {
             if !entry.recursive && *name != entry.dataset {
                 break;
             }
@@ -249,7 +245,7 @@ impl<'a> Pass<'a> {
         };
         let is_free = |renamed: &Renamed| {
             let place = Place { host: to.host.clone(), dataset: renamed.dataset.clone() };
-            !self.others_are_below(governed.claim.entry, &place)
+            !self.index.others_are_below(governed.claim.entry, &place)
         };
         let route = Route { renamed: route.renamed.filter(is_free), ..route };
         self.push_send(governed, to.clone(), decision, route);
@@ -313,7 +309,9 @@ impl<'a> Pass<'a> {
                 rollback: entry.rollback_if_needed,
                 may_destroy: entry.rollback_may_destroy,
                 on_divergence: match entry.on_divergence {
-                    OnDivergence::SetAside if self.others_are_below(governed.claim.entry, &to) => OnDivergence::Stop,
+                    OnDivergence::SetAside if self.index.others_are_below(governed.claim.entry, &to) => {
+                        OnDivergence::Stop
+                    }
                     allowed => allowed,
                 },
             },
@@ -412,7 +410,7 @@ impl<'a> Pass<'a> {
             peers.push((out.to, if same_policy { Relation::Destination } else { Relation::OtherDestination }));
         }
         for i in incoming {
-            if !matches!(self.known(&i.source), KnownDataset::Absent) {
+            if self.exists(i) {
                 peers.push((i.source.clone(), Relation::Source));
             }
         }

@@ -75,19 +75,6 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Whether the policy has a source or a destination of another entry below a dataset. Such a dataset is never
-    /// renamed: the others would be renamed with it.
-    pub(super) fn others_are_below(&self, entry: usize, place: &Place) -> bool {
-        let is_below = |host: &HostName, dataset: &DatasetName| {
-            *host == place.host && *dataset != place.dataset && dataset.is_within(&place.dataset)
-        };
-        let others = self.policy.datasets.iter().enumerate().filter(|(index, _)| *index != entry);
-        others.into_iter().any(|(_, other)| {
-            let mut targets = other.policies.iter().flat_map(|p| &p.sync_on);
-            is_below(&other.hostname, &other.dataset) || targets.any(|t| is_below(&t.host, &t.dataset))
-        })
-    }
-
     /// Whether a destination has a snapshot of a source, or one that a bookmark of the source was made from.
     pub(super) fn have_common(&self, source: &Place, to: &Place) -> bool {
         match (self.known(source), self.known(to)) {
@@ -132,18 +119,13 @@ impl<'a> Pass<'a> {
         let Some(host) = self.inventory.hosts.get(&target.host).filter(|h| h.covers(&target.dataset)) else {
             return Vec::new();
         };
-        let below = host.datasets.range(&target.dataset..);
-        let below = below.take_while(|(name, _)| name.as_str().starts_with(target.dataset.as_str()));
         let is_copy = |copy: &DatasetInventory| {
             let mut prefixes = entry.policies.iter().map(|p| &p.prefix);
             prefixes.any(|prefix| copy.snapshots.iter().any(|s| prefix.time_in(&s.name).is_some()))
         };
-        let has_source = |name: &DatasetName| {
-            let incoming = self.index.incoming(&target.host, name);
-            incoming.iter().any(|i| !matches!(self.known(&i.source), KnownDataset::Absent))
-        };
-        below
-            .filter(|(name, _)| *name != &target.dataset && name.is_within(&target.dataset))
+        let has_source = |name: &DatasetName| self.index.incoming(&target.host, name).iter().any(|i| self.exists(i));
+        host.within(&target.dataset)
+            .filter(|(name, _)| **name != target.dataset)
             .filter(|(name, copy)| !has_source(name) && is_copy(copy))
             .collect()
     }

@@ -9,9 +9,6 @@ use crate::commands::status::query::{FailedOrder, Status};
 use crate::fleet::live_status::{LiveStatus, RunningTransfer};
 use crate::model::{Action, DatasetName, HostName, Place};
 
-/// The state of a dataset or destination of which nothing else is to be said.
-const OK: &str = "ok";
-
 /// A line of `--format ndjson`.
 #[derive(Serialize)]
 #[serde(tag = "line", rename_all = "snake_case")]
@@ -100,10 +97,11 @@ fn last_pass(now: DateTime<Utc>, pass: Option<&LiveStatus>) -> String {
 fn rows(Status { health, errors, .. }: &Status, running: &[RunningTransfer]) -> Vec<Vec<String>> {
     let now = health.at;
     // A finding says more than an order that failed.
-    let state = |row: &Row, to: Option<&Place>, finding: String| match finding.as_str() {
-        OK if errors.iter().any(|failed| failed.is_of(row, to)) => "failed".to_owned(),
-        OK if to.is_some() && row.behind.is_none() => "unknown".to_owned(),
-        _ => finding,
+    let state = |row: &Row, to: Option<&Place>, worst: Severity| match worst {
+        Severity::Ok if errors.iter().any(|failed| failed.is_of(row, to)) => "failed".to_owned(),
+        Severity::Ok if to.is_some() && row.behind.is_none() => "unknown".to_owned(),
+        Severity::Ok => "ok".to_owned(),
+        severity => severity.to_string(),
     };
     let of = |row: &Row| (row.entry, row.policy.clone(), row.host.clone(), row.dataset.clone());
     let mut table = Vec::new();
@@ -147,11 +145,8 @@ fn age(point: Option<&DatedSnapshot>, now: DateTime<Utc>) -> String {
     point.map_or_else(|| "-".to_owned(), |point| span(now - point.creation))
 }
 
-fn worst<'a>(findings: impl Iterator<Item = &'a Finding>) -> String {
-    match findings.map(Finding::severity).max().unwrap_or_default() {
-        Severity::Ok => OK.to_owned(),
-        severity => severity.to_string(),
-    }
+fn worst<'a>(findings: impl Iterator<Item = &'a Finding>) -> Severity {
+    findings.map(Finding::severity).max().unwrap_or_default()
 }
 
 fn is_of(transfer: &RunningTransfer, row: &Row) -> bool {

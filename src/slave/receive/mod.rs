@@ -202,8 +202,14 @@ impl<Z: Zfs> Receiver<Z> {
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
         let is_placeholder = self.is_placeholder(dataset, found).await?;
         let key_conflict = surroundings.key_conflict.clone();
-        let takes_zstd = false;
-        Ok(DestinationInfo { encrypts, wants_properties, has_origin, is_placeholder, key_conflict, takes_zstd })
+        Ok(DestinationInfo {
+            encrypts,
+            wants_properties,
+            has_origin,
+            is_placeholder,
+            key_conflict,
+            ..DestinationInfo::default()
+        })
     }
 
     /// Whether a dataset is one that zsync made only to contain others, and nobody has used since. Such a dataset gives
