@@ -18,6 +18,7 @@ use thiserror::Error;
 use uuid::Uuid;
 
 use crate::model::OrderId;
+use crate::sys::files;
 use crate::wire::Response;
 
 const FILE: &str = "orders.sqlite";
@@ -26,6 +27,8 @@ const MAX_ANSWERS: u32 = 10_000;
 const MAX_AGE: TimeDelta = TimeDelta::days(7);
 /// How many characters of an error or a remark are kept.
 const MAX_REMARK: usize = 4096;
+/// A disk counts as full if it has no room for this many bytes.
+const ROOM: u64 = 1 << 20;
 /// How long to wait while another agent that uses the same folder has locked the file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -71,12 +74,23 @@ pub(crate) struct Answer {
 impl Journal {
     /// Opens the journal in a folder. Both are created if they do not exist. Fails if the folder or the file cannot be
     /// used.
+    ///
+    /// If the disk is full, the answers are kept in memory: the agent must run, because its orders may make room.
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let cannot = |cause| JournalError::Folder { path: folder.to_owned(), cause };
-        DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot)?;
         let file = folder.join(FILE);
-        let of_file = |cause| JournalError::File { path: file.clone(), cause };
-        let connection = Connection::open(&file).map_err(of_file)?;
+        let created = DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot);
+        let error = match created.and_then(|()| Self::open_at(&file, Connection::open(&file))) {
+            Err(error) if files::lacks_room(folder, ROOM) => error,
+            result => return result,
+        };
+        log::warn!("the disk is full, so answers to orders are kept in memory until the agent is restarted: {error}");
+        Self::open_at(&file, Connection::open_in_memory())
+    }
+
+    fn open_at(file: &Path, connection: rusqlite::Result<Connection>) -> Result<Self, JournalError> {
+        let of_file = |cause| JournalError::File { path: file.to_owned(), cause };
+        let connection = connection.map_err(of_file)?;
         connection.busy_timeout(LOCK_TIMEOUT).map_err(of_file)?;
         let schema = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA journal_size_limit = 1048576;
             CREATE TABLE IF NOT EXISTS orders (
@@ -84,7 +98,7 @@ impl Journal {
             ) WITHOUT ROWID;
             CREATE INDEX IF NOT EXISTS by_age ON orders (ended);";
         connection.execute_batch(schema).map_err(of_file)?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)), file })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), file: file.to_owned() })
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {

@@ -81,7 +81,7 @@ pub enum CatalogError {
         known: i64,
     },
     /// The filesystem of the catalog is full.
-    #[error("cannot write the catalog {}: no space left on its filesystem; the next pass will record what could not be recorded now", .path.display())]
+    #[error("cannot write the catalog {}: no space left on its filesystem; hint: free some space there", .path.display())]
     Full {
         /// The catalog's file.
         path: PathBuf,

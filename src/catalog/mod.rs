@@ -132,6 +132,11 @@ pub trait CatalogWrite: CatalogRead {
         Ok(())
     }
 
+    /// Why what is written is kept in memory only, if there is no room for the catalog on the disk.
+    fn unsaved(&self) -> Option<String> {
+        None
+    }
+
     /// Replaces the stored estimates with those of a new plan.
     fn replace_estimates(&self, _estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         Ok(())

@@ -25,6 +25,15 @@ pub fn writer(config: &CatalogConfig, holder: Holder) -> Result<Arc<dyn CatalogW
     })
 }
 
+/// Opens the catalog as [`writer`] does, for a pass. While there is no room for an embedded catalog on the disk, it is
+/// kept in memory.
+pub fn writer_for_pass(config: &CatalogConfig, holder: Holder) -> Result<Arc<dyn CatalogWrite>, CatalogError> {
+    match config {
+        CatalogConfig::Embedded { path } => Ok(Arc::new(EmbeddedCatalog::open_with_spare(path, holder)?)),
+        CatalogConfig::Consul(_) => writer(config, holder),
+    }
+}
+
 /// Opens the catalog in Consul.
 pub fn shared(config: &ConsulConfig) -> Result<ConsulCatalog, CatalogError> {
     ConsulCatalog::open(&ConsulSettings::new(config)?)

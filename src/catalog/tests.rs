@@ -702,6 +702,30 @@ fn full_disk_leaves_catalog_unchanged() {
     catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1, 2])).unwrap();
 }
 
+#[test]
+fn full_disk_keeps_catalog_of_a_pass_in_memory_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let catalog = EmbeddedCatalog::open_with_spare(folder.path(), Holder::Pass).unwrap();
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing([1])).unwrap();
+    assert_eq!(catalog.unsaved(), None);
+    catalog.limit_pages(20);
+    catalog.put_dataset(&host("alpha"), &dataset("tank"), listing(0..10_000)).unwrap();
+    let reason = catalog.unsaved().unwrap();
+    assert!(reason.contains("no space left on its filesystem; hint: "), "{reason}");
+    catalog.put_dataset(&host("alpha"), &dataset("usb"), listing([7])).unwrap();
+    let both = catalog.inventory().unwrap();
+    assert_eq!(both.hosts[&host("alpha")].datasets.len(), 2);
+    assert_eq!(both.dataset(&host("alpha"), &dataset("tank")).unwrap().snapshots.len(), 10_000);
+    let reader = EmbeddedReader::new(folder.path());
+    assert_eq!(reader.host(&host("alpha")).unwrap().unwrap().datasets[&dataset("tank")].snapshots.len(), 1);
+    // The limit ends with the connection, so there is room again.
+    catalog.flush().unwrap();
+    assert_eq!(catalog.unsaved(), None);
+    assert_eq!(reader.inventory().unwrap(), both);
+    catalog.put_dataset(&host("alpha"), &dataset("usb"), listing([8])).unwrap();
+    assert_eq!(reader.inventory().unwrap(), catalog.inventory().unwrap());
+}
+
 /// Writes what one pass of a director writes, in three calls. Each has to take effect completely or not at all.
 fn write_pass(catalog: &EmbeddedCatalog, pass: u64) {
     let a = DatasetInventory { written: Some(pass), ..listing(pass..pass + 50) };

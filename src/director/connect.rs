@@ -23,7 +23,7 @@ use crate::zfs::Zfs;
 /// Opens the policy's catalog for writing.
 pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<FleetState<dyn CatalogWrite>, CatalogError> {
     let config = policy.catalog.clone();
-    let catalog = runtime::blocking(move || open::writer(&config, holder)).await?;
+    let catalog = runtime::blocking(move || open::writer_for_pass(&config, holder)).await?;
     let state = match &policy.catalog {
         CatalogConfig::Embedded { .. } => FleetState::embedded(catalog),
         CatalogConfig::Consul(_) => FleetState::shared(catalog),

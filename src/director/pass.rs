@@ -160,9 +160,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let notices = self.decide(None).notices;
         // A host that could not be listed is reported once, with the reason.
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
-        self.flush().await;
+        let unsaved = self.flush().await;
         let took = began.elapsed();
-        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, interrupted: None })
+        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted: None })
     }
 
     /// Begins to poll the hosts. The returned tasks do the work, and keep the progress current.
@@ -219,11 +219,14 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(outcomes)
     }
 
-    async fn flush(&self) {
+    /// Writes what the catalog has buffered. Returns why there was no room for the catalog during the pass, if so.
+    async fn flush(&self) -> Option<String> {
+        let unsaved = self.state.unsaved();
         if let Err(error) = self.state.flush().await {
             let error = anyhow::Error::from(error);
             log::warn!("cannot write the outcomes of orders to the catalog, and will write them later: {error:#}");
         }
+        unsaved
     }
 
     /// The report of a pass whose [`run`](Self::run) was dropped before its end. Orders that were running count as
@@ -238,9 +241,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&error)) {
             self.state.record_outcome(outcome.clone()).await?;
         }
-        self.flush().await;
+        let unsaved = self.flush().await;
         let (corrected, notices, interrupted) = (Vec::new(), Vec::new(), Some(reason));
-        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, interrupted })
+        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted })
     }
 
     /// Decides one entry of the policy, or all.

@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 
 use crate::actions::Notice;
 use crate::catalog::Outcome;
+use crate::director::failure_log::CATALOG;
 use crate::model::{Action, HostName};
 
 /// The report of a pass.
@@ -25,6 +26,8 @@ pub struct Report {
     pub outcomes: Vec<Outcome>,
     /// What an administrator should know about the policy.
     pub notices: Vec<Notice>,
+    /// Why the catalog could not be written, if there was no room for it.
+    pub unsaved: Option<String>,
     /// Why the pass was interrupted, if it was.
     pub interrupted: Option<String>,
 }
@@ -45,6 +48,8 @@ pub enum Failure<'a> {
     Policy(&'a Notice),
     /// An order failed.
     Order(&'a Outcome),
+    /// There was no room for the catalog.
+    Unsaved(&'a str),
     /// The pass was interrupted.
     Interrupted(&'a str),
 }
@@ -60,6 +65,7 @@ impl Failure<'_> {
                 format!("entry {} of the policy, {}:{dataset}", notice.entry, notice.host)
             }
             Self::Order(outcome) => subject(outcome),
+            Self::Unsaved(_) => CATALOG.to_owned(),
             Self::Interrupted(_) => "the pass".to_owned(),
         }
     }
@@ -70,7 +76,7 @@ impl Failure<'_> {
         match self {
             Self::Policy(notice) => notice.kind.hint(),
             Self::Order(outcome) => outcome.hint.as_deref(),
-            Self::Unseen(..) | Self::Interrupted(_) => None,
+            Self::Unseen(..) | Self::Unsaved(_) | Self::Interrupted(_) => None,
         }
     }
 }
@@ -81,6 +87,7 @@ impl fmt::Display for Failure<'_> {
             Self::Unseen(host, reason) => write!(f, "cannot list the snapshots of {host}: {reason}"),
             Self::Policy(notice) => write!(f, "{notice}"),
             Self::Order(outcome) => write!(f, "{} failed: {}", subject(outcome), message(outcome)),
+            Self::Unsaved(reason) => write!(f, "the pass worked from memory: {reason}"),
             Self::Interrupted(reason) => write!(f, "the pass was interrupted: {reason}"),
         }
     }
@@ -92,7 +99,8 @@ pub fn failures(report: &Report) -> impl Iterator<Item = Failure<'_>> {
     let policy = report.notices.iter().filter(|n| n.kind.is_failure()).map(Failure::Policy);
     let orders = report.outcomes.iter().filter(|o| !o.success).map(Failure::Order);
     let interrupted = report.interrupted.iter().map(|reason| Failure::Interrupted(reason));
-    unseen.chain(policy).chain(orders).chain(interrupted)
+    let unsaved = report.unsaved.iter().map(|reason| Failure::Unsaved(reason));
+    unseen.chain(policy).chain(orders).chain(unsaved).chain(interrupted)
 }
 
 /// An order's action, dataset and destination.

@@ -268,6 +268,11 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         self.with_catalog(CatalogWrite::flush).await
     }
 
+    /// Why the catalog is kept in memory only, if there is no room for it on the disk.
+    pub fn unsaved(&self) -> Option<String> {
+        self.catalog.unsaved()
+    }
+
     /// Deletes marks made before `older_than`.
     pub async fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
         self.with_catalog(move |catalog| catalog.forget_marks(older_than)).await

@@ -2,7 +2,7 @@
 //! or the new one.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
@@ -76,6 +76,25 @@ pub fn write(
         // The directory entry has to reach the disk as well.
         Ok(()) => File::open(folder(file))?.sync_all(),
     }
+}
+
+/// Whether an error means that there is no room: the filesystem is full, or a quota is used up.
+#[must_use]
+pub fn is_no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Tries out whether a folder lacks room for a file of this many bytes. Some libraries report a full disk as an I/O
+/// error, or as a file that cannot be opened.
+#[must_use]
+pub fn lacks_room(folder: &Path, bytes: u64) -> bool {
+    let probe = folder.join("room");
+    // A compressing filesystem would hardly need any room for zeros.
+    let fill = |new: &mut File| io::copy(&mut File::open("/dev/urandom")?.take(bytes), new).map(drop);
+    let create = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    let result = create.and_then(|()| write(&probe, PRIVATE, Mode::Replace, fill));
+    drop(remove(&probe));
+    result.is_err_and(|error| is_no_room(&error))
 }
 
 /// Removes a file, if it exists.

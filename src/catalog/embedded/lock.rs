@@ -1,22 +1,26 @@
 //! The lock that only one writer of the catalog can hold, and the folder of the lock file.
+//!
+//! A writer locks both the folder and the file in it. If there is no room for the file, the lock on the folder is
+//! enough; if there is no room for the folder either, the nearest folder above is locked instead.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::catalog::{CatalogError, Holder};
+use crate::sys::files;
 
 const FILE: &str = "director.lock";
 
 /// The lock of the one writer. The system releases it however the process ends.
 #[derive(Debug)]
-pub(super) struct Lock(pub(super) File);
+pub(super) struct Lock(pub(super) Vec<File>);
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Closing the file is not enough: a child process that is being started has it open, too, until its exec.
-        drop(self.0.unlock());
+        // Closing a file is not enough: a child process that is being started has it open, too, until its exec.
+        self.0.iter().for_each(|file| drop(file.unlock()));
     }
 }
 
@@ -25,26 +29,42 @@ impl Lock {
     /// file states the id of this process and its `holder`, for other processes.
     pub fn take(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
         let unusable = |cause| CatalogError::Folder { path: folder.to_owned(), cause };
-        create(folder).map_err(unusable)?;
+        match create(folder) {
+            Err(error) if !files::is_no_room(&error) => return Err(unusable(error)),
+            _ => {}
+        }
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(folder.join(FILE));
-        let mut file = options.map_err(unusable)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                drop(file.take(32).read_to_string(&mut text));
-                let mut words = text.split_whitespace();
-                let pid = words.next().and_then(|word| word.parse().ok());
-                let holder = words.next().and_then(Holder::from_word);
-                return Err(CatalogError::Locked { path: folder.to_owned(), pid, holder });
+        let file = match options {
+            Ok(file) => Some(file),
+            Err(error) if files::is_no_room(&error) || !folder.exists() => None,
+            Err(error) => return Err(unusable(error)),
+        };
+        // Where the folder cannot be opened for reading, the lock on the file is enough.
+        let existing = folder.ancestors().find(|folder| folder.is_dir()).and_then(|folder| File::open(folder).ok());
+        let mut locked = Vec::new();
+        for lock in existing.into_iter().chain(file) {
+            match lock.try_lock() {
+                Ok(()) => locked.push(lock),
+                Err(TryLockError::WouldBlock) => return Err(locked_by_another(folder)),
+                Err(TryLockError::Error(error)) => return Err(unusable(error)),
             }
-            Err(TryLockError::Error(error)) => return Err(unusable(error)),
         }
         // The text of the lock file is for messages only; a full disk is no reason to fail here.
         let (pid, word) = (std::process::id(), holder.word());
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{pid} {word}"));
-        Ok(Self(file))
+        if let Ok(mut file) = OpenOptions::new().write(true).open(folder.join(FILE)) {
+            let _ = file.set_len(0).and_then(|()| writeln!(file, "{pid} {word}"));
+        }
+        Ok(Self(locked))
     }
+}
+
+/// The error for a lock that another process has. The text of the lock file may be missing.
+fn locked_by_another(folder: &Path) -> CatalogError {
+    let text = fs::read_to_string(folder.join(FILE)).unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let pid = words.next().and_then(|word| word.parse().ok());
+    let holder = words.next().and_then(Holder::from_word);
+    CatalogError::Locked { path: folder.to_owned(), pid, holder }
 }
 
 fn create(folder: &Path) -> io::Result<()> {

@@ -6,13 +6,15 @@
 //! less often. The index of the log is shared memory, so the catalog needs a local filesystem.
 //!
 //! `schema` has the tables and their migrations, `rows` converts rows to values, `read` and `write` have the
-//! statements, `lock` keeps a second writer away, and `error` turns SQLite's errors into a [`CatalogError`].
+//! statements, `lock` keeps a second writer away, `spare` keeps the catalog in memory while the disk is full, and
+//! `error` turns SQLite's errors into a [`CatalogError`].
 
 mod error;
 mod lock;
 mod read;
 mod rows;
 mod schema;
+mod spare;
 mod write;
 
 use std::collections::BTreeMap;
@@ -28,18 +30,24 @@ use uuid::Uuid;
 use crate::catalog::embedded::error::DbError;
 use crate::catalog::embedded::lock::Lock;
 use crate::catalog::embedded::schema::FileKind;
+use crate::catalog::embedded::spare::Spare;
 use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Holder, Outcome};
 use crate::model::{DatasetName, HostInventory, HostListing, HostName, Inventory};
+use crate::sys::files;
 
 const FILE: &str = "catalog.sqlite";
 /// How long to wait while another process has the file locked. Readers and the writer never block each other for long.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// A disk counts as full if it has no room for this many bytes.
+const ROOM: u64 = 1 << 20;
 
 /// The catalog, open for writing. Meanwhile other processes can open it only for reading.
 #[derive(Debug)]
 pub struct EmbeddedCatalog {
     file: PathBuf,
-    connection: Mutex<Connection>,
+    store: Mutex<Store>,
+    /// Whether the catalog may be kept in memory while there is no room for it on the disk.
+    has_spare: bool,
     /// The lock is released after the connection is closed, because fields are dropped in order.
     _lock: Lock,
 }
@@ -75,10 +83,8 @@ impl EmbeddedReader {
                 return Err(CatalogError::Folder { path, cause });
             }
         }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let in_file = |error: DbError| error.in_file(&self.file);
-        let connection = Connection::open_with_flags(&self.file, flags).map_err(|error| in_file(error.into()))?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| in_file(error.into()))?;
+        let connection = spare::open_to_read(&self.file).map_err(in_file)?;
         let kind = schema::identify(&connection).map_err(in_file)?;
         match usable_version(kind, &self.file)? {
             Some(version) if version >= since => read(&connection).map_err(in_file),
@@ -133,46 +139,105 @@ impl EmbeddedCatalog {
     pub fn open_as(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
         let file = folder.join(FILE);
         let lock = Lock::take(folder, holder)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let in_file = |error: DbError| error.in_file(&file);
-        let mut connection = Connection::open_with_flags(&file, flags).map_err(|error| in_file(error.into()))?;
-        connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| in_file(error.into()))?;
-        let kind = schema::identify(&connection).map_err(in_file)?;
-        let version = usable_version(kind, &file)?.unwrap_or(0);
-        schema::prepare(&mut connection, version).map_err(in_file)?;
-        Ok(Self { file, connection: Mutex::new(connection), _lock: lock })
+        let store = Store::File(open_to_write(&file)?);
+        Ok(Self { file, store: Mutex::new(store), has_spare: false, _lock: lock })
     }
 
-    fn connection(&self) -> MutexGuard<'_, Connection> {
+    /// Opens the catalog as [`Self::open_as`] does. While there is no room for it on the disk, it is kept in memory,
+    /// because a pass may be what makes room; [`CatalogWrite::unsaved`] then returns the reason.
+    pub fn open_with_spare(folder: &Path, holder: Holder) -> Result<Self, CatalogError> {
+        let file = folder.join(FILE);
+        let lock = Lock::take(folder, holder)?;
+        let store = match open_to_write(&file) {
+            Ok(connection) => Store::File(connection),
+            Err(error @ CatalogError::Full { .. }) => Store::Memory(Spare::of(&file, error.to_string())?),
+            Err(error) => return Err(error),
+        };
+        Ok(Self { file, store: Mutex::new(store), has_spare: true, _lock: lock })
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
         // A thread that panicked during a transaction has rolled it back while it unwound.
-        self.connection.lock()
+        self.store.lock()
     }
 
     /// Simulates a full disk.
     #[cfg(test)]
     pub(super) fn limit_pages(&self, pages: u32) {
-        self.connection().execute_batch(&format!("PRAGMA max_page_count = {pages}")).unwrap();
+        self.store().connection().execute_batch(&format!("PRAGMA max_page_count = {pages}")).unwrap();
     }
 
-    /// Duplicates the lock file, as starting a child process does.
+    /// Duplicates the locked files, as starting a child process does.
     #[cfg(test)]
-    pub(super) fn inherited_lock(&self) -> fs::File {
-        self._lock.0.try_clone().unwrap()
+    pub(super) fn inherited_lock(&self) -> Vec<fs::File> {
+        self._lock.0.iter().map(|file| file.try_clone().unwrap()).collect()
     }
 
     fn read<T>(&self, read: impl FnOnce(&Connection) -> Result<T, DbError>) -> Result<T, CatalogError> {
-        read(&self.connection()).map_err(|error| error.in_file(&self.file))
+        read(self.store().connection()).map_err(|error| error.in_file(&self.file))
     }
 
-    fn write<T>(&self, write: impl FnOnce(&Transaction<'_>) -> Result<T, DbError>) -> Result<T, CatalogError> {
-        let mut connection = self.connection();
-        let work = || {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    /// Writes in one transaction. If the disk is full, the catalog moves to memory, where the write is repeated.
+    fn write<T>(&self, write: impl Fn(&Transaction<'_>) -> Result<T, DbError>) -> Result<T, CatalogError> {
+        let mut store = self.store();
+        let work = |store: &mut Store| {
+            let transaction = store.connection().transaction_with_behavior(TransactionBehavior::Immediate)?;
             let value = write(&transaction)?;
             transaction.commit()?;
             Ok(value)
         };
-        work().map_err(|error: DbError| error.in_file(&self.file))
+        let error = match work(&mut store) {
+            Ok(value) => return Ok(value),
+            Err(error) => writing_failed(error, &self.file),
+        };
+        if !self.has_spare || !matches!((&error, &*store), (CatalogError::Full { .. }, Store::File(_))) {
+            return Err(error);
+        }
+        *store = Store::Memory(Spare::of(&self.file, error.to_string())?);
+        work(&mut store).map_err(|error| error.in_file(&self.file))
+    }
+}
+
+/// Where the catalog is.
+#[derive(Debug)]
+enum Store {
+    /// In its file.
+    File(Connection),
+    /// In memory, until there is room for the file.
+    Memory(Spare),
+}
+
+impl Store {
+    fn connection(&mut self) -> &mut Connection {
+        match self {
+            Self::File(connection) => connection,
+            Self::Memory(spare) => &mut spare.connection,
+        }
+    }
+}
+
+/// Opens the file for writing. It is created if it does not exist, and migrated if it is of an older version.
+fn open_to_write(file: &Path) -> Result<Connection, CatalogError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let failed = |error: DbError| writing_failed(error, file);
+    let mut connection = Connection::open_with_flags(file, flags).map_err(|error| failed(error.into()))?;
+    connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| failed(error.into()))?;
+    let kind = schema::identify(&connection).map_err(failed)?;
+    let version = usable_version(kind, file)?.unwrap_or(0);
+    schema::use_log(&connection).map_err(failed)?;
+    schema::migrate(&mut connection, version).map_err(failed)?;
+    Ok(connection)
+}
+
+/// The error of a write. SQLite reports a full disk in several ways, so the folder is tried out.
+fn writing_failed(error: DbError, file: &Path) -> CatalogError {
+    match error.in_file(file) {
+        CatalogError::Access { path, .. } | CatalogError::Sqlite { path, .. }
+            if path.parent().is_some_and(|folder| files::lacks_room(folder, ROOM)) =>
+        {
+            CatalogError::Full { path }
+        }
+        error => error,
     }
 }
 
@@ -205,11 +270,13 @@ impl CatalogWrite for EmbeddedCatalog {
         observed: DateTime<Utc>,
         listing: HostListing,
     ) -> Result<(), CatalogError> {
-        self.write(|tx| write::replace_pools(tx, host, observed, listing))
+        self.write(|tx| write::replace_pools(tx, host, observed, &listing))
     }
 
     fn update(&self, host: &HostName, changes: Vec<(DatasetName, Change)>) -> Result<(), CatalogError> {
-        self.write(|tx| changes.into_iter().try_for_each(|(dataset, change)| write::change(tx, host, &dataset, change)))
+        self.write(|tx| {
+            changes.iter().try_for_each(|(dataset, change)| write::change(tx, host, dataset, change.clone()))
+        })
     }
 
     fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
@@ -221,9 +288,24 @@ impl CatalogWrite for EmbeddedCatalog {
     }
 
     fn flush(&self) -> Result<(), CatalogError> {
+        let mut store = self.store();
+        if let Store::Memory(spare) = &*store {
+            match spare.save(&self.file) {
+                Ok(connection) => *store = Store::File(connection),
+                Err(CatalogError::Full { .. }) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
         // A checkpoint syncs the log to disk before it copies anything into the file itself.
-        let checkpoint = self.connection().query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        let checkpoint = store.connection().query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
         checkpoint.map_err(|error| DbError::from(error).in_file(&self.file))
+    }
+
+    fn unsaved(&self) -> Option<String> {
+        match &*self.store() {
+            Store::File(_) => None,
+            Store::Memory(spare) => Some(spare.reason.clone()),
+        }
     }
 
     fn replace_estimates(&self, estimates: &BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {

@@ -150,9 +150,8 @@ pub(super) fn identify(connection: &Connection) -> Result<FileKind, DbError> {
     })
 }
 
-/// Configures a connection that is going to write, and migrates a catalog of version `from_version` (0 for an empty
-/// file).
-pub(super) fn prepare(connection: &mut Connection, from_version: i64) -> Result<(), DbError> {
+/// Makes a connection that is going to write use a write-ahead log.
+pub(super) fn use_log(connection: &Connection) -> Result<(), DbError> {
     let mode: String = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     if mode != "wal" {
         return Err(DbError::NoLog);
@@ -160,6 +159,11 @@ pub(super) fn prepare(connection: &mut Connection, from_version: i64) -> Result<
     connection.pragma_update(None, "synchronous", "normal")?;
     // After a large listing, the log is truncated to this size.
     connection.execute_batch("PRAGMA journal_size_limit = 16777216")?;
+    Ok(())
+}
+
+/// Migrates a catalog of version `from_version` (0 for an empty one) that is going to be written.
+pub(super) fn migrate(connection: &mut Connection, from_version: i64) -> Result<(), DbError> {
     connection.set_prepared_statement_cache_capacity(64);
     let applied = usize::try_from(from_version).unwrap_or(usize::MAX);
     let migrations = MIGRATIONS.get(applied..).unwrap_or_default();

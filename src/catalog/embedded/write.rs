@@ -48,10 +48,10 @@ pub(super) fn replace_pools(
     tx: &Transaction<'_>,
     host: &HostName,
     observed: DateTime<Utc>,
-    HostListing { datasets, unlisted }: HostListing,
+    HostListing { datasets, unlisted }: &HostListing,
 ) -> Result<(), DbError> {
     let host = host_id(tx, host)?;
-    let pools = serde_json::to_string(&unlisted).ok().filter(|_| !unlisted.is_empty());
+    let pools = serde_json::to_string(unlisted).ok().filter(|_| !unlisted.is_empty());
     let update = "UPDATE host SET observed = ?2, unlisted = ?3 WHERE id = ?1";
     tx.prepare_cached(update)?.execute(params![host, micros(observed), pools])?;
     let mut missing: HashSet<i64> = HashSet::new();
@@ -65,9 +65,9 @@ pub(super) fn replace_pools(
         }
     }
     for (name, inventory) in datasets {
-        let id = dataset_id(tx, host, &name)?;
+        let id = dataset_id(tx, host, name)?;
         missing.remove(&id);
-        set_listed(tx, id, inventory)?;
+        set_listed(tx, id, inventory.clone())?;
     }
     for id in missing {
         clear_listed(tx, id)?;

@@ -20,7 +20,15 @@ const MAX_CATALOGS: usize = 16;
 pub struct Fences {
     file: PathBuf,
     /// `None` until the file was read.
-    highest: async_lock::Mutex<Option<HighestFences>>,
+    highest: async_lock::Mutex<Option<Remembered>>,
+}
+
+/// The highest fences, as this process remembers them.
+#[derive(Default)]
+struct Remembered {
+    fences: HighestFences,
+    /// Whether there was no room to save them.
+    unsaved: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +83,8 @@ impl Fences {
     /// Checks the fence of an order, and remembers it if it is the highest. An error says why the order does not come
     /// from the current director. Orders are checked one after the other, so that the fence remembered last is the
     /// highest.
+    ///
+    /// While the disk is full, the fence is remembered until this process ends: the order may be the one that makes room.
     pub async fn check(&self, fence: Fence) -> Result<(), String> {
         let mut highest = self.highest.lock().await;
         let seen = match highest.take() {
@@ -82,25 +92,37 @@ impl Fences {
             None => {
                 let file = self.file.clone();
                 let loaded = runtime::blocking(move || files::load::<HighestFences>(&file)).await;
-                loaded
-                    .map_err(|error| format!("cannot read the highest fence from {}: {error}", self.file.display()))?
+                let fences = loaded
+                    .map_err(|error| format!("cannot read the highest fence from {}: {error}", self.file.display()))?;
+                Remembered { fences, unsaved: false }
             }
         };
-        let verdict = judge(&seen, &fence);
-        *highest = Some(seen);
-        match verdict {
-            Verdict::Known => Ok(()),
-            Verdict::Old(reason) => Err(format!("another director has taken over: {reason}")),
-            Verdict::New(now) => {
-                let (file, text) = (self.file.clone(), serde_json::to_vec(&now));
-                let saving = runtime::blocking(move || files::save(&file, &text?));
-                saving
-                    .await
-                    .map_err(|error| format!("cannot save the order's fence in {}: {error}", self.file.display()))?;
-                *highest = Some(now);
-                Ok(())
+        let verdict = judge(&seen.fences, &fence);
+        let was_unsaved = seen.unsaved;
+        let seen = highest.insert(seen);
+        let now = match verdict {
+            Verdict::Known if was_unsaved => seen.fences.clone(),
+            Verdict::Known => return Ok(()),
+            Verdict::Old(reason) => return Err(format!("another director has taken over: {reason}")),
+            Verdict::New(now) => now,
+        };
+        let (file, text) = (self.file.clone(), serde_json::to_vec(&now));
+        let saved = runtime::blocking(move || files::save(&file, &text?)).await;
+        let unsaved = saved.as_ref().is_err_and(files::is_no_room);
+        match saved {
+            Err(error) if unsaved && !was_unsaved => {
+                log::warn!(
+                    "cannot save the order's fence in {}: {error}; it is remembered in memory",
+                    self.file.display()
+                );
             }
+            Err(error) if !unsaved => {
+                return Err(format!("cannot save the order's fence in {}: {error}", self.file.display()));
+            }
+            _ => {}
         }
+        *seen = Remembered { fences: now, unsaved };
+        Ok(())
     }
 }
 
