@@ -182,6 +182,79 @@ fn append_only_destination_loses_nothing() {
 }
 
 #[test]
+fn prunable_destination_is_neither_rolled_back_nor_replaced_without_rollback() {
+    let pruned = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "append_only": false } ] }"#;
+    let refused = |response: &Response| {
+        assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
+        assert!(response.message().contains("set \"rollback\": true in"), "{response:?}");
+    };
+    let pair = Pair::with_destination(pruned);
+    let (first, second) = (pair.take("S_1"), pair.take("S_2"));
+    assert!(pair.send(second).is_success);
+    // The source says that the policy permits everything, and asks for the loss of the second snapshot.
+    pair.alpha.destroy_by_hand(&ds("tank/data"), &[snap("S_2")]);
+    let third = pair.take("S_3");
+    let all = |guid| DirectorsOrder { rollback_if_needed: true, rollback_may_destroy: true, ..pair.send_order(guid) };
+    refused(&pair.carry_out(&all(third)).0);
+    assert_eq!(pair.copy(), [first, second]);
+    let pair = Pair::with_destination(pruned);
+    pair.beta.create(&ds("pool/copy"));
+    let first = pair.take("S_1");
+    let order = DirectorsOrder { rollback_if_needed: true, ..pair.send_order(first) };
+    refused(&pair.carry_out(&order).0);
+    assert!(pair.copy().is_empty());
+}
+
+#[test]
+fn dataset_is_sent_only_to_hosts_that_its_own_host_lists() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    let to = |destinations: &str| {
+        let own = format!(
+            r#"{{ "local_datasets": [ {{ "name": "tank/data", "destinations": [{destinations}] }}, {{ "name": "tank/copy", "slave": true }} ] }}"#
+        );
+        Agent::new("alpha".parse().unwrap(), Arc::new(pair.alpha.clone()), local(&own))
+    };
+    let send = |agent: &Agent<_>, order: &DirectorsOrder| {
+        let (facts, _received) = runtime::channel::unbounded();
+        runtime::block_on(common::carry_out(agent, order, facts, Counter::default()))
+    };
+    let here =
+        DirectorsOrder { destination: "alpha".into(), dest_dataset: "tank/copy".into(), ..pair.send_order(first) };
+    let refused = |response: Response, host: &str| {
+        assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
+        assert!(response.message().contains(&format!("add \"{host}\" to \"destinations\"")), "{response:?}");
+    };
+    let named = |order: DirectorsOrder| DirectorsOrder { dataset: Some(ds("tank/data")), ..order };
+    refused(send(&to(r#""gamma""#), &named(pair.send_order(first))), "beta");
+    let estimate = DirectorsOrder { action: Action::EstimateSend, ..named(pair.send_order(first)) };
+    refused(send(&to(r#""gamma""#), &estimate), "beta");
+    refused(send(&to(r#""beta""#), &named(here.clone())), "alpha");
+    assert!(pair.copy().is_empty() && guids(&pair.alpha, "tank/copy").is_empty());
+    assert!(send(&to(r#""beta""#), &named(pair.send_order(first))).is_success);
+    assert!(send(&to(r#""alpha""#), &named(here)).is_success);
+}
+
+#[test]
+fn snapshot_of_receiving_dataset_is_taken_only_with_permission() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    let take =
+        DirectorsOrder { snapshot_name: "S_2".into(), dest_dataset: "pool/copy".into(), ..order(Action::TakeSnapshot) };
+    let on_beta = |own: &str| {
+        let agent = Agent::new("beta".parse().unwrap(), Arc::new(pair.beta.clone()), local(own));
+        let (facts, _received) = runtime::channel::unbounded();
+        runtime::block_on(common::carry_out(&agent, &take, facts, Counter::default()))
+    };
+    let response = on_beta(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#);
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
+    assert!(response.message().contains("with \"take\": true"), "{response:?}");
+    assert_eq!(pair.copy(), [first]);
+    assert!(on_beta(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "take": true } ] }"#).is_success);
+}
+
+#[test]
 fn dataset_without_snapshots_is_not_overwritten() {
     let pair = Pair::new();
     pair.beta.create(&ds("pool/copy"));

@@ -16,8 +16,8 @@ use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs, ZfsError, ZfsRead};
 impl<Z: Zfs> Agent<Z> {
     /// Estimates how many bytes a send_snapshot would send.
     pub(crate) async fn estimate_send(&self, request: &EstimateSendRequest) -> Result<Success, OrderError> {
-        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot).await?;
-        let ours = self.list_source(&source).await?;
+        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot, &request.to.host).await?;
+        let ours = self.list_source(&source, &request.to.host).await?;
         let target = find_snapshot(&source, &ours, request.snapshot)?.guid;
         if request.to.host == self.host {
             self.local.permission_to_receive(&request.to.dataset, &self.host)?;

@@ -109,7 +109,7 @@ impl<Z: Zfs> Agent<Z> {
             Request::Take(_) | Request::Destroy(_) => {}
         }
         let LocalChanges { mut datasets, marks } = context.take_changes();
-        datasets.retain(|dataset| self.local.permission_to_take(dataset).is_ok());
+        datasets.retain(|dataset| self.local.permission_to_list(dataset).is_ok());
         publisher.publish(datasets, marks).await
     }
 }

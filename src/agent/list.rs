@@ -41,7 +41,7 @@ impl<Z: Zfs> Agent<Z> {
     async fn listed(&self, request: &ListRequest) -> Result<HostListing, OrderError> {
         let known = if request.relist { Known::default() } else { self.cache.listed() };
         if let Some(root) = &request.root {
-            self.local.permission_to_take(root)?;
+            self.local.permission_to_list(root)?;
             return Ok(self.zfs.list_pools(std::slice::from_ref(root), &known).await?);
         }
         if let Some(publisher) = &self.publisher {

@@ -1,26 +1,19 @@
-//! The keys `bandwidth` and `timezone` of `local.json`: how fast a host may send, and when.
+//! The key `bandwidth` of `local.json`: how fast a host may send, and when.
 
 use std::collections::BTreeSet;
 
 use chrono::Weekday;
 
 use crate::config::json::{Node, Object};
-use crate::config::values::{hours, timezone};
+use crate::config::values::hours;
 use crate::model::HostName;
 use crate::policy::{Bandwidth, Limit, Zone};
 
 const DAYS: &str = "a list of days, as in [\"mon\", \"tue\", \"wed\", \"thu\", \"fri\"]";
 
-/// Reads both keys. Returns `None` if a problem was reported.
-pub(super) fn bandwidth(object: &mut Object<'_>) -> Option<Bandwidth> {
-    let zone = object.get("timezone");
+/// Reads the limits, whose hours and days are in `timezone`. Returns `None` if a problem was reported.
+pub(super) fn bandwidth(object: &mut Object<'_>, timezone: Option<Zone>) -> Option<Bandwidth> {
     let limits = object.get("bandwidth");
-    if let (Some(zone), None) = (&zone, &limits) {
-        zone.problem(
-            "it has no effect without \"bandwidth\"; hint: remove it (schedules use the \"timezone\" of server.json)",
-        );
-    }
-    let timezone = zone.map_or(Some(Zone::UTC), |node| timezone(&node));
     let Some(node) = limits else { return Some(Bandwidth::default()) };
     let items = node.list("a list of limits, as in [{ \"rate\": \"20MB/s\", \"hours\": [\"08:00\", \"18:00\"] }]")?;
     if items.is_empty() {

@@ -9,10 +9,10 @@ use crate::config::json::{Document, Node, Object};
 use crate::config::problem::ConfigError;
 use crate::config::properties;
 use crate::config::tls::tls;
-use crate::config::values::{count, duration, skip_schema};
+use crate::config::values::{count, duration, skip_schema, timezone};
 use crate::model::{DatasetName, HostName};
 use crate::policy::local::{DEFAULT_MAX_RECEIVES, DEFAULT_MAX_SENDS, DEFAULT_STALL_TIMEOUT};
-use crate::policy::{CloneConfig, Compression, Local, LocalDataset};
+use crate::policy::{CloneConfig, Compression, Local, LocalDataset, Zone};
 
 const MOST_TRANSFERS: usize = 1000;
 /// The lower bound is twice the interval at which a working peer reports that it is alive.
@@ -37,7 +37,9 @@ fn local(root: &Node<'_>) -> Option<Local> {
         .get("stall_timeout")
         .map_or(Some(DEFAULT_STALL_TIMEOUT), |node| duration(&node, "a duration, as in \"10m\"", STALL_TIMEOUT_BOUNDS));
     let consul = object.get("consul").map(|node| crate::config::consul::consul(&node, true));
-    let bandwidth = bandwidth(&mut object);
+    let timezone_node = object.get("timezone");
+    let timezone = timezone_node.as_ref().map_or(Some(Zone::UTC), timezone);
+    let bandwidth = bandwidth(&mut object, timezone);
     let compression = object.get("compression").map_or(Some(Compression::Off), |node| compression(&node));
     let tls_node = object.get("tls");
     let tls = tls_node.as_ref().map_or(Some(None), |node| tls(node).map(Some));
@@ -61,7 +63,8 @@ fn local(root: &Node<'_>) -> Option<Local> {
         lines.insert(entry.name.clone(), name.line());
         datasets.insert(entry.name.clone(), entry);
     }
-    Some(Local {
+    let uses_timezone = |local: &Local| !local.bandwidth.limits.is_empty();
+    let local = Local {
         file: root.document().file().to_owned(),
         listen,
         hostname,
@@ -73,8 +76,15 @@ fn local(root: &Node<'_>) -> Option<Local> {
         consul: consul.flatten(),
         bandwidth: bandwidth?,
         compression: compression?,
+        timezone: timezone?,
         datasets,
-    })
+    };
+    if let Some(node) = timezone_node.filter(|_| !uses_timezone(&local)) {
+        node.problem(
+            "it has no effect without \"bandwidth\"; hint: remove it (schedules use the \"timezone\" of server.json)",
+        );
+    }
+    Some(local)
 }
 
 fn directors(node: &Node<'_>, tls: bool) -> Option<Vec<HostName>> {
@@ -100,13 +110,34 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     let sources = object.get("sources").and_then(|node| sources(&node, slave));
     // A director must not be able to destroy backups unless the host that stores them permits it.
     let append_only = object.boolean("append_only", slave);
+    let destinations = object.get("destinations").and_then(|node| destinations(&node));
+    let rollback_node = object.get("rollback");
+    let rollback = rollback_node.as_ref().and_then(Node::boolean).unwrap_or_default();
+    if let (true, Some(node)) = (rollback, &rollback_node) {
+        check_rollback(node, slave, append_only);
+    }
+    // A snapshot that is taken of a copy makes it diverge from its source.
+    let take = object.boolean("take", !slave);
     let properties = object.get("properties").and_then(|node| properties::properties(&node, slave)).unwrap_or_default();
     let hooks = object.get("hooks").map(|node| hooks(&node, slave)).unwrap_or_default();
     let clone = object.get("clone").and_then(|node| clone(&node, name.as_ref().map(|(name, _)| name)));
     refuse_zeplic_keys(&mut object, name.as_ref().map(|(name, _)| name), hostname);
     object.finish();
     let (name, name_node) = name?;
-    Some((LocalDataset { name, enable, slave, sources, append_only, properties, hooks, clone }, name_node))
+    let entry = LocalDataset {
+        name,
+        enable,
+        slave,
+        sources,
+        destinations,
+        take,
+        append_only,
+        rollback,
+        properties,
+        hooks,
+        clone,
+    };
+    Some((entry, name_node))
 }
 
 fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {
@@ -118,6 +149,22 @@ fn sources(node: &Node<'_>, slave: bool) -> Option<Vec<HostName>> {
         node.problem("the list is empty; hint: name the hosts that may send (without \"sources\", every host may)");
     }
     Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
+}
+
+fn destinations(node: &Node<'_>) -> Option<Vec<HostName>> {
+    let items = node.list("a list of host names, as in [\"beta\"]")?;
+    if items.is_empty() {
+        node.problem("the list is empty; hint: name the hosts to which the dataset may be sent (without \"destinations\", it may be sent to every host)");
+    }
+    Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
+}
+
+fn check_rollback(node: &Node<'_>, slave: bool, append_only: bool) {
+    if !slave {
+        node.problem("only a transfer rolls a dataset back, and this one does not receive, because \"slave\" is not true; hint: remove \"rollback\"");
+    } else if append_only {
+        node.problem("an append-only dataset is never rolled back; hint: remove \"rollback\", or set \"append_only\": false as well, which also lets orders destroy snapshots");
+    }
 }
 
 fn clone(node: &Node<'_>, of: Option<&DatasetName>) -> Option<CloneConfig> {

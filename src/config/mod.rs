@@ -16,6 +16,7 @@ mod local;
 mod nearest;
 mod problem;
 mod properties;
+mod retention;
 mod server;
 mod thresholds;
 mod tls;

@@ -10,14 +10,15 @@ use crate::config::check;
 use crate::config::check::{Entry, PolicyClaims, PrefixNode};
 use crate::config::json::{Document, Node, Object};
 use crate::config::problem::ConfigError;
+use crate::config::retention::retention;
 use crate::config::thresholds;
 use crate::config::tls::tls;
 use crate::config::values::{absolute_path, duration, hours, skip_schema, timezone};
 use crate::model::{DatasetName, HostName, NameError, OnDivergence, Place, Prefix};
 use crate::policy::{AGENT_PORT, Address, SLAVE_PORT};
 use crate::policy::{
-    CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Retention,
-    Schedule, SnapshotPolicy, SyncPolicy, Thresholds, Zone,
+    CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Schedule,
+    SnapshotPolicy, SyncPolicy, Thresholds, Zone,
 };
 
 /// The folder of the embedded catalog, unless the policy names another one.
@@ -26,7 +27,6 @@ pub const DEFAULT_CATALOG: &str = "/var/lib/zsync/catalog";
 const AN_OBJECT: &str = "an object { ... }";
 const CATCH_UP: &str = "a duration, as in \"6h\" or \"1h 30m\"";
 const RETRY_FOR: &str = "a duration, as in \"20s\", or \"0s\" for a single attempt";
-const RETENTION: &str = "a list of rules, as in [\"24 in last day\", \"1/day in last month\"]";
 /// With a value below the lower bound, a director that runs a pass every minute would miss slots at random.
 const CATCH_UP_BOUNDS: [&str; 2] = ["1m", "366days"];
 /// Limited, because a pass waits for orders that are being retried.
@@ -423,31 +423,4 @@ fn receivers<'d>(node: &Node<'d>) -> Option<Vec<(Receiver, Node<'d>)>> {
         receivers.push((receiver, item));
     }
     Some(receivers)
-}
-
-fn retention(node: &Node<'_>) -> Option<Retention> {
-    let items = node.list(RETENTION)?;
-    if items.is_empty() {
-        node.problem(
-            "the list is empty; hint: add a rule, as in \"24 in last day\", or remove the key to keep every snapshot",
-        );
-        return None;
-    }
-    let texts: Vec<_> = items.iter().map(|item| item.text("a rule, as in \"24 in last day\"")).collect();
-    // Values of the wrong type are reported already; the others are parsed nevertheless.
-    let rules: Vec<(&Node<'_>, &str)> =
-        items.iter().zip(&texts).filter_map(|(item, text)| Some((item, text.as_deref()?))).collect();
-    if rules.is_empty() {
-        return None;
-    }
-    match Retention::parse(&rules.iter().map(|(_, text)| *text).collect::<Vec<_>>()) {
-        Ok(retention) => Some(retention),
-        Err(errors) => {
-            for (index, error) in errors {
-                let item = rules.get(index).map_or(node, |(item, _)| *item);
-                item.problem_in_text(error.at.start, error.to_string());
-            }
-            None
-        }
-    }
 }

@@ -268,7 +268,9 @@ fn example_local() -> Local {
             { "name": "tank", "clone": { "enable": false, "name": "tank/c", "delete": true } },
             { "name": "tank/off", "enable": false },
             { "name": "tank/copy", "slave": true, "sources": ["alpha"] },
-            { "name": "tank/copy/any", "slave": true, "append_only": false }
+            { "name": "tank/copy/any", "slave": true, "append_only": false },
+            { "name": "tank/copy/own", "slave": true, "take": true, "append_only": false, "rollback": true },
+            { "name": "tank/secret", "destinations": ["alpha"] }
         ]
     }"#;
     parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}"))
@@ -287,7 +289,9 @@ fn nearest_entry_determines_permissions() {
 
     let (alpha, gamma) = (host("alpha"), host("gamma"));
     assert!(local.permission_to_take(&dataset("tank/a")).is_ok());
-    assert!(local.permission_to_send(&dataset("tank/a")).is_ok());
+    assert!(local.permission_to_send(&dataset("tank/a"), &gamma).is_ok());
+    assert!(local.permission_to_send(&dataset("tank/secret"), &alpha).is_ok());
+    assert!(local.permission_to_take(&dataset("tank/copy/own")).is_ok());
     assert!(local.permission_to_destroy(&dataset("tank/a")).is_ok());
     assert!(local.permission_to_receive(&dataset("tank/copy/x"), &alpha).is_ok());
     assert!(local.permission_to_receive(&dataset("tank/copy/any"), &gamma).is_ok());
@@ -323,6 +327,19 @@ fn nearest_entry_determines_permissions() {
     let (_, text) = said(local.permission_to_destroy(&dataset("tank/copy/x")));
     assert!(text.contains("append-only") && text.contains("set \"append_only\": false in"), "{text}");
     assert!(local.permission_to_destroy(&dataset("tank/copy/any/x")).is_ok());
+    let (_, text) = said(local.permission_to_roll_back(&dataset("tank/copy/any")));
+    assert!(text.ends_with("set \"rollback\": true in the entry \"tank/copy/any\" of local.json"), "{text}");
+    let (_, text) = said(local.permission_to_roll_back(&dataset("tank/copy")));
+    assert!(text.contains("set \"append_only\": false and \"rollback\": true in"), "{text}");
+    assert!(local.permission_to_roll_back(&dataset("tank/copy/own")).is_ok());
+    let (_, text) = said(local.permission_to_take(&dataset("tank/copy/x")));
+    assert!(
+        text.contains("because it receives") && text.contains("without \"slave\" or with \"take\": true"),
+        "{text}"
+    );
+    // A host is no exception for itself: the data could be sent on from the copy.
+    let (_, text) = said(local.permission_to_send(&dataset("tank/secret/x"), &host("beta")));
+    assert!(text.contains("must not be sent to beta") && text.contains("add \"beta\" to \"destinations\""), "{text}");
 }
 
 /// The valid files that the mutations below start from.

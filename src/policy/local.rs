@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use thiserror::Error;
-
-use crate::model::{DatasetInventory, DatasetName, DatasetStatus, HostName, Identity, PeerRole, TlsFiles};
-use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Hooks, Properties};
+use crate::model::{DatasetInventory, DatasetName, HostName, Identity, PeerRole, TlsFiles};
+use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Denied, Hooks, Properties, Zone};
 
 /// How many datasets are sent at once, unless `local.json` sets another number. It is enough to keep disks and network
 /// busy while one transfer waits for its pool.
@@ -43,6 +41,8 @@ pub struct Local {
     pub bandwidth: Bandwidth,
     /// How streams to other hosts are compressed.
     pub compression: Compression,
+    /// The time zone of the calendar periods of `keep`, and of the limits.
+    pub timezone: Zone,
     /// The entries; each covers its dataset and everything below it.
     pub datasets: BTreeMap<DatasetName, LocalDataset>,
 }
@@ -58,8 +58,14 @@ pub struct LocalDataset {
     pub slave: bool,
     /// The hosts that may send into it; `None`: every host.
     pub sources: Option<Vec<HostName>>,
+    /// The hosts to which it may be sent; `None`: every host. A copy on this host counts as sent to this host.
+    pub destinations: Option<Vec<HostName>>,
+    /// Whether orders may take snapshots of it. The default is the opposite of `slave`.
+    pub take: bool,
     /// Whether orders must not destroy, roll back or replace anything in it. The default is the value of `slave`.
     pub append_only: bool,
+    /// Whether a transfer may roll it back or replace it, if the policy allows that. Only without `append_only`.
+    pub rollback: bool,
     /// The properties of received datasets.
     pub properties: Properties,
     /// The commands that run around snapshots and after a receive.
@@ -77,155 +83,6 @@ pub struct CloneConfig {
     pub name: Option<DatasetName>,
     /// Whether it is destroyed and created again when there is a newer snapshot.
     pub delete: bool,
-}
-
-/// Why this host's configuration forbids something. `Display` gives the reason, [`Denied::hint`] the way out.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Denied {
-    /// No entry covers the dataset.
-    #[error("{dataset} is not listed in local_datasets of {file}")]
-    NotConfigured {
-        /// The configuration's file.
-        file: String,
-        /// The dataset that was asked for.
-        dataset: DatasetName,
-        /// Whether it was to receive.
-        receiving: bool,
-    },
-    /// The entry that covers the dataset is disabled.
-    #[error("{dataset} is disabled by the entry {entry:?} in {file}")]
-    Disabled {
-        /// The configuration's file.
-        file: String,
-        /// The dataset that was asked for.
-        dataset: DatasetName,
-        /// The entry's name.
-        entry: DatasetName,
-    },
-    /// The entry that covers the dataset does not set `slave: true`.
-    #[error("{dataset} is not open for receiving: the entry {entry:?} in {file} lacks \"slave\": true")]
-    NotOpenForReceiving {
-        /// The configuration's file.
-        file: String,
-        /// The dataset that was asked for.
-        dataset: DatasetName,
-        /// The entry's name.
-        entry: DatasetName,
-    },
-    /// The sending host is not among the entry's sources.
-    #[error(
-        "{dataset} does not receive from {source_host}: \"sources\" of the entry {entry:?} in {file} does not list it"
-    )]
-    SourceNotAllowed {
-        /// The configuration's file.
-        file: String,
-        /// The dataset that was asked for.
-        dataset: DatasetName,
-        /// The entry's name.
-        entry: DatasetName,
-        /// The host that wants to send.
-        source_host: HostName,
-    },
-    /// The peer that gives an order is not among the directors.
-    #[error("orders are not taken from {peer}: \"directors\" in {file} does not list it")]
-    NotDirector {
-        /// The configuration's file.
-        file: String,
-        /// The peer, as its certificate names it.
-        peer: String,
-    },
-    /// The peer's certificate was issued for another role.
-    #[error("the certificate of {peer} is for {roles}, not for {wanted}")]
-    WrongRole {
-        /// The peer, as its certificate names it.
-        peer: String,
-        /// The roles in its certificate.
-        roles: String,
-        /// The role that it needs here.
-        wanted: PeerRole,
-    },
-    /// The peer's certificate does not name the host that the peer claims to be.
-    #[error("{peer} says that it is {claimed}, but its certificate does not name that host")]
-    NotThatHost {
-        /// The peer, as its certificate names it.
-        peer: String,
-        /// The host that it claims to be.
-        claimed: HostName,
-    },
-    /// The peer's certificate carries no role of zsync, and the configuration does not name the peer.
-    #[error(
-        "{dataset} does not receive from {source_host}: its certificate names no role of zsync, and the entry {entry:?} in {file} has no \"sources\" that name it"
-    )]
-    SourceNotNamed {
-        /// The configuration's file.
-        file: String,
-        /// The dataset that was asked for.
-        dataset: DatasetName,
-        /// The entry's name.
-        entry: DatasetName,
-        /// The host that wants to send.
-        source_host: HostName,
-    },
-    /// No order destroys anything in the dataset.
-    #[error(
-        "{dataset} is append-only: no order destroys its snapshots, rolls it back or replaces it; the entry {entry:?} in {file} sets \"append_only\": true, or sets \"slave\": true without \"append_only\": false"
-    )]
-    AppendOnly {
-        /// The configuration's file.
-        file: String,
-        /// The dataset that was asked for.
-        dataset: DatasetName,
-        /// The entry's name.
-        entry: DatasetName,
-    },
-}
-
-impl Denied {
-    /// What an administrator can change to permit it.
-    #[must_use]
-    pub fn hint(&self) -> String {
-        match self {
-            Self::NotConfigured { file, dataset, receiving } => format!(
-                "to allow this, add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }} to local_datasets of {file}"
-            ),
-            Self::Disabled { file, entry, .. } => {
-                format!("to allow this, set \"enable\": true in the entry {entry:?} of {file}")
-            }
-            Self::NotOpenForReceiving { file, entry, .. } => format!(
-                "to allow this, set \"slave\": true in the entry {entry:?} of {file}, or add an entry for the dataset alone"
-            ),
-            Self::SourceNotAllowed { file, entry, source_host, .. }
-            | Self::SourceNotNamed { file, entry, source_host, .. } => {
-                format!("to allow this, add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
-            }
-            Self::NotDirector { file, .. } => {
-                format!("to allow this, add one of the names in its certificate to \"directors\" in {file}")
-            }
-            Self::WrongRole { wanted, .. } => {
-                format!("issue it another certificate (zsync tls issue --role {wanted})")
-            }
-            Self::NotThatHost { .. } => "name hosts in server.json as their certificates do".to_owned(),
-            Self::AppendOnly { file, entry, .. } => {
-                format!("to allow this, set \"append_only\": false in the entry {entry:?} of {file}")
-            }
-        }
-    }
-
-    /// The status that a slave answers.
-    #[must_use]
-    pub fn status(&self) -> DatasetStatus {
-        match self {
-            Self::NotConfigured { .. } => DatasetStatus::NotConf,
-            Self::Disabled { .. } => DatasetStatus::Disable,
-            Self::NotOpenForReceiving { .. }
-            | Self::SourceNotAllowed { .. }
-            | Self::SourceNotNamed { .. }
-            | Self::NotDirector { .. }
-            | Self::WrongRole { .. }
-            | Self::NotThatHost { .. }
-            | Self::AppendOnly { .. } => DatasetStatus::Docker,
-        }
-    }
 }
 
 impl Local {
@@ -285,14 +142,30 @@ impl Local {
         }
     }
 
-    /// Whether a snapshot of the dataset may be taken.
-    pub fn permission_to_take(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+    /// Whether the dataset may be listed.
+    pub fn permission_to_list(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         self.enabled(dataset, false)
     }
 
-    /// Whether a snapshot of the dataset may be sent elsewhere.
-    pub fn permission_to_send(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
-        self.enabled(dataset, false)
+    /// Whether a snapshot of the dataset may be taken.
+    pub fn permission_to_take(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, false)?;
+        if !entry.take {
+            let (file, dataset) = (self.file.clone(), dataset.clone());
+            return Err(Denied::NoTake { file, dataset, entry: entry.name.clone() });
+        }
+        Ok(entry)
+    }
+
+    /// Whether snapshots of the dataset may be sent to a host. Copies within this host are no exception: otherwise, the
+    /// data could be copied to a dataset that may be sent anywhere.
+    pub fn permission_to_send(&self, dataset: &DatasetName, to: &HostName) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, false)?;
+        if entry.destinations.as_ref().is_some_and(|destinations| !destinations.contains(to)) {
+            let (file, dataset, entry) = (self.file.clone(), dataset.clone(), entry.name.clone());
+            return Err(Denied::DestinationNotAllowed { file, dataset, entry, destination: to.clone() });
+        }
+        Ok(entry)
     }
 
     /// Whether the dataset may receive from a host.
@@ -308,7 +181,7 @@ impl Local {
         Ok(entry)
     }
 
-    /// Whether an order may destroy snapshots of the dataset, or discard what was written to it.
+    /// Whether an order may destroy snapshots of the dataset.
     pub fn permission_to_destroy(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         let entry = self.enabled(dataset, false)?;
         if entry.append_only {
@@ -318,9 +191,20 @@ impl Local {
         Ok(entry)
     }
 
+    /// Whether a transfer may roll the dataset back, or replace it.
+    pub fn permission_to_roll_back(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, true)?;
+        if entry.append_only || !entry.rollback {
+            let (file, dataset) = (self.file.clone(), dataset.clone());
+            let is_append_only = entry.append_only;
+            return Err(Denied::NoRollback { file, dataset, entry: entry.name.clone(), is_append_only });
+        }
+        Ok(entry)
+    }
+
     /// Reduces a listing to the datasets that zsync may touch, and notes of each whether it is append-only.
     pub fn restrict(&self, listed: &mut Vec<(DatasetName, DatasetInventory)>) {
-        listed.retain(|(name, _)| self.permission_to_take(name).is_ok());
+        listed.retain(|(name, _)| self.permission_to_list(name).is_ok());
         for (name, inventory) in listed {
             inventory.append_only = Some(self.permission_to_destroy(name).is_err());
         }

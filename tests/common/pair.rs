@@ -24,7 +24,7 @@ pub struct Pair {
 impl Pair {
     pub fn new() -> Self {
         Self::with_destination(
-            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"], "append_only": false } ] }"#,
+            r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true, "sources": ["alpha"], "append_only": false, "rollback": true } ] }"#,
         )
     }
 

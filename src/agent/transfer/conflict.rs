@@ -135,9 +135,9 @@ impl SendPlan {
                 if !self.allowed.rollback || !self.allowed.may_destroy =>
             {
                 format!(
-                    "{rename}; or set rollback_if_needed and rollback_may_destroy, which roll the destination back to \
-                     {} and destroy the snapshots that only the destination has",
-                    common.name
+                    "{rename}; or set rollback_if_needed and rollback_may_destroy, and \"rollback\" in local.json on {}, \
+                     which roll the destination back to {} and destroy the snapshots that only the destination has",
+                    to.host, common.name
                 )
             }
             Trouble::Conflict(Conflict::NameTaken { name, here }) => {
@@ -150,11 +150,17 @@ impl SendPlan {
             }
             Trouble::Written { newest, .. } => format!(
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
-                 set rollback_if_needed, which does that; to keep the data there, {rename}",
-                to.dataset.at(&newest.name)
+                 set rollback_if_needed, and \"rollback\" in local.json on {}, which do that; to keep the data there, \
+                 {rename}",
+                to.dataset.at(&newest.name),
+                to.host
             ),
             Trouble::Bare => {
-                format!("{rename}; if it holds nothing and is not encrypted, set rollback_if_needed, which replaces it")
+                format!(
+                    "{rename}; if it holds nothing and is not encrypted, set rollback_if_needed, and \"rollback\" in \
+                     local.json on {}, which replace it",
+                    to.host
+                )
             }
             Trouble::Key(KeyConflict::Foreign { .. }) => format!(
                 "{rename}; if its key was replaced, zfs change-key -o keyformat=passphrase -o keylocation=prompt {} gives \

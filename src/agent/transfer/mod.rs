@@ -140,7 +140,8 @@ impl<Z: Zfs> Agent<Z> {
         if let Some((source, _)) = &retry.claim {
             return Ok(source.clone());
         }
-        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot).await?;
+        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot, &request.to.host).await?;
+        self.local.permission_to_send(&source, &request.to.host)?;
         let Some(claim) = self.locks.claim(&source) else {
             return Err(OrderError::busy(format!("{source} is being sent already"))
                 .with_hint("the next order will send what is still missing"));

@@ -7,7 +7,7 @@ use crate::agent::request::SendRequest;
 use crate::agent::service::Agent;
 use crate::agent::transfer::state::SendPlan;
 use crate::host::error::OrderError;
-use crate::model::{DatasetInventory, DatasetName, Guid, OrderId, Origin, Snapshot, SnapshotId};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, OrderId, Origin, Snapshot, SnapshotId};
 use crate::slave::receive::Surroundings;
 use crate::wire::{CloneOf, OrderToSlave, PROTOCOL};
 use crate::zfs::{Depth, Zfs};
@@ -18,21 +18,27 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         dataset: Option<&DatasetName>,
         snapshot: SnapshotId,
+        to: &HostName,
     ) -> Result<DatasetName, OrderError> {
         if let Some(dataset) = dataset {
             return Ok(dataset.clone());
         }
         let listed = self.zfs.list(&self.local.roots(), Depth::Recursive).await?;
         let found = listed.into_iter().find(|(name, inventory)| {
-            self.local.permission_to_send(name).is_ok() && inventory.snapshots.iter().any(|s| s.guid.uuid() == snapshot)
+            self.local.permission_to_send(name, to).is_ok()
+                && inventory.snapshots.iter().any(|s| s.guid.uuid() == snapshot)
         });
         let none = || OrderError::refused(format!("no dataset here has a snapshot with the UUID {snapshot}"));
         found.map(|(name, _)| name).ok_or_else(none)
     }
 
     /// Lists a dataset that is to be sent.
-    pub(crate) async fn list_source(&self, dataset: &DatasetName) -> Result<DatasetInventory, OrderError> {
-        self.local.permission_to_send(dataset)?;
+    pub(crate) async fn list_source(
+        &self,
+        dataset: &DatasetName,
+        to: &HostName,
+    ) -> Result<DatasetInventory, OrderError> {
+        self.local.permission_to_send(dataset, to)?;
         Ok(self.list_sides(dataset, None).await?.ours)
     }
 
@@ -45,7 +51,6 @@ impl<Z: Zfs> Agent<Z> {
         destination: Option<&DatasetName>,
         may_use_cache: bool,
     ) -> Result<Sides, OrderError> {
-        self.local.permission_to_send(source)?;
         let cached = destination.filter(|_| may_use_cache).and_then(|to| self.cache.sides(source, snapshot, to));
         match cached {
             Some(sides) => Ok(sides),

@@ -22,7 +22,7 @@ impl<Z: Zfs> Receiver<Z> {
         if !destroys.is_empty() && !order.rollback_may_destroy {
             return Err(refused("the order does not allow destroying snapshots"));
         }
-        self.local.permission_to_destroy(dataset)?;
+        self.local.permission_to_roll_back(dataset)?;
         let found = self.list(dataset).await?;
         let Some(at) = found.as_ref().and_then(|f| f.snapshots.iter().position(|s| s.guid == guid)) else {
             return Err(refused("the common snapshot no longer exists"));

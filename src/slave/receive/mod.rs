@@ -250,7 +250,7 @@ impl<Z: Zfs> Receiver<Z> {
         let dataset = &order.dest_dataset;
         let entry = self.local.permission_to_receive(dataset, &order.source)?;
         if incoming.overwrite && !self.is_placeholder(dataset, self.list(dataset).await?.as_ref()).await? {
-            self.local.permission_to_destroy(dataset)?;
+            self.local.permission_to_roll_back(dataset)?;
         }
         let origin = match &order.clone_of {
             Some(of) if incoming.cloned => {

@@ -1,0 +1,212 @@
+//! The reasons why `local.json` forbids something, each with the change that would permit it.
+
+use thiserror::Error;
+
+use crate::model::{DatasetName, DatasetStatus, HostName, PeerRole};
+
+/// Why this host's configuration forbids something. `Display` gives the reason, [`Denied::hint`] the way out.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Denied {
+    /// No entry covers the dataset.
+    #[error("{dataset} is not listed in local_datasets of {file}")]
+    NotConfigured {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// Whether it was to receive.
+        receiving: bool,
+    },
+    /// The entry that covers the dataset is disabled.
+    #[error("{dataset} is disabled by the entry {entry:?} in {file}")]
+    Disabled {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+    /// The entry that covers the dataset does not set `slave: true`.
+    #[error("{dataset} is not open for receiving: the entry {entry:?} in {file} lacks \"slave\": true")]
+    NotOpenForReceiving {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+    /// The sending host is not among the entry's sources.
+    #[error(
+        "{dataset} does not receive from {source_host}: \"sources\" of the entry {entry:?} in {file} does not list it"
+    )]
+    SourceNotAllowed {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that wants to send.
+        source_host: HostName,
+    },
+    /// The peer that gives an order is not among the directors.
+    #[error("orders are not taken from {peer}: \"directors\" in {file} does not list it")]
+    NotDirector {
+        /// The configuration's file.
+        file: String,
+        /// The peer, as its certificate names it.
+        peer: String,
+    },
+    /// The peer's certificate was issued for another role.
+    #[error("the certificate of {peer} is for {roles}, not for {wanted}")]
+    WrongRole {
+        /// The peer, as its certificate names it.
+        peer: String,
+        /// The roles in its certificate.
+        roles: String,
+        /// The role that it needs here.
+        wanted: PeerRole,
+    },
+    /// The peer's certificate does not name the host that the peer claims to be.
+    #[error("{peer} says that it is {claimed}, but its certificate does not name that host")]
+    NotThatHost {
+        /// The peer, as its certificate names it.
+        peer: String,
+        /// The host that it claims to be.
+        claimed: HostName,
+    },
+    /// The peer's certificate carries no role of zsync, and the configuration does not name the peer.
+    #[error(
+        "{dataset} does not receive from {source_host}: its certificate names no role of zsync, and the entry {entry:?} in {file} has no \"sources\" that name it"
+    )]
+    SourceNotNamed {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that wants to send.
+        source_host: HostName,
+    },
+    /// No order takes a snapshot of the dataset, because it receives.
+    #[error(
+        "no snapshot is taken of {dataset}, because it receives: the entry {entry:?} in {file} has no \"take\": true"
+    )]
+    NoTake {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+    /// No order destroys anything in the dataset.
+    #[error(
+        "{dataset} is append-only: no order destroys its snapshots, rolls it back or replaces it; the entry {entry:?} in {file} sets \"append_only\": true, or sets \"slave\": true without \"append_only\": false"
+    )]
+    AppendOnly {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
+    /// No transfer rolls the dataset back or replaces it.
+    #[error(
+        "{dataset} must not be rolled back or replaced: the entry {entry:?} in {file} lacks \"rollback\": true{}",
+        if *is_append_only { ", and it is append-only" } else { "" }
+    )]
+    NoRollback {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// Whether the entry is also append-only.
+        is_append_only: bool,
+    },
+    /// The receiving host is not among the entry's destinations.
+    #[error(
+        "{dataset} must not be sent to {destination}: \"destinations\" of the entry {entry:?} in {file} does not list it"
+    )]
+    DestinationNotAllowed {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that was to receive.
+        destination: HostName,
+    },
+}
+
+impl Denied {
+    /// What an administrator can change to permit it.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        match self {
+            Self::NotConfigured { file, dataset, receiving } => format!(
+                "to allow this, add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }} to local_datasets of {file}"
+            ),
+            Self::Disabled { file, entry, .. } => {
+                format!("to allow this, set \"enable\": true in the entry {entry:?} of {file}")
+            }
+            Self::NotOpenForReceiving { file, entry, .. } => format!(
+                "to allow this, set \"slave\": true in the entry {entry:?} of {file}, or add an entry for the dataset alone"
+            ),
+            Self::SourceNotAllowed { file, entry, source_host, .. }
+            | Self::SourceNotNamed { file, entry, source_host, .. } => {
+                format!("to allow this, add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
+            }
+            Self::NotDirector { file, .. } => {
+                format!("to allow this, add one of the names in its certificate to \"directors\" in {file}")
+            }
+            Self::WrongRole { wanted, .. } => {
+                format!("issue it another certificate (zsync tls issue --role {wanted})")
+            }
+            Self::NotThatHost { .. } => "name hosts in server.json as their certificates do".to_owned(),
+            Self::AppendOnly { file, entry, .. } => {
+                format!("to allow this, set \"append_only\": false in the entry {entry:?} of {file}")
+            }
+            Self::NoTake { file, dataset, .. } => format!(
+                "a snapshot that is taken of a copy makes it diverge from its source; if nothing is sent into {dataset}, \
+                 give it an entry of its own in {file}, without \"slave\" or with \"take\": true"
+            ),
+            Self::NoRollback { file, entry, is_append_only, .. } => {
+                let first = if *is_append_only { "\"append_only\": false and " } else { "" };
+                format!(
+                    "to let its source roll it back, and so destroy what is newer, set {first}\"rollback\": true in the \
+                     entry {entry:?} of {file}"
+                )
+            }
+            Self::DestinationNotAllowed { file, entry, destination, .. } => {
+                format!("to allow this, add {destination:?} to \"destinations\" of the entry {entry:?} in {file}")
+            }
+        }
+    }
+
+    /// The status that a slave answers.
+    #[must_use]
+    pub fn status(&self) -> DatasetStatus {
+        match self {
+            Self::NotConfigured { .. } => DatasetStatus::NotConf,
+            Self::Disabled { .. } => DatasetStatus::Disable,
+            Self::NotOpenForReceiving { .. }
+            | Self::SourceNotAllowed { .. }
+            | Self::SourceNotNamed { .. }
+            | Self::NotDirector { .. }
+            | Self::WrongRole { .. }
+            | Self::NotThatHost { .. }
+            | Self::AppendOnly { .. }
+            | Self::NoTake { .. }
+            | Self::NoRollback { .. }
+            | Self::DestinationNotAllowed { .. } => DatasetStatus::Docker,
+        }
+    }
+}
