@@ -12,7 +12,7 @@ use common::{ds, guids, local, order, snap};
 use zsync::agent::Agent;
 use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
-use zsync::wire::{CommonBase, DirectorsOrder, Response};
+use zsync::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Response};
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
 #[test]
@@ -761,4 +761,30 @@ fn dataset_that_slave_made_for_child_gives_way_to_copy_of_parent() {
     runtime::block_on(pair.beta.set(&ds("pool/used"), "canmount", "on")).unwrap();
     let refused = pair.carry_out(&DirectorsOrder { dest_dataset: "pool/used".into(), ..pair.send_order(first) }).0;
     assert!(!refused.is_success && refused.error.contains("exists without a snapshot"), "{refused:?}");
+}
+
+#[test]
+fn snapshot_that_differs_from_what_director_knows_stays() {
+    let pair = Pair::new();
+    let (first, second, third) = (pair.take("S_1"), pair.take("S_2"), pair.take("S_3"));
+    let known = pair.alpha.dataset(&ds("tank/data")).unwrap();
+    let expected = |guid, seconds| {
+        let of = known.by_guid(guid).unwrap();
+        let creation = of.creation - chrono::TimeDelta::seconds(seconds);
+        ExpectedSnapshot { guid, createtxg: of.createtxg, creation }
+    };
+    let record = |guid: Guid, name: &str| format!("{}:tank/data@{name}", guid.uuid());
+    let destroy = |expected| DirectorsOrder {
+        snapshot_uuid: vec![record(first, "S_1"), record(second, "S_2")],
+        expected,
+        ..order(Action::DestroySnapshot)
+    };
+    // The director knows the first one as a year older than it is.
+    let (response, _) = pair.carry_out(&destroy(vec![expected(first, 31_536_000), expected(second, 0)]));
+    assert!(response.is_success, "{response:?}");
+    assert!(response.error.contains("tank/data@S_1 stays: the director knows it as created at"), "{}", response.error);
+    assert_eq!(pair.source(), [first, third]);
+    // A director of an older version says nothing.
+    assert!(pair.carry_out(&destroy(Vec::new())).0.is_success);
+    assert_eq!(pair.source(), [third]);
 }

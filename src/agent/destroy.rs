@@ -6,7 +6,7 @@ use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, Snapshot};
-use crate::wire::{Facts, PER_LINE};
+use crate::wire::{ExpectedSnapshot, Facts, PER_LINE};
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsRead};
 
 /// The snapshots of one dataset that an order names, divided into those that may be destroyed now and the others.
@@ -32,12 +32,13 @@ pub(crate) async fn judge(
         return Err(OrderError::refused(format!("{dataset} does not exist")));
     };
     let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new() };
-    for SnapshotToDestroy { id, name } in wanted {
+    for SnapshotToDestroy { id, name, expected } in wanted {
         // If the snapshot no longer exists, nothing is left to do for it.
         let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else { continue };
         let renamed = name.as_ref().filter(|name| request.skip_if_renamed && **name != snapshot.name);
         let objection = renamed
             .map(|name| format!("it was renamed from @{name}"))
+            .or_else(|| mismatch(snapshot, expected.as_ref()))
             .or_else(|| objection(snapshot, &inventory, request));
         match objection {
             Some(reason) => judged.kept.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
@@ -45,6 +46,16 @@ pub(crate) async fn judge(
         }
     }
     Ok(judged)
+}
+
+/// What the director knows wrongly about a snapshot. It has then decided on something else than this host has.
+fn mismatch(snapshot: &Snapshot, expected: Option<&ExpectedSnapshot>) -> Option<String> {
+    let ExpectedSnapshot { guid: _, createtxg, creation } = expected?;
+    let differs = snapshot.createtxg != *createtxg || snapshot.creation != *creation;
+    differs.then(|| {
+        format!("the director knows it as created at {creation} (createtxg {createtxg}), but here it was created at {} (createtxg {})",
+            snapshot.creation, snapshot.createtxg)
+    })
 }
 
 /// Why a snapshot may not be destroyed; `None` if it may.

@@ -16,7 +16,7 @@ use crate::model::Place;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
 use crate::model::{Action, DatasetName, Guid, OnDivergence, OrderId, Record, SnapName, SnapshotId};
 use crate::policy::DEFAULT_RETRY_FOR;
-use crate::wire::{CommonBase, DirectorsOrder, Fence, PROTOCOL, RenamedFrom};
+use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, PROTOCOL, RenamedFrom};
 
 /// How many names one order may contain. Directors split larger orders.
 const MAX_NAMES: usize = 20_000;
@@ -97,6 +97,8 @@ pub struct SnapshotToDestroy {
     pub(crate) id: SnapshotId,
     /// The name that the director knows, if the order contains it.
     pub(crate) name: Option<SnapName>,
+    /// What the director knows about it, if the order says so. Older directors do not.
+    pub(crate) expected: Option<ExpectedSnapshot>,
 }
 
 /// A request to list datasets.
@@ -152,7 +154,9 @@ impl TryFrom<DirectorsOrder> for CheckedOrder {
             let reason = format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol);
             return Err(OrderError::refused(reason));
         }
-        let names = order.snapshot_uuid.len().max(order.datasets.len()).max(order.keep_common_with.len());
+        let lists =
+            [order.snapshot_uuid.len(), order.datasets.len(), order.keep_common_with.len(), order.expected.len()];
+        let names = lists.into_iter().max().unwrap_or_default();
         if names > MAX_NAMES {
             let reason = format!("the order names {names} snapshots or datasets; {MAX_NAMES} are allowed in one order");
             return Err(OrderError::refused(reason));
@@ -233,18 +237,21 @@ fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
 }
 
 fn destroy(order: DirectorsOrder) -> Result<DestroyRequest, OrderError> {
+    let expected: BTreeMap<SnapshotId, ExpectedSnapshot> =
+        order.expected.into_iter().map(|expected| (expected.guid.uuid(), expected)).collect();
     let mut snapshots: BTreeMap<DatasetName, Vec<SnapshotToDestroy>> = BTreeMap::new();
     for text in &order.snapshot_uuid {
-        let (dataset, snapshot) = match text.parse::<Record>() {
-            Ok(record) => (record.dataset, SnapshotToDestroy { id: record.uuid, name: Some(record.name) }),
+        let (dataset, id, name) = match text.parse::<Record>() {
+            Ok(record) => (record.dataset, record.uuid, Some(record.name)),
             Err(error) => {
                 let Ok(uuid) = text.parse() else {
                     return Err(OrderError::refused(format!("SnapshotUUID: {error}")));
                 };
                 let dataset = field("a UUID alone needs DestDataset", &order.dest_dataset)?;
-                (dataset, SnapshotToDestroy { id: SnapshotId(uuid), name: None })
+                (dataset, SnapshotId(uuid), None)
             }
         };
+        let snapshot = SnapshotToDestroy { id, name, expected: expected.get(&id).cloned() };
         snapshots.entry(dataset).or_default().push(snapshot);
     }
     let (keep_common_with, skip_if_renamed) = (order.keep_common_with, order.skip_if_renamed);

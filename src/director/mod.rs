@@ -8,6 +8,7 @@
 pub mod bars;
 pub mod connect;
 mod failure_log;
+mod firsthand;
 mod leader;
 mod leader_loop;
 mod metrics;

@@ -17,6 +17,7 @@ use futures_lite::future;
 
 use crate::actions::{Engine, Order, Plan, PolicyIndex};
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
+use crate::director::firsthand::{Firsthand, needs};
 use crate::director::leader::Leadership;
 use crate::director::progress::{PassProgress, RunningOrder};
 use crate::director::report::Report;
@@ -31,7 +32,7 @@ use crate::model::{Action, Counter, DatasetName, HostName, OrderId, ResponseStat
 use crate::policy::Policy;
 use crate::server::acceptor::ABORT_TIMEOUT;
 use crate::sys::{clock, runtime};
-use crate::wire::{DirectorsOrder, Facts, Fence, Listing, Response};
+use crate::wire::{DirectorsOrder, Fence, Response};
 use crate::zfs::Zfs;
 
 /// How many orders one host has at once. The host itself limits how many of them transfer data at the same time. While
@@ -59,6 +60,8 @@ pub struct Pass<Z, C: ?Sized> {
     services: ServiceHealth,
     /// Whether every host is listed, even if its records are known to be current.
     resync: bool,
+    /// Which datasets were listed by their own host.
+    firsthand: Firsthand,
 }
 
 impl<Z, C: ?Sized> Clone for Pass<Z, C> {
@@ -75,6 +78,7 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             leadership: self.leadership.clone(),
             services: self.services.clone(),
             resync: self.resync,
+            firsthand: self.firsthand.clone(),
         }
     }
 }
@@ -99,6 +103,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             leadership: None,
             services: ServiceHealth::default(),
             resync: false,
+            firsthand: Firsthand::default(),
         }
     }
 
@@ -212,8 +217,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         }
         for entry in entries {
             outcomes.extend(match &saved {
-                None => self.carry_out_due(entry).await?,
-                Some(saved) => self.carry_out_saved(entry, saved.get(&entry).cloned().unwrap_or_default()).await?,
+                None => self.carry_out_due(entry, &poll).await?,
+                Some(saved) => {
+                    let orders = saved.get(&entry).cloned().unwrap_or_default();
+                    self.carry_out_saved(entry, orders, &poll).await?
+                }
             });
         }
         Ok(outcomes)
@@ -257,7 +265,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 
     /// Takes, then sends, then destroys what is due in one entry. Each step is decided again after the step before it.
-    async fn carry_out_due(&self, entry: usize) -> Result<Vec<Outcome>, CatalogError> {
+    async fn carry_out_due(&self, entry: usize, poll: &Poll) -> Result<Vec<Outcome>, CatalogError> {
         let mut outcomes = Vec::new();
         let (takes, due_before): (Vec<Order>, Vec<Order>) =
             self.due(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
@@ -272,13 +280,27 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             }
         }
         outcomes.extend(self.send(due.into_values()).await?);
-        let destroys = self.due(entry, |o| matches!(o, Order::Destroy { .. }));
+        let destroys = || self.due(entry, |o| matches!(o, Order::Destroy { .. }));
+        let first = destroys();
+        let destroys = match self.ask_before(&first, poll).await? {
+            (false, _) => first,
+            (true, failed) => {
+                let again = self.without_unasked(destroys(), &failed, &mut outcomes).await?;
+                // What has only now become due waits for the next pass.
+                again.into_iter().filter(|order| self.firsthand.covers(order, |host| poll.has_listed(host))).collect()
+            }
+        };
         outcomes.extend(self.carry_out_chains(destroys.into_iter().map(|order| vec![order])).await?);
         Ok(outcomes)
     }
 
     /// Carries out the orders of a saved plan for one entry. Outdated orders are refused.
-    async fn carry_out_saved(&self, entry: usize, orders: Vec<Order>) -> Result<Vec<Outcome>, CatalogError> {
+    async fn carry_out_saved(
+        &self,
+        entry: usize,
+        orders: Vec<Order>,
+        poll: &Poll,
+    ) -> Result<Vec<Outcome>, CatalogError> {
         let mut outcomes = Vec::new();
         let (mut takes, mut sends, mut destroys) = (Vec::new(), Vec::new(), Vec::new());
         for order in orders {
@@ -292,6 +314,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         outcomes.extend(self.carry_out_chains([takes]).await?);
         let sends = self.refuse_outdated(sends, None, &mut outcomes).await?;
         outcomes.extend(self.send(sends).await?);
+        let (_, failed) = self.ask_before(&destroys, poll).await?;
+        let destroys = self.without_unasked(destroys, &failed, &mut outcomes).await?;
         let plan = self.decide(Some(entry));
         let destroys = self.refuse_outdated(destroys, Some(&plan), &mut outcomes).await?;
         outcomes.extend(self.carry_out_chains(destroys.into_iter().map(|order| vec![order])).await?);
@@ -312,11 +336,46 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 valid.push(order);
                 continue;
             };
-            let id = OrderId(uuid::Uuid::now_v7());
-            let refusal = Response::failure(Some(id), ResponseStatus::Refused, reason);
-            let outcome = outcome(&order, id, &refusal);
-            self.state.record_outcome(outcome.clone()).await?;
-            outcomes.push(outcome);
+            outcomes.push(self.refuse(&order, ResponseStatus::Refused, reason).await?);
+        }
+        Ok(valid)
+    }
+
+    /// Records an order that is not given, for this reason.
+    async fn refuse(&self, order: &Order, status: ResponseStatus, reason: String) -> Result<Outcome, CatalogError> {
+        let id = OrderId(uuid::Uuid::now_v7());
+        let outcome = outcome(order, id, &Response::failure(Some(id), status, reason));
+        self.state.record_outcome(outcome.clone()).await?;
+        Ok(outcome)
+    }
+
+    /// Asks hosts for what these destroys have to be decided on, and is known only from others. Returns whether any was
+    /// asked, and those that did not answer.
+    async fn ask_before(
+        &self,
+        destroys: &[Order],
+        poll: &Poll,
+    ) -> Result<(bool, BTreeMap<HostName, String>), CatalogError> {
+        let fleet = (&*self.policy, &*self.dispatcher, &self.state);
+        self.firsthand.ask(destroys, |host| poll.has_listed(host), fleet, self.fence()?).await
+    }
+
+    /// Returns the destroys that can be decided. The others are refused, which is recorded as their outcome.
+    async fn without_unasked(
+        &self,
+        destroys: Vec<Order>,
+        failed: &BTreeMap<HostName, String>,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<Vec<Order>, CatalogError> {
+        let mut valid = Vec::new();
+        for order in destroys {
+            match failed.iter().find(|(host, _)| needs(&order, host)) {
+                None => valid.push(order),
+                Some((host, reason)) => {
+                    let reason = format!("nothing is destroyed, because {host} cannot be asked what it has: {reason}");
+                    outcomes.push(self.refuse(&order, ResponseStatus::Unreachable, reason).await?);
+                }
+            }
         }
         Ok(valid)
     }
@@ -367,7 +426,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             async move {
                 let mut outcomes = Vec::new();
                 for order in orders {
-                    let _slot = match pass.order_slots.get(host(&order)) {
+                    let _slot = match pass.order_slots.get(order.host()) {
                         Some(slots) => Some(slots.acquire().await),
                         None => None,
                     };
@@ -391,7 +450,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let fence = self.fence()?;
         let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.state.inventory()) };
-        let host = host(order);
+        let host = order.host();
         let counter = Counter::default();
         let unfinished =
             Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "the order has not ended");
@@ -401,7 +460,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             counter: counter.clone(),
         });
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
-        self.state.apply_facts(host, without_foreign_listings(order, facts)).await?;
+        self.state.apply_facts(host, self.firsthand.admit(order, facts)).await?;
         if response.unpublished {
             self.state.mark_unpublished(host);
         }
@@ -409,25 +468,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         self.state.record_outcome(outcome.clone()).await?;
         self.progress.end(&outcome);
         Ok(outcome)
-    }
-}
-
-/// Drops listings that a host must not report. It may report its own datasets and the destination of the order, but a
-/// compromised host must not cause snapshots of others to be pruned.
-fn without_foreign_listings(order: &Order, mut facts: Vec<Facts>) -> Vec<Facts> {
-    let is_destination = |listing: &Listing| matches!(order, Order::Send { to, .. } if listing.host == to.host && listing.dataset == to.dataset);
-    for fact in &mut facts {
-        let foreign = fact.listing.take_if(|listing| listing.host != *host(order) && !is_destination(listing));
-        if let Some(Listing { host: of, dataset, .. }) = foreign {
-            log::warn!("ignoring what {} reports about {of}:{dataset}, which is not part of its order", host(order));
-        }
-    }
-    facts
-}
-
-fn host(order: &Order) -> &HostName {
-    match order {
-        Order::Take { host, .. } | Order::Send { host, .. } | Order::Destroy { host, .. } => host,
     }
 }
 
@@ -443,7 +483,7 @@ fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
     Outcome {
         order_id,
         at: clock::now(),
-        host: host(order).clone(),
+        host: order.host().clone(),
         action,
         dataset: dataset.cloned(),
         snapshot: snapshot.cloned(),

@@ -1,5 +1,6 @@
 //! Dispatches an order to a host: to the agent within this process, or to an agent over TCP.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_lite::future;
@@ -8,7 +9,7 @@ use crate::actions::Order;
 use crate::agent::{Agent, CheckedOrder, FactSink};
 use crate::model::{
     Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
-    SnapName,
+    SnapName, Snapshot,
 };
 use crate::model::{Counter, Place, hint};
 use crate::policy::{AGENT_PORT, Policy};
@@ -18,7 +19,8 @@ use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{
-    AgentLine, CommonBase, DirectorsOrder, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom, Response,
+    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom,
+    Response,
 };
 use crate::zfs::Zfs;
 
@@ -61,13 +63,14 @@ pub fn blank(action: Action) -> DirectorsOrder {
         oldest_unsent: None,
         resume_token: None,
         from_scratch: false,
+        expected: Vec::new(),
     }
 }
 
 /// How many bytes of names one order contains at most, so that it stays well below the longest line.
 const NAMES_PER_ORDER: usize = LONGEST_LINE * 3 / 4;
-/// Bytes of a record besides its names: a UUID, separators, quotes.
-const BESIDES_NAMES: usize = 48;
+/// Bytes of a snapshot besides its names: a UUID, separators, quotes, and what is expected of it.
+const BESIDES_NAMES: usize = 48 + 100;
 
 /// Splits an order into orders that each fit into one line of the protocol.
 #[must_use]
@@ -174,11 +177,22 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 skip_if_renamed: *skip_if_renamed,
                 skip_if_cloned: *skip_if_cloned,
                 keep_common_with: bases(&of, keep_common_with, &awaiting, inventory),
+                expected: expected(&of, snapshots, inventory),
                 ..blank(Action::DestroySnapshot)
             }
         }
     };
     DirectorsOrder { retry_for: Some(policy.retry_for.as_secs()), ..wire }
+}
+
+/// What is known about snapshots that are to be destroyed.
+fn expected(of: &Place, snapshots: &[(Guid, SnapName)], inventory: &Inventory) -> Vec<ExpectedSnapshot> {
+    let known: BTreeMap<Guid, &Snapshot> = inventory
+        .dataset(&of.host, &of.dataset)
+        .map(|dataset| dataset.snapshots.iter().map(|s| (s.guid, s)).collect())
+        .unwrap_or_default();
+    let found = snapshots.iter().filter_map(|(guid, _)| known.get(guid));
+    found.map(|s| ExpectedSnapshot { guid: s.guid, createtxg: s.createtxg, creation: s.creation }).collect()
 }
 
 /// The destinations that must have a snapshot of this policy before it may be destroyed.

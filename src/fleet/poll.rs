@@ -76,6 +76,11 @@ impl Poll {
         }
     }
 
+    /// Whether a host was polled and has been listed.
+    pub fn has_listed(&self, host: &HostName) -> bool {
+        self.finished.contains_key(host) && !self.report.lock().unseen.contains_key(host)
+    }
+
     /// What was found so far.
     pub fn report(&self) -> MutexGuard<'_, PollReport> {
         self.report.lock()

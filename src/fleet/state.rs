@@ -14,7 +14,7 @@ use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, Outcome, apply, differences,
 };
 use crate::fleet::facts;
-use crate::model::{HostListing, HostName, Inventory};
+use crate::model::{DatasetName, HostListing, HostName, Inventory};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
@@ -236,7 +236,14 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
 
     /// Stores the facts that were reported while one order was carried out.
     pub async fn apply_facts(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
-        let changes = facts::changes(host, facts, clock::now());
+        self.apply_changes(facts::changes(host, facts, clock::now())).await
+    }
+
+    /// Stores changes of hosts' datasets.
+    pub async fn apply_changes(
+        &self,
+        changes: BTreeMap<HostName, Vec<(DatasetName, Change)>>,
+    ) -> Result<(), CatalogError> {
         {
             let mut inventory = self.inventory();
             for (host, changes) in &changes {

@@ -76,6 +76,9 @@ pub struct DirectorsOrder {
     /// estimate_send: the newest common snapshot of the destination; if it is missing, the destination has none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keep_common_with: Vec<CommonBase>,
+    /// destroy_snapshot: how the director knows the snapshots. The agent keeps those that differ.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expected: Vec<ExpectedSnapshot>,
     /// For how many seconds the order is retried after a temporary failure. The default is 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_for: Option<u64>,
@@ -111,6 +114,20 @@ pub struct RenamedFrom {
     pub source_dataset: DatasetName,
     /// The guid of a snapshot that source and copy have in common.
     pub guid: Guid,
+}
+
+/// A snapshot that is to be destroyed, as the director knows it from a listing. The listing may have come from another
+/// host than the one that has the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ExpectedSnapshot {
+    /// Its guid.
+    pub guid: Guid,
+    /// The transaction group of its host's pool in which it was made.
+    pub createtxg: u64,
+    /// When it was taken.
+    #[serde(with = "chrono::serde::ts_seconds")]
+    pub creation: DateTime<Utc>,
 }
 
 /// The newest snapshot that a dataset has in common with another one.

@@ -18,7 +18,9 @@ mod director;
 mod response;
 mod slave;
 
-pub use director::{AgentLine, CommonBase, DirectorsOrder, Facts, Fence, Listing, Progress, RenamedFrom};
+pub use director::{
+    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Listing, Progress, RenamedFrom,
+};
 pub use response::Response;
 pub use slave::{Alive, CloneOf, DestinationInfo, ListUuids, OrderToSlave, Step};
 

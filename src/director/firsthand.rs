@@ -1,0 +1,170 @@
+//! Knows which datasets were listed by their own host in this pass. What is destroyed in a dataset is decided on such a
+//! listing alone: not on what another host reported after a transfer, and not on records in a shared catalog.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::actions::Order;
+use crate::catalog::{CatalogError, CatalogWrite, Change};
+use crate::fleet::dispatch::{Dispatcher, blank};
+use crate::fleet::facts;
+use crate::fleet::state::FleetState;
+use crate::model::{Action, DatasetName, HostName, Place};
+use crate::policy::Policy;
+use crate::wire::{DirectorsOrder, Facts, Fence, Listing};
+use crate::zfs::Zfs;
+
+/// What hosts have said about their own datasets in this pass. Clones share one state.
+#[derive(Clone, Default)]
+pub(super) struct Firsthand(Arc<Mutex<Listed>>);
+
+#[derive(Default)]
+struct Listed {
+    /// Datasets that their host listed since the pass polled it.
+    own: BTreeSet<Place>,
+    /// Datasets that another host has reported since.
+    reported: BTreeSet<Place>,
+}
+
+impl Firsthand {
+    /// Drops listings that a host must not report. It may report its own datasets and the destination of the order, but
+    /// a compromised host must not cause snapshots of others to be pruned.
+    pub(super) fn admit(&self, order: &Order, mut facts: Vec<Facts>) -> Vec<Facts> {
+        let host = order.host();
+        let is_destination = |listing: &Listing| matches!(order, Order::Send { to, .. } if listing.host == to.host && listing.dataset == to.dataset);
+        for fact in &mut facts {
+            let foreign = fact.listing.take_if(|listing| listing.host != *host && !is_destination(listing));
+            if let Some(Listing { host: of, dataset, .. }) = foreign {
+                log::warn!("ignoring what {host} reports about {of}:{dataset}, which is not part of its order");
+            }
+        }
+        let mut listed = self.0.lock();
+        for listing in facts.iter().filter_map(|fact| fact.listing.as_ref()).filter(|listing| listing.host != *host) {
+            let place = Place { host: listing.host.clone(), dataset: listing.dataset.clone() };
+            listed.own.remove(&place);
+            listed.reported.insert(place);
+        }
+        drop(listed);
+        facts
+    }
+
+    /// The datasets that have to be listed before these orders, by host. The dataset in which snapshots are destroyed
+    /// must be known from its own host. The datasets that it is sent to or received from may also be known from a
+    /// transfer in this pass. `polled` says whether the pass has polled a host.
+    fn missing(
+        &self,
+        orders: &[Order],
+        polled: impl Fn(&HostName) -> bool,
+    ) -> BTreeMap<HostName, BTreeSet<DatasetName>> {
+        let listed = self.0.lock();
+        let is_reported = |place: &Place| listed.reported.contains(place);
+        let mut missing: BTreeMap<HostName, BTreeSet<DatasetName>> = BTreeMap::new();
+        let mut want = |place: &Place| missing.entry(place.host.clone()).or_default().insert(place.dataset.clone());
+        for order in orders {
+            let Order::Destroy { host, dataset, keep_common_with, .. } = order else { continue };
+            let own = Place { host: host.clone(), dataset: dataset.clone() };
+            if !listed.own.contains(&own) && (is_reported(&own) || !polled(host)) {
+                want(&own);
+            }
+            let is_unknown = |peer: &&Place| !listed.own.contains(*peer) && !is_reported(peer) && !polled(&peer.host);
+            keep_common_with.iter().filter(is_unknown).for_each(|peer| {
+                want(peer);
+            });
+        }
+        missing
+    }
+
+    /// Whether an order is decided on what hosts have said about their own datasets.
+    pub(super) fn covers(&self, order: &Order, polled: impl Fn(&HostName) -> bool) -> bool {
+        self.missing(std::slice::from_ref(order), polled).is_empty()
+    }
+
+    /// Asks hosts for what these orders have to be decided on. Returns whether anything was asked, and the hosts that
+    /// could not be asked, each with the reason.
+    pub(super) async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+        &self,
+        orders: &[Order],
+        polled: impl Fn(&HostName) -> bool,
+        (policy, dispatcher, state): (&Policy, &Dispatcher<Z>, &FleetState<C>),
+        fence: Option<Fence>,
+    ) -> Result<(bool, BTreeMap<HostName, String>), CatalogError> {
+        let missing = self.missing(orders, polled);
+        let mut failed = BTreeMap::new();
+        for (host, datasets) in &missing {
+            let tops = datasets.iter().filter(|d| !datasets.iter().any(|top| top != *d && d.is_within(top)));
+            for top in tops {
+                let order = DirectorsOrder { dest_dataset: top.to_string(), fence, ..blank(Action::KvResync) };
+                let (response, facts) = dispatcher.list(policy, host, order).await;
+                let unlisted = facts::unlisted(&facts);
+                if let (false, reason) = (response.is_success && unlisted.is_empty(), response.message()) {
+                    failed.insert(host.clone(), unlisted.into_values().next().unwrap_or(reason));
+                    break;
+                }
+                let mut found = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing));
+                let within = datasets.iter().filter(|dataset| dataset.is_within(top));
+                let changes = within.map(|dataset| {
+                    let listing = found.remove(&(host.clone(), dataset.clone()));
+                    self.0.lock().own.insert(Place { host: host.clone(), dataset: dataset.clone() });
+                    (dataset.clone(), listing.map_or(Change::Gone, Change::Listed))
+                });
+                let changes: Vec<_> = changes.collect();
+                state.apply_changes([(host.clone(), changes)].into()).await?;
+            }
+        }
+        Ok((!missing.is_empty(), failed))
+    }
+}
+
+/// Whether a destroy is decided on what this host has.
+pub(super) fn needs(order: &Order, host: &HostName) -> bool {
+    let peers = match order {
+        Order::Destroy { keep_common_with, .. } => keep_common_with.as_slice(),
+        Order::Take { .. } | Order::Send { .. } => &[],
+    };
+    order.host() == host || peers.iter().any(|peer| peer.host == *host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::actions::{Order, Side};
+
+    fn destroy(host: &str, peer: &str) -> Order {
+        Order::Destroy {
+            entry: 0,
+            host: host.parse().unwrap(),
+            dataset: "pool/copy".parse().unwrap(),
+            side: Side::Destination,
+            snapshots: Vec::new(),
+            keep_common_with: vec![Place { host: peer.parse().unwrap(), dataset: "tank/data".parse().unwrap() }],
+            skip_if_renamed: true,
+            skip_if_cloned: true,
+            policy: "sync".into(),
+            reason: String::new(),
+            bytes: 0,
+        }
+    }
+
+    #[test]
+    fn destroy_waits_for_a_listing_by_the_host_itself() {
+        let firsthand = Firsthand::default();
+        let missing = |order: &Order, polled: &[&str]| {
+            let missing = firsthand.missing(std::slice::from_ref(order), |host| polled.contains(&host.as_str()));
+            missing.into_keys().map(|host| host.to_string()).collect::<Vec<_>>()
+        };
+        let order = destroy("beta", "alpha");
+        assert!(missing(&order, &["alpha", "beta"]).is_empty());
+        // A record in a shared catalog is not enough.
+        assert_eq!(missing(&order, &[]), ["alpha", "beta"]);
+        assert_eq!(missing(&order, &["alpha"]), ["beta"]);
+        // The source has reported what the destination has.
+        let copy = Place { host: "beta".parse().unwrap(), dataset: "pool/copy".parse().unwrap() };
+        firsthand.0.lock().reported.insert(copy.clone());
+        assert_eq!(missing(&order, &["alpha", "beta"]), ["beta"]);
+        firsthand.0.lock().own.insert(copy);
+        assert!(missing(&order, &["alpha", "beta"]).is_empty());
+        assert!(needs(&order, &"alpha".parse().unwrap()) && !needs(&order, &"gamma".parse().unwrap()));
+    }
+}
