@@ -6,7 +6,7 @@ use crate::actions::common::{KnownDataset, NewestCommon, PolicySnapshot, Snapsho
 use crate::actions::prune::{Protection, SnapVerdict};
 use crate::model::{DatasetInventory, Guid, Place, Prefix, tags};
 use crate::policy::Zone;
-use crate::policy::retention::{Rule, Tally};
+use crate::policy::retention::{Rule, Tally, in_order};
 
 /// The rules for the snapshots with one prefix in one dataset.
 #[derive(Clone, Debug)]
@@ -130,10 +130,12 @@ pub(super) fn decide<'a>(
     let for_all =
         needs.iter().fold(if terms.keep_all { Protection::NoRules.bit() } else { 0 }, |all, n| all | n.for_all);
     tally.restart(terms.rules.iter().copied());
+    let in_order = in_order(own.iter().map(|snapshot| snapshot.creation), tally.now());
     let mut verdicts: Vec<SnapVerdict> = own
         .iter()
+        .zip(in_order)
         .rev()
-        .filter_map(|snapshot| {
+        .filter_map(|(snapshot, in_order)| {
             let found = dataset.snapshots.get(snapshot.index as usize)?;
             let mut protections = for_all;
             let mut protect = |by: Protection, if_so: bool| protections |= if if_so { by.bit() } else { 0 };
@@ -155,8 +157,9 @@ pub(super) fn decide<'a>(
                     protect(Protection::Renamed, *name != found.name);
                 }
             }
-            let rules = tally.keep(snapshot.creation);
-            Some(SnapVerdict { index: snapshot.index, protections, rules, base_with, unsent_to })
+            let rules = tally.keep(snapshot.creation, in_order);
+            let out_of_order = !in_order;
+            Some(SnapVerdict { index: snapshot.index, out_of_order, protections, rules, base_with, unsent_to })
         })
         .collect();
     if let Some(newest) = verdicts.first_mut() {

@@ -73,6 +73,13 @@ pub enum NoticeKind {
         /// The policy's target, below which the destination would lie.
         to: Place,
     },
+    /// Snapshots are dated before older ones (by createtxg).
+    OutOfOrder {
+        /// How many snapshots.
+        snapshots: usize,
+        /// The newest of them.
+        snapshot: SnapName,
+    },
     /// Retention rules would destroy snapshots whose destruction local.json of their host forbids.
     AppendOnly {
         /// How many snapshots.
@@ -110,6 +117,10 @@ impl NoticeKind {
             Self::FromTheFuture { .. } => {
                 Some("correct the clock; if it is right by now, destroy or rename the snapshot to end this notice")
             }
+            Self::OutOfOrder { .. } => Some(
+                "if no clock was wrong, somebody may be dating snapshots back so that genuine ones are pruned; once you \
+                 know, destroy or rename the snapshot to end this notice",
+            ),
             Self::NothingInCommon { copy_of: Some(_), .. } => {
                 Some("if datasets were renamed at the source, rename their copies in the same way (zfs rename)")
             }
@@ -133,6 +144,7 @@ impl NoticeKind {
             | Self::ReceivesAndTakes { .. }
             | Self::NothingInCommon { .. }
             | Self::SourcesGone { .. }
+            | Self::OutOfOrder { .. }
             | Self::AppendOnly { .. } => false,
         }
     }
@@ -184,6 +196,10 @@ impl fmt::Display for Notice {
             NoticeKind::NameTooLong { to } => {
                 write!(f, "is not sent below {to}: its name there would be longer than ZFS permits")
             }
+            NoticeKind::OutOfOrder { snapshots, snapshot } => write!(
+                f,
+                "has {snapshots} snapshots that are dated before older ones, such as {snapshot}: they take no other one's place in retention"
+            ),
             NoticeKind::AppendOnly { snapshots } => write!(
                 f,
                 "keeps {snapshots} snapshots that retention would destroy, because local.json of {host} makes it append-only"

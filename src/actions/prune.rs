@@ -8,6 +8,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::actions::notice::NoticeKind;
 use crate::actions::verdict::{Side, Subject};
 use crate::model::{DatasetInventory, Guid, Place, SnapName};
 
@@ -54,6 +55,8 @@ pub struct Doomed {
 pub struct SnapVerdict {
     /// The snapshot's index in the `snapshots` of its dataset, in the inventory for which the verdict was decided.
     pub index: u32,
+    /// Whether its date is before that of an older snapshot, or in the future: it takes no other one's place in a rule.
+    pub(super) out_of_order: bool,
     /// Bit i: protection i of [`Protection::ALL`] applies.
     pub(super) protections: u16,
     /// Bit i: rule i of the verdict's `rules` keeps it. The last bit stands for all rules beyond the 64th.
@@ -76,6 +79,20 @@ impl SnapVerdict {
     pub fn keep(&self) -> bool {
         self.protections != 0 || self.rules != 0 || self.base_with != 0 || self.unsent_to != 0
     }
+}
+
+/// The notice about snapshots that are dated before older ones; `None` if there are none. Those that are dated in the
+/// future have a notice of their own.
+pub(super) fn out_of_order(
+    verdicts: &[SnapVerdict],
+    inventory: &DatasetInventory,
+    now: DateTime<Utc>,
+) -> Option<NoticeKind> {
+    let found = verdicts.iter().rev().filter(|verdict| verdict.out_of_order);
+    let found = found.filter_map(|verdict| inventory.snapshots.get(verdict.index as usize));
+    let mut past = found.filter(|snapshot| snapshot.creation <= now);
+    let snapshot = past.next()?.name.clone();
+    Some(NoticeKind::OutOfOrder { snapshots: past.count() + 1, snapshot })
 }
 
 /// A reason to keep a snapshot, other than a rule or the needs of a particular peer.

@@ -1,11 +1,16 @@
 //! Carries out destroy_snapshot. Whatever the order says, each snapshot is first checked against ZFS as it is now, and
 //! is destroyed only if that is safe.
 
+use chrono::{DateTime, Utc};
+
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
+use crate::host::floor::Floor;
 use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, Snapshot};
+use crate::policy::Local;
+use crate::sys::clock;
 use crate::wire::{ExpectedSnapshot, Facts, PER_LINE};
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsRead};
 
@@ -17,21 +22,26 @@ pub(crate) struct Judged {
     pub(crate) guards: Vec<Named>,
     /// For each of the other snapshots, why it is kept.
     pub(crate) kept: Vec<String>,
+    /// What `keep` of local.json keeps in the dataset.
+    floor: Floor,
 }
 
 /// Decides which of an order's snapshots of one dataset may be destroyed. Snapshots that no longer exist are left out.
 /// Snapshots with clones are not excluded here, because ZFS itself refuses to destroy them.
 pub(crate) async fn judge(
     zfs: &impl ZfsRead,
+    local: &Local,
     dataset: &DatasetName,
     wanted: &[SnapshotToDestroy],
     request: &DestroyRequest,
+    now: DateTime<Utc>,
 ) -> Result<Judged, OrderError> {
     let listed = zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
     let Some((_, inventory)) = listed.into_iter().find(|(name, _)| name == dataset) else {
         return Err(OrderError::refused(format!("{dataset} does not exist")));
     };
-    let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new() };
+    let floor = Floor::of(zfs, local, dataset, &inventory, now).await?;
+    let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new(), floor };
     for SnapshotToDestroy { id, name, expected } in wanted {
         // If the snapshot no longer exists, nothing is left to do for it.
         let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else { continue };
@@ -39,6 +49,7 @@ pub(crate) async fn judge(
         let objection = renamed
             .map(|name| format!("it was renamed from @{name}"))
             .or_else(|| mismatch(snapshot, expected.as_ref()))
+            .or_else(|| judged.floor.kept.get(&snapshot.guid).cloned())
             .or_else(|| objection(snapshot, &inventory, request));
         match objection {
             Some(reason) => judged.kept.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
@@ -148,7 +159,10 @@ impl<Z: Zfs> Agent<Z> {
         for (dataset, wanted) in &request.snapshots {
             self.local.permission_to_destroy(dataset)?;
             self.cache.invalidate(dataset);
-            let Judged { victims, guards, kept } = judge(&*self.zfs, dataset, wanted, request).await?;
+            let now = clock::now();
+            let judged = judge(&*self.zfs, &self.local, dataset, wanted, request, now).await?;
+            let Judged { victims, guards, kept, floor } = judged;
+            floor.record(&*self.zfs, dataset, now).await?;
             tally.kept.extend(kept);
             if victims.is_empty() {
                 continue;

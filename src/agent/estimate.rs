@@ -11,6 +11,7 @@ use crate::agent::service::Agent;
 use crate::agent::transfer::request::find_snapshot;
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, DatasetName, Guid, Marks, ResponseStatus, SendFlags, SnapName, Snapshot};
+use crate::sys::clock;
 use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs, ZfsError, ZfsRead};
 
 impl<Z: Zfs> Agent<Z> {
@@ -33,7 +34,8 @@ impl<Z: Zfs> Agent<Z> {
         let (mut estimate, mut all_kept) = (Some(0u64), Vec::new());
         for (dataset, wanted) in &request.snapshots {
             self.local.permission_to_destroy(dataset)?;
-            let Judged { victims, guards: _, kept } = judge(&*self.zfs, dataset, wanted, request).await?;
+            let judged = judge(&*self.zfs, &self.local, dataset, wanted, request, clock::now()).await?;
+            let Judged { victims, kept, .. } = judged;
             all_kept.extend(kept);
             let mut names: Vec<SnapName> = victims.into_iter().map(|s| s.name).collect();
             // ZFS gives no size for a list that contains a snapshot with clones.

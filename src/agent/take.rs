@@ -9,6 +9,7 @@ use crate::agent::request::TakeRequest;
 use crate::agent::service::Agent;
 use crate::host::clones;
 use crate::host::error::OrderError;
+use crate::host::floor::record_arrivals;
 use crate::host::hooks::{HookError, SnapshotHooks};
 use crate::model::{DatasetInventory, DatasetName, NotWritten, OrderId, Prefix, ResponseStatus, SnapName, Snapshot};
 use crate::sys::clock;
@@ -93,6 +94,7 @@ impl<Z: Zfs> Agent<Z> {
         let taken = self.take_with_hooks(id, &datasets, &request.name).await?;
         let refusal = taken.refusal(&request.name);
         let Taken { snapshots, new, gone, failed_hook, refused: _ } = taken;
+        self.record_taken(&snapshots).await;
         for part in snapshots.chunks(PER_LINE) {
             context.report(Facts { taken: part.to_vec(), ..Facts::default() }).await;
         }
@@ -123,6 +125,18 @@ impl<Z: Zfs> Agent<Z> {
             format!("took {new}")
         };
         Ok(Success::new(status, remark))
+    }
+
+    /// Records when the snapshots of datasets that also receive were taken, so that they are not mistaken for received
+    /// ones. Without a record they stay longer, so a failure is only logged.
+    async fn record_taken(&self, taken: &[(DatasetName, Snapshot)]) {
+        for (dataset, snapshot) in taken {
+            let found = DatasetInventory { snapshots: vec![snapshot.clone()], ..DatasetInventory::default() };
+            let recording = record_arrivals(&*self.zfs, &self.local, dataset, &found, None, clock::now());
+            if let Err(error) = recording.await {
+                log::warn!("{dataset}: cannot record when its snapshot was taken: {error}");
+            }
+        }
     }
 
     /// The datasets to which nothing was written since their last snapshot, each with the mark that records this.

@@ -8,6 +8,7 @@ use crate::config::hooks::hooks;
 use crate::config::json::{Document, Node, Object};
 use crate::config::problem::ConfigError;
 use crate::config::properties;
+use crate::config::retention::retention;
 use crate::config::tls::tls;
 use crate::config::values::{count, duration, skip_schema, timezone};
 use crate::model::{DatasetName, HostName};
@@ -63,7 +64,8 @@ fn local(root: &Node<'_>) -> Option<Local> {
         lines.insert(entry.name.clone(), name.line());
         datasets.insert(entry.name.clone(), entry);
     }
-    let uses_timezone = |local: &Local| !local.bandwidth.limits.is_empty();
+    let uses_timezone =
+        |local: &Local| !local.bandwidth.limits.is_empty() || local.datasets.values().any(|entry| entry.keep.is_some());
     let local = Local {
         file: root.document().file().to_owned(),
         listen,
@@ -81,7 +83,7 @@ fn local(root: &Node<'_>) -> Option<Local> {
     };
     if let Some(node) = timezone_node.filter(|_| !uses_timezone(&local)) {
         node.problem(
-            "it has no effect without \"bandwidth\"; hint: remove it (schedules use the \"timezone\" of server.json)",
+            "it has no effect without \"bandwidth\" or \"keep\"; hint: remove it (schedules use the \"timezone\" of server.json)",
         );
     }
     Some(local)
@@ -118,12 +120,15 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     }
     // A snapshot that is taken of a copy makes it diverge from its source.
     let take = object.boolean("take", !slave);
+    let keep = object.get("keep").map(|node| retention(&node));
     let properties = object.get("properties").and_then(|node| properties::properties(&node, slave)).unwrap_or_default();
     let hooks = object.get("hooks").map(|node| hooks(&node, slave)).unwrap_or_default();
     let clone = object.get("clone").and_then(|node| clone(&node, name.as_ref().map(|(name, _)| name)));
     refuse_zeplic_keys(&mut object, name.as_ref().map(|(name, _)| name), hostname);
     object.finish();
     let (name, name_node) = name?;
+    // An invalid value must not be treated as a missing one.
+    let keep = keep.map_or(Some(None), |keep| keep.map(Some))?;
     let entry = LocalDataset {
         name,
         enable,
@@ -133,6 +138,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
         take,
         append_only,
         rollback,
+        keep,
         properties,
         hooks,
         clone,

@@ -1,8 +1,9 @@
 //! This module has what the agent and the slave of one host share: locks on datasets, the transfer queue, bandwidth
-//! limits, hooks, clones, and publishing in Consul.
+//! limits, hooks, clones, what `keep` keeps, and publishing in Consul.
 
 pub mod clones;
 pub mod error;
+pub mod floor;
 pub mod hooks;
 pub mod locks;
 pub mod publish;

@@ -29,6 +29,10 @@ pub const EXCLUDE: &str = "zsync:exclude";
 /// The property of a clone that zsync made: the guid of the dataset whose newest snapshot it follows.
 pub const CLONE: &str = "zsync:clone";
 
+/// The property of a snapshot that records when it arrived on its host, by the clock of that host. No stream can set it:
+/// streams with properties are refused.
+pub const ARRIVED: &str = "zsync:arrived";
+
 /// The property of a dataset that zsync made only to contain others: the dataset's own name, which shows whether the
 /// value was inherited.
 pub const PARENT: &str = "zsync:parent";

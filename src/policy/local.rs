@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::model::{DatasetInventory, DatasetName, HostName, Identity, PeerRole, TlsFiles};
-use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Denied, Hooks, Properties, Zone};
+use crate::policy::{Address, Bandwidth, Compression, ConsulConfig, Denied, Hooks, Properties, Retention, Zone};
 
 /// How many datasets are sent at once, unless `local.json` sets another number. It is enough to keep disks and network
 /// busy while one transfer waits for its pool.
@@ -66,6 +66,8 @@ pub struct LocalDataset {
     pub append_only: bool,
     /// Whether a transfer may roll it back or replace it, if the policy allows that. Only without `append_only`.
     pub rollback: bool,
+    /// The snapshots that no order destroys.
+    pub keep: Option<Retention>,
     /// The properties of received datasets.
     pub properties: Properties,
     /// The commands that run around snapshots and after a receive.

@@ -37,6 +37,8 @@ struct Session<'a, Z> {
     /// The slot of the first stream; later streams take one each.
     slot: Option<QueueSlot>,
     destination: ListedDestination,
+    /// The createtxg of the newest snapshot that was there when the conversation began; `None` if there was none.
+    known: Option<u64>,
     /// Whether a stream arrived.
     has_received: bool,
     /// Whether the dataset may have changed since it was published.
@@ -95,14 +97,18 @@ impl<Z: Zfs> Slave<Z> {
             claim: Some(claim),
             slot: Some(slot),
             destination: ListedDestination::default(),
+            known: None,
             has_received: false,
             is_unpublished: false,
         };
         let result = session.run().await;
-        let is_unpublished = session.is_unpublished;
+        let (is_unpublished, known) = (session.is_unpublished, session.known);
         drop(session);
         if is_unpublished {
             // The conversation was interrupted, but something may have arrived.
+            if let Ok(Some(found)) = self.receiver.list(&order.dest_dataset).await {
+                self.receiver.record_arrivals(&order.dest_dataset, &found, known).await;
+            }
             self.publish(&order).await;
         }
         result
@@ -168,6 +174,7 @@ impl<Z: Zfs> Session<'_, Z> {
     /// Carries out steps until the agent ends the conversation.
     async fn run(&mut self) -> Result<(), WireError> {
         let mut can_continue = self.report_destination().await?;
+        self.known = self.destination.found.as_ref().and_then(|found| found.newest()).map(|newest| newest.createtxg);
         while can_continue {
             // Between two steps an agent may wait for its own ZFS.
             let step: Step = self.conn.recv(acceptor::BETWEEN_STEPS).await?;
@@ -294,9 +301,17 @@ impl<Z: Zfs> Session<'_, Z> {
 
     async fn complete(&mut self, guid: Option<Guid>) -> Result<(), StepFailure> {
         let (receiver, order, none) = (&self.slave.receiver, self.order, Counter::default());
-        if let (Some(guid), Some(found)) = (guid, &mut self.destination.found) {
-            let moving = receiver.move_hold(&order.dest_dataset, found, &order.source, guid);
-            alive_while(self.conn, &none, moving).await?.map_err(OrderError::from)?;
+        match (guid, &mut self.destination.found) {
+            (Some(guid), Some(found)) => {
+                let settling = receiver.settle(&order.dest_dataset, found, &order.source, guid, self.known);
+                alive_while(self.conn, &none, settling).await?.map_err(OrderError::from)?;
+            }
+            // A later stream of the transfer failed.
+            (None, Some(found)) if self.has_received => {
+                let recording = receiver.record_arrivals(&order.dest_dataset, found, self.known);
+                alive_while(self.conn, &none, recording).await?;
+            }
+            _ => {}
         }
         if self.has_received {
             alive_while(self.conn, &none, receiver.after_receive(order)).await??;

@@ -220,6 +220,13 @@ pub trait ZfsRead: Send + Sync + 'static {
         dataset: &DatasetName,
     ) -> impl Future<Output = Result<BTreeMap<String, String>, ZfsError>> + Send;
 
+    /// Returns the values of `zsync:arrived` of the snapshots of one dataset, where this host set them itself. A value
+    /// that was received does not count.
+    fn arrivals(
+        &self,
+        dataset: &DatasetName,
+    ) -> impl Future<Output = Result<BTreeMap<SnapName, String>, ZfsError>> + Send;
+
     /// Returns the datasets below an encryption root that use its key.
     fn key_users(&self, root: &DatasetName) -> impl Future<Output = Result<Vec<DatasetName>, ZfsError>> + Send;
 
@@ -331,6 +338,14 @@ pub trait Zfs: ZfsRead {
         &self,
         dataset: &DatasetName,
         property: &str,
+        value: &str,
+    ) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Sets `zsync:arrived` of snapshots of one dataset.
+    fn set_arrivals(
+        &self,
+        dataset: &DatasetName,
+        names: &[SnapName],
         value: &str,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 

@@ -13,7 +13,7 @@ use crate::actions::index::{Claim, IncomingSend, IndexedPolicy};
 use crate::actions::new_snapshot::{self, CLOCK_TOLERANCE};
 use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::plan::Plan;
-use crate::actions::prune::{Doomed, PruneVerdict};
+use crate::actions::prune::{self, Doomed, PruneVerdict};
 use crate::actions::reason::{SendReason, TakeReason};
 use crate::actions::route::{self, Renamed, Route};
 use crate::actions::send::{self, SendDecision};
@@ -435,6 +435,9 @@ impl<'a> Pass<'a> {
         let kept_by_host = verdicts.iter().filter(|v| v.is_kept_only_by_host()).count();
         if kept_by_host > 0 {
             let kind = NoticeKind::AppendOnly { snapshots: kept_by_host };
+            self.note(subject.entry, &subject.host, Some(&subject.dataset), kind);
+        }
+        if let Some(kind) = prune::out_of_order(&verdicts, dataset, self.now) {
             self.note(subject.entry, &subject.host, Some(&subject.dataset), kind);
         }
         let going = verdicts.iter().filter(|v| !v.keep());

@@ -16,12 +16,15 @@
 //! The promise requires that `now` moves forward. If pruning ever ran with a `now` far in the future, the snapshots
 //! that were outside the window at that time are gone.
 
+mod floor;
+
 use std::fmt;
 
 use chrono::{DateTime, Datelike, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
 use thiserror::Error;
 
 use crate::policy::Zone;
+pub use floor::{Arrival, Dated, Kept, arrival_from_text, arrival_to_text};
 
 /// The rules of one `retention` list; at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,8 +247,8 @@ impl fmt::Display for Rule {
 /// Applies several rules to the snapshots of one dataset, newest first.
 ///
 /// "Newest" refers to the order of the calls of [`Tally::keep`] (that of createtxg), which a wrong clock cannot change.
-/// Window and period depend on the creation time. A snapshot dated in the future is in every window. A snapshot that a
-/// wrong clock dated in the past still counts as the newest of the period of that date.
+/// Window and period depend on the creation time. A snapshot dated in the future is in every window. A snapshot that is
+/// not [in order](in_order) is kept like any other, but takes no other snapshot's place.
 #[derive(Debug)]
 pub struct Tally<'a> {
     tz: Zone,
@@ -264,6 +267,12 @@ impl<'a> Tally<'a> {
         Self { tz, now, rules: Vec::new(), seen: Vec::new(), disorder: false }
     }
 
+    /// The moment for which the tally decides.
+    #[must_use]
+    pub fn now(&self) -> DateTime<Utc> {
+        self.now
+    }
+
     /// Starts over with the rules for another dataset.
     pub fn restart(&mut self, rules: impl IntoIterator<Item = &'a Rule>) {
         self.rules.clear();
@@ -274,8 +283,8 @@ impl<'a> Tally<'a> {
     }
 
     /// The rules that keep the next snapshot, as bits in the order of the rules. The 64th bit stands for all further
-    /// rules.
-    pub fn keep(&mut self, creation: DateTime<Utc>) -> u64 {
+    /// rules. A snapshot that does not `count` takes no other one's place.
+    pub fn keep(&mut self, creation: DateTime<Utc>, counts: bool) -> u64 {
         let age = self.now.signed_duration_since(creation);
         let mut mask = 0;
         let mut local = None;
@@ -287,6 +296,13 @@ impl<'a> Tally<'a> {
                     period.number(local, offset)
                 }
             };
+            if !counts {
+                let newer = seen.iter().rfind(|(n, _)| *n == number).map_or(0, |(_, count)| *count);
+                if newer < rule.count && age <= rule.window {
+                    mask |= 1 << i.min(63);
+                }
+                continue;
+            }
             let position = match seen.last() {
                 Some((last, _)) if *last == number => Some(seen.len() - 1),
                 Some((last, _)) if *last > number && !self.disorder => None,
@@ -313,6 +329,26 @@ impl<'a> Tally<'a> {
         }
         mask
     }
+}
+
+/// How far ahead of now a date may be without being wrong. A pass may last long, and decides for the time at which it
+/// began.
+const AHEAD: TimeDelta = TimeDelta::days(1);
+
+/// Whether each of these dates, oldest snapshot first (by createtxg), is in order: not before that of an older snapshot,
+/// and not in the future. A date that is not was given by a wrong clock, or by somebody who wants to push other
+/// snapshots out of a rule.
+#[must_use]
+pub fn in_order(dates: impl IntoIterator<Item = DateTime<Utc>>, now: DateTime<Utc>) -> Vec<bool> {
+    let mut latest = DateTime::<Utc>::MIN_UTC;
+    let is_in_order = |date: DateTime<Utc>| {
+        let in_order = date >= latest && date.signed_duration_since(now) <= AHEAD;
+        if in_order {
+            latest = date;
+        }
+        in_order
+    };
+    dates.into_iter().map(is_in_order).collect()
 }
 
 fn local_time(tz: Zone, at: DateTime<Utc>) -> (NaiveDateTime, i64) {

@@ -3,6 +3,7 @@
 //! none touches a dataset that is not the source's copy.
 
 use crate::host::error::OrderError;
+use crate::host::floor::Floor;
 use crate::model::tags;
 use crate::model::{DatasetInventory, DatasetName, Guid, OnDivergence, ResponseStatus, Snapshot};
 use crate::slave::receive::{EXCLUDE, Receiver};
@@ -28,10 +29,16 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(refused("the common snapshot no longer exists"));
         };
         let found = found.unwrap_or_default();
+        let now = clock::now();
+        let floor = Floor::of(&*self.zfs, &self.local, dataset, &found, now).await?;
         let (common, newer) = (&found.snapshots[at], &found.snapshots[at + 1..]);
         if !newer.iter().map(|s| s.guid).eq(destroys.iter().copied()) {
             let reason = format!("cannot roll back {dataset}: the snapshots after @{} have changed", common.name);
             return Err(OrderError::temporary(ResponseStatus::WasWritten, reason));
+        }
+        floor.record(&*self.zfs, dataset, now).await?;
+        if let Some((kept, why)) = newer.iter().find_map(|s| Some((s, floor.kept.get(&s.guid)?))) {
+            return Err(refused(&format!("that would destroy @{}, and {why}", kept.name)));
         }
         if found.resume_token.is_some() {
             self.zfs.abort_receive(dataset).await?;

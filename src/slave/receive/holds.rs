@@ -2,12 +2,41 @@
 
 use std::collections::BTreeMap;
 
+use futures_lite::future;
+
+use crate::host::floor::record_arrivals;
 use crate::model::tags;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, SnapName};
 use crate::slave::receive::Receiver;
+use crate::sys::clock;
 use crate::zfs::{Zfs, ZfsError};
 
 impl<Z: Zfs> Receiver<Z> {
+    /// Ends a transfer: moves the hold, and records when the new snapshots arrived, those that are newer than `known`
+    /// (a createtxg), or all without a record. Both run at the same time, because each waits for a transaction group.
+    pub(crate) async fn settle(
+        &self,
+        dataset: &DatasetName,
+        inventory: &mut DatasetInventory,
+        from: &HostName,
+        guid: Guid,
+        known: Option<u64>,
+    ) -> Result<(), ZfsError> {
+        let as_listed = inventory.clone();
+        let recording = self.record_arrivals(dataset, &as_listed, known);
+        let (moved, ()) = future::zip(self.move_hold(dataset, inventory, from, guid), recording).await;
+        moved
+    }
+
+    /// Records when the new snapshots of a dataset arrived. Without a record they stay longer, so a failure is only
+    /// logged.
+    pub(crate) async fn record_arrivals(&self, dataset: &DatasetName, found: &DatasetInventory, known: Option<u64>) {
+        let recording = record_arrivals(&*self.zfs, &self.local, dataset, found, known, clock::now());
+        if let Err(error) = recording.await {
+            log::warn!("{dataset}: cannot record when its snapshots arrived: {error}");
+        }
+    }
+
     /// Moves the hold of a source to the newest common snapshot: first adds the new hold, then releases the older ones,
     /// so that there is always one. Holds of other source hosts are released as well, because a dataset has only one
     /// source.

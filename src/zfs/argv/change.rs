@@ -1,6 +1,6 @@
 //! Builds the arguments of commands that change datasets and snapshots.
 
-use crate::model::tags::PARENT;
+use crate::model::tags::{ARRIVED, PARENT};
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::Named;
 use crate::zfs::argv::words::words;
@@ -67,13 +67,15 @@ pub(crate) enum ScriptedChange {
     Bookmark(DatasetName, Named, SnapName),
     /// Sets a user property: the dataset, the property, and its value.
     Property(DatasetName, String, String),
+    /// Records when a snapshot arrived: the dataset, the snapshot, and the value of the property.
+    Arrival(DatasetName, SnapName, String),
 }
 
 impl ScriptedChange {
     /// The pool that is changed.
     pub(crate) fn pool(&self) -> &str {
         match self {
-            Self::Bookmark(dataset, ..) | Self::Property(dataset, ..) => dataset.pool(),
+            Self::Bookmark(dataset, ..) | Self::Property(dataset, ..) | Self::Arrival(dataset, ..) => dataset.pool(),
         }
     }
 }
@@ -88,6 +90,7 @@ pub(crate) fn change(pool: &str, changes: &[ScriptedChange]) -> Vec<String> {
         ScriptedChange::Property(dataset, property, value) => {
             [dataset.to_string(), property.clone(), format!("={value}")]
         }
+        ScriptedChange::Arrival(dataset, name, value) => [dataset.at(name), ARRIVED.to_owned(), format!("={value}")],
     }));
     argv
 }
@@ -127,6 +130,13 @@ pub(crate) fn rename(dataset: &DatasetName, to: &DatasetName) -> Vec<String> {
 /// Sets a property.
 pub(crate) fn set(dataset: &DatasetName, property: &str, value: &str) -> Vec<String> {
     vec!["set".to_owned(), format!("{property}={value}"), dataset.to_string()]
+}
+
+/// Records when snapshots of a dataset arrived.
+pub(crate) fn set_arrivals(dataset: &DatasetName, names: &[SnapName], value: &str) -> Vec<String> {
+    let mut argv = vec!["set".to_owned(), format!("{ARRIVED}={value}")];
+    argv.extend(names.iter().map(|name| dataset.at(name)));
+    argv
 }
 
 /// Makes a clone with these properties.

@@ -1,5 +1,6 @@
 //! Builds the arguments of commands that only read.
 
+use crate::model::tags::ARRIVED;
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::argv::words::{full_names, words};
 use crate::zfs::{DatasetColumns, Depth};
@@ -95,6 +96,13 @@ pub(crate) fn list_clones(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<
 pub(crate) fn holds(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
     let mut argv = words(&["holds", "-H"]);
     argv.extend(full_names(dataset, snapshots));
+    argv
+}
+
+/// Gets when the snapshots of a dataset arrived, where this host itself recorded it.
+pub(crate) fn arrivals(dataset: &DatasetName) -> Vec<String> {
+    let mut argv = words(&["get", "-Hp", "-d", "1", "-t", "snapshot", "-s", "local", "-o", "name,value", ARRIVED]);
+    argv.push(dataset.to_string());
     argv
 }
 

@@ -30,6 +30,8 @@ pub(super) struct Pools {
     /// Bytes written between a snapshot and the one before it.
     pub written_before: BTreeMap<Guid, u64>,
     pub properties: BTreeMap<DatasetName, BTreeMap<String, String>>,
+    /// When snapshots arrived (`zsync:arrived`).
+    pub arrived: BTreeMap<(DatasetName, Guid), String>,
     pub txg: u64,
     pub guids: u64,
     /// Pools that cannot be listed, each with the reason.
@@ -292,6 +294,8 @@ impl Pools {
         keys(&mut self.properties, renamed);
         keys(&mut self.partials, renamed);
         self.holds = std::mem::take(&mut self.holds).into_iter().map(|(d, n, tag)| (renamed(d), n, tag)).collect();
+        self.arrived =
+            std::mem::take(&mut self.arrived).into_iter().map(|((d, guid), at)| ((renamed(d), guid), at)).collect();
         self.clones = std::mem::take(&mut self.clones).into_iter().map(|(d, n)| (renamed(d), n)).collect();
         for origin in self.datasets.values_mut().filter_map(|inventory| inventory.origin.as_mut()) {
             origin.dataset = renamed(origin.dataset.clone());

@@ -78,6 +78,14 @@ impl ZfsRead for Fake {
         Ok(self.pools().properties.get(dataset).cloned().unwrap_or_default())
     }
 
+    async fn arrivals(&self, dataset: &DatasetName) -> Result<BTreeMap<SnapName, String>, ZfsError> {
+        let pools = self.pools();
+        let snapshots = pools.datasets.get(dataset).into_iter().flat_map(|found| &found.snapshots);
+        let value =
+            |s: &crate::model::Snapshot| Some((s.name.clone(), pools.arrived.get(&(dataset.clone(), s.guid))?.clone()));
+        Ok(snapshots.filter_map(value).collect())
+    }
+
     async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
         let pools = self.pools();
         let users = pools.datasets.iter().filter(|(_, found)| found.key_from.as_ref() == Some(root));

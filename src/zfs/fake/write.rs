@@ -248,6 +248,17 @@ impl Zfs for Fake {
         Ok(())
     }
 
+    async fn set_arrivals(&self, dataset: &DatasetName, names: &[SnapName], value: &str) -> Result<(), ZfsError> {
+        for name in names {
+            let mut pools = self.call(&format!("set {}={value} {dataset}@{name}", tags::ARRIVED))?;
+            let found = pools.datasets.get(dataset).and_then(|found| found.snapshots.iter().find(|s| s.name == *name));
+            if let Some(guid) = found.map(|snapshot| snapshot.guid) {
+                pools.arrived.insert((dataset.clone(), guid), value.to_owned());
+            }
+        }
+        Ok(())
+    }
+
     async fn send(&self, spec: &SendSpec) -> Result<SendStream, ZfsError> {
         self.start_send(spec, &argv::send(spec).join(" "))
     }

@@ -111,6 +111,18 @@ pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, ParseError> {
         .collect()
 }
 
+/// Parses the names and the values of a property of snapshots. Lines of other form belong to a value that an
+/// administrator set, and are left out.
+#[must_use]
+pub fn arrivals(output: &[u8]) -> BTreeMap<SnapName, String> {
+    let text = String::from_utf8_lossy(output);
+    let row = |line: &str| {
+        let (full, value) = line.split_once('\t')?;
+        Some((full.split_once('@')?.1.parse().ok()?, value.to_owned()))
+    };
+    text.lines().filter_map(row).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -149,6 +149,10 @@ impl ZfsRead for System {
         Ok(properties)
     }
 
+    async fn arrivals(&self, dataset: &DatasetName) -> Result<BTreeMap<SnapName, String>, ZfsError> {
+        Ok(parse::arrivals(&self.runner.run(&argv::arrivals(dataset)).await?))
+    }
+
     async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
         self.runner.query(&argv::list_keys(root), |output| parse::key_users(output, root)).await
     }
@@ -364,6 +368,30 @@ impl Zfs for System {
             return Ok(());
         }
         self.runner.run(&argv::set(dataset, property, value)).await.map(drop)
+    }
+
+    async fn set_arrivals(&self, dataset: &DatasetName, names: &[SnapName], value: &str) -> Result<(), ZfsError> {
+        let change = |name: &SnapName| ScriptedChange::Arrival(dataset.clone(), name.clone(), value.to_owned());
+        if let [name] = names
+            && self.grouped.change(change(name)).await
+        {
+            return Ok(());
+        }
+        // A script sets all of them in one transaction group; the command needs one for each.
+        for chunk in names.chunks(MAX_PER_SCRIPT) {
+            let changes: Vec<ScriptedChange> = chunk.iter().map(change).collect();
+            let argv = argv::change(dataset.pool(), &changes);
+            let done = match self.runner.run_script(&argv, argv::CHANGE_SCRIPT).await {
+                Ok(output) => parse::changed(&output, chunk.len()).unwrap_or_default(),
+                Err(_) => Vec::new(),
+            };
+            let is_left = |i: &usize| !done.get(*i).copied().unwrap_or_default();
+            let left: Vec<SnapName> = (0..chunk.len()).filter(is_left).map(|i| chunk[i].clone()).collect();
+            if !left.is_empty() {
+                self.runner.run(&argv::set_arrivals(dataset, &left, value)).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn send(&self, spec: &SendSpec) -> Result<SendStream, ZfsError> {

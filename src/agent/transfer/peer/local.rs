@@ -20,6 +20,8 @@ pub(crate) struct LocalPeer<Z> {
     /// The destination and the datasets above it, as last listed.
     destination: Destination,
     surroundings: Surroundings,
+    /// The createtxg of the newest snapshot that was there at the beginning; `None` if there was none.
+    known: Option<u64>,
     reservation: Option<LocalReservation>,
 }
 
@@ -63,8 +65,9 @@ impl<Z: Zfs> LocalPeer<Z> {
         surroundings: Surroundings,
     ) -> Result<Self, OrderError> {
         let place = receiver.place(&order, destination.as_ref(), &surroundings).await?;
+        let known = destination.as_ref().and_then(|found| found.newest()).map(|newest| newest.createtxg);
         let (receiver, destination, reservation) = (receiver.clone(), destination.clone(), Some(reservation));
-        Ok(Self { receiver, order, place, destination, surroundings, reservation })
+        Ok(Self { receiver, order, place, destination, surroundings, known, reservation })
     }
 
     pub(super) async fn receive(
@@ -132,7 +135,8 @@ impl<Z: Zfs> LocalPeer<Z> {
     ) -> Result<(), OrderError> {
         let reservation = self.reservation.take();
         if let (Some(guid), Some(found)) = (guid, destination) {
-            self.receiver.move_hold(&self.order.dest_dataset, found, &self.order.source, guid).await?;
+            let Self { receiver, order, known, .. } = &*self;
+            receiver.settle(&order.dest_dataset, found, &order.source, guid, *known).await?;
         }
         if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
             self.receiver.after_receive(&self.order).await?;
