@@ -202,6 +202,40 @@ fn silent_host_delays_only_its_own_orders() {
     );
 }
 
+/// An agent refuses to send a dataset that it is sending already.
+#[test]
+fn dataset_of_two_entries_is_sent_to_one_destination_after_the_other() {
+    let mut fleet = Fleet::new();
+    let entries = r#"{ "hostname": "alpha", "dataset": "tank/data", "recursive": true,
+             "backup": { "prefix": "O", "creation": "* * * * *", "sync_on": "gamma", "sync_dataset": "pool/copy" } },
+           { "hostname": "alpha", "dataset": "tank/data/child",
+             "sync": { "prefix": "I", "creation": "* * * * *", "sync_on": "beta", "sync_dataset": "pool/copy" } }"#;
+    assert!(fleet.pass(&fleet.policy(entries)).is_success());
+    // The slave on gamma accepts connections and never responds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let agent = fleet.addresses["gamma"].0.clone();
+    fleet.addresses.insert("gamma", (agent, silent.local_addr().unwrap().to_string()));
+    let policy = fleet.policy(entries);
+    fleet.now += TimeDelta::minutes(1);
+    for dataset in ["tank/data", "tank/data/child"] {
+        fleet.pools["alpha"].write(&ds(dataset), 1000);
+    }
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+    let report = runtime::block_on(async {
+        let pass = runtime::spawn(pass.run());
+        runtime::sleep(std::time::Duration::from_millis(300)).await;
+        drop(silent);
+        pass.await.unwrap()
+    });
+    let of_child = |o: &&zsync::catalog::Outcome| o.to.is_some() && o.dataset == Some(ds("tank/data/child"));
+    let sent: Vec<_> = report.outcomes.iter().filter(of_child).map(|o| (o.success, o.error.clone())).collect();
+    assert_eq!(sent.len(), 2, "{sent:?}");
+    assert!(sent.iter().all(|(_, error)| !format!("{error:?}").contains("already")), "{sent:?}");
+    let arrived = fleet.names("beta", "pool/copy");
+    assert_eq!(arrived.iter().filter(|name| name.starts_with("I_")).count(), 2, "{arrived:?}");
+}
+
 #[test]
 fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();

@@ -20,6 +20,7 @@ mod run;
 pub mod saved;
 mod service;
 mod settings;
+mod slots;
 mod status_file;
 mod summary;
 mod transfer_levels;

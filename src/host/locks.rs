@@ -34,15 +34,17 @@ impl DatasetLocks {
 
     /// Claims a dataset, and waits until it is free if necessary; `None` if that takes longer than `limit`.
     pub async fn claim_within(&self, limit: Duration, dataset: &DatasetName) -> Option<Claim> {
-        let claiming = async {
-            loop {
-                match self.try_claim(dataset) {
-                    Ok(claim) => return claim,
-                    Err(end) => end.recv().await.unwrap_or_default(),
-                }
+        runtime::timeout(limit, self.claim_when_free(dataset)).await.ok()
+    }
+
+    /// Claims a dataset, and waits until it is free if necessary, however long that takes.
+    pub async fn claim_when_free(&self, dataset: &DatasetName) -> Claim {
+        loop {
+            match self.try_claim(dataset) {
+                Ok(claim) => return claim,
+                Err(end) => end.recv().await.unwrap_or_default(),
             }
-        };
-        runtime::timeout(limit, claiming).await.ok()
+        }
     }
 
     /// Claims a dataset, or returns a channel that closes when it is free.

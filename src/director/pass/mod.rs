@@ -22,6 +22,7 @@ use crate::director::leader::Leadership;
 use crate::director::progress::{PassProgress, RunningOrder};
 use crate::director::report::Report;
 use crate::director::saved;
+use crate::director::slots::OrderSlots;
 use crate::director::transfer_levels::transfer_levels;
 use crate::fleet::dispatch::{Dispatcher, fitting, wire_order};
 use crate::fleet::health::ServiceHealth;
@@ -35,11 +36,6 @@ use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Fence, Response};
 use crate::zfs::Zfs;
 
-/// How many orders one host has at once. The host itself limits how many of them transfer data at the same time. While
-/// some transfers send, the host lists the datasets of waiting transfers in one batch, and also batches the work that
-/// follows a stream.
-const ORDERS_AT_ONCE: usize = 64;
-
 /// The orders of a saved plan, by entry of the policy.
 type SavedOrders = BTreeMap<usize, Vec<Order>>;
 
@@ -50,8 +46,8 @@ pub struct Pass<Z, C: ?Sized> {
     dispatcher: Arc<Dispatcher<Z>>,
     state: FleetState<C>,
     progress: PassProgress,
-    /// Limits the running orders of each host.
-    order_slots: Arc<BTreeMap<HostName, Semaphore>>,
+    /// Determines when each order may begin.
+    slots: Arc<OrderSlots>,
     /// Closes when no task of the pass uses its state any more.
     tasks_ended: runtime::channel::Receiver<()>,
     at: DateTime<Utc>,
@@ -72,7 +68,7 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             dispatcher: Arc::clone(&self.dispatcher),
             state: self.state.clone(),
             progress: self.progress.clone(),
-            order_slots: Arc::clone(&self.order_slots),
+            slots: Arc::clone(&self.slots),
             tasks_ended: self.tasks_ended.clone(),
             at: self.at,
             leadership: self.leadership.clone(),
@@ -90,14 +86,14 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let (state, tasks_ended) = state.tracked();
         // The index is built once, because every entry is decided several times.
         let index = Arc::new(PolicyIndex::new(&policy));
-        let slots = policy.hosts_named().into_iter().map(|host| (host, Semaphore::new(ORDERS_AT_ONCE))).collect();
+        let slots = Arc::new(OrderSlots::new(&policy));
         Self {
             policy,
             index,
             dispatcher,
             state,
             progress: PassProgress::default(),
-            order_slots: Arc::new(slots),
+            slots,
             tasks_ended,
             at,
             leadership: None,
@@ -426,10 +422,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             async move {
                 let mut outcomes = Vec::new();
                 for order in orders {
-                    let _slot = match pass.order_slots.get(order.host()) {
-                        Some(slots) => Some(slots.acquire().await),
-                        None => None,
-                    };
+                    let _slot = pass.slots.wait(&order).await;
                     if !pass.progress.is_stopped() {
                         outcomes.push(pass.carry_out(&order).await?);
                     }
