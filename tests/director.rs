@@ -236,6 +236,61 @@ fn dataset_of_two_entries_is_sent_to_one_destination_after_the_other() {
     assert_eq!(arrived.iter().filter(|name| name.starts_with("I_")).count(), 2, "{arrived:?}");
 }
 
+/// Transfers may run for days, and snapshots have to be taken at their time.
+#[test]
+fn snapshots_are_taken_while_transfers_occupy_all_slots() {
+    const DATASETS: usize = 70;
+    let mut fleet = Fleet::new();
+    // The slave on gamma accepts connections and never responds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let agent = fleet.addresses["gamma"].0.clone();
+    fleet.addresses.insert("gamma", (agent, silent.local_addr().unwrap().to_string()));
+    let names: Vec<String> = (0..DATASETS).map(|n| format!("tank/data/{n:02}")).collect();
+    names.iter().for_each(|name| fleet.pools["alpha"].create(&ds(name)));
+    let entry = |name: &String| {
+        let copy = name.replace("tank/data", "pool/copy");
+        format!(
+            r#"{{ "hostname": "alpha", "dataset": "{name}", "sync": {{ "prefix": "S", "creation": "* * * * *",
+                 "sync_on": "gamma", "sync_dataset": "{copy}" }} }}"#
+        )
+    };
+    let policy = fleet.policy(&names.iter().map(entry).collect::<Vec<_>>().join(","));
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+    let pass = runtime::spawn(async move { pass.run().await });
+    common::wait_until("each dataset has a snapshot", || {
+        names.iter().all(|name| !fleet.names("alpha", name).is_empty())
+    });
+    drop(silent);
+    let report = runtime::block_on(pass).unwrap();
+    assert!(report.outcomes.iter().all(|o| o.success == o.to.is_none()), "{:?}", outcomes(&report));
+}
+
+/// A snapshot is named by the slot that is due when it is taken, not when the pass began.
+#[test]
+fn snapshot_of_long_pass_bears_the_slot_of_its_own_time() {
+    let mut fleet = Fleet::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let slave = fleet.addresses["gamma"].1.clone();
+    fleet.addresses.insert("gamma", (silent.local_addr().unwrap().to_string(), slave));
+    // Half a second before a minute.
+    fleet.now = DateTime::from_timestamp(1_795_429_799, 500_000_000).unwrap();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "gamma", "sync_dataset": "pool/copy" } }"#,
+    );
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+    runtime::block_on(async {
+        let pass = runtime::spawn(pass.run());
+        runtime::sleep(std::time::Duration::from_secs(1)).await;
+        drop(silent);
+        pass.await.unwrap()
+    });
+    let slot = DateTime::from_timestamp(1_795_429_800, 0).unwrap();
+    assert_eq!(fleet.names("alpha", "tank/other"), [slot.format("S_%F_%T").to_string()]);
+}
+
 #[test]
 fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();

@@ -5,35 +5,37 @@
 //! slowly, or never, delays only the entries that need it.
 //!
 //! Hosts and datasets are worked on side by side, but the orders of one dataset in sequence. A host that is down or a
-//! dataset that fails does not stop work on the others.
+//! dataset that fails does not stop work on the others. `orders` gives the orders.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod orders;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_lock::Semaphore;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_lite::future;
 
 use crate::actions::{Engine, Order, Plan, PolicyIndex};
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::firsthand::{Firsthand, needs};
 use crate::director::leader::Leadership;
-use crate::director::progress::{PassProgress, RunningOrder};
+use crate::director::pass::orders::outcome;
+use crate::director::progress::PassProgress;
 use crate::director::report::Report;
 use crate::director::saved;
 use crate::director::slots::OrderSlots;
-use crate::director::transfer_levels::transfer_levels;
-use crate::fleet::dispatch::{Dispatcher, fitting, wire_order};
+use crate::fleet::dispatch::{Dispatcher, fitting};
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::poll::{Poll, PollOptions, PollReport, PollTask, SIDE_BY_SIDE, begin};
 use crate::fleet::state::FleetState;
 use crate::model::Place;
-use crate::model::{Action, Counter, DatasetName, HostName, OrderId, ResponseStatus};
+use crate::model::{Counter, DatasetName, HostName, OrderId, ResponseStatus};
 use crate::policy::Policy;
 use crate::server::acceptor::ABORT_TIMEOUT;
-use crate::sys::{clock, runtime};
-use crate::wire::{DirectorsOrder, Fence, Response};
+use crate::sys::runtime;
+use crate::wire::{Fence, Response};
 use crate::zfs::Zfs;
 
 /// The orders of a saved plan, by entry of the policy.
@@ -48,9 +50,13 @@ pub struct Pass<Z, C: ?Sized> {
     progress: PassProgress,
     /// Determines when each order may begin.
     slots: Arc<OrderSlots>,
+    /// Limits how many entries are pruned at once. Before that, hosts may have to be asked what they have.
+    pruning: Arc<Semaphore>,
     /// Closes when no task of the pass uses its state any more.
     tasks_ended: runtime::channel::Receiver<()>,
+    /// When the pass was created, by the clock and as an [`Instant`].
     at: DateTime<Utc>,
+    began: Instant,
     /// The lock that allows orders, if several directors share a catalog.
     leadership: Option<Leadership>,
     services: ServiceHealth,
@@ -69,8 +75,10 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             state: self.state.clone(),
             progress: self.progress.clone(),
             slots: Arc::clone(&self.slots),
+            pruning: Arc::clone(&self.pruning),
             tasks_ended: self.tasks_ended.clone(),
             at: self.at,
+            began: self.began,
             leadership: self.leadership.clone(),
             services: self.services.clone(),
             resync: self.resync,
@@ -80,7 +88,7 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
 }
 
 impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
-    /// Creates a pass that decides for the moment `at`.
+    /// Creates a pass that begins at `at`.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, state: FleetState<C>, at: DateTime<Utc>) -> Self {
         let (state, tasks_ended) = state.tracked();
@@ -94,8 +102,10 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             state,
             progress: PassProgress::default(),
             slots,
+            pruning: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
             tasks_ended,
             at,
+            began: Instant::now(),
             leadership: None,
             services: ServiceHealth::default(),
             resync: false,
@@ -121,6 +131,13 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Self { resync, ..self }
     }
 
+    /// The moment for which is decided now. A pass may last for hours, and a snapshot is named by when it is due, not by
+    /// when the pass began. A clock that is changed during the pass has no effect on it.
+    fn now(&self) -> DateTime<Utc> {
+        let elapsed = TimeDelta::from_std(self.began.elapsed()).unwrap_or_default();
+        self.at.checked_add_signed(elapsed).unwrap_or(self.at)
+    }
+
     /// The fence for an order that is given now.
     fn fence(&self) -> Result<Option<Fence>, CatalogError> {
         self.leadership.as_ref().map(Leadership::fence).transpose()
@@ -142,13 +159,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     /// Polls the hosts, and works on each dataset as soon as its hosts have been listed.
     async fn work(self, saved: Option<Arc<SavedOrders>>) -> Result<Report, CatalogError> {
-        let began = Instant::now();
         let (poll, polling) = self.begin_poll(saved.is_some()).await?;
-        let entry_slots = Arc::new(Semaphore::new(SIDE_BY_SIDE));
-        let working = self.entries_by_dataset().into_iter().map(|((host, _), entries)| {
-            let (pass, poll, slots) = (self.clone(), poll.clone(), Arc::clone(&entry_slots));
-            pass.work_on_dataset(host, entries, poll, slots, saved.clone())
-        });
+        let working = self
+            .entries_by_dataset()
+            .into_iter()
+            .map(|((host, _), entries)| self.clone().work_on_dataset(host, entries, poll.clone(), saved.clone()));
         let working: Vec<_> = working.collect();
         let polling = runtime::side_by_side(SIDE_BY_SIDE, polling);
         let (polled, worked) = future::zip(polling, runtime::side_by_side(usize::MAX, working)).await;
@@ -162,7 +177,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // A host that could not be listed is reported once, with the reason.
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
         let unsaved = self.flush().await;
-        let took = began.elapsed();
+        let took = self.began.elapsed();
         Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted: None })
     }
 
@@ -202,23 +217,27 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         host: HostName,
         entries: Vec<usize>,
         poll: Poll,
-        slots: Arc<Semaphore>,
         saved: Option<Arc<SavedOrders>>,
     ) -> Result<Vec<Outcome>, CatalogError> {
         poll.wait_for(&self.index.hosts_of(&self.policy, &entries)).await;
-        let _slot = slots.acquire_arc().await;
         let mut outcomes = Vec::new();
         if poll.report().unseen.contains_key(&host) {
             return Ok(outcomes);
         }
+        // A transfer of one entry may run for days, so the snapshots of all entries are taken first.
+        let mut taken = Vec::new();
         for entry in entries {
-            outcomes.extend(match &saved {
-                None => self.carry_out_due(entry, &poll).await?,
-                Some(saved) => {
-                    let orders = saved.get(&entry).cloned().unwrap_or_default();
-                    self.carry_out_saved(entry, orders, &poll).await?
-                }
-            });
+            let left = match &saved {
+                None => self.take_due(entry, &mut outcomes).await?,
+                Some(saved) => self.take_saved(saved.get(&entry).cloned().unwrap_or_default(), &mut outcomes).await?,
+            };
+            taken.push((entry, left));
+        }
+        for (entry, left) in taken {
+            match &saved {
+                None => self.finish_due(entry, left, &poll, &mut outcomes).await?,
+                Some(_) => self.finish_saved(entry, left, &poll, &mut outcomes).await?,
+            }
         }
         Ok(outcomes)
     }
@@ -255,19 +274,29 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let inventory = self.state.inventory();
         let engine = Engine::with(&self.policy, Arc::clone(&self.index));
         match entry {
-            Some(entry) => engine.decide_entry(entry, &inventory, self.at),
-            None => engine.decide(&inventory, self.at),
+            Some(entry) => engine.decide_entry(entry, &inventory, self.now()),
+            None => engine.decide(&inventory, self.now()),
         }
     }
 
-    /// Takes, then sends, then destroys what is due in one entry. Each step is decided again after the step before it.
-    async fn carry_out_due(&self, entry: usize, poll: &Poll) -> Result<Vec<Outcome>, CatalogError> {
-        let mut outcomes = Vec::new();
+    /// Takes the snapshots that are due in one entry. Returns the transfers that were due before.
+    async fn take_due(&self, entry: usize, outcomes: &mut Vec<Outcome>) -> Result<Vec<Order>, CatalogError> {
         let (takes, due_before): (Vec<Order>, Vec<Order>) =
-            self.due(entry, |_| true).into_iter().partition(|o| matches!(o, Order::Take { .. }));
+            self.due(entry, |order| !matches!(order, Order::Destroy { .. })).into_iter().partition(is_take);
         outcomes.extend(self.carry_out_chains([takes]).await?);
-        // A transfer that was due before the takes stays due: if takes and transfers share a schedule, the newest
-        // snapshot would otherwise always be too new to be sent. A transfer of a newer snapshot replaces it.
+        Ok(due_before)
+    }
+
+    /// Sends, then destroys what is due in one entry. Each step is decided again after the step before it. A transfer
+    /// that was due before the takes stays due: if takes and transfers share a schedule, the newest snapshot would
+    /// otherwise always be too new to be sent. A transfer of a newer snapshot replaces it.
+    async fn finish_due(
+        &self,
+        entry: usize,
+        due_before: Vec<Order>,
+        poll: &Poll,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), CatalogError> {
         let due_now = self.due(entry, |o| matches!(o, Order::Send { .. }));
         let mut due: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
         for order in due_before.into_iter().chain(due_now) {
@@ -276,46 +305,48 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             }
         }
         outcomes.extend(self.send(due.into_values()).await?);
+        let _pruning = self.pruning.acquire().await;
         let destroys = || self.due(entry, |o| matches!(o, Order::Destroy { .. }));
         let first = destroys();
         let destroys = match self.ask_before(&first, poll).await? {
             (false, _) => first,
             (true, failed) => {
-                let again = self.without_unasked(destroys(), &failed, &mut outcomes).await?;
+                let again = self.without_unasked(destroys(), &failed, outcomes).await?;
                 // What has only now become due waits for the next pass.
                 again.into_iter().filter(|order| self.firsthand.covers(order, |host| poll.has_listed(host))).collect()
             }
         };
         outcomes.extend(self.carry_out_chains(destroys.into_iter().map(|order| vec![order])).await?);
-        Ok(outcomes)
+        Ok(())
     }
 
-    /// Carries out the orders of a saved plan for one entry. Outdated orders are refused.
-    async fn carry_out_saved(
+    /// Takes the snapshots of a saved plan for one entry, and returns the other orders. Outdated orders are refused.
+    async fn take_saved(&self, orders: Vec<Order>, outcomes: &mut Vec<Outcome>) -> Result<Vec<Order>, CatalogError> {
+        let (takes, left): (Vec<Order>, Vec<Order>) = orders.into_iter().partition(is_take);
+        let takes = self.refuse_outdated(takes, None, outcomes).await?;
+        outcomes.extend(self.carry_out_chains([takes]).await?);
+        Ok(left)
+    }
+
+    /// Carries out the transfers and the destroys of a saved plan for one entry. Outdated orders are refused.
+    async fn finish_saved(
         &self,
         entry: usize,
         orders: Vec<Order>,
         poll: &Poll,
-    ) -> Result<Vec<Outcome>, CatalogError> {
-        let mut outcomes = Vec::new();
-        let (mut takes, mut sends, mut destroys) = (Vec::new(), Vec::new(), Vec::new());
-        for order in orders {
-            match order {
-                Order::Take { .. } => takes.push(order),
-                Order::Send { .. } => sends.push(order),
-                Order::Destroy { .. } => destroys.push(order),
-            }
-        }
-        let takes = self.refuse_outdated(takes, None, &mut outcomes).await?;
-        outcomes.extend(self.carry_out_chains([takes]).await?);
-        let sends = self.refuse_outdated(sends, None, &mut outcomes).await?;
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<(), CatalogError> {
+        let (sends, destroys): (Vec<Order>, Vec<Order>) =
+            orders.into_iter().partition(|order| matches!(order, Order::Send { .. }));
+        let sends = self.refuse_outdated(sends, None, outcomes).await?;
         outcomes.extend(self.send(sends).await?);
+        let _pruning = self.pruning.acquire().await;
         let (_, failed) = self.ask_before(&destroys, poll).await?;
-        let destroys = self.without_unasked(destroys, &failed, &mut outcomes).await?;
+        let destroys = self.without_unasked(destroys, &failed, outcomes).await?;
         let plan = self.decide(Some(entry));
-        let destroys = self.refuse_outdated(destroys, Some(&plan), &mut outcomes).await?;
+        let destroys = self.refuse_outdated(destroys, Some(&plan), outcomes).await?;
         outcomes.extend(self.carry_out_chains(destroys.into_iter().map(|order| vec![order])).await?);
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Returns the orders that can still be carried out. The others are refused, which is recorded as their outcome.
@@ -376,34 +407,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(valid)
     }
 
-    /// Carries out transfers, one at a time for each source dataset.
-    async fn send(&self, due: impl IntoIterator<Item = Order>) -> Result<Vec<Outcome>, CatalogError> {
-        let levels = transfer_levels(due, &self.state.inventory());
-        let mut outcomes = Vec::new();
-        let mut failed: BTreeSet<Place> = BTreeSet::new();
-        for mut level in levels {
-            for orders in &mut level {
-                orders.retain(|order| !self.lacks_parent(order, &failed));
-            }
-            for outcome in self.carry_out_chains(level).await? {
-                if let (false, Some(to)) = (outcome.success, &outcome.to) {
-                    failed.insert(to.clone());
-                }
-                outcomes.push(outcome);
-            }
-        }
-        Ok(outcomes)
-    }
-
-    /// Whether the parent of a transfer's destination does not exist and has just failed to arrive.
-    fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Place>) -> bool {
-        let Order::Send { to, .. } = order else { return false };
-        let Some(parent) = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset }) else {
-            return false;
-        };
-        failed.contains(&parent) && self.state.inventory().dataset(&parent.host, &parent.dataset).is_none()
-    }
-
     /// The orders of one entry that are due and `wanted`; none once the pass is to end.
     fn due(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
         if self.progress.is_stopped() {
@@ -411,81 +414,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         }
         self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).flat_map(fitting).collect()
     }
-
-    /// Carries out chains of orders side by side, each chain in sequence.
-    async fn carry_out_chains(
-        &self,
-        chains: impl IntoIterator<Item = Vec<Order>>,
-    ) -> Result<Vec<Outcome>, CatalogError> {
-        let chains = chains.into_iter().map(|orders| {
-            let pass = self.clone();
-            async move {
-                let mut outcomes = Vec::new();
-                for order in orders {
-                    let _slot = pass.slots.wait(&order).await;
-                    if !pass.progress.is_stopped() {
-                        outcomes.push(pass.carry_out(&order).await?);
-                    }
-                }
-                Ok(outcomes)
-            }
-        });
-        let chains: Vec<_> = chains.collect();
-        let results: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(usize::MAX, chains).await;
-        let mut outcomes = Vec::new();
-        for result in results {
-            outcomes.extend(result?);
-        }
-        Ok(outcomes)
-    }
-
-    /// Dispatches one order, and stores what it changed.
-    async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
-        let fence = self.fence()?;
-        let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.state.inventory()) };
-        let host = order.host();
-        let counter = Counter::default();
-        let unfinished =
-            Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "the order has not ended");
-        self.progress.begin(RunningOrder {
-            outcome: outcome(order, wire.order_uuid, &unfinished),
-            since: Instant::now(),
-            counter: counter.clone(),
-        });
-        let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
-        self.state.apply_facts(host, self.firsthand.admit(order, facts)).await?;
-        if response.unpublished {
-            self.state.mark_unpublished(host);
-        }
-        let outcome = outcome(order, wire.order_uuid, &response);
-        self.state.record_outcome(outcome.clone()).await?;
-        self.progress.end(&outcome);
-        Ok(outcome)
-    }
 }
 
-fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
-    let (action, dataset, snapshot, to) = match order {
-        Order::Take { name, datasets, .. } => (Action::TakeSnapshot, datasets.first(), Some(name), None),
-        Order::Send { dataset, snapshot, to, .. } => (Action::SendSnapshot, Some(dataset), Some(snapshot), Some(to)),
-        Order::Destroy { dataset, snapshots, .. } => {
-            let only = if let [(_, only)] = snapshots.as_slice() { Some(only) } else { None };
-            (Action::DestroySnapshot, Some(dataset), only, None)
-        }
-    };
-    Outcome {
-        order_id,
-        at: clock::now(),
-        host: order.host().clone(),
-        action,
-        dataset: dataset.cloned(),
-        snapshot: snapshot.cloned(),
-        to: to.cloned(),
-        success: response.is_success,
-        status: Some(response.status),
-        bytes: response.bytes,
-        seconds: response.millis as f64 / 1000.0,
-        error: Some(response.error.clone()).filter(|error| !error.is_empty()),
-        hint: response.hint.clone(),
-    }
+fn is_take(order: &Order) -> bool {
+    matches!(order, Order::Take { .. })
 }
