@@ -266,6 +266,41 @@ fn snapshots_are_taken_while_transfers_occupy_all_slots() {
     assert!(report.outcomes.iter().all(|o| o.success == o.to.is_none()), "{:?}", outcomes(&report));
 }
 
+/// Hosts that are down would otherwise hold all turns for a minute.
+#[test]
+fn host_that_answers_does_not_wait_for_many_that_do_not() {
+    const MUTE: usize = 70;
+    let mut fleet = Fleet::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let mute = silent.local_addr().unwrap().to_string();
+    let names: Vec<&'static str> = (0..MUTE).map(|n| &*format!("mute{n:02}").leak()).collect();
+    names.iter().for_each(|name| drop(fleet.addresses.insert(name, (mute.clone(), mute.clone()))));
+    let zulu = Fake::new(9);
+    ["tank", "tank/data"].iter().for_each(|name| zulu.create(&ds(name)));
+    let permitted = local(r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#);
+    let agent = listen(Agent::new("zulu".parse().unwrap(), Arc::new(zulu.clone()), permitted), None);
+    fleet.addresses.insert("zulu", (agent.clone(), agent));
+    fleet.pools.insert("zulu", zulu);
+    let entry = |host: &str| {
+        format!(
+            r#"{{ "hostname": "{host}", "dataset": "tank/data", "sync": {{ "prefix": "S", "creation": "* * * * *",
+                 "sync_on": ["mute00"], "sync_dataset": "pool/{host}" }} }}"#
+        )
+    };
+    let all = names.iter().copied().chain(["alpha", "zulu"]);
+    let policy = fleet.policy(&all.map(entry).collect::<Vec<_>>().join(","));
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+    let pass = runtime::spawn(pass.run());
+    // Both wait for a while for mute00, to which they are sent.
+    common::wait_until("the hosts that answer have their snapshots", || {
+        ["alpha", "zulu"].iter().all(|host| !fleet.names(host, "tank/data").is_empty())
+    });
+    drop(silent);
+    let report = runtime::block_on(pass).unwrap();
+    assert_eq!(report.unseen.len(), MUTE, "{:?}", report.unseen);
+}
+
 /// A snapshot is named by the slot that is due when it is taken, not when the pass began.
 #[test]
 fn snapshot_of_long_pass_bears_the_slot_of_its_own_time() {

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::actions::Order;
 use crate::catalog::{CatalogError, CatalogWrite, Change};
-use crate::fleet::dispatch::{Dispatcher, blank};
+use crate::fleet::dispatch::{Contact, Dispatcher, blank};
 use crate::fleet::facts;
 use crate::fleet::state::FleetState;
 use crate::model::{Action, DatasetName, HostName, Place};
@@ -96,7 +96,7 @@ impl Firsthand {
             let tops = datasets.iter().filter(|d| !datasets.iter().any(|top| top != *d && d.is_within(top)));
             for top in tops {
                 let order = DirectorsOrder { dest_dataset: top.to_string(), fence, ..blank(Action::KvResync) };
-                let (response, facts) = dispatcher.list(policy, host, order).await;
+                let (response, facts) = dispatcher.list(policy, host, order, &Contact::default()).await;
                 let unlisted = facts::unlisted(&facts);
                 if let (false, reason) = (response.is_success && unlisted.is_empty(), response.message()) {
                     failed.insert(host.clone(), unlisted.into_values().next().unwrap_or(reason));

@@ -88,7 +88,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         let place = StatusPlace::of(&self.policy.catalog);
         while self.signals.end().is_none() {
             let began = Instant::now();
-            let mut failures = self.reload().await;
+            let mut failures = self.reload(&state).await;
             let began_at = clock::now();
             let Some(result) = self.pass(&state, leadership, &place, began_at).await else { break };
             if self.settings.metrics.is_some() {
@@ -133,7 +133,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
 
     /// Reads the policy, the certificates and, after SIGHUP, `local.json` again. If one of them cannot be read, its
     /// previous content stays in force, and a failure is returned.
-    async fn reload(&mut self) -> Failures {
+    async fn reload(&mut self, state: &FleetState<dyn CatalogWrite>) -> Failures {
         let mut failures = Failures::new();
         match config::load_policy(&self.settings.config) {
             Ok(policy) => self.policy = Arc::new(policy),
@@ -150,6 +150,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         let own = OwnHost { name: host, local: &self.settings.local, state: Some(&self.settings.state) };
         if self.signals.take_reload() {
             service::reloading();
+            state.wake_silent();
             let renewed = dispatcher(own, &self.policy, tls, Arc::clone(&self.zfs)).await;
             match &renewed.own {
                 Err(reason) if self.dispatcher.own.is_ok() && has_own_work(&self.policy, host) => {

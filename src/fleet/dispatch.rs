@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_lite::future;
 
@@ -15,6 +16,7 @@ use crate::model::{Counter, Place, hint};
 use crate::policy::{AGENT_PORT, Policy};
 use crate::sys::retry::Retry;
 use crate::sys::runtime;
+use crate::sys::runtime::channel;
 use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
 use crate::wire::codec::{Conn, WireError};
@@ -23,6 +25,30 @@ use crate::wire::{
     Response,
 };
 use crate::zfs::Zfs;
+
+/// How to wait for a host, and how to learn that it is alive.
+#[derive(Clone)]
+pub struct Contact {
+    /// Closed once the host has sent anything.
+    alive: channel::Sender<()>,
+    /// How long the host may send nothing, if it gets less time than others and only one attempt.
+    patience: Option<Duration>,
+}
+
+impl Contact {
+    /// A contact with a host, and a channel that closes once the host has sent anything. If `patience` is given, the
+    /// host may send nothing for so long only, and no failed attempt is repeated.
+    pub(super) fn new(patience: Option<Duration>) -> (Self, channel::Receiver<()>) {
+        let (alive, is_alive) = channel::bounded(1);
+        (Self { alive, patience }, is_alive)
+    }
+}
+
+impl Default for Contact {
+    fn default() -> Self {
+        Self::new(None).0
+    }
+}
 
 /// Sends orders to the agent of every host.
 pub struct Dispatcher<Z> {
@@ -238,7 +264,7 @@ impl<Z: Zfs> Dispatcher<Z> {
         let mut retry = Retry::within(policy.retry_for);
         loop {
             // Retries send the same order: the agent recognizes its OrderUUID, and carries it out once.
-            let error = match self.attempt(policy, host, order, &facts, &counter).await {
+            let error = match self.attempt(policy, host, order, &facts, &counter, &Contact::default()).await {
                 Ok(response) => return response,
                 Err(error) => error,
             };
@@ -250,13 +276,19 @@ impl<Z: Zfs> Dispatcher<Z> {
 
     /// Asks a host's agent to list the host. Each attempt is a new order and begins with no facts, so that parts of two
     /// listings are never put together. An incomplete listing is repeated.
-    pub async fn list(&self, policy: &Policy, host: &HostName, mut order: DirectorsOrder) -> (Response, Vec<Facts>) {
-        let mut retry = Retry::within(policy.retry_for);
+    pub async fn list(
+        &self,
+        policy: &Policy,
+        host: &HostName,
+        mut order: DirectorsOrder,
+        contact: &Contact,
+    ) -> (Response, Vec<Facts>) {
+        let mut retry = Retry::within(if contact.patience.is_some() { Duration::ZERO } else { policy.retry_for });
         loop {
             order.order_uuid = OrderId(uuid::Uuid::now_v7());
             let attempt = |facts| {
                 let order = &order;
-                async move { self.attempt(policy, host, order, &facts, &Counter::default()).await }
+                async move { self.attempt(policy, host, order, &facts, &Counter::default(), contact).await }
             };
             let (result, facts) = with_facts(attempt).await;
             let error = match result {
@@ -318,6 +350,7 @@ impl<Z: Zfs> Dispatcher<Z> {
         order: &DirectorsOrder,
         facts: &FactSink,
         counter: &Counter,
+        contact: &Contact,
     ) -> anyhow::Result<Response> {
         let address = policy.hosts.get(host).and_then(|h| h.address.clone());
         if address.is_none() && *host == self.here {
@@ -331,7 +364,7 @@ impl<Z: Zfs> Dispatcher<Z> {
         }
         let address = address.unwrap_or_else(|| format!("{host}:{AGENT_PORT}"));
         let dial = Dial { host, role: PeerRole::Agent, address: &address, tls: self.tls.as_deref() };
-        over_tcp(dial, order, facts, counter).await
+        over_tcp(dial, order, facts, counter, contact).await
     }
 
     /// Sends one order to a host's agent, and returns its response with all facts.
@@ -348,7 +381,7 @@ impl<Z: Zfs> Dispatcher<Z> {
 
 /// Runs something that reports facts, and returns them with its result.
 async fn with_facts<T, F: Future<Output = T>>(run: impl FnOnce(FactSink) -> F) -> (T, Vec<Facts>) {
-    let (sender, received) = runtime::channel::bounded(16);
+    let (sender, received) = channel::bounded(16);
     let collecting = async {
         let mut all = Vec::new();
         while let Ok(facts) = received.recv().await {
@@ -372,15 +405,21 @@ async fn over_tcp(
     order: &DirectorsOrder,
     facts: &FactSink,
     counter: &Counter,
+    contact: &Contact,
 ) -> anyhow::Result<Response> {
     let host = dial.host;
     let mut conn = dial.connect().await.map(Conn::from).map_err(|error| match error {
         TransportError::Tls { .. } => anyhow::Error::new(error),
         error => anyhow::Error::new(error).context(format!("cannot reach {host}")),
     })?;
+    if let Some(patience) = contact.patience {
+        conn.patience = conn.patience.min(patience);
+    }
     conn.send(order).await?;
     loop {
-        match conn.recv(conn.patience).await? {
+        let line = conn.recv(conn.patience).await?;
+        contact.alive.close();
+        match line {
             AgentLine::Response(response) => {
                 conn.check_answers(&response, order.order_uuid)?;
                 conn.close().await;

@@ -9,6 +9,7 @@ pub mod known;
 pub mod live_status;
 pub mod planned;
 pub mod poll;
+mod silent;
 pub mod state;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};

@@ -4,22 +4,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_lock::{Semaphore, SemaphoreGuardArc};
 use chrono::{DateTime, Utc};
+use futures_lite::future;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::{CatalogError, CatalogWrite};
-use crate::fleet::dispatch::{Dispatcher, blank};
+use crate::fleet::dispatch::{Contact, Dispatcher, blank};
 use crate::fleet::facts;
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::state::FleetState;
 use crate::model::{Action, Counter, HostInventory, HostName};
 use crate::policy::Policy;
-use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::Receiver;
+use crate::sys::runtime::{Tasks, channel};
 use crate::sys::{clock, runtime};
-use crate::wire::Fence;
+use crate::wire::{DirectorsOrder, Fence};
 use crate::zfs::Zfs;
 
 /// How long a host may take to list all its snapshots. A listing of millions of snapshots takes minutes.
@@ -27,6 +29,16 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// How many hosts are polled, and how many datasets are worked on, at once.
 pub(crate) const SIDE_BY_SIDE: usize = 64;
+
+/// How long a host keeps its turn to be polled without having sent anything. An agent that carries out an order reports
+/// its progress every two seconds.
+const TURN_WITHOUT_ANSWER: Duration = Duration::from_secs(3);
+
+/// How many hosts that have sent nothing in their turn are waited for at once, beside those that have a turn.
+const WAITED_FOR: usize = 256;
+
+/// How long a host may send nothing that did not answer the last time.
+const PATIENCE_WITH_SILENT: Duration = Duration::from_secs(10);
 
 /// Which hosts are polled, and how.
 #[derive(Clone, Debug, Default)]
@@ -65,7 +77,62 @@ pub struct Poll {
 }
 
 /// Polls one host.
-pub type PollTask = Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send>>;
+pub struct PollTask {
+    work: Pin<Box<dyn Future<Output = Result<(), CatalogError>> + Send>>,
+    /// Closed once the host has sent anything.
+    is_alive: Receiver<()>,
+}
+
+impl PollTask {
+    /// This task, which calls a function after its work.
+    pub fn then(self, after: impl FnOnce() + Send + 'static) -> Self {
+        let Self { work, is_alive } = self;
+        let work = Box::pin(async move {
+            let result = work.await;
+            after();
+            result
+        });
+        Self { work, is_alive }
+    }
+
+    /// Runs the task, and holds the turn until its end. If the host does not answer soon, the turn is passed on, and
+    /// the host is waited for beside the others.
+    async fn run(self, turn: SemaphoreGuardArc, waited_for: Arc<Semaphore>) -> Result<(), CatalogError> {
+        let Self { work, is_alive } = self;
+        let yielding = async {
+            let turn = turn;
+            // The channel is only ever closed.
+            let answered = runtime::timeout(TURN_WITHOUT_ANSWER, is_alive.recv()).await.is_ok();
+            let _held = if answered {
+                turn
+            } else {
+                let waited_for = waited_for.acquire_arc().await;
+                drop(turn);
+                waited_for
+            };
+            future::pending().await
+        };
+        future::or(work, yielding).await
+    }
+}
+
+/// Runs polls side by side. They begin in this order.
+pub(crate) async fn run(polls: Vec<PollTask>) -> Result<(), CatalogError> {
+    let (turns, waited_for) = (Arc::new(Semaphore::new(SIDE_BY_SIDE)), Arc::new(Semaphore::new(WAITED_FOR)));
+    let tasks = Tasks::default();
+    let (done, results) = channel::unbounded();
+    for poll in polls {
+        let (turn, waited_for, done) = (turns.acquire_arc().await, Arc::clone(&waited_for), done.clone());
+        // The receiver lives until every poll has ended.
+        tasks.start(async move { drop(done.send(poll.run(turn, waited_for).await).await) });
+    }
+    drop(done);
+    let mut all = Ok(());
+    while let Ok(result) = results.recv().await {
+        all = all.and(result);
+    }
+    all
+}
 
 impl Poll {
     /// Waits until each of the hosts has been listed or has failed.
@@ -96,10 +163,14 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,
     state: &FleetState<C>,
-    options: PollOptions,
+    mut options: PollOptions,
     polled: &Counter,
 ) -> Result<(Poll, Vec<PollTask>), CatalogError> {
     let fence = options.fence;
+    if options.resync_since.is_none() {
+        let resting = state.silent().resting(policy).into_iter().filter(|(host, _)| *host != dispatcher.here);
+        options.services.absent.extend(resting);
+    }
     let to_poll = hosts_to_poll(policy, dispatcher, state, &options).await?;
     let absent = options.services.absent;
     let current = policy.hosts_named().into_iter();
@@ -115,17 +186,26 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     let (mut finished, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
     polled.expect(to_poll.len() as u64);
     // This host comes first. Hosts that did not answer the last time come last: they would keep the others waiting.
-    let silent = state.silent();
+    let silent = state.silent().names();
     let mut to_poll: Vec<(HostName, bool)> = to_poll.into_iter().collect();
-    to_poll.sort_by_key(|(host, _)| (silent.contains(host), *host != dispatcher.here));
+    to_poll.sort_by_key(|(host, _)| (*host != dispatcher.here, silent.contains(host)));
     for (host, resync) in to_poll {
         let (open_until_finished, closed) = channel::bounded::<()>(1);
         finished.insert(host.clone(), closed);
         let (policy, dispatcher, state) = (Arc::clone(policy), Arc::clone(dispatcher), state.clone());
         let (polled, report) = (polled.clone(), Arc::clone(&report));
-        tasks.push(Box::pin(async move {
-            let outcome = poll_host(&policy, &dispatcher, &state, &host, resync, fence, &polled).await;
-            state.set_silent(&host, !matches!(outcome, Ok(HostPoll::Listed(_))));
+        let patience = silent.contains(&host).then_some(PATIENCE_WITH_SILENT);
+        let (contact, is_alive) = Contact::new(patience);
+        let work = Box::pin(async move {
+            let began = Instant::now();
+            let mut order = blank(Action::KvResync);
+            (order.fence, order.from_scratch) = (fence, resync);
+            let outcome = poll_host(&policy, &dispatcher, &state, &host, order, &contact).await;
+            polled.add(1);
+            match &outcome {
+                Ok(HostPoll::Failed(reason)) => state.silent().failed(&policy, &host, reason, began.elapsed()),
+                Ok(HostPoll::Listed(_)) | Err(_) => state.silent().answered(&host),
+            }
             let mut report = report.lock();
             let result = match outcome {
                 Ok(HostPoll::Listed(differences)) => {
@@ -143,7 +223,8 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
             };
             drop((report, open_until_finished));
             result
-        }));
+        });
+        tasks.push(PollTask { work, is_alive });
     }
     Ok((Poll { finished: Arc::new(finished), report }, tasks))
 }
@@ -178,16 +259,13 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     dispatcher: &Arc<Dispatcher<Z>>,
     state: &FleetState<C>,
     host: &HostName,
-    resync: bool,
-    fence: Option<Fence>,
-    polled: &Counter,
+    order: DirectorsOrder,
+    contact: &Contact,
 ) -> Result<HostPoll, CatalogError> {
-    let mut order = blank(Action::KvResync);
-    (order.fence, order.from_scratch) = (fence, resync);
-    let listing = dispatcher.list(policy, host, order);
+    let resync = order.from_scratch;
+    let listing = dispatcher.list(policy, host, order, contact);
     // A host that is alive but never ends its listing must not delay the pass for the others.
     let answer = runtime::timeout(LIST_TIMEOUT, listing).await;
-    polled.add(1);
     let Ok((response, facts)) = answer else {
         let limit = humantime::format_duration(LIST_TIMEOUT);
         return Ok(HostPoll::Failed(format!("it did not list all its snapshots within {limit}")));
@@ -211,9 +289,7 @@ pub async fn poll_all<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     polled: &Counter,
 ) -> Result<PollReport, CatalogError> {
     let (poll, tasks) = begin(policy, dispatcher, state, options, polled).await?;
-    for result in runtime::side_by_side(SIDE_BY_SIDE, tasks).await {
-        result?;
-    }
+    run(tasks).await?;
     let report = std::mem::take(&mut *poll.report());
     Ok(report)
 }
@@ -241,7 +317,8 @@ pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z
 }
 
 async fn list_for_status<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, host: &HostName) -> Answer {
-    let listing = dispatcher.list(policy, host, blank(Action::KvResync));
+    let contact = Contact::default();
+    let listing = dispatcher.list(policy, host, blank(Action::KvResync), &contact);
     match runtime::timeout(STATUS_TIMEOUT, listing).await {
         Ok((response, facts)) if response.is_success => Ok(HostInventory {
             observed: Some(clock::now()),

@@ -14,6 +14,7 @@ use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, Outcome, apply, differences,
 };
 use crate::fleet::facts;
+use crate::fleet::silent::SilentHosts;
 use crate::model::{DatasetName, HostListing, HostName, Inventory};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
@@ -24,7 +25,7 @@ pub struct FleetState<C: ?Sized> {
     catalog: Arc<C>,
     writer: CatalogWriter,
     /// Hosts that did not answer when they were polled last.
-    silent: Arc<Mutex<BTreeSet<HostName>>>,
+    silent: Arc<Mutex<SilentHosts>>,
     /// See [`FleetState::tracked`].
     token: Option<runtime::channel::Sender<()>>,
 }
@@ -164,18 +165,18 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     }
 
     /// Hosts that did not answer when they were polled last.
-    pub(crate) fn silent(&self) -> BTreeSet<HostName> {
-        self.silent.lock().clone()
+    pub(super) fn silent(&self) -> MutexGuard<'_, SilentHosts> {
+        self.silent.lock()
     }
 
-    /// Remembers whether a host has answered.
-    pub(crate) fn set_silent(&self, host: &HostName, is_silent: bool) {
-        let mut silent = self.silent.lock();
-        if is_silent {
-            silent.insert(host.clone())
-        } else {
-            silent.remove(host)
-        };
+    /// Adds a host that did not answer another director when that one polled it.
+    pub(crate) fn expect_silent(&self, host: &HostName) {
+        self.silent().expect(host);
+    }
+
+    /// Lets hosts that do not answer be polled in the next pass, however long they have been silent.
+    pub(crate) fn wake_silent(&self) {
+        self.silent().wake();
     }
 
     /// When a host was last listed completely, if that is known.

@@ -21,22 +21,24 @@ use crate::actions::{Engine, Order, Plan, PolicyIndex};
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::firsthand::{Firsthand, needs};
 use crate::director::leader::Leadership;
-use crate::director::pass::orders::outcome;
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
 use crate::director::saved;
 use crate::director::slots::OrderSlots;
 use crate::fleet::dispatch::{Dispatcher, fitting};
 use crate::fleet::health::ServiceHealth;
-use crate::fleet::poll::{Poll, PollOptions, PollReport, PollTask, SIDE_BY_SIDE, begin};
+use crate::fleet::poll::{self, Poll, PollOptions, PollReport, PollTask, SIDE_BY_SIDE, begin};
 use crate::fleet::state::FleetState;
 use crate::model::Place;
-use crate::model::{Counter, DatasetName, HostName, OrderId, ResponseStatus};
+use crate::model::{Counter, DatasetName, HostName, ResponseStatus};
 use crate::policy::Policy;
 use crate::server::acceptor::ABORT_TIMEOUT;
 use crate::sys::runtime;
-use crate::wire::{Fence, Response};
+use crate::wire::Fence;
 use crate::zfs::Zfs;
+
+/// How long the snapshots of a dataset that has been listed wait for hosts that may concern it.
+const WAIT_FOR_PEERS: Duration = Duration::from_secs(5);
 
 /// The orders of a saved plan, by entry of the policy.
 type SavedOrders = BTreeMap<usize, Vec<Order>>;
@@ -165,9 +167,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             .into_iter()
             .map(|((host, _), entries)| self.clone().work_on_dataset(host, entries, poll.clone(), saved.clone()));
         let working: Vec<_> = working.collect();
-        let polling = runtime::side_by_side(SIDE_BY_SIDE, polling);
-        let (polled, worked) = future::zip(polling, runtime::side_by_side(usize::MAX, working)).await;
-        polled.into_iter().collect::<Result<(), CatalogError>>()?;
+        let (polled, worked) = future::zip(poll::run(polling), runtime::side_by_side(usize::MAX, working)).await;
+        polled?;
         let PollReport { unseen, corrected } = std::mem::take(&mut *poll.report());
         let mut outcomes = Vec::new();
         for result in worked {
@@ -191,12 +192,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         self.progress.unseen(&poll.report().unseen);
         let tracked = tasks.into_iter().map(|task| {
             let (progress, poll) = (self.progress.clone(), poll.clone());
-            let task: PollTask = Box::pin(async move {
-                let result = task.await;
-                progress.unseen(&poll.report().unseen);
-                result
-            });
-            task
+            task.then(move || progress.unseen(&poll.report().unseen))
         });
         let tracked = tracked.collect();
         Ok((poll, tracked))
@@ -219,11 +215,20 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         poll: Poll,
         saved: Option<Arc<SavedOrders>>,
     ) -> Result<Vec<Outcome>, CatalogError> {
-        poll.wait_for(&self.index.hosts_of(&self.policy, &entries)).await;
         let mut outcomes = Vec::new();
+        poll.wait_for(&[host.clone()].into()).await;
+        let peers = self.index.hosts_of(&self.policy, &entries);
+        let all_answer = runtime::timeout(WAIT_FOR_PEERS, poll.wait_for(&peers)).await.is_ok();
         if poll.report().unseen.contains_key(&host) {
             return Ok(outcomes);
         }
+        if !all_answer && saved.is_none() {
+            // The snapshots are taken as if the silent peers were down. What else is due waits for them.
+            for entry in &entries {
+                self.take_due(*entry, &mut outcomes).await?;
+            }
+        }
+        poll.wait_for(&peers).await;
         // A transfer of one entry may run for days, so the snapshots of all entries are taken first.
         let mut taken = Vec::new();
         for entry in entries {
@@ -366,14 +371,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             outcomes.push(self.refuse(&order, ResponseStatus::Refused, reason).await?);
         }
         Ok(valid)
-    }
-
-    /// Records an order that is not given, for this reason.
-    async fn refuse(&self, order: &Order, status: ResponseStatus, reason: String) -> Result<Outcome, CatalogError> {
-        let id = OrderId(uuid::Uuid::now_v7());
-        let outcome = outcome(order, id, &Response::failure(Some(id), status, reason));
-        self.state.record_outcome(outcome.clone()).await?;
-        Ok(outcome)
     }
 
     /// Asks hosts for what these destroys have to be decided on, and is known only from others. Returns whether any was

@@ -34,6 +34,19 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(outcomes)
     }
 
+    /// Records an order that is not given, for this reason.
+    pub(super) async fn refuse(
+        &self,
+        order: &Order,
+        status: ResponseStatus,
+        reason: String,
+    ) -> Result<Outcome, CatalogError> {
+        let id = OrderId(uuid::Uuid::now_v7());
+        let outcome = outcome(order, id, &Response::failure(Some(id), status, reason));
+        self.state.record_outcome(outcome.clone()).await?;
+        Ok(outcome)
+    }
+
     /// Whether the parent of a transfer's destination does not exist and has just failed to arrive.
     fn lacks_parent(&self, order: &Order, failed: &BTreeSet<Place>) -> bool {
         let Order::Send { to, .. } = order else { return false };
@@ -96,7 +109,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 }
 
 /// The outcome of an order to which a host has responded.
-pub(super) fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
+fn outcome(order: &Order, order_id: OrderId, response: &Response) -> Outcome {
     let (action, dataset, snapshot, to) = match order {
         Order::Take { name, datasets, .. } => (Action::TakeSnapshot, datasets.first(), Some(name), None),
         Order::Send { dataset, snapshot, to, .. } => (Action::SendSnapshot, Some(dataset), Some(snapshot), Some(to)),
