@@ -6,7 +6,7 @@
 mod common;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, PipeReader, PipeWriter, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
@@ -316,6 +316,37 @@ fn pass_makes_way_for_running_one() {
     first.wait_for("ended by SIGTERM", 1);
     assert_eq!(first.stop(), Some(1));
     nothing_is_left(&place);
+}
+
+/// A pipe that is full, as if its reader were a pager. It stays full as long as the reading end is open.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut filler = writer.try_clone().unwrap();
+    std::thread::spawn(move || while filler.write(&[b' '; 4096]).is_ok() {});
+    (reader, writer)
+}
+
+#[test]
+fn nothing_that_prints_holds_catalog() {
+    for subcommand in ["plan", "plan --format json", "plan --out /dev/stdout", "director --once --verbose"] {
+        let place = Place::new();
+        place.zfs(&ZFS.replace("#!/bin/sh\n", &format!("#!/bin/sh\necho \"$*\" >>{}\n", place.path("calls"))));
+        let (reader, writer) = full_pipe();
+        let mut command = place.command(subcommand);
+        let mut printing = command.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+        let end = Instant::now() + PATIENCE;
+        // The program lists after it has opened the catalog.
+        while !fs::read_to_string(place.path("calls")).is_ok_and(|calls| calls.contains("list")) {
+            assert!(Instant::now() < end, "{subcommand} does not list");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        while place.run("director --once --verbose").stderr.contains("still running") {
+            assert!(Instant::now() < end, "{subcommand} holds the catalog while it prints");
+        }
+        assert!(printing.try_wait().unwrap().is_none(), "{subcommand} does not print");
+        drop(reader);
+        assert!(printing.wait().unwrap().code().is_some(), "{subcommand}");
+    }
 }
 
 #[test]

@@ -158,11 +158,14 @@ async fn run_once<Z: Zfs>(
     if is_first_today && let Err(error) = state.forget_marks(began - FORGET_AFTER).await {
         log::warn!("cannot delete old records from the catalog: {:#}", anyhow::Error::from(error));
     }
-    print(settings, &report);
     let written = match &settings.metrics_file {
         Some(file) => write_metrics(file, &policy, &state, &report, began).await,
         None => Ok(()),
     };
+    // The catalog is closed before anything is printed: a pager may keep this process waiting for hours, and meanwhile
+    // each pass from cron would do nothing.
+    drop(state);
+    print(settings, &report);
     if let Err(error) = &written {
         report::print_error(&format_args!("{error:#}"));
     }

@@ -17,7 +17,7 @@ use crate::fleet::estimate::{Answers, Questions};
 use crate::fleet::known;
 use crate::fleet::poll::{self, PollOptions};
 use crate::model::{Counter, DatasetName, HostName, Inventory};
-use crate::plan::orders::{self, PlanInput, write_whole};
+use crate::plan::orders::{self, Decided, PlanInput, write_whole};
 use crate::plan::settings::{InventorySource, PlanMode, PlanSettings};
 use crate::plan::{compare, side_by_side, simulate, table};
 use crate::policy::Policy;
@@ -40,6 +40,42 @@ pub async fn preview(settings: PlanSettings, zfs: &impl ZfsRead) -> Result<(), E
 /// Previews after polling the agents. Their listings are written to the catalog.
 pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
+    // The catalog is closed before anything is printed: a pager may keep this process waiting for hours, and meanwhile
+    // each pass from cron would do nothing.
+    let (surveyed, unseen) = ask_agents(&settings, policy, fingerprint, zfs).await?;
+    for (host, reason) in &unseen {
+        report::print_error(&format_args!("cannot list the snapshots of {host}: {reason}"));
+    }
+    let result = match surveyed {
+        Surveyed::Decided(decided) => conclude(&settings, &decided),
+        Surveyed::Polled(input) => answer(&settings, *input),
+    };
+    match result {
+        // A host that was not listed may have orders that are not known, so status 1 takes precedence over status 3.
+        Ok(()) | Err(Error { exit: Exit::Orders, .. }) if !unseen.is_empty() => Err(Error::reported()),
+        result => result,
+    }
+}
+
+/// What the agents were asked for.
+enum Surveyed {
+    /// Their listings, and the sizes of the orders that were decided from them.
+    Decided(Box<Decided>),
+    /// Their listings.
+    Polled(Box<PlanInput>),
+}
+
+/// Hosts that could not be listed, with the reason.
+type Unseen = BTreeMap<HostName, String>;
+
+/// Asks the agents, and stores their answers in the catalog. The catalog is open only while this runs, and nothing is
+/// printed by it.
+async fn ask_agents<Z: Zfs>(
+    settings: &PlanSettings,
+    policy: Policy,
+    fingerprint: Fingerprint,
+    zfs: Arc<Z>,
+) -> Result<(Surveyed, Unseen), Error> {
     let shared = Arc::new(policy.clone());
     // While this holds the catalog, a pass from cron does nothing.
     let state = open_catalog(&shared, Holder::Pass).await.map_err(|error| match error {
@@ -64,34 +100,37 @@ pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), E
         let polling = poll::poll_all(&shared, &dispatcher, &state, options, &polled);
         bars::counted("hosts polled", &polled, polling).await.map_err(Error::unable)?.unseen
     };
-    for (host, reason) in &unseen {
-        report::print_error(&format_args!("cannot list the snapshots of {host}: {reason}"));
-    }
-    let failed = !unseen.is_empty();
     let inventory = std::mem::take(&mut *state.inventory());
-    let input = PlanInput { policy, fingerprint, inventory, unseen, estimates: Answers::new() };
-    let result = match &settings.mode {
-        PlanMode::Orders { explain, out } if settings.format != Format::Ndjson => {
-            settings.filter.check(&input.policy, &input.inventory).map_err(Error::unable)?;
-            let at = settings.at.unwrap_or_else(clock::now);
-            // Later orders are predicted in a copy. The agents are asked about the present inventory.
-            let inventory = input.inventory.clone();
-            let mut document = orders::document(&settings, input, at, *explain, out.as_deref())?;
-            let questions = Questions::about(&mut document.orders, &shared, &inventory);
-            let estimated = Counter::default();
-            let asking = questions.ask(&shared, &dispatcher, &estimated);
-            let answers = bars::counted("orders estimated", &estimated, asking).await;
-            document.estimate = Some(questions.put(&mut document.orders, &answers));
-            state.store_estimates(answers).await.map_err(Error::unable)?;
-            exit(&settings, orders::print(&settings, &document))
+    let input = PlanInput { policy, fingerprint, inventory, unseen: unseen.clone(), estimates: Answers::new() };
+    let explain = match &settings.mode {
+        // If the filter matches nothing, that is reported where the plan would be printed.
+        PlanMode::Orders { explain, .. }
+            if settings.format != Format::Ndjson && settings.filter.check(&input.policy, &input.inventory).is_ok() =>
+        {
+            *explain
         }
-        _ => answer(&settings, input),
+        _ => return Ok((Surveyed::Polled(Box::new(input)), unseen)),
     };
-    match result {
-        // A host that was not listed may have orders that are not known, so status 1 takes precedence over status 3.
-        Ok(()) | Err(Error { exit: Exit::Orders, .. }) if failed => Err(Error::reported()),
-        result => result,
+    let at = settings.at.unwrap_or_else(clock::now);
+    // Later orders are predicted in a copy. The agents are asked about the present inventory.
+    let inventory = input.inventory.clone();
+    let mut decided = orders::decided(settings, input, at, explain);
+    let document = &mut decided.document;
+    let questions = Questions::about(&mut document.orders, &shared, &inventory);
+    let estimated = Counter::default();
+    let asking = questions.ask(&shared, &dispatcher, &estimated);
+    let answers = bars::counted("orders estimated", &estimated, asking).await;
+    document.estimate = Some(questions.put(&mut document.orders, &answers));
+    state.store_estimates(answers).await.map_err(Error::unable)?;
+    Ok((Surveyed::Decided(Box::new(decided)), unseen))
+}
+
+/// Saves the plan if the settings ask for it, and prints it.
+fn conclude(settings: &PlanSettings, decided: &Decided) -> Result<(), Error> {
+    if let PlanMode::Orders { out: Some(path), .. } = &settings.mode {
+        orders::save(path, &decided.saved)?;
     }
+    exit(settings, orders::print(settings, &decided.document))
 }
 
 fn load(settings: &PlanSettings) -> Result<(Policy, Fingerprint), Error> {
@@ -106,8 +145,8 @@ fn answer(settings: &PlanSettings, input: PlanInput) -> Result<(), Error> {
         PlanMode::Orders { out, .. } if settings.format == Format::Ndjson => {
             orders::print_lines(settings, &input, at, out.as_deref())?
         }
-        PlanMode::Orders { explain, out } => {
-            orders::print(settings, &orders::document(settings, input, at, *explain, out.as_deref())?)
+        PlanMode::Orders { explain, .. } => {
+            return conclude(settings, &orders::decided(settings, input, at, *explain));
         }
         PlanMode::Export(path) => {
             export(path, &input.inventory).map_err(Error::unable)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 
-use crate::actions::{Order, Plan, decide};
+use crate::actions::{Order, decide};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::report::Format;
@@ -39,33 +39,30 @@ pub(crate) struct PlanInput {
     pub estimates: Answers,
 }
 
-/// Decides, and saves the orders that can be given now if `out` names a file.
-fn decided(
-    settings: &PlanSettings,
-    input: &PlanInput,
-    at: DateTime<Utc>,
-    out: Option<&Path>,
-) -> Result<(Plan, Vec<Order>), Error> {
-    let plan = decide(&input.policy, &input.inventory, at);
-    let now = plan.orders(&input.policy);
-    if let Some(path) = out {
-        let saved = SavedPlan::new(at, input.fingerprint, settings.filter.narrow_all(now.clone()));
-        let text = report::json(&saved);
-        write_whole(path, |file| file.write_all(text.as_bytes())).map_err(Error::unable)?;
-    }
-    Ok((plan, now))
+/// A preview of one pass, with the orders that can be given now.
+pub(crate) struct Decided {
+    /// What is printed.
+    pub document: Document,
+    /// What `--out` saves.
+    pub saved: SavedPlan,
 }
 
-/// Everything that a pass would do, with the reasons.
-pub(crate) fn document(
-    settings: &PlanSettings,
-    input: PlanInput,
-    at: DateTime<Utc>,
-    explain: bool,
-    out: Option<&Path>,
-) -> Result<Document, Error> {
-    let (plan, now) = decided(settings, &input, at, out)?;
-    let PlanInput { policy, inventory, unseen, estimates, .. } = input;
+fn saved(settings: &PlanSettings, fingerprint: Fingerprint, at: DateTime<Utc>, now: &[Order]) -> SavedPlan {
+    SavedPlan::new(at, fingerprint, settings.filter.narrow_all(now.to_vec()))
+}
+
+/// Writes the orders that can be given now to a file.
+pub(crate) fn save(path: &Path, plan: &SavedPlan) -> Result<(), Error> {
+    let text = report::json(plan);
+    write_whole(path, |file| file.write_all(text.as_bytes())).map_err(Error::unable)
+}
+
+/// Decides everything that a pass would do, with the reasons.
+pub(crate) fn decided(settings: &PlanSettings, input: PlanInput, at: DateTime<Utc>, explain: bool) -> Decided {
+    let PlanInput { policy, fingerprint, inventory, unseen, estimates } = input;
+    let plan = decide(&policy, &inventory, at);
+    let now = plan.orders(&policy);
+    let saved = saved(settings, fingerprint, at, &now);
     let notices = notices(&plan, &settings.filter);
     let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
     // A plan over a million snapshots is large, and only its orders are still needed.
@@ -74,7 +71,7 @@ pub(crate) fn document(
     let present = (!estimates.is_empty()).then(|| inventory.clone());
     let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at));
     let estimate = present.and_then(|present| add_estimates(&mut orders, &policy, &present, &estimates));
-    Ok(Document { at, unseen, orders, estimate, notices, explain })
+    Decided { document: Document { at, unseen, orders, estimate, notices, explain }, saved }
 }
 
 /// Adds the estimates of an earlier plan to the orders; `None` if none of them is about the same snapshots.
@@ -108,8 +105,10 @@ pub(crate) fn print_lines(
     at: DateTime<Utc>,
     out: Option<&Path>,
 ) -> Result<bool, Error> {
-    let (plan, now) = decided(settings, input, at, out)?;
-    drop(plan);
+    let now = decide(&input.policy, &input.inventory, at).orders(&input.policy);
+    if let Some(path) = out {
+        save(path, &saved(settings, input.fingerprint, at, &now))?;
+    }
     let wanted: Vec<Order> = settings.filter.narrow_all(now).into_iter().flat_map(fitting).collect();
     report::print_ndjson(wanted.iter().map(|order| wire_order(order, &input.policy, &input.inventory)));
     Ok(!wanted.is_empty())
