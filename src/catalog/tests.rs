@@ -312,7 +312,7 @@ fn forget_marks_keeps_marks_of_existing_snapshots() {
     });
 }
 
-fn outcome(number: u64) -> Outcome {
+pub(super) fn outcome(number: u64) -> Outcome {
     Outcome {
         order_id: OrderId(Uuid::from_u128(u128::from(number))),
         at: at(i64::try_from(number).unwrap()),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{
     Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, Snapshot, UnlistedPools,
 };
-use crate::wire::{PER_LINE, Response, default_protocol};
+use crate::wire::{PER_LINE, Response, default_protocol, text};
 
 /// An order of a director to an agent; zeplic's `ZFSDirectorsOrder`. "ORDERS" in zsync(8) describes the fields of each
 /// action.
@@ -193,7 +193,7 @@ pub struct Facts {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listing: Option<Listing>,
     /// Pools that could not be listed, each with the reason.
-    #[serde(skip_serializing_if = "UnlistedPools::is_empty")]
+    #[serde(skip_serializing_if = "UnlistedPools::is_empty", deserialize_with = "text::by_pool")]
     pub unlisted: UnlistedPools,
 }
 

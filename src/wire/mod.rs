@@ -11,12 +11,13 @@
 //! unknown fields are ignored, so that an order can also be written by hand and sent with `nc`.
 //!
 //! `director` has the messages between director and agent, `slave` those between agent and slave, and `response` the
-//! one that both use. [`codec`] sends and receives messages and streams on a connection.
+//! one that both use. `text` limits what peers write into errors. [`codec`] sends and receives messages and streams on a connection.
 
 pub mod codec;
 mod director;
 mod response;
 mod slave;
+mod text;
 
 pub use director::{
     AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Listing, Progress, RenamedFrom,

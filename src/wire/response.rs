@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{OrderId, ResponseStatus, hint};
+use crate::wire::text;
 
 /// The result of an order or a step; zeplic's `ZFSResponseToAgent` (for its agent, `ZFSResponseFromSlave`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,10 +17,10 @@ pub struct Response {
     /// The status, which is more detailed.
     pub status: ResponseStatus,
     /// The error, or a remark after a success.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text::text")]
     pub error: String,
     /// What an administrator can do about a failure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text::optional")]
     pub hint: Option<String>,
     /// Whether a later attempt may succeed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]

@@ -9,7 +9,7 @@ use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, KeyConflict, OnDivergence, OrderId,
     ResponseStatus, SendFlags, SnapName,
 };
-use crate::wire::{RenamedFrom, default_protocol};
+use crate::wire::{RenamedFrom, default_protocol, text};
 
 /// The first line from an agent to a slave, which says what it wants to send; zeplic's `ZFSOrderToSlave` (for its
 /// slave, `ZFSOrderFromAgent`).
@@ -103,10 +103,10 @@ pub struct ListUuids {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub place: Option<DestinationInfo>,
     /// Why the agent may not send, for the statuses 3, 4 and 5, or why it cannot send now.
-    #[serde(skip_serializing_if = "String::is_empty")]
+    #[serde(skip_serializing_if = "String::is_empty", deserialize_with = "text::text")]
     pub error: String,
     /// What an administrator can do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "text::optional")]
     pub hint: Option<String>,
     /// The content of the dataset in this line; `None` if the dataset does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]

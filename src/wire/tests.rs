@@ -107,3 +107,21 @@ fn response_to_another_order_is_damaged() {
     assert!(conn.check_answers(&Response::failure(None, ResponseStatus::Refused, "no"), ours).is_ok());
     assert!(conn.check_answers(&Response { order_uuid: None, ..done(ours) }, ours).is_err());
 }
+
+#[test]
+fn text_of_a_peer_is_cut_and_escaped_where_it_is_received() {
+    let long = "x".repeat(1 << 19);
+    let text = format!("{{\"Error\":\"\\u001b[2J\\n{long}\",\"Hint\":\"\\u001b[2J\\n{long}\"");
+    let response = r#""OrderUUID":null,"IsSuccess":false,"Status":5}"#;
+    let response: Response = serde_json::from_str(&format!("{text},{response}")).unwrap();
+    let list: ListUuids = serde_json::from_str(&format!("{text}}}")).unwrap();
+    let end: codec::StreamEnd = serde_json::from_str(&format!("{text},\"IsSuccess\":false}}")).unwrap();
+    let pools = format!(r#"{{"Unlisted":{{"tank\u001b[2J":"{long}"}}}}"#);
+    let facts: Facts = serde_json::from_str(&pools).unwrap();
+    let texts = [response.error, response.hint.unwrap(), list.error, list.hint.unwrap(), end.error];
+    for text in texts {
+        assert!(text.starts_with("\\u{1b}[2J\\nxxx") && text.len() <= 4096, "{}", text.len());
+    }
+    let (pool, reason) = facts.unlisted.first_key_value().unwrap();
+    assert!(pool == "tank\\u{1b}[2J" && reason.len() <= 4096, "{pool}");
+}

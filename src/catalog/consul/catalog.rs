@@ -20,7 +20,7 @@ use crate::sys::runtime;
 /// How many hosts are read in parallel.
 const PARALLEL_READS: usize = 8;
 /// How many outcomes are buffered before they are written.
-const MOST_BUFFERED_OUTCOMES: usize = 256;
+const BUFFERED_OUTCOMES: usize = 256;
 
 /// The catalog in Consul.
 #[derive(Debug)]
@@ -181,31 +181,34 @@ impl ConsulCatalog {
         unless_conflict(self.writer(host).try_replace(observed, datasets, unlisted, Some(generation)).await)
     }
 
-    fn buffered(&self) -> MutexGuard<'_, Vec<Outcome>> {
+    pub(super) fn buffered(&self) -> MutexGuard<'_, Vec<Outcome>> {
         self.buffered.lock()
     }
 
+    /// Writes the buffered outcomes. Those of a host for which this fails stay buffered; the others are written.
     async fn write_outcomes(&self) -> Result<(), CatalogError> {
         let mut by_host: BTreeMap<HostName, Vec<Outcome>> = BTreeMap::new();
         for outcome in std::mem::take(&mut *self.buffered()) {
             by_host.entry(outcome.host.clone()).or_default().push(outcome);
         }
-        for (host, outcomes) in by_host {
-            let (keys, outcomes) = (&self.keys(&host), &outcomes);
+        let mut result = Ok(());
+        for (host, mut outcomes) in by_host {
+            let (keys, more) = (&self.keys(&host), &outcomes);
             let attempt = || async move {
-                let op = history::with_outcomes(&self.consul, keys, outcomes).await?;
+                let op = history::with_outcomes(&self.consul, keys, more).await?;
                 match self.consul.commit(&[op]).await? {
                     Committed::At(_) => Ok(()),
                     Committed::Conflict(_) => Err(WriteError::Conflict),
                 }
             };
             if let Err(error) = self.writer(&host).retry_on_conflict(attempt).await {
-                // They are written together with the next outcomes.
-                self.buffered().extend(outcomes.iter().cloned());
-                return Err(error);
+                // They are written together with the next outcomes. No more are kept than the pair would have.
+                outcomes.drain(..outcomes.len().saturating_sub(history::MOST_OUTCOMES));
+                self.buffered().splice(0..0, outcomes);
+                result = result.and(Err(error));
             }
         }
-        Ok(())
+        result
     }
 }
 
@@ -274,12 +277,16 @@ impl CatalogWrite for ConsulCatalog {
     }
 
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
-        let many = {
+        let are_many = {
             let mut buffered = self.buffered();
             buffered.push(outcome.clone());
-            buffered.len() >= MOST_BUFFERED_OUTCOMES
+            buffered.len() % BUFFERED_OUTCOMES == 0
         };
-        if many { self.flush() } else { Ok(()) }
+        // A pass does not end because its history cannot be written. The end of the pass writes it, or reports why not.
+        if are_many && let Err(error) = self.flush() {
+            log::debug!("cannot write outcomes to Consul, and will write them later: {error}");
+        }
+        Ok(())
     }
 
     fn flush(&self) -> Result<(), CatalogError> {

@@ -8,13 +8,13 @@ use crate::catalog::consul::codec;
 use crate::catalog::consul::keys::Keys;
 use crate::catalog::dataset::DestroyedSnapshot;
 use crate::catalog::{CatalogError, Destroyed, Outcome};
-use crate::consul::{Consul, Op};
+use crate::consul::{Consul, MOST_BYTES, Op};
 use crate::model::{DatasetName, Guid, HostName, Marks, Record, SnapName};
 
 /// How many destroyed snapshots of each host are kept.
 const MOST_DESTROYED: usize = 1000;
-/// How many outcomes of each host are kept.
-const MOST_OUTCOMES: usize = 200;
+/// How many outcomes of each host are kept. If they do not fit into a transaction, fewer are kept.
+pub(super) const MOST_OUTCOMES: usize = 200;
 
 /// The destroyed snapshots of one host, newest first.
 #[derive(Default)]
@@ -109,11 +109,18 @@ pub(super) async fn outcomes(consul: &Consul, root: &str, limit: usize) -> Resul
     Ok(found)
 }
 
-/// Returns the operation that adds outcomes to the pair of one host, given oldest first.
+/// Returns the operation that adds outcomes to the pair of one host, given oldest first. The oldest are dropped if the
+/// pair would become too large.
 pub(super) async fn with_outcomes(consul: &Consul, keys: &Keys, more: &[Outcome]) -> Result<Op, CatalogError> {
     let pair = consul.get(&keys.outcomes).await?.0.unwrap_or_default();
     let mut outcomes: Vec<Outcome> = codec::unpack(&pair.value).unwrap_or_default();
     outcomes.splice(0..0, more.iter().rev().cloned());
     outcomes.truncate(MOST_OUTCOMES);
-    Ok(Op::Cas { key: keys.outcomes.clone(), value: codec::pack(&outcomes), index: pair.modify_index })
+    loop {
+        let op = Op::Cas { key: keys.outcomes.clone(), value: codec::pack(&outcomes), index: pair.modify_index };
+        if op.bytes() <= MOST_BYTES || outcomes.is_empty() {
+            return Ok(op);
+        }
+        outcomes.truncate(outcomes.len() / 2);
+    }
 }

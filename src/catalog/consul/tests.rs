@@ -1,15 +1,18 @@
 //! Tests of what is specific to the catalog in Consul: generations, large datasets, foreign writes, concurrent writers.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 
 use chrono::{DateTime, Utc};
 
 use super::*;
 use crate::catalog::dataset::CatalogDataset;
-use crate::catalog::tests::{at, dataset, host, in_consul, listing, snapshot};
-use crate::catalog::{CatalogRead, CatalogWrite, Change, Generations, Published};
-use crate::consul::{Committed, Op};
+use crate::catalog::tests::{at, dataset, host, in_consul, listing, outcome, snapshot};
+use crate::catalog::{CatalogRead, CatalogWrite, Change, Generations, Outcome, Published};
+use crate::consul::{Committed, Consul, ConsulSettings, Op};
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Marks};
+use crate::policy::ConsulConfig;
 use crate::sys::runtime;
 
 fn all(names: &[&str]) -> BTreeSet<HostName> {
@@ -240,4 +243,68 @@ fn destroyed_history_is_bounded() {
     assert_eq!(history[0].record.name.as_str(), "BACKUP_1399");
     let found = catalog.host(&host("alpha")).unwrap().unwrap();
     assert_eq!(found.datasets[&dataset("tank/a")].snapshots.len(), 100);
+}
+
+/// The address of a server that responds as a Consul without pairs does, but fails to write pairs of `broken`.
+fn consul_that_fails_for(broken: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (mut line, mut length, mut input) = (String::new(), 0, BufReader::new(stream.try_clone().unwrap()));
+            input.read_line(&mut line).unwrap();
+            let is_put = line.starts_with("PUT");
+            while line != "\r\n" {
+                line.clear();
+                input.read_line(&mut line).unwrap();
+                let header = line.to_lowercase();
+                length = header.strip_prefix("content-length:").map_or(length, |value| value.trim().parse().unwrap());
+            }
+            let mut body = vec![0; length];
+            input.read_exact(&mut body).unwrap();
+            let (status, text) = match String::from_utf8(body).unwrap() {
+                _ if !is_put => ("404 Not Found", ""),
+                body if body.contains(&format!("outcomes/{broken}")) => ("500 Internal Server Error", "no"),
+                _ => ("200 OK", r#"{"Results":[{"KV":{"Key":"k","ModifyIndex":7}}],"Errors":null}"#),
+            };
+            let length = text.len();
+            let headers = format!("X-Consul-Index: 7\r\nContent-Length: {length}\r\nConnection: close");
+            drop(write!(stream, "HTTP/1.1 {status}\r\n{headers}\r\n\r\n{text}"));
+        }
+    });
+    address
+}
+
+#[test]
+fn failed_write_of_one_hosts_outcomes_loses_none() {
+    let config = ConsulConfig { address: Some(consul_that_fails_for("beta")), ..ConsulConfig::default() };
+    let settings = ConsulSettings::with_environment(&config, |_| None).unwrap();
+    let catalog = ConsulCatalog::new(Consul::new(&settings).unwrap(), "test");
+    for name in ["gamma", "beta", "alpha", "beta"] {
+        catalog.record_outcome(&Outcome { host: host(name), ..outcome(1) }).unwrap();
+    }
+    for _ in 0..2 {
+        assert!(catalog.flush().is_err());
+        let kept: Vec<String> = catalog.buffered().iter().map(|outcome| outcome.host.to_string()).collect();
+        assert_eq!(kept, ["beta", "beta"], "the others are written, and these are attempted again");
+    }
+}
+
+#[test]
+fn outcomes_that_do_not_fit_replace_older_ones() {
+    let Some(catalog) = in_consul() else { return };
+    // Random digits hardly compress.
+    let random = |seed: u64| -> String {
+        let digit = |n: u64| (seed << 20 | n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) ^ (n << 40);
+        (0..400).map(|n| format!("{:016x}", digit(n).wrapping_mul(0xd6e8_feb8_6659_fd93))).collect()
+    };
+    for number in 1..=200 {
+        catalog.record_outcome(&Outcome { error: Some(random(number)), ..outcome(number) }).unwrap();
+    }
+    catalog.flush().unwrap();
+    let found = catalog.outcomes(1000).unwrap();
+    assert!((50..200).contains(&found.len()), "{}", found.len());
+    assert_eq!(found[0].at, at(200));
+    catalog.record_outcome(&outcome(201)).unwrap();
+    assert_eq!(catalog.outcomes(1).unwrap()[0].at, at(201));
 }

@@ -13,7 +13,7 @@ use crate::transport::tcp::Connection;
 use crate::wire::codec::error::WireError;
 use crate::wire::codec::line::{LineReader, MOST_IN_LINES, Received};
 use crate::wire::codec::pack::Unpacker;
-use crate::wire::{LONGEST_LINE, Response};
+use crate::wire::{LONGEST_LINE, Response, text};
 
 /// How long a peer may be silent. A working peer reports that it is alive several times in that time.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
@@ -176,7 +176,7 @@ impl Conn {
     pub fn parse<T: DeserializeOwned>(&self, line: &[u8]) -> Result<T, WireError> {
         serde_json::from_slice(line).map_err(|error| {
             let shown: String = String::from_utf8_lossy(&line[..line.len().min(100)]).into_owned();
-            self.invalid(format!("{error} in {shown:?}"))
+            self.invalid(format!("{} in {shown:?}", text::safe(&error.to_string())))
         })
     }
 

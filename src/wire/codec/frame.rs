@@ -6,6 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::wire::text;
+
 /// The largest frame, in bytes: what an enlarged pipe returns in one read.
 pub const LARGEST_FRAME: usize = 1 << 20;
 /// The length that reports that the sender is alive.
@@ -20,6 +22,6 @@ pub struct StreamEnd {
     /// Whether the stream is complete.
     pub is_success: bool,
     /// Why the stream is not complete.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text::text")]
     pub error: String,
 }
