@@ -707,6 +707,28 @@ fn carry_out_all(
     (response, std::iter::from_fn(|| received.try_recv().ok()).collect())
 }
 
+/// ZFS dates changes of snapshots by whole seconds, so somebody may destroy one within the second after it arrived.
+#[test]
+fn listing_after_a_copy_does_not_count_for_the_second_in_which_it_was_made() {
+    let zfs = zsync::zfs::fake::Fake::new(1);
+    ["tank", "tank/data", "usb"].iter().for_each(|name| zfs.create(&ds(name)));
+    let local = local(r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "usb/copy", "slave": true } ] }"#);
+    let agent = Arc::new(Agent::new("alpha".parse().unwrap(), Arc::new(zfs), local));
+    let (response, facts) = carry_out_all(&agent, &take_order("S_1", &["tank/data"]));
+    assert!(response.is_success, "{response:?}");
+    let order = DirectorsOrder {
+        destination: "alpha".into(),
+        snapshot_uuid: vec![facts[0].taken[0].1.guid.uuid().to_string()],
+        dest_dataset: "usb/copy".into(),
+        ..order(Action::SendSnapshot)
+    };
+    let (response, facts) = carry_out_all(&agent, &order);
+    assert!(response.is_success, "{response:?}");
+    let mut listings = facts.iter().filter_map(|fact| fact.listing.as_ref());
+    let unchanged = listings.find_map(|listing| listing.inventory.unchanged).unwrap();
+    assert!(unchanged.to < unchanged.listed, "{unchanged:?}");
+}
+
 #[test]
 fn take_names_datasets_that_zfs_refuses_and_takes_all_others() {
     let (zfs, agent) = agent_with(&["tank", "tank/a", "tank/b", "tank/thick"]);

@@ -94,10 +94,11 @@ impl<Z: Zfs> LocalPeer<Z> {
         let outcome = match verified {
             Ok(mut destination) => {
                 if let Some(found) = &mut destination {
-                    // The dataset was listed after the stream, and nothing else receives into it. So even a change
-                    // that is dated in the second in which the stream ended came with the stream.
-                    let (from, to) = (began.timestamp(), ended.timestamp());
-                    found.unchanged = Some(Unchanged { from, to, listed: to });
+                    // What changed while the stream was running came with the stream: nothing else receives into the
+                    // dataset, and it was listed afterwards. In the second in which the stream ended, somebody may
+                    // have changed more since the listing, and ZFS counts whole seconds.
+                    let (from, listed) = (began.timestamp(), ended.timestamp());
+                    found.unchanged = Some(Unchanged { from, to: listed - 1, listed });
                 }
                 StepOutcome::new(Ok(()), destination)
             }
