@@ -26,7 +26,8 @@ pub enum Format {
 pub fn table(headings: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_content_arrangement(ContentArrangement::Dynamic);
+    // Names are not broken into pieces: a terminal wraps a line that is too long, and it can still be copied whole.
+    table.set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headings.iter().copied());
     for &index in right {
         if let Some(column) = table.column_mut(index) {

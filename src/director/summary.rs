@@ -55,7 +55,7 @@ pub fn in_a_line(report: &Report) -> String {
 #[must_use]
 pub fn pass(report: &Report, format: Format) -> String {
     match format {
-        Format::Table => as_table(report),
+        Format::Table => as_table(report, report::width()),
         Format::Json => report::json(&Document::from(report)),
         Format::Ndjson => report::ndjson(&report.outcomes),
     }
@@ -88,7 +88,33 @@ impl<'a> From<&'a Report> for Document<'a> {
     }
 }
 
-fn as_table(report: &Report) -> String {
+/// The columns of the table.
+const HEADINGS: [&str; 8] = ["ACTION", "DATASET", "SNAPSHOT", "TO", "RESULT", "SENT", "RATE", "TOOK"];
+/// Those of them whose numbers are right-aligned.
+const NUMBERS: [usize; 3] = [5, 6, 7];
+
+/// The orders as a table. If it is wider than `width`, what became of each order follows below the order, so that names
+/// stay whole.
+fn table(rows: Vec<Vec<String>>, width: Option<usize>) -> String {
+    let text = report::table(&HEADINGS, &NUMBERS, rows.clone());
+    if width.is_none_or(|width| text.lines().all(|line| line.chars().count() <= width)) {
+        return text;
+    }
+    let narrow = rows.into_iter().map(|row| {
+        let (order, rest) = row.split_at(3);
+        let [to, result, sent, rate, took] = rest else { return row };
+        let to = if to.is_empty() { String::new() } else { format!("to {to}: ") };
+        let sent = match (sent.as_str(), rate.as_str()) {
+            ("", _) => String::new(),
+            (sent, "") => format!(", {sent}"),
+            (sent, rate) => format!(", {sent} at {rate}"),
+        };
+        order.iter().cloned().chain([format!("{to}{result}{sent}, {took}")]).collect()
+    });
+    report::table_with_reasons(&["ACTION", "DATASET", "SNAPSHOT", "RESULT"], &narrow.collect::<Vec<_>>(), width)
+}
+
+fn as_table(report: &Report, width: Option<usize>) -> String {
     let rows = report.outcomes.iter().map(|o| {
         let took = Duration::from_secs_f64(o.seconds);
         let dataset = o.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
@@ -103,13 +129,11 @@ fn as_table(report: &Report) -> String {
             format!("{:.1}s", took.as_secs_f64()),
         ]
     });
-    let headings = ["ACTION", "DATASET", "SNAPSHOT", "TO", "RESULT", "SENT", "RATE", "TOOK"];
-    let mut text =
-        if report.outcomes.is_empty() { String::new() } else { report::table(&headings, &[5, 6, 7], rows.collect()) };
+    let mut text = if report.outcomes.is_empty() { String::new() } else { table(rows.collect(), width) };
     for notice in report.notices.iter().filter(|n| !n.kind.is_failure()) {
-        text.push_str(&format!("note: {notice}\n"));
+        text.push_str(&report::wrap(&format!("note: {notice}"), 0, width));
         if let Some(hint) = notice.kind.hint() {
-            text.push_str(&format!("  hint: {hint}\n"));
+            text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));
         }
     }
     let failed = failures(report).count();
@@ -126,4 +150,37 @@ fn as_table(report: &Report) -> String {
 
 fn counted(n: usize, of: &str) -> String {
     format!("{n} {of}{}", if n == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_table_keeps_names_whole() {
+        let row = |cells: [&str; 8]| cells.map(str::to_owned).to_vec();
+        let rows = vec![
+            row(["take", "alpha:tank/home", "S_2026-11-23_10:00:00", "", "done", "", "", "0.1s"]),
+            row([
+                "send",
+                "alpha:tank/home",
+                "S_2026-11-23_10:00:00",
+                "beta:pool/home",
+                "incremental",
+                "8.80K",
+                "1M/s",
+                "0.2s",
+            ]),
+        ];
+        let wide = table(rows.clone(), Some(200));
+        assert_eq!(wide, table(rows.clone(), None));
+        assert!(
+            wide.lines().count() == 3 && wide.contains("S_2026-11-23_10:00:00  beta:pool/home  incremental"),
+            "{wide}"
+        );
+        let narrow = "ACTION  DATASET          SNAPSHOT\n\
+            take    alpha:tank/home  S_2026-11-23_10:00:00\n    done, 0.1s\n\
+            send    alpha:tank/home  S_2026-11-23_10:00:00\n    to beta:pool/home: incremental, 8.80K at 1M/s,\n    0.2s\n";
+        assert_eq!(table(rows, Some(50)), narrow);
+    }
 }
