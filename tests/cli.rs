@@ -218,6 +218,26 @@ fn invalid_listen_address_is_reported() {
 }
 
 #[test]
+fn misspelt_names_are_reported_with_the_names_that_are_known() {
+    let place = Place::new();
+    // The policy covers the dataset, but no host has it.
+    assert_eq!(place.run("director --once").status, Some(0));
+    place.run("status --dataset tank/dada").fails(2, &["--dataset", "has tank/dada"]);
+    place.run("status --dataset tank/data/typo").fails(2, &["--dataset", "tank/data/typo does not exist on alpha"]);
+    place.run("status --host alhpa").fails(2, &["--host", "does not name alhpa; it names alpha"]);
+    assert_eq!(place.run("status --dataset tank/data").status, Some(0));
+    let ended = place.run("check --dataset tank/dada");
+    assert!(ended.status == Some(3) && ended.stdout.contains("--dataset"), "{ended:?}");
+    place.run("plan --dry-run --compare {}/none.json").fails(2, &["none.json", "does not exist", "--compare"]);
+    // A policy for a host that is called otherwise.
+    place.policy(&POLICY.replace("\"alpha\"", "\"alhpa\""));
+    let ended = place.run("plan --dry-run");
+    assert!(ended.stdout.contains("alhpa has not answered") && ended.stdout.contains("is called alpha"), "{ended:?}");
+    let ended = place.run("check --verbose");
+    assert!(ended.stdout.contains("alhpa: has never been listed (this host is called alpha)"), "{ended:?}");
+}
+
+#[test]
 fn second_director_is_refused_by_embedded_catalog() {
     let place = Place::new();
     let mut first = Running::start(&mut place.command("director --interval 1s --log debug"));

@@ -327,9 +327,12 @@ fn destroy_spares_held_cloned_unsent_and_newest_snapshots() {
     assert_eq!(pair.source(), [guids[0], guids[1], guids[4], guids[5]], "{}", response.error);
     let reported: Vec<Guid> = facts.iter().flat_map(|f| &f.destroyed).map(|(_, guid)| *guid).collect();
     assert_eq!(reported, [guids[2], guids[3]]);
-    for words in
-        ["S_1 stays: it is held", "S_2 stays: it has clones", "S_5 stays: beta does not have it yet", "S_6 stays"]
-    {
+    for words in [
+        "S_1 stays: it is held (mine)",
+        "S_2 stays: it has clones",
+        "S_5 stays: beta does not have it yet",
+        "S_6 stays",
+    ] {
         assert!(response.error.contains(words), "{}", response.error);
     }
 }

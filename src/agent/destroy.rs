@@ -1,6 +1,8 @@
 //! Carries out destroy_snapshot. Whatever the order says, each snapshot is first checked against ZFS as it is now, and
 //! is destroyed only if that is safe.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 
 use crate::agent::context::{OrderContext, Success};
@@ -8,7 +10,8 @@ use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
 use crate::host::floor::Floor;
-use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, Snapshot};
+use crate::model::tags::held_by;
+use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, SnapName, Snapshot};
 use crate::policy::Local;
 use crate::sys::clock;
 use crate::wire::{ExpectedSnapshot, Facts, PER_LINE};
@@ -42,6 +45,9 @@ pub(crate) async fn judge(
     };
     let floor = Floor::of(zfs, local, dataset, &inventory, now).await?;
     let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new(), floor };
+    let is_wanted = |snapshot: &Snapshot| wanted.iter().any(|wanted| snapshot.guid.uuid() == wanted.id);
+    let held = inventory.snapshots.iter().filter(|s| s.userrefs > 0 && is_wanted(s));
+    let tags = tags_of(zfs, dataset, held.map(|s| s.name.clone()).collect()).await;
     for SnapshotToDestroy { id, name, expected } in wanted {
         // If the snapshot no longer exists, nothing is left to do for it.
         let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else { continue };
@@ -50,7 +56,7 @@ pub(crate) async fn judge(
             .map(|name| format!("it was renamed from @{name}"))
             .or_else(|| mismatch(snapshot, expected.as_ref()))
             .or_else(|| judged.floor.kept.get(&snapshot.guid).cloned())
-            .or_else(|| objection(snapshot, &inventory, request));
+            .or_else(|| objection(snapshot, &inventory, request, &tags));
         match objection {
             Some(reason) => judged.kept.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
             None => judged.victims.push(Named { name: snapshot.name.clone(), guid: snapshot.guid }),
@@ -69,10 +75,31 @@ fn mismatch(snapshot: &Snapshot, expected: Option<&ExpectedSnapshot>) -> Option<
     })
 }
 
+/// The tags of the holds on snapshots of one dataset.
+type Tags = BTreeMap<SnapName, Vec<String>>;
+
+/// The tags of the holds on these snapshots, for messages: if ZFS cannot list them, they are left out.
+async fn tags_of(zfs: &impl ZfsRead, dataset: &DatasetName, names: Vec<SnapName>) -> Tags {
+    let mut tags = Tags::new();
+    if names.is_empty() {
+        return tags;
+    }
+    match zfs.holds(dataset, &names).await {
+        Ok(holds) => holds.into_iter().for_each(|(name, tag)| tags.entry(name).or_default().push(tag)),
+        Err(error) => log::debug!("{dataset}: cannot list the holds: {error}"),
+    }
+    tags
+}
+
+/// Says that a snapshot is held, with the tags of its holds.
+fn held(snapshot: &SnapName, tags: &Tags) -> String {
+    held_by(tags.get(snapshot).map(Vec::as_slice).unwrap_or_default())
+}
+
 /// Why a snapshot may not be destroyed; `None` if it may.
-fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyRequest) -> Option<String> {
+fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyRequest, tags: &Tags) -> Option<String> {
     if snapshot.userrefs > 0 {
-        return Some("it is held".into());
+        return Some(held(&snapshot.name, tags));
     }
     if of.newest().is_some_and(|newest| newest.guid == snapshot.guid) {
         return Some("it is the newest of its dataset".into());
@@ -110,7 +137,7 @@ struct Tally {
 
 impl Tally {
     /// Counts the fates of one dataset's victims; returns the guids of those that no longer exist.
-    fn count(&mut self, dataset: &DatasetName, victims: Vec<Named>, fates: Vec<Fate>) -> Vec<Guid> {
+    fn count(&mut self, dataset: &DatasetName, victims: Vec<Named>, fates: Vec<Fate>, tags: &Tags) -> Vec<Guid> {
         let mut gone = Vec::new();
         for (Named { name, guid }, fate) in victims.into_iter().zip(fates) {
             let reason = match fate {
@@ -118,11 +145,11 @@ impl Tally {
                     gone.push(guid);
                     continue;
                 }
-                Fate::Another => "the name now belongs to another snapshot",
-                Fate::Held => "it is held",
-                Fate::Cloned => "it has clones",
-                Fate::Busy => "it is in use (mounted below .zfs/snapshot, or open as a volume)",
-                Fate::Spared => "a snapshot in common with another host was destroyed or renamed just now",
+                Fate::Another => "the name now belongs to another snapshot".to_owned(),
+                Fate::Held => held(&name, tags),
+                Fate::Cloned => "it has clones".to_owned(),
+                Fate::Busy => "it is in use (mounted below .zfs/snapshot, or open as a volume)".to_owned(),
+                Fate::Spared => "a snapshot in common with another host was destroyed or renamed just now".to_owned(),
                 Fate::Failed(reason) => {
                     self.failed.push(format!("{} ({reason})", dataset.at(&name)));
                     continue;
@@ -168,7 +195,9 @@ impl<Z: Zfs> Agent<Z> {
                 continue;
             }
             let fates = self.zfs.destroy(dataset, &victims, &guards, false).await?;
-            for part in tally.count(dataset, victims, fates).chunks(PER_LINE) {
+            let held = victims.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Held);
+            let tags = tags_of(&*self.zfs, dataset, held.map(|(victim, _)| victim.name.clone()).collect()).await;
+            for part in tally.count(dataset, victims, fates, &tags).chunks(PER_LINE) {
                 let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
                 context.report(Facts { destroyed, ..Facts::default() }).await;
             }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use chrono::TimeDelta;
 use clap::Args;
 
+use crate::actions::check_names;
 use crate::actions::health::{Health, Row, Severity, health, span};
 use crate::cli::args::{CommonArgs, PolicyArgs};
 use crate::cli::exit::{Error, Exit};
@@ -97,11 +98,13 @@ async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let local = local_if_exists(&args.common).ok().flatten();
     let policy = config::load_policy(&args.policy.config)?;
     let Overview { inventory, unseen, live } = known::overview(&policy, &here, local.as_ref(), zfs).await?;
+    check_names(&policy, &inventory, args.host.as_ref(), args.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     if let Some(live) = live.filter(|live| !live.is_alive(health.at)) {
         health.judge_pass(live.ended.unwrap_or(live.at));
     }
     health.narrow(args.host.as_ref(), args.dataset.as_ref());
+    known::add_own_knowledge(&mut health, &here, zfs).await;
     Ok(health)
 }
 

@@ -49,6 +49,12 @@ pub fn load_policy(path: &Path) -> Result<Policy, ConfigError> {
     load_policy_with_fingerprint(path).map(|(policy, _)| policy)
 }
 
+/// Reads another policy, which `option` names.
+pub fn load_other_policy(path: &Path, option: &str) -> Result<Policy, ConfigError> {
+    let file = path.display().to_string();
+    parse_policy(&file, &read(path, &file, option, "zsync-server.json(5)")?)
+}
+
 /// Reads the director's policy, and computes its fingerprint.
 pub fn load_policy_with_fingerprint(path: &Path) -> Result<(Policy, Fingerprint), ConfigError> {
     let file = path.display().to_string();

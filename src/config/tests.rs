@@ -305,10 +305,14 @@ fn nearest_entry_determines_permissions() {
         (
             DatasetStatus::NotConf,
             "pool/x is not listed in local_datasets of local.json; to allow this, add \
-             { \"enable\": true, \"slave\": false, \"name\": \"pool/x\" } to local_datasets of local.json"
+             { \"enable\": true, \"name\": \"pool/x\" } to local_datasets of local.json; an entry also covers what is below \
+             its dataset"
                 .to_owned()
         )
     );
+    let (status, text) = said(local.permission_to_receive(&dataset("pool/x/deep"), &alpha));
+    assert_eq!(status, DatasetStatus::NotConf);
+    assert!(text.contains("\"slave\": true") && text.contains("that sync_dataset of server.json names"), "{text}");
     assert_eq!(
         said(local.permission_to_destroy(&dataset("tank/off/x"))),
         (

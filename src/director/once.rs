@@ -10,13 +10,12 @@ use crate::cli::exit::Error;
 use crate::cli::report::{self, Format};
 use crate::director::leader::Leadership;
 use crate::director::leader_loop::{new_pass, while_leading};
-use crate::director::report::{Report, failures};
+use crate::director::report::{Report, reported};
 use crate::director::saved::SavedPlan;
 use crate::director::settings::DirectorSettings;
 use crate::director::{bars, status_file, summary};
 use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
-use crate::model::hint;
 use crate::policy::Policy;
 use crate::sys::service::Signals;
 use crate::sys::{clock, runtime};
@@ -74,7 +73,7 @@ pub(crate) fn print(settings: &DirectorSettings, report: &Report) {
         let lines = report.corrected.iter().map(|(host, line)| format!("{host}: {line}: corrected\n"));
         report::print(&lines.collect::<String>());
     }
-    for failure in failures(report) {
-        report::print_error(&hint::join(&failure, failure.hint()));
+    for (_, text) in reported(report) {
+        report::print_error(&text);
     }
 }

@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 
 use crate::actions::Notice;
 use crate::catalog::Outcome;
+use crate::cli::causes::{FailedOrder, by_cause, others};
 use crate::director::failure_log::CATALOG;
-use crate::model::{Action, HostName};
+use crate::model::{Action, HostName, hint};
 
 /// The report of a pass.
 #[derive(Debug)]
@@ -101,6 +102,40 @@ pub fn failures(report: &Report) -> impl Iterator<Item = Failure<'_>> {
     let interrupted = report.interrupted.iter().map(|reason| Failure::Interrupted(reason));
     let unsaved = report.unsaved.iter().map(|reason| Failure::Unsaved(reason));
     unseen.chain(policy).chain(orders).chain(unsaved).chain(interrupted)
+}
+
+/// Everything that went wrong in a pass, each with the text that reports it. Orders that failed for the same reason
+/// are reported once.
+pub(crate) fn reported(report: &Report) -> Vec<(Failure<'_>, String)> {
+    let failed: Vec<&Outcome> = report.outcomes.iter().filter(|o| !o.success).collect();
+    let orders: Vec<FailedOrder<'_>> = failed.iter().copied().map(failed_order).collect();
+    let mut groups = by_cause(&orders).into_iter();
+    let mut all = Vec::new();
+    for failure in failures(report) {
+        let (failure, others) = match failure {
+            // The groups take the place of the orders, of which there are at least as many.
+            Failure::Order(_) => match groups.next() {
+                Some(group) => (Failure::Order(failed[group[0]]), others(&orders, &group)),
+                None => continue,
+            },
+            failure => (failure, String::new()),
+        };
+        let text = hint::join(format_args!("{failure}{others}"), failure.hint());
+        all.push((failure, text));
+    }
+    all
+}
+
+fn failed_order(outcome: &Outcome) -> FailedOrder<'_> {
+    let Outcome { action, host, dataset, to, hint, .. } = outcome;
+    FailedOrder {
+        action: Some(*action),
+        host,
+        dataset: dataset.as_ref(),
+        to: to.as_ref(),
+        error: message(outcome),
+        hint: hint.as_deref(),
+    }
 }
 
 /// An order's action, dataset and destination.

@@ -16,12 +16,11 @@ use crate::director::leader::{Election, Leadership};
 use crate::director::leader_loop::{new_pass, stand_by, while_leading};
 use crate::director::metrics::{DirectorMetrics, PassMetrics};
 use crate::director::pass::Pass;
-use crate::director::report::{Report, failures};
+use crate::director::report::{Report, reported};
 use crate::director::settings::DirectorSettings;
 use crate::director::{status_file, summary};
 use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
-use crate::model::hint;
 use crate::policy::Policy;
 use crate::sys::service::Signals;
 use crate::sys::{clock, service};
@@ -229,8 +228,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 }
             }
         }
-        for failure in failures(report) {
-            let text = hint::join(&failure, failure.hint());
+        for (failure, text) in reported(report) {
             // Two failures may have the same subject.
             let same: &mut String = all_failures.entry(failure.subject()).or_default();
             if !same.is_empty() {

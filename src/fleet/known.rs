@@ -8,6 +8,7 @@ use std::path::Path;
 
 use chrono::{DateTime, Utc};
 
+use crate::actions::health::{Finding, Health};
 use crate::catalog::file::FileError;
 use crate::catalog::{CatalogError, file, open};
 use crate::fleet::estimate::Answers;
@@ -77,6 +78,26 @@ pub async fn overview(
         }
     };
     Ok(Overview { inventory, unseen, live })
+}
+
+/// Adds to findings what only this host knows: the tags of the holds on its snapshots, and its own name where a host
+/// was never listed, whose name is then perhaps misspelt.
+pub async fn add_own_knowledge(health: &mut Health, host_name: &HostName, zfs: &impl ZfsRead) {
+    for finding in health.hosts.iter_mut().flat_map(|state| &mut state.findings) {
+        if let Finding::NeverListed { here } = finding {
+            *here = Some(host_name.clone());
+        }
+    }
+    let here = host_name;
+    for row in health.rows.iter_mut().filter(|row| row.host == *here) {
+        for finding in &mut row.findings {
+            if let Finding::HeldLong { snapshot, tags, .. } = finding
+                && let Ok(holds) = zfs.holds(&row.dataset, std::slice::from_ref(snapshot)).await
+            {
+                *tags = holds.into_iter().map(|(_, tag)| tag).collect();
+            }
+        }
+    }
 }
 
 /// Replaces this host's part of the inventory with what its ZFS has now, if orders to this host are carried out without

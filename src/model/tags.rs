@@ -74,6 +74,15 @@ pub fn received(from: &HostName) -> String {
     tag(FROM, from.as_str())
 }
 
+/// Says that a snapshot is held, and by which tags if they are known.
+#[must_use]
+pub fn held_by(tags: &[String]) -> String {
+    match tags {
+        [] => "it is held".to_owned(),
+        tags => format!("it is held ({})", tags.join(", ")),
+    }
+}
+
 /// Whether a tag is that of a hold on a destination, whatever the source.
 #[must_use]
 pub fn is_received(tag: &str) -> bool {

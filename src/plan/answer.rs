@@ -25,7 +25,7 @@ use crate::sys::clock;
 use crate::zfs::{Zfs, ZfsRead};
 
 /// Previews from the catalog or from a file. Nothing is changed anywhere: `zfs` can only be read.
-pub async fn preview(settings: PlanSettings, zfs: &impl ZfsRead) -> Result<(), Error> {
+pub async fn preview<Z: ZfsRead>(settings: PlanSettings, zfs: &Z) -> Result<(), Error> {
     let (policy, fingerprint) = load(&settings)?;
     let listed = settings.at.unwrap_or_else(clock::now);
     let (inventory, estimates) = match &settings.source {
@@ -34,7 +34,11 @@ pub async fn preview(settings: PlanSettings, zfs: &impl ZfsRead) -> Result<(), E
             known::from_catalog(&policy, &settings.host, settings.local.as_ref(), zfs).await.map_err(Error::unable)?
         }
     };
-    answer(&settings, PlanInput { policy, fingerprint, inventory, unseen: BTreeMap::new(), estimates })
+    let input = PlanInput { policy, fingerprint, inventory, unseen: BTreeMap::new(), estimates };
+    match &settings.source {
+        InventorySource::File(_) => answer(&settings, input, None::<&Z>).await,
+        InventorySource::Catalog | InventorySource::Agents => answer(&settings, input, Some(zfs)).await,
+    }
 }
 
 /// Previews after polling the agents. Their listings are written to the catalog.
@@ -42,13 +46,13 @@ pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), E
     let (policy, fingerprint) = load(&settings)?;
     // The catalog is closed before anything is printed: a pager may keep this process waiting for hours, and meanwhile
     // each pass from cron would do nothing.
-    let (surveyed, unseen) = ask_agents(&settings, policy, fingerprint, zfs).await?;
+    let (surveyed, unseen) = ask_agents(&settings, policy, fingerprint, Arc::clone(&zfs)).await?;
     for (host, reason) in &unseen {
         report::print_error(&format_args!("cannot list the snapshots of {host}: {reason}"));
     }
     let result = match surveyed {
-        Surveyed::Decided(decided) => conclude(&settings, &decided),
-        Surveyed::Polled(input) => answer(&settings, *input),
+        Surveyed::Decided(decided) => conclude(&settings, *decided, Some(&*zfs)).await,
+        Surveyed::Polled(input) => answer(&settings, *input, Some(&*zfs)).await,
     };
     match result {
         // A host that was not listed may have orders that are not known, so status 1 takes precedence over status 3.
@@ -125,8 +129,11 @@ async fn ask_agents<Z: Zfs>(
     Ok((Surveyed::Decided(Box::new(decided)), unseen))
 }
 
-/// Saves the plan if the settings ask for it, and prints it.
-fn conclude(settings: &PlanSettings, decided: &Decided) -> Result<(), Error> {
+/// Saves the plan if the settings ask for it, and prints it. `zfs` is that of this host, `None` if only a file counts.
+async fn conclude(settings: &PlanSettings, mut decided: Decided, zfs: Option<&impl ZfsRead>) -> Result<(), Error> {
+    if let (Some(explain), Some(zfs)) = (&mut decided.document.explain, zfs) {
+        explain.name_holds(&settings.host, zfs).await;
+    }
     if let PlanMode::Orders { out: Some(path), .. } = &settings.mode {
         orders::save(path, &decided.saved)?;
     }
@@ -137,7 +144,8 @@ fn load(settings: &PlanSettings) -> Result<(Policy, Fingerprint), Error> {
     config::load_policy_with_fingerprint(&settings.config).map_err(Error::unable)
 }
 
-fn answer(settings: &PlanSettings, input: PlanInput) -> Result<(), Error> {
+/// Decides and prints. `zfs` is that of this host, `None` if only a file counts.
+async fn answer(settings: &PlanSettings, input: PlanInput, zfs: Option<&impl ZfsRead>) -> Result<(), Error> {
     settings.filter.check(&input.policy, &input.inventory).map_err(Error::unable)?;
     let at = settings.at.unwrap_or_else(clock::now);
     let wants = |host: &HostName, dataset: &DatasetName| settings.filter.wants(host, dataset);
@@ -146,7 +154,7 @@ fn answer(settings: &PlanSettings, input: PlanInput) -> Result<(), Error> {
             orders::print_lines(settings, &input, at, out.as_deref())?
         }
         PlanMode::Orders { explain, .. } => {
-            return conclude(settings, &orders::decided(settings, input, at, *explain));
+            return conclude(settings, orders::decided(settings, input, at, *explain), zfs).await;
         }
         PlanMode::Export(path) => {
             export(path, &input.inventory).map_err(Error::unable)?;
@@ -162,7 +170,7 @@ fn answer(settings: &PlanSettings, input: PlanInput) -> Result<(), Error> {
             false
         }
         PlanMode::Simulate { length, other: Some(other) } => {
-            let other = config::load_policy(other).map_err(Error::unable)?;
+            let other = config::load_other_policy(other, "--compare").map_err(Error::unable)?;
             let there = simulate::simulate(&other, input.inventory.clone(), at, *length, wants);
             let here = simulate::simulate(&input.policy, input.inventory, at, *length, wants);
             let both = side_by_side::Simulations { this: here, other: there };
@@ -174,7 +182,7 @@ fn answer(settings: &PlanSettings, input: PlanInput) -> Result<(), Error> {
             both.differ()
         }
         PlanMode::Compare { other, explain } => {
-            let other = config::load_policy(other).map_err(Error::unable)?;
+            let other = config::load_other_policy(other, "--compare").map_err(Error::unable)?;
             let mut comparison = compare::compare(&input.policy, &other, &input.inventory, at);
             comparison.differences.retain(|difference| {
                 let (host, dataset) = difference.place();

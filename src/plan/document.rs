@@ -5,10 +5,12 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::actions::{Explained, Notice, Plan, PruneReason, PruneVerdict, SendVerdict, TakeVerdict};
+use crate::actions::{Explained, Notice, Plan, Protection, PruneReason, PruneVerdict, SendVerdict, TakeVerdict};
 use crate::fleet::planned::{PlannedOrder, Totals};
-use crate::model::{HostName, Inventory};
+use crate::model::tags::held_by;
+use crate::model::{HostName, Inventory, SnapName};
 use crate::plan::filter::Filter;
+use crate::zfs::ZfsRead;
 
 /// A plan.
 #[derive(Serialize)]
@@ -25,6 +27,9 @@ pub struct Document {
     pub estimate: Option<Totals>,
     /// What an administrator should know about the policy.
     pub notices: Vec<WithReason<Notice>>,
+    /// What this host is called; `None` if only a file counts.
+    #[serde(skip)]
+    pub here: Option<HostName>,
     /// Every verdict, if `--explain` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explain: Option<Explain>,
@@ -69,6 +74,26 @@ pub fn notices(plan: &Plan, filter: &Filter) -> Vec<WithReason<Notice>> {
 }
 
 impl Explain {
+    /// Adds the tags of the holds where nothing but a hold keeps a snapshot of this host. Nobody is asked about other
+    /// hosts.
+    pub async fn name_holds(&mut self, here: &HostName, zfs: &impl ZfsRead) {
+        let is_held = |reason: &PruneReason| matches!(reason, PruneReason::Protected { by: Protection::Held });
+        for prune in self.prunes.iter_mut().filter(|prune| prune.verdict.subject.host == *here) {
+            let held = prune.snapshots.iter_mut().filter(|s| s.what.reasons.iter().all(is_held));
+            let held: Vec<_> = held.collect();
+            let names: Vec<SnapName> = held.iter().map(|s| s.what.name.clone()).collect();
+            if names.is_empty() {
+                continue;
+            }
+            // Without the tags, the explanation is still right.
+            let holds = zfs.holds(&prune.verdict.subject.dataset, &names).await.unwrap_or_default();
+            for snapshot in held {
+                let on = holds.iter().filter(|(name, _)| *name == snapshot.what.name);
+                snapshot.why = held_by(&on.map(|(_, tag)| tag.clone()).collect::<Vec<_>>());
+            }
+        }
+    }
+
     /// Explains the part of a plan that passes the filter. `inventory` is the one for which it was decided.
     #[must_use]
     pub fn new(plan: &Plan, inventory: &Inventory, filter: &Filter) -> Self {

@@ -1,8 +1,6 @@
 //! Limits a preview to a host or a dataset.
 
-use anyhow::anyhow;
-
-use crate::actions::{Notice, Order};
+use crate::actions::{Notice, Order, check_names};
 use crate::fleet::planned::PlannedOrder;
 use crate::model::{DatasetName, HostName, Inventory};
 use crate::policy::Policy;
@@ -62,18 +60,6 @@ impl Filter {
 
     /// Rejects a name that occurs neither in the policy nor in the inventory, because it is almost certainly a typo.
     pub(crate) fn check(&self, policy: &Policy, inventory: &Inventory) -> anyhow::Result<()> {
-        let hosts = policy.hosts_named();
-        if let Some(host) = self.host.as_ref().filter(|h| !hosts.contains(*h) && !inventory.hosts.contains_key(*h)) {
-            let known: Vec<String> = hosts.iter().map(ToString::to_string).collect();
-            return Err(anyhow!("--host: the policy does not name {host}; it names {}", known.join(", ")));
-        }
-        let Some(root) = &self.dataset else { return Ok(()) };
-        let targets = policy.datasets.iter().flat_map(|e| &e.policies).flat_map(|p| &p.sync_on).map(|t| &t.dataset);
-        let mut named = policy.datasets.iter().map(|e| &e.dataset).chain(targets);
-        let known = inventory.hosts.values().any(|h| h.datasets.contains_key(root));
-        if known || named.any(|dataset| dataset.is_within(root) || root.is_within(dataset)) {
-            return Ok(());
-        }
-        Err(anyhow!("--dataset: neither the policy nor any host has {root}"))
+        Ok(check_names(policy, inventory, self.host.as_ref(), self.dataset.as_ref())?)
     }
 }

@@ -20,7 +20,7 @@ use crate::fleet::{fitting, wire_order};
 use crate::model::{HostName, Inventory};
 use crate::plan::document::{Document, Explain, notices};
 use crate::plan::foresee::foresee;
-use crate::plan::settings::PlanSettings;
+use crate::plan::settings::{InventorySource, PlanSettings};
 use crate::plan::table;
 use crate::policy::Policy;
 use crate::sys::files;
@@ -71,7 +71,8 @@ pub(crate) fn decided(settings: &PlanSettings, input: PlanInput, at: DateTime<Ut
     let present = (!estimates.is_empty()).then(|| inventory.clone());
     let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at));
     let estimate = present.and_then(|present| add_estimates(&mut orders, &policy, &present, &estimates));
-    Decided { document: Document { at, unseen, orders, estimate, notices, explain }, saved }
+    let here = (!matches!(settings.source, InventorySource::File(_))).then(|| settings.host.clone());
+    Decided { document: Document { at, unseen, orders, estimate, notices, here, explain }, saved }
 }
 
 /// Adds the estimates of an earlier plan to the orders; `None` if none of them is about the same snapshots.

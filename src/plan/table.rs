@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-use crate::actions::{Order, SendVerdict, Side, TakeVerdict};
+use crate::actions::{NoticeKind, Order, SendVerdict, Side, TakeVerdict};
 use crate::cli::report;
 use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
 use crate::model::{DatasetName, HostName};
@@ -48,7 +48,13 @@ pub fn plan(document: &Document, width: Option<usize>) -> String {
     }
     for notice in &document.notices {
         text.push_str(&report::wrap(&format!("note: {}", notice.why), 0, width));
-        if let Some(hint) = notice.what.kind.hint() {
+        let hint = match (&notice.what.kind, &document.here) {
+            (NoticeKind::HostNotListed, Some(here)) => {
+                Some(format!("check its name in server.json: this host is called {here}"))
+            }
+            (kind, _) => kind.hint().map(str::to_owned),
+        };
+        if let Some(hint) = hint {
             text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));
         }
     }

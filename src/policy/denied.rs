@@ -151,8 +151,13 @@ impl Denied {
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
-            Self::NotConfigured { file, dataset, receiving } => format!(
-                "to allow this, add {{ \"enable\": true, \"slave\": {receiving}, \"name\": \"{dataset}\" }} to local_datasets of {file}"
+            Self::NotConfigured { file, dataset, receiving: false } => format!(
+                "to allow this, add {{ \"enable\": true, \"name\": \"{dataset}\" }} to local_datasets of {file}; an entry also \
+                 covers what is below its dataset"
+            ),
+            Self::NotConfigured { file, receiving: true, .. } => format!(
+                "to allow this, add {{ \"enable\": true, \"slave\": true, \"name\": \"...\" }} to local_datasets of {file}, with the \
+                 dataset that sync_dataset of server.json names: the entry also covers all copies below it"
             ),
             Self::Disabled { file, entry, .. } => {
                 format!("to allow this, set \"enable\": true in the entry {entry:?} of {file}")

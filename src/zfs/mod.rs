@@ -204,6 +204,13 @@ pub trait ZfsRead: Send + Sync + 'static {
         names: &[SnapName],
     ) -> impl Future<Output = Result<Vec<SnapName>, ZfsError>> + Send;
 
+    /// Returns the tags of the holds on these snapshots of one dataset.
+    fn holds(
+        &self,
+        dataset: &DatasetName,
+        names: &[SnapName],
+    ) -> impl Future<Output = Result<Vec<(SnapName, String)>, ZfsError>> + Send;
+
     /// Returns how many bytes were written to each dataset since its snapshot of this name (`written@`).
     fn written_since(
         &self,
@@ -285,13 +292,6 @@ pub trait Zfs: ZfsRead {
         dataset: &DatasetName,
         names: &[SnapName],
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
-
-    /// Returns the tags of the holds on these snapshots of one dataset.
-    fn holds(
-        &self,
-        dataset: &DatasetName,
-        names: &[SnapName],
-    ) -> impl Future<Output = Result<Vec<(SnapName, String)>, ZfsError>> + Send;
 
     /// Makes a bookmark of a snapshot. An existing bookmark of this name is an error unless it is of the same snapshot.
     fn bookmark(

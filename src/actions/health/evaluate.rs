@@ -65,7 +65,7 @@ fn hosts(policy: &Policy, inventory: &Inventory, unseen: &BTreeMap<HostName, Str
         let reason = unseen.get(&host).cloned();
         let finding = match (&reason, observed) {
             (Some(reason), since) => Some(Finding::Unreachable { since, reason: reason.clone() }),
-            (None, None) => Some(Finding::NeverListed),
+            (None, None) => Some(Finding::NeverListed { here: None }),
             (None, Some(_)) => None,
         };
         HostState { host, observed, unseen: reason, findings: finding.into_iter().collect() }

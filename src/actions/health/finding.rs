@@ -5,7 +5,8 @@ use std::fmt;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
-use crate::model::{Place, SnapName};
+use crate::model::tags::held_by;
+use crate::model::{HostName, Place, SnapName};
 
 /// How severe something is, in the words of monitoring systems. Later values are worse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -82,6 +83,8 @@ pub enum Finding {
         age: TimeDelta,
         /// The limit that the age exceeds.
         limit: TimeDelta,
+        /// The tags of its holds; empty if they are unknown.
+        tags: Vec<String>,
     },
     /// A host could not be listed.
     Unreachable {
@@ -91,7 +94,10 @@ pub enum Finding {
         reason: String,
     },
     /// A host was never listed.
-    NeverListed,
+    NeverListed {
+        /// What this host is called; `None` if nobody said. The other name may be a misspelt one of this host.
+        here: Option<HostName>,
+    },
     /// The director has made no pass for too long.
     NoPass {
         /// How long ago the last pass ended.
@@ -117,7 +123,7 @@ impl Finding {
             | Self::HeldLong { .. }
             | Self::Unreachable { since: Some(_), .. } => Severity::Warning,
             // The state of a host that was never listed is unknown.
-            Self::Unreachable { since: None, .. } | Self::NeverListed => Severity::Unknown,
+            Self::Unreachable { since: None, .. } | Self::NeverListed { .. } => Severity::Unknown,
         }
     }
 
@@ -141,7 +147,7 @@ impl Finding {
             Self::TooMany { .. } => "too_many",
             Self::HeldLong { .. } => "held_long",
             Self::Unreachable { .. } => "out_of_reach",
-            Self::NeverListed => "never_listed",
+            Self::NeverListed { .. } => "never_listed",
             Self::NoPass { .. } => "no_pass",
         }
     }
@@ -177,14 +183,18 @@ impl fmt::Display for Finding {
             }
             Self::TooMany { count, limit, at: None } => write!(f, "{count} snapshots (limit {limit})"),
             Self::TooMany { count, limit, at: Some(_) } => write!(f, "{count} snapshots there (limit {limit})"),
-            Self::HeldLong { snapshot, age, limit } => {
-                write!(f, "the held snapshot @{snapshot} is {} old (limit {})", span(*age), span(*limit))
+            Self::HeldLong { snapshot, age, limit, tags } => {
+                write!(f, "the held snapshot @{snapshot} is {} old (limit {})", span(*age), span(*limit))?;
+                if tags.is_empty() { Ok(()) } else { write!(f, ": {}", held_by(tags)) }
             }
             Self::Unreachable { since: Some(since), reason } => {
                 write!(f, "unreachable, last listed {}: {reason}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
             }
             Self::Unreachable { since: None, reason } => write!(f, "unreachable, never listed: {reason}"),
-            Self::NeverListed => f.write_str("has never been listed"),
+            Self::NeverListed { here } => {
+                f.write_str("has never been listed")?;
+                here.iter().try_for_each(|here| write!(f, " (this host is called {here})"))
+            }
             Self::NoPass { age, limit, .. } => {
                 write!(f, "the director's last pass ended {} ago (limit {})", span(*age), span(*limit))
             }

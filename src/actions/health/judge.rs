@@ -120,6 +120,6 @@ impl<'a> Judge<'a> {
         let limit = TimeDelta::from_std(of.check.max_held?).unwrap_or(TimeDelta::MAX);
         let oldest = held.min_by_key(|s| s.creation)?;
         let age = self.now - oldest.creation;
-        (age > limit).then(|| Finding::HeldLong { snapshot: oldest.name.clone(), age, limit })
+        (age > limit).then(|| Finding::HeldLong { snapshot: oldest.name.clone(), age, limit, tags: Vec::new() })
     }
 }

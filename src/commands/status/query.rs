@@ -9,8 +9,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::actions::check_names;
 use crate::actions::health::{Health, Row, health};
 use crate::catalog::{CatalogError, Outcome, open};
+use crate::cli::causes;
 use crate::commands::status::unsent;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
@@ -64,6 +66,13 @@ pub struct FailedOrder {
 }
 
 impl FailedOrder {
+    /// What decides whether it has the same cause as another failure.
+    pub(super) fn for_grouping(&self) -> causes::FailedOrder<'_> {
+        let Self { at: _, host, dataset, to, error, hint } = self;
+        let (dataset, to, hint) = (dataset.as_ref(), to.as_ref(), hint.as_deref());
+        causes::FailedOrder { action: None, host, dataset, to, error, hint }
+    }
+
     /// Whether it is about the dataset of a row, or about its transfer to a destination.
     pub(super) fn is_of(&self, row: &Row, to: Option<&Place>) -> bool {
         self.host == row.host && self.dataset.as_ref() == Some(&row.dataset) && self.to.as_ref() == to
@@ -96,6 +105,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     let errors = failed_orders(outcomes);
     let Overview { mut inventory, mut unseen, live } =
         known::overview(&policy, &settings.host_name, settings.local.as_ref(), &*zfs).await?;
+    let own_zfs = Arc::clone(&zfs);
     let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
         (None, policy)
     } else {
@@ -118,6 +128,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
             }
         }
     }
+    check_names(&policy, &inventory, settings.host.as_ref(), settings.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     // A failed transfer to a destination that the policy no longer has concerns nobody.
     let is_of_policy = |failed: &FailedOrder| {
@@ -126,6 +137,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     };
     let errors: Vec<FailedOrder> = errors.into_iter().filter(is_of_policy).collect();
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
+    known::add_own_knowledge(&mut health, &settings.host_name, &*own_zfs).await;
     match &agents {
         Some(agents) => unsent::estimate(&mut health, &policy, &inventory, agents).await,
         None => unsent::recall(&mut health, &policy, &inventory, &estimates),

@@ -4,7 +4,7 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Serialize;
 
 use crate::actions::health::{DatedSnapshot, Finding, HostState, Row, Severity, span};
-use crate::cli::report;
+use crate::cli::{causes, report};
 use crate::commands::status::query::{FailedOrder, Status};
 use crate::fleet::live_status::{LiveStatus, RunningTransfer};
 use crate::model::{Action, DatasetName, HostName, Place};
@@ -63,9 +63,12 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
     for (severity, finding) in found {
         text.push_str(&sentence(&format!("{severity}: {finding}"), width));
     }
-    for FailedOrder { at, host, dataset, to, error, hint } in errors {
+    let orders: Vec<causes::FailedOrder<'_>> = errors.iter().map(FailedOrder::for_grouping).collect();
+    for group in causes::by_cause(&orders) {
+        let FailedOrder { at, host, dataset, to, error, hint } = &errors[group[0]];
         let to = to.as_ref().map(|to| format!(" to {}:{}", to.host, to.dataset)).unwrap_or_default();
-        let failed = format!("failed {}: {}{to}: {error}", moment(*at), place(host, dataset.as_ref()));
+        let others = causes::others(&orders, &group);
+        let failed = format!("failed {}: {}{to}: {error}{others}", moment(*at), place(host, dataset.as_ref()));
         text.push_str(&sentence(&failed, width));
         if let Some(hint) = hint {
             text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));

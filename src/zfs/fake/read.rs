@@ -51,6 +51,12 @@ impl ZfsRead for Fake {
         Ok(names.iter().filter(|name| pools.has_clones(dataset, name)).cloned().collect())
     }
 
+    async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
+        let pools = self.pools();
+        let on = |(d, n, _): &&(DatasetName, SnapName, String)| d == dataset && names.contains(n);
+        Ok(pools.holds.iter().filter(on).map(|(_, name, tag)| (name.clone(), tag.clone())).collect())
+    }
+
     async fn written_since(
         &self,
         datasets: &[DatasetName],

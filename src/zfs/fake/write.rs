@@ -122,12 +122,6 @@ impl Zfs for Fake {
         Ok(())
     }
 
-    async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
-        let pools = self.pools();
-        let on = |(d, n, _): &&(DatasetName, SnapName, String)| d == dataset && names.contains(n);
-        Ok(pools.holds.iter().filter(on).map(|(_, name, tag)| (name.clone(), tag.clone())).collect())
-    }
-
     async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
         let call = format!("bookmark {dataset}@{} {dataset}#{bookmark}", snapshot.name);
         let mut pools = self.call(&call)?;

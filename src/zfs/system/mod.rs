@@ -105,6 +105,16 @@ impl ZfsRead for System {
         self.runner.cloned(dataset, names).await
     }
 
+    async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let argv = argv::holds(dataset, names);
+        // A snapshot that was destroyed meanwhile has no holds; those of the others are printed all the same.
+        let output = self.runner.run_listing(&argv).await?;
+        parse::holds(&output).map_err(|reason| self.runner.unreadable(&argv, reason))
+    }
+
     async fn written_since(
         &self,
         datasets: &[DatasetName],
@@ -250,16 +260,6 @@ impl Zfs for System {
 
     async fn release(&self, tag: &str, dataset: &DatasetName, names: &[SnapName]) -> Result<(), ZfsError> {
         self.grouped.release(tag, dataset, names).await
-    }
-
-    async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
-        if names.is_empty() {
-            return Ok(Vec::new());
-        }
-        let argv = argv::holds(dataset, names);
-        // A snapshot that was destroyed meanwhile has no holds; those of the others are printed all the same.
-        let output = self.runner.run_listing(&argv).await?;
-        parse::holds(&output).map_err(|reason| self.runner.unreadable(&argv, reason))
     }
 
     async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
