@@ -211,6 +211,7 @@ scenarios!(
     selftest,
     space,
     supervised,
+    taken_over,
     tls,
     trees,
     trouble

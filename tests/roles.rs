@@ -813,3 +813,55 @@ fn snapshot_that_differs_from_what_director_knows_stays() {
     assert!(pair.carry_out(&destroy(Vec::new())).0.is_success);
     assert_eq!(pair.source(), [third]);
 }
+
+#[test]
+fn copy_belongs_to_its_first_source_unless_sources_are_listed() {
+    let pair = Pair::with_destination(r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#);
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    let (gamma, _, theirs) = Pair::another_source("gamma");
+    let send = |to: &str| {
+        let order = DirectorsOrder {
+            dest_dataset: to.into(),
+            on_divergence: zsync::model::OnDivergence::SetAside,
+            ..pair.send_order(theirs)
+        };
+        Pair::carry_out_by(&gamma, &order).0
+    };
+    for taken in ["pool/copy", "pool/copy/below"] {
+        let before = pair.beta.calls();
+        let response = send(taken);
+        assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
+        let words = "pool/copy is another host's copy (it has the hold zsync:from:alpha)";
+        assert!(response.error.contains(words), "{response:?}");
+        assert!(response.hint.is_some_and(|hint| hint.contains("sync_dataset") && hint.contains("sources")));
+        assert_eq!(pair.beta.calls(), before);
+    }
+    assert!(send("pool/other").is_success);
+    let second = pair.take("S_2");
+    assert!(pair.send(second).is_success);
+    assert_eq!(pair.copy(), pair.source());
+}
+
+#[test]
+fn rename_takes_no_dataset_along_that_is_treated_otherwise() {
+    let entries = [
+        r#"{ "name": "pool", "slave": true }"#,
+        r#"{ "name": "pool", "slave": true }, { "name": "pool/copy/below", "slave": true }"#,
+    ];
+    for (local, words) in entries.into_iter().zip(["another host's copy", "an entry of its own"]) {
+        let pair = Pair::with_destination(&format!(r#"{{ "local_datasets": [ {local} ] }}"#));
+        // The dataset below is there before the copy above it, which replaces a dataset that the slave made.
+        let (gamma, _, theirs) = Pair::another_source("gamma");
+        let below = DirectorsOrder { dest_dataset: "pool/copy/below".into(), ..pair.send_order(theirs) };
+        assert!(Pair::carry_out_by(&gamma, &below).0.is_success);
+        let first = pair.take("S_1");
+        assert!(pair.send(first).is_success);
+        runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs"))).unwrap();
+        let (second, before) = (pair.take("S_2"), pair.copy());
+        let response = allowed(&pair, second, "OnDivergence=set_aside");
+        assert!(!response.is_success && response.error.contains(words), "{response:?}");
+        assert!(response.error.contains("that would also rename pool/copy/below"), "{response:?}");
+        assert_eq!((pair.copy(), guids(&pair.beta, "pool/copy/below")), (before, vec![theirs]));
+    }
+}

@@ -91,6 +91,24 @@ pub enum Denied {
         /// The host that wants to send.
         source_host: HostName,
     },
+    /// The dataset, or one above it, is the copy of another host, and no `sources` permit a second host.
+    #[error(
+        "{dataset} does not receive from {source_host}: {copy} is another host's copy (it has the hold {tag}), and the entry {entry:?} in {file} has no \"sources\""
+    )]
+    SourceTaken {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that wants to send.
+        source_host: HostName,
+        /// The other host's copy: the dataset itself, or one above it.
+        copy: DatasetName,
+        /// The tag of the other host's hold.
+        tag: String,
+    },
     /// No order takes a snapshot of the dataset, because it receives.
     #[error(
         "no snapshot is taken of {dataset}, because it receives: the entry {entry:?} in {file} has no \"take\": true"
@@ -169,6 +187,10 @@ impl Denied {
             | Self::SourceNotNamed { file, entry, source_host, .. } => {
                 format!("to allow this, add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
             }
+            Self::SourceTaken { file, dataset, entry, source_host, .. } => format!(
+                "send it to a dataset of its own (\"sync_dataset\"); if {source_host:?} is to send into {dataset} from now \
+                 on, list it in \"sources\" of the entry {entry:?} in {file}, with every other host that sends there"
+            ),
             Self::NotDirector { file, .. } => {
                 format!("to allow this, add one of the names in its certificate to \"directors\" in {file}")
             }
@@ -205,6 +227,7 @@ impl Denied {
             Self::NotOpenForReceiving { .. }
             | Self::SourceNotAllowed { .. }
             | Self::SourceNotNamed { .. }
+            | Self::SourceTaken { .. }
             | Self::NotDirector { .. }
             | Self::WrongRole { .. }
             | Self::NotThatHost { .. }

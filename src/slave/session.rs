@@ -14,7 +14,7 @@ use crate::slave::receive::{IncomingStream, Receiver, occupied};
 use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, waiting_since};
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{DestinationInfo, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
-use crate::zfs::{Zfs, ZfsError};
+use crate::zfs::Zfs;
 
 /// The slave of one host.
 pub struct Slave<Z> {
@@ -155,8 +155,11 @@ impl<Z: Zfs> Slave<Z> {
     }
 
     /// Lists the destination, with what an agent has to know about it.
-    async fn list(&self, order: &OrderToSlave) -> Result<(ListedDestination, DestinationInfo), ZfsError> {
-        let (found, surroundings) = self.receiver.list_around(&order.dest_dataset).await?;
+    /// Fails if the destination is another host's copy.
+    async fn list(&self, order: &OrderToSlave) -> Result<(ListedDestination, DestinationInfo), OrderError> {
+        let dataset = &order.dest_dataset;
+        let (found, surroundings) = self.receiver.list_around(dataset).await?;
+        self.receiver.check_owner(&order.source, dataset, found.as_ref(), &surroundings).await?;
         let place = self.receiver.place(order, found.as_ref(), &surroundings).await?;
         Ok((ListedDestination { found, surroundings }, DestinationInfo { takes_zstd: true, ..place }))
     }
@@ -267,10 +270,10 @@ impl<Z: Zfs> Session<'_, Z> {
                 self.send_listing(Some(place)).await.map(|()| true)
             }
             Err(error) => {
-                log::warn!("{}: {error}", self.conn.peer);
-                let status = Some(DatasetStatus::False);
-                let failure = ListUuids { status, error: error.to_string(), ..ListUuids::default() };
-                self.conn.send(&failure).await.map(|()| false)
+                let is_refusal = error.status == ResponseStatus::Refused;
+                let status = Some(if is_refusal { DatasetStatus::Docker } else { DatasetStatus::False });
+                let failure = ListUuids { status, error: error.to_string(), hint: error.hint, ..ListUuids::default() };
+                refuse(self.conn, self.order, failure).await.map(|()| false)
             }
         }
     }

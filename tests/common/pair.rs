@@ -8,10 +8,11 @@ use zsync::server::acceptor::Acceptor;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::wire::{DirectorsOrder, Facts, Response};
+use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
 
 use super::loopback::Server;
-use super::{ds, guids, host, local, order};
+use super::{ds, guids, host, local, order, snap};
 
 /// A source host, alpha, and a destination host, beta, whose slave listens on loopback.
 pub struct Pair {
@@ -41,13 +42,29 @@ impl Pair {
     }
 
     pub fn carry_out(&self, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
+        Self::carry_out_by(&self.agent, order)
+    }
+
+    pub fn carry_out_by(agent: &Agent<Fake>, order: &DirectorsOrder) -> (Response, Vec<Facts>) {
         let (sender, received) = runtime::channel::unbounded();
-        let response = runtime::block_on(super::carry_out(&self.agent, order, sender, Counter::default()));
+        let response = runtime::block_on(super::carry_out(agent, order, sender, Counter::default()));
         let mut facts = Vec::new();
         while let Ok(fact) = received.try_recv() {
             facts.push(fact);
         }
         (response, facts)
+    }
+
+    /// Another source host, with the dataset `tank/data` and one snapshot of it, S_1, whose guid is returned.
+    pub fn another_source(name: &str) -> (Arc<Agent<Fake>>, Fake, Guid) {
+        let zfs = Fake::new(3);
+        zfs.create(&ds("tank"));
+        zfs.create(&ds("tank/data"));
+        let source = local(r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#);
+        let agent = Arc::new(Agent::new(host(name), Arc::new(zfs.clone()), source));
+        runtime::block_on(zfs.snapshot(&[ds("tank/data")], &snap("S_1"))).unwrap();
+        let guid = guids(&zfs, "tank/data")[0];
+        (agent, zfs, guid)
     }
 
     pub fn take(&self, name: &str) -> Guid {

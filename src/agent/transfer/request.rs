@@ -24,12 +24,14 @@ impl<Z: Zfs> Agent<Z> {
             return Ok(dataset.clone());
         }
         let listed = self.zfs.list(&self.local.roots(), Depth::Recursive).await?;
-        let found = listed.into_iter().find(|(name, inventory)| {
-            self.local.permission_to_send(name, to).is_ok()
-                && inventory.snapshots.iter().any(|s| s.guid.uuid() == snapshot)
-        });
+        let has = |inventory: &DatasetInventory| inventory.snapshots.iter().any(|s| s.guid.uuid() == snapshot);
+        let may_list = |name: &DatasetName| self.local.permission_to_list(name).is_ok();
+        let mut found: Vec<DatasetName> =
+            listed.into_iter().filter(|(name, of)| may_list(name) && has(of)).map(|(name, _)| name).collect();
+        // Copies on this host have the same snapshot. If none may be sent, the first one's refusal gives the reason.
+        found.sort_by_key(|name| self.local.permission_to_send(name, to).is_err());
         let none = || OrderError::refused(format!("no dataset here has a snapshot with the UUID {snapshot}"));
-        found.map(|(name, _)| name).ok_or_else(none)
+        found.into_iter().next().ok_or_else(none)
     }
 
     /// Lists a dataset that is to be sent.

@@ -3,10 +3,11 @@
 //!
 //! Whatever an order asks for, every step that could lose data is checked here against ZFS as it is at that moment.
 //! [`Receiver`] prepares a receive and verifies what arrived; `conflict` changes a destination that cannot take the
-//! next stream; `holds` keeps the newest common snapshot held.
+//! next stream; `holds` keeps the newest common snapshot held; `owner` finds out whose copy a dataset is.
 
 mod conflict;
 mod holds;
+mod owner;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -53,6 +54,8 @@ pub struct Surroundings {
     pub(crate) is_below_raw_copy: bool,
     /// Whether the parent dataset exists.
     pub(crate) has_parent: bool,
+    /// The nearest dataset above that is a copy, as far as is known.
+    pub(crate) copy_above: Option<DatasetName>,
     /// Why the destination cannot take raw increments, if its key prevents that.
     pub(crate) key_conflict: Option<KeyConflict>,
 }
@@ -61,11 +64,13 @@ impl Surroundings {
     /// The surroundings of a dataset in a listing with [`Depth::Around`]. Asks ZFS about the datasets below a copy that
     /// has a key.
     pub(crate) async fn of<Z: ZfsRead>(zfs: &Z, dataset: &DatasetName, listed: &[Listed]) -> Result<Self, ZfsError> {
-        let above = listed.iter().filter(|(name, _)| name != dataset && dataset.is_within(name));
-        let around = match above.max_by_key(|(name, _)| name.as_str().len()) {
+        let mut above: Vec<_> = listed.iter().filter(|(name, _)| name != dataset && dataset.is_within(name)).collect();
+        above.sort_by_key(|(name, _)| std::cmp::Reverse(name.as_str().len()));
+        let around = match above.first() {
             Some((nearest, inventory)) => {
                 let has_parent = dataset.parent().as_ref() == Some(nearest);
-                Self { has_parent, ..Self::below(inventory) }
+                let copy_above = above.iter().find(|(_, found)| found.flags.is_some()).map(|(name, _)| name.clone());
+                Self { has_parent, copy_above, ..Self::below(inventory) }
             }
             None => Self::default(),
         };
@@ -89,7 +94,7 @@ impl Surroundings {
     /// The surroundings of a dataset that does not exist yet, below its parent.
     pub(crate) fn below(parent: &DatasetInventory) -> Self {
         let is_raw = parent.is_raw_copy();
-        Self { encrypts: parent.encrypted && !is_raw, is_below_raw_copy: is_raw, has_parent: true, key_conflict: None }
+        Self { encrypts: parent.encrypted && !is_raw, is_below_raw_copy: is_raw, has_parent: true, ..Self::default() }
     }
 }
 
@@ -237,6 +242,10 @@ impl<Z: Zfs> Receiver<Z> {
             return Ok(None);
         }
         let found = self.list(&of.dataset).await?;
+        let checked = self.check_owner(&order.source, &of.dataset, found.as_ref(), &Surroundings::default()).await;
+        if checked.is_err() {
+            return Ok(None);
+        }
         Ok(found.and_then(|found| found.by_guid(of.guid).map(|s| (s.name.clone(), found.encrypted))))
     }
 

@@ -1,0 +1,98 @@
+//! Finds out whose copy a dataset is.
+//!
+//! An entry of `local.json` without `sources` lets every host make copies. Each copy then belongs to the host that made
+//! it: the hold that every transfer leaves on the newest common snapshot names that host.
+
+use crate::host::error::OrderError;
+use crate::model::tags;
+use crate::model::{DatasetInventory, DatasetName, HostName};
+use crate::policy::{Denied, LocalDataset};
+use crate::slave::receive::{Receiver, Surroundings};
+use crate::zfs::{Depth, Zfs, ZfsError};
+
+impl<Z: Zfs> Receiver<Z> {
+    /// Checks that a dataset is not another host's copy, and not to be created below one, unless `sources` names the
+    /// host that sends. `found` is the dataset, if it exists.
+    pub(crate) async fn check_owner(
+        &self,
+        source: &HostName,
+        dataset: &DatasetName,
+        found: Option<&DatasetInventory>,
+        surroundings: &Surroundings,
+    ) -> Result<(), OrderError> {
+        let entry = self.local.permission_to_receive(dataset, source)?;
+        if entry.sources.is_some() {
+            return Ok(());
+        }
+        let other = match (found, &surroundings.copy_above) {
+            (Some(found), _) => self.hold_of_another(source, dataset, found).await?.map(|tag| (dataset, tag)),
+            (None, Some(above)) => {
+                let copy = self.list(above).await?.unwrap_or_default();
+                self.hold_of_another(source, above, &copy).await?.map(|tag| (above, tag))
+            }
+            (None, None) => None,
+        };
+        match other {
+            None => Ok(()),
+            Some((copy, tag)) => Err(self.taken(source, dataset, entry, copy, tag).into()),
+        }
+    }
+
+    /// Checks that a dataset may be renamed with everything below it: none of it has an entry of its own in local.json,
+    /// or is another host's copy where no `sources` say who may send.
+    pub(super) async fn check_rename(&self, source: &HostName, dataset: &DatasetName) -> Result<(), OrderError> {
+        let own = self.local.entry_for(dataset).map(|entry| &entry.name);
+        for (name, inventory) in self.zfs.list(std::slice::from_ref(dataset), Depth::Recursive).await? {
+            let entry = self.local.entry_for(&name);
+            let why = if entry.map(|entry| &entry.name) != own {
+                format!("has an entry of its own in {}", self.local.file)
+            } else if entry.is_some_and(|entry| entry.sources.is_some()) {
+                continue;
+            } else if let Some(tag) = self.hold_of_another(source, &name, &inventory).await? {
+                format!("is another host's copy (it has the hold {tag})")
+            } else {
+                continue;
+            };
+            let reason = format!("cannot rename {dataset}: that would also rename {name}, which {why}");
+            return Err(OrderError::refused(reason).with_hint(format!(
+                "rename {name} to a place outside {dataset}, or choose another destination in the policy \
+                 (\"sync_dataset\")"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The tag of another host's hold on a dataset, if the dataset has no hold of `source`.
+    async fn hold_of_another(
+        &self,
+        source: &HostName,
+        dataset: &DatasetName,
+        found: &DatasetInventory,
+    ) -> Result<Option<String>, ZfsError> {
+        if found.snapshots.iter().all(|snapshot| snapshot.userrefs == 0) {
+            return Ok(None);
+        }
+        let own = tags::received(source);
+        let holds = self.received_holds(dataset, found).await?;
+        let is_own = holds.iter().any(|(_, tag)| *tag == own);
+        Ok(holds.into_iter().map(|(_, tag)| tag).find(|_| !is_own))
+    }
+
+    fn taken(
+        &self,
+        source: &HostName,
+        dataset: &DatasetName,
+        entry: &LocalDataset,
+        copy: &DatasetName,
+        tag: String,
+    ) -> Denied {
+        Denied::SourceTaken {
+            file: self.local.file.clone(),
+            dataset: dataset.clone(),
+            entry: entry.name.clone(),
+            source_host: source.clone(),
+            copy: copy.clone(),
+            tag,
+        }
+    }
+}
