@@ -367,6 +367,7 @@ fn main_page_has_every_action_and_field_of_an_order() {
         Action::KvResync,
         Action::EstimateSend,
         Action::EstimateDestroy,
+        Action::ForgetDestination,
     ] {
         assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
     }

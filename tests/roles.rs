@@ -12,7 +12,7 @@ use common::{ds, guids, local, order, snap};
 use zsync::agent::Agent;
 use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
-use zsync::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Response};
+use zsync::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Forgotten, Response};
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
 #[test]
@@ -864,4 +864,55 @@ fn rename_takes_no_dataset_along_that_is_treated_otherwise() {
         assert!(response.error.contains("that would also rename pool/copy/below"), "{response:?}");
         assert_eq!((pair.copy(), guids(&pair.beta, "pool/copy/below")), (before, vec![theirs]));
     }
+}
+
+#[test]
+fn forget_removes_what_the_order_names_and_nothing_else() {
+    let pair = Pair::new();
+    let (first, second) = (pair.take("S_1"), pair.take("S_2"));
+    assert!(pair.send(second).is_success);
+    let (source, copy) = (ds("tank/data"), ds("pool/copy"));
+    let hold = |tag: &str| runtime::block_on(pair.alpha.hold(tag, &source, &[snap("S_1")])).unwrap();
+    ["zsync:to:beta:pool/copy", "zsync:to:beta:pool/copy/below", "zsync:to:gamma:pool/copy", "mine"]
+        .into_iter()
+        .for_each(hold);
+    // A listing of the host says which holds transfers have left.
+    let (_, facts) = pair.carry_out(&order(Action::KvResync));
+    let listed = facts.iter().filter_map(|fact| fact.listing.as_ref()).find(|listing| listing.dataset == source);
+    let tags = &listed.unwrap().inventory.transfer_holds;
+    assert_eq!(*tags, ["zsync:to:beta:pool/copy", "zsync:to:beta:pool/copy/below", "zsync:to:gamma:pool/copy"]);
+
+    let forgotten = |to: &str| Forgotten { dataset: source.clone(), to: to.parse().unwrap() };
+    let forget = |to: &str| {
+        pair.carry_out(&DirectorsOrder { forget: vec![forgotten(to)], ..order(Action::ForgetDestination) }).0
+    };
+    let response = forget("delta:pool/copy");
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::NothingToDo), "{response:?}");
+    let response = forget("beta:pool/copy");
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Done), "{response:?}");
+    assert_eq!(response.error, "holds released: 1, bookmarks destroyed: 1");
+    let left = pair.alpha.tags(&source, &snap("S_1"));
+    assert_eq!(left, ["mine", "zsync:to:beta:pool/copy/below", "zsync:to:gamma:pool/copy"]);
+    assert!(pair.alpha.dataset(&source).unwrap().bookmarks.is_empty());
+    assert_eq!((pair.source(), pair.copy()), (vec![first, second], vec![first, second]));
+    assert_eq!(pair.beta.tags(&copy, &snap("S_2")), ["zsync:from:alpha"], "the copy is on another host");
+
+    // Datasets that local.json does not list are left alone.
+    let outside = Forgotten { dataset: ds("tank"), ..forgotten("beta:pool/copy") };
+    let refused = DirectorsOrder { forget: vec![outside], ..order(Action::ForgetDestination) };
+    let response = pair.carry_out(&refused).0;
+    assert_eq!((response.is_success, response.status), (false, ResponseStatus::Refused), "{response:?}");
+
+    // On the host of a copy, the order releases what receives have left, and nothing else.
+    let agent = Agent::new(
+        "beta".parse().unwrap(),
+        Arc::new(pair.beta.clone()),
+        local(r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#),
+    );
+    runtime::block_on(pair.beta.hold("mine", &copy, &[snap("S_2")])).unwrap();
+    let given_up = DirectorsOrder { datasets: vec![copy.clone()], ..order(Action::ForgetDestination) };
+    let (sender, _receiver) = runtime::channel::unbounded();
+    let response = runtime::block_on(common::carry_out(&agent, &given_up, sender, Counter::default()));
+    assert_eq!(response.error, "holds released: 1, bookmarks destroyed: 0", "{response:?}");
+    assert_eq!(pair.beta.tags(&copy, &snap("S_2")), ["mine"]);
 }

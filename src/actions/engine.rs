@@ -1,14 +1,17 @@
 //! The entry points: decisions about a whole policy, or about one of its entries.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
+use crate::actions::leftovers::{Leftover, Leftovers, leftovers};
+use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::pass::Pass;
 use crate::actions::plan::Plan;
-use crate::model::Inventory;
-use crate::policy::Policy;
+use crate::model::{HostName, Inventory};
+use crate::policy::{DatasetPolicy, Policy};
 
 /// A policy together with its [`PolicyIndex`]. It decides what to do about an inventory at a moment.
 ///
@@ -37,7 +40,25 @@ impl<'a> Engine<'a> {
     pub fn decide(&self, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
         let mut pass = Pass::new(self.policy, IndexedPolicy::new(self.policy, &self.index), inventory, now);
         (0..self.policy.datasets.len()).for_each(|entry| pass.decide_entry(entry));
-        pass.finish()
+        let mut plan = pass.finish();
+        plan.notices.extend(self.leftovers(inventory));
+        plan
+    }
+
+    /// A notice for each host on which transfers have left something for destinations that the policy no longer has.
+    fn leftovers(&self, inventory: &Inventory) -> Vec<Notice> {
+        let mut by_host: BTreeMap<HostName, Vec<Leftover>> = BTreeMap::new();
+        for left in leftovers(self.policy, &self.index, inventory) {
+            by_host.entry(left.host.clone()).or_default().push(left);
+        }
+        let notice = |(host, left): (HostName, Vec<Leftover>)| {
+            let names = |e: &DatasetPolicy| {
+                e.hostname == host || e.policies.iter().flat_map(|p| &p.sync_on).any(|to| to.host == host)
+            };
+            let entry = self.policy.datasets.iter().position(names).unwrap_or_default();
+            Notice { entry, host, dataset: None, kind: NoticeKind::Leftovers(Leftovers::of(&left)) }
+        };
+        by_host.into_iter().map(notice).collect()
     }
 
     /// Decides one entry of `policy.datasets`. Together, the plans of all entries are the plan of the whole policy.

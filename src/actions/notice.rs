@@ -5,6 +5,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use crate::actions::leftovers::Leftovers;
 use crate::actions::reason::time;
 use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::EXCLUDE;
@@ -90,6 +91,8 @@ pub enum NoticeKind {
         /// The copies.
         copies: Vec<DatasetName>,
     },
+    /// Transfers have left holds or cursors for destinations that the policy no longer has.
+    Leftovers(Leftovers),
     /// The destination has snapshots, but none in common with the source, so nothing is destroyed there.
     NothingInCommon {
         /// The source.
@@ -111,6 +114,10 @@ impl NoticeKind {
                 Some("import the pool (zpool import) on that host")
             }
             Self::PoolNotListed { .. } => Some("see zpool status on that host"),
+            Self::Leftovers(_) => Some(
+                "zsync forget lists what it is, and removes it; without it, held snapshots are never pruned, and the next \
+                 transfer to such a destination may have to be a full copy",
+            ),
             Self::AppendOnly { .. } => {
                 Some("to prune there, set \"append_only\": false for it in local.json of that host")
             }
@@ -144,6 +151,7 @@ impl NoticeKind {
             | Self::ReceivesAndTakes { .. }
             | Self::NothingInCommon { .. }
             | Self::SourcesGone { .. }
+            | Self::Leftovers(_)
             | Self::OutOfOrder { .. }
             | Self::AppendOnly { .. } => false,
         }
@@ -216,6 +224,7 @@ impl fmt::Display for Notice {
                     more => write!(f, " and {more} more"),
                 }
             }
+            NoticeKind::Leftovers(left) => left.fmt(f),
             NoticeKind::NothingInCommon { with, copy_of } => {
                 write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")?;
                 copy_of.iter().try_for_each(|of| write!(f, "; it is a copy of {of}"))

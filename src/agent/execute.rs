@@ -95,6 +95,7 @@ impl<Z: Zfs> Agent<Z> {
             Request::List(request) => self.list(request, context).await,
             Request::EstimateSend(request) => self.estimate_send(request).await,
             Request::EstimateDestroy(request) => self.estimate_destroy(request).await,
+            Request::Forget(request) => self.forget(request, context).await,
         }
     }
 
@@ -106,7 +107,7 @@ impl<Z: Zfs> Agent<Z> {
                 return publisher.behind().is_none();
             }
             Request::Send(send) => send.dataset.iter().for_each(|dataset| context.record_changed(dataset)),
-            Request::Take(_) | Request::Destroy(_) => {}
+            Request::Take(_) | Request::Destroy(_) | Request::Forget(_) => {}
         }
         let LocalChanges { mut datasets, marks } = context.take_changes();
         datasets.retain(|dataset| self.local.permission_to_list(dataset).is_ok());

@@ -15,6 +15,7 @@ mod dedup;
 mod destroy;
 mod estimate;
 mod execute;
+mod forget;
 mod journal;
 mod list;
 pub mod request;

@@ -4,7 +4,7 @@
 //! A [`CheckedOrder`] is made from a [`DirectorsOrder`], the message that zeplic defined. Only this module reads that
 //! message; everything else in the agent works with the [`Request`] of the checked order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -14,9 +14,9 @@ use crate::actions::divergence::Allowed;
 use crate::host::error::OrderError;
 use crate::model::Place;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{Action, DatasetName, Guid, OnDivergence, OrderId, Record, SnapName, SnapshotId};
+use crate::model::{Action, DatasetName, Guid, OnDivergence, OrderId, Record, SentTo, SnapName, SnapshotId};
 use crate::policy::DEFAULT_RETRY_FOR;
-use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, PROTOCOL, RenamedFrom};
+use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, Forgotten, PROTOCOL, RenamedFrom};
 
 /// How many names one order may contain. Directors split larger orders.
 const MAX_NAMES: usize = 20_000;
@@ -47,6 +47,8 @@ pub enum Request {
     EstimateSend(EstimateSendRequest),
     /// Estimate how much a destroy would free.
     EstimateDestroy(DestroyRequest),
+    /// Remove what transfers have left for destinations that are given up.
+    Forget(ForgetRequest),
 }
 
 /// A request to take one snapshot of several datasets at once.
@@ -101,6 +103,15 @@ pub struct SnapshotToDestroy {
     pub(crate) expected: Option<ExpectedSnapshot>,
 }
 
+/// A request to remove what transfers have left for destinations that are given up.
+#[derive(Clone, Debug)]
+pub struct ForgetRequest {
+    /// The destinations by source.
+    pub(crate) sources: BTreeMap<DatasetName, BTreeSet<SentTo>>,
+    /// Copies on this host that are given up.
+    pub(crate) copies: Vec<DatasetName>,
+}
+
 /// A request to list datasets.
 #[derive(Clone, Debug)]
 pub struct ListRequest {
@@ -133,13 +144,15 @@ impl Request {
             Self::List(_) => Action::KvResync,
             Self::EstimateSend(_) => Action::EstimateSend,
             Self::EstimateDestroy(_) => Action::EstimateDestroy,
+            Self::Forget(_) => Action::ForgetDestination,
         }
     }
 
     /// Whether the request may destroy snapshots or written data.
     pub(crate) fn may_lose_data(&self) -> bool {
         match self {
-            Self::Destroy(_) => true,
+            // Without a cursor, the next transfer may have to be a full copy.
+            Self::Destroy(_) | Self::Forget(_) => true,
             Self::Send(send) => send.allowed.rollback || send.allowed.on_divergence != OnDivergence::Stop,
             Self::Take(_) | Self::List(_) | Self::EstimateSend(_) | Self::EstimateDestroy(_) => false,
         }
@@ -154,8 +167,13 @@ impl TryFrom<DirectorsOrder> for CheckedOrder {
             let reason = format!("protocol {} is newer than this agent's, {PROTOCOL}", order.protocol);
             return Err(OrderError::refused(reason));
         }
-        let lists =
-            [order.snapshot_uuid.len(), order.datasets.len(), order.keep_common_with.len(), order.expected.len()];
+        let lists = [
+            order.snapshot_uuid.len(),
+            order.datasets.len(),
+            order.keep_common_with.len(),
+            order.expected.len(),
+            order.forget.len(),
+        ];
         let names = lists.into_iter().max().unwrap_or_default();
         if names > MAX_NAMES {
             let reason = format!("the order names {names} snapshots or datasets; {MAX_NAMES} are allowed in one order");
@@ -181,6 +199,7 @@ impl TryFrom<DirectorsOrder> for Request {
             Action::KvResync => list(&order).map(Self::List),
             Action::EstimateSend => estimate_send(order).map(Self::EstimateSend),
             Action::EstimateDestroy => destroy(order).map(Self::EstimateDestroy),
+            Action::ForgetDestination => Ok(Self::Forget(forget(order))),
         }
     }
 }
@@ -258,6 +277,14 @@ fn destroy(order: DirectorsOrder) -> Result<DestroyRequest, OrderError> {
     Ok(DestroyRequest { snapshots, keep_common_with, skip_if_renamed })
 }
 
+fn forget(order: DirectorsOrder) -> ForgetRequest {
+    let mut sources: BTreeMap<DatasetName, BTreeSet<SentTo>> = BTreeMap::new();
+    for Forgotten { dataset, to } in order.forget {
+        sources.entry(dataset).or_default().insert(to);
+    }
+    ForgetRequest { sources, copies: order.datasets }
+}
+
 fn list(order: &DirectorsOrder) -> Result<ListRequest, OrderError> {
     let root = match order.dest_dataset.as_str() {
         "" => None,
@@ -290,7 +317,9 @@ impl From<&DirectorsOrder> for OrderKey {
             id: order.order_uuid,
             fingerprint: Uuid::new_v5(&SNAPSHOT_NAMESPACE, &content),
             has_effects: match order.action {
-                Action::TakeSnapshot | Action::SendSnapshot | Action::DestroySnapshot => true,
+                Action::TakeSnapshot | Action::SendSnapshot | Action::DestroySnapshot | Action::ForgetDestination => {
+                    true
+                }
                 Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => false,
             },
         }

@@ -140,6 +140,7 @@ fn inventory_returns_every_listed_field() {
             written: Some(u64::MAX - 1),
             encrypted: true,
             key_from: None,
+            transfer_holds: vec!["zsync:to:beta:tank/a b".to_owned(), "zsync:to:gamma:usb".to_owned()],
             resume_token: Some("1-abc-token".to_owned()),
             origin: Some(Origin { dataset: dataset("tank/with blank"), name: "a".parse().unwrap() }),
             excluded: true,
@@ -402,7 +403,8 @@ fn embedded_stores_range_for_which_listing_is_current() {
 fn embedded_of_version_1_is_read_and_migrated() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedCatalog::open(folder.path()).unwrap());
-    let of_dataset = "origin_dataset origin_name excluded flags unchanged_from unchanged_to listed append_only";
+    let of_dataset =
+        "origin_dataset origin_name excluded flags unchanged_from unchanged_to listed append_only transfer_holds";
     let added =
         of_dataset.split(' ').map(|column| ("dataset", column)).chain([("outcome", "hint"), ("host", "unlisted")]);
     let drop_columns: String =

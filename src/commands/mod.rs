@@ -9,6 +9,7 @@ pub mod clean;
 pub mod completions;
 mod daemon;
 pub mod director;
+pub mod forget;
 pub mod migrate;
 pub mod plan;
 pub mod schema;
@@ -59,6 +60,8 @@ pub enum Command {
     Check(check::CheckArgs),
     /// Delete old records (destroyed snapshots, skipped slots) from the catalog
     Clean(clean::CleanArgs),
+    /// List and remove what transfers have left in ZFS for destinations that the policy no longer has
+    Forget(forget::ForgetArgs),
     /// Import zeplic's records about snapshots from Consul
     Migrate(migrate::MigrateArgs),
     /// Create and inspect the certificates with which hosts authenticate each other
@@ -82,6 +85,7 @@ impl Cli {
             Command::Status(args) => status::run(args),
             Command::Check(args) => check::run(&args),
             Command::Clean(args) => clean::run(&args),
+            Command::Forget(args) => forget::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
             Command::Completions(args) => completions::run(&args, Self::command()),
@@ -100,6 +104,7 @@ impl Cli {
             Command::Check(args) => (Some(&args.common), false),
             Command::Status(args) => (Some(&args.common), false),
             Command::Clean(args) => (Some(&args.common), false),
+            Command::Forget(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
             Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
         };

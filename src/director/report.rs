@@ -159,6 +159,7 @@ pub(crate) fn verb(action: Action) -> &'static str {
         Action::SendSnapshot => "send",
         Action::DestroySnapshot => "destroy",
         Action::KvResync => "resync",
+        Action::ForgetDestination => "forget",
         Action::EstimateSend | Action::EstimateDestroy => "estimate",
     }
 }

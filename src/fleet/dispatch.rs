@@ -89,6 +89,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         oldest_unsent: None,
         resume_token: None,
         from_scratch: false,
+        forget: Vec::new(),
         expected: Vec::new(),
     }
 }

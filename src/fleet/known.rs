@@ -109,10 +109,17 @@ pub async fn with_own_zfs(
     mut inventory: Inventory,
     zfs: &impl ZfsRead,
 ) -> Result<Inventory, ZfsError> {
-    let roots = roots(policy, here);
+    let mut roots = roots(policy, here);
     if roots.is_empty() || policy.hosts.get(here).is_some_and(|h| h.address.is_some()) {
         return Ok(inventory);
     }
+    // As an agent does, list everything that zsync may touch: something may be left on datasets that the policy no longer
+    // names.
+    roots.extend(local.map(Local::roots).unwrap_or_default());
+    roots.sort();
+    let all = roots.clone();
+    roots.retain(|root| !all.iter().any(|other| other != root && root.is_within(other)));
+    roots.dedup();
     let HostListing { mut datasets, unlisted } = zfs.list_pools(&roots, &Known::default()).await?;
     if let Some(local) = local {
         // As in an agent's listing, only the datasets that zsync may touch remain.

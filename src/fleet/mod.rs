@@ -4,6 +4,7 @@
 pub mod dispatch;
 pub mod estimate;
 pub mod facts;
+pub mod forget;
 pub mod health;
 pub mod known;
 pub mod live_status;

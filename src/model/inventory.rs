@@ -121,6 +121,10 @@ pub struct DatasetInventory {
     /// The send flags of the streams that it received, as recorded in its property `zsync:flags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flags: Option<SendFlags>,
+    /// The tags of the holds that transfers have left on its snapshots (`zsync:to:HOST:DATASET`), one for each held
+    /// snapshot. Only listings of whole pools have them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transfer_holds: Vec<String>,
     /// The resume token of an interrupted receive into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
@@ -191,6 +195,14 @@ impl DatasetInventory {
         self.snapshots.sort_by_key(|s| (s.createtxg, s.guid));
         self.bookmarks.sort_by(|a, b| (a.createtxg, a.guid, &a.name).cmp(&(b.createtxg, b.guid, &b.name)));
         self.not_written.sort();
+    }
+
+    /// The snapshots whose holds have to be looked at: those that are held, unless it is a copy on which there is only
+    /// the one hold that every copy has.
+    pub fn held_by_unknown(&self) -> impl Iterator<Item = &Snapshot> {
+        let holds: u64 = self.snapshots.iter().map(|s| u64::from(s.userrefs)).sum();
+        let is_usual = self.flags.is_some() && holds <= 1;
+        self.snapshots.iter().filter(move |s| !is_usual && s.userrefs > 0)
     }
 
     /// The snapshot with this guid.

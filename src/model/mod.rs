@@ -12,6 +12,7 @@ pub mod key;
 pub mod name;
 pub mod order;
 pub mod place;
+pub mod sent_to;
 pub mod snapshot;
 pub mod tags;
 
@@ -25,4 +26,5 @@ pub use key::KeyConflict;
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use place::Place;
+pub use sent_to::SentTo;
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};

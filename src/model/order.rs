@@ -52,6 +52,8 @@ pub enum Action {
     EstimateSend,
     /// Report what a `destroy_snapshot` would free.
     EstimateDestroy,
+    /// Release the holds and destroy the cursors of transfers to destinations that are given up.
+    ForgetDestination,
 }
 
 impl fmt::Display for Action {
@@ -63,6 +65,7 @@ impl fmt::Display for Action {
             Self::KvResync => "kv_resync",
             Self::EstimateSend => "estimate_send",
             Self::EstimateDestroy => "estimate_destroy",
+            Self::ForgetDestination => "forget_destination",
         })
     }
 }

@@ -42,12 +42,16 @@ pub const PARENT: &str = "zsync:parent";
 pub const ROLE: &str = "zsync:role:";
 
 /// The prefix of the holds on a source.
-const TO: &str = "zsync:to:";
+pub(super) const SENDING: &str = "zsync:to:";
+/// The prefix of cursors.
+pub(super) const CURSOR: &str = OURS;
 /// The prefix of the holds on a destination.
 const FROM: &str = "zsync:from:";
 
 /// For how many copies of the same name cursors are kept. Disks that are used in rotation have such copies.
 const MAX_COPIES: usize = 8;
+/// How many holds of transfers a listing of a dataset has at most, so that it fits into a line of the protocol.
+const MAX_TRANSFER_HOLDS: usize = 100;
 /// The longest tag that ZFS permits, in bytes.
 const MAX_TAG: usize = 255;
 
@@ -58,14 +62,14 @@ fn tag(prefix: &str, peer: &str) -> String {
 }
 
 /// The UUID that stands for a peer whose name is too long.
-fn uuid_of(peer: &str) -> Uuid {
+pub(super) fn uuid_of(peer: &str) -> Uuid {
     Uuid::new_v5(&SNAPSHOT_NAMESPACE, peer.as_bytes())
 }
 
 /// The tag of the hold on a source that sends to `to`.
 #[must_use]
 pub fn sending(to: &Place) -> String {
-    tag(TO, &to.to_string())
+    tag(SENDING, &to.to_string())
 }
 
 /// The tag of the hold on a destination that receives from `from`.
@@ -92,17 +96,25 @@ pub fn is_received(tag: &str) -> bool {
 /// Whether a tag is that of a hold on a source, whatever the destination.
 #[must_use]
 pub fn is_sending(tag: &str) -> bool {
-    tag.starts_with(TO)
+    tag.starts_with(SENDING)
+}
+
+/// Sets the `transfer_holds` of a dataset to those of these tags that transfers have left.
+pub fn set_transfer_holds(inventory: &mut DatasetInventory, mut tags: Vec<String>) {
+    tags.retain(|tag| is_sending(tag));
+    tags.sort();
+    tags.truncate(MAX_TRANSFER_HOLDS);
+    inventory.transfer_holds = tags;
 }
 
 /// Whether a bookmark's name is that of a cursor, whatever the destination.
 #[must_use]
 pub fn is_cursor(name: &SnapName) -> bool {
-    let guid = name.as_str().strip_prefix(OURS).and_then(|rest| rest.rsplit_once(':'));
+    let guid = name.as_str().strip_prefix(CURSOR).and_then(|rest| rest.rsplit_once(':'));
     guid.is_some_and(|(_, guid)| parse_guid(guid).is_some())
 }
 
-fn parse_guid(text: &str) -> Option<Guid> {
+pub(super) fn parse_guid(text: &str) -> Option<Guid> {
     let is_guid = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
     u64::from_str_radix(text, 16).ok().filter(|_| is_guid).map(Guid)
 }
@@ -124,11 +136,11 @@ fn cursor_prefix(dataset: &DatasetName, to: &Place) -> String {
 }
 
 fn readable_prefix(to: &Place) -> String {
-    format!("{OURS}{}:{}:", to.host, to.dataset.as_str().replace('/', ":"))
+    format!("{CURSOR}{}:{}:", to.host, to.dataset.as_str().replace('/', ":"))
 }
 
 fn short_prefix(to: &Place) -> String {
-    format!("{OURS}{}:", uuid_of(&to.to_string()))
+    format!("{CURSOR}{}:", uuid_of(&to.to_string()))
 }
 
 /// The name of the cursor of `dataset` for `to` at the snapshot `guid`. `copy` is the guid of the receiving dataset:

@@ -4,7 +4,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, Snapshot, UnlistedPools,
+    Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, SentTo, Snapshot,
+    UnlistedPools,
 };
 use crate::wire::{PER_LINE, Response, default_protocol, text};
 
@@ -89,6 +90,9 @@ pub struct DirectorsOrder {
     /// estimate_send: the token from which the destination can resume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,
+    /// forget_destination: what transfers have left on sources. `Datasets` has the copies that are given up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forget: Vec<Forgotten>,
     /// kv_resync: list all datasets, even those that are unchanged according to ZFS.
     #[serde(default, rename = "Anew", skip_serializing_if = "std::ops::Not::not")]
     pub from_scratch: bool,
@@ -102,6 +106,16 @@ pub struct Fence {
     pub catalog: uuid::Uuid,
     /// Consul's index when the director acquired the lock.
     pub index: u64,
+}
+
+/// A destination of a dataset that is given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Forgotten {
+    /// The source.
+    pub dataset: DatasetName,
+    /// The destination, as the names of holds and bookmarks show it.
+    pub to: SentTo,
 }
 
 /// A copy of the source that was made before the source was renamed.

@@ -20,7 +20,7 @@ mod slave;
 mod text;
 
 pub use director::{
-    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Listing, Progress, RenamedFrom,
+    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Forgotten, Listing, Progress, RenamedFrom,
 };
 pub use response::Response;
 pub use slave::{Alive, CloneOf, DestinationInfo, ListUuids, OrderToSlave, Step};

@@ -9,7 +9,7 @@ use crate::actions::engine::decide;
 use crate::actions::health::finding::{Finding, Severity};
 use crate::actions::health::judge::Judge;
 use crate::actions::health::report::{DatedSnapshot, Health, HostState, Row};
-use crate::actions::notice::Notice;
+use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::reason::{SendReason, TakeReason};
 use crate::actions::verdict::{SendVerdict, TakeVerdict};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory};
@@ -52,7 +52,13 @@ pub fn health(
             }
         }
     }
-    let hosts = hosts(policy, inventory, unseen);
+    let mut hosts = hosts(policy, inventory, unseen);
+    for notice in &plan.notices {
+        if let NoticeKind::Leftovers(left) = &notice.kind {
+            let of_host = hosts.iter_mut().filter(|state| state.host == notice.host);
+            of_host.for_each(|state| state.findings.push(Finding::Leftovers(left.clone())));
+        }
+    }
     let notices: Vec<Notice> = plan.notices.into_iter().filter(|notice| notice.kind.is_failure()).collect();
     let mut health = Health { at: now, severity: Severity::Ok, hosts, rows, pass: None, notices };
     health.update_severity();

@@ -5,6 +5,7 @@ use std::fmt;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
+use crate::actions::leftovers::Leftovers;
 use crate::model::tags::held_by;
 use crate::model::{HostName, Place, SnapName};
 
@@ -86,6 +87,8 @@ pub enum Finding {
         /// The tags of its holds; empty if they are unknown.
         tags: Vec<String>,
     },
+    /// Transfers have left holds or cursors for destinations that the policy no longer has.
+    Leftovers(Leftovers),
     /// A host could not be listed.
     Unreachable {
         /// When it was last listed; `None` if never.
@@ -121,6 +124,7 @@ impl Finding {
             Self::NoSnapshot
             | Self::TooMany { .. }
             | Self::HeldLong { .. }
+            | Self::Leftovers(_)
             | Self::Unreachable { since: Some(_), .. } => Severity::Warning,
             // The state of a host that was never listed is unknown.
             Self::Unreachable { since: None, .. } | Self::NeverListed { .. } => Severity::Unknown,
@@ -146,6 +150,7 @@ impl Finding {
             Self::Diverged { .. } => "diverged",
             Self::TooMany { .. } => "too_many",
             Self::HeldLong { .. } => "held_long",
+            Self::Leftovers(_) => "leftovers",
             Self::Unreachable { .. } => "out_of_reach",
             Self::NeverListed { .. } => "never_listed",
             Self::NoPass { .. } => "no_pass",
@@ -187,6 +192,7 @@ impl fmt::Display for Finding {
                 write!(f, "the held snapshot @{snapshot} is {} old (limit {})", span(*age), span(*limit))?;
                 if tags.is_empty() { Ok(()) } else { write!(f, ": {}", held_by(tags)) }
             }
+            Self::Leftovers(left) => write!(f, "{left}; see {}", left.command()),
             Self::Unreachable { since: Some(since), reason } => {
                 write!(f, "unreachable, last listed {}: {reason}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
             }

@@ -16,6 +16,7 @@
 
 mod bad_input;
 mod health;
+mod leftovers;
 mod neighbours;
 mod properties;
 mod protections;

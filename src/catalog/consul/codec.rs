@@ -74,6 +74,8 @@ struct StoredListing {
     flags: Option<SendFlags>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resume_token: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    transfer_holds: Vec<String>,
     snapshots: Columns,
     #[serde(skip_serializing_if = "Columns::is_empty")]
     bookmarks: Columns,
@@ -168,6 +170,7 @@ impl From<&DatasetInventory> for StoredListing {
             append_only: of.append_only,
             flags: of.flags,
             resume_token: of.resume_token.clone(),
+            transfer_holds: of.transfer_holds.clone(),
             snapshots,
             bookmarks,
         }
@@ -205,6 +208,7 @@ impl TryFrom<StoredListing> for DatasetInventory {
             append_only: held.append_only,
             flags: held.flags,
             resume_token: held.resume_token,
+            transfer_holds: held.transfer_holds,
             // A host remembers its own earlier listings.
             unchanged: None,
             snapshots: held.snapshots.rows()?.into_iter().enumerate().map(snapshot).collect(),
@@ -315,6 +319,7 @@ mod tests {
                 append_only: Some(kept),
                 flags: kept.then_some(SendFlags::PLAIN),
                 unchanged: None,
+                transfer_holds: token.iter().cloned().collect(),
                 resume_token: token,
                 bookmarks: snapshots.iter().take(3).map(bookmark).collect(),
                 snapshots: snapshots.clone(),

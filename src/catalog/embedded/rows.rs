@@ -76,7 +76,7 @@ fn text(row: &Row<'_>, column: usize) -> Result<String, DbError> {
 }
 
 pub(super) const DATASET: &str = "volume, guid, written, encrypted, resume_token, origin_dataset, origin_name, excluded, \
-                                  flags, unchanged_from, unchanged_to, listed, append_only";
+                                  flags, unchanged_from, unchanged_to, listed, append_only, transfer_holds";
 
 /// A dataset without its snapshots, bookmarks and marks, from the columns [`DATASET`] beginning at `first`.
 pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, DbError> {
@@ -100,6 +100,11 @@ pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, D
             _ => None,
         },
         append_only: nullable(row, first + 12, boolean)?,
+        transfer_holds: nullable(row, first + 13, text)?
+            .iter()
+            .flat_map(|tags| tags.lines())
+            .map(str::to_owned)
+            .collect(),
         ..DatasetInventory::default()
     })
 }

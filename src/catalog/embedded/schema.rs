@@ -110,12 +110,14 @@ const MIGRATIONS: &[&str] = &[
     "ALTER TABLE outcome ADD COLUMN hint TEXT;
     ALTER TABLE host ADD COLUMN unlisted TEXT;
     ALTER TABLE dataset ADD COLUMN append_only INTEGER;",
+    // Version 6: the tags of the holds that transfers have left on a dataset's snapshots, one per line.
+    "ALTER TABLE dataset ADD COLUMN transfer_holds TEXT;",
 ];
 
 /// The first version that has estimates.
 pub(super) const WITH_ESTIMATES: i64 = 2;
 /// The first version whose hosts, datasets and outcomes have all columns that are read.
-pub(super) const WITH_ALL_COLUMNS: i64 = 5;
+pub(super) const WITH_ALL_COLUMNS: i64 = 6;
 
 /// The version of the catalogs that this program writes.
 pub(super) fn version() -> i64 {

@@ -143,7 +143,8 @@ fn set_listed(tx: &Transaction<'_>, id: i64, mut listed: DatasetInventory) -> Re
     if known.as_ref() != Some(&listed) {
         let update = "UPDATE dataset SET present = 1, volume = ?2, guid = ?3, written = ?4, encrypted = ?5,
                       resume_token = ?6, origin_dataset = ?7, origin_name = ?8, excluded = ?9, flags = ?10,
-                      unchanged_from = ?11, unchanged_to = ?12, listed = ?13, append_only = ?14
+                      unchanged_from = ?11, unchanged_to = ?12, listed = ?13, append_only = ?14,
+                      transfer_holds = ?15
                       WHERE id = ?1";
         let origin = listed.origin.as_ref();
         tx.prepare_cached(update)?.execute(params![
@@ -161,6 +162,7 @@ fn set_listed(tx: &Transaction<'_>, id: i64, mut listed: DatasetInventory) -> Re
             listed.unchanged.map(|unchanged| unchanged.to),
             listed.unchanged.map(|unchanged| unchanged.listed),
             listed.append_only,
+            (!listed.transfer_holds.is_empty()).then(|| listed.transfer_holds.join("\n")),
         ])?;
     }
     set_snapshots(tx, id, snapshots)?;

@@ -48,6 +48,8 @@ pub(super) struct Line<'a> {
     pub append_only: Option<bool>,
     #[serde(default)]
     pub send_flags: Option<SendFlags>,
+    #[serde(default)]
+    pub transfer_holds: Option<Vec<String>>,
     /// `Some(None)` if the value is `null`, `None` if the key is missing.
     #[serde(default, deserialize_with = "null_or_value")]
     pub observed: Option<Option<Timestamp>>,

@@ -200,7 +200,7 @@ fn refuse_keys(kind: &str, foreign: &[(&str, bool)]) -> Result<(), String> {
     }
 }
 
-fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 8] {
+fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 9] {
     [
         ("kind", line.kind.is_some()),
         ("written", line.written.is_some()),
@@ -210,6 +210,7 @@ fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 8] {
         ("excluded", line.excluded.is_some()),
         ("append_only", line.append_only.is_some()),
         ("send_flags", line.send_flags.is_some()),
+        ("transfer_holds", line.transfer_holds.is_some()),
     ]
 }
 
@@ -247,6 +248,7 @@ impl FileDataset {
         self.inventory.excluded = line.excluded.unwrap_or_default();
         self.inventory.append_only = line.append_only;
         self.inventory.flags = line.send_flags;
+        self.inventory.transfer_holds = line.transfer_holds.unwrap_or_default();
         Ok(())
     }
 

@@ -192,6 +192,7 @@ prop_compose! {
             excluded: encrypted,
             append_only: encrypted.then_some(true),
             flags: encrypted.then_some(crate::model::SendFlags::Raw),
+            transfer_holds: resume_token.iter().cloned().collect(),
             resume_token,
             unchanged: None,
             snapshots: (0..).zip(snapshots).map(named).collect(),

@@ -36,6 +36,8 @@ struct DatasetRecord<'a> {
     append_only: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     send_flags: Option<SendFlags>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    transfer_holds: &'a [String],
 }
 
 #[derive(Serialize)]
@@ -89,7 +91,7 @@ fn write_dataset(
     listed: &DatasetInventory,
 ) -> io::Result<()> {
     let DatasetInventory { kind, guid, written, encrypted, origin, excluded, flags, .. } = listed;
-    let DatasetInventory { resume_token, append_only, .. } = listed;
+    let DatasetInventory { resume_token, append_only, transfer_holds, .. } = listed;
     let DatasetInventory { snapshots, bookmarks, not_written, .. } = listed;
     let record = DatasetRecord {
         host,
@@ -103,6 +105,7 @@ fn write_dataset(
         excluded: *excluded,
         append_only: *append_only,
         send_flags: *flags,
+        transfer_holds,
     };
     write_line(out, &record)?;
     for Snapshot { name, guid, createtxg, creation, userrefs, has_clones, used, marks } in snapshots {

@@ -93,9 +93,9 @@ pub(crate) fn list_clones(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<
 }
 
 /// Lists the holds on snapshots.
-pub(crate) fn holds(dataset: &DatasetName, snapshots: &[SnapName]) -> Vec<String> {
+pub(crate) fn holds<'a>(snapshots: impl IntoIterator<Item = (&'a DatasetName, &'a SnapName)>) -> Vec<String> {
     let mut argv = words(&["holds", "-H"]);
-    argv.extend(full_names(dataset, snapshots));
+    argv.extend(snapshots.into_iter().map(|(dataset, name)| dataset.at(name)));
     argv
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::model::tags::set_transfer_holds;
 use crate::model::{DatasetName, HostListing, SnapName};
 use crate::zfs::fake::pools::{Fake, failed};
 use crate::zfs::fake::token::Token;
@@ -38,7 +39,16 @@ impl ZfsRead for Fake {
         let pools: BTreeSet<&str> = roots.iter().filter(|root| is_away(root)).map(DatasetName::pool).collect();
         let unlisted = pools.into_iter().map(|pool| (pool.to_owned(), away[pool].clone())).collect();
         let listed: Vec<DatasetName> = roots.iter().filter(|root| !is_away(root)).cloned().collect();
-        Ok(HostListing { datasets: self.list(&listed, Depth::Recursive).await?, unlisted })
+        let mut datasets = self.list(&listed, Depth::Recursive).await?;
+        let pools = self.pools();
+        for (name, found) in &mut datasets {
+            let held: BTreeSet<&SnapName> = found.held_by_unknown().map(|s| &s.name).collect();
+            let on = pools.holds.iter().filter(|(dataset, snapshot, _)| dataset == name && held.contains(snapshot));
+            let tags = on.map(|(.., tag)| tag.clone()).collect();
+            set_transfer_holds(found, tags);
+        }
+        drop(pools);
+        Ok(HostListing { datasets, unlisted })
     }
 
     async fn snapshots(&self, dataset: &DatasetName) -> Result<Option<History>, ZfsError> {

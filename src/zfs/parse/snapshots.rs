@@ -96,8 +96,11 @@ pub fn cloned(output: &[u8]) -> Result<Vec<SnapName>, ParseError> {
     Ok(cloned)
 }
 
+/// A hold: the dataset and the name of the snapshot, and the tag.
+pub type Hold = (DatasetName, SnapName, String);
+
 /// Parses the output of `zfs holds -H`: name, tag, time. A tag may contain anything but a tab.
-pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, ParseError> {
+pub fn holds(output: &[u8]) -> Result<Vec<Hold>, ParseError> {
     lines(output)?
         .map(|line| {
             let mut found = line.split('\t');
@@ -105,8 +108,9 @@ pub fn holds(output: &[u8]) -> Result<Vec<(SnapName, String)>, ParseError> {
             else {
                 return Err(format!("not 3 columns in {line:?}"));
             };
-            let (_, name) = full.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
-            Ok((name.parse().map_err(|e| format!("{e} in {line:?}"))?, tag.to_owned()))
+            let (dataset, name) = full.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
+            let wrong = |e| format!("{e} in {line:?}");
+            Ok((dataset.parse().map_err(wrong)?, name.parse().map_err(wrong)?, tag.to_owned()))
         })
         .collect()
 }

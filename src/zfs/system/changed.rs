@@ -45,7 +45,9 @@ impl Runner {
                 }
             }
         };
-        self.each_pool(roots, each).await
+        let mut listing = self.each_pool(roots, each).await?;
+        self.add_transfer_holds(&mut listing.datasets).await;
+        Ok(listing)
     }
 
     async fn list_changed_now(&self, roots: &[DatasetName], known: &Known) -> Result<Vec<Listed>, ZfsError> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_lite::future;
 
 use crate::model::inventory::NOT_IMPORTED;
+use crate::model::tags::set_transfer_holds;
 use crate::model::{DatasetInventory, DatasetName, HostListing, SnapName};
 use crate::sys::runtime;
 use crate::zfs::parse::DatasetRow;
@@ -110,6 +111,33 @@ impl Runner {
         match self.histories(std::slice::from_ref(dataset)).await {
             Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
             histories => Ok(histories?.into_iter().next().map(|(_, history)| history)),
+        }
+    }
+
+    /// The holds on snapshots. Snapshots that do not exist have none.
+    pub(super) async fn holds<'a>(
+        &self,
+        snapshots: impl IntoIterator<Item = (&'a DatasetName, &'a SnapName)>,
+    ) -> Result<Vec<parse::Hold>, ZfsError> {
+        let argv = argv::holds(snapshots);
+        // If a snapshot was destroyed meanwhile, the holds of the others are printed all the same.
+        let output = self.run_listing(&argv).await?;
+        parse::holds(&output).map_err(|reason| self.unreadable(&argv, reason))
+    }
+
+    /// Adds to datasets the tags of the holds that transfers have left. If they cannot be listed, they are unknown.
+    pub(super) async fn add_transfer_holds(&self, datasets: &mut [Listed]) {
+        let held = datasets.iter().flat_map(|(name, found)| found.held_by_unknown().map(move |s| (name, &s.name)));
+        let held: Vec<(&DatasetName, &SnapName)> = held.collect();
+        let mut tags: BTreeMap<DatasetName, Vec<String>> = BTreeMap::new();
+        for batch in held.chunks(MAX_NAMED) {
+            match self.holds(batch.iter().copied()).await {
+                Ok(holds) => holds.into_iter().for_each(|(dataset, _, tag)| tags.entry(dataset).or_default().push(tag)),
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+        for (name, found) in datasets {
+            set_transfer_holds(found, tags.remove(name).unwrap_or_default());
         }
     }
 

@@ -109,10 +109,8 @@ impl ZfsRead for System {
         if names.is_empty() {
             return Ok(Vec::new());
         }
-        let argv = argv::holds(dataset, names);
-        // A snapshot that was destroyed meanwhile has no holds; those of the others are printed all the same.
-        let output = self.runner.run_listing(&argv).await?;
-        parse::holds(&output).map_err(|reason| self.runner.unreadable(&argv, reason))
+        let holds = self.runner.holds(names.iter().map(|name| (dataset, name))).await?;
+        Ok(holds.into_iter().map(|(_, name, tag)| (name, tag)).collect())
     }
 
     async fn written_since(
