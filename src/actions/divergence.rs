@@ -104,7 +104,9 @@ pub fn remedy(trouble: &Trouble, allowed: Allowed) -> Remedy {
         OnDivergence::SetAside => Remedy::SetAside,
     };
     match trouble {
-        Trouble::Conflict(Conflict::NoSuchSnapshot { .. } | Conflict::NameTaken { .. }) => Remedy::Stop,
+        Trouble::Conflict(
+            Conflict::NoSuchSnapshot { .. } | Conflict::NameTaken { .. } | Conflict::NameTooLong { .. },
+        ) => Remedy::Stop,
         Trouble::Conflict(Conflict::Diverged { common, theirs, .. }) if allowed.rollback && allowed.may_destroy => {
             Remedy::Rollback { to: common.guid, destroys: theirs.iter().map(|p| p.guid).collect() }
         }

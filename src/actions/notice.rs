@@ -69,7 +69,7 @@ pub enum NoticeKind {
         /// The dataset that it receives from.
         by: Place,
     },
-    /// The dataset's name on a destination would be longer than ZFS permits.
+    /// The names of the dataset's snapshots on a destination would be longer than ZFS permits.
     NameTooLong {
         /// The policy's target, below which the destination would lie.
         to: Place,
@@ -202,7 +202,7 @@ impl fmt::Display for Notice {
                 write!(f, "is not sent to {to}, which already receives from {by}")
             }
             NoticeKind::NameTooLong { to } => {
-                write!(f, "is not sent below {to}: its name there would be longer than ZFS permits")
+                write!(f, "is not sent below {to}: the names of its snapshots would be longer there than ZFS permits")
             }
             NoticeKind::OutOfOrder { snapshots, snapshot } => write!(
                 f,

@@ -98,7 +98,7 @@ fn send(
     let destination = receiver.datasets.entry(to.dataset.clone()).or_default();
     destination.snapshots.retain(|s| !s.marks.deleted);
 
-    let mut planned = steps(&live, &bookmarks, &destination.snapshots, None, None, guid);
+    let mut planned = steps(&to.dataset, &live, &bookmarks, &destination.snapshots, None, None, guid);
     if let Err(conflict) = planned.clone() {
         match remedy(&conflict.into(), allowed) {
             Remedy::Rollback { destroys, .. } => destination.snapshots.retain(|s| !destroys.contains(&s.guid)),
@@ -106,7 +106,7 @@ fn send(
             Remedy::SetAside => destination.snapshots.clear(),
             Remedy::Stop | Remedy::Replace => {}
         }
-        planned = steps(&live, &bookmarks, &destination.snapshots, None, None, guid);
+        planned = steps(&to.dataset, &live, &bookmarks, &destination.snapshots, None, None, guid);
     }
     let Ok(Transfer::Steps { steps }) = planned else { return };
     for step in &steps {

@@ -86,7 +86,7 @@ pub enum SendReason {
     NothingToSend,
     /// Never due: source and destination are the same dataset.
     ToItself,
-    /// Never due: the destination's name would be longer than ZFS permits.
+    /// Never due: the names of the snapshots would be longer at the destination than ZFS permits.
     NameTooLong,
     /// Never due: another dataset is sent to the same destination.
     DestinationTaken {
@@ -152,7 +152,9 @@ impl fmt::Display for SendReason {
             }
             Self::NothingToSend => f.write_str("there is no snapshot of this policy yet"),
             Self::ToItself => f.write_str("source and destination are the same dataset"),
-            Self::NameTooLong => f.write_str("its name on the destination would be longer than ZFS permits"),
+            Self::NameTooLong => {
+                f.write_str("the names of its snapshots would be longer on the destination than ZFS permits")
+            }
             Self::DestinationTaken { by } => write!(f, "the destination already receives from {by}"),
         }
     }

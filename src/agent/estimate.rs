@@ -23,7 +23,8 @@ impl<Z: Zfs> Agent<Z> {
         if request.to.host == self.host {
             self.local.permission_to_receive(&request.to.dataset, &self.host)?;
         }
-        let transfer = PlannedTransfer { zfs: &*self.zfs, source: &source, ours: &ours, target };
+        let transfer =
+            PlannedTransfer { zfs: &*self.zfs, source: &source, to: &request.to.dataset, ours: &ours, target };
         let estimate = transfer.size(request.common, request.resume_token.as_deref()).await?;
         let status = if estimate == Some(0) { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
         Ok(Success { estimate, ..Success::new(status, "") })
@@ -55,6 +56,7 @@ impl<Z: Zfs> Agent<Z> {
 struct PlannedTransfer<'a, Z> {
     zfs: &'a Z,
     source: &'a DatasetName,
+    to: &'a DatasetName,
     ours: &'a DatasetInventory,
     target: Guid,
 }
@@ -92,7 +94,7 @@ impl<Z: ZfsRead> PlannedTransfer<'_, Z> {
     /// The streams to a destination whose newest common snapshot is `there`.
     fn steps(&self, there: Option<Guid>, resume: Option<&Resume>) -> Result<Vec<Step>, OrderError> {
         let theirs: Vec<Snapshot> = there.and_then(|guid| self.snapshot_there(guid)).into_iter().collect();
-        match steps(&self.ours.snapshots, &self.ours.bookmarks, &theirs, resume, None, self.target) {
+        match steps(self.to, &self.ours.snapshots, &self.ours.bookmarks, &theirs, resume, None, self.target) {
             Ok(Transfer::Steps { steps }) => Ok(steps),
             Ok(_) => Ok(Vec::new()),
             Err(conflict) => Err(OrderError::refused(format!("{}: {conflict}", self.source))),

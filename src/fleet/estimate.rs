@@ -197,7 +197,7 @@ fn transfer(
     };
     let Some(target) = target else { return Method::Known(Estimate::of(written)) };
     let theirs = destination.map(|destination| destination.snapshots.as_slice()).unwrap_or_default();
-    let common = match steps(&ours, &source.bookmarks, theirs, None, None, target) {
+    let common = match steps(&to.dataset, &ours, &source.bookmarks, theirs, None, None, target) {
         Ok(Transfer::Steps { steps }) => match steps.into_iter().next() {
             Some(Step::Incremental { from: Base::Snapshot(base) | Base::Bookmark(base), .. }) => Some(base.guid),
             _ => None,

@@ -163,6 +163,12 @@ impl DatasetName {
         if relative.is_empty() { Ok(self.clone()) } else { format!("{self}/{relative}").parse() }
     }
 
+    /// Whether ZFS permits a snapshot of this name here: it limits the length of the full name.
+    #[must_use]
+    pub fn has_room_for(&self, snapshot: &SnapName) -> bool {
+        self.0.len() + 1 + snapshot.0.len() <= MAX_FULL_NAME
+    }
+
     /// The full name of a snapshot of this dataset.
     #[must_use]
     pub fn at(&self, snapshot: &SnapName) -> String {

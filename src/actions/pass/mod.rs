@@ -202,7 +202,7 @@ impl<'a> Pass<'a> {
 
     /// Decides about one target of a policy: the transfer to it, and pruning there.
     fn decide_target(&mut self, governed: &GovernedDataset<'a>, target: &'a Place, snapshots: &[PolicySnapshot]) {
-        let Some(to) = self.index.destination(governed.claim, target, governed.name) else {
+        let Some(to) = self.destination(governed, target) else {
             let kind = NoticeKind::NameTooLong { to: target.clone() };
             self.note(governed.claim.entry, governed.host, Some(governed.name), kind);
             return self.push_send(

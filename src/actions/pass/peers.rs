@@ -14,6 +14,14 @@ use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, Prefix,
 use crate::policy::DatasetPolicy;
 
 impl<'a> Pass<'a> {
+    /// The destination of a dataset at a target; `None` if its name, or the names of its snapshots, would be too long.
+    pub(super) fn destination(&self, governed: &GovernedDataset<'a>, target: &Place) -> Option<Place> {
+        // All names of the policy's snapshots have the same length.
+        let name = governed.policy.prefix.stamp(self.now);
+        let to = self.index.destination(governed.claim, target, governed.name);
+        to.filter(|to| to.dataset.has_room_for(&name))
+    }
+
     /// The name for a snapshot that is due. If a destination has a different snapshot of this name, because the source's
     /// was destroyed and its slot is taken again, the destination could not receive it. Then the name has the current
     /// time.

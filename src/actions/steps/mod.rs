@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::model::{Bookmark, Guid, Origin, SnapName, Snapshot};
+use crate::model::{Bookmark, DatasetName, Guid, Origin, SnapName, Snapshot};
 
 /// One step of a transfer: usually one `zfs send`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -134,6 +134,12 @@ pub enum Conflict {
         /// The name that the destination's snapshot has on the source, if the source has it.
         here: Option<SnapName>,
     },
+    /// The full name of the snapshot wanted would be longer at the destination than ZFS permits.
+    #[error("the name of the snapshot {name} would be longer there than ZFS permits")]
+    NameTooLong {
+        /// The name.
+        name: SnapName,
+    },
     /// The destination has snapshots, but none in common with the source.
     #[error("the destination is not empty, and has no snapshot in common with the source")]
     NotEmpty {
@@ -148,7 +154,7 @@ fn point(snapshot: &Snapshot) -> Point {
     Point { name: snapshot.name.clone(), guid: snapshot.guid }
 }
 
-/// Plans how to bring the snapshot `target` to a destination. All lists are sorted by createtxg, oldest first, and
+/// Plans how to bring the snapshot `target` to the destination `to`. All lists are sorted by createtxg, oldest first, and
 /// contain only snapshots and bookmarks that exist.
 ///
 /// - An increment runs from the newest common guid to the target and includes all snapshots between, so that the
@@ -157,13 +163,14 @@ fn point(snapshot: &Snapshot) -> Point {
 ///   increment. In this way it receives the history as well, and each part can be verified and resumed by itself.
 /// - A clone whose origin the destination has (`origin`) starts from the origin instead, and becomes a clone there,
 ///   too.
-/// - A snapshot cannot be received if a different snapshot on the destination has its name. The increments leave it
-///   out; if it is the target itself, nothing can be sent.
+/// - A snapshot cannot be received if a different snapshot on the destination has its name, or if its full name would be
+///   too long there. The streams leave it out; if it is the target itself, nothing can be sent.
 /// - An increment from a bookmark cannot include the snapshots between. It runs only to the next snapshot; a second one
 ///   continues from there.
 /// - An interrupted receive is resumed first if the snapshot that it receives still exists on the source, is not on the
 ///   destination yet and is not newer than the target. Otherwise it is discarded first.
 pub fn steps(
+    to: &DatasetName,
     source: &[Snapshot],
     bookmarks: &[Bookmark],
     destination: &[Snapshot],
@@ -188,6 +195,11 @@ pub fn steps(
         return Ok(done);
     }
 
+    let name = &source[goal].name;
+    if !to.has_room_for(name) {
+        return Err(Conflict::NameTooLong { name: name.clone() });
+    }
+    let fits = |at: &usize| to.has_room_for(&source[*at].name);
     let leads_on = |to: Guid| there(to).is_none() && source[..=goal].iter().any(|s| s.guid == to);
     let mut steps = Vec::with_capacity(2);
     if let Some(Resume { token, to }) = resume {
@@ -204,8 +216,9 @@ pub fn steps(
         (Some(i), None) => (point(&source[i]), i + 1, there(source[i].guid)),
         (None, None) if destination.is_empty() => {
             if !resumes {
-                steps.push(first_step(point(&source[0]), origin));
-                steps.extend(onward(source, 0, goal, |_| true));
+                let first = (0..goal).find(fits).unwrap_or(goal);
+                steps.push(first_step(point(&source[first]), origin));
+                steps.extend(onward(source, first, goal, fits));
             }
             return Ok(Transfer::Steps { steps });
         }
@@ -224,7 +237,7 @@ pub fn steps(
         return Ok(Transfer::Steps { steps });
     }
     let names: HashMap<&SnapName, Guid> = destination.iter().map(|d| (&d.name, d.guid)).collect();
-    let is_free = |at: &usize| !names.contains_key(&source[*at].name);
+    let is_free = |at: &usize| fits(at) && !names.contains_key(&source[*at].name);
     if let Some(guid) = names.get(&source[goal].name) {
         let here = source.iter().find(|s| s.guid == *guid).map(|s| s.name.clone());
         let here = here.filter(|here| !names.contains_key(here));
@@ -269,8 +282,8 @@ fn first_step(to: Point, origin: Option<&(Origin, Guid)>) -> Step {
     }
 }
 
-/// The increments from one of the snapshots to another. Snapshots between these two are left out if their
-/// names are taken at the destination.
+/// The increments from one of the snapshots to another. Snapshots between these two are left out if the destination
+/// cannot have their names.
 fn onward(source: &[Snapshot], from: usize, to: usize, is_free: impl Fn(&usize) -> bool) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut at = from;

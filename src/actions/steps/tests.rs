@@ -17,6 +17,11 @@ fn snapshots(line: &str) -> Vec<Snapshot> {
     line.split_whitespace().enumerate().map(parse).collect()
 }
 
+/// The destination.
+fn copy() -> DatasetName {
+    "pool/copy".parse().unwrap()
+}
+
 /// Plans a transfer from a source that has bookmarks of the snapshots named in `marked`, and of whose snapshots only
 /// those named in `keep` still exist.
 fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) -> Result<Transfer, Conflict> {
@@ -28,7 +33,7 @@ fn plan(source: &str, keep: &str, marked: &str, destination: &str, target: u64) 
         .map(|s| Bookmark { name: s.name.clone(), guid: s.guid, createtxg: s.createtxg, creation: s.creation })
         .collect();
     let source: Vec<Snapshot> = all.into_iter().filter(|s| is_in(s, keep)).collect();
-    steps(&source, &bookmarks, &snapshots(destination), None, None, Guid(target))
+    steps(&copy(), &source, &bookmarks, &snapshots(destination), None, None, Guid(target))
 }
 
 /// A result in one line.
@@ -61,6 +66,7 @@ fn render(result: Result<Transfer, Conflict>) -> String {
         Err(Conflict::NameTaken { name, here }) => {
             format!("{name} taken{}", here.map(|here| format!(" by {here}")).unwrap_or_default())
         }
+        Err(Conflict::NameTooLong { name }) => format!("{} too long", name.as_str().len()),
         Err(Conflict::NotEmpty { ours, theirs }) => {
             format!("not empty: ours {}, theirs {}", list(&ours), list(&theirs))
         }
@@ -126,7 +132,7 @@ fn interrupted_receive_is_resumed_or_discarded() {
     let source = snapshots("a1 b2 c3");
     let go = |destination: &str, to: Option<u64>, target: u64| {
         let resume = Resume { token: "T".to_owned(), to: to.map(Guid) };
-        render(steps(&source, &[], &snapshots(destination), Some(&resume), None, Guid(target)))
+        render(steps(&copy(), &source, &[], &snapshots(destination), Some(&resume), None, Guid(target)))
     };
     assert_eq!(go("a1", Some(2), 3), "-t T");
     assert_eq!(go("", Some(1), 3), "-t T");
@@ -140,11 +146,31 @@ fn interrupted_receive_is_resumed_or_discarded() {
 }
 
 #[test]
+fn snapshot_whose_name_would_be_too_long_is_left_out() {
+    let deep: DatasetName = format!("pool/{}", "d".repeat(240)).parse().unwrap();
+    // Nine bytes are left for the name.
+    let long = |at: usize, of: &mut Vec<Snapshot>| of[at].name = "ten_bytes_".parse().unwrap();
+    let go = |at: usize, destination: &str, target: u64| {
+        let mut source = snapshots("a1 b2 c3 d4");
+        long(at, &mut source);
+        render(steps(&deep, &source, &[], &snapshots(destination), None, None, Guid(target)))
+    };
+    assert_eq!(go(1, "a1", 4), "-i @a @c, -i @c @d");
+    assert_eq!(go(2, "a1", 4), "-i @a @b, -i @b @d");
+    assert_eq!(go(2, "", 4), "@a, -i @a @b, -i @b @d");
+    assert_eq!(go(0, "", 4), "@b, -I @b @d");
+    assert_eq!(go(0, "", 2), "@b");
+    assert_eq!(go(3, "a1", 4), "10 too long");
+    assert_eq!(go(3, "", 4), "10 too long");
+    assert_eq!(go(3, "a1", 3), "-I @a @c");
+}
+
+#[test]
 fn clone_starts_from_its_origin_if_the_destination_has_it() {
     let origin = (Origin { dataset: "tank/o".parse().unwrap(), name: "x".parse().unwrap() }, Guid(7));
     let source = snapshots("a1 b2 c3");
     let go = |destination: &str, origin, target| {
-        render(steps(&source, &[], &snapshots(destination), None, origin, Guid(target)))
+        render(steps(&copy(), &source, &[], &snapshots(destination), None, origin, Guid(target)))
     };
     assert_eq!(go("", Some(&origin), 3), "-i tank/o@x @a, -I @a @c");
     assert_eq!(go("", Some(&origin), 1), "-i tank/o@x @a");
@@ -152,14 +178,14 @@ fn clone_starts_from_its_origin_if_the_destination_has_it() {
     assert_eq!(go("a1", Some(&origin), 3), "-I @a @c", "an ordinary increment");
     assert_eq!(go("x9", Some(&origin), 3), "not empty: ours a b c, theirs x");
     let resume = Resume { token: "T".to_owned(), to: Some(Guid(1)) };
-    assert_eq!(render(steps(&source, &[], &[], Some(&resume), Some(&origin), Guid(3))), "-t T");
+    assert_eq!(render(steps(&copy(), &source, &[], &[], Some(&resume), Some(&origin), Guid(3))), "-t T");
 }
 
 #[test]
 fn rolled_back_source_is_distinguished_from_diverged_destination() {
     let source = snapshots("a1 d4");
     let mut destination = snapshots("a1 b2 c3");
-    let received = |destination: &[Snapshot]| match steps(&source, &[], destination, None, None, Guid(4)) {
+    let received = |destination: &[Snapshot]| match steps(&copy(), &source, &[], destination, None, None, Guid(4)) {
         Err(Conflict::Diverged { received, .. }) => received,
         other => panic!("{other:?}"),
     };
@@ -245,7 +271,7 @@ fn steps_agree_with_a_model_on_all_small_inputs() {
                 };
                 for target in &source {
                     worlds += 1;
-                    let result = steps(&sources, &marks, &destinations, None, None, Guid(*target));
+                    let result = steps(&copy(), &sources, &marks, &destinations, None, None, Guid(*target));
                     let world = || format!("{source:?} #{bookmarks:?} -> {destination:?}, {target}: {result:?}");
 
                     let known = |g: &u64| source.contains(g) || bookmarks.contains(g);

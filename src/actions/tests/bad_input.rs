@@ -155,9 +155,15 @@ fn too_long_destination_name_has_a_notice() {
     assert_eq!(
         notices(&far, &world, NOW),
         [format!(
-            "alpha:{deep} is not sent below beta:tank/a/longer/name: its name there would be longer than ZFS permits"
+            "alpha:{deep} is not sent below beta:tank/a/longer/name: the names of its snapshots would be longer there than ZFS permits"
         )]
     );
+    // The destination's own name is short enough, but leaves no room for a snapshot's.
+    let deep = format!("tank/{}", "x".repeat(240));
+    let full = policy([entry("alpha:tank/foo", &[&format!("beta:{deep}")])]);
+    let world = "alpha:tank/foo B@11-23T12:00\nbeta";
+    assert!(only("send", &full, world, NOW).is_empty());
+    assert!(notices(&full, world, NOW)[0].contains("longer there than ZFS permits"));
 }
 
 #[test]

@@ -105,6 +105,7 @@ impl SendPlan {
                 (ResponseStatus::NotEmpty, format!("{conflict} ({sides})"))
             }
             Trouble::Conflict(Conflict::NameTaken { .. }) => (ResponseStatus::NotEmpty, trouble.to_string()),
+            Trouble::Conflict(Conflict::NameTooLong { .. }) => (ResponseStatus::Refused, trouble.to_string()),
             Trouble::Written { .. } => (ResponseStatus::WasWritten, trouble.to_string()),
             Trouble::Bare | Trouble::Flags(_) | Trouble::Key(_) => (ResponseStatus::NotEmpty, trouble.to_string()),
         };
@@ -117,7 +118,10 @@ impl SendPlan {
         let Self { source, to, .. } = self;
         let needs_new_copy = !matches!(
             trouble,
-            Trouble::Written { .. } | Trouble::Conflict(Conflict::Diverged { .. } | Conflict::NameTaken { .. })
+            Trouble::Written { .. }
+                | Trouble::Conflict(
+                    Conflict::Diverged { .. } | Conflict::NameTaken { .. } | Conflict::NameTooLong { .. }
+                )
         );
         if needs_new_copy && to.dataset.parent().is_none() {
             return format!(
@@ -148,6 +152,11 @@ impl SendPlan {
                 let (from, other) = (word(&to.dataset.at(name)), word(&other));
                 format!("rename that snapshot on {}: zfs rename {from} {other}", to.host)
             }
+            Trouble::Conflict(Conflict::NameTooLong { name }) => format!(
+                "give the snapshot a shorter name (zfs rename {} SHORTER), or choose a destination with a shorter name \
+                 (sync_dataset)",
+                word(&source.at(name))
+            ),
             Trouble::Written { newest, .. } => format!(
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
                  set rollback_if_needed, and \"rollback\" in local.json on {}, which do that; to keep the data there, \

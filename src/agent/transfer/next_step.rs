@@ -51,7 +51,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let there = self.theirs.as_ref().map(|theirs| theirs.snapshots.as_slice()).unwrap_or_default();
         let origin = self.plan.origin.as_ref().filter(|_| self.peer.place().has_origin);
         let (ours, target) = (&self.ours, self.plan.target.guid);
-        let first = match steps(&ours.snapshots, &ours.bookmarks, there, resume.as_ref(), origin, target) {
+        let to = &self.plan.to.dataset;
+        let first = match steps(to, &ours.snapshots, &ours.bookmarks, there, resume.as_ref(), origin, target) {
             Ok(engine::Transfer::Steps { steps }) => steps.into_iter().next(),
             Ok(arrived) => {
                 self.progress.arrived(&arrived);
