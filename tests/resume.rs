@@ -83,7 +83,13 @@ fn leave_partial(from: &Fake, dataset: &str, flags: SendFlags, to: &Fake) {
     let dataset = ds(dataset);
     let name = from.dataset(&dataset).unwrap().snapshots[0].name.clone();
     let send = SendSpec::Snapshot { dataset, to: name, from: SendFrom::Nothing, flags };
-    let receive = ReceiveSpec { dataset: ds(COPY), properties: Default::default(), origin: None, overwrite: false };
+    let receive = ReceiveSpec {
+        dataset: ds(COPY),
+        properties: Default::default(),
+        origin: None,
+        overwrite: false,
+        is_unresumable: false,
+    };
     runtime::block_on(async {
         let (mut sent, mut received) = (from.send(&send).await.unwrap(), to.receive(&receive).await.unwrap());
         let mut begun = vec![0; usize::try_from(MIDDLE).unwrap()];
@@ -97,6 +103,21 @@ fn leave_partial(from: &Fake, dataset: &str, flags: SendFlags, to: &Fake) {
 
 fn has_moved(pair: &Pair) -> bool {
     pair.beta.arrived(&ds(COPY)).is_some_and(|arrived| arrived > 0)
+}
+
+/// What another tool began to receive below a raw copy would be encrypted with the key of that copy.
+#[test]
+fn partial_receive_that_would_need_the_key_of_a_raw_copy_is_discarded() {
+    let pair = Pair::new();
+    pair.beta.encrypt(&ds("pool"));
+    let guid = pair.beta.dataset(&ds("pool")).unwrap().guid.unwrap();
+    runtime::block_on(pair.beta.set(&ds("pool"), "zsync:flags", &format!("w {}", guid.0))).unwrap();
+    let first = pair.take("S_1");
+    leave_partial(&pair.alpha, "tank/data", SendFlags::PLAIN, &pair.beta);
+    assert!(pair.beta.dataset(&ds(COPY)).unwrap().encrypted);
+    let response = pair.send(first);
+    assert!(response.is_success, "{response:?}");
+    assert!(!pair.beta.dataset(&ds(COPY)).unwrap().encrypted, "{:?}", pair.beta.calls());
 }
 
 // --- Interrupted transfers are resumed.

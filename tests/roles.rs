@@ -665,9 +665,34 @@ fn stream_is_sent_with_flags_that_destination_can_take() {
     // Raw streams have no flags to leave out.
     let pair = Pair::new();
     pair.alpha.encrypt(&ds("tank/data"));
-    pair.beta.fail_next("receive", ErrorKind::Feature, lacks);
+    for _ in 0..2 {
+        pair.beta.fail_next("receive", ErrorKind::Feature, lacks);
+    }
     let response = pair.send(pair.take("S_1"));
     assert!(!response.is_success && response.message().contains("zpool upgrade"), "{response:?}");
+}
+
+#[test]
+fn stream_is_received_without_resuming_if_pool_lacks_extensible_dataset() {
+    let pair = Pair::new();
+    pair.beta.without_extensible_dataset("pool");
+    for name in ["S_1", "S_2"] {
+        let response = pair.send(pair.take(name));
+        assert!(response.is_success && response.error.contains("extensible_dataset"), "{response:?}");
+    }
+    assert_eq!(pair.copy(), pair.source());
+    assert!(pair.beta.calls().iter().any(|call| call.starts_with("receive -u ")), "{:?}", pair.beta.calls());
+}
+
+#[test]
+fn destination_that_another_transfer_created_meanwhile_is_replaced() {
+    let pair = Pair::new();
+    let first = pair.take("S_1");
+    pair.beta.create_before_receive(&ds("pool/copy"));
+    let response = pair.send(first);
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(pair.copy(), [first]);
+    assert!(pair.beta.calls().iter().any(|call| call.starts_with("receive -s -u -F ")), "{:?}", pair.beta.calls());
 }
 
 #[test]

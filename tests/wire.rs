@@ -322,6 +322,7 @@ fn cut_or_malformed_stream_changes_nothing_and_next_order_succeeds() {
         snapshot_name: snap("S_1"),
         create: Some(zsync::model::DatasetKind::Filesystem),
         overwrite: false,
+        is_unresumable: false,
         cloned: false,
         flags: None,
         properties: Default::default(),

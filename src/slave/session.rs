@@ -197,13 +197,23 @@ impl<Z: Zfs> Session<'_, Z> {
     async fn carry_out(&mut self, step: Step) -> Result<StepDone, StepFailure> {
         let (receiver, order, none) = (&self.slave.receiver, self.order, Counter::default());
         match step {
-            Step::Receive { status: _, guid, snapshot_name, create, overwrite, cloned, flags, properties } => {
+            Step::Receive {
+                status: _,
+                guid,
+                snapshot_name: name,
+                create,
+                overwrite,
+                cloned,
+                flags,
+                is_unresumable,
+                properties,
+            } => {
                 let found = self.destination.found.as_ref();
                 let overwrite = overwrite
                     && (order.rollback_if_needed
                         || receiver.is_placeholder(&order.dest_dataset, found).await.map_err(OrderError::from)?);
-                let name = snapshot_name;
-                let incoming = IncomingStream { guid, name, create, overwrite, cloned, flags, properties };
+                let incoming =
+                    IncomingStream { guid, name, create, overwrite, cloned, flags, is_unresumable, properties };
                 let listing = ListingAfterStep::Listed(self.receive(&incoming).await?.map(Box::new));
                 return Ok(StepDone { listing, ..StepDone::new() });
             }

@@ -80,6 +80,10 @@ pub struct DestinationInfo {
     /// Whether the dataset is empty, and the slave made it only to contain others. Then it gives way to the copy.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub is_placeholder: bool,
+    /// Whether a partial receive has created the dataset encrypted with a key that it inherits from a raw copy above.
+    /// Nothing that is not raw may be received there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub has_foreign_partial: bool,
     /// Why the copy cannot take raw increments, if its key prevents that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_conflict: Option<KeyConflict>,
@@ -152,6 +156,10 @@ pub enum Step {
         /// The send flags, to be recorded on the dataset.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         flags: Option<SendFlags>,
+        /// Whether the receive must be one that cannot be resumed (without `-s`), because the pool refuses the other
+        /// kind.
+        #[serde(default, rename = "Unresumable", skip_serializing_if = "std::ops::Not::not")]
+        is_unresumable: bool,
         /// The properties of the source, if the slave wants them.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         properties: BTreeMap<String, String>,

@@ -116,6 +116,9 @@ pub struct ReceiveSpec {
     pub origin: Option<(DatasetName, SnapName)>,
     /// Whether to replace an existing dataset that has no snapshots (`-F`), which only the policy can allow.
     pub overwrite: bool,
+    /// Whether the receive cannot be resumed (without `-s`). ZFS requires the pool's feature `extensible_dataset` for
+    /// one that can.
+    pub is_unresumable: bool,
 }
 
 /// A snapshot identified by its name and its guid.

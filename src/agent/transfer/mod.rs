@@ -260,6 +260,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             overwrite: creates && exists,
             cloned,
             flags: Some(flags),
+            is_unresumable: self.progress.unresumable,
             properties: if wants_properties { self.agent.zfs.properties(source).await? } else { BTreeMap::new() },
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
@@ -270,6 +271,27 @@ impl<Z: Zfs> Transfer<'_, Z> {
             log::info!("{}: sending with the flags {next} instead of {flags}: {error}", self.plan.source);
             self.progress.remarks.push(format!("sent with the flags {next}: the destination refuses {flags}"));
             self.progress.flags = Some(next);
+            return Ok(StepOutcome::new(Ok(()), destination));
+        }
+        if let Err(error) = &result
+            && error.zfs_error_kind() == ErrorKind::Feature
+            && !std::mem::replace(&mut self.progress.unresumable, true)
+        {
+            log::info!("{}: sending so that the receive cannot be resumed: {error}", self.plan.source);
+            let remark = "received without -s, which the destination's pool refuses (it lacks the feature \
+                          extensible_dataset): an interrupted transfer begins again";
+            self.progress.remarks.push(remark.to_owned());
+            return Ok(StepOutcome::new(Ok(()), destination));
+        }
+        if let Err(error) = &result
+            && creates
+            && !exists
+            && error.zfs_error_kind() == ErrorKind::Exists
+            && self.peer.place().is_placeholder
+            && !std::mem::replace(&mut self.progress.met_placeholder, true)
+        {
+            // Meanwhile, another transfer needed the dataset to contain its own. The next attempt replaces it.
+            log::info!("{}: trying again, as another transfer created its destination: {error}", self.plan.source);
             return Ok(StepOutcome::new(Ok(()), destination));
         }
         if matches!(&result, Err(error) if error.zfs_error_kind() == ErrorKind::NotRaw) {
@@ -309,6 +331,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             overwrite: false,
             cloned: false,
             flags: None,
+            is_unresumable: false,
             properties: BTreeMap::new(),
         };
         let StepOutcome { result, destination } =

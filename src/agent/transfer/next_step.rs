@@ -97,6 +97,10 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Ok(of) if of.raw != is_raw => {
                 no(if is_raw { "it is not raw, as the dataset requires" } else { "it is raw, unlike the dataset" })
             }
+            // Another tool began it without encryption=off. The copy would need the key of the source above it.
+            Ok(_) if !is_raw && self.peer.place().has_foreign_partial => {
+                no("it would be encrypted with the key of the copy above it")
+            }
             Ok(_) if is_raw && self.peer.place().key_conflict.is_some() => no("the key of the copy is in the way"),
             Ok(of) => Ok(Resumable::Yes(Resume { token, to: Some(of.guid) })),
             Err(error) if error.kind == ErrorKind::StaleToken => no(&error.to_string()),

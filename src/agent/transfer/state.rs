@@ -74,6 +74,10 @@ pub(super) struct TransferProgress {
     pub(super) resumed: bool,
     /// The flags for the next stream, after the destination has refused a stream because of its flags.
     pub(super) flags: Option<SendFlags>,
+    /// Whether another transfer made a placeholder of the destination while this one was about to create it.
+    pub(super) met_placeholder: bool,
+    /// Whether the destination's pool refuses receives that can be resumed.
+    pub(super) unresumable: bool,
     /// Remarks for the director, which it gets if the order succeeds.
     pub(super) remarks: Vec<String>,
 }
@@ -99,6 +103,8 @@ impl Default for TransferProgress {
             set_aside: false,
             resumed: false,
             flags: None,
+            met_placeholder: false,
+            unresumable: false,
             remarks: Vec::new(),
         }
     }

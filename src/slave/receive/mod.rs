@@ -118,6 +118,8 @@ pub struct IncomingStream {
     pub(crate) cloned: bool,
     /// The flags of the stream; `None` for a resumed receive.
     pub(crate) flags: Option<SendFlags>,
+    /// Whether the receive cannot be resumed, because the pool refuses one that can.
+    pub(crate) is_unresumable: bool,
     /// The source's properties, where the receiver asked for them.
     pub(crate) properties: BTreeMap<String, String>,
 }
@@ -207,11 +209,15 @@ impl<Z: Zfs> Receiver<Z> {
         let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
         let is_placeholder = self.is_placeholder(dataset, found).await?;
         let key_conflict = surroundings.key_conflict.clone();
+        let is_new = |found: &DatasetInventory| found.snapshots.is_empty() && found.resume_token.is_some();
+        let has_foreign_partial =
+            surroundings.is_below_raw_copy && found.is_some_and(|found| is_new(found) && found.encrypted);
         Ok(DestinationInfo {
             encrypts,
             wants_properties,
             has_origin,
             is_placeholder,
+            has_foreign_partial,
             key_conflict,
             ..DestinationInfo::default()
         })
@@ -285,7 +291,8 @@ impl<Z: Zfs> Receiver<Z> {
         if incoming.create.is_some() && is_plain && surroundings.is_below_raw_copy {
             properties.insert("encryption".to_owned(), "off".to_owned());
         }
-        Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin, overwrite: incoming.overwrite })
+        let (overwrite, is_unresumable) = (incoming.overwrite, incoming.is_unresumable);
+        Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin, overwrite, is_unresumable })
     }
 
     /// Verifies a receive by listing the dataset, and returns the listing.

@@ -44,9 +44,9 @@ pub(crate) fn resumable(token: &str) -> Vec<String> {
     vec!["send".to_owned(), "-nPt".to_owned(), token.to_owned()]
 }
 
-/// Receives without mounting. The receive can be resumed if it is interrupted.
+/// Receives without mounting. Unless the pool refuses that, the receive can be resumed if it is interrupted.
 pub(crate) fn receive(spec: &ReceiveSpec) -> Vec<String> {
-    let mut argv = words(&["receive", "-s", "-u"]);
+    let mut argv = words(if spec.is_unresumable { &["receive", "-u"] } else { &["receive", "-s", "-u"] });
     if spec.overwrite {
         argv.push("-F".to_owned());
     }
@@ -105,9 +105,16 @@ mod tests {
 
     #[test]
     fn receive_forces_nothing_unless_it_overwrites() {
-        let spec = ReceiveSpec { dataset: ds("tank/a"), properties: BTreeMap::new(), origin: None, overwrite: false };
+        let spec = ReceiveSpec {
+            dataset: ds("tank/a"),
+            properties: BTreeMap::new(),
+            origin: None,
+            overwrite: false,
+            is_unresumable: false,
+        };
         let line = |spec: &ReceiveSpec| receive(spec).join(" ");
         assert_eq!(line(&spec), "receive -s -u tank/a");
+        assert_eq!(line(&ReceiveSpec { is_unresumable: true, ..spec.clone() }), "receive -u tank/a");
         assert_eq!(line(&ReceiveSpec { overwrite: true, ..spec.clone() }), "receive -s -u -F tank/a");
         let properties = [("canmount", "noauto"), ("readonly", "on")];
         let properties = properties.map(|(name, value)| (name.to_owned(), value.to_owned())).into();

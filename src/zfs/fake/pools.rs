@@ -6,7 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, Origin, SendFlags, SnapName, Snapshot};
+use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, Origin, SendFlags, SnapName, Snapshot, tags};
 use crate::zfs::fake::fault::Fault;
 use crate::zfs::fake::stream::LONGEST;
 use crate::zfs::fake::token::Token;
@@ -36,6 +36,10 @@ pub(super) struct Pools {
     pub guids: u64,
     /// Pools that cannot be listed, each with the reason.
     pub away: BTreeMap<String, String>,
+    /// Pools without the feature `extensible_dataset`.
+    pub without_extensible: BTreeSet<String>,
+    /// Datasets that another command creates to contain others just before the next receive into them begins.
+    pub rivals: BTreeSet<DatasetName>,
     /// Datasets of which no snapshot can be taken, each with the words of ZFS.
     pub refused: BTreeMap<DatasetName, String>,
     pub now: DateTime<Utc>,
@@ -116,11 +120,7 @@ impl Fake {
 
     /// Creates a dataset (and nothing above it) with some data in it.
     pub fn create(&self, dataset: &DatasetName) {
-        let mut pools = self.pools();
-        let guid = Some(pools.next_guid());
-        pools
-            .datasets
-            .insert(dataset.clone(), DatasetInventory { guid, written: Some(1 << 20), ..DatasetInventory::default() });
+        self.pools().create(dataset);
     }
 
     /// From now on a pool cannot be listed, for this reason; as if it were exported or suspended. `None` brings it
@@ -131,6 +131,16 @@ impl Fake {
             Some(reason) => drop(pools.away.insert(pool.to_owned(), reason.to_owned())),
             None => drop(pools.away.remove(pool)),
         }
+    }
+
+    /// Takes the feature `extensible_dataset` from a pool, without which nothing can be received that could be resumed.
+    pub fn without_extensible_dataset(&self, pool: &str) {
+        self.pools().without_extensible.insert(pool.to_owned());
+    }
+
+    /// Just before the next receive into this dataset begins, another command creates it to contain others.
+    pub fn create_before_receive(&self, dataset: &DatasetName) {
+        self.pools().rivals.insert(dataset.clone());
     }
 
     /// From now on, no snapshot can be taken of a dataset, for this reason in the words of ZFS.
@@ -241,6 +251,21 @@ impl Pools {
     pub(super) fn fault(&mut self, call: &str) -> Option<Fault> {
         let at = self.faults.iter().position(|(begin, _)| call.starts_with(begin.as_str()))?;
         Some(self.faults.remove(at).1)
+    }
+
+    /// Creates a dataset with some data in it.
+    pub(super) fn create(&mut self, dataset: &DatasetName) {
+        let guid = Some(self.next_guid());
+        let created = DatasetInventory { guid, written: Some(1 << 20), ..DatasetInventory::default() };
+        self.datasets.insert(dataset.clone(), created);
+    }
+
+    /// Creates a dataset that zsync makes only to contain others.
+    pub(super) fn create_placeholder(&mut self, dataset: &DatasetName) {
+        self.create(dataset);
+        let made = [("canmount", "off"), ("mountpoint", "none"), (tags::PARENT, dataset.as_str())];
+        let made = made.map(|(property, value)| (property.to_owned(), value.to_owned()));
+        self.properties.entry(dataset.clone()).or_default().extend(made);
     }
 
     pub(super) fn next_guid(&mut self) -> Guid {

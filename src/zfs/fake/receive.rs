@@ -128,11 +128,17 @@ impl ReceiveProcess {
         self.waker.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Keeps what arrived, so that the receive can be resumed.
+    /// Keeps what arrived, so that the receive can be resumed, if it is one that can.
     fn stop(&self) {
-        if self.current.is_some()
-            && let Some(partial) = self.fake.pools().partials.get_mut(&self.spec.dataset)
-        {
+        if self.current.is_none() {
+            return;
+        }
+        let mut pools = self.fake.pools();
+        if self.spec.is_unresumable {
+            if pools.partials.remove(&self.spec.dataset).is_some_and(|partial| partial.creates) {
+                pools.datasets.remove(&self.spec.dataset);
+            }
+        } else if let Some(partial) = pools.partials.get_mut(&self.spec.dataset) {
             partial.is_running = false;
         }
     }
@@ -172,6 +178,12 @@ impl Pools {
     fn begin(&mut self, spec: &ReceiveSpec, header: &Header, call: &str) -> Result<(), ZfsError> {
         let refused = |why: &str| Err(failed(call, format!("cannot receive {}: {why}", kind_of_stream(spec, header))));
         let dataset = &spec.dataset;
+        if self.rivals.remove(dataset) {
+            self.create_placeholder(dataset);
+        }
+        if !spec.is_unresumable && self.without_extensible.contains(dataset.pool()) {
+            return refused("pool must be upgraded to receive this stream.");
+        }
         let partial = self.partials.get(dataset);
         let is_new = header.from.is_none() || spec.origin.is_some();
         let occupied = format!("destination {dataset} contains partially-complete state from \"zfs receive -s\".");

@@ -38,7 +38,13 @@ fn send(from: SendFrom, to: &str) -> SendSpec {
 }
 
 fn receive() -> ReceiveSpec {
-    ReceiveSpec { dataset: ds("pool/copy"), properties: BTreeMap::new(), origin: None, overwrite: false }
+    ReceiveSpec {
+        dataset: ds("pool/copy"),
+        properties: BTreeMap::new(),
+        origin: None,
+        overwrite: false,
+        is_unresumable: false,
+    }
 }
 
 /// Pipes a send into a receive; returns how many bytes went through, and how the receive ended.

@@ -179,10 +179,7 @@ impl Zfs for Fake {
         while let Some(name) = ancestor {
             if self.dataset(&name).is_none() {
                 drop(self.call(&format!("create {name}"))?);
-                self.create(&name);
-                let made = [("canmount", "off"), ("mountpoint", "none"), (tags::PARENT, name.as_str())];
-                let made = made.map(|(property, value)| (property.to_owned(), value.to_owned()));
-                self.pools().properties.entry(name.clone()).or_default().extend(made);
+                self.pools().create_placeholder(&name);
             }
             ancestor = name.parent();
         }

@@ -102,7 +102,8 @@ impl<Z: Zfs> LocalPeer<Z> {
                 }
                 StepOutcome::new(Ok(()), destination)
             }
-            Err(error) => StepOutcome::new(Err(error), self.receiver.list(dataset).await?),
+            // What is above the destination, or in its place, may have changed as well.
+            Err(error) => StepOutcome::new(Err(error), self.list().await?),
         };
         self.destination.clone_from(&outcome.destination);
         Ok(outcome)

@@ -196,8 +196,8 @@ impl RemotePeer {
 }
 
 fn receive_step(status: ResponseStatus, incoming: &IncomingStream) -> Step {
-    let IncomingStream { guid, name: snapshot_name, create, overwrite, cloned, flags, properties } = incoming.clone();
-    Step::Receive { status, guid, snapshot_name, create, overwrite, cloned, flags, properties }
+    let IncomingStream { guid, name, create, overwrite, cloned, flags, is_unresumable, properties } = incoming.clone();
+    Step::Receive { status, guid, snapshot_name: name, create, overwrite, cloned, flags, is_unresumable, properties }
 }
 
 /// Waits for `zfs send` to end. If the slave refused the stream or the stream stalled, `end` is dropped, which kills
