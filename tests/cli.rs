@@ -244,8 +244,10 @@ fn second_director_is_refused_by_embedded_catalog() {
     first.wait_for("the pass took", 1);
     let process = format!("process {}", first.child.id());
     place.run("director --once").fails(2, &["another director", &process, &place.path("catalog")]);
-    let ended = place.run("plan --dry-run");
-    assert_eq!(ended.status, Some(0), "a plan does not need the lock: {ended:?}");
+    for arguments in ["plan --dry-run", "plan --cached"] {
+        let ended = place.run(arguments);
+        assert_eq!(ended.status, Some(0), "a plan does not need the lock: {ended:?}");
+    }
     assert_eq!(first.stop(), Some(0));
     assert_eq!(place.run("director --once").status, Some(0));
 }
@@ -262,6 +264,28 @@ fn damaged_catalog_is_reported_and_deleted_one_rebuilt() {
     assert_eq!(place.run("director --once").status, Some(0));
     place.policy(&POLICY.replace("CATALOG", "/proc/nowhere/catalog"));
     place.run("director --once").fails(2, &["/proc/nowhere/catalog", "catalog.embedded.path"]);
+}
+
+#[test]
+fn dry_run_reports_missing_answers_and_cached_plan_asks_nobody() {
+    let place = Place::new();
+    place.policy(TWO_HOSTS);
+    let ended = place.run("plan --dry-run");
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    ended.says(&["cannot list the snapshots of beta: cannot reach beta"]);
+    assert!(ended.stdout.contains("beta has not answered"), "{ended:?}");
+    assert!(!ended.stdout.contains("alpha has not answered"), "{ended:?}");
+    assert!(!Path::new(&place.path("catalog")).exists(), "a dry run writes nothing");
+    let ended = place.run("plan --dry-run --local {}/none.json");
+    assert_eq!(ended.status, Some(1), "without a local.json, the pass does nothing on this host either: {ended:?}");
+    ended.says(&["cannot list the snapshots of alpha", "none.json"]);
+    let ended = place.run("plan --cached");
+    assert_eq!((ended.status, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert!(ended.stdout.contains("beta: the catalog has no listing of it"), "{ended:?}");
+    place.run("director --once");
+    let ended = place.run("plan --cached");
+    assert!(ended.stdout.contains("alpha: as listed at ") && ended.stdout.contains("ago"), "{ended:?}");
+    place.run("plan --cached --catalog file").fails(2, &["cannot be used with"]);
 }
 
 #[test]

@@ -5,37 +5,66 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::{DateTime, Utc};
 
-use crate::actions::divergence::{Allowed, Remedy, remedy};
+use crate::actions::divergence::{Allowed, Remedy, Trouble, remedy};
+use crate::actions::lineage;
 use crate::actions::order::Order;
-use crate::actions::steps::{Base, Step, Transfer, steps};
+use crate::actions::route::Renamed;
+use crate::actions::steps::{Base, Conflict, Step, Transfer, steps};
 use crate::model::{
-    DatasetInventory, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, Place, SnapName, Snapshot,
+    DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Place, Prefix,
+    SnapName, Snapshot, tags,
 };
 
-/// Changes an inventory as if all orders had succeeded at one moment.
+/// Changes an inventory as if all orders had been carried out at one moment. Returns for each order whether it succeeds.
 ///
-/// - A new snapshot gets an invented guid, which is always the same for the same name in the same dataset.
+/// - A new snapshot is dated `at`, whatever the time in its name. It gets an invented guid, which is always the same for
+///   the same name in the same dataset.
 /// - If nothing was written and the order skips such datasets, a take leaves a `#NotWritten` mark instead of a
 ///   snapshot.
 /// - After a take, it is unknown how much was written since.
-/// - A transfer that would end in a conflict changes nothing, unless the order permits a remedy.
+/// - A copy is renamed with its source. Within one host, the hold of the last transfer moves to the snapshot that
+///   arrives. The hold on another host moves, too, but the director learns that only from the next listing.
+/// - A transfer that would end in a conflict changes nothing and fails, unless the order permits a remedy.
 /// - If the host of a destination has not been listed, the destination is assumed to be as it was last known, or empty,
 ///   and the host counts as listed from then on.
-pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) {
-    for order in orders {
-        match order {
-            Order::Take { host, name, datasets, skip_if_not_written, .. } => {
-                take(inventory, host, name, datasets, *skip_if_not_written, at);
+pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) -> Vec<bool> {
+    orders.iter().map(|order| predict_order(inventory, order, at, &|_| true)).collect()
+}
+
+/// What a transfer does to its destination besides receiving, which the destination's host has to permit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intervention<'a> {
+    /// Roll the destination back, or replace it.
+    RollBack(&'a Place),
+    /// Rename the destination, to start the copy from scratch.
+    SetAside(&'a Place),
+    /// Rename the copy under the former name of its source to the destination.
+    FollowRename(&'a DatasetName, &'a Place),
+}
+
+/// Changes an inventory as one order would, like [`predict`]. `permits` says what the destination's host permits.
+pub fn predict_order(
+    inventory: &mut Inventory,
+    order: &Order,
+    at: DateTime<Utc>,
+    permits: &dyn Fn(Intervention<'_>) -> bool,
+) -> bool {
+    match order {
+        Order::Take { host, name, datasets, skip_if_not_written, .. } => {
+            take(inventory, host, name, datasets, *skip_if_not_written, at);
+            true
+        }
+        Order::Send { host, dataset, guid, to, allowed, route, .. } => {
+            let (allowed, renamed) = (*allowed, route.renamed.as_ref());
+            let sending = Sending { host, dataset, guid: *guid, to, allowed, renamed, permits };
+            sending.predict(inventory, at).is_some()
+        }
+        Order::Destroy { host, dataset, snapshots, .. } => {
+            if let Some(found) = dataset_mut(inventory, host, dataset) {
+                let goes: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
+                found.snapshots.retain(|s| !goes.contains(&s.guid));
             }
-            Order::Send { host, dataset, guid, to, allowed, .. } => {
-                send(inventory, (host, dataset), *guid, to, *allowed, at);
-            }
-            Order::Destroy { host, dataset, snapshots, .. } => {
-                if let Some(found) = dataset_mut(inventory, host, dataset) {
-                    let goes: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
-                    found.snapshots.retain(|s| !goes.contains(&s.guid));
-                }
-            }
+            true
         }
     }
 }
@@ -46,6 +75,14 @@ fn dataset_mut<'i>(
     dataset: &DatasetName,
 ) -> Option<&'i mut DatasetInventory> {
     inventory.hosts.get_mut(host)?.datasets.get_mut(dataset)
+}
+
+/// Whether the agent skips a dataset to which nothing was written. If snapshots of others came after the policy's newest
+/// one, the listing does not say whether something was written between them, and it is assumed that it was.
+pub(crate) fn is_idle(dataset: &DatasetInventory, name: &SnapName) -> bool {
+    let prefix = Prefix::of(name);
+    let is_of_policy = |s: &Snapshot| prefix.as_ref().is_none_or(|prefix| prefix.time_in(&s.name).is_some());
+    dataset.written == Some(0) && dataset.newest().is_some_and(is_of_policy)
 }
 
 fn take(
@@ -62,72 +99,181 @@ fn take(
     let createtxg = newest.map(|s| s.createtxg).max().unwrap_or(0).saturating_add(1);
     for dataset in datasets {
         let Some(found) = known.datasets.get_mut(dataset) else { continue };
-        if skip_if_not_written && found.written == Some(0) && !found.snapshots.is_empty() {
-            found.not_written.push(NotWritten { name: name.clone(), at });
-        } else {
-            let mut hasher = DefaultHasher::new();
-            (host, dataset, name).hash(&mut hasher);
-            found.snapshots.push(Snapshot {
-                name: name.clone(),
-                guid: Guid(hasher.finish()),
-                createtxg,
-                creation: at,
-                userrefs: 0,
-                has_clones: false,
-                used: 0,
-                marks: Marks::default(),
-            });
+        if found.snapshots.iter().any(|s| s.name == *name) {
+            continue;
         }
+        if skip_if_not_written && is_idle(found, name) {
+            found.not_written.push(NotWritten { name: name.clone(), at });
+            found.written = None;
+            continue;
+        }
+        let mut hasher = DefaultHasher::new();
+        (host, dataset, name).hash(&mut hasher);
+        found.snapshots.push(Snapshot {
+            name: name.clone(),
+            guid: Guid(hasher.finish()),
+            createtxg,
+            creation: at,
+            userrefs: 0,
+            has_clones: false,
+            used: 0,
+            marks: Marks::default(),
+        });
         found.written = None;
     }
 }
 
-fn send(
-    inventory: &mut Inventory,
-    (host, dataset): (&HostName, &DatasetName),
+/// A transfer whose effect is predicted.
+struct Sending<'a> {
+    host: &'a HostName,
+    dataset: &'a DatasetName,
     guid: Guid,
-    to: &Place,
+    to: &'a Place,
     allowed: Allowed,
-    at: DateTime<Utc>,
-) {
-    let Some(source) = dataset_mut(inventory, host, dataset) else { return };
-    let live: Vec<Snapshot> = source.snapshots.iter().filter(|s| !s.marks.deleted).cloned().collect();
-    let bookmarks = source.bookmarks.clone();
-    let receiver = inventory.hosts.entry(to.host.clone()).or_default();
-    receiver.observed.get_or_insert(at);
-    let destination = receiver.datasets.entry(to.dataset.clone()).or_default();
-    destination.snapshots.retain(|s| !s.marks.deleted);
+    renamed: Option<&'a Renamed>,
+    permits: &'a dyn Fn(Intervention<'_>) -> bool,
+}
 
-    let mut planned = steps(&to.dataset, &live, &bookmarks, &destination.snapshots, None, None, guid);
-    if let Err(conflict) = planned.clone() {
-        match remedy(&conflict.into(), allowed) {
-            Remedy::Rollback { destroys, .. } => destination.snapshots.retain(|s| !destroys.contains(&s.guid)),
-            // The old copy becomes another dataset.
-            Remedy::SetAside => destination.snapshots.clear(),
-            Remedy::Stop | Remedy::Replace => {}
+impl Sending<'_> {
+    /// Changes the inventory as the transfer would. `None` if it fails.
+    fn predict(&self, inventory: &mut Inventory, at: DateTime<Utc>) -> Option<()> {
+        let Self { host, dataset, guid, to, .. } = *self;
+        let mut source = dataset_mut(inventory, host, dataset)?.clone();
+        source.snapshots.retain(|s| !s.marks.deleted);
+        let receiver = inventory.hosts.entry(to.host.clone()).or_default();
+        receiver.observed.get_or_insert(at);
+        self.follow_rename(&source, receiver);
+        let existed = receiver.datasets.contains_key(&to.dataset);
+        let mut destination = receiver.datasets.get(&to.dataset).cloned().unwrap_or_default();
+        destination.snapshots.retain(|s| !s.marks.deleted);
+        let held = tags::newest_sent(&source, to);
+        let arrives = self.streams(&source, &mut destination, existed)?;
+        if existed && destination == DatasetInventory::default() {
+            // It was set aside, with everything below it.
+            receiver.datasets.retain(|name, _| !name.is_within(&to.dataset));
         }
-        planned = steps(&to.dataset, &live, &bookmarks, &destination.snapshots, None, None, guid);
-    }
-    let Ok(Transfer::Steps { steps }) = planned else { return };
-    for step in &steps {
-        let (from, goal) = match step {
-            Step::Resume { .. } | Step::Discard { .. } => continue,
-            Step::Full { to } => (to.guid, to.guid),
-            Step::Incremental { from: Base::Bookmark(_) | Base::Origin(..), to, .. } => (to.guid, to.guid),
-            Step::Incremental { from: Base::Snapshot(from), to, .. } => (from.guid, to.guid),
-        };
-        let position = |guid: Guid| live.iter().position(|s| s.guid == guid);
-        let (Some(first), Some(last)) = (position(from), position(goal)) else { continue };
-        let first = if from == goal { first } else { first + 1 };
-        for snapshot in &live[first..=last.max(first)] {
+        let moves_hold = to.host == *host && !arrives.is_empty();
+        let before = destination.snapshots.iter_mut().find(|s| moves_hold && Some(s.guid) == held);
+        before.into_iter().for_each(|before| before.userrefs = before.userrefs.saturating_sub(1));
+        for snapshot in arrives {
             let createtxg = destination.snapshots.last().map_or(1, |s| s.createtxg.saturating_add(1));
             let marks = Marks { sync: true, ..Marks::default() };
-            let received = Snapshot { createtxg, userrefs: 0, has_clones: false, marks, ..snapshot.clone() };
-            destination.snapshots.push(received);
+            destination.snapshots.push(Snapshot { createtxg, userrefs: 0, has_clones: false, marks, ..snapshot });
+        }
+        receiver.datasets.insert(to.dataset.clone(), destination);
+        let sent = dataset_mut(inventory, host, dataset);
+        if let Some(snapshot) = sent.and_then(|d| d.snapshots.iter_mut().find(|s| s.guid == guid)) {
+            snapshot.marks.sent = true;
+        }
+        Some(())
+    }
+
+    /// Renames the copy with everything below it, if its source was renamed and a cursor proves that it was sent there.
+    fn follow_rename(&self, source: &DatasetInventory, receiver: &mut HostInventory) {
+        let Some(renamed) = self.renamed.filter(|_| !receiver.datasets.contains_key(&self.to.dataset)) else { return };
+        let old = Place { host: self.to.host.clone(), dataset: renamed.dataset.clone() };
+        if !tags::was_sent(source, &old) || !(self.permits)(Intervention::FollowRename(&old.dataset, self.to)) {
+            return;
+        }
+        let moving: Vec<DatasetName> = receiver.within(&old.dataset).map(|(name, _)| name.clone()).collect();
+        for name in moving {
+            let below = name.below(&old.dataset).unwrap_or_default();
+            if let (Ok(new), Some(moved)) = (self.to.dataset.join(below), receiver.datasets.remove(&name)) {
+                receiver.datasets.insert(new, moved);
+            }
         }
     }
-    let sent = dataset_mut(inventory, host, dataset);
-    if let Some(snapshot) = sent.and_then(|d| d.snapshots.iter_mut().find(|s| s.guid == guid)) {
-        snapshot.marks.sent = true;
+
+    /// The snapshots that arrive, oldest first. `None` if the transfer fails. A remedy changes the destination.
+    fn streams(
+        &self,
+        source: &DatasetInventory,
+        destination: &mut DatasetInventory,
+        existed: bool,
+    ) -> Option<Vec<Snapshot>> {
+        let plan = |there: &DatasetInventory| {
+            steps(&self.to.dataset, &source.snapshots, &source.bookmarks, &there.snapshots, None, None, self.guid)
+        };
+        let planned = match self.trouble(source, destination, existed, plan(destination)) {
+            Ok(planned) => planned,
+            Err(trouble) => {
+                self.apply_remedy(&remedy(&trouble, self.allowed), source, destination)?;
+                plan(destination).ok()?
+            }
+        };
+        let Transfer::Steps { steps } = planned else { return Some(Vec::new()) };
+        let position = |guid: Guid| source.snapshots.iter().position(|s| s.guid == guid);
+        let mut arrives = Vec::new();
+        for step in &steps {
+            let (from, goal) = match step {
+                Step::Resume { .. } | Step::Discard { .. } => continue,
+                Step::Full { to } => (to.guid, to.guid),
+                Step::Incremental { from: Base::Bookmark(_) | Base::Origin(..), to, .. } => (to.guid, to.guid),
+                Step::Incremental { intermediates: false, to, .. } => (to.guid, to.guid),
+                Step::Incremental { from: Base::Snapshot(from), to, .. } => (from.guid, to.guid),
+            };
+            let (Some(first), Some(last)) = (position(from), position(goal)) else { continue };
+            let first = if from == goal { first } else { first + 1 };
+            arrives.extend_from_slice(&source.snapshots[first..=last.max(first)]);
+        }
+        Some(arrives)
+    }
+
+    /// Changes the destination as a remedy would. `None` if the remedy fails.
+    fn apply_remedy(
+        &self,
+        remedy: &Remedy,
+        source: &DatasetInventory,
+        destination: &mut DatasetInventory,
+    ) -> Option<()> {
+        let permitted = match remedy {
+            Remedy::Stop => return None,
+            Remedy::Rollback { .. } | Remedy::Replace => Intervention::RollBack(self.to),
+            Remedy::SetAside => Intervention::SetAside(self.to),
+        };
+        if !(self.permits)(permitted) {
+            return None;
+        }
+        match remedy {
+            Remedy::Rollback { destroys, .. } => {
+                // The hold of the last transfer is released, any other prevents the rollback.
+                let held = tags::newest_sent(source, self.to);
+                let stays = |s: &Snapshot| s.has_clones || s.userrefs > u32::from(Some(s.guid) == held);
+                if destination.snapshots.iter().any(|s| destroys.contains(&s.guid) && stays(s)) {
+                    return None;
+                }
+                destination.snapshots.retain(|s| !destroys.contains(&s.guid));
+                destination.written = Some(0);
+            }
+            // The old copy becomes another dataset.
+            Remedy::SetAside => *destination = DatasetInventory::default(),
+            Remedy::Replace | Remedy::Stop => {}
+        }
+        Some(())
+    }
+
+    /// What stands in the way of the planned streams, as the agent and ZFS would find it.
+    fn trouble(
+        &self,
+        source: &DatasetInventory,
+        destination: &DatasetInventory,
+        existed: bool,
+        planned: Result<Transfer, Conflict>,
+    ) -> Result<Transfer, Trouble> {
+        let planned = planned?;
+        if !matches!(planned, Transfer::Steps { .. }) {
+            return Ok(planned);
+        }
+        // What an interrupted first stream left is resumed.
+        if existed && destination.snapshots.is_empty() && destination.resume_token.is_none() {
+            return Err(Trouble::Bare);
+        }
+        if existed && let Err(mismatch) = lineage::flags(source, Some(destination), false) {
+            return Err(mismatch.into());
+        }
+        match Trouble::written(destination).filter(|_| destination.written.is_some_and(|bytes| bytes > 0)) {
+            Some(written) => Err(written),
+            None => Ok(planned),
+        }
     }
 }

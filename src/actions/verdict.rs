@@ -84,6 +84,9 @@ impl SendVerdict {
             if let Some(slot) = slot {
                 why = format!("{why}; the slot {} has passed", time(*slot));
             }
+            if let Some(renamed) = &self.route.renamed {
+                why = format!("{why}; its copy has the former name {}", renamed.dataset);
+            }
             if *oldest_unsent < at {
                 why = format!("{why}; waiting since {}", time(*oldest_unsent));
             }

@@ -119,6 +119,8 @@ pub struct ListRequest {
     pub(crate) root: Option<DatasetName>,
     /// Also list datasets that, according to ZFS, have not changed.
     pub(crate) relist: bool,
+    /// Only answer: publish nothing.
+    pub(crate) read_only: bool,
 }
 
 /// A request to estimate a send.
@@ -290,7 +292,7 @@ fn list(order: &DirectorsOrder) -> Result<ListRequest, OrderError> {
         "" => None,
         name => Some(field("DestDataset", name)?),
     };
-    Ok(ListRequest { root, relist: order.from_scratch })
+    Ok(ListRequest { root, relist: order.from_scratch, read_only: order.read_only })
 }
 
 fn estimate_send(order: DirectorsOrder) -> Result<EstimateSendRequest, OrderError> {

@@ -34,11 +34,14 @@ pub struct PlanArgs {
     /// The policy's file.
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Ask no agents and change nothing: decide from the catalog and from this host's own ZFS. Without this option,
-    /// agents are first asked for their snapshots and for size estimates, and the answers are written to the catalog;
-    /// no dataset is changed either way
+    /// Ask the hosts, but change and write nothing. Without this option, the answers of the hosts are also written to
+    /// the catalog; no dataset is changed either way
     #[arg(long)]
     pub dry_run: bool,
+    /// Ask no hosts and write nothing: decide from the catalog and from this host's own ZFS, and show how old each
+    /// host's part of the catalog is
+    #[arg(long, conflicts_with = "catalog")]
+    pub cached: bool,
     /// Decide only from this exported catalog (- for standard input); change nothing
     #[arg(long, value_name = "FILE")]
     pub catalog: Option<PathBuf>,
@@ -85,7 +88,8 @@ pub fn run(args: PlanArgs) -> Result<(), Error> {
     let settings = settings(args)?;
     match settings.source {
         InventorySource::Agents => runtime::block_on(plan::survey(settings, Arc::new(zfs))),
-        // This preview gets a ZFS that can only be read.
+        // These previews can only read from ZFS.
+        InventorySource::Hosts => runtime::block_on(plan::ask(settings, zfs)),
         InventorySource::Catalog | InventorySource::File(_) => runtime::block_on(plan::preview(settings, &zfs)),
     }
 }
@@ -98,7 +102,8 @@ fn settings(args: PlanArgs) -> Result<PlanSettings, Error> {
     }
     let (source, local) = match args.catalog {
         Some(file) => (InventorySource::File(file), None),
-        None if args.dry_run || exports => (InventorySource::Catalog, local_if_exists(&args.common)?),
+        None if args.cached || exports => (InventorySource::Catalog, local_if_exists(&args.common)?),
+        None if args.dry_run => (InventorySource::Hosts, None),
         None => (InventorySource::Agents, None),
     };
     let host = match (&source, &args.common.hostname) {
@@ -106,7 +111,7 @@ fn settings(args: PlanArgs) -> Result<PlanSettings, Error> {
         // Only the file is read, so the preview is the same on every host.
         (InventorySource::File(_), None) => "localhost".parse().map_err(Error::unable)?,
         (InventorySource::Catalog, None) => host_name(&args.common, local.as_ref()).map_err(Error::unable)?,
-        (InventorySource::Agents, None) => host_name_of(&args.common)?,
+        (InventorySource::Hosts | InventorySource::Agents, None) => host_name_of(&args.common)?,
     };
     let mode = match (args.export_catalog, args.simulate, args.compare) {
         (Some(file), _, _) => PlanMode::Export(file),

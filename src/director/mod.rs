@@ -33,3 +33,4 @@ pub use report::Report;
 pub use run::run;
 pub use saved::SavedPlan;
 pub use settings::DirectorSettings;
+pub(crate) use transfer_levels::transfer_levels;

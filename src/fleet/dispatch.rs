@@ -90,6 +90,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         resume_token: None,
         from_scratch: false,
         forget: Vec::new(),
+        read_only: false,
         expected: Vec::new(),
     }
 }

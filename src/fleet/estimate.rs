@@ -12,7 +12,7 @@ use crate::catalog::Estimated;
 use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
 use crate::fleet::poll::SIDE_BY_SIDE;
 use crate::fleet::{Dispatcher, fitting, wire_order};
-use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Snapshot};
+use crate::model::{Action, Counter, DatasetInventory, HostName, Inventory, OrderId, Place, Snapshot, tags};
 use crate::policy::Policy;
 use crate::sys::{clock, runtime};
 use crate::wire::{CommonBase, DirectorsOrder, Response};
@@ -157,7 +157,7 @@ fn method(planned: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Met
             };
             Method::Ask(fitting(planned.order.clone()).into_iter().map(question).collect(), 0)
         }
-        Order::Send { host, dataset, to, allowed, .. } => {
+        Order::Send { host, dataset, to, allowed, route, .. } => {
             if planned.after == Some(After::Send) {
                 return Method::Known(Estimate::unknown("the snapshot has not arrived yet"));
             }
@@ -168,7 +168,12 @@ fn method(planned: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Met
             let Some(source) = inventory.dataset(host, dataset) else {
                 return Method::Known(Estimate::unknown(format!("{dataset} does not exist")));
             };
-            let destination = inventory.dataset(&to.host, &to.dataset);
+            // A copy that is renamed first has the same snapshots then.
+            let renamed = || {
+                let old = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
+                inventory.dataset(&old.host, &old.dataset).filter(|_| tags::was_sent(source, &old))
+            };
+            let destination = inventory.dataset(&to.host, &to.dataset).or_else(renamed);
             transfer(planned, source, destination, *allowed, policy, inventory)
         }
     }

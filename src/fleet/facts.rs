@@ -38,7 +38,7 @@ pub fn changes(
 ) -> BTreeMap<HostName, Vec<(DatasetName, Change)>> {
     let mut all: BTreeMap<HostName, Vec<(DatasetName, Change)>> = BTreeMap::new();
     let mut listings = Vec::new();
-    for Facts { taken, not_written, destroyed, listing, unlisted: _ } in facts {
+    for Facts { taken, not_written, destroyed, listing, unlisted: _, permits: _ } in facts {
         let own = all.entry(reported_by.clone()).or_default();
         let deleted = Marks { deleted: true, ..Marks::default() };
         // The marks of destroyed snapshots come before the listing, which no longer contains these snapshots.

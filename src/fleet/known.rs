@@ -1,10 +1,11 @@
-//! Gathers what is known without asking any agent: from the catalog and this host's ZFS, or from an exported catalog
-//! instead of both.
+//! Gathers what is known of a fleet without writing anything: from the hosts themselves, or without asking any agent,
+//! from the catalog and this host's ZFS, or from an exported catalog instead of both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
@@ -13,10 +14,15 @@ use crate::catalog::file::FileError;
 use crate::catalog::{CatalogError, file, open};
 use crate::fleet::estimate::Answers;
 use crate::fleet::live_status::{LiveStatus, StatusPlace};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory, Marks};
-use crate::policy::{Local, Policy};
+use crate::fleet::obstacles::Obstacles;
+use crate::fleet::{Dispatcher, ask_as_in_a_pass};
+use crate::model::{
+    Counter, DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory, Marks,
+};
+use crate::policy::{Hooks, Local, LocalDataset, Policy, Properties};
 use crate::sys::{clock, runtime};
-use crate::zfs::{Known, ZfsError, ZfsRead};
+use crate::wire::Permit;
+use crate::zfs::{Known, Zfs, ZfsError, ZfsRead};
 
 /// Read buffer for a catalog file, in bytes.
 const BUFFER: usize = 1 << 18;
@@ -48,6 +54,62 @@ pub async fn from_catalog(
     });
     let (known, estimates) = known.await?;
     Ok((with_own_zfs(policy, here, local, known, zfs).await?, estimates))
+}
+
+/// What hosts hold, asked as a pass would, without writing anything.
+pub struct Asked {
+    /// The answers, with the marks of the catalog. A host that did not answer counts as not listed, and the catalog's
+    /// part of it remains.
+    pub inventory: Inventory,
+    /// What stands in the way of orders.
+    pub obstacles: Obstacles,
+}
+
+/// Asks the hosts of a policy for what they hold. `remembered` is the catalog's inventory. `absent` are hosts that need
+/// not be asked, each with the reason. `asked` counts the answers.
+pub async fn from_hosts<Z: Zfs>(
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+    remembered: Inventory,
+    absent: BTreeMap<HostName, String>,
+    asked: &Counter,
+) -> Asked {
+    let mut inventory = remembered;
+    inventory.hosts.values_mut().for_each(|known| known.observed = None);
+    let answers = ask_as_in_a_pass(policy, dispatcher, &absent, asked).await;
+    let mut obstacles = Obstacles { unseen: absent, permits: BTreeMap::new() };
+    for (host, answer) in answers {
+        match answer {
+            Ok((now, permits)) => {
+                replace(&mut inventory, &host, now);
+                if !permits.is_empty() {
+                    let file = format!("local.json on {host}");
+                    obstacles.permits.insert(host, Local::of_entries(file, permits.into_iter().map(entry)));
+                }
+            }
+            Err(reason) => drop(obstacles.unseen.insert(host, reason)),
+        }
+    }
+    Asked { inventory, obstacles }
+}
+
+/// The entry of local.json that a host has reported.
+fn entry(permit: Permit) -> LocalDataset {
+    let Permit { dataset, enable, slave, take, append_only, rollback, sources, destinations } = permit;
+    LocalDataset {
+        name: dataset,
+        enable,
+        slave,
+        sources,
+        destinations,
+        take,
+        append_only,
+        rollback,
+        keep: None,
+        properties: Properties::default(),
+        hooks: Hooks::default(),
+        clone: None,
+    }
 }
 
 /// What is known of a fleet without asking any agent.

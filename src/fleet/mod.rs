@@ -8,11 +8,12 @@ pub mod forget;
 pub mod health;
 pub mod known;
 pub mod live_status;
+pub mod obstacles;
 pub mod planned;
 pub mod poll;
 mod silent;
 pub mod state;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};
-pub use poll::ask_all;
+pub use poll::{ask_all, ask_as_in_a_pass};
 pub use state::FleetState;

@@ -22,13 +22,15 @@ pub struct PlannedOrder {
     pub order: Order,
     /// What the order waits for; `None` if it can be given now.
     pub after: Option<After>,
+    /// Why it will fail, if that is known.
+    pub refused: Option<String>,
     /// What it would send or free; `None` for a snapshot, and if no estimate was made.
     pub estimate: Option<Estimate>,
 }
 
 impl PlannedOrder {
     pub(crate) fn new(order: Order, after: Option<After>) -> Self {
-        Self { order, after, estimate: None }
+        Self { order, after, refused: None, estimate: None }
     }
 }
 
@@ -42,10 +44,12 @@ impl Serialize for PlannedOrder {
             #[serde(skip_serializing_if = "Option::is_none")]
             after: Option<After>,
             #[serde(skip_serializing_if = "Option::is_none")]
+            refused: Option<&'a str>,
+            #[serde(skip_serializing_if = "Option::is_none")]
             estimate: Option<&'a Estimate>,
         }
-        let Self { order, after, estimate } = self;
-        let fields = Fields { order, after: *after, estimate: estimate.as_ref() };
+        let Self { order, after, refused, estimate } = self;
+        let fields = Fields { order, after: *after, refused: refused.as_deref(), estimate: estimate.as_ref() };
         if *after != Some(After::Take) || !matches!(order, Order::Send { .. }) {
             return fields.serialize(s);
         }

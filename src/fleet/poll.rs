@@ -21,7 +21,7 @@ use crate::policy::Policy;
 use crate::sys::runtime::channel::Receiver;
 use crate::sys::runtime::{Tasks, channel};
 use crate::sys::{clock, runtime};
-use crate::wire::{DirectorsOrder, Fence};
+use crate::wire::{DirectorsOrder, Fence, Permit};
 use crate::zfs::Zfs;
 
 /// How long a host may take to list all its snapshots. A listing of millions of snapshots takes minutes.
@@ -300,35 +300,60 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(20);
 /// The listing of a host, or why it could not be listed.
 pub type Answer = Result<HostInventory, String>;
 
-/// Lists every host of the policy that has an agent, without storing anything.
+/// The answer of a host that was asked as in a pass, with what its local.json permits, if it says so.
+pub type FullAnswer = Result<(HostInventory, Vec<Permit>), String>;
+
+/// Lists every host of the policy that has an agent of its own, without storing anything.
 pub async fn ask_all<Z: Zfs>(policy: &Arc<Policy>, dispatcher: &Arc<Dispatcher<Z>>) -> Vec<(HostName, Answer)> {
     let here = &dispatcher.here;
     let has_agent = |host: &HostName| host != here || policy.hosts.get(host).is_some_and(|h| h.address.is_some());
-    let hosts: Vec<HostName> = policy.hosts_named().into_iter().filter(has_agent).collect();
-    let tasks = hosts.into_iter().map(|host| {
-        let (policy, dispatcher) = (Arc::clone(policy), Arc::clone(dispatcher));
+    let hosts = policy.hosts_named().into_iter().filter(has_agent);
+    let answers = ask_hosts(policy, dispatcher, hosts, STATUS_TIMEOUT, &Counter::default()).await;
+    answers.into_iter().map(|(host, answer)| (host, answer.map(|(listing, _)| listing))).collect()
+}
+
+/// Lists the hosts of the policy as a pass would, except these, without storing anything. `asked` counts the answers.
+pub async fn ask_as_in_a_pass<Z: Zfs>(
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+    except: &BTreeMap<HostName, String>,
+    asked: &Counter,
+) -> Vec<(HostName, FullAnswer)> {
+    let hosts = policy.hosts_named().into_iter().filter(|host| !except.contains_key(host));
+    ask_hosts(policy, dispatcher, hosts, LIST_TIMEOUT, asked).await
+}
+
+async fn ask_hosts<Z: Zfs>(
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+    hosts: impl Iterator<Item = HostName>,
+    limit: Duration,
+    asked: &Counter,
+) -> Vec<(HostName, FullAnswer)> {
+    let tasks = hosts.map(|host| {
+        let (policy, dispatcher, asked) = (Arc::clone(policy), Arc::clone(dispatcher), asked.clone());
         async move {
-            let answer = list_for_status(&policy, &dispatcher, &host).await;
+            let answer = ask_host(&policy, &dispatcher, &host, limit).await;
+            asked.add(1);
             (host, answer)
         }
     });
     let tasks: Vec<_> = tasks.collect();
+    asked.expect(tasks.len() as u64);
     runtime::side_by_side(SIDE_BY_SIDE, tasks).await
 }
 
-async fn list_for_status<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, host: &HostName) -> Answer {
-    let contact = Contact::default();
-    let listing = dispatcher.list(policy, host, blank(Action::KvResync), &contact);
-    match runtime::timeout(STATUS_TIMEOUT, listing).await {
-        Ok((response, facts)) if response.is_success => Ok(HostInventory {
-            observed: Some(clock::now()),
-            unlisted: facts::unlisted(&facts),
-            datasets: facts::assemble(facts.into_iter().filter_map(|fact| fact.listing))
-                .into_iter()
-                .filter_map(|((of, dataset), listed)| (of == *host).then_some((dataset, listed)))
-                .collect(),
-        }),
+async fn ask_host<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, host: &HostName, limit: Duration) -> FullAnswer {
+    let order = DirectorsOrder { read_only: true, ..blank(Action::KvResync) };
+    match runtime::timeout(limit, dispatcher.list(policy, host, order, &Contact::default())).await {
+        Ok((response, mut facts)) if response.is_success => {
+            let permits = facts.iter_mut().flat_map(|fact| std::mem::take(&mut fact.permits)).collect();
+            let unlisted = facts::unlisted(&facts);
+            let listed = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing)).into_iter();
+            let datasets = listed.filter_map(|((of, dataset), listed)| (of == *host).then_some((dataset, listed)));
+            Ok((HostInventory { observed: Some(clock::now()), unlisted, datasets: datasets.collect() }, permits))
+        }
         Ok((response, _)) => Err(response.message()),
-        Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(STATUS_TIMEOUT))),
+        Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(limit))),
     }
 }

@@ -7,14 +7,16 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::catalog::{CatalogError, Holder, file};
+use crate::catalog::{CatalogError, Holder, file, open};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
 use crate::config::{self, Fingerprint};
 use crate::director::bars;
 use crate::director::connect::{OwnHost, dispatcher, load_tls, open_catalog, with_services};
+use crate::fleet::Dispatcher;
 use crate::fleet::estimate::{Answers, Questions};
-use crate::fleet::known;
+use crate::fleet::known::{self, Asked};
+use crate::fleet::obstacles::Obstacles;
 use crate::fleet::poll::{self, PollOptions};
 use crate::model::{Counter, DatasetName, HostName, Inventory};
 use crate::plan::orders::{self, Decided, PlanInput, write_whole};
@@ -22,7 +24,29 @@ use crate::plan::settings::{InventorySource, PlanMode, PlanSettings};
 use crate::plan::{compare, side_by_side, simulate, table};
 use crate::policy::Policy;
 use crate::sys::clock;
-use crate::zfs::{Zfs, ZfsRead};
+use crate::zfs::{ReadOnly, Zfs, ZfsRead};
+
+/// Previews after asking the hosts, and writes nothing: `zfs` can only be read, the catalog is not opened for writing,
+/// and no lock is held.
+pub async fn ask(settings: PlanSettings, zfs: impl ZfsRead) -> Result<(), Error> {
+    let (policy, fingerprint) = load(&settings)?;
+    let shared = Arc::new(policy.clone());
+    let tls = load_tls(&shared).map_err(Error::unable)?;
+    let own = OwnHost { name: &settings.host, local: &settings.local_file, state: None };
+    let zfs = Arc::new(ReadOnly::new(zfs));
+    let dispatcher = Arc::new(dispatcher(own, &shared, tls, Arc::clone(&zfs)).await);
+    let (shared, services) = with_services(shared, &dispatcher).await.map_err(Error::unable)?;
+    let remembered = open::inventory(&shared.catalog).await.map_err(Error::unable)?;
+    let Asked { inventory, obstacles } = {
+        let asked = Counter::default();
+        let asking = known::from_hosts(&shared, &dispatcher, remembered, services.absent, &asked);
+        bars::counted("hosts asked", &asked, asking).await
+    };
+    let unseen = obstacles.unseen.clone();
+    let input = PlanInput { policy, fingerprint, inventory, obstacles, estimates: Answers::new() };
+    let (surveyed, _) = decide_and_estimate(&settings, input, &shared, &dispatcher).await;
+    conclude(&settings, surveyed, &unseen, &*zfs).await
+}
 
 /// Previews from the catalog or from a file. Nothing is changed anywhere: `zfs` can only be read.
 pub async fn preview<Z: ZfsRead>(settings: PlanSettings, zfs: &Z) -> Result<(), Error> {
@@ -30,15 +54,13 @@ pub async fn preview<Z: ZfsRead>(settings: PlanSettings, zfs: &Z) -> Result<(), 
     let listed = settings.at.unwrap_or_else(clock::now);
     let (inventory, estimates) = match &settings.source {
         InventorySource::File(path) => (known::from_file(path, listed).map_err(Error::unable)?, Answers::new()),
-        InventorySource::Catalog | InventorySource::Agents => {
+        InventorySource::Catalog | InventorySource::Hosts | InventorySource::Agents => {
             known::from_catalog(&policy, &settings.host, settings.local.as_ref(), zfs).await.map_err(Error::unable)?
         }
     };
-    let input = PlanInput { policy, fingerprint, inventory, unseen: BTreeMap::new(), estimates };
-    match &settings.source {
-        InventorySource::File(_) => answer(&settings, input, None::<&Z>).await,
-        InventorySource::Catalog | InventorySource::Agents => answer(&settings, input, Some(zfs)).await,
-    }
+    let input = PlanInput { policy, fingerprint, inventory, obstacles: Obstacles::default(), estimates };
+    let zfs = (!matches!(settings.source, InventorySource::File(_))).then_some(zfs);
+    answer(&settings, input, zfs).await
 }
 
 /// Previews after polling the agents. Their listings are written to the catalog.
@@ -47,18 +69,7 @@ pub async fn survey<Z: Zfs>(settings: PlanSettings, zfs: Arc<Z>) -> Result<(), E
     // The catalog is closed before anything is printed: a pager may keep this process waiting for hours, and meanwhile
     // each pass from cron would do nothing.
     let (surveyed, unseen) = ask_agents(&settings, policy, fingerprint, Arc::clone(&zfs)).await?;
-    for (host, reason) in &unseen {
-        report::print_error(&format_args!("cannot list the snapshots of {host}: {reason}"));
-    }
-    let result = match surveyed {
-        Surveyed::Decided(decided) => conclude(&settings, *decided, Some(&*zfs)).await,
-        Surveyed::Polled(input) => answer(&settings, *input, Some(&*zfs)).await,
-    };
-    match result {
-        // A host that was not listed may have orders that are not known, so status 1 takes precedence over status 3.
-        Ok(()) | Err(Error { exit: Exit::Orders, .. }) if !unseen.is_empty() => Err(Error::reported()),
-        result => result,
-    }
+    conclude(&settings, surveyed, &unseen, &*zfs).await
 }
 
 /// What the agents were asked for.
@@ -87,8 +98,8 @@ async fn ask_agents<Z: Zfs>(
         CatalogError::Locked { pid, .. } => {
             let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
             Error::unable(anyhow::anyhow!(
-                "cannot ask the agents while another zsync{pid} is using the catalog; hint: add --dry-run, which asks nobody \
-                 and plans from the catalog"
+                "cannot write the answers of the agents while another zsync{pid} is using the catalog; hint: add --dry-run, \
+                 which writes nothing"
             ))
         }
         error => Error::unable(error),
@@ -105,7 +116,22 @@ async fn ask_agents<Z: Zfs>(
         bars::counted("hosts polled", &polled, polling).await.map_err(Error::unable)?.unseen
     };
     let inventory = std::mem::take(&mut *state.inventory());
-    let input = PlanInput { policy, fingerprint, inventory, unseen: unseen.clone(), estimates: Answers::new() };
+    let obstacles = Obstacles { unseen: unseen.clone(), ..Obstacles::default() };
+    let input = PlanInput { policy, fingerprint, inventory, obstacles, estimates: Answers::new() };
+    let (surveyed, answers) = decide_and_estimate(settings, input, &shared, &dispatcher).await;
+    if let Some(answers) = answers {
+        state.store_estimates(answers).await.map_err(Error::unable)?;
+    }
+    Ok((surveyed, unseen))
+}
+
+/// Decides, and asks the agents for estimates of the orders, if the orders are to be printed with them.
+async fn decide_and_estimate<Z: Zfs>(
+    settings: &PlanSettings,
+    input: PlanInput,
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+) -> (Surveyed, Option<Answers>) {
     let explain = match &settings.mode {
         // If the filter matches nothing, that is reported where the plan would be printed.
         PlanMode::Orders { explain, .. }
@@ -113,24 +139,44 @@ async fn ask_agents<Z: Zfs>(
         {
             *explain
         }
-        _ => return Ok((Surveyed::Polled(Box::new(input)), unseen)),
+        _ => return (Surveyed::Polled(Box::new(input)), None),
     };
     let at = settings.at.unwrap_or_else(clock::now);
     // Later orders are predicted in a copy. The agents are asked about the present inventory.
     let inventory = input.inventory.clone();
     let mut decided = orders::decided(settings, input, at, explain);
     let document = &mut decided.document;
-    let questions = Questions::about(&mut document.orders, &shared, &inventory);
+    let questions = Questions::about(&mut document.orders, policy, &inventory);
     let estimated = Counter::default();
-    let asking = questions.ask(&shared, &dispatcher, &estimated);
+    let asking = questions.ask(policy, dispatcher, &estimated);
     let answers = bars::counted("orders estimated", &estimated, asking).await;
     document.estimate = Some(questions.put(&mut document.orders, &answers));
-    state.store_estimates(answers).await.map_err(Error::unable)?;
-    Ok((Surveyed::Decided(Box::new(decided)), unseen))
+    (Surveyed::Decided(Box::new(decided)), Some(answers))
+}
+
+/// Reports the hosts that could not be listed, and prints the preview.
+async fn conclude(
+    settings: &PlanSettings,
+    surveyed: Surveyed,
+    unseen: &Unseen,
+    zfs: &impl ZfsRead,
+) -> Result<(), Error> {
+    for (host, reason) in unseen {
+        report::print_error(&format_args!("cannot list the snapshots of {host}: {reason}"));
+    }
+    let result = match surveyed {
+        Surveyed::Decided(decided) => print_orders(settings, *decided, Some(zfs)).await,
+        Surveyed::Polled(input) => answer(settings, *input, Some(zfs)).await,
+    };
+    match result {
+        // A host that was not listed may have orders that are not known, so status 1 takes precedence over status 3.
+        Ok(()) | Err(Error { exit: Exit::Orders, .. }) if !unseen.is_empty() => Err(Error::reported()),
+        result => result,
+    }
 }
 
 /// Saves the plan if the settings ask for it, and prints it. `zfs` is that of this host, `None` if only a file counts.
-async fn conclude(settings: &PlanSettings, mut decided: Decided, zfs: Option<&impl ZfsRead>) -> Result<(), Error> {
+async fn print_orders(settings: &PlanSettings, mut decided: Decided, zfs: Option<&impl ZfsRead>) -> Result<(), Error> {
     if let (Some(explain), Some(zfs)) = (&mut decided.document.explain, zfs) {
         explain.name_holds(&settings.host, zfs).await;
     }
@@ -154,7 +200,7 @@ async fn answer(settings: &PlanSettings, input: PlanInput, zfs: Option<&impl Zfs
             orders::print_lines(settings, &input, at, out.as_deref())?
         }
         PlanMode::Orders { explain, .. } => {
-            return conclude(settings, orders::decided(settings, input, at, *explain), zfs).await;
+            return print_orders(settings, orders::decided(settings, input, at, *explain), zfs).await;
         }
         PlanMode::Export(path) => {
             export(path, &input.inventory).map_err(Error::unable)?;

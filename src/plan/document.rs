@@ -20,6 +20,9 @@ pub struct Document {
     /// Hosts that were polled and could not be listed, with the reason.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub unseen: BTreeMap<HostName, String>,
+    /// With `--cached`: when each host of the policy was last listed; `None` if it never was.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub listed: BTreeMap<HostName, Option<DateTime<Utc>>>,
     /// The orders that a pass would give.
     pub orders: Vec<PlannedOrder>,
     /// What the orders would send and free together, if the agents were asked.

@@ -52,8 +52,8 @@ impl Filter {
 
     /// The parts of these planned orders that are wanted.
     pub(crate) fn narrow_planned(&self, orders: Vec<PlannedOrder>) -> Vec<PlannedOrder> {
-        let narrow = |PlannedOrder { order, after, estimate }| {
-            self.narrow(order).map(|order| PlannedOrder { order, after, estimate })
+        let narrow = |PlannedOrder { order, after, refused, estimate }| {
+            self.narrow(order).map(|order| PlannedOrder { order, after, refused, estimate })
         };
         orders.into_iter().filter_map(narrow).collect()
     }

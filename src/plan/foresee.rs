@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::{Engine, Order, Plan, predict};
+use crate::actions::{Engine, Intervention, Order, Plan, predict, predict_order};
+use crate::director::transfer_levels;
+use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
 use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
 use crate::policy::Policy;
@@ -36,6 +38,7 @@ impl EntryOrders {
 pub struct PredictedFleet<'a> {
     policy: &'a Policy,
     engine: Engine<'a>,
+    obstacles: Obstacles,
     /// The inventory after all orders so far.
     pub inventory: Inventory,
 }
@@ -50,7 +53,7 @@ impl<'a> PredictedFleet<'a> {
                 host.datasets.values_mut().for_each(|dataset| dataset.written = None);
             }
         }
-        Self { policy, engine: Engine::new(policy), inventory }
+        Self { policy, engine: Engine::new(policy), obstacles: Obstacles::default(), inventory }
     }
 
     /// Decides the whole policy. Changes nothing.
@@ -68,6 +71,49 @@ impl<'a> PredictedFleet<'a> {
     /// Changes the inventory as these orders would.
     pub fn apply(&mut self, orders: &[Order], at: DateTime<Utc>) {
         predict(&mut self.inventory, orders, at);
+    }
+
+    /// This fleet, in which orders fail because of these obstacles.
+    #[must_use]
+    pub fn with_obstacles(self, obstacles: Obstacles) -> Self {
+        Self { obstacles, ..self }
+    }
+
+    /// Carries out an order, unless an obstacle stands in its way. Returns whether it succeeds.
+    fn carry_out(&mut self, order: &Order, at: DateTime<Utc>) -> bool {
+        if self.obstacles.objection(order).is_some() {
+            return false;
+        }
+        // A destination that could not be listed stays so in this pass, whatever its host receives.
+        let receiver = if let Order::Send { to, .. } = order { Some(&to.host) } else { None };
+        let is_unlisted =
+            |host: &&HostName| self.inventory.hosts.get(*host).is_none_or(|known| known.observed.is_none());
+        let unlisted = receiver.filter(is_unlisted);
+        let permits = |intervention: Intervention<'_>| self.obstacles.permits(intervention, order.host());
+        let succeeded = predict_order(&mut self.inventory, order, at, &permits);
+        if let Some(receiver) = unlisted.and_then(|host| self.inventory.hosts.get_mut(host)) {
+            receiver.observed = None;
+        }
+        succeeded
+    }
+
+    /// Carries out transfers level by level, as the director does: a transfer is dropped if the parent of its
+    /// destination does not exist and has just failed to arrive. Returns those that are given.
+    fn send(&mut self, due: Vec<Order>, at: DateTime<Utc>) -> Vec<Order> {
+        let (mut given, mut failed) = (Vec::new(), HashSet::new());
+        for order in transfer_levels(due, &self.inventory).into_iter().flatten().flatten() {
+            let Order::Send { to, .. } = &order else { continue };
+            let parent = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset });
+            let is_missing = |parent: &Place| self.inventory.dataset(&parent.host, &parent.dataset).is_none();
+            if parent.is_some_and(|parent| failed.contains(&parent) && is_missing(&parent)) {
+                continue;
+            }
+            if !self.carry_out(&order, at) {
+                failed.insert(to.clone());
+            }
+            given.push(order);
+        }
+        given
     }
 
     fn due(&self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
@@ -93,7 +139,9 @@ impl<'a> PredictedFleet<'a> {
             }
         }
         if !orders.takes.is_empty() {
-            self.apply(&orders.takes, at);
+            for order in &orders.takes {
+                self.carry_out(order, at);
+            }
             orders.destroys.clear();
             for order in self.due(entry, at) {
                 match order {
@@ -103,27 +151,28 @@ impl<'a> PredictedFleet<'a> {
                 }
             }
         }
-        orders.sends = latest_of_each(sends);
+        orders.sends = self.send(latest_of_each(sends), at);
         if !orders.sends.is_empty() {
-            self.apply(&orders.sends, at);
             orders.destroys = self.due(entry, at);
             orders.destroys.retain(|order| matches!(order, Order::Destroy { .. }));
         }
-        self.apply(&orders.destroys, at);
+        for order in &orders.destroys {
+            self.carry_out(order, at);
+        }
         orders
     }
 }
 
 /// Keeps the last of several transfers of a dataset to one destination, because it also sends the snapshots of the
-/// others. Sorts parents before their children, as the director does.
+/// others.
 fn latest_of_each(sends: Vec<Order>) -> Vec<Order> {
-    let mut by_level: BTreeMap<(usize, DatasetName, Place), Order> = BTreeMap::new();
+    let mut latest: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
     for order in sends {
         if let Order::Send { dataset, to, .. } = &order {
-            by_level.insert((dataset.as_str().matches('/').count(), dataset.clone(), to.clone()), order);
+            latest.insert((dataset.clone(), to.clone()), order);
         }
     }
-    by_level.into_values().collect()
+    latest.into_values().collect()
 }
 
 /// What is due before anything has been carried out.
@@ -153,18 +202,24 @@ impl DueNow {
 }
 
 /// Predicts everything that one pass would do at a moment. `now` has the orders that are due according to the present
-/// `inventory`.
+/// `inventory`. Orders fail because of the `obstacles`, and nothing follows from them.
 ///
 /// Entries are carried out in the policy's sequence. The director, however, works on the entries of different datasets
 /// side by side. Orders that follow from another entry's orders may therefore have to wait for its next pass.
 #[must_use]
-pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateTime<Utc>) -> Vec<PlannedOrder> {
+pub fn foresee(
+    policy: &Policy,
+    inventory: Inventory,
+    now: Vec<Order>,
+    at: DateTime<Utc>,
+    obstacles: &Obstacles,
+) -> Vec<PlannedOrder> {
     let due_now = DueNow::of(&now);
     let mut due_by_entry: HashMap<usize, Vec<Order>> = HashMap::new();
     for order in now {
         due_by_entry.entry(order.entry()).or_default().push(order);
     }
-    let mut fleet = PredictedFleet::new(policy, inventory, at);
+    let mut fleet = PredictedFleet::new(policy, inventory, at).with_obstacles(obstacles.clone());
     // Hosts whose inventory is no longer the one for which `now` was decided.
     let mut changed: HashSet<HostName> = HashSet::new();
     let mut planned = PlannedByKind::default();
@@ -184,7 +239,11 @@ pub fn foresee(policy: &Policy, inventory: Inventory, now: Vec<Order>, at: DateT
         }
         planned.add(orders, &due_now);
     }
-    planned.takes.into_iter().chain(planned.sends).chain(planned.destroys).collect()
+    let mut all: Vec<PlannedOrder> = planned.takes.into_iter().chain(planned.sends).chain(planned.destroys).collect();
+    for planned in &mut all {
+        planned.refused = obstacles.objection(&planned.order);
+    }
+    all
 }
 
 /// The planned orders of several entries, by kind.
@@ -212,8 +271,9 @@ impl PlannedByKind {
             };
             self.sends.push(PlannedOrder::new(order.clone(), after));
         }
-        for order in &destroys {
-            self.destroys.extend(split(order, due_now, after));
+        for order in destroys {
+            let after = if is_due(&order, due_now) { None } else { Some(after) };
+            self.destroys.push(PlannedOrder::new(order, after));
         }
         self.takes.extend(takes.into_iter().map(|order| PlannedOrder::new(order, None)));
     }
@@ -227,21 +287,9 @@ fn snapshots_taken(order: &Order) -> impl Iterator<Item = (&DatasetName, &SnapNa
     datasets.iter().filter_map(move |dataset| Some((dataset, name?)))
 }
 
-/// Splits a destroy into the part that is due now and the part that becomes possible later in the pass.
-fn split(order: &Order, due_now: &DueNow, after: After) -> Vec<PlannedOrder> {
-    let Order::Destroy { host, dataset, snapshots, .. } = order else { return Vec::new() };
+/// Whether every snapshot of a destroy could be destroyed now.
+fn is_due(order: &Order, due_now: &DueNow) -> bool {
+    let Order::Destroy { host, dataset, snapshots, .. } = order else { return false };
     let due = due_now.destroyed.get(&(host.clone(), dataset.clone()));
-    let is_due = |guid: &Guid| due.is_some_and(|due| due.contains(guid));
-    let (now, later): (Vec<_>, Vec<_>) = snapshots.iter().cloned().partition(|(guid, _)| is_due(guid));
-    let part = |part: Vec<(Guid, SnapName)>, after: Option<After>| {
-        let mut order = order.clone();
-        if let Order::Destroy { snapshots, bytes, .. } = &mut order {
-            // The size is known only for all snapshots together.
-            *bytes = if snapshots.len() == part.len() { *bytes } else { 0 };
-            *snapshots = part;
-        }
-        PlannedOrder::new(order, after)
-    };
-    let parts = [(now, None), (later, Some(after))];
-    parts.into_iter().filter(|(snapshots, _)| !snapshots.is_empty()).map(|(s, after)| part(s, after)).collect()
+    due.is_some_and(|due| snapshots.iter().all(|(guid, _)| due.contains(guid)))
 }

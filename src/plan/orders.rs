@@ -15,6 +15,7 @@ use crate::cli::report::Format;
 use crate::config::Fingerprint;
 use crate::director::SavedPlan;
 use crate::fleet::estimate::{Answers, Questions};
+use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{PlannedOrder, Totals};
 use crate::fleet::{fitting, wire_order};
 use crate::model::{HostName, Inventory};
@@ -33,8 +34,8 @@ pub(crate) struct PlanInput {
     pub fingerprint: Fingerprint,
     /// What every host holds.
     pub inventory: Inventory,
-    /// Hosts that were polled and could not be listed, with the reason.
-    pub unseen: BTreeMap<HostName, String>,
+    /// What stands in the way of orders, among it the hosts that could not be listed.
+    pub obstacles: Obstacles,
     /// Estimates of the latest plan.
     pub estimates: Answers,
 }
@@ -59,20 +60,31 @@ pub(crate) fn save(path: &Path, plan: &SavedPlan) -> Result<(), Error> {
 
 /// Decides everything that a pass would do, with the reasons.
 pub(crate) fn decided(settings: &PlanSettings, input: PlanInput, at: DateTime<Utc>, explain: bool) -> Decided {
-    let PlanInput { policy, fingerprint, inventory, unseen, estimates } = input;
+    let PlanInput { policy, fingerprint, inventory, obstacles, estimates } = input;
     let plan = decide(&policy, &inventory, at);
     let now = plan.orders(&policy);
     let saved = saved(settings, fingerprint, at, &now);
+    let listed = match settings.source {
+        InventorySource::Catalog => last_listed(&policy, &inventory),
+        InventorySource::File(_) | InventorySource::Hosts | InventorySource::Agents => BTreeMap::new(),
+    };
     let notices = notices(&plan, &settings.filter);
     let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
     // A plan over a million snapshots is large, and only its orders are still needed.
     drop(plan);
     // The estimates were made for the present inventory, not for the predicted one.
     let present = (!estimates.is_empty()).then(|| inventory.clone());
-    let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at));
+    let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at, &obstacles));
     let estimate = present.and_then(|present| add_estimates(&mut orders, &policy, &present, &estimates));
     let here = (!matches!(settings.source, InventorySource::File(_))).then(|| settings.host.clone());
-    Decided { document: Document { at, unseen, orders, estimate, notices, here, explain }, saved }
+    let unseen = obstacles.unseen;
+    Decided { document: Document { at, unseen, listed, orders, estimate, notices, here, explain }, saved }
+}
+
+/// When each host of the policy was last listed.
+fn last_listed(policy: &Policy, inventory: &Inventory) -> BTreeMap<HostName, Option<DateTime<Utc>>> {
+    let listed = |host: &HostName| inventory.hosts.get(host).and_then(|known| known.observed);
+    policy.hosts_named().into_iter().map(|host| (host.clone(), listed(&host))).collect()
 }
 
 /// Adds the estimates of an earlier plan to the orders; `None` if none of them is about the same snapshots.

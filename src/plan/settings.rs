@@ -37,11 +37,13 @@ pub struct PlanSettings {
 /// Where the inventory comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InventorySource {
-    /// From the policy's catalog, and for this host from its ZFS.
+    /// From the policy's catalog, and for this host from its ZFS. Nobody is asked.
     Catalog,
     /// From an exported catalog alone; `-` is standard input.
     File(PathBuf),
-    /// From the agents.
+    /// From the hosts, without writing anything.
+    Hosts,
+    /// From the agents. Their answers are written to the catalog.
     Agents,
 }
 

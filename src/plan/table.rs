@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
@@ -46,6 +47,9 @@ pub fn plan(document: &Document, width: Option<usize>) -> String {
     if let (Some(totals), false) = (&document.estimate, rows.is_empty()) {
         text.push_str(&report::wrap(&total(totals), 0, width));
     }
+    for (host, listed) in &document.listed {
+        text.push_str(&report::wrap(&age(host, *listed, document.at), 0, width));
+    }
     for notice in &document.notices {
         text.push_str(&report::wrap(&format!("note: {}", notice.why), 0, width));
         let hint = match (&notice.what.kind, &document.here) {
@@ -62,6 +66,14 @@ pub fn plan(document: &Document, width: Option<usize>) -> String {
         text.push_str(&verdicts(explain, width));
     }
     text
+}
+
+/// How old a host's part of the catalog is.
+fn age(host: &HostName, listed: Option<DateTime<Utc>>, at: DateTime<Utc>) -> String {
+    let Some(listed) = listed else { return format!("{host}: the catalog has no listing of it") };
+    let seconds = u64::try_from((at - listed).num_seconds()).unwrap_or(0);
+    let old = humantime::format_duration(Duration::from_secs(seconds));
+    format!("{host}: as listed at {}, {old} ago", time(listed))
 }
 
 /// The size of an order, right-aligned in five columns.
@@ -83,13 +95,17 @@ fn total(Totals { send, free, unknown, at }: &Totals) -> String {
     format!("about {} to send, {} freed{when}{except}", report::bytes(*send), report::bytes(*free))
 }
 
-fn order(PlannedOrder { order, after, estimate }: &PlannedOrder) -> Vec<String> {
+fn order(PlannedOrder { order, after, refused, estimate }: &PlannedOrder) -> Vec<String> {
     let after = match (after, order) {
         (None, _) => "",
         (Some(After::Take), Order::Send { .. }) => "after it is taken: ",
         (Some(After::Take), _) => "after the take: ",
         (Some(After::Send), Order::Send { .. }) => "after it has arrived: ",
         (Some(After::Send), _) => "after the transfer: ",
+    };
+    let after = match refused {
+        Some(why) => format!("will fail, because {why}; {after}"),
+        None => after.to_owned(),
     };
     match order {
         Order::Take { host, datasets, name, reason, .. } => {

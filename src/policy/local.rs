@@ -88,6 +88,27 @@ pub struct CloneConfig {
 }
 
 impl Local {
+    /// What a host permits according to these entries, with the defaults for everything else. `file` is the file's name
+    /// in messages.
+    #[must_use]
+    pub fn of_entries(file: String, entries: impl IntoIterator<Item = LocalDataset>) -> Self {
+        Self {
+            file,
+            listen: None,
+            hostname: None,
+            consul: None,
+            tls: None,
+            directors: Vec::new(),
+            max_sends: DEFAULT_MAX_SENDS,
+            max_receives: DEFAULT_MAX_RECEIVES,
+            stall_timeout: DEFAULT_STALL_TIMEOUT,
+            bandwidth: Bandwidth::default(),
+            compression: Compression::default(),
+            timezone: Zone::UTC,
+            datasets: entries.into_iter().map(|entry| (entry.name.clone(), entry)).collect(),
+        }
+    }
+
     /// The entry that covers a dataset: its own, or that of the nearest dataset above it.
     #[must_use]
     pub fn entry_for(&self, dataset: &DatasetName) -> Option<&LocalDataset> {

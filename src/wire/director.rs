@@ -96,6 +96,9 @@ pub struct DirectorsOrder {
     /// kv_resync: list all datasets, even those that are unchanged according to ZFS.
     #[serde(default, rename = "Anew", skip_serializing_if = "std::ops::Not::not")]
     pub from_scratch: bool,
+    /// kv_resync: only answer, and publish nothing in a shared catalog.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_only: bool,
 }
 
 /// The rank of a director among those that share its catalog. The director that has the lock has the highest index.
@@ -209,6 +212,33 @@ pub struct Facts {
     /// Pools that could not be listed, each with the reason.
     #[serde(skip_serializing_if = "UnlistedPools::is_empty", deserialize_with = "text::by_pool")]
     pub unlisted: UnlistedPools,
+    /// What local.json of the host permits, if the order only asks (`ReadOnly`): every entry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub permits: Vec<Permit>,
+}
+
+/// What an entry of local.json permits for its dataset and those below it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Permit {
+    /// The entry's dataset.
+    pub dataset: DatasetName,
+    /// Whether it may be touched at all.
+    pub enable: bool,
+    /// Whether it may receive.
+    pub slave: bool,
+    /// Whether snapshots of it may be taken.
+    pub take: bool,
+    /// Whether its snapshots must not be destroyed.
+    pub append_only: bool,
+    /// Whether it may be rolled back and replaced.
+    pub rollback: bool,
+    /// The hosts that it may receive from; if missing, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<HostName>>,
+    /// The hosts that it may be sent to; if missing, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<Vec<HostName>>,
 }
 
 /// The listing of a dataset, or a part of it.

@@ -20,7 +20,8 @@ mod slave;
 mod text;
 
 pub use director::{
-    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Forgotten, Listing, Progress, RenamedFrom,
+    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Forgotten, Listing, Permit, Progress,
+    RenamedFrom,
 };
 pub use response::Response;
 pub use slave::{Alive, CloneOf, DestinationInfo, ListUuids, OrderToSlave, Step};

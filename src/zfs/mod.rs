@@ -1,7 +1,7 @@
 //! Defines the interface to ZFS as two traits: [`ZfsRead`] reads, [`Zfs`] also changes.
 //!
-//! Code that must not change anything gets a `ZfsRead`. There are two implementations: `system` runs the `zfs` command,
-//! `fake` keeps pools in memory for tests. Only `argv` knows the flags of the command, and only `parse` knows its
+//! Code that must not change anything gets a `ZfsRead`, or a [`ReadOnly`] where it uses code that could. There are two
+//! implementations: `system` runs the `zfs` command, `fake` keeps pools in memory for tests. Only `argv` knows the flags of the command, and only `parse` knows its
 //! output.
 
 mod argv;
@@ -11,6 +11,7 @@ pub mod fake;
 pub mod inspect;
 pub mod parse;
 mod pipe;
+mod read_only;
 pub mod records;
 pub mod system;
 
@@ -27,6 +28,7 @@ use crate::model::{
 };
 pub use error::{ErrorKind, ZfsError};
 pub use inspect::{ExpectedStream, Inspect};
+pub use read_only::ReadOnly;
 
 /// Which datasets a listing covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

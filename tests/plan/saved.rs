@@ -14,6 +14,7 @@ use zsync::cli::exit::{Error, Exit};
 use zsync::cli::report::Format;
 use zsync::config;
 use zsync::fleet::estimate::Questions;
+use zsync::fleet::obstacles::Obstacles;
 use zsync::fleet::planned::{After, PlannedOrder};
 use zsync::model::{Counter, HostName, SnapName};
 use zsync::plan::foresee::foresee;
@@ -162,6 +163,30 @@ fn plan_from_agents_fills_catalog_and_gives_no_order() {
 }
 
 #[test]
+fn dry_run_asks_hosts_and_writes_nothing() {
+    let fixture = Fixture::new();
+    let calls = fixture.fake.calls().len();
+    // A director that holds the catalog is not in the way.
+    let _director = EmbeddedCatalog::open(&fixture.path("catalog")).unwrap();
+    let settings = PlanSettings {
+        config: fixture.path("server.json"),
+        local_file: fixture.path("local.json"),
+        local: None,
+        host: "alpha".parse().unwrap(),
+        source: InventorySource::Hosts,
+        mode: PlanMode::Orders { explain: false, out: None },
+        filter: Filter::default(),
+        format: Format::Table,
+        at: None,
+        exit_code: true,
+    };
+    assert_eq!(runtime::block_on(plan::ask(settings, fixture.fake.clone())).unwrap_err().exit, Exit::Orders);
+    assert!(fixture.fake.calls()[calls..].is_empty(), "{:?}", &fixture.fake.calls()[calls..]);
+    let catalog = EmbeddedReader::new(&fixture.path("catalog"));
+    assert!(catalog.inventory().unwrap().hosts.is_empty() && catalog.estimates().unwrap().is_empty());
+}
+
+#[test]
 fn plan_estimates_bytes_sent_and_freed() {
     let fixture = Fixture::new();
     let policy = Arc::new(config::load_policy(&fixture.path("server.json")).unwrap());
@@ -183,7 +208,7 @@ fn plan_estimates_bytes_sent_and_freed() {
         assert!(looking.await.unwrap().unseen.is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);
-        let mut orders = foresee(&policy, inventory.clone(), now, at);
+        let mut orders = foresee(&policy, inventory.clone(), now, at, &Obstacles::default());
         let questions = Questions::about(&mut orders, &policy, &inventory);
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);
@@ -198,7 +223,7 @@ fn plan_estimates_bytes_sent_and_freed() {
     let (orders, totals) = orders;
     let estimated: Vec<_> = orders
         .iter()
-        .map(|PlannedOrder { order, after, estimate }| {
+        .map(|PlannedOrder { order, after, estimate, .. }| {
             let action = match order {
                 Order::Take { .. } => "take",
                 Order::Send { .. } => "send",
@@ -214,8 +239,7 @@ fn plan_estimates_bytes_sent_and_freed() {
         [
             ("take", None, None),
             ("send", None, Some(Some(whole + 5000))),
-            ("destroy", None, Some(Some(whole + 3000))),
-            ("destroy", Some(After::Take), Some(Some(1000))),
+            ("destroy", Some(After::Take), Some(Some(whole + 4000))),
             ("destroy", Some(After::Send), Some(Some(whole + 3000))),
             ("destroy", Some(After::Send), Some(None)),
         ]

@@ -60,7 +60,7 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Pla
         true
     });
     let sends = plan.orders(policy).into_iter().filter(|order| matches!(order, Order::Send { .. }));
-    sends.map(|order| PlannedOrder { order, after: None, estimate: None }).collect()
+    sends.map(|order| PlannedOrder { order, after: None, refused: None, estimate: None }).collect()
 }
 
 /// A source and a destination of a policy.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use chrono::{DateTime, DurationRound, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, TimeZone, Utc};
 use serde::Serialize;
 
-use crate::actions::{Order, Plan, PruneReason, PruneVerdict, Side, TakeReason, TakeVerdict};
+use crate::actions::{Order, Plan, PruneReason, PruneVerdict, Side, TakeReason, TakeVerdict, is_idle};
 use crate::model::{DatasetName, Guid, HostName, Inventory};
 use crate::plan::foresee::PredictedFleet;
 use crate::policy::{DatasetPolicy, Policy, SyncPolicy};
@@ -287,12 +287,12 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
 
     /// Takes snapshots, and counts them.
     fn take(&mut self, order: &Order, at: DateTime<Utc>) {
-        let Order::Take { entry, host, datasets, skip_if_not_written, policy, .. } = order else { return };
+        let Order::Take { entry, host, name, datasets, skip_if_not_written, policy, .. } = order else { return };
         let policies = &self.policy.datasets[*entry].policies;
         let index = policies.iter().position(|p| p.name == *policy).unwrap_or(0);
         for dataset in datasets {
             let present = self.fleet.inventory.dataset(host, dataset);
-            let is_unwritten = present.is_some_and(|d| d.written == Some(0) && !d.snapshots.is_empty());
+            let is_unwritten = present.is_some_and(|dataset| is_idle(dataset, name));
             if is_unwritten && *skip_if_not_written {
                 continue;
             }
