@@ -22,6 +22,17 @@ pub struct Properties {
     overrides: BTreeMap<String, String>,
 }
 
+/// What a receive does with its dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReceiveTarget {
+    /// It adds to a dataset that exists.
+    Existing,
+    /// It creates the dataset.
+    New,
+    /// It replaces the dataset of a pool, from which everything in the pool inherits.
+    Pool,
+}
+
 /// The native ZFS properties that can be set during a receive (zfsprops(7), OpenZFS 2.3).
 pub(crate) const SETTABLE: &[&str] = &[
     "aclinherit",
@@ -185,18 +196,21 @@ impl Properties {
         !self.include.is_empty()
     }
 
-    /// The properties to set on a dataset that receives. `offered` are the source's properties. `creates` means that
-    /// the dataset is new; it then gets defaults, which its administrator may change later.
+    /// The properties to set on a dataset that receives. `offered` are the source's properties. A new dataset
+    /// gets defaults, which its administrator may change later. A pool does not get `readonly=on`, because all datasets
+    /// in it would inherit that.
     #[must_use]
     pub fn settings(
         &self,
         kind: DatasetKind,
-        creates: bool,
+        target: ReceiveTarget,
         offered: &BTreeMap<String, String>,
     ) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
-        if creates {
+        if target != ReceiveTarget::Existing {
             all.insert("canmount".to_owned(), "noauto".to_owned());
+        }
+        if target == ReceiveTarget::New {
             all.insert("readonly".to_owned(), "on".to_owned());
         }
         all.extend(
@@ -246,15 +260,32 @@ mod tests {
 
     #[test]
     fn no_source_property_is_copied_by_default() {
-        let set = with(&[], &[], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
+        let set = with(&[], &[], "").settings(DatasetKind::Filesystem, ReceiveTarget::New, &map(SOURCE));
         assert_eq!(set, map("canmount=noauto readonly=on"));
-        assert_eq!(with(&[], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE)), map(""));
-        assert_eq!(with(&[], &[], "").settings(DatasetKind::Volume, true, &map(SOURCE)), map("readonly=on"));
+        assert_eq!(
+            with(&[], &[], "").settings(DatasetKind::Filesystem, ReceiveTarget::Existing, &map(SOURCE)),
+            map("")
+        );
+        assert_eq!(
+            with(&[], &[], "").settings(DatasetKind::Volume, ReceiveTarget::New, &map(SOURCE)),
+            map("readonly=on")
+        );
+    }
+
+    #[test]
+    fn pool_is_not_made_read_only_unless_configured() {
+        let settings = |of: Properties| of.settings(DatasetKind::Filesystem, ReceiveTarget::Pool, &map(SOURCE));
+        assert_eq!(settings(with(&[], &[], "")), map("canmount=noauto"));
+        assert_eq!(settings(with(&[], &[], "readonly=on")), map("canmount=noauto readonly=on"));
     }
 
     #[test]
     fn pattern_includes_no_dangerous_property() {
-        let set = with(&["*"], &["com.example:secret"], "").settings(DatasetKind::Filesystem, true, &map(SOURCE));
+        let set = with(&["*"], &["com.example:secret"], "").settings(
+            DatasetKind::Filesystem,
+            ReceiveTarget::New,
+            &map(SOURCE),
+        );
         assert_eq!(
             set,
             map("canmount=noauto readonly=on compression=zstd recordsize=1M com.example:owner=ann"),
@@ -264,7 +295,11 @@ mod tests {
 
     #[test]
     fn dangerous_property_is_included_by_its_full_name() {
-        let set = with(&["mountpoint", "quota"], &[], "").settings(DatasetKind::Filesystem, false, &map(SOURCE));
+        let set = with(&["mountpoint", "quota"], &[], "").settings(
+            DatasetKind::Filesystem,
+            ReceiveTarget::Existing,
+            &map(SOURCE),
+        );
         assert_eq!(set, map("mountpoint=/ quota=1G"));
     }
 
@@ -272,11 +307,11 @@ mod tests {
     fn override_wins_over_include_and_defaults() {
         let own = with(&["compression"], &[], "compression=lz4 canmount=on atime=off volmode=none");
         assert_eq!(
-            own.settings(DatasetKind::Filesystem, true, &map(SOURCE)),
+            own.settings(DatasetKind::Filesystem, ReceiveTarget::New, &map(SOURCE)),
             map("compression=lz4 canmount=on atime=off readonly=on")
         );
         assert_eq!(
-            own.settings(DatasetKind::Volume, true, &map(SOURCE)),
+            own.settings(DatasetKind::Volume, ReceiveTarget::New, &map(SOURCE)),
             map("compression=lz4 volmode=none readonly=on")
         );
     }

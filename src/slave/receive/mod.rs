@@ -23,6 +23,7 @@ use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, KeyConflict, ResponseStatus, SendFlags,
     SnapName,
 };
+use crate::policy::properties::ReceiveTarget;
 use crate::policy::{Denied, Local};
 use crate::wire::{CloneOf, DestinationInfo, OrderToSlave};
 use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError, ZfsRead};
@@ -286,7 +287,12 @@ impl<Z: Zfs> Receiver<Z> {
         if incoming.create.is_some() && !surroundings.has_parent {
             self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
         }
-        let mut properties = entry.properties.settings(kind, incoming.create.is_some(), &incoming.properties);
+        let target = match incoming.create {
+            None => ReceiveTarget::Existing,
+            Some(_) if dataset.parent().is_none() => ReceiveTarget::Pool,
+            Some(_) => ReceiveTarget::New,
+        };
+        let mut properties = entry.properties.settings(kind, target, &incoming.properties);
         let is_plain = incoming.flags.is_some_and(|flags| flags != SendFlags::Raw);
         if incoming.create.is_some() && is_plain && surroundings.is_below_raw_copy {
             properties.insert("encryption".to_owned(), "off".to_owned());
