@@ -16,6 +16,8 @@ use std::process::{Command, Output, Stdio};
 use common::schema;
 use serde_json::{Value, json};
 
+#[path = "plan/foreseen.rs"]
+mod foreseen;
 #[path = "plan/saved.rs"]
 mod saved;
 

@@ -95,8 +95,11 @@ fn take(
 ) {
     let Some(known) = inventory.hosts.get_mut(host) else { return };
     // All snapshots of one order are taken in one transaction group.
-    let newest = datasets.iter().filter_map(|d| known.datasets.get(d)?.snapshots.last());
-    let createtxg = newest.map(|s| s.createtxg).max().unwrap_or(0).saturating_add(1);
+    let before = datasets.iter().filter_map(|dataset| known.datasets.get(dataset)).flat_map(|dataset| {
+        let bookmark = dataset.bookmarks.iter().map(|b| b.createtxg).max();
+        dataset.snapshots.iter().map(|s| s.createtxg).max().into_iter().chain(bookmark)
+    });
+    let createtxg = before.max().unwrap_or(0).saturating_add(1);
     for dataset in datasets {
         let Some(found) = known.datasets.get_mut(dataset) else { continue };
         if found.snapshots.iter().any(|s| s.name == *name) {
@@ -146,7 +149,8 @@ impl Sending<'_> {
         let existed = receiver.datasets.contains_key(&to.dataset);
         let mut destination = receiver.datasets.get(&to.dataset).cloned().unwrap_or_default();
         destination.snapshots.retain(|s| !s.marks.deleted);
-        let held = tags::newest_sent(&source, to);
+        let renamed = self.renamed.map(|renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() });
+        let held = tags::newest_sent(&source, to).or_else(|| tags::newest_sent(&source, renamed.as_ref()?));
         let arrives = self.streams(&source, &mut destination, existed)?;
         if existed && destination == DatasetInventory::default() {
             // It was set aside, with everything below it.

@@ -7,11 +7,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::{Engine, Intervention, Order, Plan, predict, predict_order};
+use crate::actions::{Engine, Intervention, Order, Plan, Renamed, predict, predict_order};
 use crate::director::transfer_levels;
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
-use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
+use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName, tags};
 use crate::policy::Policy;
 
 /// How long a dataset in which nothing was written is assumed to stay unwritten after its host was listed.
@@ -39,6 +39,9 @@ pub struct PredictedFleet<'a> {
     policy: &'a Policy,
     engine: Engine<'a>,
     obstacles: Obstacles,
+    /// Copies on other hosts that have received, each with the snapshot whose hold was released by that. The director
+    /// learns of the release only when it lists the copy again, which it does before it destroys anything there.
+    released: BTreeMap<Place, Option<Guid>>,
     /// The inventory after all orders so far.
     pub inventory: Inventory,
 }
@@ -53,7 +56,13 @@ impl<'a> PredictedFleet<'a> {
                 host.datasets.values_mut().for_each(|dataset| dataset.written = None);
             }
         }
-        Self { policy, engine: Engine::new(policy), obstacles: Obstacles::default(), inventory }
+        Self {
+            policy,
+            engine: Engine::new(policy),
+            obstacles: Obstacles::default(),
+            released: BTreeMap::new(),
+            inventory,
+        }
     }
 
     /// Decides the whole policy. Changes nothing.
@@ -89,12 +98,53 @@ impl<'a> PredictedFleet<'a> {
         let is_unlisted =
             |host: &&HostName| self.inventory.hosts.get(*host).is_none_or(|known| known.observed.is_none());
         let unlisted = receiver.filter(is_unlisted);
+        let held = self.held_copy(order);
         let permits = |intervention: Intervention<'_>| self.obstacles.permits(intervention, order.host());
         let succeeded = predict_order(&mut self.inventory, order, at, &permits);
         if let Some(receiver) = unlisted.and_then(|host| self.inventory.hosts.get_mut(host)) {
             receiver.observed = None;
         }
+        if let (true, Order::Send { host, to, .. }) = (succeeded, order)
+            && to.host != *host
+        {
+            self.released.insert(to.clone(), held);
+        }
         succeeded
+    }
+
+    /// The snapshot of a transfer's destination that the last transfer has held, according to the cursor.
+    fn held_copy(&self, order: &Order) -> Option<Guid> {
+        let Order::Send { host, dataset, to, route, .. } = order else { return None };
+        let source = self.inventory.dataset(host, dataset)?;
+        let old = |renamed: &Renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() };
+        let before = || tags::newest_sent(source, &old(route.renamed.as_ref()?));
+        tags::newest_sent(source, to).or_else(before)
+    }
+
+    /// The destroys that are due in an entry. The copies that have received are listed again first, if anything is to
+    /// be destroyed there.
+    fn destroys(&mut self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
+        let place = |order: &Order| match order {
+            Order::Destroy { host, dataset, .. } => Some(Place { host: host.clone(), dataset: dataset.clone() }),
+            Order::Take { .. } | Order::Send { .. } => None,
+        };
+        let due = |fleet: &Self| -> Vec<Order> {
+            fleet.due(entry, at).into_iter().filter(|order| place(order).is_some()).collect()
+        };
+        let first = due(self);
+        let listed: Vec<Place> =
+            first.iter().filter_map(place).filter(|place| self.released.contains_key(place)).collect();
+        if listed.is_empty() {
+            return first;
+        }
+        for place in listed {
+            let held = self.released.remove(&place).flatten();
+            let copy = self.inventory.hosts.get_mut(&place.host).and_then(|host| host.datasets.get_mut(&place.dataset));
+            let snapshot = copy.and_then(|copy| copy.snapshots.iter_mut().find(|s| Some(s.guid) == held));
+            snapshot.into_iter().for_each(|s| s.userrefs = s.userrefs.saturating_sub(1));
+        }
+        let is_listed = |order: &Order| place(order).is_some_and(|place| !self.released.contains_key(&place));
+        due(self).into_iter().filter(is_listed).collect()
     }
 
     /// Carries out transfers level by level, as the director does: a transfer is dropped if the parent of its
@@ -152,9 +202,8 @@ impl<'a> PredictedFleet<'a> {
             }
         }
         orders.sends = self.send(latest_of_each(sends), at);
-        if !orders.sends.is_empty() {
-            orders.destroys = self.due(entry, at);
-            orders.destroys.retain(|order| matches!(order, Order::Destroy { .. }));
+        if !orders.sends.is_empty() || !self.released.is_empty() {
+            orders.destroys = self.destroys(entry, at);
         }
         for order in &orders.destroys {
             self.carry_out(order, at);

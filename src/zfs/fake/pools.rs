@@ -160,11 +160,14 @@ impl Fake {
         self.pools().now = now;
     }
 
-    /// Destroys snapshots as an administrator would by hand.
+    /// Destroys snapshots as an administrator would by hand, who first releases them and destroys their clones.
     pub fn destroy_by_hand(&self, dataset: &DatasetName, names: &[SnapName]) {
-        if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
+        let mut pools = self.pools();
+        if let Some(inventory) = pools.datasets.get_mut(dataset) {
             inventory.snapshots.retain(|s| !names.contains(&s.name));
         }
+        pools.holds.retain(|(of, name, _)| of != dataset || !names.contains(name));
+        pools.clones.retain(|(of, name)| of != dataset || !names.contains(name));
     }
 
     /// Gives a snapshot a clone.
