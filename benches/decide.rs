@@ -64,6 +64,7 @@ fn policy(pairs: usize) -> Policy {
         tls: None,
         consul_resync: None,
         retry_for: std::time::Duration::ZERO,
+        max_destroys: 100,
         datasets: (0..pairs).map(entry).collect(),
     }
 }

@@ -326,6 +326,31 @@ fn snapshot_of_long_pass_bears_the_slot_of_its_own_time() {
     assert_eq!(fleet.names("alpha", "tank/other"), [slot.format("S_%F_%T").to_string()]);
 }
 
+/// A clock that leaps ahead makes all snapshots look old.
+#[test]
+fn leap_of_the_clock_destroys_nothing_until_a_saved_plan_does() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "sync": { "prefix": "S", "creation": "* * * * *", "retention": ["all in last day"] } }"#,
+    );
+    for _ in 0..20 {
+        assert!(fleet.later(1, &policy).is_success());
+    }
+    for count in 21..23 {
+        let report = fleet.later(60 * 24 * 60, &policy);
+        let failed: Vec<String> = report.notices.iter().map(ToString::to_string).collect();
+        assert!(!report.is_success() && failed[0].contains("max_destroys"), "{failed:?}");
+        assert_eq!(fleet.names("alpha", "tank/other").len(), count);
+    }
+    let inventory = fleet.world.inventory().clone();
+    let orders = zsync::actions::decide(&policy, &inventory, fleet.now).approved_orders(&policy);
+    let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+    let report = runtime::block_on(pass.run_saved(orders)).unwrap();
+    assert!(report.is_success(), "{report:?}");
+    assert_eq!(fleet.names("alpha", "tank/other").len(), 1);
+}
+
 #[test]
 fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();

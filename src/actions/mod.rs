@@ -47,7 +47,7 @@ pub use order::Order;
 pub use plan::Plan;
 pub(crate) use predict::is_idle;
 pub use predict::{Intervention, predict, predict_order};
-pub use prune::{Doomed, Explained, Protection, PruneReason, PruneVerdict, SnapVerdict};
+pub use prune::{Doomed, Explained, HeldBack, Protection, PruneReason, PruneVerdict, SnapVerdict};
 pub use reason::{SendReason, TakeReason};
 pub use route::{Renamed, Route};
 pub use send::{SendDecision, send};

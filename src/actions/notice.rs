@@ -86,6 +86,22 @@ pub enum NoticeKind {
         /// How many snapshots.
         snapshots: usize,
     },
+    /// Retention rules would destroy more snapshots of a dataset in one pass than `max_destroys` permits.
+    TooManyDestroys {
+        /// How many snapshots they would destroy.
+        destroys: usize,
+        /// How many snapshots the dataset has.
+        snapshots: usize,
+        /// The limit, in percent.
+        limit: u8,
+    },
+    /// The director's clock is ahead of the host's, or of the clocks of most other hosts, so nothing is destroyed there.
+    ClockAhead {
+        /// By how many minutes.
+        minutes: u64,
+        /// Whether it is the host's own clock that is behind.
+        own: bool,
+    },
     /// Below a destination there are copies whose sources no longer exist. Nothing prunes them.
     SourcesGone {
         /// The copies.
@@ -124,6 +140,11 @@ impl NoticeKind {
             Self::FromTheFuture { .. } => {
                 Some("correct the clock; if it is right by now, destroy or rename the snapshot to end this notice")
             }
+            Self::TooManyDestroys { .. } => Some(
+                "check the clock of the director and the retention rules; if the snapshots are to go, stop the director, \
+                 save a plan (zsync plan --out FILE), and carry it out (zsync director --once --plan FILE)",
+            ),
+            Self::ClockAhead { .. } => Some("correct the clock that is wrong"),
             Self::OutOfOrder { .. } => Some(
                 "if no clock was wrong, somebody may be dating snapshots back so that genuine ones are pruned; once you \
                  know, destroy or rename the snapshot to end this notice",
@@ -143,6 +164,8 @@ impl NoticeKind {
             | Self::DatasetMissing
             | Self::ClaimedTwice { .. }
             | Self::FromTheFuture { .. }
+            | Self::TooManyDestroys { .. }
+            | Self::ClockAhead { .. }
             | Self::DestinationTaken { .. }
             | Self::NameTooLong { .. } => true,
             // For a host that was not listed there is a finding, and without a common snapshot the send fails.
@@ -211,6 +234,18 @@ impl fmt::Display for Notice {
             NoticeKind::AppendOnly { snapshots } => write!(
                 f,
                 "keeps {snapshots} snapshots that retention would destroy, because local.json of {host} makes it append-only"
+            ),
+            NoticeKind::TooManyDestroys { destroys, snapshots, limit } => write!(
+                f,
+                "keeps {destroys} of its {snapshots} snapshots that retention would destroy, because max_destroys \
+                 permits a pass to destroy {limit}%"
+            ),
+            NoticeKind::ClockAhead { minutes, own: true } => {
+                write!(f, "has a clock that is {minutes} minutes behind the director's, so nothing is destroyed there")
+            }
+            NoticeKind::ClockAhead { minutes, own: false } => write!(
+                f,
+                "loses no snapshot, because the director's clock is {minutes} minutes ahead of most other hosts' clocks"
             ),
             NoticeKind::SourcesGone { copies } => {
                 let named: Vec<&str> = copies.iter().take(5).map(DatasetName::as_str).collect();

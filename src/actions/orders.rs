@@ -6,17 +6,27 @@ use chrono::{DateTime, Utc};
 
 use crate::actions::order::Order;
 use crate::actions::plan::Plan;
-use crate::actions::prune::PruneVerdict;
+use crate::actions::prune::{HeldBack, PruneVerdict};
 use crate::actions::verdict::SendVerdict;
 use crate::policy::Policy;
 
 impl Plan {
-    /// The orders that carry the plan out: takes, then sends, then destroys.
+    /// The orders that a pass gives to carry the plan out: takes, then sends, then destroys.
     #[must_use]
     pub fn orders(&self, policy: &Policy) -> Vec<Order> {
+        self.orders_with(policy, |prune| prune.held_back.is_none())
+    }
+
+    /// The orders that carry the plan out if somebody has approved it: also destroys that are too many for a pass.
+    #[must_use]
+    pub fn approved_orders(&self, policy: &Policy) -> Vec<Order> {
+        self.orders_with(policy, |prune| prune.held_back != Some(HeldBack::ClockAhead))
+    }
+
+    fn orders_with(&self, policy: &Policy, may_prune: impl Fn(&PruneVerdict) -> bool) -> Vec<Order> {
         let mut orders = takes(self, policy);
         orders.extend(self.sends.iter().filter_map(|verdict| send(verdict, self.at)));
-        orders.extend(self.prunes.iter().filter(|p| !p.destroy.is_empty()).map(destroy));
+        orders.extend(self.prunes.iter().filter(|p| !p.destroy.is_empty() && may_prune(p)).map(destroy));
         orders
     }
 }

@@ -31,6 +31,6 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.takes.iter().all(|t| t.due.is_none())
             && self.sends.iter().all(|s| s.due.is_none())
-            && self.prunes.iter().all(|p| p.destroy.is_empty())
+            && self.prunes.iter().all(|p| p.destroy.is_empty() || p.held_back.is_some())
     }
 }

@@ -24,6 +24,9 @@ pub struct PruneVerdict {
     pub kept: usize,
     /// The snapshots that go, oldest first.
     pub destroy: Vec<Doomed>,
+    /// Why a pass does not destroy them; `None` if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBack>,
     /// How many snapshots with other names the dataset has; they are never candidates.
     pub others: usize,
     /// The rules that were applied, in the order in which verdicts number them.
@@ -37,6 +40,16 @@ pub struct PruneVerdict {
     /// One verdict per snapshot of the prefix, oldest first; see [`PruneVerdict::explain`].
     #[serde(skip)]
     pub snapshots: Vec<SnapVerdict>,
+}
+
+/// Why a pass does not destroy snapshots that nothing keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeldBack {
+    /// They are more than `max_destroys` permits in one pass. A saved plan destroys them.
+    TooMany,
+    /// The director's clock is ahead of others', so they may be younger than they seem.
+    ClockAhead,
 }
 
 /// A snapshot to destroy.

@@ -12,7 +12,7 @@ use crate::host::error::OrderError;
 use crate::host::publish::publisher::Publisher;
 use crate::model::{Counter, ResponseStatus};
 use crate::sys::retry::Retry;
-use crate::sys::runtime;
+use crate::sys::{clock, runtime};
 use crate::wire::Response;
 use crate::zfs::Zfs;
 
@@ -27,9 +27,10 @@ impl<Z: Zfs> Agent<Z> {
             Ok(()) => self.attempt_repeatedly(&order, &context).await,
             Err(outdated) => Err(outdated),
         };
+        let clock = matches!(order.request, Request::List(_)).then(clock::now);
         let mut response = match result {
             Ok(Success { status, remark, estimate, datasets }) => {
-                Response { estimate, datasets, ..Response::success(order.id, status, remark) }
+                Response { estimate, datasets, clock, ..Response::success(order.id, status, remark) }
             }
             Err(error) => error.response(order.id),
         };

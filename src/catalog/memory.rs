@@ -83,6 +83,7 @@ impl CatalogRead for MemoryCatalog {
                     observed: host.observed,
                     datasets: datasets.collect(),
                     unlisted: host.unlisted.clone(),
+                    clock_behind: None,
                 },
             )
         });

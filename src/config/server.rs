@@ -13,12 +13,12 @@ use crate::config::problem::ConfigError;
 use crate::config::retention::retention;
 use crate::config::thresholds;
 use crate::config::tls::tls;
-use crate::config::values::{absolute_path, duration, hours, skip_schema, timezone};
+use crate::config::values::{absolute_path, duration, hours, percentage, skip_schema, timezone};
 use crate::model::{DatasetName, HostName, NameError, OnDivergence, Place, Prefix};
 use crate::policy::{AGENT_PORT, Address, SLAVE_PORT};
 use crate::policy::{
-    CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress, Policy, Schedule,
-    SnapshotPolicy, SyncPolicy, Thresholds, Zone,
+    CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_MAX_DESTROYS, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress,
+    Policy, Schedule, SnapshotPolicy, SyncPolicy, Thresholds, Zone,
 };
 
 /// The folder of the embedded catalog, unless the policy names another one.
@@ -50,6 +50,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
     let consul_resync = object.get("consul_resync").and_then(|node| hours(&node));
     let retry_for =
         object.get("retry_for").map_or(Some(DEFAULT_RETRY_FOR), |node| duration(&node, RETRY_FOR, RETRY_FOR_BOUNDS));
+    let max_destroys = object.get("max_destroys").map_or(Some(DEFAULT_MAX_DESTROYS), |node| percentage(&node));
     let datasets =
         object.require("datasets", "the list of datasets with their policies, as in \"datasets\": [ { ... } ]");
     let datasets = datasets.and_then(|node| node.list("a list of objects, one per dataset"));
@@ -71,6 +72,7 @@ fn policy(root: &Node<'_>) -> Option<Policy> {
         timezone: timezone?,
         catalog: catalog?,
         retry_for: retry_for?,
+        max_destroys: max_destroys?,
         tls: tls?,
         hosts: hosts?,
         consul_resync,

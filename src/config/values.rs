@@ -35,6 +35,18 @@ pub(super) fn count(node: &Node<'_>, bounds: RangeInclusive<usize>) -> Option<us
     number
 }
 
+/// Reads a percentage.
+pub(super) fn percentage(node: &Node<'_>) -> Option<u8> {
+    let expected = "a percentage from \"0%\" to \"100%\"";
+    let text = node.text(expected)?;
+    let digits = text.strip_suffix('%').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    let percent = digits.and_then(|digits| digits.parse().ok()).filter(|percent| *percent <= 100);
+    if percent.is_none() {
+        node.unexpected(expected);
+    }
+    percent
+}
+
 /// Reads an absolute path, which does not depend on the folder in which the process was started.
 pub(super) fn absolute_path(node: &Node<'_>, expected: &str) -> Option<PathBuf> {
     let text = node.text(expected)?;

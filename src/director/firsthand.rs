@@ -97,6 +97,9 @@ impl Firsthand {
             for top in tops {
                 let order = DirectorsOrder { dest_dataset: top.to_string(), fence, ..blank(Action::KvResync) };
                 let (response, facts) = dispatcher.list(policy, host, order, &Contact::default()).await;
+                if *host != dispatcher.here {
+                    state.compare_clock(host, &response);
+                }
                 let unlisted = facts::unlisted(&facts);
                 if let (false, reason) = (response.is_success && unlisted.is_empty(), response.message()) {
                     failed.insert(host.clone(), unlisted.into_values().next().unwrap_or(reason));

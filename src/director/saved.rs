@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::actions::{Order, Plan};
+use crate::actions::{HeldBack, Order, Plan};
 use crate::config::Fingerprint;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Prefix, SnapName};
 
@@ -136,8 +136,12 @@ fn kept_by(plan: &Plan, host: &HostName, dataset: &DatasetName, present: &Datase
     let mut kept: HashMap<Guid, String> =
         present.snapshots.iter().map(|s| (s.guid, "no policy prunes it".to_owned())).collect();
     let prunes = plan.prunes.iter().filter(|p| p.subject.host == *host && p.subject.dataset == *dataset);
-    for explained in prunes.flat_map(|prune| prune.explain(present)) {
-        if explained.keep {
+    for (held_back, explained) in
+        prunes.flat_map(|prune| prune.explain(present).into_iter().map(|explained| (prune.held_back, explained)))
+    {
+        if held_back == Some(HeldBack::ClockAhead) {
+            kept.insert(explained.guid, "the director's clock is ahead of others".to_owned());
+        } else if explained.keep {
             let why: Vec<String> = explained.reasons.iter().map(ToString::to_string).collect();
             kept.insert(explained.guid, why.join("; "));
         } else {

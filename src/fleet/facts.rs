@@ -1,12 +1,13 @@
 //! Turns the facts that agents report into listings and into changes of the catalog.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
 use crate::catalog::Change;
 use crate::model::{DatasetInventory, DatasetName, HostName, Marks, UnlistedPools};
-use crate::wire::{Facts, Listing};
+use crate::wire::{Facts, Listing, Response};
 
 /// Joins the parts of listings.
 pub fn assemble(listings: impl IntoIterator<Item = Listing>) -> BTreeMap<(HostName, DatasetName), DatasetInventory> {
@@ -21,6 +22,12 @@ pub fn assemble(listings: impl IntoIterator<Item = Listing>) -> BTreeMap<(HostNa
         }
     }
     all
+}
+
+/// How far a host's clock is behind this one's, by its answer; `None` if the host has not told.
+#[must_use]
+pub fn clock_behind(response: &Response, now: DateTime<Utc>) -> Option<Duration> {
+    response.clock.map(|clock| (now - clock).to_std().unwrap_or_default())
 }
 
 /// The pools that could not be listed.

@@ -187,7 +187,8 @@ pub async fn with_own_zfs(
         // As in an agent's listing, only the datasets that zsync may touch remain.
         local.restrict(&mut datasets);
     }
-    let now = HostInventory { observed: Some(clock::now()), datasets: datasets.into_iter().collect(), unlisted };
+    let datasets = datasets.into_iter().collect();
+    let now = HostInventory { observed: Some(clock::now()), datasets, unlisted, clock_behind: None };
     replace(&mut inventory, here, now);
     Ok(inventory)
 }

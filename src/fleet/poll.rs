@@ -274,6 +274,9 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         return Ok(HostPoll::Failed(response.message()));
     }
     let differences = state.store_listing(host, clock::now(), facts, resync).await?;
+    if *host != dispatcher.here {
+        state.compare_clock(host, &response);
+    }
     if response.unpublished {
         state.mark_unpublished(host);
     }
@@ -351,7 +354,9 @@ async fn ask_host<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, host: &Ho
             let unlisted = facts::unlisted(&facts);
             let listed = facts::assemble(facts.into_iter().filter_map(|fact| fact.listing)).into_iter();
             let datasets = listed.filter_map(|((of, dataset), listed)| (of == *host).then_some((dataset, listed)));
-            Ok((HostInventory { observed: Some(clock::now()), unlisted, datasets: datasets.collect() }, permits))
+            let (now, datasets) = (clock::now(), datasets.collect());
+            let clock_behind = facts::clock_behind(&response, now).filter(|_| *host != dispatcher.here);
+            Ok((HostInventory { observed: Some(now), unlisted, clock_behind, datasets }, permits))
         }
         Ok((response, _)) => Err(response.message()),
         Err(runtime::Elapsed) => Err(format!("no answer within {}", humantime::format_duration(limit))),

@@ -17,7 +17,7 @@ use crate::fleet::facts;
 use crate::fleet::silent::SilentHosts;
 use crate::model::{DatasetName, HostListing, HostName, Inventory};
 use crate::sys::{clock, runtime};
-use crate::wire::Facts;
+use crate::wire::{Facts, Response};
 
 /// The inventory of a fleet with its catalog. Clones share one state.
 pub struct FleetState<C: ?Sized> {
@@ -114,6 +114,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             *self.inventory() = remembered;
         }
         let mut inventory = self.inventory();
+        inventory.hosts.values_mut().for_each(|known| known.clock_behind = None);
         for (host, known) in inventory.hosts.iter_mut().filter(|(host, _)| !current.contains(*host)) {
             known.observed = None;
             if let CatalogWriter::Hosts(followed) = &self.writer {
@@ -233,6 +234,14 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             followed.lock().unpublished.remove(&host);
         }
         Ok(found)
+    }
+
+    /// Compares the clock of a host that has just answered with this director's.
+    pub(crate) fn compare_clock(&self, host: &HostName, response: &Response) {
+        let behind = facts::clock_behind(response, clock::now());
+        if let Some(known) = self.inventory().hosts.get_mut(host) {
+            known.clock_behind = behind;
+        }
     }
 
     /// Stores the facts that were reported while one order was carried out.

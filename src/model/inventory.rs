@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,10 @@ pub struct HostInventory {
     /// The pools that could not be listed, each with the reason. Their datasets are as they were known before.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub unlisted: UnlistedPools,
+    /// How far the host's clock was behind the director's when the host was listed; zero if it was not behind. `None`
+    /// if the host did not say, and for the director's own host. No catalog stores it.
+    #[serde(skip)]
+    pub clock_behind: Option<Duration>,
 }
 
 impl HostInventory {

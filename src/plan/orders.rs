@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 
-use crate::actions::{Order, decide};
+use crate::actions::{Order, Plan, decide};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::report::Format;
@@ -21,7 +21,7 @@ use crate::fleet::{fitting, wire_order};
 use crate::model::{HostName, Inventory};
 use crate::plan::document::{Document, Explain, notices};
 use crate::plan::foresee::foresee;
-use crate::plan::settings::{InventorySource, PlanSettings};
+use crate::plan::settings::{InventorySource, PlanMode, PlanSettings};
 use crate::plan::table;
 use crate::policy::Policy;
 use crate::sys::files;
@@ -52,6 +52,11 @@ fn saved(settings: &PlanSettings, fingerprint: Fingerprint, at: DateTime<Utc>, n
     SavedPlan::new(at, fingerprint, settings.filter.narrow_all(now.to_vec()))
 }
 
+/// The orders that can be given now. Who saves a plan and carries it out has approved it, with what a pass holds back.
+fn orders_now(plan: &Plan, policy: &Policy, is_saved: bool) -> Vec<Order> {
+    if is_saved { plan.approved_orders(policy) } else { plan.orders(policy) }
+}
+
 /// Writes the orders that can be given now to a file.
 pub(crate) fn save(path: &Path, plan: &SavedPlan) -> Result<(), Error> {
     let text = report::json(plan);
@@ -62,7 +67,8 @@ pub(crate) fn save(path: &Path, plan: &SavedPlan) -> Result<(), Error> {
 pub(crate) fn decided(settings: &PlanSettings, input: PlanInput, at: DateTime<Utc>, explain: bool) -> Decided {
     let PlanInput { policy, fingerprint, inventory, obstacles, estimates } = input;
     let plan = decide(&policy, &inventory, at);
-    let now = plan.orders(&policy);
+    let is_saved = matches!(&settings.mode, PlanMode::Orders { out: Some(_), .. });
+    let now = orders_now(&plan, &policy, is_saved);
     let saved = saved(settings, fingerprint, at, &now);
     let listed = match settings.source {
         InventorySource::Catalog => last_listed(&policy, &inventory),
@@ -118,7 +124,7 @@ pub(crate) fn print_lines(
     at: DateTime<Utc>,
     out: Option<&Path>,
 ) -> Result<bool, Error> {
-    let now = decide(&input.policy, &input.inventory, at).orders(&input.policy);
+    let now = orders_now(&decide(&input.policy, &input.inventory, at), &input.policy, out.is_some());
     if let Some(path) = out {
         save(path, &saved(settings, input.fingerprint, at, &now))?;
     }

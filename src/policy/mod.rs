@@ -46,6 +46,9 @@ pub const DEFAULT_CATCH_UP: Duration = Duration::from_secs(6 * 3600);
 /// service to be restarted by its supervisor.
 pub const DEFAULT_RETRY_FOR: Duration = Duration::from_secs(20);
 
+/// The default of `max_destroys`: what part of a dataset's snapshots a pass destroys at most, in percent.
+pub const DEFAULT_MAX_DESTROYS: u8 = 50;
+
 /// The policy: everything in `server.json`.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -64,6 +67,8 @@ pub struct Policy {
     /// How long an order that failed for a temporary reason is retried, counted from when it was given or, if later,
     /// from when it last moved data.
     pub retry_for: Duration,
+    /// What part of a dataset's snapshots a pass destroys at most, in percent. With 100 there is no limit.
+    pub max_destroys: u8,
     /// The entries, in the order of the file.
     pub datasets: Vec<DatasetPolicy>,
 }

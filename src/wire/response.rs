@@ -1,5 +1,6 @@
 //! Defines the message that ends an order or a step.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{OrderId, ResponseStatus, hint};
@@ -40,6 +41,9 @@ pub struct Response {
     /// For a listing, the number of datasets that it has. If another number arrives, something was lost on the way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub datasets: Option<u64>,
+    /// For a listing, the time by the host's clock. A director whose clock is ahead of it destroys nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<DateTime<Utc>>,
 }
 
 impl Response {
@@ -58,6 +62,7 @@ impl Response {
             millis: 0,
             estimate: None,
             datasets: None,
+            clock: None,
         }
     }
 
@@ -77,6 +82,7 @@ impl Response {
             millis: 0,
             estimate: None,
             datasets: None,
+            clock: None,
         }
     }
 

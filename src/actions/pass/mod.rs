@@ -1,5 +1,6 @@
 //! One pass over a policy: it asks the three questions about every dataset that the policy covers.
 
+mod brakes;
 mod peers;
 
 use std::collections::HashMap;
@@ -78,11 +79,11 @@ impl<'a> Pass<'a> {
         let mut noted = std::collections::HashSet::new();
         self.plan.notices.retain(|n| {
             let pool = match &n.kind {
-                NoticeKind::HostNotListed => None,
+                NoticeKind::HostNotListed | NoticeKind::ClockAhead { .. } => None,
                 NoticeKind::PoolNotListed { pool, .. } => Some(pool.clone()),
                 _ => return true,
             };
-            noted.insert((n.host.clone(), pool))
+            noted.insert((std::mem::discriminant(&n.kind), n.host.clone(), pool))
         });
         self.plan
     }
@@ -140,6 +141,7 @@ impl<'a> Pass<'a> {
                 }
             }
         }
+        self.hold_back(index);
     }
 
     fn decide_dataset(&mut self, governed: &GovernedDataset<'a>) {
@@ -448,6 +450,7 @@ impl<'a> Pass<'a> {
         PruneVerdict {
             subject,
             side,
+            held_back: None,
             kept: verdicts.len() - destroy.len(),
             destroy,
             others,
@@ -486,10 +489,8 @@ impl<'a> Pass<'a> {
 
     fn slots_of(&mut self, schedule: &'a Schedule) -> Slots {
         let (tz, now) = (self.policy.timezone, self.now);
-        *self
-            .slots
-            .entry(schedule)
-            .or_insert_with(|| Slots { last: schedule.last_slot(tz, now), next: schedule.next_slot(tz, now) })
+        let slots = || Slots { last: schedule.last_slot(tz, now), next: schedule.next_slot(tz, now) };
+        *self.slots.entry(schedule).or_insert_with(slots)
     }
 
     fn note(&mut self, entry: usize, host: &HostName, dataset: Option<&DatasetName>, kind: NoticeKind) {

@@ -15,6 +15,7 @@
 //! forbids destroying them.
 
 mod bad_input;
+mod brakes;
 mod health;
 mod leftovers;
 mod neighbours;
@@ -156,6 +157,7 @@ pub(super) fn policy(datasets: impl IntoIterator<Item = DatasetPolicy>) -> Polic
         tls: None,
         consul_resync: None,
         retry_for: std::time::Duration::ZERO,
+        max_destroys: 100,
         datasets: datasets.into_iter().collect(),
     }
 }

@@ -137,7 +137,8 @@ impl HostRecord {
         let observed = self.observed();
         let present = |(name, pair): (DatasetName, DatasetPair)| Some((name, pair.dataset?.into_inventory()?));
         let unlisted = self.generation.map(|(generation, _)| generation.unlisted).unwrap_or_default();
-        HostInventory { observed, datasets: self.datasets.into_iter().filter_map(present).collect(), unlisted }
+        let datasets = self.datasets.into_iter().filter_map(present).collect();
+        HostInventory { observed, datasets, unlisted, clock_behind: None }
     }
 }
 

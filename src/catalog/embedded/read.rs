@@ -74,7 +74,7 @@ fn read_hosts(connection: &Connection, selection: &Selection<'_>) -> Result<Host
         let (id, name) = (rows::integer(row, 0)?, rows::name::<HostName>(row, 1)?);
         if let Some(observed) = rows::nullable(row, 2, rows::time)? {
             let unlisted = rows::nullable(row, 3, rows::unlisted_pools)?.unwrap_or_default();
-            let listed = HostInventory { observed: Some(observed), datasets: BTreeMap::new(), unlisted };
+            let listed = HostInventory { observed: Some(observed), unlisted, ..HostInventory::default() };
             hosts.insert(name.clone(), listed);
         }
         names.insert(id, name);

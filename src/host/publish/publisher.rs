@@ -275,7 +275,7 @@ impl Records {
             let datasets: HostDatasets = listed.datasets.iter().cloned().collect();
             let (now, unlisted) = (clock::now(), &listed.unlisted);
             let published = self.catalog.replace_if(&self.host, generation, now, &datasets, unlisted).await;
-            let host = HostInventory { observed: Some(now), datasets, unlisted: unlisted.clone() };
+            let host = HostInventory { observed: Some(now), datasets, unlisted: unlisted.clone(), clock_behind: None };
             *found = Some(listed);
             if !published? {
                 runtime::sleep(Duration::from_millis(11) * attempt).await;

@@ -228,12 +228,12 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
             self.catch_up(*entry, now);
             let mut plan = self.fleet.decide_entry(*entry, now);
             if plan.takes.iter().any(|take| take.due.is_some()) {
-                let takes: Vec<Order> = plan.orders(self.policy).into_iter().filter(is_take).collect();
+                let takes: Vec<Order> = plan.approved_orders(self.policy).into_iter().filter(is_take).collect();
                 takes.iter().for_each(|order| self.take(order, now));
                 plan = self.fleet.decide_entry(*entry, now);
             }
             self.schedule_takes(&plan);
-            for order in plan.orders(self.policy) {
+            for order in plan.approved_orders(self.policy) {
                 match &order {
                     Order::Take { .. } => continue,
                     Order::Send { host, dataset, policy, .. } => {
@@ -328,7 +328,7 @@ impl<'p, F: Fn(&HostName, &DatasetName) -> bool> Simulator<'p, F> {
     fn end_day(&mut self, now: DateTime<Utc>) {
         let plan = self.fleet.decide(now);
         let destroys: Vec<Order> =
-            plan.orders(self.policy).into_iter().filter(|o| matches!(o, Order::Destroy { .. })).collect();
+            plan.approved_orders(self.policy).into_iter().filter(|o| matches!(o, Order::Destroy { .. })).collect();
         destroys.iter().for_each(|order| self.count_destroyed(order));
         self.fleet.apply(&destroys, now);
         for PruneVerdict { subject, kept, .. } in &plan.prunes {
