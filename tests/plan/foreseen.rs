@@ -138,10 +138,10 @@ impl Fleet {
     fn random(choices: &mut Choices) -> Self {
         let strict = choices.percent(30).then(|| choices.of(&HOSTS));
         let entries: Vec<String> = (0..1 + choices.below(3)).map(|number| an_entry(choices, number)).collect();
-        Self::new(entries, HOSTS.map(|name| (name, a_local(choices, strict == Some(name)))).into())
+        Self::new(entries, &HOSTS.map(|name| (name, a_local(choices, strict == Some(name)))).into())
     }
 
-    fn new(entries: Vec<String>, locals: BTreeMap<&'static str, Arc<Local>>) -> Self {
+    fn new(entries: Vec<String>, locals: &BTreeMap<&'static str, Arc<Local>>) -> Self {
         let (mut pools, mut addresses) = (BTreeMap::new(), BTreeMap::new());
         for (seed, name) in HOSTS.into_iter().enumerate() {
             let fake = Fake::new(seed as u64 + 1);
@@ -177,7 +177,7 @@ impl Fleet {
             "sync_retention": ["1 in last day"] } }"#;
         let source = local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#);
         let beta = local(&format!(r#"{{ "local_datasets": [ {{ "name": "pool", "slave": true, {beta} }} ] }}"#));
-        Self::new(vec![entry.to_owned()], [("alpha", Arc::clone(&source)), ("beta", beta), ("gamma", source)].into())
+        Self::new(vec![entry.to_owned()], &[("alpha", Arc::clone(&source)), ("beta", beta), ("gamma", source)].into())
     }
 
     /// Writes to the tree, and makes a preview and a pass, which must be alike. Returns the orders, and the outcomes.
