@@ -7,7 +7,7 @@ mod common;
 
 use std::fs;
 
-use common::program::{POLICY, Place, TWO_HOSTS, ZFS};
+use common::program::{LOCAL, POLICY, Place, TWO_HOSTS, ZFS};
 use serde_json::Value;
 
 #[test]
@@ -60,6 +60,7 @@ fn check_with_old_snapshot_ends_with_status_of_its_severity() {
 fn check_counts_findings_and_lists_them_when_verbose() {
     let place = Place::new();
     place.policy(&TWO_HOSTS.replace("tank/data", "tank/gone"));
+    place.write("local.json", &LOCAL.replace("tank/data", "tank"));
     // One host was listed, the other one was not.
     place.run("director --once");
     let ended = place.run("check --verbose");
@@ -102,6 +103,29 @@ fn check_config_only_validates_files_without_zfs() {
     let ended = place.run("check --config-only --config {}/none.json --local /etc/zsync/local.json");
     assert_eq!(ended.status, Some(2), "{ended:?}");
     assert!(ended.stdout.contains("none.json"), "{ended:?}");
+}
+
+#[test]
+fn what_local_configuration_of_this_host_forbids_is_found_by_all_commands() {
+    let place = Place::new();
+    place.policy(&POLICY.replace("\"retention\"", "\"sync_on\": \"alpha:pool/copy\", \"retention\""));
+    let words =
+        ["the policy asks for something that alpha forbids: pool/copy is not", "sync_dataset of server.json names"];
+    let expected = |output: &str| words.iter().all(|word| output.replace('\n', " ").contains(word));
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(2) && expected(&ended.stdout), "{ended:?}");
+    let ended = place.run("plan --dry-run");
+    assert!(ended.status == Some(0) && expected(&ended.stdout), "{ended:?}");
+    let ended = place.run("check");
+    assert!(ended.status == Some(2) && ended.stdout.contains(words[0]), "{ended:?}");
+    let ended = place.run("status --offline");
+    assert!(ended.stdout.contains(words[0]), "{ended:?}");
+    // With an entry for the destination that does not receive.
+    place.write("local.json", &LOCAL.replace("{ \"name\"", "{ \"name\": \"pool\" }, { \"name\""));
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(2) && ended.stdout.contains("lacks \"slave\": true"), "{ended:?}");
+    place.write("local.json", &LOCAL.replace("{ \"name\"", "{ \"name\": \"pool\", \"slave\": true }, { \"name\""));
+    assert_eq!(place.run("check --config-only").status, Some(0));
 }
 
 #[test]

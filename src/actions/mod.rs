@@ -42,7 +42,7 @@ pub use index::PolicyIndex;
 pub use leftovers::{Leftover, Leftovers, copies_given_up, in_words, leftovers, senders_to};
 pub use names::{UnknownName, check_names};
 pub use new_snapshot::{TakeDecision, new_snapshot};
-pub use notice::{Notice, NoticeKind};
+pub use notice::{Notice, NoticeKind, forbidden};
 pub use order::Order;
 pub use plan::Plan;
 pub(crate) use predict::is_idle;

@@ -10,6 +10,7 @@ use crate::actions::reason::time;
 use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::EXCLUDE;
 use crate::model::{DatasetName, HostName, Place, SnapName};
+use crate::policy::{Forbidden, Local, Policy};
 
 /// Something that an administrator should know.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -102,6 +103,13 @@ pub enum NoticeKind {
         /// Whether it is the host's own clock that is behind.
         own: bool,
     },
+    /// The policy asks something of a host that local.json there forbids.
+    Forbidden {
+        /// What is forbidden, and where.
+        reason: String,
+        /// The change of local.json that would permit it.
+        way_out: String,
+    },
     /// Below a destination there are copies whose sources no longer exist. Nothing prunes them.
     SourcesGone {
         /// The copies.
@@ -121,8 +129,9 @@ pub enum NoticeKind {
 impl NoticeKind {
     /// What an administrator can do about it; `None` if the notice itself says enough.
     #[must_use]
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
         match self {
+            Self::Forbidden { way_out, .. } => Some(way_out),
             Self::DatasetMissing => {
                 Some("correct its name in server.json or local.json, create it, or import its pool")
             }
@@ -156,12 +165,19 @@ impl NoticeKind {
         }
     }
 
+    /// Whether the notice says that datasets of the policy are left alone, which is meant, but easily forgotten.
+    #[must_use]
+    pub fn is_reminder(&self) -> bool {
+        matches!(self, Self::Excluded | Self::SourcesGone { .. })
+    }
+
     /// Whether the notice is the only sign that part of the policy is not carried out: no order fails because of it.
     #[must_use]
     pub fn is_failure(&self) -> bool {
         match self {
             Self::PoolNotListed { .. }
             | Self::DatasetMissing
+            | Self::Forbidden { .. }
             | Self::ClaimedTwice { .. }
             | Self::FromTheFuture { .. }
             | Self::TooManyDestroys { .. }
@@ -181,6 +197,25 @@ impl NoticeKind {
     }
 }
 
+/// The notices about what the policy asks of a host, but `local.json` of that host forbids.
+#[must_use]
+pub fn forbidden(policy: &Policy, host: &HostName, local: &Local) -> Vec<Notice> {
+    let notice = |Forbidden { entry, dataset, denied }: Forbidden| {
+        let kind = NoticeKind::Forbidden { reason: denied.to_string(), way_out: denied.hint() };
+        Notice { entry, host: host.clone(), dataset: Some(dataset), kind }
+    };
+    policy.forbidden(host, local).into_iter().map(notice).collect()
+}
+
+impl Notice {
+    /// Adds notices to others. What was noticed as missing is not noticed again if it is known to be forbidden.
+    pub fn add(notices: &mut Vec<Self>, more: Vec<Self>) {
+        let is_of = |a: &Self, b: &Self| (&a.host, &a.dataset) == (&b.host, &b.dataset);
+        notices.retain(|n| n.kind != NoticeKind::DatasetMissing || !more.iter().any(|forbidden| is_of(n, forbidden)));
+        notices.extend(more);
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = &self.host;
@@ -190,13 +225,16 @@ impl fmt::Display for Notice {
                 "cannot list the pool {pool} of {host}: {reason}; nothing is taken, sent or pruned there"
             );
         }
+        if let NoticeKind::Forbidden { reason, .. } = &self.kind {
+            return write!(f, "the policy asks for something that {host} forbids: {reason}");
+        }
         match &self.dataset {
             Some(dataset) => write!(f, "{host}:{dataset} ")?,
             None => write!(f, "{host} ")?,
         }
         match &self.kind {
             // It is written above.
-            NoticeKind::PoolNotListed { .. } => Ok(()),
+            NoticeKind::PoolNotListed { .. } | NoticeKind::Forbidden { .. } => Ok(()),
             NoticeKind::HostNotListed => f.write_str("has not answered, so nothing is taken or destroyed there"),
             NoticeKind::DatasetMissing => write!(
                 f,

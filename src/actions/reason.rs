@@ -5,7 +5,7 @@ use std::fmt;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
-use crate::model::{Place, SnapName};
+use crate::model::{DatasetName, Place, SnapName};
 
 /// Why a snapshot is due or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -68,6 +68,13 @@ pub enum SendReason {
     },
     /// Due: the destination's host was listed and does not have the dataset.
     DestinationAbsent,
+    /// Due: the destination's host was listed and no longer has the dataset, to which the source was sent before.
+    DestinationGone,
+    /// Due: the source was renamed, and the transfer first renames its copy as well.
+    CopyRenamed {
+        /// The copy under its former name.
+        from: DatasetName,
+    },
     /// Due: the destination's host has not been listed; the agent compares the two sides.
     DestinationUnknown,
     /// Not due: the destination's pool could not be listed, although its host was.
@@ -142,6 +149,13 @@ impl fmt::Display for SendReason {
                 f.write_str("the destination lacks the newest snapshot and has none in common with the source")
             }
             Self::DestinationAbsent => f.write_str("the dataset does not exist on the destination yet"),
+            Self::DestinationGone => f.write_str(
+                "the destination no longer has the dataset, though it was sent there before (a bookmark shows that): a \
+                 new copy begins",
+            ),
+            Self::CopyRenamed { from } => {
+                write!(f, "the source was renamed: its copy {from} is renamed as well, and takes an increment")
+            }
             Self::DestinationUnknown => {
                 f.write_str("the destination could not be listed; the agent will compare both sides")
             }

@@ -8,16 +8,16 @@ use std::path::{Path, PathBuf};
 use chrono::TimeDelta;
 use clap::Args;
 
-use crate::actions::check_names;
 use crate::actions::health::{Health, Row, Severity, health, span};
+use crate::actions::{Notice, check_names, forbidden};
 use crate::cli::args::{CommonArgs, PolicyArgs};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
-use crate::cli::settings::{host_name_of, local_if_exists};
+use crate::cli::settings::{host_name, host_name_of, local_if_exists};
 use crate::config;
 use crate::fleet::known;
 use crate::fleet::known::Overview;
-use crate::model::{DatasetName, HostName};
+use crate::model::{DatasetName, HostName, hint};
 use crate::sys::{clock, runtime};
 use crate::zfs::ZfsRead;
 use crate::zfs::system::System;
@@ -103,6 +103,7 @@ async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     if let Some(live) = live.filter(|live| !live.is_alive(health.at)) {
         health.judge_pass(live.ended.unwrap_or(live.at));
     }
+    health.add_notices(local.iter().flat_map(|local| forbidden(&policy, &here, local)).collect());
     health.narrow(args.host.as_ref(), args.dataset.as_ref());
     known::add_own_knowledge(&mut health, &here, zfs).await;
     Ok(health)
@@ -120,6 +121,7 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
         let error = if *path == server { config::load_policy(path).err() } else { config::load_local(path).err() };
         problems.extend(error.map(|error| error.to_string()));
     }
+    problems.extend(contradictions(args, &files));
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     match (names.as_slice(), problems.as_slice()) {
         ([], _) => print(Severity::Unknown, &format!("neither {} nor {} exists", server.display(), local.display())),
@@ -127,6 +129,19 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
         (all, []) => print(Severity::Ok, &format!("{} are valid", all.join(" and "))),
         (_, problems) => print(Severity::Critical, &problems.join("\n")),
     }
+}
+
+/// What the policy asks of this host, but its own local.json forbids, if both files exist and are valid.
+fn contradictions(args: &CheckArgs, files: &[&PathBuf]) -> Vec<String> {
+    let (server, local) = (&args.policy.config, &args.common.local);
+    if !files.contains(&server) || !files.contains(&local) {
+        return Vec::new();
+    }
+    let (Ok(policy), Ok(local)) = (config::load_policy(server), config::load_local(local)) else { return Vec::new() };
+    // Without a name, this host is not one that the policy names.
+    let Ok(here) = host_name(&args.common, Some(&local)) else { return Vec::new() };
+    let text = |notice: Notice| hint::join(&notice, notice.kind.hint());
+    forbidden(&policy, &here, &local).into_iter().map(text).collect()
 }
 
 /// The text in one line and without `|`, which separates the performance data.
@@ -157,6 +172,9 @@ fn summary(health: &Health, verbose: bool) -> String {
     if verbose {
         for (severity, finding) in &all {
             text.push_str(&format!("\n{severity}: {}", plain(finding)));
+        }
+        for reminder in &health.reminders {
+            text.push_str(&format!("\nnote: {}", plain(&reminder.to_string())));
         }
     }
     text

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 
-use crate::actions::{Order, Plan, decide};
+use crate::actions::{Notice, Order, Plan, decide, forbidden};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::report::Format;
@@ -66,7 +66,10 @@ pub(crate) fn save(path: &Path, plan: &SavedPlan) -> Result<(), Error> {
 /// Decides everything that a pass would do, with the reasons.
 pub(crate) fn decided(settings: &PlanSettings, input: PlanInput, at: DateTime<Utc>, explain: bool) -> Decided {
     let PlanInput { policy, fingerprint, inventory, obstacles, estimates } = input;
-    let plan = decide(&policy, &inventory, at);
+    let mut plan = decide(&policy, &inventory, at);
+    if let Some(local) = &settings.local {
+        Notice::add(&mut plan.notices, forbidden(&policy, &settings.host, local));
+    }
     let is_saved = matches!(&settings.mode, PlanMode::Orders { out: Some(_), .. });
     let now = orders_now(&plan, &policy, is_saved);
     let saved = saved(settings, fingerprint, at, &now);

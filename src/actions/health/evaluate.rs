@@ -59,8 +59,9 @@ pub fn health(
             of_host.for_each(|state| state.findings.push(Finding::Leftovers(left.clone())));
         }
     }
+    let reminders: Vec<Notice> = plan.notices.iter().filter(|notice| notice.kind.is_reminder()).cloned().collect();
     let notices: Vec<Notice> = plan.notices.into_iter().filter(|notice| notice.kind.is_failure()).collect();
-    let mut health = Health { at: now, severity: Severity::Ok, hosts, rows, pass: None, notices };
+    let mut health = Health { at: now, severity: Severity::Ok, hosts, rows, pass: None, notices, reminders };
     health.update_severity();
     health
 }

@@ -83,6 +83,9 @@ pub struct Health {
     /// The notices about parts of the policy that cannot be carried out.
     #[serde(serialize_with = "as_text")]
     pub notices: Vec<Notice>,
+    /// The notices about datasets of the policy that are left alone: they were excluded, or lost their source.
+    #[serde(serialize_with = "as_text", skip_serializing_if = "Vec::is_empty")]
+    pub reminders: Vec<Notice>,
 }
 
 fn as_text<S: Serializer>(notices: &[Notice], s: S) -> Result<S::Ok, S::Error> {
@@ -126,6 +129,12 @@ impl Health {
         self.update_severity();
     }
 
+    /// Adds notices about parts of the policy that cannot be carried out.
+    pub fn add_notices(&mut self, notices: Vec<Notice>) {
+        Notice::add(&mut self.notices, notices);
+        self.update_severity();
+    }
+
     /// Limits the report to a host, and to a dataset and its descendants.
     pub fn narrow(&mut self, host: Option<&HostName>, dataset: Option<&DatasetName>) {
         let of_host = |name: &HostName| host.is_none_or(|host| host == name);
@@ -141,7 +150,9 @@ impl Health {
             None => of_host(&state.host),
             Some(_) => named.contains(&state.host),
         });
-        self.notices.retain(|n| of_host(&n.host) && n.dataset.as_ref().is_none_or(within));
+        let wanted = |n: &Notice| of_host(&n.host) && n.dataset.as_ref().is_none_or(within);
+        self.notices.retain(wanted);
+        self.reminders.retain(wanted);
         self.update_severity();
     }
 

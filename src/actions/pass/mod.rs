@@ -13,6 +13,7 @@ use crate::actions::divergence::Allowed;
 use crate::actions::index::{Claim, IncomingSend, IndexedPolicy};
 use crate::actions::new_snapshot::{self, CLOCK_TOLERANCE};
 use crate::actions::notice::{Notice, NoticeKind};
+use crate::actions::pass::peers::absence;
 use crate::actions::plan::Plan;
 use crate::actions::prune::{self, Doomed, PruneVerdict};
 use crate::actions::reason::{SendReason, TakeReason};
@@ -114,7 +115,7 @@ impl<'a> Pass<'a> {
                 break;
             }
             if dataset.excluded {
-                if *name == entry.dataset {
+                if self.is_topmost_excluded(index, host, name) {
                     self.note(index, &entry.hostname, Some(name), NoticeKind::Excluded);
                 }
                 continue;
@@ -250,6 +251,7 @@ impl<'a> Pass<'a> {
             !self.index.others_are_below(governed.claim.entry, &place)
         };
         let route = Route { renamed: route.renamed.filter(is_free), ..route };
+        let decision = SendDecision { reason: absence(decision.reason, governed.dataset, &to, &route), ..decision };
         self.push_send(governed, to.clone(), decision, route);
         if let KnownDataset::Present(there) = known {
             self.prune_destination(governed, &to, there, &incoming);

@@ -10,10 +10,33 @@ use crate::actions::common::{KnownDataset, NewestCommon, SnapshotsByGuid};
 use crate::actions::index::IncomingSend;
 use crate::actions::notice::NoticeKind;
 use crate::actions::pass::{GovernedDataset, Pass};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Place, Prefix, SnapName, Snapshot};
-use crate::policy::DatasetPolicy;
+use crate::actions::reason::SendReason;
+use crate::actions::route::Route;
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, HostInventory, HostName, Place, Prefix, SnapName, Snapshot, tags,
+};
+use crate::policy::{DatasetPolicy, SnapshotPolicy};
+
+/// The reason for a transfer to a destination that does not exist, in more detail: the copy follows its renamed source,
+/// was there before, or is new. Other reasons stay as they are.
+pub(super) fn absence(reason: SendReason, source: &DatasetInventory, to: &Place, route: &Route) -> SendReason {
+    match (reason, &route.renamed) {
+        (SendReason::DestinationAbsent, Some(renamed)) => SendReason::CopyRenamed { from: renamed.dataset.clone() },
+        (SendReason::DestinationAbsent, None) if tags::was_sent(source, to) => SendReason::DestinationGone,
+        (reason, _) => reason,
+    }
+}
 
 impl<'a> Pass<'a> {
+    /// Whether an entry would cover an excluded dataset, and no dataset above from which it inherits the exclusion.
+    pub(super) fn is_topmost_excluded(&self, index: usize, host: &HostInventory, name: &DatasetName) -> bool {
+        let entry = &self.policy.datasets[index];
+        let above = name.parent().filter(|_| *name != entry.dataset);
+        let inherits = above.and_then(|above| host.datasets.get(&above)).is_some_and(|above| above.excluded);
+        let governing = |policy: &SnapshotPolicy| self.index.governing(&entry.hostname, name, &policy.prefix);
+        !inherits && entry.policies.iter().any(|p| governing(p).is_some_and(|claim| claim.entry == index))
+    }
+
     /// The destination of a dataset at a target; `None` if its name, or the names of its snapshots, would be too long.
     pub(super) fn destination(&self, governed: &GovernedDataset<'a>, target: &Place) -> Option<Place> {
         // All names of the policy's snapshots have the same length.

@@ -287,6 +287,53 @@ fn copy_is_not_renamed_with_those_of_other_entries_below() {
 }
 
 #[test]
+fn renamed_copy_is_predicted_under_its_new_name() {
+    let policy = policy([recursive(entry("alpha:tank/n", &["beta:bak/n"]))]);
+    let mut inventory = super::world(
+        "
+        alpha:tank/n        B@11-23T12:00
+        alpha:tank/n/new    B@11-23T11:00=1 B@11-23T12:00=1
+        beta:bak/n          B@11-23T12:00
+        beta:bak/n/old      B@11-23T11:00=1
+        beta:bak/n/old/own  B@11-20T11:00=3
+    ",
+    );
+    let plan = decide(&policy, &inventory, utc(NOW));
+    let reasons: Vec<String> = plan.sends.iter().map(|send| send.reason.to_string()).collect();
+    assert!(
+        reasons.iter().any(|r| r.starts_with("the source was renamed: its copy bak/n/old is renamed")),
+        "{reasons:?}"
+    );
+    predict(&mut inventory, &plan.orders(&policy), utc(NOW));
+    let there = &inventory.hosts[&place("beta:bak").host].datasets;
+    let names: Vec<&str> = there.keys().map(DatasetName::as_str).collect();
+    assert_eq!(names, ["bak/n", "bak/n/new", "bak/n/new/own"]);
+    assert_eq!(there[&place("beta:bak/n/new").dataset].snapshots.len(), 2);
+}
+
+#[test]
+fn excluded_dataset_has_one_notice_where_the_exclusion_begins() {
+    let policy = policy([recursive(entry("alpha:tank", &["beta:bak"]))]);
+    let mut inventory = super::world(
+        "
+        alpha:tank          B@11-23T12:00
+        alpha:tank/out      B@11-23T12:00=1
+        alpha:tank/out/deep B@11-23T12:00=2
+        beta:bak            B@11-23T12:00
+    ",
+    );
+    for (name, found) in &mut inventory.hosts.get_mut(&place("alpha:tank").host).unwrap().datasets {
+        found.excluded = name.is_within(&place("alpha:tank/out").dataset);
+    }
+    let plan = decide(&policy, &inventory, utc(NOW));
+    let excluded = plan.notices.iter().filter(|n| n.kind == NoticeKind::Excluded);
+    let excluded: Vec<&str> = excluded.filter_map(|n| Some(n.dataset.as_ref()?.as_str())).collect();
+    assert_eq!(excluded, ["tank/out"]);
+    let health = health(&policy, &inventory, &Default::default(), utc(NOW));
+    assert!(health.notices.is_empty() && health.reminders.len() == 1, "{health:?}");
+}
+
+#[test]
 fn copies_without_source_are_mentioned() {
     let policy = policy([recursive(entry("alpha:tank/d", &["beta:bak/d"]))]);
     let world = "

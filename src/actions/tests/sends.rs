@@ -80,6 +80,19 @@ fn asap_sends_newest_snapshot_that_destination_lacks() {
 }
 
 #[test]
+fn absent_destination_is_new_or_gone() {
+    let mut inventory = world("alpha:tank/foo B@11-23T09:00\nbeta");
+    let reason = |inventory: &Inventory| decide(&one(), inventory, utc("11-23T12:00")).sends[0].reason.to_string();
+    assert_eq!(reason(&inventory), "the dataset does not exist on the destination yet");
+    let (source, guid) = (place("alpha:tank/foo"), Guid(5));
+    let name = tags::cursor(&source.dataset, &place("beta:tank/copy"), guid, None).unwrap();
+    let cursor = Bookmark { name, guid, createtxg: 1, creation: utc("11-22T09:00") };
+    let datasets = &mut inventory.hosts.get_mut(&source.host).unwrap().datasets;
+    datasets.get_mut(&source.dataset).unwrap().bookmarks.push(cursor);
+    assert!(reason(&inventory).starts_with("the destination no longer has the dataset"), "{}", reason(&inventory));
+}
+
+#[test]
 fn cron_sync_policy_sends_after_its_slot() {
     let nightly = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
         p.sync_policy = "0 1 * * *".parse().unwrap();

@@ -9,8 +9,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::actions::check_names;
 use crate::actions::health::{Health, Row, health};
+use crate::actions::{check_names, forbidden};
 use crate::catalog::{CatalogError, Outcome, open};
 use crate::cli::causes;
 use crate::commands::status::unsent;
@@ -136,6 +136,8 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
         failed.to.is_none() || known.is_none() || health.rows.iter().any(|row| failed.is_of(row, row.to.as_ref()))
     };
     let errors: Vec<FailedOrder> = errors.into_iter().filter(is_of_policy).collect();
+    let own = settings.local.iter().flat_map(|local| forbidden(&policy, &settings.host_name, local));
+    health.add_notices(own.collect());
     health.narrow(settings.host.as_ref(), settings.dataset.as_ref());
     known::add_own_knowledge(&mut health, &settings.host_name, &*own_zfs).await;
     match &agents {

@@ -57,7 +57,7 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
         text.push_str(&report::table(&["RUNNING", "DONE", "OF", "RATE", "LEFT"], &[1, 2, 3, 4], rows));
     }
     let found = health.findings();
-    if !found.is_empty() || !errors.is_empty() {
+    if !found.is_empty() || !errors.is_empty() || !health.reminders.is_empty() {
         text.push('\n');
     }
     for (severity, finding) in found {
@@ -73,6 +73,9 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
         if let Some(hint) = hint {
             text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));
         }
+    }
+    for reminder in &health.reminders {
+        text.push_str(&sentence(&format!("note: {reminder}"), width));
     }
     text.push('\n');
     text.push_str(&last_pass(health.at, pass.as_ref()));
