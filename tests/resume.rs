@@ -123,6 +123,22 @@ fn partial_receive_that_would_need_the_key_of_a_raw_copy_is_discarded() {
 // --- Interrupted transfers are resumed.
 
 #[test]
+fn receive_whose_rest_is_always_refused_is_discarded_and_sent_again() {
+    let (pair, first) = interrupted_first_copy();
+    for attempt in 1..=2 {
+        pair.beta.fail_next("receive", ErrorKind::Stream, "cannot receive resume stream: checksum mismatch");
+        assert_interrupted(&pair, &pair.send(first));
+        assert!(pair.beta.arrived(&ds(COPY)).is_some(), "attempt {attempt}");
+    }
+    pair.beta.fail_next("receive", ErrorKind::Stream, "cannot receive resume stream: checksum mismatch");
+    let response = pair.send(first);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert!(response.error.contains("discarded what had arrived"), "{response:?}");
+    assert!(pair.beta.calls().iter().any(|call| call.starts_with("receive -A")), "{:?}", pair.beta.calls());
+    assert_complete(&pair);
+}
+
+#[test]
 fn first_copy_resumes_with_the_rest_wherever_it_was_cut() {
     let whole = {
         let pair = Pair::new();

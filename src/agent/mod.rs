@@ -19,6 +19,7 @@ mod forget;
 mod journal;
 mod list;
 pub mod request;
+mod resumes;
 mod service;
 mod session;
 mod take;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::agent::cache::ListingCache;
 use crate::agent::dedup::Dedup;
 use crate::agent::journal::Journal;
+use crate::agent::resumes::RefusedResumes;
 use crate::host::locks::DatasetLocks;
 use crate::host::publish::fences::Fences;
 use crate::host::publish::publisher::Publisher;
@@ -35,6 +36,8 @@ pub struct Agent<Z> {
     pub(crate) dedup: Arc<Dedup>,
     pub(crate) counters: Counters,
     pub(crate) cache: ListingCache,
+    /// The partial receives that may be beyond repair.
+    pub(crate) resumes: RefusedResumes,
     /// Publishes this host's datasets, if a shared catalog is configured.
     pub(crate) publisher: Option<Arc<Publisher>>,
     /// Distinguishes the director that leads from former leaders, if several directors share a catalog.
@@ -55,6 +58,7 @@ impl<Z: Zfs> Agent<Z> {
             dedup: Arc::default(),
             counters: Counters::new(counters::AGENT),
             cache: ListingCache::default(),
+            resumes: RefusedResumes::default(),
             publisher: None,
             fences: None,
             zfs,
@@ -109,6 +113,7 @@ impl<Z: Zfs> Agent<Z> {
             dedup: Arc::clone(&self.dedup),
             counters: self.counters.clone(),
             cache: self.cache.clone(),
+            resumes: self.resumes.clone(),
             publisher: self.publisher.clone(),
             fences: self.fences.clone(),
         }

@@ -45,7 +45,7 @@ use crate::agent::transfer::request::newest_common;
 use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetName, OrderId, ResponseStatus, SendFlags};
+use crate::model::{DatasetInventory, DatasetName, OrderId, ResponseStatus, SendFlags};
 use crate::policy::SLAVE_PORT;
 use crate::slave::receive::IncomingStream;
 use crate::sys::{clock, runtime};
@@ -335,13 +335,24 @@ impl<Z: Zfs> Transfer<'_, Z> {
             properties: BTreeMap::new(),
         };
         let StepOutcome { result, destination } =
-            self.run_stream(&SendSpec::Resume { token }, &incoming, status).await?;
+            self.run_stream(&SendSpec::Resume { token: token.clone() }, &incoming, status).await?;
         let has_token = destination.as_ref().is_some_and(|now| now.resume_token.is_some());
         let result = match result {
             Ok(()) => {
                 // A later stream of this transfer may be interrupted and resumed as well.
                 self.progress.resumed = false;
+                self.agent.resumes.ended(&self.plan.source, &self.plan.to);
                 Ok(())
+            }
+            // What has arrived may be what is damaged: then the rest never fits, however often it is sent.
+            Err(error)
+                if error.zfs_error_kind() == ErrorKind::Stream && self.is_hopeless(&token, destination.as_ref()) =>
+            {
+                let remark = format!("discarded what had arrived: its rest was refused again and again ({error})");
+                log::warn!("{}: {remark}", self.plan.source);
+                self.progress.remarks.push(remark);
+                self.progress.resumed = false;
+                return self.peer.abort().await;
             }
             // The partial state may be unusable: the next step discards it, and the transfer is planned again.
             Err(error) if !error.temporary && has_token => {
@@ -351,6 +362,12 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Err(error) => Err(error),
         };
         Ok(StepOutcome::new(result, destination))
+    }
+
+    /// Whether the rest of an interrupted stream, which was just refused, will always be refused.
+    fn is_hopeless(&self, token: &str, destination: Option<&DatasetInventory>) -> bool {
+        let next = destination.and_then(|now| now.resume_token.as_deref());
+        next.is_some_and(|next| self.agent.resumes.refused(&self.plan.source, &self.plan.to, token, next))
     }
 
     /// Runs one stream. If it takes long, the snapshots that it needs are held meanwhile, and its size is estimated for
