@@ -311,6 +311,9 @@ fn pass_makes_way_for_running_one() {
     let second = place.run("director --once --verbose");
     assert_eq!(second.status, Some(0), "{second:?}");
     second.says(&[&format!("process {}", first.child.id()), "still running"]);
+    let second = place.run("director --once --format json");
+    assert_eq!((second.status, second.stdout.as_str()), (Some(0), ""), "a sentence would not be JSON");
+    second.says(&["still running"]);
     // On SIGTERM, the pass reports what is missing.
     signal(&first, rustix::process::Signal::TERM);
     first.wait_for("ended by SIGTERM", 1);

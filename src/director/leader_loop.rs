@@ -8,7 +8,7 @@ use futures_lite::future;
 use crate::catalog::{CatalogError, CatalogWrite};
 use crate::consul::ConsulError;
 use crate::director::connect::locate;
-use crate::director::failure_log::FailureLog;
+use crate::director::failure_log::{FailureLog, Failures};
 use crate::director::leader::{Election, ElectionResult, Leadership};
 use crate::director::pass::Pass;
 use crate::fleet::{Dispatcher, FleetState};
@@ -75,7 +75,7 @@ pub(crate) async fn stand_by(election: &Election, failures: &mut FailureLog) -> 
                 return leadership;
             }
             Ok(ElectionResult::Lost { holder, index }) => {
-                failures.update_catalog(None);
+                failures.update_catalog(None, Failures::default());
                 failures.clear();
                 if let Some(holder) = holder.as_ref().filter(|holder| reported.as_ref() != Some(*holder)) {
                     let text = format!("standing by: {holder}");
@@ -90,7 +90,7 @@ pub(crate) async fn stand_by(election: &Election, failures: &mut FailureLog) -> 
         if let Err(error) = result {
             let text = format!("no orders are given: {}", error.gist());
             service::status(&text);
-            failures.update_catalog(Some(text));
+            failures.update_catalog(Some(text), Failures::default());
             runtime::sleep(RETRY_AFTER).await;
         }
     }

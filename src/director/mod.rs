@@ -9,6 +9,7 @@ pub mod bars;
 pub mod connect;
 mod failure_log;
 mod firsthand;
+mod heartbeat;
 mod leader;
 mod leader_loop;
 mod metrics;

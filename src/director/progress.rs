@@ -26,6 +26,8 @@ struct ProgressState {
     unseen: BTreeMap<HostName, String>,
     running: BTreeMap<OrderId, RunningOrder>,
     finished: Vec<Outcome>,
+    /// How often something has begun or ended.
+    steps: u64,
 }
 
 /// What a pass is doing. Clones share one state.
@@ -53,7 +55,9 @@ impl PassProgress {
 
     /// Replaces the hosts that could not be listed.
     pub(crate) fn unseen(&self, unseen: &BTreeMap<HostName, String>) {
-        self.state().unseen.clone_from(unseen);
+        let mut state = self.state();
+        state.steps += 1;
+        state.unseen.clone_from(unseen);
     }
 
     /// Hosts that could not be listed, with the reason.
@@ -64,12 +68,15 @@ impl PassProgress {
 
     /// Adds an order that is being given.
     pub(crate) fn begin(&self, running: RunningOrder) {
-        self.state().running.insert(running.outcome.order_id, running);
+        let mut state = self.state();
+        state.steps += 1;
+        state.running.insert(running.outcome.order_id, running);
     }
 
     /// Moves an order from the running to the finished ones.
     pub(crate) fn end(&self, outcome: &Outcome) {
         let mut state = self.state();
+        state.steps += 1;
         state.running.remove(&outcome.order_id);
         state.finished.push(outcome.clone());
     }
@@ -86,11 +93,17 @@ impl PassProgress {
         self.state().finished.iter().map(|outcome| outcome.bytes).sum()
     }
 
+    /// Changes whenever something begins or ends, or a running order has moved more bytes.
+    pub(crate) fn activity(&self) -> (u64, u64) {
+        let state = self.state();
+        (state.steps, state.running.values().map(|order| order.counter.get()).sum())
+    }
+
     /// Ends the progress of an interrupted pass. Returns the hosts that could not be listed and the outcomes of all
     /// orders: first those that finished, then those that were running, which failed with this `error`.
     pub(crate) fn interrupt(&self, error: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
         let mut state = self.state();
-        let ProgressState { unseen, running, finished } = std::mem::take(&mut *state);
+        let ProgressState { unseen, running, finished, .. } = std::mem::take(&mut *state);
         let interrupted = running.into_values().map(|RunningOrder { mut outcome, since, counter }| {
             outcome.bytes = counter.get();
             outcome.seconds = since.elapsed().as_secs_f64();

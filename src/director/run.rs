@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
@@ -10,9 +11,10 @@ use futures_lite::future;
 
 use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder, open};
 use crate::cli::exit::{Error, Exit};
-use crate::cli::report;
+use crate::cli::report::{self, Format};
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
+use crate::director::heartbeat::Heartbeat;
 use crate::director::leader::Election;
 use crate::director::leader_loop::{Lock, acquire};
 use crate::director::metrics::{DirectorMetrics, LAST_PASS_SUCCESS, failed_pass};
@@ -28,7 +30,7 @@ use crate::policy::{CatalogConfig, Policy};
 use crate::server::http;
 use crate::sys::files::Mode;
 use crate::sys::service::Signals;
-use crate::sys::{clock, files, runtime, service};
+use crate::sys::{clock, files, service};
 use crate::transport::tls::Tls;
 use crate::zfs::Zfs;
 
@@ -91,10 +93,7 @@ async fn start<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Er
         Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once && saved.is_none() => {
             let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
             let text = format!("the previous pass{pid} is still running, so this one does nothing");
-            log::info!("{text}");
-            if settings.verbose {
-                report::print_error(&text);
-            }
+            make_way(&settings, &text);
             return Ok(());
         }
         Err(error) => return Err(Error::unable(error)),
@@ -108,14 +107,29 @@ async fn start<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Er
         let metrics = metrics.clone();
         http::serve(address, Arc::new(move || metrics.text())).await.map_err(Error::unable)?;
     }
-    drop(runtime::spawn(service::watchdog()));
-    let mut director = Service::new(&settings, zfs, metrics, &mut signals, policy, dispatcher);
-    match election {
-        None => director.run(state, None).await,
-        Some(election) => director.run_elected(&election).await?,
-    }
+    let heartbeat = Heartbeat::default();
+    let mut director = Service::new(&settings, zfs, metrics, &mut signals, policy, dispatcher, heartbeat.clone());
+    let main_loop = async {
+        match election {
+            None => {
+                director.run(state, None).await;
+                Ok(())
+            }
+            Some(election) => director.run_elected(&election).await,
+        }
+    };
+    service::watched(main_loop, || heartbeat.is_alive(Instant::now())).await?;
     log::info!("ended by {}", signals.end().unwrap_or("a signal"));
     Ok(())
+}
+
+/// Reports why a pass does nothing. This is no failure, so that cron has nothing to mail; and standard output stays free
+/// for the report of a pass, which may have to be valid JSON.
+fn make_way(settings: &DirectorSettings, reason: &str) {
+    log::info!("{reason}");
+    if settings.verbose || settings.format != Format::Table {
+        report::print_error(&reason);
+    }
 }
 
 /// The election among the directors that share the catalog; `None` with an embedded catalog.
@@ -142,7 +156,7 @@ async fn run_once<Z: Zfs>(
         Some(election) => match acquire(election).await.map_err(Error::unable)? {
             Lock::Held(leadership) => Some(leadership),
             Lock::Taken(holder) => {
-                report::print(&format!("{holder}; this director does nothing\n"));
+                make_way(settings, &format!("{holder}; this director does nothing"));
                 return Ok(());
             }
         },

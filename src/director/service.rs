@@ -1,6 +1,5 @@
 //! The director as a service: it runs a pass at regular intervals until it is asked to end.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,7 +10,8 @@ use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder};
 use crate::cli::exit::Error;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
-use crate::director::failure_log::{CATALOG, FailureLog};
+use crate::director::failure_log::{FailureLog, Failures};
+use crate::director::heartbeat::Heartbeat;
 use crate::director::leader::{Election, Leadership};
 use crate::director::leader_loop::{new_pass, stand_by, while_leading};
 use crate::director::metrics::{DirectorMetrics, PassMetrics};
@@ -43,10 +43,8 @@ pub(crate) struct Service<'a, Z> {
     resync: bool,
     /// When old records were last deleted from the catalog.
     cleaned: Option<Instant>,
+    heartbeat: Heartbeat,
 }
-
-/// Failures of one pass, by subject.
-type Failures = BTreeMap<String, String>;
 
 impl<'a, Z: Zfs> Service<'a, Z> {
     /// Creates a service that has made no pass yet.
@@ -57,9 +55,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         signals: &'a mut Signals,
         policy: Arc<Policy>,
         dispatcher: Arc<Dispatcher<Z>>,
+        heartbeat: Heartbeat,
     ) -> Self {
         let (failures, resync, cleaned) = (FailureLog::default(), settings.resync, None);
-        Self { settings, zfs, metrics, failures, signals, policy, dispatcher, resync, cleaned }
+        Self { settings, zfs, metrics, failures, signals, policy, dispatcher, resync, cleaned, heartbeat }
     }
 
     /// Gives orders while this director holds the lock, and stands by while another one does, until the process is
@@ -68,9 +67,11 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         while self.signals.end().is_none() {
             service::ready("waiting for the director's lock");
             self.metrics.set_active(false);
+            self.heartbeat.wait(None);
             // There is nothing to finish while standing by, so a signal ends it at once.
             let standing_by = stand_by(election, &mut self.failures);
             let Some(leadership) = self.signals.until_done(standing_by, Duration::ZERO, || {}).await else { break };
+            self.heartbeat.step();
             // The catalog is read again, because another director may have written it in the meantime.
             let state = open_catalog(&self.policy, Holder::Director).await.map_err(Error::unable)?;
             self.run(state, Some(&leadership)).await;
@@ -87,7 +88,8 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         let place = StatusPlace::of(&self.policy.catalog);
         while self.signals.end().is_none() {
             let began = Instant::now();
-            let mut failures = self.reload(&state).await;
+            self.heartbeat.step();
+            let failures = self.reload(&state).await;
             let began_at = clock::now();
             let Some(result) = self.pass(&state, leadership, &place, began_at).await else { break };
             if self.settings.metrics.is_some() {
@@ -104,7 +106,6 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 }
                 // Nothing new is known about hosts and orders, so their failures have not ended.
                 Err(error) => {
-                    failures.extend(self.failures.current().clone());
                     let text = match error {
                         // This text stays the same while Consul is unreachable, whatever the request was, so that it is
                         // logged once.
@@ -112,12 +113,12 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                         error => format!("no orders are given: {:#}", anyhow::Error::from(error)),
                     };
                     service::status(&text);
-                    failures.insert(CATALOG.to_owned(), text);
-                    self.failures.update(failures);
+                    self.failures.update_catalog(Some(text), failures);
                 }
             }
             log::debug!("the pass took {:.1?}", began.elapsed());
             let pause = self.settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1));
+            self.heartbeat.wait(Some(pause));
             let pausing = self.signals.idle(pause);
             let pausing = async {
                 pausing.await;
@@ -133,16 +134,16 @@ impl<'a, Z: Zfs> Service<'a, Z> {
     /// Reads the policy, the certificates and, after SIGHUP, `local.json` again. If one of them cannot be read, its
     /// previous content stays in force, and a failure is returned.
     async fn reload(&mut self, state: &FleetState<dyn CatalogWrite>) -> Failures {
-        let mut failures = Failures::new();
+        let mut failures = Failures::default();
         match config::load_policy(&self.settings.config) {
             Ok(policy) => self.policy = Arc::new(policy),
             Err(error) => {
-                failures.insert("the policy".to_owned(), format!("the previous policy stays in force: {error}"));
+                failures.add("the policy", format!("the previous policy stays in force: {error}"));
             }
         }
         // Certificates are renewed while the director runs.
         let tls = load_tls(&self.policy).unwrap_or_else(|error| {
-            failures.insert("TLS".to_owned(), format!("{error}; the previous certificate stays in use"));
+            failures.add("TLS", format!("{error}; the previous certificate stays in use"));
             self.dispatcher.tls.clone()
         });
         let host = &self.settings.host;
@@ -154,14 +155,14 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             match &renewed.own {
                 Err(reason) if self.dispatcher.own.is_ok() && has_own_work(&self.policy, host) => {
                     let text = format!("the previous local.json stays in force on this host: {reason}");
-                    failures.insert("this host".to_owned(), text);
+                    failures.add("this host", text);
                 }
                 _ => self.dispatcher = Arc::new(renewed),
             }
-            service::ready(failures.values().next().map_or("configuration reloaded", |failure| failure));
+            service::ready(failures.first().unwrap_or("configuration reloaded"));
         } else if let Ok(agent) = &self.dispatcher.own {
             if let Err(error) = agent.reload_tls() {
-                failures.insert("TLS".to_owned(), format!("{error}; the previous certificate stays in use"));
+                failures.add("TLS", format!("{error}; the previous certificate stays in use"));
             }
             let (here, own) = (self.dispatcher.here.clone(), self.dispatcher.own.clone());
             self.dispatcher = Arc::new(Dispatcher { tls, here, own });
@@ -190,6 +191,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         };
         let progress = pass.progress();
         self.metrics.begins(progress.clone());
+        self.heartbeat.works(progress.clone());
         let work = while_leading(leadership, pass.clone().run());
         let work = future::or(work, status_file::publish(place, &progress, began_at));
         let running = self.signals.until_done(work, self.settings.grace, || {
@@ -229,12 +231,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             }
         }
         for (failure, text) in reported(report) {
-            // Two failures may have the same subject.
-            let same: &mut String = all_failures.entry(failure.subject()).or_default();
-            if !same.is_empty() {
-                same.push_str("; and ");
-            }
-            same.push_str(&text);
+            all_failures.add(&failure.subject(), text);
         }
         self.failures.update(all_failures);
         for outcome in report.outcomes.iter().filter(|outcome| outcome.success) {

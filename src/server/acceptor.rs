@@ -230,7 +230,7 @@ pub async fn serve<R: Role>(
     listening: &Listening,
     reload: impl Fn(&R) -> anyhow::Result<(R, Security)>,
 ) -> anyhow::Result<()> {
-    let mut signals = Signals::of_service()?;
+    let signals = Signals::of_service()?;
     let (listener, address) = open::<R>(listening, inherited).await?;
     if let Some(metrics) = &listening.metrics {
         let counters = role.counters().clone();
@@ -239,8 +239,23 @@ pub async fn serve<R: Role>(
     let status = format!("listens on {address}");
     log::info!("{} {status}", R::NAME);
     service::ready(&status);
-    drop(runtime::spawn(service::watchdog()));
     let acceptor = Arc::new(Acceptor::new(Arc::new(role), listening.security.tls()));
+    let reload = async || match reload_into(&acceptor, &address, &reload).await {
+        Ok(()) => status.clone(),
+        Err(error) => format!("{status}; cannot reload the configuration: {error:#}"),
+    };
+    service::watched(accept(&acceptor, listener, signals, listening.grace, reload), || true).await;
+    Ok(())
+}
+
+/// Serves each connection until SIGTERM or SIGINT. On SIGHUP, `reload` returns the new status.
+async fn accept<R: Role>(
+    acceptor: &Arc<Acceptor<R>>,
+    listener: Listener,
+    mut signals: Signals,
+    grace: Duration,
+    reload: impl AsyncFn() -> String,
+) {
     let mut conversations = runtime::Tasks::default();
     while signals.end().is_none() {
         let connection = async {
@@ -263,17 +278,12 @@ pub async fn serve<R: Role>(
         }
         if signals.take_reload() {
             service::reloading();
-            let problem = match reload_into(&acceptor, &address, &reload).await {
-                Ok(()) => String::new(),
-                Err(error) => format!("; cannot reload the configuration: {error:#}"),
-            };
-            service::ready(&format!("{status}{problem}"));
+            service::ready(&reload().await);
         }
     }
     // New connections are refused. On a socket of the service manager, they wait for the next process.
     drop(listener);
-    end_conversations(&mut conversations, &mut signals, listening.grace).await;
-    Ok(())
+    end_conversations(&mut conversations, &mut signals, grace).await;
 }
 
 /// Replaces the role of an acceptor with a reloaded one.

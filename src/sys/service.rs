@@ -153,15 +153,20 @@ pub fn stopping(status: &str) {
     notify(&[NotifyState::Stopping, NotifyState::Status(&one_line(status))]);
 }
 
-/// Reports that the process is alive, as often as the service manager asks for it. Returns only if the service manager
-/// does not ask for it.
-pub async fn watchdog() {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return };
-    loop {
-        notify(&[NotifyState::Watchdog]);
-        // Half the limit, as sd_watchdog_enabled(3) recommends.
-        runtime::sleep(limit / 2).await;
-    }
+/// Runs the main loop of a service. Meanwhile, the same task reports that the process is alive, as often as the service
+/// manager asks for it and as long as `is_alive`. The reports therefore end if the loop never returns from a step.
+pub async fn watched<T>(main_loop: impl Future<Output = T>, is_alive: impl Fn() -> bool) -> T {
+    let Some(limit) = sd_notify::watchdog_enabled() else { return main_loop.await };
+    let reporting = async {
+        loop {
+            if is_alive() {
+                notify(&[NotifyState::Watchdog]);
+            }
+            // Half the limit, as sd_watchdog_enabled(3) recommends.
+            runtime::sleep(limit / 2).await;
+        }
+    };
+    future::or(main_loop, reporting).await
 }
 
 /// The listening socket that the service manager passes to this process (`LISTEN_FDS`). `None` if there is no such

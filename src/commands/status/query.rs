@@ -24,9 +24,6 @@ use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
 
-/// How many of the latest outcomes are searched for the last failure of each dataset.
-const OUTCOMES: usize = 2000;
-
 /// The settings of `zsync status`, from its arguments and `local.json`.
 #[derive(Clone, Debug)]
 pub struct StatusSettings {
@@ -99,7 +96,8 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     let config = policy.catalog.clone();
     let remembered = runtime::blocking(move || {
         let reader = open::reader(&config)?;
-        Ok::<_, CatalogError>((reader.outcomes(OUTCOMES)?, reader.estimates()?))
+        // A failure can be older than any number of later outcomes, so all are read.
+        Ok::<_, CatalogError>((reader.outcomes(usize::MAX)?, reader.estimates()?))
     });
     let (outcomes, estimates) = remembered.await?;
     let errors = failed_orders(outcomes);
