@@ -5,11 +5,8 @@ use chrono::{DateTime, TimeDelta, Timelike, Utc};
 use crate::actions::common::{PolicySnapshot, Slots, policy_snapshots};
 use crate::actions::reason::TakeReason;
 use crate::model::{DatasetInventory, SnapName};
+use crate::policy::retention::CLOCK_TOLERANCE;
 use crate::policy::{SnapshotPolicy, Zone};
-
-/// How far apart the clocks of two hosts may be. A snapshot whose creation time lies further in the future was taken
-/// while a clock was wrong. It does not delay the next snapshots, which would otherwise wait until that time.
-pub(super) const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// Whether a snapshot of a dataset is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +67,7 @@ fn last_taken(
     policy: &SnapshotPolicy,
     now: DateTime<Utc>,
 ) -> Option<DateTime<Utc>> {
+    // An implausible one does not delay the next snapshots, which would otherwise wait until that time.
     let plausible = |t: DateTime<Utc>| t.signed_duration_since(now) <= CLOCK_TOLERANCE;
     let taken = snapshots.iter().rev().find_map(|s| {
         if plausible(s.creation) { Some(s.creation) } else { Some(s.stamp).filter(|stamp| *stamp <= now) }

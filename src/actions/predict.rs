@@ -151,9 +151,9 @@ impl Sending<'_> {
         destination.snapshots.retain(|s| !s.marks.deleted);
         let renamed = self.renamed.map(|renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() });
         let held = tags::newest_sent(&source, to).or_else(|| tags::newest_sent(&source, renamed.as_ref()?));
-        let arrives = self.streams(&source, &mut destination, existed)?;
-        if existed && destination == DatasetInventory::default() {
-            // It was set aside, with everything below it.
+        let (arrives, is_set_aside) = self.streams(&source, &mut destination, existed)?;
+        if is_set_aside {
+            // Everything below it was renamed with it.
             receiver.datasets.retain(|name, _| !name.is_within(&to.dataset));
         }
         let moves_hold = to.host == *host && !arrives.is_empty();
@@ -188,24 +188,28 @@ impl Sending<'_> {
         }
     }
 
-    /// The snapshots that arrive, oldest first. `None` if the transfer fails. A remedy changes the destination.
+    /// The snapshots that arrive, oldest first, and whether the old copy is set aside first. `None` if the transfer
+    /// fails. A remedy changes the destination.
     fn streams(
         &self,
         source: &DatasetInventory,
         destination: &mut DatasetInventory,
         existed: bool,
-    ) -> Option<Vec<Snapshot>> {
+    ) -> Option<(Vec<Snapshot>, bool)> {
         let plan = |there: &DatasetInventory| {
             steps(&self.to.dataset, &source.snapshots, &source.bookmarks, &there.snapshots, None, None, self.guid)
         };
+        let mut is_set_aside = false;
         let planned = match self.trouble(source, destination, existed, plan(destination)) {
             Ok(planned) => planned,
             Err(trouble) => {
-                self.apply_remedy(&remedy(&trouble, self.allowed), source, destination)?;
+                let remedy = remedy(&trouble, self.allowed);
+                self.apply_remedy(&remedy, source, destination)?;
+                is_set_aside = matches!(remedy, Remedy::SetAside);
                 plan(destination).ok()?
             }
         };
-        let Transfer::Steps { steps } = planned else { return Some(Vec::new()) };
+        let Transfer::Steps { steps } = planned else { return Some((Vec::new(), is_set_aside)) };
         let position = |guid: Guid| source.snapshots.iter().position(|s| s.guid == guid);
         let mut arrives = Vec::new();
         for step in &steps {
@@ -220,7 +224,7 @@ impl Sending<'_> {
             let first = if from == goal { first } else { first + 1 };
             arrives.extend_from_slice(&source.snapshots[first..=last.max(first)]);
         }
-        Some(arrives)
+        Some((arrives, is_set_aside))
     }
 
     /// Changes the destination as a remedy would. `None` if the remedy fails.

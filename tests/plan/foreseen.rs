@@ -332,7 +332,8 @@ fn play(seed: u64) -> [usize; 4] {
     let mut fleet = Fleet::random(&mut choices);
     let mut counts = [0; 4];
     for pass in 0..PASSES {
-        fleet.now += TimeDelta::seconds(60 * (1 + choices.below(3) as i64));
+        // No age is a whole number of minutes, because a pass decides a moment after its preview.
+        fleet.now += TimeDelta::seconds(7 + 60 * (1 + choices.below(3) as i64));
         fleet.disturb(&mut choices);
         let down = choices.percent(8).then(|| choices.of(&["beta", "gamma"]));
         let policy = fleet.policy(down);

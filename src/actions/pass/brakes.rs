@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 
-use crate::actions::new_snapshot::CLOCK_TOLERANCE;
 use crate::actions::notice::NoticeKind;
 use crate::actions::pass::Pass;
 use crate::actions::prune::HeldBack;
 use crate::actions::verdict::Subject;
 use crate::model::{HostName, Inventory, Place};
+use crate::policy::retention::CLOCK_TOLERANCE;
 
 /// Younger snapshots do not count. Where snapshots are sent once a day or once a week, a destination that keeps fewer of
 /// them destroys many at once, and so does a machine that was off for a few days.

@@ -11,9 +11,8 @@ use crate::actions::common::{KnownDataset, PolicySnapshot, Slots, SnapshotsByGui
 use crate::actions::delete::{self, DeleteTerms, Peer, Relation};
 use crate::actions::divergence::Allowed;
 use crate::actions::index::{Claim, IncomingSend, IndexedPolicy};
-use crate::actions::new_snapshot::{self, CLOCK_TOLERANCE};
+use crate::actions::new_snapshot;
 use crate::actions::notice::{Notice, NoticeKind};
-use crate::actions::pass::peers::absence;
 use crate::actions::plan::Plan;
 use crate::actions::prune::{self, Doomed, PruneVerdict};
 use crate::actions::reason::{SendReason, TakeReason};
@@ -21,7 +20,7 @@ use crate::actions::route::{self, Renamed, Route};
 use crate::actions::send::{self, SendDecision};
 use crate::actions::verdict::{SendVerdict, Side, Subject, TakeVerdict};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, OnDivergence, Place, Prefix};
-use crate::policy::retention::Tally;
+use crate::policy::retention::{CLOCK_TOLERANCE, Tally};
 use crate::policy::{DatasetPolicy, Policy, Schedule, SnapshotPolicy, SyncPolicy};
 
 /// The state of a pass. Each call of [`Pass::decide_entry`] adds verdicts to its plan.
@@ -251,7 +250,8 @@ impl<'a> Pass<'a> {
             !self.index.others_are_below(governed.claim.entry, &place)
         };
         let route = Route { renamed: route.renamed.filter(is_free), ..route };
-        let decision = SendDecision { reason: absence(decision.reason, governed.dataset, &to, &route), ..decision };
+        let decision =
+            SendDecision { reason: Self::absence(decision.reason, governed.dataset, &to, &route), ..decision };
         self.push_send(governed, to.clone(), decision, route);
         if let KnownDataset::Present(there) = known {
             self.prune_destination(governed, &to, there, &incoming);

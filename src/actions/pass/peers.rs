@@ -17,17 +17,17 @@ use crate::model::{
 };
 use crate::policy::{DatasetPolicy, SnapshotPolicy};
 
-/// The reason for a transfer to a destination that does not exist, in more detail: the copy follows its renamed source,
-/// was there before, or is new. Other reasons stay as they are.
-pub(super) fn absence(reason: SendReason, source: &DatasetInventory, to: &Place, route: &Route) -> SendReason {
-    match (reason, &route.renamed) {
-        (SendReason::DestinationAbsent, Some(renamed)) => SendReason::CopyRenamed { from: renamed.dataset.clone() },
-        (SendReason::DestinationAbsent, None) if tags::was_sent(source, to) => SendReason::DestinationGone,
-        (reason, _) => reason,
-    }
-}
-
 impl<'a> Pass<'a> {
+    /// The reason for a transfer to a destination that does not exist, in more detail: the copy follows its renamed source,
+    /// was there before, or is new. Other reasons stay as they are.
+    pub(super) fn absence(reason: SendReason, source: &DatasetInventory, to: &Place, route: &Route) -> SendReason {
+        match (reason, &route.renamed) {
+            (SendReason::DestinationAbsent, Some(renamed)) => SendReason::CopyRenamed { from: renamed.dataset.clone() },
+            (SendReason::DestinationAbsent, None) if tags::was_sent(source, to) => SendReason::DestinationGone,
+            (reason, _) => reason,
+        }
+    }
+
     /// Whether an entry would cover an excluded dataset, and no dataset above from which it inherits the exclusion.
     pub(super) fn is_topmost_excluded(&self, index: usize, host: &HostInventory, name: &DatasetName) -> bool {
         let entry = &self.policy.datasets[index];

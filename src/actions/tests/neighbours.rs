@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::actions::divergence::Allowed;
+use crate::model::tags;
 
 const NOW: &str = "11-23T12:00";
 
@@ -304,6 +305,14 @@ fn renamed_copy_is_predicted_under_its_new_name() {
         reasons.iter().any(|r| r.starts_with("the source was renamed: its copy bak/n/old is renamed")),
         "{reasons:?}"
     );
+    // The agent renames it only if a cursor proves that the source was sent there.
+    let old = place("beta:bak/n/old");
+    let alpha = inventory.hosts.get_mut(&place("alpha:tank").host).unwrap();
+    let source = alpha.datasets.get_mut(&place("alpha:tank/n/new").dataset).unwrap();
+    let sent = source.snapshots[0].clone();
+    let name = tags::cursor(&place("alpha:tank/n/old").dataset, &old, sent.guid, None).unwrap();
+    let (guid, createtxg, creation) = (sent.guid, sent.createtxg, sent.creation);
+    source.bookmarks.push(Bookmark { name, guid, createtxg, creation });
     predict(&mut inventory, &plan.orders(&policy), utc(NOW));
     let there = &inventory.hosts[&place("beta:bak").host].datasets;
     let names: Vec<&str> = there.keys().map(DatasetName::as_str).collect();

@@ -6,11 +6,12 @@
 //! less often. The index of the log is shared memory, so the catalog needs a local filesystem.
 //!
 //! `schema` has the tables and their migrations, `rows` converts rows to values, `read` and `write` have the
-//! statements, `lock` keeps a second writer away, `spare` keeps the catalog in memory while the disk is full, and
+//! statements, `open` opens the file, `lock` keeps a second writer away, `spare` keeps the catalog in memory while the disk is full, and
 //! `error` turns SQLite's errors into a [`CatalogError`].
 
 mod error;
 mod lock;
+mod open;
 mod read;
 mod rows;
 mod schema;
@@ -19,28 +20,21 @@ mod write;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{fs, io};
 
 use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 use uuid::Uuid;
 
 use crate::catalog::embedded::error::DbError;
 use crate::catalog::embedded::lock::Lock;
-use crate::catalog::embedded::schema::FileKind;
+use crate::catalog::embedded::open::{open_to_write, usable_version, writing_failed};
 use crate::catalog::embedded::spare::Spare;
 use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change, Destroyed, Estimated, Holder, Outcome};
 use crate::model::{DatasetName, HostInventory, HostListing, HostName, Inventory};
-use crate::sys::files;
 
 const FILE: &str = "catalog.sqlite";
-/// How long to wait while another process has the file locked. Readers and the writer never block each other for long.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// A disk counts as full if it has no room for this many bytes.
-const ROOM: u64 = 1 << 20;
-
 /// The catalog, open for writing. Meanwhile other processes can open it only for reading.
 #[derive(Debug)]
 pub struct EmbeddedCatalog {
@@ -84,23 +78,12 @@ impl EmbeddedReader {
             }
         }
         let in_file = |error: DbError| error.in_file(&self.file);
-        let connection = spare::open_to_read(&self.file).map_err(in_file)?;
+        let connection = open::open_to_read(&self.file).map_err(in_file)?;
         let kind = schema::identify(&connection).map_err(in_file)?;
         match usable_version(kind, &self.file)? {
             Some(version) if version >= since => read(&connection).map_err(in_file),
             _ => Ok(T::default()),
         }
-    }
-}
-
-/// Returns the version of a catalog that can be used, or `None` for an empty file.
-fn usable_version(kind: FileKind, file: &Path) -> Result<Option<i64>, CatalogError> {
-    let path = file.to_owned();
-    match kind {
-        FileKind::Empty => Ok(None),
-        FileKind::Catalog(version) => Ok(Some(version)),
-        FileKind::Newer(found) => Err(CatalogError::Newer { path, found, known: schema::version() }),
-        FileKind::Foreign => Err(CatalogError::Foreign { path }),
     }
 }
 
@@ -213,31 +196,6 @@ impl Store {
             Self::File(connection) => connection,
             Self::Memory(spare) => &mut spare.connection,
         }
-    }
-}
-
-/// Opens the file for writing. It is created if it does not exist, and migrated if it is of an older version.
-fn open_to_write(file: &Path) -> Result<Connection, CatalogError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let failed = |error: DbError| writing_failed(error, file);
-    let mut connection = Connection::open_with_flags(file, flags).map_err(|error| failed(error.into()))?;
-    connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| failed(error.into()))?;
-    let kind = schema::identify(&connection).map_err(failed)?;
-    let version = usable_version(kind, file)?.unwrap_or(0);
-    schema::use_log(&connection).map_err(failed)?;
-    schema::migrate(&mut connection, version).map_err(failed)?;
-    Ok(connection)
-}
-
-/// The error of a write. SQLite reports a full disk in several ways, so the folder is tried out.
-fn writing_failed(error: DbError, file: &Path) -> CatalogError {
-    match error.in_file(file) {
-        CatalogError::Access { path, .. } | CatalogError::Sqlite { path, .. }
-            if path.parent().is_some_and(|folder| files::lacks_room(folder, ROOM)) =>
-        {
-            CatalogError::Full { path }
-        }
-        error => error,
     }
 }
 

@@ -331,9 +331,9 @@ impl<'a> Tally<'a> {
     }
 }
 
-/// How far ahead of now a date may be without being wrong. A pass may last long, and decides for the time at which it
-/// began.
-const AHEAD: TimeDelta = TimeDelta::days(1);
+/// How far apart the clocks of two hosts may be. A snapshot whose creation time lies further in the future was taken
+/// while a clock was wrong.
+pub const CLOCK_TOLERANCE: TimeDelta = TimeDelta::minutes(5);
 
 /// Whether each of these dates, oldest snapshot first (by createtxg), is in order: not before that of an older snapshot,
 /// and not in the future. A date that is not was given by a wrong clock, or by somebody who wants to push other
@@ -342,7 +342,7 @@ const AHEAD: TimeDelta = TimeDelta::days(1);
 pub fn in_order(dates: impl IntoIterator<Item = DateTime<Utc>>, now: DateTime<Utc>) -> Vec<bool> {
     let mut latest = DateTime::<Utc>::MIN_UTC;
     let is_in_order = |date: DateTime<Utc>| {
-        let in_order = date >= latest && date.signed_duration_since(now) <= AHEAD;
+        let in_order = date >= latest && date.signed_duration_since(now) <= CLOCK_TOLERANCE;
         if in_order {
             latest = date;
         }
