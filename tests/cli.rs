@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use chrono::{TimeDelta, Utc};
+use zsync::catalog::{CatalogRead, CatalogWrite, EmbeddedCatalog};
+
 use common::program::{Ended, LOCAL, POLICY, Place, Running, TWO_HOSTS, ZFS, bare, ended};
 
 #[test]
@@ -215,6 +218,37 @@ fn invalid_listen_address_is_reported() {
         assert_eq!(ended.status, Some(2), "{ended:?}");
         ended.says(&[address, "--listen"]);
     }
+}
+
+#[test]
+fn hosts_that_left_the_policy_are_forgotten_after_a_month() {
+    let place = Place::new();
+    let catalog = || EmbeddedCatalog::open(Path::new(&place.path("catalog"))).unwrap();
+    let listed = |host: &str, days: i64| {
+        let at = Utc::now() - TimeDelta::days(days);
+        catalog()
+            .replace_host(&host.parse().unwrap(), at, vec![("tank/x".parse().unwrap(), Default::default())])
+            .unwrap();
+    };
+    let known = || {
+        let hosts = catalog().inventory().unwrap().hosts;
+        hosts.keys().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    listed("retired", 31);
+    listed("moved", 29);
+    assert_eq!(place.run("director --once").status, Some(0));
+    assert_eq!(known(), "alpha moved");
+    listed("retired", 31);
+    assert_eq!(place.run("director --once").status, Some(0));
+    assert_eq!(known(), "alpha moved retired", "it is done once a day");
+    let ended = place.run("clean --config {}/server.json");
+    assert!(
+        ended.stdout.starts_with("deleted retired, which the policy does not name\ndeleted 0 records"),
+        "{ended:?}"
+    );
+    let ended = place.run("clean --config {}/server.json --older-than 1ms");
+    assert!(ended.stdout.starts_with("deleted moved, "), "{ended:?}");
+    assert_eq!(known(), "alpha", "a host that the policy names stays, whatever its age");
 }
 
 #[test]

@@ -120,6 +120,13 @@ impl CatalogDataset {
         before - self.marks.len() - self.not_written.len()
     }
 
+    /// The latest time at which anything is known to have been recorded, if there is one.
+    pub fn last_recorded(&self) -> Option<DateTime<Utc>> {
+        let unchanged = self.listed.as_ref().and_then(|listed| listed.unchanged);
+        let listed = unchanged.and_then(|unchanged| DateTime::from_timestamp(unchanged.listed, 0));
+        self.marks.values().map(|(_, at)| *at).chain(self.not_written.values().copied()).chain(listed).max()
+    }
+
     /// Whether nothing is known any more.
     pub fn is_empty(&self) -> bool {
         self.listed.is_none() && self.marks.is_empty() && self.not_written.is_empty()

@@ -61,6 +61,16 @@ impl MemoryCatalog {
 }
 
 impl Contents {
+    /// When something was recorded, and about which host.
+    fn times(&self) -> impl Iterator<Item = (&HostName, DateTime<Utc>)> {
+        let listed = self.hosts.iter().flat_map(|(name, host)| {
+            let datasets = host.datasets.values().filter_map(CatalogDataset::last_recorded);
+            host.observed.into_iter().chain(datasets).map(move |at| (name, at))
+        });
+        let outcomes = self.outcomes.iter().map(|outcome| (&outcome.host, outcome.at));
+        listed.chain(outcomes).chain(self.destroyed.iter().map(|destroyed| (&destroyed.host, destroyed.at)))
+    }
+
     fn dataset(&mut self, host: &HostName, dataset: &DatasetName) -> &mut CatalogDataset {
         self.hosts.entry(host.clone()).or_default().datasets.entry(dataset.clone()).or_default()
     }
@@ -151,6 +161,25 @@ impl CatalogWrite for MemoryCatalog {
             forgotten += dataset.forget(older_than);
         }
         Ok(forgotten)
+    }
+
+    fn forget_hosts(
+        &self,
+        named: &BTreeSet<HostName>,
+        older_than: DateTime<Utc>,
+    ) -> Result<BTreeSet<HostName>, CatalogError> {
+        let mut contents = self.writable()?;
+        let mut recorded: BTreeMap<HostName, DateTime<Utc>> = BTreeMap::new();
+        for (host, at) in contents.times() {
+            let last = recorded.entry(host.clone()).or_insert(at);
+            *last = at.max(*last);
+        }
+        let old = recorded.into_iter().filter(|(host, last)| !named.contains(host) && *last < older_than);
+        let old: BTreeSet<HostName> = old.map(|(host, _)| host).collect();
+        contents.hosts.retain(|host, _| !old.contains(host));
+        contents.outcomes.retain(|outcome| !old.contains(&outcome.host));
+        contents.destroyed.retain(|destroyed| !old.contains(&destroyed.host));
+        Ok(old)
     }
 
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {

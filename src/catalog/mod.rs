@@ -43,7 +43,7 @@ pub use holder::Holder;
 #[cfg(any(test, feature = "test-support"))]
 pub use memory::MemoryCatalog;
 
-/// Marks older than this are forgotten. It is longer than the default `catch_up`, and longer than most administrators
+/// Marks older than this are forgotten, and hosts that the policy no longer names. It is longer than the default `catch_up`, and longer than most administrators
 /// look back.
 pub(crate) const FORGET_AFTER: TimeDelta = TimeDelta::days(30);
 /// How many outcomes the catalog of a director keeps. The oldest are dropped first.
@@ -123,6 +123,15 @@ pub trait CatalogWrite: CatalogRead {
     /// Deletes `#deleted` records and `#NotWritten` marks made before `older_than`, and marks of that age whose
     /// snapshots no longer exist. Returns how many were deleted.
     fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError>;
+
+    /// Deletes everything about the hosts that are not in `named`, if the newest of it is older than `older_than`:
+    /// listings, marks, `#deleted` records and outcomes. Hosts about which no time is known are kept. Returns the hosts
+    /// that were deleted.
+    fn forget_hosts(
+        &self,
+        named: &BTreeSet<HostName>,
+        older_than: DateTime<Utc>,
+    ) -> Result<BTreeSet<HostName>, CatalogError>;
 
     /// Records how an order ended.
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError>;

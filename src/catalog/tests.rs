@@ -313,6 +313,43 @@ fn forget_marks_keeps_marks_of_existing_snapshots() {
     });
 }
 
+#[test]
+fn hosts_that_are_not_named_are_forgotten_by_age() {
+    on_each(|catalog| {
+        let a = dataset("tank/a");
+        // Each of them was last heard of at 10, in its own way.
+        for (name, observed) in [("named", 10), ("gone", 10), ("again", 10), ("busy", 10)] {
+            catalog.replace_host(&host(name), at(observed), vec![(a.clone(), listing([1, 2]))]).unwrap();
+        }
+        catalog.mark(&host("marked"), &a, Guid(1), SENT, at(10)).unwrap();
+        catalog.record_outcome(&Outcome { host: host("ordered"), ..outcome(10) }).unwrap();
+        // Nothing of this has a time, and what is not known is not old.
+        catalog.put_dataset(&host("timeless"), &a, listing([1])).unwrap();
+        catalog.record_outcome(&Outcome { host: host("busy"), ..outcome(20) }).unwrap();
+        catalog.record_outcome(&Outcome { host: host("gone"), ..outcome(9) }).unwrap();
+        catalog.mark(&host("gone"), &a, Guid(2), DELETED, at(9)).unwrap();
+
+        let named = BTreeSet::from([host("named"), host("never-seen")]);
+        let forget = |older_than| {
+            let hosts = catalog.forget_hosts(&named, at(older_than)).unwrap();
+            hosts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(forget(10), "", "not older than that");
+        catalog.replace_host(&host("again"), at(20), vec![(a.clone(), listing([1, 2]))]).unwrap();
+        assert_eq!(forget(11), "gone marked ordered");
+        let left: Vec<String> = catalog.inventory().unwrap().hosts.keys().map(ToString::to_string).collect();
+        assert_eq!(left.join(" "), "again busy named timeless");
+        assert_eq!(catalog.host(&host("gone")).unwrap(), None);
+        assert_eq!(snapshots_of(catalog, "named", "tank/a"), "1 2");
+        assert!(catalog.destroyed(10).unwrap().is_empty());
+        assert_eq!(catalog.outcomes(10).unwrap(), [Outcome { host: host("busy"), ..outcome(20) }]);
+        assert_eq!(forget(11), "");
+        // A host that comes back is known as before.
+        catalog.replace_host(&host("gone"), at(30), vec![(a.clone(), listing([2]))]).unwrap();
+        assert_eq!(snapshots_of(catalog, "gone", "tank/a"), "2");
+    });
+}
+
 pub(super) fn outcome(number: u64) -> Outcome {
     Outcome {
         order_id: OrderId(Uuid::from_u128(u128::from(number))),
@@ -435,6 +472,7 @@ enum CatalogCall {
     Mark(u8, u8, u64, Marks, i64),
     NotWritten(u8, u8, u8, i64),
     Forget(i64),
+    ForgetHosts(Option<u8>, i64),
 }
 
 fn calls() -> impl Strategy<Value = Vec<CatalogCall>> {
@@ -450,6 +488,7 @@ fn calls() -> impl Strategy<Value = Vec<CatalogCall>> {
         (0..2_u8, 0..3_u8, 0..6_u64, marks, 0..9_i64).prop_map(|(h, d, g, m, t)| CatalogCall::Mark(h, d, g, m, t)),
         (0..2_u8, 0..3_u8, 0..3_u8, 0..9_i64).prop_map(|(h, d, n, t)| CatalogCall::NotWritten(h, d, n, t)),
         (0..9_i64).prop_map(CatalogCall::Forget),
+        (prop::option::of(0..2_u8), 0..9_i64).prop_map(|(named, t)| CatalogCall::ForgetHosts(named, t)),
     ];
     prop::collection::vec(call, 1..25)
 }
@@ -473,6 +512,9 @@ fn perform(catalog: &dyn CatalogWrite, call: &CatalogCall) -> usize {
             catalog.add_not_written(&h(of), &d(name), not_written(&format!("P_{slot}"), when)).unwrap();
         }
         CatalogCall::Forget(before) => return catalog.forget_marks(at(before)).unwrap(),
+        CatalogCall::ForgetHosts(named, before) => {
+            return catalog.forget_hosts(&named.map(h).into_iter().collect(), at(before)).unwrap().len();
+        }
     }
     0
 }

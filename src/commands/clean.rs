@@ -6,7 +6,7 @@ use anyhow::Context;
 use chrono::TimeDelta;
 use clap::Args;
 
-use crate::catalog::{Holder, open};
+use crate::catalog::{CatalogError, Holder, open};
 use crate::cli::args::{CommonArgs, PolicyArgs, duration};
 use crate::cli::exit::Error;
 use crate::cli::report;
@@ -15,7 +15,8 @@ use crate::sys::{clock, runtime};
 
 /// Arguments of `zsync clean`.
 #[derive(Args, Debug)]
-#[command(after_help = "A director does this by itself once a day, for records older than 30 days.\n\n\
+#[command(after_help = "Also deletes hosts that the policy does not name, if nothing newer was recorded \
+                        about them.\nA director does this by itself once a day, for records older than 30 days.\n\n\
                         Exit status: 0 success; 2 nothing could be done.")]
 pub struct CleanArgs {
     /// The policy's file, which names the catalog.
@@ -29,13 +30,18 @@ pub struct CleanArgs {
     pub common: CommonArgs,
 }
 
-/// Deletes the records, and prints how many there were.
+/// Deletes the records and hosts, and prints which hosts and how many records there were.
 pub fn run(args: &CleanArgs) -> Result<(), Error> {
     let older_than = TimeDelta::from_std(args.older_than).context("--older-than").map_err(Error::unable)?;
     let policy = config::load_policy(&args.policy.config).map_err(Error::unable)?;
     let before = clock::now() - older_than;
-    let deleting = runtime::blocking(move || open::writer(&policy.catalog, Holder::Pass)?.forget_marks(before));
-    let deleted = runtime::block_on(deleting).map_err(Error::unable)?;
-    report::print(&format!("deleted {deleted} records older than {}\n", before.format("%Y-%m-%dT%H:%M:%SZ")));
+    let deleting = runtime::blocking(move || {
+        let catalog = open::writer(&policy.catalog, Holder::Pass)?;
+        Ok::<_, CatalogError>((catalog.forget_hosts(&policy.hosts_named(), before)?, catalog.forget_marks(before)?))
+    });
+    let (hosts, records) = runtime::block_on(deleting).map_err(Error::unable)?;
+    let before = before.format("%Y-%m-%dT%H:%M:%SZ");
+    let hosts = hosts.iter().map(|host| format!("deleted {host}, which the policy does not name\n"));
+    report::print(&format!("{}deleted {records} records older than {before}\n", hosts.collect::<String>()));
     Ok(())
 }

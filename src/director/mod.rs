@@ -13,6 +13,7 @@ mod heartbeat;
 mod leader;
 mod leader_loop;
 mod metrics;
+mod old_records;
 mod once;
 mod pass;
 mod progress;

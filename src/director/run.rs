@@ -9,7 +9,7 @@ use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
-use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder, open};
+use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
 use crate::config;
@@ -18,6 +18,7 @@ use crate::director::heartbeat::Heartbeat;
 use crate::director::leader::Election;
 use crate::director::leader_loop::{Lock, acquire};
 use crate::director::metrics::{DirectorMetrics, LAST_PASS_SUCCESS, failed_pass};
+use crate::director::old_records;
 use crate::director::once::{once, print};
 use crate::director::report::Report;
 use crate::director::saved::SavedPlan;
@@ -169,8 +170,8 @@ async fn run_once<Z: Zfs>(
         leadership.resign().await;
     }
     let report = result?;
-    if is_first_today && let Err(error) = state.forget_marks(began - FORGET_AFTER).await {
-        log::warn!("cannot delete old records from the catalog: {:#}", anyhow::Error::from(error));
+    if is_first_today {
+        old_records::delete(&policy, &state, began).await;
     }
     let written = match &settings.metrics_file {
         Some(file) => write_metrics(file, &policy, &state, &report, began).await,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
-use crate::catalog::{CatalogError, CatalogWrite, FORGET_AFTER, Holder};
+use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::cli::exit::Error;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
@@ -18,7 +18,7 @@ use crate::director::metrics::{DirectorMetrics, PassMetrics};
 use crate::director::pass::Pass;
 use crate::director::report::{Report, reported};
 use crate::director::settings::DirectorSettings;
-use crate::director::{status_file, summary};
+use crate::director::{old_records, status_file, summary};
 use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
 use crate::policy::Policy;
@@ -222,13 +222,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         }
         if self.cleaned.is_none_or(|before| before.elapsed() >= CLEAN_EVERY) {
             self.cleaned = Some(began);
-            match state.forget_marks(report.at - FORGET_AFTER).await {
-                Ok(0) => {}
-                Ok(records) => log::info!("deleted {records} old records from the catalog"),
-                Err(error) => {
-                    log::warn!("cannot delete old records from the catalog: {:#}", anyhow::Error::from(error));
-                }
-            }
+            old_records::delete(&self.policy, state, report.at).await;
         }
         for (failure, text) in reported(report) {
             all_failures.add(&failure.subject(), text);

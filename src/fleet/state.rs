@@ -294,4 +294,20 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     pub async fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
         self.with_catalog(move |catalog| catalog.forget_marks(older_than)).await
     }
+
+    /// Deletes what is known of the hosts that are not in `named`, if the newest of it is older than `older_than`.
+    pub async fn forget_hosts(
+        &self,
+        named: BTreeSet<HostName>,
+        older_than: DateTime<Utc>,
+    ) -> Result<BTreeSet<HostName>, CatalogError> {
+        let forgotten = self.with_catalog(move |catalog| catalog.forget_hosts(&named, older_than)).await?;
+        self.inventory().hosts.retain(|host, _| !forgotten.contains(host));
+        if let CatalogWriter::Hosts(followed) = &self.writer {
+            let mut followed = followed.lock();
+            followed.read.retain(|host, _| !forgotten.contains(host));
+            followed.unpublished.retain(|host| !forgotten.contains(host));
+        }
+        Ok(forgotten)
+    }
 }

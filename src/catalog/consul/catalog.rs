@@ -276,6 +276,26 @@ impl CatalogWrite for ConsulCatalog {
         })
     }
 
+    fn forget_hosts(
+        &self,
+        named: &BTreeSet<HostName>,
+        older_than: DateTime<Utc>,
+    ) -> Result<BTreeSet<HostName>, CatalogError> {
+        self.flush()?;
+        runtime::block_on(async {
+            let mut hosts: BTreeSet<HostName> = self.generations().await?.into_keys().collect();
+            hosts.extend(history::hosts(&self.consul, &self.root).await?);
+            let mut forgotten = BTreeSet::new();
+            for host in hosts.into_iter().filter(|host| !named.contains(host)) {
+                let writer = self.writer(&host);
+                if writer.retry_on_conflict(|| writer.try_forget_host(older_than)).await? {
+                    forgotten.insert(host);
+                }
+            }
+            Ok(forgotten)
+        })
+    }
+
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {
         let are_many = {
             let mut buffered = self.buffered();

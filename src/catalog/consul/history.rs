@@ -85,6 +85,41 @@ async fn read_all<T: serde::de::DeserializeOwned>(
     Ok(read.collect())
 }
 
+/// The pairs of one host's history, and the time of the newest record in them.
+pub(super) struct HostHistory {
+    /// The keys and indices of the pairs.
+    pub pairs: Vec<(String, u64)>,
+    /// `None` if there is no record that can be decoded.
+    pub last_recorded: Option<DateTime<Utc>>,
+}
+
+impl HostHistory {
+    pub async fn read(consul: &Consul, keys: &Keys) -> Result<Self, CatalogError> {
+        let destroyed = consul.get(&keys.destroyed).await?.0;
+        let outcomes = consul.get(&keys.outcomes).await?.0;
+        let rows: Vec<DestroyedRow> = destroyed.iter().flat_map(|pair| unpack_rows(&pair.value)).collect();
+        let ended: Vec<Outcome> = outcomes.iter().flat_map(|pair| unpack_rows(&pair.value)).collect();
+        let times = rows.iter().filter_map(|row| DateTime::from_timestamp_micros(row.at));
+        let last_recorded = times.chain(ended.iter().map(|outcome| outcome.at)).max();
+        let pairs = destroyed.into_iter().chain(outcomes).map(|pair| (pair.key, pair.modify_index)).collect();
+        Ok(Self { pairs, last_recorded })
+    }
+}
+
+fn unpack_rows<T: serde::de::DeserializeOwned>(value: &[u8]) -> Vec<T> {
+    codec::unpack(value).unwrap_or_default()
+}
+
+/// Returns the hosts that have a history.
+pub(super) async fn hosts(consul: &Consul, root: &str) -> Result<Vec<HostName>, CatalogError> {
+    let mut hosts = Vec::new();
+    for prefix in [format!("{root}/destroyed/"), format!("{root}/outcomes/")] {
+        let pairs = consul.list(&prefix).await?;
+        hosts.extend(pairs.iter().filter_map(|pair| pair.key.strip_prefix(&prefix)?.parse::<HostName>().ok()));
+    }
+    Ok(hosts)
+}
+
 /// Returns the latest destroyed snapshots of all hosts, newest first.
 pub(super) async fn destroyed(consul: &Consul, root: &str, limit: usize) -> Result<Vec<Destroyed>, CatalogError> {
     let mut found = Vec::new();

@@ -127,6 +127,28 @@ fn referred_parts(catalog: &ConsulCatalog) -> usize {
 }
 
 #[test]
+fn all_pairs_of_forgotten_host_are_deleted() {
+    let Some(catalog) = in_consul() else { return };
+    let many = (0..150).map(|number| (dataset(&format!("tank/{number}")), listing([1]))).collect();
+    catalog.replace_host(&host("alpha"), at(0), many).unwrap();
+    let destroyed = Change::Mark { guid: Guid(1), marks: Marks { deleted: true, ..Marks::default() }, at: at(1) };
+    catalog.update(&host("alpha"), vec![(dataset("tank/1"), destroyed)]).unwrap();
+    catalog.record_outcome(&Outcome { host: host("alpha"), ..outcome(1) }).unwrap();
+    // Its name begins with that of the forgotten host.
+    catalog.replace_host(&host("alpha2"), at(9), listed([1])).unwrap();
+    let undecodable = Op::Set { key: key(&catalog, "generation/newer"), value: b"?".to_vec() };
+    write_by_hand(&catalog, undecodable);
+    catalog.record_outcome(&Outcome { host: host("newer"), ..outcome(1) }).unwrap();
+
+    let forgotten = catalog.forget_hosts(&BTreeSet::new(), at(5)).unwrap();
+    assert_eq!(forgotten, all(&["alpha"]), "a generation that cannot be decoded may be that of a newer version");
+    let left: Vec<String> = pairs(&catalog, "").into_iter().map(|pair| pair.key).collect();
+    let expected = ["generation/alpha2", "generation/newer", "inventory/alpha2/tank/a", "outcomes/newer"];
+    assert_eq!(left, expected.map(|below| key(&catalog, below)));
+    assert_eq!(catalog.published(&all(&["alpha"]), &mut Generations::new()).unwrap().unwrap().whole, all(&[]));
+}
+
+#[test]
 fn many_datasets_fit_into_transactions() {
     let Some(catalog) = in_consul() else { return };
     let datasets: BTreeMap<DatasetName, DatasetInventory> =

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::catalog::consul::codec;
 use crate::catalog::consul::codec::Parts;
-use crate::catalog::consul::history::DestroyedHistory;
+use crate::catalog::consul::history::{DestroyedHistory, HostHistory};
 use crate::catalog::consul::keys::{Keys, MOST_PARTS, PART};
 use crate::catalog::consul::record::{DatasetPair, Generation, HostRecord};
 use crate::catalog::dataset::CatalogDataset;
@@ -168,13 +168,7 @@ impl<'a> HostWriter<'a> {
             }
             generation.number = generation.number.wrapping_add(1);
             ops.push(Op::Cas { key: self.keys.generation.clone(), value: generation.encode(), index });
-            match self.consul.commit(&ops).await? {
-                Committed::At(written) => index = written,
-                Committed::Conflict(reason) => {
-                    log::debug!("conflict at {}: {reason}", self.keys.generation);
-                    return Err(WriteError::Conflict);
-                }
-            }
+            index = self.commit(&ops).await?;
             if last {
                 return Ok(());
             }
@@ -282,5 +276,54 @@ impl<'a> HostWriter<'a> {
             self.commit_groups(groups, (generation, index), observed).await?;
         }
         Ok(forgotten)
+    }
+
+    /// Deletes all pairs of the host if the newest of what they record is older than `older_than`. Returns whether it
+    /// did. If nothing in them has a time, or a newer version of zsync wrote the generation, they are kept.
+    pub async fn try_forget_host(&self, older_than: DateTime<Utc>) -> Result<bool, WriteError> {
+        let record = HostRecord::read(self.consul, self.keys.clone()).await?;
+        let history = HostHistory::read(self.consul, &self.keys).await?;
+        let listed = record.generation.as_ref().and_then(|(generation, _)| generation.observed());
+        let datasets = record.datasets.values().filter_map(|pair| pair.dataset.as_ref()?.last_recorded());
+        let last_recorded = datasets.chain(listed).chain(history.last_recorded).max();
+        if last_recorded.is_none_or(|last| last >= older_than) {
+            return Ok(false);
+        }
+        let (mut generation, mut index) = match record.generation {
+            Some(known) => known,
+            None if self.consul.get(&self.keys.generation).await?.0.is_some() => return Ok(false),
+            None => (Generation::default(), 0),
+        };
+        let mut datasets: Vec<(String, u64)> = record.strays;
+        for (name, pair) in record.datasets {
+            datasets.push((self.keys.dataset(&name), pair.index));
+            datasets.extend(pair.parts);
+        }
+        let delete = |(key, index): &(String, u64)| Op::DeleteCas { key: key.clone(), index: *index };
+        // The generation goes last and keeps its number of datasets, so that until then the host counts as incomplete,
+        // not as one without datasets. A host that publishes meanwhile changes the generation, which is a conflict.
+        for some in datasets.chunks(MOST_OPS - 1) {
+            let mut ops: Vec<Op> = some.iter().map(delete).collect();
+            generation.number = generation.number.wrapping_add(1);
+            ops.push(Op::Cas { key: self.keys.generation.clone(), value: generation.encode(), index });
+            index = self.commit(&ops).await?;
+        }
+        let mut last: Vec<Op> = history.pairs.iter().map(delete).collect();
+        if index > 0 {
+            last.push(Op::DeleteCas { key: self.keys.generation.clone(), index });
+        }
+        self.commit(&last).await?;
+        Ok(true)
+    }
+
+    /// Commits one transaction, and returns its index.
+    async fn commit(&self, ops: &[Op]) -> Result<u64, WriteError> {
+        match self.consul.commit(ops).await? {
+            Committed::At(index) => Ok(index),
+            Committed::Conflict(reason) => {
+                log::debug!("conflict at {}: {reason}", self.keys.generation);
+                Err(WriteError::Conflict)
+            }
+        }
     }
 }

@@ -18,7 +18,7 @@ mod schema;
 mod spare;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
@@ -239,6 +239,14 @@ impl CatalogWrite for EmbeddedCatalog {
 
     fn forget_marks(&self, older_than: DateTime<Utc>) -> Result<usize, CatalogError> {
         self.write(|tx| write::forget(tx, older_than))
+    }
+
+    fn forget_hosts(
+        &self,
+        named: &BTreeSet<HostName>,
+        older_than: DateTime<Utc>,
+    ) -> Result<BTreeSet<HostName>, CatalogError> {
+        self.write(|tx| write::forget_hosts(tx, named, older_than))
     }
 
     fn record_outcome(&self, outcome: &Outcome) -> Result<(), CatalogError> {

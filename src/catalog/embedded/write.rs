@@ -3,7 +3,7 @@
 //! A director lists every host at the start of each pass, and most of each listing is known already. Therefore only
 //! rows that changed are written.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::{DateTime, Utc};
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -351,6 +351,45 @@ fn forget_not_written(tx: &Transaction<'_>, older_than: DateTime<Utc>) -> Result
         }
     }
     Ok(forgotten)
+}
+
+/// See [`CatalogWrite::forget_hosts`](crate::catalog::CatalogWrite::forget_hosts).
+pub(super) fn forget_hosts(
+    tx: &Transaction<'_>,
+    named: &BTreeSet<HostName>,
+    older_than: DateTime<Utc>,
+) -> Result<BTreeSet<HostName>, DbError> {
+    let old = "WITH of_dataset(host, dataset) AS
+                   (SELECT host.name, dataset.id FROM host JOIN dataset ON dataset.host = host.id),
+               recorded(host, at) AS (
+                   SELECT name, observed FROM host WHERE observed IS NOT NULL
+                   UNION ALL SELECT host.name, listed * 1000000 FROM host JOIN dataset ON dataset.host = host.id
+                       WHERE present AND listed IS NOT NULL
+                   UNION ALL SELECT host, at FROM mark JOIN of_dataset USING (dataset)
+                   UNION ALL SELECT host, at FROM not_written JOIN of_dataset USING (dataset)
+                   UNION ALL SELECT host, at FROM destroyed
+                   UNION ALL SELECT host, at FROM outcome)
+               SELECT host FROM recorded GROUP BY host HAVING max(at) < ?1";
+    let mut hosts: BTreeSet<HostName> = BTreeSet::new();
+    {
+        let mut statement = tx.prepare(old)?;
+        let mut found = statement.query([micros(older_than)])?;
+        while let Some(row) = found.next()? {
+            hosts.insert(rows::name(row, 0)?);
+        }
+    }
+    hosts.retain(|host| !named.contains(host));
+    for host in &hosts {
+        let datasets = "SELECT dataset.id FROM dataset JOIN host ON dataset.host = host.id WHERE host.name = ?1";
+        for table in ["snapshot", "bookmark", "mark", "not_written"] {
+            tx.execute(&format!("DELETE FROM {table} WHERE dataset IN ({datasets})"), [host.as_str()])?;
+        }
+        tx.execute("DELETE FROM dataset WHERE host IN (SELECT id FROM host WHERE name = ?1)", [host.as_str()])?;
+        for (table, column) in [("host", "name"), ("destroyed", "host"), ("outcome", "host")] {
+            tx.execute(&format!("DELETE FROM {table} WHERE {column} = ?1"), [host.as_str()])?;
+        }
+    }
+    Ok(hosts)
 }
 
 /// Records how an order ended.
