@@ -187,6 +187,7 @@ scenarios!(
     bad_input,
     behind,
     chaos,
+    clock,
     consul,
     demo,
     divergence,
