@@ -26,9 +26,9 @@ pub fn safe(text: &str) -> String {
     for c in rest.by_ref() {
         let before = safe.len();
         if is_unsafe(c) {
-            safe.extend(c.escape_default())
+            safe.extend(c.escape_default());
         } else {
-            safe.push(c)
+            safe.push(c);
         }
         if safe.len() > LONGEST_TEXT {
             safe.truncate(before);

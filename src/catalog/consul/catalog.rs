@@ -300,7 +300,7 @@ impl CatalogWrite for ConsulCatalog {
         let are_many = {
             let mut buffered = self.buffered();
             buffered.push(outcome.clone());
-            buffered.len() % BUFFERED_OUTCOMES == 0
+            buffered.len().is_multiple_of(BUFFERED_OUTCOMES)
         };
         // A pass does not end because its history cannot be written. The end of the pass writes it, or reports why not.
         if are_many && let Err(error) = self.flush() {
