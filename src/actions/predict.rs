@@ -146,7 +146,11 @@ impl Sending<'_> {
         let receiver = inventory.hosts.entry(to.host.clone()).or_default();
         receiver.observed.get_or_insert(at);
         self.follow_rename(&source, receiver);
-        let existed = receiver.datasets.contains_key(&to.dataset);
+        // A dataset that only contains copies was probably created for them, and gives way to a copy.
+        let existed = receiver.datasets.get(&to.dataset).is_some_and(|found| {
+            let has_copies = || receiver.within(&to.dataset).any(|(_, below)| below.flags.is_some());
+            !found.snapshots.is_empty() || found.resume_token.is_some() || !has_copies()
+        });
         let mut destination = receiver.datasets.get(&to.dataset).cloned().unwrap_or_default();
         destination.snapshots.retain(|s| !s.marks.deleted);
         let renamed = self.renamed.map(|renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() });
