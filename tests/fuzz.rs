@@ -455,7 +455,8 @@ fn inspection_of_streams_does_not_depend_on_pieces() {
 
 #[test]
 fn zfs_output_is_parsed_without_panic() {
-    fuzz("other output of zfs", &corpus("zfs-other"), |bytes| {
+    let seeds = [corpus("zfs-other"), corpus("zfs-errors")].concat();
+    fuzz("other output of zfs", &seeds, |bytes| {
         drop((parse::cloned(bytes), parse::values(bytes), parse::holds(bytes), parse::version(bytes)));
         if let Ok(resumable) = parse::resumable(bytes) {
             assert!(is_harmless(resumable.dataset.as_str()));

@@ -216,7 +216,8 @@ pub trait ZfsRead: Send + Sync + 'static {
         names: &[SnapName],
     ) -> impl Future<Output = Result<Vec<(SnapName, String)>, ZfsError>> + Send;
 
-    /// Returns how many bytes were written to each dataset since its snapshot of this name (`written@`).
+    /// Returns how many bytes were written to each dataset since its snapshot of this name (`written@`). Datasets
+    /// without such a snapshot are left out.
     fn written_since(
         &self,
         datasets: &[DatasetName],

@@ -132,14 +132,17 @@ fn parse_flags(text: &str, own_guid: &str) -> Option<SendFlags> {
     (guid == own_guid).then(|| flags.parse().ok()).flatten()
 }
 
-/// Parses the output of `zfs get -o name,value` for a numeric property.
+/// Parses the output of `zfs get -o name,value` for a numeric property. Datasets that do not have it are left out.
 pub fn values(output: &[u8]) -> Result<Vec<(DatasetName, u64)>, ParseError> {
-    lines(output)?
-        .map(|line| {
-            let [name, value] = columns(line)?;
-            Ok((name.parse().map_err(|e| format!("{e} in {line:?}"))?, number(line, "value", value)?))
-        })
-        .collect()
+    let mut values = Vec::new();
+    for line in lines(output)? {
+        let [name, value] = columns(line)?;
+        let dataset = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+        if value != "-" {
+            values.push((dataset, number(line, "value", value)?));
+        }
+    }
+    Ok(values)
 }
 
 /// Parses the output of `argv::properties`. Fails with the names of all properties if a value makes it ambiguous.
