@@ -132,6 +132,10 @@ fn missing(name: &str, survived: &[String]) -> Option<String> {
 }
 
 fn run_all() -> BTreeMap<String, String> {
+    // `cargo test --test lab` alone does not build the example programs that scenarios run.
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--locked", "--quiet", "--examples"]).args((!cfg!(debug_assertions)).then_some("--release"));
+    assert!(build.status().unwrap().success(), "the example programs cannot be built");
     // The lab is prepared once, so that no two machines do it at the same time.
     let mut prepare = Command::new(lab().join("run"));
     prepare.arg("--prepare").env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"));
@@ -192,6 +196,7 @@ scenarios!(
     demo,
     divergence,
     extras,
+    fake_and_real,
     few,
     flags,
     glance,

@@ -284,6 +284,25 @@ impl Pools {
         self.datasets.get_mut(name).ok_or_else(|| failed(call, format!("cannot open '{name}': dataset does not exist")))
     }
 
+    /// A snapshot, which a command opens by its full name.
+    pub(super) fn snapshot(&self, call: &str, dataset: &DatasetName, name: &SnapName) -> Result<&Snapshot, ZfsError> {
+        let found = self.datasets.get(dataset).and_then(|found| found.snapshots.iter().find(|s| s.name == *name));
+        found.ok_or_else(|| failed(call, format!("cannot open '{}': dataset does not exist", dataset.at(name))))
+    }
+
+    /// Checks that a new dataset has a pool and a parent.
+    pub(super) fn parent_of_new(&self, call: &str, new: &DatasetName) -> Result<(), ZfsError> {
+        let pool = new.pool();
+        let why = if !self.datasets.keys().any(|name| name.pool() == pool) {
+            format!("no such pool '{pool}'")
+        } else if new.parent().is_some_and(|parent| !self.datasets.contains_key(&parent)) {
+            "parent does not exist".to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(failed(call, format!("cannot create '{new}': {why}")))
+    }
+
     /// A dataset as `zfs list` shows it.
     pub(super) fn inventory(&self, dataset: &DatasetName) -> Option<DatasetInventory> {
         let mut inventory = self.datasets.get(dataset)?.clone();

@@ -64,7 +64,17 @@ impl ZfsRead for Fake {
     async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
         let pools = self.pools();
         let on = |(d, n, _): &&(DatasetName, SnapName, String)| d == dataset && names.contains(n);
-        Ok(pools.holds.iter().filter(on).map(|(_, name, tag)| (name.clone(), tag.clone())).collect())
+        let holds: Vec<_> = pools.holds.iter().filter(on).map(|(_, name, tag)| (name.clone(), tag.clone())).collect();
+        let call = "holds -H";
+        let missing = names.iter().filter_map(|name| pools.snapshot(call, dataset, name).err());
+        let mut words: Vec<String> = missing.map(|error| error.stderr).collect();
+        if words.is_empty() {
+            return Ok(holds);
+        }
+        if holds.is_empty() {
+            words.push("no datasets available".to_owned());
+        }
+        Err(failed(call, words.join("\n")))
     }
 
     async fn written_since(
@@ -76,6 +86,9 @@ impl ZfsRead for Fake {
         let mut all = Vec::new();
         for dataset in datasets {
             let inventory = pools.dataset("get written@", dataset)?;
+            if !inventory.snapshots.iter().any(|s| s.name == *name) {
+                continue;
+            }
             let newer = inventory.snapshots.iter().skip_while(|s| s.name != *name).skip(1);
             let between: u64 = newer.filter_map(|s| pools.written_before.get(&s.guid)).sum();
             all.push((dataset.clone(), between + inventory.written.unwrap_or(0)));
@@ -91,12 +104,14 @@ impl ZfsRead for Fake {
     }
 
     async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
-        Ok(self.pools().properties.get(dataset).cloned().unwrap_or_default())
+        let pools = self.pools();
+        pools.dataset("get all", dataset)?;
+        Ok(pools.properties.get(dataset).cloned().unwrap_or_default())
     }
 
     async fn arrivals(&self, dataset: &DatasetName) -> Result<BTreeMap<SnapName, String>, ZfsError> {
         let pools = self.pools();
-        let snapshots = pools.datasets.get(dataset).into_iter().flat_map(|found| &found.snapshots);
+        let snapshots = pools.dataset("get zsync:arrived", dataset)?.snapshots.iter();
         let value =
             |s: &crate::model::Snapshot| Some((s.name.clone(), pools.arrived.get(&(dataset.clone(), s.guid))?.clone()));
         Ok(snapshots.filter_map(value).collect())
@@ -104,6 +119,7 @@ impl ZfsRead for Fake {
 
     async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
         let pools = self.pools();
+        pools.dataset("list -o encryptionroot", root)?;
         let users = pools.datasets.iter().filter(|(_, found)| found.key_from.as_ref() == Some(root));
         Ok(users.map(|(name, _)| name.clone()).collect())
     }
@@ -121,13 +137,17 @@ impl ZfsRead for Fake {
                 return Ok(to.map(|to| pools.length(inventory, fromguid, to).saturating_sub(bytes)));
             }
         };
-        let inventory = pools.dataset(&call, dataset)?;
-        let place = |name: &SnapName| inventory.snapshots.iter().position(|s| s.name == *name);
-        let missing = || failed(&call, format!("cannot open '{}': dataset does not exist", dataset.at(to)));
-        let last = place(to).ok_or_else(missing)?;
+        let (inventory, _, last) = match pools.range(&call, dataset, to, from) {
+            Err(error) if matches!(from, SendFrom::Bookmark(_)) && error.stderr.starts_with("warning") => {
+                return Err(failed(&call, format!("warning: cannot send '{}': No such process", dataset.at(to))));
+            }
+            found => found?,
+        };
         let first = match from {
             SendFrom::Nothing => 0,
-            SendFrom::Snapshot(base) | SendFrom::Before(base) => place(base).map_or(0, |at| at + 1),
+            SendFrom::Snapshot(base) | SendFrom::Before(base) => {
+                inventory.snapshots.iter().position(|s| s.name == *base).map_or(0, |at| at + 1)
+            }
             SendFrom::Bookmark(_) | SendFrom::Origin(..) => return Ok(None),
         };
         let written = inventory.snapshots[first..=last].iter().filter_map(|s| pools.written_before.get(&s.guid));
@@ -137,8 +157,11 @@ impl ZfsRead for Fake {
     async fn size_of_destroy(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Option<u64>, ZfsError> {
         let pools = self.pools();
         let inventory = pools.dataset("destroy -nvp", dataset)?;
-        let victims = inventory.snapshots.iter().filter(|s| names.contains(&s.name));
-        Ok(Some(victims.filter_map(|s| pools.written_before.get(&s.guid)).sum()))
+        let victims: Vec<_> = inventory.snapshots.iter().filter(|s| names.contains(&s.name)).collect();
+        if victims.is_empty() {
+            return Err(failed("destroy -nvp", "could not find any snapshots to destroy; check snapshot names."));
+        }
+        Ok(Some(victims.into_iter().filter_map(|s| pools.written_before.get(&s.guid)).sum()))
     }
 
     async fn check_version(&self) -> Result<String, ZfsError> {

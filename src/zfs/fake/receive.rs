@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use futures_lite::io::AsyncWrite;
 use parking_lot::Mutex;
 
-use crate::model::{DatasetInventory, DatasetName, Guid, Marks, Origin};
+use crate::model::{DatasetInventory, DatasetName, Guid, Marks, Origin, Snapshot};
 use crate::zfs::fake::fault::Fault;
 use crate::zfs::fake::pools::{Fake, PartialReceive, Pools, SIGKILL, failed, killed};
 use crate::zfs::fake::stream::{Header, RECORD, data, trailer};
@@ -27,6 +27,8 @@ struct ReceiveProcess {
     input: Vec<u8>,
     /// The snapshot that is being received.
     current: Option<Header>,
+    /// How many of the next bytes belong to a snapshot that the destination has already, and are ignored.
+    ignored: usize,
     /// Whether the last snapshot of the stream has arrived.
     is_complete: bool,
     /// How the process ended.
@@ -68,9 +70,18 @@ impl ReceiveProcess {
     /// Processes everything that has arrived completely.
     fn work(&mut self) -> Result<(), ZfsError> {
         loop {
+            let ignored = self.ignored.min(self.input.len());
+            self.input.drain(..ignored);
+            self.ignored -= ignored;
             let Some(header) = &self.current else {
                 match Header::read(&self.input).map_err(|why| failed(&self.call, format!("cannot receive: {why}")))? {
                     None => return Ok(()),
+                    Some((header, length)) if self.fake.pools().has_received(&self.spec, &header) => {
+                        self.input.drain(..length);
+                        let data = usize::try_from(header.length).unwrap_or_default();
+                        self.ignored = data + trailer(header.snapshot.guid).len();
+                        self.is_complete = header.is_last;
+                    }
                     Some((header, length)) => {
                         self.fake.pools().begin(&self.spec, &header, &self.call)?;
                         self.input.drain(..length);
@@ -116,7 +127,7 @@ impl ReceiveProcess {
         }
         let result = match &self.current {
             Some(header) => Err(incomplete(&self.spec, header, &self.fake.pools(), &self.call)),
-            None if self.is_complete && self.input.is_empty() => Ok(()),
+            None if self.is_complete && self.ignored == 0 && self.input.is_empty() => Ok(()),
             None => Err(failed(&self.call, "cannot receive: failed to read from stream")),
         };
         self.end(result);
@@ -164,6 +175,9 @@ fn kind_of_stream(spec: &ReceiveSpec, header: &Header) -> &'static str {
 
 /// A stream that ended early or is damaged.
 fn incomplete(spec: &ReceiveSpec, header: &Header, pools: &Pools, call: &str) -> ZfsError {
+    if spec.is_unresumable {
+        return failed(call, format!("cannot receive {}: incomplete stream", kind_of_stream(spec, header)));
+    }
     let token = pools.partials.get(&spec.dataset).map(PartialReceive::token).unwrap_or_default();
     let words = format!(
         "cannot receive {}: checksum mismatch or incomplete stream.\nPartially received snapshot is saved.\n\
@@ -225,25 +239,42 @@ impl Pools {
             return refused(&occupied);
         }
         if let Some(base) = header.from {
+            if existing.snapshots.iter().any(|s| s.name == header.snapshot.name) {
+                let full = dataset.at(&header.snapshot.name);
+                return Err(failed(call, format!("cannot restore to {full}: destination already exists")));
+            }
             fits(dataset, existing, header, base).or_else(|why| refused(&why))?;
         }
         self.save(spec, header, false);
         Ok(())
     }
 
+    /// Whether the destination of an increment has its snapshot already. Such an increment is read, and changes nothing.
+    fn has_received(&self, spec: &ReceiveSpec, header: &Header) -> bool {
+        let is_increment = header.from.is_some() && header.resume.is_none() && spec.origin.is_none();
+        let snapshot = |s: &Snapshot| s.name == header.snapshot.name && s.guid == header.snapshot.guid;
+        let existing = self.datasets.get(&spec.dataset).filter(|_| !self.partials.contains_key(&spec.dataset));
+        is_increment && existing.is_some_and(|existing| existing.snapshots.iter().any(snapshot))
+    }
+
     /// Creates the dataset into which a full stream, or the stream of a clone, is received.
     fn begin_new(&mut self, spec: &ReceiveSpec, header: &Header, call: &str) -> Result<(), ZfsError> {
         let dataset = &spec.dataset;
         let parent = dataset.parent();
-        if let Some(parent) = &parent {
-            self.dataset(call, parent)?;
+        if let Some(parent) = parent.as_ref().filter(|parent| !self.datasets.contains_key(parent)) {
+            let kind = kind_of_stream(spec, header);
+            let words = format!(
+                "cannot open '{parent}': dataset does not exist\n\
+                 cannot receive {kind}: unable to restore to destination"
+            );
+            return Err(failed(call, words));
         }
         let origin = spec.origin.as_ref().map(|(of, name)| Origin { dataset: of.clone(), name: name.clone() });
         if let Some(Origin { dataset: of, name }) = &origin {
             let found = self.dataset(call, of)?.snapshots.iter().find(|s| s.name == *name).map(|s| s.guid);
             if found.is_none() || header.from.is_some_and(|from| found != Some(from)) {
                 let words = format!(
-                    "cannot receive new filesystem stream: most recent snapshot of {of} does not\nmatch incremental source"
+                    "cannot receive new filesystem stream: most recent snapshot of {dataset} does not\nmatch incremental source"
                 );
                 return Err(failed(call, words));
             }
@@ -372,6 +403,7 @@ impl Fake {
             read: 0,
             input: Vec::new(),
             current: None,
+            ignored: 0,
             is_complete: false,
             ended,
             waker: None,

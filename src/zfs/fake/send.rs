@@ -45,6 +45,44 @@ impl Pools {
         }
     }
 
+    /// The dataset of a send, and the places of the first and the last of its snapshots that the send contains.
+    pub(super) fn range(
+        &self,
+        call: &str,
+        dataset: &DatasetName,
+        to: &SnapName,
+        from: &SendFrom,
+    ) -> Result<(&DatasetInventory, usize, usize), ZfsError> {
+        let full = dataset.at(to);
+        self.snapshot(call, dataset, to)?;
+        let inventory = self.dataset(call, dataset)?;
+        let place = |name: &SnapName| inventory.snapshots.iter().position(|s| s.name == *name).unwrap_or_default();
+        let last = place(to);
+        let base = match from {
+            SendFrom::Nothing => return Ok((inventory, last, last)),
+            SendFrom::Snapshot(name) | SendFrom::Before(name) => self.snapshot(call, dataset, name)?.name.clone(),
+            SendFrom::Origin(of, name) => return self.snapshot(call, of, name).map(|_| (inventory, last, last)),
+            SendFrom::Bookmark(name) if inventory.bookmarks.iter().any(|b| b.name == *name) => {
+                return Ok((inventory, last, last));
+            }
+            SendFrom::Bookmark(name) => {
+                let why = format!("incremental source ({dataset}#{name}) does not exist");
+                return Err(failed(call, format!("warning: cannot send '{full}': {why}")));
+            }
+        };
+        let base = place(&base);
+        match from {
+            SendFrom::Snapshot(_) if base < last => Ok((inventory, base + 1, last)),
+            SendFrom::Snapshot(name) => {
+                let source = dataset.at(name);
+                let words = format!("WARNING: could not send {full}:\nincremental source ({source}) does not exist");
+                Err(failed(call, words))
+            }
+            _ if base < last => Ok((inventory, last, last)),
+            _ => Err(failed(call, format!("warning: cannot send '{full}': not an earlier snapshot from the same fs"))),
+        }
+    }
+
     /// The headers of the snapshots that a send contains.
     fn headers(&self, spec: &SendSpec, call: &str) -> Result<Vec<Header>, ZfsError> {
         let (dataset, to, from, flags) = match spec {
@@ -61,28 +99,12 @@ impl Pools {
                 return Ok(headers.into_iter().collect());
             }
         };
-        let inventory = self.dataset(call, dataset)?;
-        let missing = |name: String| failed(call, format!("cannot open '{name}': dataset does not exist"));
-        let position = |name: &SnapName| {
-            let at = inventory.snapshots.iter().position(|s| s.name == *name);
-            at.ok_or_else(|| missing(dataset.at(name)))
-        };
-        let to = position(to)?;
-        let (base, first) = match from {
-            SendFrom::Nothing => (None, to),
-            SendFrom::Snapshot(name) => {
-                let base = position(name)?;
-                (Some(inventory.snapshots[base].guid), base + 1)
-            }
-            SendFrom::Before(name) => (Some(inventory.snapshots[position(name)?].guid), to),
-            SendFrom::Bookmark(name) => {
-                let base = inventory.bookmarks.iter().find(|b| b.name == *name);
-                (Some(base.ok_or_else(|| missing(format!("{dataset}#{name}")))?.guid), to)
-            }
-            SendFrom::Origin(of, name) => {
-                let base = self.dataset(call, of)?.snapshots.iter().find(|s| s.name == *name);
-                (Some(base.ok_or_else(|| missing(of.at(name)))?.guid), to)
-            }
+        let (inventory, first, to) = self.range(call, dataset, to, from)?;
+        let base = match from {
+            SendFrom::Nothing => None,
+            SendFrom::Snapshot(name) | SendFrom::Before(name) => Some(self.snapshot(call, dataset, name)?.guid),
+            SendFrom::Bookmark(name) => inventory.bookmarks.iter().find(|b| b.name == *name).map(|b| b.guid),
+            SendFrom::Origin(of, name) => Some(self.snapshot(call, of, name)?.guid),
         };
         let mut headers = Vec::new();
         let mut before = base;

@@ -61,7 +61,8 @@ impl Header {
             return if input.len() > LONGEST_LINE { Err("invalid stream (bad magic number)") } else { Ok(None) };
         };
         let line = std::str::from_utf8(&input[..end]).unwrap_or_default();
-        let (json, sum) = line.rsplit_once(' ').ok_or("invalid stream (bad magic number)")?;
+        let words = line.rsplit_once(' ').filter(|(json, _)| json.starts_with('{'));
+        let (json, sum) = words.ok_or("invalid stream (bad magic number)")?;
         if u64::from_str_radix(sum, 16) != Ok(checksum(json.as_bytes())) {
             return Err("invalid stream (checksum mismatch)");
         }

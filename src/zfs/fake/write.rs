@@ -13,6 +13,9 @@ use crate::zfs::{
     ZfsError, argv,
 };
 
+/// The longest name of a dataset or snapshot.
+const MAX_NAME: usize = 255;
+
 impl Zfs for Fake {
     async fn snapshot(
         &self,
@@ -22,6 +25,13 @@ impl Zfs for Fake {
         let full: Vec<String> = datasets.iter().map(|d| d.at(name)).collect();
         let call = format!("snapshot {}", full.join(" "));
         let mut pools = self.call(&call)?;
+        for dataset in datasets {
+            pools.dataset(&call, dataset)?;
+            let full = dataset.at(name);
+            if full.len() > MAX_NAME {
+                return Err(failed(&call, format!("cannot create snapshot '{full}': name is too long")));
+            }
+        }
         let mut refused = Vec::new();
         for dataset in datasets {
             let exists = pools.dataset(&call, dataset)?.snapshots.iter().any(|s| s.name == *name);
@@ -35,7 +45,10 @@ impl Zfs for Fake {
             refused.push(format!("cannot create snapshot '{}': {words}", dataset.at(name)));
         }
         if !refused.is_empty() {
-            return Err(failed(&call, format!("{}\nno snapshots were created", refused.join("\n"))));
+            if datasets.len() > 1 {
+                refused.push("no snapshots were created".to_owned());
+            }
+            return Err(failed(&call, refused.join("\n")));
         }
         pools.txg += 1;
         let mut histories = Vec::new();
@@ -74,7 +87,7 @@ impl Zfs for Fake {
         let list: Vec<&str> = victims.iter().map(|v| v.name.as_str()).collect();
         let call = format!("destroy {dataset}@{}", list.join(","));
         let mut pools = self.call(&call)?;
-        let there = pools.dataset(&call, dataset)?.snapshots.clone();
+        let there = pools.datasets.get(dataset).map(|found| found.snapshots.clone()).unwrap_or_default();
         if !guards.iter().all(|g| there.iter().any(|s| s.name == g.name && s.guid == g.guid)) {
             return Ok(vec![Fate::Spared; victims.len()]);
         }
@@ -92,7 +105,9 @@ impl Zfs for Fake {
         }
         let is_doomed =
             |s: &Snapshot| victims.iter().zip(&fates).any(|(v, f)| *f == Fate::Destroyed && v.guid == s.guid);
-        pools.dataset_mut(&call, dataset)?.snapshots.retain(|s| !is_doomed(s));
+        if let Some(found) = pools.datasets.get_mut(dataset) {
+            found.snapshots.retain(|s| !is_doomed(s));
+        }
         Ok(fates)
     }
 
@@ -125,18 +140,20 @@ impl Zfs for Fake {
     async fn bookmark(&self, dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> Result<(), ZfsError> {
         let call = format!("bookmark {dataset}@{} {dataset}#{bookmark}", snapshot.name);
         let mut pools = self.call(&call)?;
+        let full = dataset.at(&snapshot.name);
+        let of = pools.snapshot(&call, dataset, &snapshot.name)?.clone();
         let inventory = pools.dataset_mut(&call, dataset)?;
         match inventory.bookmarks.iter().find(|b| b.name == *bookmark) {
             Some(same) if same.guid == snapshot.guid => return Ok(()),
             Some(_) => {
                 return Err(failed(&call, format!("cannot create bookmark '{dataset}#{bookmark}': bookmark exists")));
             }
+            None if of.guid != snapshot.guid => {
+                let another = failed(&call, format!("{full} is another snapshot now"));
+                return Err(ZfsError { kind: ErrorKind::NotFound, ..another });
+            }
             None => {}
         }
-        let Some(of) = inventory.snapshots.iter().find(|s| s.name == snapshot.name) else {
-            let full = dataset.at(&snapshot.name);
-            return Err(failed(&call, format!("cannot create bookmark: snapshot '{full}' does not exist")));
-        };
         let made = Bookmark { name: bookmark.clone(), guid: of.guid, createtxg: of.createtxg, creation: of.creation };
         inventory.bookmarks.push(made);
         inventory.sort();
@@ -145,17 +162,27 @@ impl Zfs for Fake {
 
     async fn destroy_bookmark(&self, dataset: &DatasetName, bookmark: &SnapName) -> Result<(), ZfsError> {
         let call = format!("destroy {dataset}#{bookmark}");
-        self.call(&call)?.dataset_mut(&call, dataset)?.bookmarks.retain(|b| b.name != *bookmark);
+        if let Some(found) = self.call(&call)?.datasets.get_mut(dataset) {
+            found.bookmarks.retain(|b| b.name != *bookmark);
+        }
         Ok(())
     }
 
     async fn rollback(&self, dataset: &DatasetName, to: &SnapName) -> Result<(), ZfsError> {
         let call = format!("rollback {dataset}@{to}");
         let mut pools = self.call(&call)?;
+        let after = pools.snapshot(&call, dataset, to)?.createtxg;
         let inventory = pools.dataset_mut(&call, dataset)?;
-        if inventory.newest().is_none_or(|newest| newest.name != *to) {
-            let full = dataset.at(to);
-            let words = format!("cannot rollback to '{full}': more recent snapshots or bookmarks exist");
+        let snapshots = inventory.snapshots.iter().filter(|s| s.createtxg > after).map(|s| dataset.at(&s.name));
+        let bookmarks = inventory.bookmarks.iter().filter(|b| b.createtxg > after);
+        let newer: Vec<String> = snapshots.chain(bookmarks.map(|b| format!("{dataset}#{}", b.name))).collect();
+        if !newer.is_empty() {
+            let words = format!(
+                "cannot rollback to '{}': more recent snapshots or bookmarks exist\n\
+                 use '-r' to force deletion of the following snapshots and bookmarks:\n{}",
+                dataset.at(to),
+                newer.join("\n")
+            );
             return Err(failed(&call, words));
         }
         inventory.written = Some(0);
@@ -175,6 +202,12 @@ impl Zfs for Fake {
     }
 
     async fn create_ancestors(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        let pool = dataset.pool();
+        if !self.pools().datasets.keys().any(|name| name.pool() == pool) {
+            let words =
+                format!("there is no pool {pool}; import it (zpool import), or name another pool in the policy");
+            return Err(ZfsError { kind: ErrorKind::NotFound, ..failed(&format!("list {pool}"), words) });
+        }
         let mut ancestor = dataset.parent();
         while let Some(name) = ancestor {
             if self.dataset(&name).is_none() {
@@ -190,6 +223,11 @@ impl Zfs for Fake {
         let call = argv::rename(dataset, to).join(" ");
         let mut pools = self.call(&call)?;
         pools.dataset(&call, dataset)?;
+        pools.parent_of_new(&call, to)?;
+        if to.is_within(dataset) && to != dataset {
+            let why = "New dataset name cannot be a descendant of current dataset name";
+            return Err(failed(&call, format!("cannot rename to '{to}': {why}")));
+        }
         if pools.datasets.contains_key(to) {
             return Err(failed(&call, format!("cannot rename '{dataset}': dataset already exists")));
         }
@@ -205,9 +243,13 @@ impl Zfs for Fake {
         properties: &[(&str, &str)],
     ) -> Result<(), ZfsError> {
         let call = format!("clone {} {clone}", dataset.at(of));
-        let exists = self.call(&call)?.datasets.contains_key(clone);
-        if exists {
-            return Err(failed(&call, format!("cannot create '{clone}': dataset already exists")));
+        {
+            let pools = self.call(&call)?;
+            pools.snapshot(&call, dataset, of)?;
+            pools.parent_of_new(&call, clone)?;
+            if pools.datasets.contains_key(clone) {
+                return Err(failed(&call, format!("cannot create '{clone}': dataset already exists")));
+            }
         }
         self.clone_as(dataset, of, clone);
         for (property, value) in properties {
@@ -219,8 +261,15 @@ impl Zfs for Fake {
     async fn destroy_clone(&self, clone: &DatasetName) -> Result<(), ZfsError> {
         let call = argv::destroy_clone(clone).join(" ");
         let mut pools = self.call(&call)?;
-        if !pools.dataset(&call, clone)?.snapshots.is_empty() {
-            return Err(failed(&call, format!("cannot destroy '{clone}': filesystem has children")));
+        let snapshots = pools.dataset(&call, clone)?.snapshots.iter().map(|s| clone.at(&s.name));
+        let below = pools.datasets.keys().filter(|name| name.below(clone).is_some_and(|below| !below.is_empty()));
+        let children: Vec<String> = below.map(ToString::to_string).chain(snapshots).collect();
+        if !children.is_empty() {
+            let words = format!(
+                "cannot destroy '{clone}': filesystem has children\nuse '-r' to destroy the following datasets:\n{}",
+                children.join("\n")
+            );
+            return Err(failed(&call, words));
         }
         pools.remove(clone);
         Ok(())
@@ -241,11 +290,10 @@ impl Zfs for Fake {
 
     async fn set_arrivals(&self, dataset: &DatasetName, names: &[SnapName], value: &str) -> Result<(), ZfsError> {
         for name in names {
-            let mut pools = self.call(&format!("set {}={value} {dataset}@{name}", tags::ARRIVED))?;
-            let found = pools.datasets.get(dataset).and_then(|found| found.snapshots.iter().find(|s| s.name == *name));
-            if let Some(guid) = found.map(|snapshot| snapshot.guid) {
-                pools.arrived.insert((dataset.clone(), guid), value.to_owned());
-            }
+            let call = format!("set {}={value} {dataset}@{name}", tags::ARRIVED);
+            let mut pools = self.call(&call)?;
+            let guid = pools.snapshot(&call, dataset, name)?.guid;
+            pools.arrived.insert((dataset.clone(), guid), value.to_owned());
         }
         Ok(())
     }
