@@ -482,13 +482,6 @@ impl<'a> Pass<'a> {
         true
     }
 
-    fn known(&self, place: &Place) -> KnownDataset<'a> {
-        match self.inventory.hosts.get(&place.host).filter(|h| h.covers(&place.dataset)) {
-            None => KnownDataset::Unlisted,
-            Some(host) => host.datasets.get(&place.dataset).map_or(KnownDataset::Absent, KnownDataset::Present),
-        }
-    }
-
     fn slots_of(&mut self, schedule: &'a Schedule) -> Slots {
         let (tz, now) = (self.policy.timezone, self.now);
         let slots = || Slots { last: schedule.last_slot(tz, now), next: schedule.next_slot(tz, now) };

@@ -18,6 +18,14 @@ use crate::model::{
 use crate::policy::{DatasetPolicy, SnapshotPolicy};
 
 impl<'a> Pass<'a> {
+    /// What is known about a dataset.
+    pub(super) fn known(&self, place: &Place) -> KnownDataset<'a> {
+        match self.inventory.hosts.get(&place.host).filter(|h| h.covers(&place.dataset)) {
+            None => KnownDataset::Unlisted,
+            Some(host) => host.datasets.get(&place.dataset).map_or(KnownDataset::Absent, KnownDataset::Present),
+        }
+    }
+
     /// The reason for a transfer to a destination that does not exist, in more detail: the copy follows its renamed source,
     /// was there before, or is new. Other reasons stay as they are.
     pub(super) fn absence(reason: SendReason, source: &DatasetInventory, to: &Place, route: &Route) -> SendReason {
