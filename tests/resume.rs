@@ -370,6 +370,26 @@ fn local_copy_resumes_after_killed_process() {
 }
 
 #[test]
+fn local_copy_whose_rest_is_always_refused_is_discarded_and_sent_again() {
+    let pair = Pair::new();
+    let order = local_order(&pair, pair.take("S_1"));
+    pair.alpha.disturb_next("send", Fault::Killed(MIDDLE));
+    assert!(!pair.carry_out(&order).0.is_success);
+    let refuse =
+        || pair.alpha.fail_next("receive", ErrorKind::Stream, "cannot receive resume stream: checksum mismatch");
+    for attempt in 1..=2 {
+        refuse();
+        let (response, _) = pair.carry_out(&order);
+        assert!(!response.is_success && response.error.contains("checksum mismatch"), "{attempt}: {response:?}");
+        assert!(token(&pair.alpha, "tank/copy/data").is_some(), "{attempt}");
+    }
+    refuse();
+    let (response, _) = pair.carry_out(&order);
+    assert_eq!((response.is_success, response.status), (true, ResponseStatus::Full), "{response:?}");
+    assert!(is_aborted(&pair.alpha, "tank/copy/data"));
+}
+
+#[test]
 fn local_copy_discards_partial_state_of_destroyed_snapshot() {
     let pair = Pair::new();
     let first = pair.take("S_1");

@@ -180,7 +180,9 @@ impl Finder<'_> {
                 // A copy may have had another name when it was sent: renamed sources have bookmarks for it.
                 let roots = self.roots_of_copies(&host, name);
                 for (to, (holds, bookmarks)) in left {
-                    if !roots.iter().any(|root| to.is_within(root)) {
+                    // A UUID does not show whether it stands for a place below one of them.
+                    let may_be_below = to.is_uuid() && !roots.is_empty();
+                    if !may_be_below && !roots.iter().any(|root| to.is_within(root)) {
                         found.push(Leftover { host: host.clone(), dataset: name.clone(), to, holds, bookmarks });
                     }
                 }

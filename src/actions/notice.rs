@@ -140,8 +140,8 @@ impl NoticeKind {
             }
             Self::PoolNotListed { .. } => Some("see zpool status on that host"),
             Self::Leftovers(_) => Some(
-                "zsync forget lists what it is, and removes it; without it, held snapshots are never pruned, and the next \
-                 transfer to such a destination may have to be a full copy",
+                "list them with zsync forget, and remove them with --yes: until then, held snapshots are never pruned; \
+                 afterwards, a new transfer to such a destination may have to be a full copy",
             ),
             Self::AppendOnly { .. } => {
                 Some("to prune there, set \"append_only\": false for it in local.json of that host")
@@ -155,8 +155,8 @@ impl NoticeKind {
             ),
             Self::ClockAhead { .. } => Some("correct the clock that is wrong"),
             Self::OutOfOrder { .. } => Some(
-                "if no clock was wrong, somebody may be dating snapshots back so that genuine ones are pruned; once you \
-                 know, destroy or rename the snapshot to end this notice",
+                "these dates, or the later date of an older snapshot, come from a wrong clock, or from somebody who \
+                 backdates snapshots to have genuine ones pruned; find out which before destroying any of them",
             ),
             Self::NothingInCommon { copy_of: Some(_), .. } => {
                 Some("if datasets were renamed at the source, rename their copies in the same way (zfs rename)")
@@ -267,7 +267,7 @@ impl fmt::Display for Notice {
             }
             NoticeKind::OutOfOrder { snapshots, snapshot } => write!(
                 f,
-                "has {snapshots} snapshots that are dated before older ones, such as {snapshot}: they take no other one's place in retention"
+                "has {snapshots} snapshots that are dated before older ones, such as {snapshot}: retention does not count them in place of others"
             ),
             NoticeKind::AppendOnly { snapshots } => write!(
                 f,

@@ -34,15 +34,28 @@ impl FailedOrder<'_> {
         own.into_iter().fold(text.to_owned(), |text, name| text.replace(name, "\0"))
     }
 
+    /// The dataset that the cause is about.
+    fn place(&self) -> Option<&DatasetName> {
+        self.to.map(|to| &to.dataset).or(self.dataset)
+    }
+
     /// How far up its dataset is. A hint for the uppermost dataset also helps those below it.
     fn depth(&self) -> (usize, Option<&DatasetName>) {
-        let dataset = self.to.map(|to| &to.dataset).or(self.dataset);
+        let dataset = self.place();
         (dataset.map_or(0, |dataset| dataset.as_str().matches('/').count()), dataset)
+    }
+
+    /// Whether its dataset is that of another failure, or lies below it.
+    fn is_below(&self, other: &Self) -> bool {
+        match (self.place(), other.place()) {
+            (Some(own), Some(upper)) => own.is_within(upper),
+            (own, upper) => own == upper,
+        }
     }
 }
 
-/// The indices of failures with the same cause, in the order of their first ones. In each group, the failure of the
-/// uppermost dataset comes first.
+/// The indices of failures with the same cause in the datasets of one tree, in the order of their causes. In each group,
+/// the failure of the uppermost dataset comes first.
 #[must_use]
 pub fn by_cause(failures: &[FailedOrder<'_>]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
@@ -56,10 +69,20 @@ pub fn by_cause(failures: &[FailedOrder<'_>]) -> Vec<Vec<usize>> {
         }
         groups[group].push(index);
     }
-    for group in &mut groups {
-        group.sort_by_key(|index| failures[*index].depth());
+    groups.into_iter().flat_map(|group| by_tree(failures, group)).collect()
+}
+
+/// Divides failures with the same cause by the trees that they are in.
+fn by_tree(failures: &[FailedOrder<'_>], mut group: Vec<usize>) -> Vec<Vec<usize>> {
+    group.sort_by_key(|index| failures[*index].depth());
+    let mut trees: Vec<Vec<usize>> = Vec::new();
+    for index in group {
+        match trees.iter_mut().find(|tree| failures[index].is_below(&failures[tree[0]])) {
+            Some(tree) => tree.push(index),
+            None => trees.push(vec![index]),
+        }
     }
-    groups
+    trees
 }
 
 /// A remark that names the datasets of the other failures in a group; empty if there are none.
@@ -83,8 +106,8 @@ mod tests {
     fn failures_with_one_cause_are_grouped_by_the_uppermost_dataset() {
         let alpha: HostName = "alpha".parse().unwrap();
         let name = |text: &str| text.parse::<DatasetName>().unwrap();
-        let sources = [name("tank/a/b"), name("tank"), name("tank/c"), name("tank/d")];
-        let places = ["pool/a/b", "pool", "pool/c", "pool/d"]
+        let sources = [name("tank/a/b"), name("tank"), name("tank/c"), name("tank/d"), name("other")];
+        let places = ["pool/a/b", "pool", "pool/c", "pool/d", "usb"]
             .map(|at| Place { host: "beta".parse().unwrap(), dataset: name(at) });
         let errors = places.iter().map(|to| format!("beta: {} is not listed", to.dataset)).collect::<Vec<_>>();
         let failed = |at: usize, error| FailedOrder {
@@ -95,8 +118,9 @@ mod tests {
             error,
             hint: None,
         };
-        let failures = [failed(0, &errors[0]), failed(2, "no space"), failed(1, &errors[1]), failed(3, &errors[3])];
-        assert_eq!(by_cause(&failures), [vec![2, 3, 0], vec![1]]);
+        let all = [failed(0, &errors[0]), failed(2, "no space"), failed(1, &errors[1]), failed(3, &errors[3])];
+        let failures = [all[0], all[1], all[2], all[3], failed(4, &errors[4])];
+        assert_eq!(by_cause(&failures), [vec![2, 3, 0], vec![4], vec![1]], "usb is another tree");
         assert_eq!(others(&failures, &[2, 3, 0]), " (the same for tank/d, tank/a/b)");
         assert_eq!(others(&failures, &[1]), "");
         assert_eq!(

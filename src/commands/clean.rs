@@ -15,8 +15,8 @@ use crate::sys::{clock, runtime};
 
 /// Arguments of `zsync clean`.
 #[derive(Args, Debug)]
-#[command(after_help = "Also deletes hosts that the policy does not name, if nothing newer was recorded \
-                        about them.\nA director does this by itself once a day, for records older than 30 days.\n\n\
+#[command(after_help = "Also deletes what the catalog records about hosts that the policy does not name, \
+                        if all of\nit is older than that. A director does this by itself once a day, for records older than 30 days.\n\n\
                         Exit status: 0 success; 2 nothing could be done.")]
 pub struct CleanArgs {
     /// The policy's file, which names the catalog.

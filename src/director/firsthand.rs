@@ -13,6 +13,7 @@ use crate::fleet::facts;
 use crate::fleet::state::FleetState;
 use crate::model::{Action, DatasetName, HostName, Place};
 use crate::policy::Policy;
+use crate::sys::clock;
 use crate::wire::{DirectorsOrder, Facts, Fence, Listing};
 use crate::zfs::Zfs;
 
@@ -98,7 +99,7 @@ impl Firsthand {
                 let order = DirectorsOrder { dest_dataset: top.to_string(), fence, ..blank(Action::KvResync) };
                 let (response, facts) = dispatcher.list(policy, host, order, &Contact::default()).await;
                 if *host != dispatcher.here {
-                    state.compare_clock(host, &response);
+                    state.set_clock(host, facts::clock_behind(&response, clock::now()));
                 }
                 let unlisted = facts::unlisted(&facts);
                 if let (false, reason) = (response.is_success && unlisted.is_empty(), response.message()) {

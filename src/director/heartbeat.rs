@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 
 use crate::director::progress::PassProgress;
 
-/// How long a pass may begin and end nothing, and move no byte. Everything that it waits for has a deadline, and the
-/// longest of them is an hour: that of an order that waits for a slot.
-const STUCK_AFTER: Duration = Duration::from_secs(2 * 3600);
+/// How long a pass may begin and end nothing, and move no byte. Everything that it waits for has a deadline. The longest
+/// is a day, the largest `stall_timeout`; before that, an order may wait an hour for each of two slots.
+const STUCK_AFTER: Duration = Duration::from_secs(27 * 3600);
 
 /// What the loop is doing. Clones share one state.
 #[derive(Clone, Default)]
@@ -69,10 +69,10 @@ mod tests {
     fn pass_without_activity_is_alive_for_a_while_only() {
         let (heartbeat, pass, began) = (Heartbeat::default(), PassProgress::default(), Instant::now());
         heartbeat.works(pass.clone());
-        assert!(heartbeat.is_alive(began + HOUR) && !heartbeat.is_alive(began + 3 * HOUR));
+        assert!(heartbeat.is_alive(began + 26 * HOUR) && !heartbeat.is_alive(began + 28 * HOUR));
         pass.unseen(&BTreeMap::new());
-        assert!(heartbeat.is_alive(began + 3 * HOUR), "a host was polled");
-        assert!(heartbeat.is_alive(began + 4 * HOUR) && !heartbeat.is_alive(began + 6 * HOUR));
+        assert!(heartbeat.is_alive(began + 28 * HOUR), "a host was polled");
+        assert!(heartbeat.is_alive(began + 54 * HOUR) && !heartbeat.is_alive(began + 56 * HOUR));
         heartbeat.step();
         assert!(heartbeat.is_alive(began + HOUR));
     }
@@ -81,7 +81,7 @@ mod tests {
     fn waiting_loop_is_alive_as_long_as_it_should_wait() {
         let (heartbeat, began) = (Heartbeat::default(), Instant::now());
         heartbeat.wait(Some(24 * HOUR));
-        assert!(heartbeat.is_alive(began + 25 * HOUR) && !heartbeat.is_alive(began + 27 * HOUR));
+        assert!(heartbeat.is_alive(began + 50 * HOUR) && !heartbeat.is_alive(began + 52 * HOUR));
         heartbeat.wait(None);
         assert!(heartbeat.is_alive(began + 1000 * HOUR));
         heartbeat.wait(Some(Duration::MAX));

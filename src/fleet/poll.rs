@@ -273,10 +273,11 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     if !response.is_success {
         return Ok(HostPoll::Failed(response.message()));
     }
-    let differences = state.store_listing(host, clock::now(), facts, resync).await?;
-    if *host != dispatcher.here {
-        state.compare_clock(host, &response);
-    }
+    // Storing the listing may take long, so the clocks are compared first.
+    let (now, is_here) = (clock::now(), *host == dispatcher.here);
+    let behind = facts::clock_behind(&response, now).filter(|_| !is_here);
+    let differences = state.store_listing(host, now, facts, resync).await?;
+    state.set_clock(host, behind);
     if response.unpublished {
         state.mark_unpublished(host);
     }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
@@ -17,7 +18,7 @@ use crate::fleet::facts;
 use crate::fleet::silent::SilentHosts;
 use crate::model::{DatasetName, HostListing, HostName, Inventory};
 use crate::sys::{clock, runtime};
-use crate::wire::{Facts, Response};
+use crate::wire::Facts;
 
 /// The inventory of a fleet with its catalog. Clones share one state.
 pub struct FleetState<C: ?Sized> {
@@ -236,9 +237,8 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         Ok(found)
     }
 
-    /// Compares the clock of a host that has just answered with this director's.
-    pub(crate) fn compare_clock(&self, host: &HostName, response: &Response) {
-        let behind = facts::clock_behind(response, clock::now());
+    /// Records how far the clock of a host is behind this director's; `None` if the host has not told.
+    pub(crate) fn set_clock(&self, host: &HostName, behind: Option<Duration>) {
         if let Some(known) = self.inventory().hosts.get_mut(host) {
             known.clock_behind = behind;
         }

@@ -188,8 +188,8 @@ impl Denied {
                 format!("to allow this, add {source_host:?} to \"sources\" of the entry {entry:?} in {file}")
             }
             Self::SourceTaken { file, dataset, entry, source_host, .. } => format!(
-                "send it to a dataset of its own (\"sync_dataset\"); if {source_host:?} is to send into {dataset} from now \
-                 on, list it in \"sources\" of the entry {entry:?} in {file}, with every other host that sends there"
+                "send it to a dataset of its own (\"sync_dataset\"); to permit {source_host:?} to send into {dataset}, list it \
+                 and every other host that sends there in \"sources\" of the entry {entry:?} in {file}"
             ),
             Self::NotDirector { file, .. } => {
                 format!("to allow this, add one of the names in its certificate to \"directors\" in {file}")

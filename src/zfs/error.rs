@@ -79,6 +79,20 @@ pub struct ZfsError {
 }
 
 impl ZfsError {
+    /// The error of a copy whose two commands failed: when one fails, the other one fails as well. If the receiver only
+    /// reports that its stream ended, the error of the sender is the cause, unless the sender only found that nobody
+    /// reads what it sends.
+    #[must_use]
+    pub(super) fn of_copy(sent: Self, received: Self) -> Self {
+        if received.kind == ErrorKind::Stream && !sent.is_broken_pipe() { sent } else { received }
+    }
+
+    /// Whether a sender ended because nobody reads what it sends.
+    fn is_broken_pipe(&self) -> bool {
+        let words = self.stderr.to_lowercase();
+        self.status.contains("SIGPIPE") || words.contains("broken pipe") || words.contains("signal received")
+    }
+
     /// The snapshots that `zfs snapshot` names as the reason why it took none, each with ZFS' message about it.
     #[must_use]
     pub fn refused_snapshots(&self) -> BTreeMap<String, String> {

@@ -139,8 +139,8 @@ impl SendPlan {
                 if !self.allowed.rollback || !self.allowed.may_destroy =>
             {
                 format!(
-                    "{rename}; or set rollback_if_needed and rollback_may_destroy, and \"rollback\" in local.json on {}, \
-                     which roll the destination back to {} and destroy the snapshots that only the destination has",
+                    "{rename}; or set rollback_if_needed and rollback_may_destroy, and \"rollback\": true with \
+                     \"append_only\": false in local.json on {}, which roll the destination back to {} and destroy the snapshots that only the destination has",
                     to.host, common.name
                 )
             }
@@ -159,15 +159,15 @@ impl SendPlan {
             ),
             Trouble::Written { newest, .. } => format!(
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
-                 set rollback_if_needed, and \"rollback\" in local.json on {}, which do that; to keep the data there, \
-                 {rename}",
+                 set rollback_if_needed, and \"rollback\": true with \"append_only\": false in local.json on {}, which do \
+                 that; to keep the data there, {rename}",
                 to.dataset.at(&newest.name),
                 to.host
             ),
             Trouble::Bare => {
                 format!(
-                    "{rename}; if it holds nothing and is not encrypted, set rollback_if_needed, and \"rollback\" in \
-                     local.json on {}, which replace it",
+                    "{rename}; if it holds nothing and is not encrypted, set rollback_if_needed, and \"rollback\": true \
+                     with \"append_only\": false in local.json on {}, which replace it",
                     to.host
                 )
             }

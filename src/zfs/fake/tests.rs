@@ -330,7 +330,7 @@ fn copy_reports_why_it_ended_and_gives_up_on_a_stall() {
         (("receive", Fault::Stalled(2000)), ErrorKind::Pool),
         // The receive reports the damage, and the send is killed by its broken pipe. Both errors have one cause, and
         // that of the send is returned.
-        (("send", Fault::Damaged(2000)), ErrorKind::Killed),
+        (("send", Fault::Damaged(2000)), ErrorKind::Stream),
     ] {
         let error = copy(Some(fault)).unwrap_err();
         assert_eq!(error.kind, kind, "{fault:?}: {error}");

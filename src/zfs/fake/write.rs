@@ -351,8 +351,8 @@ impl Zfs for Fake {
                 status: format!("no byte for {} (stall_timeout)", humantime::format_duration(stall)),
                 stderr: "is a pool suspended? see zpool status".into(),
             }),
-            Some((Err(sent), Err(received))) if received.kind == ErrorKind::Stream => Err(sent),
-            Some((_, Err(received))) => Err(received),
+            Some((Err(sent), Err(received))) => Err(ZfsError::of_copy(sent, received)),
+            Some((Ok(()), Err(received))) => Err(received),
             Some((sent, Ok(()))) => sent,
         }
     }

@@ -47,10 +47,8 @@ impl Runner {
         let Some((sent, received)) = future::or(copied, stalled).await else { return Err(stalled_error) };
         match (sent, received) {
             (Ok(()), Ok(())) => Ok(()),
-            // When one command fails, the other one fails as well. If the receiver only reports that its stream ended,
-            // the error of the sender is more useful.
-            (Err(sent), Err(received)) if received.kind == ErrorKind::Stream => Err(sent),
-            (_, Err(received)) => Err(received),
+            (Err(sent), Err(received)) => Err(ZfsError::of_copy(sent, received)),
+            (Ok(()), Err(received)) => Err(received),
             (Err(sent), Ok(())) => Err(sent),
         }
     }
