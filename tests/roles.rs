@@ -835,7 +835,7 @@ fn snapshot_that_differs_from_what_director_knows_stays() {
     // The director knows the first one as a year older than it is.
     let (response, _) = pair.carry_out(&destroy(vec![expected(first, 31_536_000), expected(second, 0)]));
     assert!(response.is_success, "{response:?}");
-    assert!(response.error.contains("tank/data@S_1 stays: the director knows it as created at"), "{}", response.error);
+    assert!(response.error.contains("tank/data@S_1 stays: it was created at"), "{}", response.error);
     assert_eq!(pair.source(), [first, third]);
     // A director of an older version says nothing.
     assert!(pair.carry_out(&destroy(Vec::new())).0.is_success);

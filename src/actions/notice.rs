@@ -9,7 +9,7 @@ use crate::actions::leftovers::Leftovers;
 use crate::actions::reason::time;
 use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::EXCLUDE;
-use crate::model::{DatasetName, HostName, Place, SnapName};
+use crate::model::{DatasetName, HostName, Place, SnapName, counted};
 use crate::policy::{Forbidden, Local, Policy};
 
 /// Something that an administrator should know.
@@ -267,11 +267,13 @@ impl fmt::Display for Notice {
             }
             NoticeKind::OutOfOrder { snapshots, snapshot } => write!(
                 f,
-                "has {snapshots} snapshots that are dated before older ones, such as {snapshot}: retention does not count them in place of others"
+                "has {} dated before older ones, such as {snapshot}: retention does not count them in place of others",
+                counted(*snapshots, "snapshot")
             ),
             NoticeKind::AppendOnly { snapshots } => write!(
                 f,
-                "keeps {snapshots} snapshots that retention would destroy, because local.json of {host} makes it append-only"
+                "keeps {} that retention would destroy, because local.json of {host} makes it append-only",
+                counted(*snapshots, "snapshot")
             ),
             NoticeKind::TooManyDestroys { destroys, snapshots, limit } => write!(
                 f,

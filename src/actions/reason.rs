@@ -154,7 +154,7 @@ impl fmt::Display for SendReason {
                  new copy begins",
             ),
             Self::CopyRenamed { from } => {
-                write!(f, "the source was renamed: its copy {from} is renamed as well, and takes an increment")
+                write!(f, "the source was renamed: its copy {from} is renamed as well, and gets an increment")
             }
             Self::DestinationUnknown => {
                 f.write_str("the destination could not be listed; the agent will compare both sides")

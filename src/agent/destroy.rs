@@ -70,8 +70,10 @@ fn mismatch(snapshot: &Snapshot, expected: Option<&ExpectedSnapshot>) -> Option<
     let ExpectedSnapshot { guid: _, createtxg, creation } = expected?;
     let differs = snapshot.createtxg != *createtxg || snapshot.creation != *creation;
     differs.then(|| {
-        format!("the director knows it as created at {creation} (createtxg {createtxg}), but here it was created at {} (createtxg {})",
-            snapshot.creation, snapshot.createtxg)
+        format!(
+            "it was created at {} (createtxg {}), but according to the director at {creation} (createtxg {createtxg})",
+            snapshot.creation, snapshot.createtxg
+        )
     })
 }
 

@@ -17,7 +17,7 @@ use crate::cli::settings::{host_name, host_name_of, local_if_exists};
 use crate::config;
 use crate::fleet::known;
 use crate::fleet::known::Overview;
-use crate::model::{DatasetName, HostName, hint};
+use crate::model::{DatasetName, HostName, counted, hint};
 use crate::sys::{clock, runtime};
 use crate::zfs::ZfsRead;
 use crate::zfs::system::System;
@@ -184,7 +184,7 @@ fn all_well(health: &Health) -> String {
     let oldest = health.rows.iter().filter_map(Row::age).max();
     let lag = health.rows.iter().filter_map(Row::lag).max();
     let datasets = datasets(health);
-    let mut text = format!("{datasets} dataset{}", if datasets == 1 { "" } else { "s" });
+    let mut text = counted(datasets, "dataset");
     if let Some(oldest) = oldest {
         text = format!("{text}, newest snapshots at most {} old", span(oldest));
     }

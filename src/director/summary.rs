@@ -8,7 +8,7 @@ use crate::catalog::Outcome;
 use crate::cli::report;
 use crate::cli::report::Format;
 use crate::director::report::{Report, failures, subject, verb};
-use crate::model::{HostName, ResponseStatus};
+use crate::model::{HostName, ResponseStatus, counted};
 
 fn snapshot(outcome: &Outcome) -> String {
     outcome.snapshot.as_ref().map_or_else(|| "several".to_owned(), ToString::to_string)
@@ -146,10 +146,6 @@ fn as_table(report: &Report, width: Option<usize>) -> String {
         (_, _) => format!("{orders} in {took:.1}s, {failures}\n"),
     });
     text
-}
-
-fn counted(n: usize, of: &str) -> String {
-    format!("{n} {of}{}", if n == 1 { "" } else { "s" })
 }
 
 #[cfg(test)]

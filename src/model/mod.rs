@@ -3,6 +3,7 @@
 //! Values are checked once, when they are made, and trusted afterwards. Nothing here performs I/O or
 //! reads a clock.
 
+pub mod count;
 pub mod counter;
 pub mod flags;
 pub mod hint;
@@ -16,6 +17,7 @@ pub mod sent_to;
 pub mod snapshot;
 pub mod tags;
 
+pub use count::counted;
 pub use counter::Counter;
 pub use flags::SendFlags;
 pub use identity::{Identity, PeerRole, TlsFiles};

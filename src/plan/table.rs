@@ -9,7 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use crate::actions::{NoticeKind, Order, SendVerdict, Side, TakeVerdict};
 use crate::cli::report;
 use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
-use crate::model::{DatasetName, HostName};
+use crate::model::{DatasetName, HostName, counted};
 use crate::plan::compare::{Comparison, Difference, SnapshotsDifference};
 use crate::plan::document::{Document, Explain, ExplainedPrune, WithReason};
 use crate::plan::simulate::{Ages, Remaining, Simulation};
@@ -25,7 +25,7 @@ pub(crate) fn time(at: DateTime<Utc>) -> String {
 }
 
 fn snapshots(count: usize) -> String {
-    format!("{count} snapshot{}", if count == 1 { "" } else { "s" })
+    counted(count, "snapshot")
 }
 
 /// Renders a plan: its orders, its notices, and its verdicts if they are explained.

@@ -278,8 +278,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
             && !std::mem::replace(&mut self.progress.unresumable, true)
         {
             log::info!("{}: sending so that the receive cannot be resumed: {error}", self.plan.source);
-            let remark = "received without -s, which the destination's pool refuses (it lacks the feature \
-                          extensible_dataset): an interrupted transfer begins again";
+            let remark = "received without -s, because the destination's pool lacks the feature extensible_dataset: \
+                          if the transfer is interrupted, it starts from the beginning";
             self.progress.remarks.push(remark.to_owned());
             return Ok(StepOutcome::new(Ok(()), destination));
         }
@@ -348,7 +348,8 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Err(error)
                 if error.zfs_error_kind() == ErrorKind::Stream && self.is_hopeless(&token, destination.as_ref()) =>
             {
-                let remark = format!("discarded what had arrived: its rest was refused again and again ({error})");
+                let remark =
+                    format!("discarded what had arrived: the destination has refused its rest several times ({error})");
                 log::warn!("{}: {remark}", self.plan.source);
                 self.progress.remarks.push(remark);
                 self.progress.resumed = false;
