@@ -1,3 +1,7 @@
+//! Hostile peers, on loopback.
+//!
+//! A hostile source opens 64 conversations with a slave, and keeps them without sending anything worth a slot.
+//!
 //! A hostile peer keeps a thousand idle connections open, and opens a thousand more per second that send garbage.
 //! Another peer must not notice, and the agent's memory must stay small. `ZSYNC_STORM_SECONDS` sets the duration, a few
 //! seconds by default.
@@ -20,12 +24,16 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use common::resident;
+use common::loopback::Server;
+use common::pair::Pair;
+use common::{local, resident, wait_until};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
 use zsync::config::parse_policy;
 use zsync::fleet::Dispatcher;
 use zsync::model::{Counter, HostName, PeerRole, TlsFiles};
+use zsync::server::acceptor::Acceptor;
+use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tls::Tls;
 use zsync::zfs::fake::Fake;
@@ -203,4 +211,87 @@ fn storm(tls: bool) {
 fn hostile_peer_does_not_keep_others_out() {
     storm(false);
     storm(true);
+}
+
+/// A slave for several sources, whose peers may be silent for `patience`, and the pair whose destination it is.
+fn slave_for_all(max_receives: usize, patience: Duration) -> Pair {
+    let open = format!(
+        r#"{{ "max_receives": {max_receives}, "local_datasets": [ {{ "name": "pool", "slave": true, "append_only": false }} ] }}"#
+    );
+    let mut pair = Pair::new();
+    let slave = Slave::new(Arc::new(pair.beta.clone()), local(&open));
+    let mut acceptor = Acceptor::new(Arc::new(slave), None);
+    acceptor.patience = patience;
+    pair.slave = Server::start(acceptor);
+    pair
+}
+
+/// What the hostile source sends on its nth connection: an order, and on every second connection the announcement of a
+/// stream.
+fn conversation(to: &str, n: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(to).unwrap();
+    let order = format!(
+        r#"{{"Source":"evil","OrderUUID":"{}","SnapshotUUID":"x","SnapshotName":"S_1","DestDataset":"pool/evil{n}","OldestUnsent":"1970-01-01T00:00:00Z"}}"#,
+        uuid::Uuid::now_v7()
+    );
+    let step =
+        r#"{"Step":"receive","Status":8,"Guid":"4711","SnapshotName":"S_1","Create":"filesystem","Flags":"Lec"}"#;
+    let text = if n.is_multiple_of(2) { format!("{order}\n{step}\n") } else { format!("{order}\n") };
+    stream.write_all(text.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn hostile_source_cannot_keep_slots_that_others_need() {
+    for max_receives in [1, 2, 8] {
+        let pair = slave_for_all(max_receives, Duration::from_secs(2));
+        let guid = pair.take("S_1");
+        let (to, over) = (pair.slave.address.clone(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let mut streams: Vec<(usize, TcpStream)> = (0..64).map(|n| (n, conversation(&to, n))).collect();
+            let over = &over;
+            scope.spawn(move || {
+                // A frame of one byte now and then, or signs of life.
+                while !over.load(Ordering::Relaxed) {
+                    for (n, stream) in &mut streams {
+                        let frame: &[u8] = if n.is_multiple_of(4) { &[0, 0, 0, 1, 0] } else { &[0xff; 4] };
+                        if n.is_multiple_of(2) {
+                            stream.write_all(frame).ok();
+                        }
+                    }
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+            });
+            // The hostile source has all the slots that it can get.
+            std::thread::sleep(Duration::from_millis(500));
+            let begin = Instant::now();
+            let response = pair.send(guid);
+            println!("{max_receives} slots: sent after {:.2?}", begin.elapsed());
+            over.store(true, Ordering::Relaxed);
+            assert!(response.is_success, "{response:?}");
+            assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        });
+        assert_eq!(pair.copy(), [guid]);
+    }
+}
+
+#[test]
+fn transfer_that_waits_for_a_slot_says_so_and_does_not_fail() {
+    let pair = slave_for_all(1, Duration::from_secs(60));
+    let guid = pair.take("S_1");
+    let occupant = conversation(&pair.slave.address, 1);
+    std::thread::sleep(Duration::from_millis(500));
+    let counter = Counter::default();
+    let (sender, _facts) = runtime::channel::unbounded();
+    let (agent, order) = (Arc::clone(&pair.agent), pair.send_order(guid));
+    let seen = counter.clone();
+    let sending = std::thread::spawn(move || runtime::block_on(common::carry_out(&agent, &order, sender, seen)));
+    wait_until("the transfer says what it waits for", || {
+        counter.waits_for().is_some_and(|what| what.contains("a slot (max_receives) of"))
+    });
+    drop(occupant);
+    let response = sending.join().unwrap();
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(counter.waits_for(), None);
+    assert_eq!(pair.copy(), [guid]);
 }

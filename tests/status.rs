@@ -186,6 +186,7 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
         seconds: 10.0,
         bytes: 1 << 20,
         total: Some(4 << 20),
+        waits_for: None,
     };
     let live = LiveStatus { at: now, began: now, ended: None, unseen: Default::default(), running: vec![transfer] };
     let file = fleet.path("catalog/live.json");

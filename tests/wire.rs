@@ -626,7 +626,7 @@ fn stream_refused_during_frame_ends_at_frame_boundary() {
         lines.read_exact(&mut beginning[..4]).unwrap();
         let length = u32::from_be_bytes(beginning[..4].try_into().unwrap());
         std::thread::sleep(PATIENCE / 4);
-        send_line(&mut peer, &Alive { alive: 0, refused: true });
+        send_line(&mut peer, &Alive { refused: true, ..Alive::default() });
         std::thread::sleep(PATIENCE / 4);
         std::io::copy(&mut lines.by_ref().take(u64::from(length)), &mut std::io::sink()).unwrap();
         frames(&mut lines)
@@ -649,7 +649,7 @@ fn sender_waits_for_slow_receiver_that_reports_progress() {
     let (mut conn, mut peer) = streaming();
     let peer_thread = std::thread::spawn(move || {
         for alive in 0..10 {
-            send_line(&mut peer, &Alive { alive, refused: false });
+            send_line(&mut peer, &Alive { alive, ..Alive::default() });
             std::thread::sleep(PATIENCE / 4);
         }
         frames(&mut BufReader::new(peer)).0
@@ -772,7 +772,7 @@ fn compressed_stream_can_be_refused_midway() {
     let peer_thread = std::thread::spawn(move || {
         let mut lines = BufReader::new(peer.try_clone().unwrap());
         assert!(pass_frame(&mut lines).is_some());
-        send_line(&mut peer, &Alive { alive: 0, refused: true });
+        send_line(&mut peer, &Alive { refused: true, ..Alive::default() });
         while pass_frame(&mut lines).is_some() {}
         recv_line::<StreamEnd>(&mut lines).unwrap()
     });

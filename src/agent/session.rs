@@ -108,7 +108,7 @@ impl<Z: Zfs> Agent<Z> {
 }
 
 async fn send_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireError> {
-    let progress = Progress { bytes: counter.get(), expected: counter.expected() };
+    let progress = Progress { bytes: counter.get(), expected: counter.expected(), waits_for: counter.waits_for() };
     conn.send(&AgentLine::Progress { progress }).await
 }
 

@@ -21,6 +21,7 @@ fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
         seconds: running.since.elapsed().as_secs_f64(),
         bytes: running.counter.get(),
         total: running.counter.expected(),
+        waits_for: running.counter.waits_for(),
     };
     LiveStatus {
         at: clock::now(),

@@ -427,7 +427,8 @@ async fn over_tcp(
                 conn.close().await;
                 return Ok(response);
             }
-            AgentLine::Progress { progress: Progress { bytes, expected } } => {
+            AgentLine::Progress { progress: Progress { bytes, expected, waits_for } } => {
+                counter.set_waiting(waits_for);
                 counter.add(bytes.saturating_sub(counter.get()));
                 counter.expect(expected.unwrap_or_default().saturating_sub(counter.expected().unwrap_or_default()));
             }

@@ -92,6 +92,9 @@ pub struct RunningTransfer {
     pub bytes: u64,
     /// Bytes to move in all, by ZFS' estimate; `None` if there is none.
     pub total: Option<u64>,
+    /// What the order waits for before it can continue.
+    #[serde(default)]
+    pub waits_for: Option<String>,
 }
 
 impl RunningTransfer {

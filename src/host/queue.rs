@@ -1,5 +1,8 @@
-//! Limits the number of concurrent transfers. A free slot goes to the transfer whose data has been waiting longest, not
-//! to the one that asked first.
+//! Limits the number of concurrent transfers, and divides the slots between hosts.
+//!
+//! A free slot goes to the host that has the fewest; among several, to the one whose last turn was longest ago. Among
+//! the transfers of one host, the one whose data has been waiting longest goes first. How long the data has waited is
+//! the sender's claim, so it never counts against another host.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +11,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
 
+use crate::model::HostName;
 use crate::sys::runtime;
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::Sender;
@@ -22,10 +26,24 @@ pub struct TransferQueue(Arc<Mutex<Slots>>);
 #[derive(Debug)]
 struct Slots {
     limit: usize,
-    free: usize,
+    /// How many slots one host may have.
+    per_host: usize,
+    hosts: BTreeMap<HostName, Share>,
+    /// How many slots were given so far.
+    turns: u64,
     /// How many transfers had to wait so far.
     waited: u64,
-    waiting: BTreeMap<Priority, Sender<QueueSlot>>,
+    waiting: BTreeMap<Priority, (HostName, Sender<QueueSlot>)>,
+}
+
+/// What a host has of the slots.
+#[derive(Debug, Default)]
+struct Share {
+    slots: usize,
+    /// Streams that gave up their slot because too little of them arrives.
+    parked: usize,
+    /// When the host got its last slot, counted in slots given.
+    last_turn: u64,
 }
 
 /// Since when the oldest data has been waiting, then the order of arrival. The lowest value goes first.
@@ -33,7 +51,17 @@ type Priority = (DateTime<Utc>, u64);
 
 /// The right to run a transfer. The slot becomes free when this is dropped.
 #[derive(Debug)]
-pub struct QueueSlot(TransferQueue);
+pub struct QueueSlot {
+    queue: TransferQueue,
+    host: HostName,
+}
+
+/// A stream that runs without a slot because too little of it arrives. It counts until this is dropped.
+#[derive(Debug)]
+pub struct ParkedStream {
+    queue: TransferQueue,
+    host: HostName,
+}
 
 /// A transfer that waits for a slot. It leaves the queue when this is dropped.
 struct Waiting<'a> {
@@ -52,35 +80,57 @@ pub fn queue_timeout(key: &str, limit: usize) -> String {
 }
 
 impl TransferQueue {
-    /// Creates a queue with this number of slots.
+    /// Creates a queue with this number of slots, all of which one host may have.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self(Arc::new(Mutex::new(Slots { limit, free: limit, waited: 0, waiting: BTreeMap::new() })))
+        Self::with(limit, limit)
+    }
+
+    /// Creates a queue with this number of slots for several hosts. One of the slots, if there are two or more, is
+    /// never given to a host that has all the others.
+    #[must_use]
+    pub fn shared(limit: usize) -> Self {
+        Self::with(limit, limit.saturating_sub(1).max(1))
+    }
+
+    fn with(limit: usize, per_host: usize) -> Self {
+        let (hosts, waiting) = (BTreeMap::new(), BTreeMap::new());
+        Self(Arc::new(Mutex::new(Slots { limit, per_host, hosts, turns: 0, waited: 0, waiting })))
+    }
+
+    /// Whether a queue with these properties would be the same as this one.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        let limits = |queue: &Self| {
+            let slots = queue.slots();
+            (slots.limit, slots.per_host)
+        };
+        limits(self) == limits(other)
     }
 
     fn slots(&self) -> MutexGuard<'_, Slots> {
         self.0.lock()
     }
 
-    /// Waits for a slot, for data that has been waiting since `since`. After [`WAIT_FOR_SLOT`] it fails with the number
-    /// of slots.
-    pub async fn take(&self, since: DateTime<Utc>) -> Result<QueueSlot, usize> {
+    /// Waits for a slot for a transfer of `host`, whose data has been waiting since `since`. After [`WAIT_FOR_SLOT`] it
+    /// fails with the number of slots.
+    pub async fn take(&self, host: &HostName, since: DateTime<Utc>) -> Result<QueueSlot, usize> {
         let limit = self.slots().limit;
-        runtime::timeout(WAIT_FOR_SLOT, self.wait(since)).await.map_err(|runtime::Elapsed| limit)
+        runtime::timeout(WAIT_FOR_SLOT, self.wait(host, since)).await.map_err(|runtime::Elapsed| limit)
     }
 
-    async fn wait(&self, since: DateTime<Utc>) -> QueueSlot {
+    async fn wait(&self, host: &HostName, since: DateTime<Utc>) -> QueueSlot {
         loop {
             let (priority, receiver) = {
                 let mut slots = self.slots();
-                if slots.free > 0 {
-                    slots.free -= 1;
-                    return QueueSlot(self.clone());
+                if slots.may_take(host) {
+                    slots.give(host);
+                    return QueueSlot { queue: self.clone(), host: host.clone() };
                 }
                 let (sender, receiver) = channel::bounded(1);
                 let priority = (since, slots.waited);
                 slots.waited += 1;
-                slots.waiting.insert(priority, sender);
+                slots.waiting.insert(priority, (host.clone(), sender));
                 (priority, receiver)
             };
             let _waiting = Waiting { queue: self, priority };
@@ -89,22 +139,102 @@ impl TransferQueue {
             }
         }
     }
+
+    /// Gives free slots to waiting transfers.
+    fn serve(&self) {
+        loop {
+            let next = self.slots().next();
+            let Some((host, sender)) = next else { return };
+            // If the transfer has just stopped waiting, the slot is dropped, which passes it on to the next one.
+            drop(sender.try_send(QueueSlot { queue: self.clone(), host }));
+        }
+    }
+}
+
+impl Slots {
+    fn used(&self) -> usize {
+        self.hosts.values().map(|share| share.slots).sum()
+    }
+
+    fn may_take(&self, host: &HostName) -> bool {
+        self.used() < self.limit && self.hosts.get(host).is_none_or(|share| share.slots < self.per_host)
+    }
+
+    fn give(&mut self, host: &HostName) {
+        self.turns += 1;
+        let share = self.hosts.entry(host.clone()).or_default();
+        (share.slots, share.last_turn) = (share.slots + 1, self.turns);
+    }
+
+    /// Gives a free slot to the transfer whose turn it is, and removes it from those that wait.
+    fn next(&mut self) -> Option<(HostName, Sender<QueueSlot>)> {
+        let turn = |host: &HostName| self.hosts.get(host).map_or((0, 0), |share| (share.slots, share.last_turn));
+        let may = self.waiting.iter().filter(|(_, (host, _))| self.may_take(host));
+        let priority =
+            may.min_by_key(|(priority, (host, _))| (turn(host), **priority)).map(|(priority, _)| *priority)?;
+        let (host, sender) = self.waiting.remove(&priority)?;
+        self.give(&host);
+        Some((host, sender))
+    }
+
+    /// Forgets hosts that have and want nothing. They have waited longest for their turn when they return.
+    fn forget(&mut self) {
+        let wants = |host: &HostName| self.waiting.values().any(|(waiting, _)| waiting == host);
+        if self.hosts.len() > self.limit {
+            let idle = |(host, share): &(&HostName, &Share)| share.slots + share.parked == 0 && !wants(host);
+            let idle: Vec<HostName> = self.hosts.iter().filter(idle).map(|(host, _)| host.clone()).collect();
+            self.hosts.retain(|host, _| !idle.contains(host));
+        }
+    }
+}
+
+impl QueueSlot {
+    /// Frees the slot, and lets the stream continue without one. Fails, and returns the slot, if the host has as many
+    /// such streams as there are slots.
+    pub fn park(self) -> Result<ParkedStream, Self> {
+        {
+            let mut slots = self.queue.slots();
+            let limit = slots.limit;
+            match slots.hosts.get_mut(&self.host) {
+                Some(share) if share.parked < limit => share.parked += 1,
+                _ => {
+                    drop(slots);
+                    return Err(self);
+                }
+            }
+        }
+        Ok(ParkedStream { queue: self.queue.clone(), host: self.host.clone() })
+    }
+
+    /// Whether somebody else could use the slot now.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        let slots = self.queue.slots();
+        let has_room = |host: &HostName| slots.hosts.get(host).is_none_or(|share| share.slots < slots.per_host);
+        slots.waiting.values().any(|(host, _)| *host == self.host || has_room(host))
+    }
 }
 
 impl Drop for QueueSlot {
     fn drop(&mut self) {
-        let next = {
-            let mut slots = self.0.slots();
-            let next = slots.waiting.pop_first();
-            if next.is_none() {
-                slots.free += 1;
+        {
+            let mut slots = self.queue.slots();
+            if let Some(share) = slots.hosts.get_mut(&self.host) {
+                share.slots -= 1;
             }
-            next
-        };
-        if let Some((_, sender)) = next {
-            // If the transfer has just stopped waiting, the slot is dropped, which passes it on to the next one.
-            drop(sender.try_send(QueueSlot(self.0.clone())));
+            slots.forget();
         }
+        self.queue.serve();
+    }
+}
+
+impl Drop for ParkedStream {
+    fn drop(&mut self) {
+        let mut slots = self.queue.slots();
+        if let Some(share) = slots.hosts.get_mut(&self.host) {
+            share.parked -= 1;
+        }
+        slots.forget();
     }
 }
 
@@ -119,6 +249,7 @@ mod tests {
     use std::pin::pin;
 
     use futures_lite::future::{block_on, poll_once};
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -126,17 +257,22 @@ mod tests {
         DateTime::from_timestamp(seconds, 0).unwrap()
     }
 
+    fn host(name: &str) -> HostName {
+        name.parse().unwrap()
+    }
+
     #[test]
     fn take_serves_the_longest_waiting_data_and_skips_dropped_callers() {
         block_on(async {
-            let queue = TransferQueue::new(1);
-            let first = queue.take(at(50)).await.unwrap();
-            let mut young = pin!(queue.take(at(30)));
-            let mut old = pin!(queue.take(at(10)));
-            let mut gone = Box::pin(queue.take(at(5)));
+            let (queue, alpha) = (TransferQueue::new(1), host("alpha"));
+            let first = queue.take(&alpha, at(50)).await.unwrap();
+            let mut young = pin!(queue.take(&alpha, at(30)));
+            let mut old = pin!(queue.take(&alpha, at(10)));
+            let mut gone = Box::pin(queue.take(&alpha, at(5)));
             assert!(poll_once(&mut young).await.is_none());
             assert!(poll_once(&mut old).await.is_none());
             assert!(poll_once(&mut gone).await.is_none());
+            assert!(first.is_wanted());
             drop(first);
             // It was given the slot, but never took it.
             drop(gone);
@@ -144,10 +280,114 @@ mod tests {
             let second = poll_once(&mut old).await.unwrap().unwrap();
             drop(second);
             let third = poll_once(&mut young).await.unwrap().unwrap();
-            assert_eq!(queue.slots().free, 0);
+            assert_eq!(queue.slots().used(), 1);
+            assert!(!third.is_wanted());
             drop(third);
             let slots = queue.slots();
-            assert_eq!((slots.free, slots.waiting.len()), (1, 0));
+            assert_eq!((slots.used(), slots.waiting.len()), (0, 0));
         });
+    }
+
+    #[test]
+    fn shared_queue_never_gives_one_host_all_slots() {
+        block_on(async {
+            let (queue, greedy, modest) = (TransferQueue::shared(4), host("greedy"), host("modest"));
+            // However old the data is that it claims to have.
+            let held: Vec<QueueSlot> = [queue.take(&greedy, at(0)).await, queue.take(&greedy, at(0)).await]
+                .into_iter()
+                .chain([queue.take(&greedy, at(0)).await])
+                .map(Result::unwrap)
+                .collect();
+            let mut greedy_waits = pin!(queue.take(&greedy, at(0)));
+            assert!(poll_once(&mut greedy_waits).await.is_none(), "the last slot is not for it");
+            assert!(!held[0].is_wanted() || queue.slots().used() < 4);
+            let one = poll_once(pin!(queue.take(&modest, at(100)))).await.unwrap().unwrap();
+            let mut two = pin!(queue.take(&modest, at(100)));
+            assert!(poll_once(&mut two).await.is_none());
+            // The next free slot goes to the host that has the fewest, whatever the other one claims.
+            let mut held = held.into_iter();
+            drop(held.next());
+            let two = poll_once(&mut two).await.unwrap().unwrap();
+            assert!(poll_once(&mut greedy_waits).await.is_none());
+            drop((one, two));
+            assert!(poll_once(&mut greedy_waits).await.is_some());
+        });
+    }
+
+    #[test]
+    fn single_slot_goes_round_the_hosts() {
+        block_on(async {
+            let (queue, greedy, modest) = (TransferQueue::shared(1), host("greedy"), host("modest"));
+            let first = queue.take(&greedy, at(0)).await.unwrap();
+            let mut again = pin!(queue.take(&greedy, at(0)));
+            let mut other = pin!(queue.take(&modest, at(100)));
+            assert!(poll_once(&mut again).await.is_none());
+            assert!(poll_once(&mut other).await.is_none());
+            drop(first);
+            assert!(poll_once(&mut again).await.is_none());
+            drop(poll_once(&mut other).await.unwrap());
+            assert!(poll_once(&mut again).await.is_some());
+        });
+    }
+
+    #[test]
+    fn parked_stream_makes_room_and_is_limited_per_host() {
+        block_on(async {
+            let (queue, slow, other) = (TransferQueue::shared(1), host("slow"), host("other"));
+            let slot = queue.take(&slow, at(0)).await.unwrap();
+            let mut waits = pin!(queue.take(&other, at(100)));
+            assert!(poll_once(&mut waits).await.is_none());
+            let parked = slot.park().unwrap();
+            drop(poll_once(&mut waits).await.unwrap());
+            let again = queue.take(&slow, at(0)).await.unwrap();
+            let again = again.park().unwrap_err();
+            drop(parked);
+            assert!(again.park().is_ok());
+        });
+    }
+
+    proptest! {
+        /// Whatever is taken, dropped and parked in whatever order: no more slots are used than there are, no host has
+        /// more than its share, nobody waits who could have a slot, and in the end all slots are free.
+        #[test]
+        fn slots_are_never_lost_nor_exceeded(
+            limit in 1usize..5, is_shared: bool, steps in prop::collection::vec((0usize..4, 0usize..3, 0i64..9), 1..80)
+        ) {
+            block_on(async {
+                let queue = if is_shared { TransferQueue::shared(limit) } else { TransferQueue::new(limit) };
+                let hosts = [host("a"), host("b"), host("c")];
+                let (mut held, mut parked, mut waiting) = (Vec::new(), Vec::new(), Vec::new());
+                for (what, which, since) in steps {
+                    match what {
+                        0 | 1 => {
+                            let (queue, host) = (queue.clone(), hosts[which].clone());
+                            waiting.push(Box::pin(async move { queue.take(&host, at(since)).await.unwrap() }));
+                        }
+                        2 if which < held.len() => {
+                            let slot: QueueSlot = held.swap_remove(which);
+                            parked.extend(slot.park().ok());
+                        }
+                        3 if which < waiting.len() && since < 3 => drop(waiting.swap_remove(which)),
+                        _ if which < held.len() => drop(held.swap_remove(which)),
+                        _ => drop(parked.pop()),
+                    }
+                    let mut still = Vec::new();
+                    for mut one in std::mem::take(&mut waiting) {
+                        match poll_once(&mut one).await {
+                            Some(slot) => held.push(slot),
+                            None => still.push(one),
+                        }
+                    }
+                    waiting = still;
+                    let slots = queue.slots();
+                    assert!(slots.used() == held.len() && held.len() <= limit);
+                    assert!(slots.hosts.values().all(|share| share.slots <= slots.per_host));
+                    assert!(slots.waiting.values().all(|(host, _)| !slots.may_take(host)));
+                }
+                drop((held, waiting, parked));
+                let slots = queue.slots();
+                assert!(slots.waiting.is_empty() && slots.hosts.values().all(|s| s.slots + s.parked == 0));
+            });
+        }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
+
 /// Counts the bytes of a transfer while it runs. Clones share one count.
 #[derive(Clone, Debug, Default)]
 pub struct Counter(Arc<Bytes>);
@@ -11,6 +13,7 @@ pub struct Counter(Arc<Bytes>);
 struct Bytes {
     done: AtomicU64,
     expected: AtomicU64,
+    waits_for: Mutex<Option<String>>,
 }
 
 impl Counter {
@@ -23,6 +26,17 @@ impl Counter {
     #[must_use]
     pub fn get(&self) -> u64 {
         self.0.done.load(Ordering::Relaxed)
+    }
+
+    /// Sets what the transfer waits for before it can continue; `None` if it does not wait.
+    pub fn set_waiting(&self, waits_for: Option<String>) {
+        *self.0.waits_for.lock() = waits_for;
+    }
+
+    /// What the transfer waits for before it can continue, as a noun phrase.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<String> {
+        self.0.waits_for.lock().clone()
     }
 
     /// Adds to the estimate of how many bytes there will be in total.

@@ -1,6 +1,6 @@
 //! What one host permits zsync to do with its datasets, as configured in `local.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::{DatasetInventory, DatasetName, HostName, Identity, PeerRole, TlsFiles};
@@ -120,6 +120,14 @@ impl Local {
             above = name.parent();
         }
         None
+    }
+
+    /// Whether several hosts may send into datasets of this host.
+    #[must_use]
+    pub fn has_several_sources(&self) -> bool {
+        let receiving = || self.datasets.values().filter(|entry| entry.enable && entry.slave);
+        let named: BTreeSet<&HostName> = receiving().filter_map(|entry| entry.sources.as_ref()).flatten().collect();
+        named.len() > 1 || receiving().any(|entry| entry.sources.is_none())
     }
 
     /// The datasets of enabled entries that lie below no other such dataset. A recursive listing of them shows every

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use futures_lite::future;
+
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::publish::publisher::Publisher;
@@ -9,9 +11,11 @@ use crate::host::queue::{QueueSlot, queue_timeout};
 use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, ResponseStatus};
 use crate::policy::Local;
 use crate::server::{Counters, acceptor, counters};
+use crate::slave::flow::window_of;
 use crate::slave::listing::list_uuids;
 use crate::slave::receive::{IncomingStream, Receiver, occupied};
-use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, waiting_since};
+use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, waiting_since};
+use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{DestinationInfo, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
 use crate::zfs::Zfs;
@@ -70,7 +74,7 @@ impl<Z: Zfs> Slave<Z> {
     /// Creates a slave with this host's ZFS and configuration.
     #[must_use]
     pub fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
-        Self { receiver: Receiver::new(zfs, local), counters: Counters::new(counters::SLAVE) }
+        Self { receiver: Receiver::for_others(zfs, local), counters: Counters::new(counters::SLAVE) }
     }
 
     /// Returns the slave with another configuration. Running conversations keep their locks and slots.
@@ -137,7 +141,8 @@ impl<Z: Zfs> Slave<Z> {
             let busy = ListUuids { status, error: occupied(dataset), ..ListUuids::default() };
             return refuse(conn, order, busy).await.map(|()| None);
         };
-        match alive_while(conn, &no_bytes, self.receiver.queue.take(waiting_since(order))).await? {
+        let taking = self.receiver.queue.take(&order.source, waiting_since(order));
+        match queued_while(conn, &no_bytes, taking).await? {
             Ok(slot) => Ok(Some(Admission { claim, slot })),
             Err(limit) => {
                 let (status, error) = (Some(DatasetStatus::True), queue_timeout("max_receives", limit));
@@ -179,8 +184,7 @@ impl<Z: Zfs> Session<'_, Z> {
         let mut can_continue = self.report_destination().await?;
         self.known = self.destination.found.as_ref().and_then(|found| found.newest()).map(|newest| newest.createtxg);
         while can_continue {
-            // Between two steps an agent may wait for its own ZFS.
-            let step: Step = self.conn.recv(acceptor::BETWEEN_STEPS).await?;
+            let step = self.next_step().await?;
             self.is_unpublished = true;
             can_continue = match step {
                 Step::Finish { status, guid } => return self.finish(status, guid).await,
@@ -192,6 +196,18 @@ impl<Z: Zfs> Session<'_, Z> {
             };
         }
         Ok(())
+    }
+
+    /// Receives the next step. A slot that the agent leaves unused for too long is freed; its stream takes another.
+    async fn next_step(&mut self) -> Result<Step, WireError> {
+        let (unused, slot) = (window_of(self.conn), &mut self.slot);
+        let freeing = async {
+            runtime::sleep(unused).await;
+            drop(slot.take());
+            future::pending().await
+        };
+        // Between two steps an agent may wait for its own ZFS.
+        future::or(self.conn.recv(acceptor::BETWEEN_STEPS), freeing).await
     }
 
     async fn carry_out(&mut self, step: Step) -> Result<StepDone, StepFailure> {

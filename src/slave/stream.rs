@@ -10,6 +10,7 @@ use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
 use crate::model::{Counter, DatasetInventory, ResponseStatus, SendFlags};
+use crate::slave::flow::{Flow, window_of};
 use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
 use crate::sys::{clock, runtime};
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
@@ -63,6 +64,8 @@ enum Fed {
     Closed,
     /// `zfs receive` accepted no data for too long.
     Stalled,
+    /// Too little of the stream arrives, while others wait for its slot.
+    Slow,
     /// The stream is not what was announced, for this reason. Nothing of the offending part was passed on.
     Refused(String),
 }
@@ -75,13 +78,13 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         conn: &mut Conn,
         slot: Option<QueueSlot>,
     ) -> Result<Option<DatasetInventory>, StepFailure> {
-        let (slot, ReceiveStream { mut data, end }) =
-            match alive_while(conn, &Counter::default(), self.begin(slot)).await? {
-                Ok(begun) => begun,
-                Err(error) => return self.refuse(conn, error).await,
-            };
+        let (slot, ReceiveStream { mut data, end }) = match self.begin(conn, slot).await? {
+            Ok(begun) => begun,
+            Err(error) => return self.refuse(conn, error).await,
+        };
         let mut inspector = self.receiver.zfs.inspector(self.expected());
-        let fed = feed(conn, &mut *data, &mut *inspector, self.counter).await;
+        let mut flow = Flow::new(slot, window_of(conn));
+        let fed = self.feed(conn, &mut *data, &mut *inspector, &mut flow).await;
         if let Ok(Fed::Refused(reason)) = fed {
             // Killed before its input is closed, so that it does not take this for the end of the stream.
             drop((end, data));
@@ -97,8 +100,14 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             let error = OrderError::stalled("zfs receive accepted no data", conn.stall);
             return self.refuse(conn, error).await;
         }
+        if let Ok(Fed::Slow) = fed {
+            // What arrived is kept for resuming.
+            let (_, ended) = self.wait_for_end(conn, fed, end).await?;
+            log::debug!("{}: {ended:?}", self.order.order_uuid);
+            return self.refuse(conn, flow.too_slow()).await;
+        }
         let (fed, ended) = self.wait_for_end(conn, fed, end).await?;
-        drop(slot);
+        drop(flow);
         let ended = match (fed, ended) {
             // The failure of the sender explains that of the receiver.
             (Fed::All(StreamEnd { is_success: false, error }), _) => {
@@ -150,17 +159,75 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
     }
 
     /// Starts `zfs receive` once there is a slot. The first stream of a conversation has one already.
-    async fn begin(&self, slot: Option<QueueSlot>) -> Result<(QueueSlot, ReceiveStream), OrderError> {
+    async fn begin(
+        &self,
+        conn: &mut Conn,
+        slot: Option<QueueSlot>,
+    ) -> Result<Result<(QueueSlot, ReceiveStream), OrderError>, WireError> {
         let slot = match slot {
             Some(slot) => slot,
-            None => {
-                let taken = self.receiver.queue.take(waiting_since(self.order)).await;
-                taken.map_err(|limit| OrderError::queue_timeout("max_receives", limit))?
-            }
+            None => match self.take_slot(conn).await? {
+                Ok(slot) => slot,
+                Err(error) => return Ok(Err(error)),
+            },
         };
-        self.check_announcement()?;
-        let spec = self.receiver.prepare(self.order, self.incoming, &self.before.surroundings).await?;
-        Ok((slot, self.receiver.zfs.receive(&spec).await.map_err(OrderError::receiving)?))
+        let starting = async {
+            self.check_announcement()?;
+            let spec = self.receiver.prepare(self.order, self.incoming, &self.before.surroundings).await?;
+            self.receiver.zfs.receive(&spec).await.map_err(OrderError::receiving)
+        };
+        Ok(alive_while(conn, self.counter, starting).await?.map(|stream| (slot, stream)))
+    }
+
+    /// Waits for a slot, and reports that to the agent.
+    async fn take_slot(&self, conn: &mut Conn) -> Result<Result<QueueSlot, OrderError>, WireError> {
+        let taking = self.receiver.queue.take(&self.order.source, waiting_since(self.order));
+        let taken = queued_while(conn, self.counter, taking).await?;
+        Ok(taken.map_err(|limit| OrderError::queue_timeout("max_receives", limit)))
+    }
+
+    /// Passes frames from the connection to the input of a process.
+    async fn feed(
+        &self,
+        conn: &mut Conn,
+        data: &mut (dyn AsyncWrite + Send + Unpin),
+        inspector: &mut dyn Inspect,
+        flow: &mut Flow,
+    ) -> Result<Fed, WireError> {
+        let (mut frame, stall) = (Vec::new(), conn.stall);
+        loop {
+            match flow.measure(conn.recv_frame(&mut frame)).await {
+                None => return Ok(Fed::Slow),
+                Some(Ok(true)) => {}
+                Some(Ok(false)) => break,
+                Some(Err(error)) => {
+                    // The part of the frame that arrived is passed on, so that it need not be sent again.
+                    if inspector.feed(&frame).is_ok() {
+                        drop(runtime::timeout(stall, data.write_all(&frame)).await);
+                    }
+                    return Err(error);
+                }
+            }
+            if let Err(reason) = inspector.feed(&frame) {
+                return Ok(Fed::Refused(reason));
+            }
+            if flow.needs_slot(frame.len()) {
+                match self.take_slot(conn).await? {
+                    Ok(slot) => flow.resume(slot),
+                    Err(_) => return Ok(Fed::Slow),
+                }
+            }
+            match alive_while(conn, self.counter, runtime::timeout(stall, data.write_all(&frame))).await? {
+                Ok(Ok(())) => self.counter.add(frame.len() as u64),
+                Ok(Err(_)) => return Ok(Fed::Closed),
+                Err(runtime::Elapsed) => return Ok(Fed::Stalled),
+            }
+        }
+        let end = conn.recv_stream_end().await?;
+        if let Err(error) = data.close().await {
+            log::debug!("cannot close the input of zfs receive: {error}");
+        }
+        Ok(Fed::All(end))
     }
 
     /// Waits for `zfs receive` to end.
@@ -208,48 +275,12 @@ fn receive_ended(ended: Result<Result<(), ZfsError>, runtime::Elapsed>, stall: D
 
 /// Reports to the agent at once that its stream is refused, and discards the rest of it.
 async fn drain(conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
-    conn.send(&Alive { alive: 0, refused: true }).await?;
+    conn.send(&Alive { refused: true, ..Alive::default() }).await?;
     let mut frame = Vec::new();
     while conn.recv_frame(&mut frame).await? {}
     conn.recv_stream_end().await?;
     log::debug!("{}: discarded the rest of the stream", order.order_uuid);
     Ok(())
-}
-
-/// Passes frames from the connection to the input of a process.
-async fn feed(
-    conn: &mut Conn,
-    data: &mut (dyn AsyncWrite + Send + Unpin),
-    inspector: &mut dyn Inspect,
-    counter: &Counter,
-) -> Result<Fed, WireError> {
-    let (mut frame, stall) = (Vec::new(), conn.stall);
-    loop {
-        match conn.recv_frame(&mut frame).await {
-            Ok(true) => {}
-            Ok(false) => break,
-            Err(error) => {
-                // The part of the frame that arrived is passed on, so that it need not be sent again.
-                if inspector.feed(&frame).is_ok() {
-                    drop(runtime::timeout(stall, data.write_all(&frame)).await);
-                }
-                return Err(error);
-            }
-        }
-        if let Err(reason) = inspector.feed(&frame) {
-            return Ok(Fed::Refused(reason));
-        }
-        match alive_while(conn, counter, runtime::timeout(stall, data.write_all(&frame))).await? {
-            Ok(Ok(())) => counter.add(frame.len() as u64),
-            Ok(Err(_)) => return Ok(Fed::Closed),
-            Err(runtime::Elapsed) => return Ok(Fed::Stalled),
-        }
-    }
-    let end = conn.recv_stream_end().await?;
-    if let Err(error) = data.close().await {
-        log::debug!("cannot close the input of zfs receive: {error}");
-    }
-    Ok(Fed::All(end))
 }
 
 /// Since when the oldest data of an order has been waiting to be sent, which decides its turn in the queue.
@@ -263,10 +294,28 @@ pub(super) async fn alive_while<T>(
     counter: &Counter,
     work: impl Future<Output = T>,
 ) -> Result<T, WireError> {
+    signalling(conn, counter, false, work).await
+}
+
+/// Waits for a slot, and reports that to the peer meanwhile.
+pub(super) async fn queued_while<T>(
+    conn: &mut Conn,
+    counter: &Counter,
+    waiting: impl Future<Output = T>,
+) -> Result<T, WireError> {
+    signalling(conn, counter, true, waiting).await
+}
+
+async fn signalling<T>(
+    conn: &mut Conn,
+    counter: &Counter,
+    queued: bool,
+    work: impl Future<Output = T>,
+) -> Result<T, WireError> {
     let signalling = async {
         loop {
             runtime::sleep(ALIVE_EVERY).await;
-            conn.send(&Alive { alive: counter.get(), refused: false }).await?;
+            conn.send(&Alive { alive: counter.get(), queued, refused: false }).await?;
         }
     };
     future::or(async { Ok(work.await) }, signalling).await

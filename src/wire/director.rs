@@ -183,7 +183,7 @@ pub enum AgentLine {
 }
 
 /// The progress of a transfer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Progress {
     /// The bytes of the stream sent so far.
@@ -191,6 +191,9 @@ pub struct Progress {
     /// The approximate total, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expected: Option<u64>,
+    /// What the order waits for before it can continue, such as a slot.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "text::optional")]
+    pub waits_for: Option<String>,
 }
 
 /// Changes that an order made or found. An order may send several lines of them.

@@ -201,4 +201,7 @@ pub struct Alive {
     /// Whether the receiver refuses the rest of the stream. The response after the end of the stream has the reason.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refused: bool,
+    /// Whether the transfer waits until the receiver has a slot for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub queued: bool,
 }

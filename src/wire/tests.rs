@@ -39,7 +39,7 @@ fn hint_is_a_field_of_its_own_and_optional() {
 #[test]
 fn agent_lines_are_distinguished() {
     for line in [
-        AgentLine::Progress { progress: Progress { bytes: 7, expected: None } },
+        AgentLine::Progress { progress: Progress { bytes: 7, expected: None, waits_for: None } },
         AgentLine::Facts { facts: Box::default() },
         AgentLine::Response(Response::failure(None, ResponseStatus::Refused, "no")),
     ] {

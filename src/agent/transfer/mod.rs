@@ -45,7 +45,7 @@ use crate::agent::transfer::request::newest_common;
 use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetInventory, DatasetName, OrderId, ResponseStatus, SendFlags};
+use crate::model::{Counter, DatasetInventory, DatasetName, OrderId, ResponseStatus, SendFlags};
 use crate::policy::SLAVE_PORT;
 use crate::slave::receive::IncomingStream;
 use crate::sys::{clock, runtime};
@@ -118,7 +118,7 @@ impl<Z: Zfs> Agent<Z> {
         let may_use_cache = !retry.has_failed && request.renamed_from.is_none() && request.origin_dataset.is_none();
         let mut sides = self.sides(&source, request.snapshot, destination, may_use_cache).await?;
         retry.from_cache = sides.from_cache;
-        let slot = self.send_slot(since).await?;
+        let slot = self.send_slot(since, &context.counter).await?;
         if let Some(reservation) = &mut reservation {
             reservation.wait_for_slot(&self.receiver).await?;
         }
@@ -151,8 +151,11 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// A slot for one stream.
-    async fn send_slot(&self, since: DateTime<Utc>) -> Result<QueueSlot, OrderError> {
-        self.queue.take(since).await.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
+    async fn send_slot(&self, since: DateTime<Utc>, counter: &Counter) -> Result<QueueSlot, OrderError> {
+        counter.set_waiting(Some(format!("a slot (max_sends) of {}", self.host)));
+        let taken = self.queue.take(&self.host, since).await;
+        counter.set_waiting(None);
+        taken.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
     }
 
     /// Opens the transfer: connects to the slave, or prepares this host as the receiver, and finds out what the
@@ -179,7 +182,8 @@ impl<Z: Zfs> Agent<Z> {
                 let (tls, stall_timeout) = (self.tls.as_deref(), self.local.stall_timeout);
                 let slave = SlaveAddress { to, address: &address, tls, stall_timeout };
                 let (throttle, compression) = (Arc::clone(&self.throttle), self.local.compression.to(&to.host));
-                Peer::remote(slave, &order, Outgoing { throttle, compression }).await?
+                Peer::remote(slave, &order, Outgoing { throttle, compression, counter: context.counter.clone() })
+                    .await?
             }
         };
         let (holds, progress) = (SourceHolds::new(&plan.source, &plan.to), TransferProgress::default());
@@ -384,7 +388,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Some(slot) => slot,
             // The slot is released after each stream, so that other transfers can send while this one lists and records
             // what arrived.
-            None => self.agent.send_slot(self.since).await?,
+            None => self.agent.send_slot(self.since, &self.context.counter).await?,
         };
         let Self { agent, context, peer, holds, .. } = self;
         let (zfs, counter) = (&agent.zfs, &context.counter);

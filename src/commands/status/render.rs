@@ -165,6 +165,9 @@ fn is_of(transfer: &RunningTransfer, row: &Row) -> bool {
 
 /// The progress of a transfer.
 fn sent(transfer: &RunningTransfer) -> String {
+    if transfer.waits_for.is_some() {
+        return "queued".to_owned();
+    }
     match transfer.total {
         Some(total) if total > 0 => format!("sending {}%", (transfer.bytes.saturating_mul(100) / total).min(100)),
         _ => "sending".to_owned(),
@@ -180,8 +183,9 @@ fn running_row(transfer: &RunningTransfer) -> Vec<String> {
         Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => ("list", String::new()),
     };
     let to = transfer.to.as_ref().map(|to| format!(" to {}", place(&to.host, Some(&to.dataset)))).unwrap_or_default();
+    let waiting = transfer.waits_for.as_ref().map(|what| format!("; waits for {what}")).unwrap_or_default();
     vec![
-        format!("{action} {}{to}", place(&transfer.host, transfer.dataset.as_ref())),
+        format!("{action} {}{to}{waiting}", place(&transfer.host, transfer.dataset.as_ref())),
         bytes,
         transfer.total.map(report::bytes).unwrap_or_default(),
         transfer.rate().map(|rate| format!("{}/s", report::bytes(rate as u64))).unwrap_or_default(),

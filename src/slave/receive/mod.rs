@@ -36,6 +36,8 @@ pub struct Receiver<Z> {
     /// The datasets that streams are received into.
     pub(crate) locks: DatasetLocks,
     /// Limits how many streams are received at once.
+    /// Whether it receives from other hosts.
+    is_for_others: bool,
     pub(crate) queue: TransferQueue,
     /// Publishes this host's datasets, if a shared catalog is configured.
     pub(crate) publisher: Option<Arc<Publisher>>,
@@ -129,7 +131,7 @@ impl<Z> Clone for Receiver<Z> {
     fn clone(&self) -> Self {
         let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
         let (locks, queue, publisher) = (self.locks.clone(), self.queue.clone(), self.publisher.clone());
-        Self { zfs, local, locks, queue, publisher }
+        Self { zfs, local, locks, is_for_others: self.is_for_others, queue, publisher }
     }
 }
 
@@ -140,9 +142,15 @@ fn source_of(order: &OrderToSlave) -> Place {
 }
 
 impl<Z: Zfs> Receiver<Z> {
+    /// Creates a receiver of this host's own transfers.
     pub(crate) fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let queue = TransferQueue::new(local.max_receives);
-        Self { zfs, local, locks: DatasetLocks::default(), queue, publisher: None }
+        Self { zfs, local, locks: DatasetLocks::default(), is_for_others: false, queue, publisher: None }
+    }
+
+    /// Creates a receiver of other hosts' transfers.
+    pub(crate) fn for_others(zfs: Arc<Z>, local: Arc<Local>) -> Self {
+        Self { is_for_others: true, ..Self::new(zfs, Arc::clone(&local)) }.with_local(local)
     }
 
     /// Makes the receiver publish what it receives.
@@ -152,11 +160,13 @@ impl<Z: Zfs> Receiver<Z> {
 
     /// Returns the receiver with another configuration. Running receives keep their locks and slots.
     pub(crate) fn with_local(&self, local: Arc<Local>) -> Self {
-        let queue = if local.max_receives == self.local.max_receives {
-            self.queue.clone()
+        // One host must not take all slots from the others.
+        let queue = if self.is_for_others && local.has_several_sources() {
+            TransferQueue::shared(local.max_receives)
         } else {
             TransferQueue::new(local.max_receives)
         };
+        let queue = if queue.is_like(&self.queue) { self.queue.clone() } else { queue };
         Self { local, queue, ..self.clone() }
     }
 

@@ -93,7 +93,7 @@ impl Conn {
             let length = match self.next_source_event(source, room, &mut delay).await {
                 SourceEvent::Read(read) => read.map_err(|e| self.io(e))?,
                 SourceEvent::Received(received) => {
-                    if self.is_refusal(received)? {
+                    if self.sign_of_life(received, counter)?.refused {
                         return Ok(Sent::Refused);
                     }
                     continue;
@@ -120,7 +120,7 @@ impl Conn {
             }
             let packed = packer.as_ref().and_then(|packer| packer.packed());
             let bytes = packed.unwrap_or(&frame[..4 + length]);
-            let refused = self.write_and_listen(bytes).await?;
+            let refused = self.write_and_listen(bytes, counter).await?;
             delay = options.pace.and_then(|pace| pace.went_out(bytes.len()));
             counter.add(length as u64);
             last_progress = Instant::now();
@@ -152,7 +152,7 @@ impl Conn {
 
     /// Writes a frame, and listens meanwhile, because a peer that accepts nothing may report that it is still working.
     /// Returns whether the peer refuses the rest of the stream.
-    async fn write_and_listen(&mut self, bytes: &[u8]) -> Result<bool, WireError> {
+    async fn write_and_listen(&mut self, bytes: &[u8], counter: &Counter) -> Result<bool, WireError> {
         let mut refused = false;
         let mut rest = bytes;
         let mut last_progress = Instant::now();
@@ -172,24 +172,37 @@ impl Conn {
                     last_progress = Instant::now();
                 }
                 WriteEvent::Written(Err(error)) => return Err(self.io(error)),
-                WriteEvent::Received(received) => refused |= self.is_refusal(received)?,
+                WriteEvent::Received(received) => {
+                    let Alive { refused: refuses, queued, .. } = self.sign_of_life(received, counter)?;
+                    refused |= refuses;
+                    // The receiver limits how long the stream waits for a slot.
+                    if queued {
+                        last_progress = Instant::now();
+                    }
+                }
                 WriteEvent::Silence => return Err(self.silent(patience)),
             }
         }
         Ok(refused)
     }
 
-    /// Whether the peer refuses the rest of the stream. Otherwise it has only reported that it is alive.
-    fn is_refusal(&self, received: io::Result<Received>) -> Result<bool, WireError> {
+    /// What the peer reports while it receives.
+    fn sign_of_life(&self, received: io::Result<Received>, counter: &Counter) -> Result<Alive, WireError> {
         match received.map_err(|e| self.io(e))? {
-            Received::Line(line) => match self.parse::<Alive>(&line) {
-                Ok(alive) => Ok(alive.refused),
-                Err(error) => Err(self.abort_reason(&line, error)),
-            },
+            Received::Line(line) => {
+                let alive = self.parse::<Alive>(&line).map_err(|error| self.abort_reason(&line, error))?;
+                self.note_waiting(&alive, counter);
+                Ok(alive)
+            }
             Received::End => Err(self.closed()),
             Received::TooLong => Err(self.too_long()),
             Received::TooMuch => Err(self.too_much()),
         }
+    }
+
+    /// Records whether the transfer waits for the receiver.
+    pub(crate) fn note_waiting(&self, alive: &Alive, counter: &Counter) {
+        counter.set_waiting(alive.queued.then(|| format!("a slot (max_receives) of {}", self.peer)));
     }
 
     /// Ends a stream that was sent, and sends its result.

@@ -28,6 +28,7 @@ pub(crate) struct LocalPeer<Z> {
 /// The lock on a destination of this host, and the slot for its next stream.
 pub(crate) struct LocalReservation {
     _claim: Claim,
+    host: HostName,
     since: DateTime<Utc>,
     slot: Option<QueueSlot>,
 }
@@ -42,13 +43,13 @@ impl LocalReservation {
     ) -> Result<Self, OrderError> {
         receiver.check_permission(host, None, dataset)?;
         let claim = receiver.locks.claim(dataset).ok_or_else(|| OrderError::busy(occupied(dataset)))?;
-        Ok(Self { _claim: claim, since, slot: None })
+        Ok(Self { _claim: claim, host: host.clone(), since, slot: None })
     }
 
     /// Waits for a slot, unless this reservation has one already.
     pub(crate) async fn wait_for_slot<Z: Zfs>(&mut self, receiver: &Receiver<Z>) -> Result<(), OrderError> {
         if self.slot.is_none() {
-            let slot = receiver.queue.take(self.since).await;
+            let slot = receiver.queue.take(&self.host, self.since).await;
             self.slot = Some(slot.map_err(|limit| OrderError::queue_timeout("max_receives", limit))?);
         }
         Ok(())

@@ -43,6 +43,8 @@ pub(crate) struct SlaveAddress<'a> {
 pub(crate) struct Outgoing {
     pub(crate) throttle: Arc<Throttle>,
     pub(crate) compression: Option<Zstd>,
+    /// Is told when the slave makes the transfer wait.
+    pub(crate) counter: Counter,
 }
 
 impl RemotePeer {
@@ -63,8 +65,8 @@ impl RemotePeer {
             error
         })?;
         conn.set_stall_timeout(stall_timeout);
-        let mut remote =
-            Self { conn, to: to.clone(), order: order.order_uuid, outgoing, place: DestinationInfo::default() };
+        let place = DestinationInfo::default();
+        let mut remote = Self { conn, to: to.clone(), order: order.order_uuid, outgoing, place };
         remote.conn.send(order).await?;
         let destination = remote.recv_listing().await?;
         if let Some(compression) = remote.outgoing.compression.filter(|_| !remote.place.takes_zstd) {
@@ -188,8 +190,12 @@ impl RemotePeer {
         loop {
             let line = self.conn.recv_line(self.conn.patience).await?;
             let line = line.ok_or_else(|| WireError::Closed { peer: self.conn.peer.clone() })?;
-            if self.conn.parse::<Alive>(&line).is_err() {
-                return Ok(self.conn.parse_or_reason(&line)?);
+            match self.conn.parse::<Alive>(&line) {
+                Ok(alive) => self.conn.note_waiting(&alive, &self.outgoing.counter),
+                Err(_) => {
+                    self.outgoing.counter.set_waiting(None);
+                    return Ok(self.conn.parse_or_reason(&line)?);
+                }
             }
         }
     }
