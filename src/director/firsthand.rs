@@ -97,6 +97,7 @@ impl Firsthand {
             let tops = datasets.iter().filter(|d| !datasets.iter().any(|top| top != *d && d.is_within(top)));
             for top in tops {
                 let order = DirectorsOrder { dest_dataset: top.to_string(), fence, ..blank(Action::KvResync) };
+                let began = state.moment();
                 let (response, facts) = dispatcher.list(policy, host, order, &Contact::default()).await;
                 if *host != dispatcher.here {
                     state.set_clock(host, facts::clock_behind(&response, clock::now()));
@@ -114,7 +115,7 @@ impl Firsthand {
                     (dataset.clone(), listing.map_or(Change::Gone, Change::Listed))
                 });
                 let changes: Vec<_> = changes.collect();
-                state.apply_changes([(host.clone(), changes)].into()).await?;
+                state.apply_listings(host, began, changes).await?;
             }
         }
         Ok((!missing.is_empty(), failed))

@@ -13,6 +13,7 @@ pub mod planned;
 pub mod poll;
 mod silent;
 pub mod state;
+mod touched;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};
 pub use poll::{ask_all, ask_as_in_a_pass};

@@ -175,7 +175,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     let absent = options.services.absent;
     let current = policy.hosts_named().into_iter();
     let current = current.filter(|host| !to_poll.contains_key(host) && !absent.contains_key(host));
-    state.begin(&current.collect()).await?;
+    state.begin(&current.collect(), &to_poll.keys().cloned().collect()).await?;
     if let (Ok(own), false) = (&dispatcher.own, state.is_shared()) {
         // The agent in this process need not list again what the catalog has of this host.
         own.remember(
@@ -205,6 +205,9 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
             match &outcome {
                 Ok(HostPoll::Failed(reason)) => state.silent().failed(&policy, &host, reason, began.elapsed()),
                 Ok(HostPoll::Listed(_)) | Err(_) => state.silent().answered(&host),
+            }
+            if !matches!(outcome, Ok(HostPoll::Listed(_))) {
+                state.not_listed(&host);
             }
             let mut report = report.lock();
             let result = match outcome {
@@ -263,6 +266,7 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     contact: &Contact,
 ) -> Result<HostPoll, CatalogError> {
     let resync = order.from_scratch;
+    let began = state.moment();
     let listing = dispatcher.list(policy, host, order, contact);
     // A host that is alive but never ends its listing must not delay the pass for the others.
     let answer = runtime::timeout(LIST_TIMEOUT, listing).await;
@@ -276,7 +280,7 @@ async fn poll_host<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     // Storing the listing may take long, so the clocks are compared first.
     let (now, is_here) = (clock::now(), *host == dispatcher.here);
     let behind = facts::clock_behind(&response, now).filter(|_| !is_here);
-    let differences = state.store_listing(host, now, facts, resync).await?;
+    let differences = state.store_listing(host, (now, began), facts, resync).await?;
     state.set_clock(host, behind);
     if response.unpublished {
         state.mark_unpublished(host);
