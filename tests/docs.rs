@@ -665,6 +665,37 @@ fn table_of_speed_matches_the_last_measurement() {
     shows("benches/README.md", "speed", "benches/results/lab.md", &measured);
 }
 
+/// The letters and digits of a text, so that the same words match with any punctuation and markup.
+fn letters(text: &str) -> String {
+    text.chars().filter(|c| c.is_ascii_alphanumeric()).collect()
+}
+
+/// Each cell of the README's table of hosts that are taken over names the scenarios that show it, and zsync(8) says the
+/// same.
+#[test]
+fn cells_of_the_table_of_taken_over_hosts_name_scenarios() {
+    let section = page("zsync.8").section("SECURITY");
+    let manual = letters(&section.lines().map(printed).collect::<Vec<_>>().join(" "));
+    let (readme, scenarios) = (read("README.md"), names_in("tests/lab/scenarios"));
+    let table = readme.split("\n## If a host is taken over\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    assert!(rows.len() >= 3, "{rows:?}");
+    for row in rows {
+        let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [party, most, never] = cells[..] else { panic!("{row}") };
+        for cell in [most, never] {
+            let (_, last) = cell.rsplit_once("(`").unwrap_or_else(|| panic!("no scenario shows: {cell}"));
+            assert!(last.ends_with("`)"), "no scenario shows the end of: {cell}");
+            let lists = cell.split("(`").skip(1).map(|rest| rest.split_once("`)").unwrap().0);
+            for name in lists.flat_map(|list| list.split("`, `")) {
+                assert!(scenarios.contains(name), "there is no scenario {name}: {cell}");
+            }
+            assert!(manual.contains(&letters(cell)), "zsync.8 does not say: {cell}");
+        }
+        assert!(section.contains(&format!(".It {party}\n")), "zsync.8 lacks {party}");
+    }
+}
+
 #[test]
 fn map_of_src_is_complete() {
     let readme = read("README.md");
