@@ -667,7 +667,7 @@ fn table_of_speed_matches_the_last_measurement() {
 
 /// The letters and digits of a text, so that the same words match with any punctuation and markup.
 fn letters(text: &str) -> String {
-    text.chars().filter(|c| c.is_ascii_alphanumeric()).collect()
+    text.chars().filter(char::is_ascii_alphanumeric).collect()
 }
 
 /// Each cell of the README's table of hosts that are taken over names the scenarios that show it, and zsync(8) says the

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use common::pair::Pair;
-use common::{ds, guids, local, order, snap};
+use common::{ds, guids, host, local, order, snap};
 use zsync::agent::Agent;
 use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
-use zsync::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Forgotten, Response};
+use zsync::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Forgotten, RenamedFrom, Response};
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
 #[test]
@@ -494,6 +494,61 @@ fn append_only_destination_is_set_aside_only_within_append_only_entry() {
         assert_eq!(response.is_success, is_set_aside, "{response:?}");
         assert_eq!(pair.copy() == before, !is_set_aside);
     }
+}
+
+/// Otherwise, an order could take away what `keep` protects: rename the copy first, then destroy its snapshots.
+#[test]
+fn copy_is_renamed_only_to_where_it_is_protected_as_well() {
+    let copy = r#"{ "name": "pool/copy", "slave": true, "append_only": false, KEYS }"#;
+    let keep = r#""keep": ["all in last day"]"#;
+    for (keys, above, key) in [
+        (keep, r#""append_only": false"#, Some("keep")),
+        (keep, r#""append_only": false, "keep": ["all in last hour"]"#, Some("keep")),
+        (keep, r#""append_only": false, "rollback": true, "keep": ["all in last day"]"#, Some("rollback")),
+        (r#""destinations": ["beta"]"#, r#""append_only": false"#, Some("destinations")),
+        (keep, r#""append_only": false, "keep": ["all in last day"]"#, None),
+        (keep, r#""append_only": true"#, None),
+        (keep, r#""enable": false"#, None),
+    ] {
+        let copy = copy.replace("KEYS", keys);
+        let entries = format!(r#"{{ "local_datasets": [ {copy}, {{ "name": "pool", "slave": true, {above} }} ] }}"#);
+        let pair = Pair::with_destination(&entries);
+        let first = pair.take("S_1");
+        assert!(pair.send(first).is_success);
+        runtime::block_on(pair.beta.snapshot(&[ds("pool/copy")], &snap("theirs"))).unwrap();
+        let (second, before) = (pair.take("S_2"), pair.copy());
+        let response = allowed(&pair, second, "OnDivergence=set_aside");
+        assert_eq!(response.is_success, key.is_none(), "{entries}: {response:?}");
+        assert_eq!(pair.copy() == before, key.is_some());
+        if let Some(key) = key {
+            let words = format!("does not protect it by \"{key}\" as the entry \"pool/copy\" does");
+            assert!(response.error.contains(&words), "{response:?}");
+            assert!(response.hint.is_some_and(|hint| hint.contains(key)));
+        }
+    }
+    // What is below gets an entry of its own by the rename.
+    let pair = Pair::with_destination(
+        r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false, "keep": ["all in last day"] },
+             { "name": "pool/new/below", "slave": true, "append_only": false } ] }"#,
+    );
+    let first = pair.take("S_1");
+    for to in ["pool/copy", "pool/copy/below"] {
+        let order = DirectorsOrder { dest_dataset: to.into(), ..pair.send_order(first) };
+        assert!(pair.carry_out(&order).0.is_success);
+    }
+    runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/renamed"))).unwrap();
+    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first };
+    let order = DirectorsOrder { dest_dataset: "pool/new".into(), renamed_from: Some(from), ..pair.send_order(first) };
+    let local = local(r#"{ "local_datasets": [ { "name": "tank/renamed" } ] }"#);
+    let agent = Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local);
+    let (response, _) = Pair::carry_out_by(&agent, &order);
+    let words = "pool/copy/below must not be renamed to pool/new/below";
+    assert!(response.error.contains(words), "{response:?}");
+    assert_eq!(
+        (guids(&pair.beta, "pool/copy"), guids(&pair.beta, "pool/copy/below")),
+        (vec![first], vec![first]),
+        "{response:?}"
+    );
 }
 
 #[test]

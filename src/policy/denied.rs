@@ -162,6 +162,25 @@ pub enum Denied {
         /// The host that was to receive.
         destination: HostName,
     },
+    /// Under its new name, the dataset would be less protected.
+    #[error(
+        "{dataset} must not be renamed to {to}: the entry {there:?} in {file}, which covers the new name, does not protect \
+         it by \"{key}\" as the entry {entry:?} does"
+    )]
+    LessProtected {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was to be renamed.
+        dataset: DatasetName,
+        /// The new name.
+        to: DatasetName,
+        /// The name of the entry that covers the dataset now.
+        entry: DatasetName,
+        /// The name of the entry that covers the new name.
+        there: DatasetName,
+        /// The key in which the entries differ.
+        key: &'static str,
+    },
 }
 
 impl Denied {
@@ -215,6 +234,9 @@ impl Denied {
             Self::DestinationNotAllowed { file, entry, destination, .. } => {
                 format!("to allow this, add {destination:?} to \"destinations\" of the entry {entry:?} in {file}")
             }
+            Self::LessProtected { file, entry, there, key, .. } => {
+                format!("to allow this, give the entry {there:?} in {file} the same {key:?} as the entry {entry:?}")
+            }
         }
     }
 
@@ -234,7 +256,8 @@ impl Denied {
             | Self::AppendOnly { .. }
             | Self::NoTake { .. }
             | Self::NoRollback { .. }
-            | Self::DestinationNotAllowed { .. } => DatasetStatus::Docker,
+            | Self::DestinationNotAllowed { .. }
+            | Self::LessProtected { .. } => DatasetStatus::Docker,
         }
     }
 }

@@ -241,16 +241,20 @@ impl Local {
         }
     }
 
-    /// Whether a dataset may be renamed. An append-only dataset may be renamed only if orders cannot destroy it
-    /// under the new name either.
+    /// Whether a dataset may be renamed: only if this file protects it as well under the new name, or if no order may
+    /// touch it there.
     pub fn permission_to_rename(&self, dataset: &DatasetName, to: &DatasetName) -> Result<(), Denied> {
         let entry = self.enabled(dataset, true)?;
-        let is_as_safe = self.entry_for(to).is_none_or(|there| there.append_only || !there.enable);
-        if !entry.append_only || is_as_safe {
-            return Ok(());
-        }
-        let (file, dataset) = (self.file.clone(), dataset.clone());
-        Err(Denied::AppendOnly { file, dataset, entry: entry.name.clone() })
+        let Some(there) = self.entry_for(to).filter(|there| there.enable) else { return Ok(()) };
+        let Some(key) = entry.protection_lacking_in(there) else { return Ok(()) };
+        Err(Denied::LessProtected {
+            file: self.file.clone(),
+            dataset: dataset.clone(),
+            to: to.clone(),
+            entry: entry.name.clone(),
+            there: there.name.clone(),
+            key,
+        })
     }
 
     fn enabled(&self, dataset: &DatasetName, receiving: bool) -> Result<&LocalDataset, Denied> {
@@ -262,6 +266,20 @@ impl Local {
             }
             Some(entry) => Ok(entry),
         }
+    }
+}
+
+impl LocalDataset {
+    /// The first key with which this entry protects its datasets, but another entry does not protect those that it
+    /// covers.
+    fn protection_lacking_in(&self, other: &Self) -> Option<&'static str> {
+        let is_lacking = [
+            ("append_only", self.append_only && !other.append_only),
+            ("keep", self.keep.is_some() && self.keep != other.keep && !other.append_only),
+            ("rollback", other.rollback && !self.rollback),
+            ("destinations", self.destinations.is_some() && self.destinations != other.destinations),
+        ];
+        is_lacking.into_iter().find_map(|(key, is_lacking)| is_lacking.then_some(key))
     }
 }
 

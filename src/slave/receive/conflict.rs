@@ -111,9 +111,8 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(OrderError::refused(format!("cannot set {dataset} aside: it is a pool"))
                 .with_hint("name a dataset below it in the policy"));
         }
-        self.check_rename(&order.source, dataset).await?;
         let aside = self.free_name(dataset).await?;
-        self.local.permission_to_rename(dataset, &aside)?;
+        self.check_rename(&order.source, dataset, &aside).await?;
         if found.resume_token.is_some() {
             self.zfs.abort_receive(dataset).await?;
         }
@@ -166,7 +165,7 @@ impl<Z: Zfs> Receiver<Z> {
         if !self.received_holds(old, &found).await?.iter().any(|(_, found)| *found == tag) {
             return Err(refused(&format!("it has no hold {tag}")));
         }
-        self.check_rename(&order.source, old).await?;
+        self.check_rename(&order.source, old, dataset).await?;
         let (taken, surroundings) = self.list_around(dataset).await?;
         if taken.is_some() {
             return Err(refused("a dataset with the new name exists"));

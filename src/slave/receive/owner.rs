@@ -38,19 +38,30 @@ impl<Z: Zfs> Receiver<Z> {
         }
     }
 
-    /// Checks that a dataset may be renamed with everything below it: none of it has an entry of its own in local.json,
-    /// or is another host's copy where no `sources` say who may send.
-    pub(super) async fn check_rename(&self, source: &HostName, dataset: &DatasetName) -> Result<(), OrderError> {
+    /// Checks that a dataset may be renamed with everything below it: local.json protects all of it as well under the
+    /// new names, and none of it has an entry of its own, or is another host's copy where no `sources` say who may send.
+    pub(super) async fn check_rename(
+        &self,
+        source: &HostName,
+        dataset: &DatasetName,
+        to: &DatasetName,
+    ) -> Result<(), OrderError> {
         let own = self.local.entry_for(dataset).map(|entry| &entry.name);
         for (name, inventory) in self.zfs.list(std::slice::from_ref(dataset), Depth::Recursive).await? {
             let entry = self.local.entry_for(&name);
             let why = if entry.map(|entry| &entry.name) != own {
-                format!("has an entry of its own in {}", self.local.file)
+                Some(format!("has an entry of its own in {}", self.local.file))
             } else if entry.is_some_and(|entry| entry.sources.is_some()) {
-                continue;
-            } else if let Some(tag) = self.hold_of_another(source, &name, &inventory).await? {
-                format!("is another host's copy (it has the hold {tag})")
+                None
             } else {
+                let tag = self.hold_of_another(source, &name, &inventory).await?;
+                tag.map(|tag| format!("is another host's copy (it has the hold {tag})"))
+            };
+            let Some(why) = why else {
+                let renamed = to.join(name.below(dataset).unwrap_or_default()).map_err(|error| {
+                    OrderError::refused(format!("cannot rename {dataset} to {to}, with {name} below it: {error}"))
+                })?;
+                self.local.permission_to_rename(&name, &renamed)?;
                 continue;
             };
             let reason = format!("cannot rename {dataset}: that would also rename {name}, which {why}");
