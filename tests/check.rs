@@ -7,8 +7,11 @@ mod common;
 
 use std::fs;
 
+use chrono::{TimeDelta, Utc};
 use common::program::{LOCAL, POLICY, Place, TWO_HOSTS, ZFS};
 use serde_json::Value;
+use zsync::commands::tls::{Wanted, mint, mint_ca};
+use zsync::model::PeerRole;
 
 #[test]
 fn check_of_healthy_fleet_prints_one_line_with_performance_data() {
@@ -145,4 +148,67 @@ fn policy_with_invalid_thresholds_is_rejected() {
         assert_eq!(ended.status, Some(2), "{check}: {ended:?}");
         assert!(ended.stdout.contains(words) && ended.stdout.contains("server.json:"), "{check}: {ended:?}");
     }
+}
+
+/// Writes a CA's certificate, and the certificate and key of alpha, which are valid for so many days.
+fn write_certificate(place: &Place, days: i64) -> String {
+    let ca = mint_ca("test CA", Utc::now() - TimeDelta::days(100), 3650).unwrap();
+    let roles = [PeerRole::Director, PeerRole::Agent].into();
+    let wanted = Wanted { host: "alpha".parse().unwrap(), also: Vec::new(), roles, days: 60 };
+    let minted = mint(&ca, &wanted, Utc::now() + TimeDelta::days(days - 60)).unwrap();
+    let files = common::tls::write_pem(std::path::Path::new(&place.path("tls")), &ca, &minted);
+    let [ca, certificate, key] = [files.ca, files.certificate, files.key].map(|file| file.display().to_string());
+    format!(r#""tls": {{ "ca": "{ca}", "certificate": "{certificate}", "key": "{key}" }},"#)
+}
+
+#[test]
+fn check_finds_certificates_that_expire() {
+    let place = Place::new();
+    let with_tls = |text: &str, tls: &str| text.replacen('{', &format!("{{ {tls}"), 1);
+    for (days, status, words) in [
+        (40, 0, "are valid"),
+        (20, 1, "expires on "),
+        (5, 2, "in 5 days; hint: renew it where its CA is: zsync tls issue alpha --role director,agent --renew"),
+        (-3, 2, "/host.crt expired on "),
+    ] {
+        let tls = write_certificate(&place, days);
+        place.policy(&with_tls(POLICY, &tls));
+        let ended = place.run("check --config-only");
+        assert_eq!(ended.status, Some(status), "{days}: {ended:?}");
+        assert!(ended.stdout.contains(words), "{days}: {ended:?}");
+        let ended = place.run("check");
+        assert_eq!(ended.status, Some(status), "{days}: {ended:?}");
+        let found = ended.stdout.contains("alpha: the certificate of its director expire");
+        assert_eq!(found, status > 0, "{days}: {ended:?}");
+    }
+    place.write("tls/host.key", "no key");
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(2) && ended.stdout.contains("/tls/host.key: it contains no"), "{ended:?}");
+}
+
+/// What agents presented to the director is in its status file.
+#[test]
+fn check_finds_certificates_that_the_director_has_seen() {
+    let place = Place::new();
+    let tls = write_certificate(&place, 40);
+    place.policy(&TWO_HOSTS.replacen('{', &format!("{{ {tls}"), 1));
+    place.run("director --once");
+    let file = place.path("catalog/live.json");
+    let mut live: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let seen = live["certificates"].as_array().unwrap();
+    assert_eq!(seen.iter().map(|of| &of["role"]).collect::<Vec<_>>(), ["director", "agent"], "{live}");
+    let until = (Utc::now() + TimeDelta::days(6)).to_rfc3339();
+    live["certificates"] = serde_json::json!([
+        { "host": "beta", "role": "agent", "until": until }, { "host": "omega", "role": "agent", "until": until }
+    ]);
+    fs::write(&file, live.to_string()).unwrap();
+    let ended = place.run("check --verbose");
+    assert!(ended.stdout.contains("CRITICAL: beta: the certificate of its agent expires on"), "{ended:?}");
+    assert!(!ended.stdout.contains("omega"), "the policy does not name that host: {ended:?}");
+    let health: Value = serde_json::from_str(&place.run("check --format json").stdout).unwrap();
+    common::assert_valid(&common::schema("health.schema.json"), &health);
+    assert_eq!(health["certificates"].as_array().unwrap().len(), 2, "{health}");
+    // The next pass does not forget what it could not see again.
+    place.run("director --once");
+    assert!(fs::read_to_string(&file).unwrap().contains("\"beta\",\"role\":\"agent\""));
 }

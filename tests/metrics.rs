@@ -15,6 +15,7 @@ use chrono::Utc;
 use common::fleet::Fleet;
 use common::program::{Place, Running, bare};
 use zsync::director::{DirectorMetrics, PassMetrics};
+use zsync::model::{CertificateExpiry, PeerRole};
 use zsync::server::counters::{AGENT, SLAVE};
 use zsync::server::{Counters, http};
 use zsync::sys::runtime;
@@ -47,7 +48,11 @@ fn passed() -> PassMetrics {
     fleet.take("tank/one", 125);
     let began = Utc::now();
     let report = fleet.pass();
-    PassMetrics::of(&report, fleet.status_of(&fleet.settings()).health, began)
+    let mut health = fleet.status_of(&fleet.settings()).health;
+    let until = Utc::now() + chrono::TimeDelta::days(20);
+    let certificate = CertificateExpiry { host: "beta".parse().unwrap(), role: PeerRole::Agent, until };
+    health.judge_certificates(vec![certificate]);
+    PassMetrics::of(&report, health, began)
 }
 
 #[test]
@@ -65,6 +70,7 @@ fn pass_metrics_describe_its_result() {
         (r#"zsync_last_pass_orders{action="send_snapshot",result="failed"}"#.to_owned(), 1),
         (r#"zsync_host_up{host="beta"}"#.to_owned(), 1),
         (r#"zsync_findings{severity="critical"}"#.to_owned(), 1),
+        (r#"zsync_findings{severity="warning"}"#.to_owned(), 1),
         (r#"zsync_findings{severity="unknown"}"#.to_owned(), 0),
     ] {
         assert_eq!(found.get(&name), Some(&f64::from(value)), "{name}: {text}");
@@ -74,6 +80,8 @@ fn pass_metrics_describe_its_result() {
     assert_eq!(newest as i64, row.newest.as_ref().unwrap().creation.timestamp());
     let oldest = found[&format!("zsync_replica_unsent_oldest_timestamp_seconds{{{one},{to}}}")];
     assert_eq!(oldest as i64, row.unsent_since.unwrap().timestamp());
+    let expiry = found[r#"zsync_certificate_expiry_timestamp_seconds{host="beta",role="agent"}"#] as i64;
+    assert_eq!(expiry, passed.health.certificates[0].expiry.until.timestamp());
     // A destination that lacks no snapshot does not have this metric.
     assert_eq!(found.keys().filter(|name| name.starts_with("zsync_replica_unsent_oldest_")).count(), 1, "{text}");
 }

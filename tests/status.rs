@@ -188,7 +188,14 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
         total: Some(4 << 20),
         waits_for: None,
     };
-    let live = LiveStatus { at: now, began: now, ended: None, unseen: Default::default(), running: vec![transfer] };
+    let live = LiveStatus {
+        at: now,
+        began: now,
+        ended: None,
+        unseen: Default::default(),
+        running: vec![transfer],
+        certificates: Vec::new(),
+    };
     let file = fleet.path("catalog/live.json");
     fs::write(&file, serde_json::to_vec(&live).unwrap()).unwrap();
     let status = self::status(&fleet);

@@ -240,8 +240,8 @@ fn agent_obeys_only_its_directors() {
     // A certificate of another CA, and an expired certificate.
     refused(&order(Some(pki.foreign("ruler", &[D])), &address), "does not know the CA of this host's certificate");
     logged("its certificate was not issued by a CA that is known here");
-    refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired");
-    logged("its certificate expired 2020-01-01");
+    refused(&order(Some(pki.expired("ruler")), &address), "says that this host's certificate has expired: ");
+    logged("its certificate, that of ruler, expired 2020-01-01T00:00:00Z; hint: renew it with the CA that issued it");
     // A plaintext connection.
     refused(&order(None, &address), "this port accepts only TLS");
     logged("sent plaintext, but this port accepts only TLS");
@@ -261,7 +261,7 @@ fn director_refuses_agent_with_other_name() {
         "its certificate was not issued by a CA that is known here",
     );
     logged("does not know the CA of this host's certificate");
-    refused(&order(ruler(), &at(pki.expired("alpha"))), "its certificate expired 2020-01-01");
+    refused(&order(ruler(), &at(pki.expired("alpha"))), "its certificate, that of alpha, expired 2020-01-01");
     logged("says that this host's certificate has expired");
     // A wildcard certificate would stand for every host.
     let wildcard = pki.unmarked(&["gamma.example.org", "*"], |_| {});
@@ -294,7 +294,7 @@ fn slave_receives_only_from_host_in_certificate() {
     );
     logged("its certificate was not issued by a CA that is known here");
     refused(&send("alpha", Some(pki.expired("alpha")), &address), "says that this host's certificate has expired");
-    logged("its certificate expired");
+    logged("its certificate, that of alpha, expired 2020");
     refused(&send("alpha", None, &address), "this port accepts only TLS");
     logged("sent plaintext, but this port accepts only TLS");
     let (strict, _) = slave(Some(pki.issue("beta", &[S])), &COPIES.replace("true", r#"true, "sources": ["gamma"]"#));
@@ -395,6 +395,22 @@ fn plaintext_order_to_tls_port_gets_response() {
     logged("sent plaintext");
 }
 
+/// Both sides say whose certificate it is, since when it has expired, and how to renew it.
+#[test]
+fn expired_certificate_of_zsync_is_reported_with_command() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, _) = agent(Some(pki.issue("alpha", &[A])));
+    let long_ago = Utc::now() - TimeDelta::days(100);
+    let expired = mint(&pki.ca, &Wanted { days: 3, ..wanted("ruler", &[D]) }, long_ago).unwrap();
+    let expired = Arc::new(Tls::load(&pki.write("expired", &expired)).unwrap());
+    let command = "hint: renew it where its CA is: zsync tls issue ruler --role director --renew";
+    let since = expired.own().until.unwrap().format("expired %Y-%m-%dT%H:%M:%SZ");
+    let response = order(Some(expired), &address);
+    refused(&response, &format!("expired/host.crt, that of ruler, {since}; {command}"));
+    logged(&format!("its certificate, that of ruler, {since}; {command}"));
+}
+
 #[test]
 fn certificates_are_renewed_without_restart() {
     let _turn = turn();
@@ -429,10 +445,16 @@ fn invalid_own_certificate_is_reported_at_start() {
     assert!(warned(&pki.issue("alpha", &[A]), S).contains("is for agent, not for slave"));
     assert!(warned(&pki.issue("beta", &[A]), A).contains("names beta, not alpha"));
     assert!(warned(&pki.foreign("alpha", &[A]), A).contains("other hosts will not trust"));
-    assert!(warned(&pki.expired("alpha"), A).contains("expired 2020-01-01"));
+    assert!(warned(&pki.expired("alpha"), A).contains("that of alpha, expired 2020-01-01"));
     let soon = Wanted { days: 5, ..wanted("alpha", &[A]) };
     let soon = pki.write("soon", &mint(&pki.ca, &soon, Utc::now()).unwrap());
-    assert!(warned(&Tls::load(&soon).unwrap(), A).contains("issue a new one"));
+    let loaded = Tls::load(&soon).unwrap();
+    let hint = "in 5 days; hint: renew it where its CA is: zsync tls issue alpha --role agent --renew";
+    assert!(warned(&loaded, A).contains(hint), "{}", warned(&loaded, A));
+    assert_eq!(loaded.trouble(Utc::now()), Some(warned(&loaded, A)));
+    let later = loaded.trouble(Utc::now() + TimeDelta::days(7)).unwrap();
+    assert!(later.contains("/soon/host.crt expired on 20") && later.contains("--renew"), "{later}");
+    assert_eq!(pki.issue("alpha", &[A]).trouble(Utc::now()), None);
     fs::set_permissions(&soon.key, fs::Permissions::from_mode(0o640)).unwrap();
     assert!(Tls::load(&soon).unwrap().loose_key().unwrap().contains("has mode 0640"));
     let missing = TlsFiles { ca: pki.folder.path().join("none"), ..soon };

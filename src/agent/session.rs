@@ -9,7 +9,7 @@ use crate::agent::dedup::{Admission, RunningOrder};
 use crate::agent::request::{CheckedOrder, OrderKey};
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
-use crate::model::{Action, Counter, OrderId};
+use crate::model::{Action, Counter, OrderId, PeerRole};
 use crate::server::{Counters, acceptor};
 use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
@@ -128,6 +128,7 @@ impl OrderLabel {
 
 impl<Z: Zfs> acceptor::Role for Agent<Z> {
     const NAME: &'static str = "agent";
+    const ROLE: PeerRole = PeerRole::Agent;
 
     async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
         Agent::converse(&self, conn, &first_line).await

@@ -2,6 +2,7 @@
 //!
 //! The command reads the catalog and this host's ZFS, and changes nothing.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,10 @@ use crate::cli::settings::{host_name, host_name_of, local_if_exists};
 use crate::config;
 use crate::fleet::known;
 use crate::fleet::known::Overview;
-use crate::model::{DatasetName, HostName, counted, hint};
+use crate::model::expiry::{Urgency, urgency};
+use crate::model::{DatasetName, HostName, TlsFiles, counted, hint};
 use crate::sys::{clock, runtime};
+use crate::transport::tls::Tls;
 use crate::zfs::ZfsRead;
 use crate::zfs::system::System;
 
@@ -97,9 +100,11 @@ async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = host_name_of(&args.common).map_err(|error| anyhow::anyhow!("{error}"))?;
     let local = local_if_exists(&args.common).ok().flatten();
     let policy = config::load_policy(&args.policy.config)?;
-    let Overview { inventory, unseen, live } = known::overview(&policy, &here, local.as_ref(), zfs).await?;
+    let Overview { inventory, unseen, live, certificates } =
+        known::overview(&policy, &here, local.as_ref(), zfs).await?;
     check_names(&policy, &inventory, args.host.as_ref(), args.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
+    health.judge_certificates(certificates);
     if let Some(live) = live.filter(|live| !live.is_alive(health.at)) {
         health.judge_pass(live.ended.unwrap_or(live.at));
     }
@@ -116,19 +121,50 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
     // A host has one of the two files or both. A file that was named on the command line has to exist.
     let files = named.into_iter().filter(|(path, default)| path.exists() || *path != Path::new(default));
     let files: Vec<&PathBuf> = files.map(|(path, _)| path).collect();
-    let mut problems = Vec::new();
+    let mut problems: Vec<(Severity, String)> = Vec::new();
+    let mut tls = Vec::new();
     for path in &files {
-        let error = if *path == server { config::load_policy(path).err() } else { config::load_local(path).err() };
-        problems.extend(error.map(|error| error.to_string()));
+        let loaded = if *path == server {
+            config::load_policy(path).map(|policy| policy.tls)
+        } else {
+            config::load_local(path).map(|local| local.tls)
+        };
+        match loaded {
+            Ok(files) => tls.extend(files),
+            Err(error) => problems.push((Severity::Critical, error.to_string())),
+        }
     }
-    problems.extend(contradictions(args, &files));
+    tls.dedup();
+    problems.extend(tls.iter().flat_map(problems_of_tls));
+    problems.extend(contradictions(args, &files).into_iter().map(|text| (Severity::Critical, text)));
+    problems.sort_by_key(|(severity, _)| Reverse(*severity));
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     match (names.as_slice(), problems.as_slice()) {
         ([], _) => print(Severity::Unknown, &format!("neither {} nor {} exists", server.display(), local.display())),
         ([one], []) => print(Severity::Ok, &format!("{one} is valid")),
         (all, []) => print(Severity::Ok, &format!("{} are valid", all.join(" and "))),
-        (_, problems) => print(Severity::Critical, &problems.join("\n")),
+        (_, problems @ [(worst, _), ..]) => {
+            let texts: Vec<&str> = problems.iter().map(|(_, text)| text.as_str()).collect();
+            print(*worst, &texts.join("\n"))
+        }
     }
+}
+
+/// What is wrong with the files that a configuration file names for TLS.
+fn problems_of_tls(files: &TlsFiles) -> Vec<(Severity, String)> {
+    let tls = match Tls::load(files) {
+        Ok(tls) => tls,
+        Err(error) => return vec![(Severity::Critical, error.to_string())],
+    };
+    let now = clock::now();
+    let left = tls.own().until.map(|until| until - now);
+    let severity = match left.and_then(urgency) {
+        Some(Urgency::Urgent) => Severity::Critical,
+        Some(Urgency::Soon) | None => Severity::Warning,
+    };
+    let expiry = tls.trouble(now).map(|text| (severity, text));
+    let key = tls.loose_key().map(|text| (Severity::Warning, text));
+    expiry.into_iter().chain(key).collect()
 }
 
 /// What the policy asks of this host, but its own local.json forbids, if both files exist and are valid.

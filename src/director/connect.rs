@@ -31,6 +31,7 @@ pub async fn open_catalog(policy: &Policy, holder: Holder) -> Result<FleetState<
     // A pass that cron starts knows which hosts did not answer in the previous pass only from the status of that pass.
     if let Some(live) = LiveStatus::read(&StatusPlace::of(&policy.catalog), clock::now()).await {
         live.unseen.keys().for_each(|host| state.expect_silent(host));
+        state.certificates().restore(policy, live.certificates);
     }
     Ok(state)
 }

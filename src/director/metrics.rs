@@ -9,10 +9,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::actions::health::{Finding, Health, Row, Severity};
+use crate::actions::health::{CertificateState, Finding, Health, Row, Severity};
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
-use crate::server::metrics::{Gauges, Labels, registry, result, signed, text};
+use crate::server::metrics::{CERTIFICATE_EXPIRY, Gauges, Labels, certificate_labels, registry, result, signed, text};
 use crate::server::{Counters, DIRECTOR};
 
 /// The result of the last pass.
@@ -135,8 +135,10 @@ impl PassMetrics {
             }
         }
         let rows = self.health.rows.iter().flat_map(|row| &row.findings);
+        let certificates = self.health.certificates.iter().flat_map(|certificate| &certificate.findings);
         let severities: Vec<Severity> = rows
             .chain(self.health.hosts.iter().flat_map(|host| &host.findings))
+            .chain(certificates)
             .map(Finding::severity)
             .chain(self.health.notices.iter().map(|_| Severity::Critical))
             .collect();
@@ -144,6 +146,11 @@ impl PassMetrics {
             let labels = vec![("severity", severity.to_string().to_lowercase())];
             findings.get_or_create(&labels).set(signed(severities.iter().filter(|s| **s == severity).count() as u64));
         }
+        let expiries = Gauges::default();
+        for CertificateState { expiry, .. } in &self.health.certificates {
+            expiries.get_or_create(&certificate_labels(&expiry.host, expiry.role)).set(expiry.until.timestamp());
+        }
+        registry.register(CERTIFICATE_EXPIRY.0, CERTIFICATE_EXPIRY.1, expiries);
         registry.register("zsync_host_up", "1 if the last pass could list the host, otherwise 0", up);
         registry.register("zsync_host_listed_timestamp_seconds", "When the host was last listed", listed);
         registry.register("zsync_findings", "Number of problems that zsync check would report, by severity", findings);

@@ -8,7 +8,8 @@ use std::time::Instant;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::Outcome;
-use crate::model::{Counter, HostName, OrderId};
+use crate::fleet::certificates::SeenCertificates;
+use crate::model::{CertificateExpiry, Counter, HostName, OrderId};
 
 /// An order that is being carried out.
 #[derive(Clone, Debug)]
@@ -35,11 +36,24 @@ struct ProgressState {
 pub struct PassProgress {
     stopped: Arc<AtomicBool>,
     state: Arc<Mutex<ProgressState>>,
+    certificates: SeenCertificates,
 }
 
 impl PassProgress {
     fn state(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock()
+    }
+
+    /// The progress of a pass that notes the certificates of hosts here.
+    #[must_use]
+    pub(crate) fn noting(certificates: SeenCertificates) -> Self {
+        Self { certificates, ..Self::default() }
+    }
+
+    /// When the certificates of the hosts expire.
+    #[must_use]
+    pub fn certificates(&self) -> Vec<CertificateExpiry> {
+        self.certificates.all()
     }
 
     /// Makes the pass end with the orders that it has already given.

@@ -22,7 +22,7 @@ use crate::director::old_records;
 use crate::director::once::{once, print};
 use crate::director::report::Report;
 use crate::director::saved::SavedPlan;
-use crate::director::service::{Service, pass_metrics};
+use crate::director::service::{Service, pass_metrics, warn_of_certificates};
 use crate::director::settings::DirectorSettings;
 use crate::fleet::live_status::{LiveStatus, StatusPlace};
 use crate::fleet::{Dispatcher, FleetState};
@@ -172,6 +172,7 @@ async fn run_once<Z: Zfs>(
     let report = result?;
     if is_first_today {
         old_records::delete(&policy, &state, began).await;
+        warn_of_certificates(state.certificates().all());
     }
     let written = match &settings.metrics_file {
         Some(file) => write_metrics(file, &policy, &state, &report, began).await,
@@ -199,7 +200,7 @@ async fn write_metrics(
 }
 
 /// Warns of a certificate that is unusable or will be soon. A pass from cron, which would send mail each time, warns
-/// only of a key that other users can read.
+/// only of a key that other users can read, and the first one of a day of certificates that expire soon.
 fn warn_of_certificate(tls: &Tls, settings: &DirectorSettings) {
     let warnings = if settings.once && !settings.verbose {
         tls.loose_key().into_iter().collect()

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use futures_lite::future;
 
+use crate::actions::health::Finding;
 use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::cli::exit::Error;
 use crate::config;
@@ -21,6 +22,8 @@ use crate::director::settings::DirectorSettings;
 use crate::director::{old_records, status_file, summary};
 use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
+use crate::model::CertificateExpiry;
+use crate::model::expiry::Daily;
 use crate::policy::Policy;
 use crate::sys::service::Signals;
 use crate::sys::{clock, service};
@@ -44,6 +47,8 @@ pub(crate) struct Service<'a, Z> {
     /// When old records were last deleted from the catalog.
     cleaned: Option<Instant>,
     heartbeat: Heartbeat,
+    /// When certificates that expire soon were last warned of.
+    reminder: Daily,
 }
 
 impl<'a, Z: Zfs> Service<'a, Z> {
@@ -58,7 +63,8 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         heartbeat: Heartbeat,
     ) -> Self {
         let (failures, resync, cleaned) = (FailureLog::default(), settings.resync, None);
-        Self { settings, zfs, metrics, failures, signals, policy, dispatcher, resync, cleaned, heartbeat }
+        let reminder = Daily::default();
+        Self { settings, zfs, metrics, failures, signals, policy, dispatcher, resync, cleaned, heartbeat, reminder }
     }
 
     /// Gives orders while this director holds the lock, and stands by while another one does, until the process is
@@ -224,6 +230,9 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             self.cleaned = Some(began);
             old_records::delete(&self.policy, state, report.at).await;
         }
+        if self.reminder.is_due(clock::now()) {
+            warn_of_certificates(state.certificates().all());
+        }
         for (failure, text) in reported(report) {
             all_failures.add(&failure.subject(), text);
         }
@@ -235,6 +244,16 @@ impl<'a, Z: Zfs> Service<'a, Z> {
     }
 }
 
+/// Logs a warning for each certificate of the fleet that has expired or expires soon.
+pub(crate) fn warn_of_certificates(certificates: Vec<CertificateExpiry>) {
+    let now = clock::now();
+    for certificate in certificates {
+        if let Some(finding) = Finding::of_certificate(&certificate, now) {
+            log::warn!("{}: {finding}", certificate.host);
+        }
+    }
+}
+
 /// The metrics of a pass that has just ended.
 pub(crate) async fn pass_metrics<C: CatalogWrite + ?Sized + 'static>(
     policy: &Policy,
@@ -243,6 +262,7 @@ pub(crate) async fn pass_metrics<C: CatalogWrite + ?Sized + 'static>(
     began: DateTime<Utc>,
 ) -> Result<PassMetrics, CatalogError> {
     let inventory = state.remembered().await?;
-    let health = crate::actions::health::health(policy, &inventory, &report.unseen, clock::now());
+    let mut health = crate::actions::health::health(policy, &inventory, &report.unseen, clock::now());
+    health.judge_certificates(state.certificates().all());
     Ok(PassMetrics::of(report, health, began))
 }

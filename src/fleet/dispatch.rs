@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_lite::future;
+use parking_lot::Mutex;
 
 use crate::actions::Order;
 use crate::agent::{Agent, CheckedOrder, FactSink};
+use crate::fleet::certificates::SeenCertificates;
 use crate::model::{
     Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
     SnapName, Snapshot,
@@ -33,6 +36,8 @@ pub struct Contact {
     alive: channel::Sender<()>,
     /// How long the host may send nothing, if it gets less time than others and only one attempt.
     patience: Option<Duration>,
+    /// When the host's certificate expires, once the host has presented it.
+    certificate: Arc<Mutex<Option<DateTime<Utc>>>>,
 }
 
 impl Contact {
@@ -40,7 +45,12 @@ impl Contact {
     /// host may send nothing for so long only, and no failed attempt is repeated.
     pub(super) fn new(patience: Option<Duration>) -> (Self, channel::Receiver<()>) {
         let (alive, is_alive) = channel::bounded(1);
-        (Self { alive, patience }, is_alive)
+        (Self { alive, patience, certificate: Arc::default() }, is_alive)
+    }
+
+    /// When the certificate that the host has presented expires; `None` if it has presented none.
+    pub(super) fn certificate(&self) -> Option<DateTime<Utc>> {
+        *self.certificate.lock()
     }
 }
 
@@ -306,6 +316,15 @@ impl<Z: Zfs> Dispatcher<Z> {
         }
     }
 
+    /// Notes when the certificates of the director and of the agent within this process expire.
+    pub(super) fn note_certificates(&self, seen: &SeenCertificates) {
+        let until = |tls: &Option<Arc<Tls>>| tls.as_ref().and_then(|tls| tls.own().until);
+        seen.note(&self.here, PeerRole::Director, until(&self.tls));
+        if let (Ok(agent), Some(_)) = (&self.own, &self.tls) {
+            seen.note(&self.here, PeerRole::Agent, until(&agent.tls));
+        }
+    }
+
     /// Waits before the next attempt after a temporary error. Otherwise returns the response for a host that did not
     /// answer.
     async fn pause(
@@ -414,6 +433,7 @@ async fn over_tcp(
         TransportError::Tls { .. } => anyhow::Error::new(error),
         error => anyhow::Error::new(error).context(format!("cannot reach {host}")),
     })?;
+    *contact.certificate.lock() = conn.identity.as_ref().and_then(|identity| identity.until);
     if let Some(patience) = contact.patience {
         conn.patience = conn.patience.min(patience);
     }

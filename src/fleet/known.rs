@@ -12,12 +12,14 @@ use chrono::{DateTime, Utc};
 use crate::actions::health::{Finding, Health};
 use crate::catalog::file::FileError;
 use crate::catalog::{CatalogError, file, open};
+use crate::fleet::certificates;
 use crate::fleet::estimate::Answers;
 use crate::fleet::live_status::{LiveStatus, StatusPlace};
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::{Dispatcher, ask_as_in_a_pass};
 use crate::model::{
-    Counter, DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory, Marks,
+    CertificateExpiry, Counter, DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory,
+    Marks,
 };
 use crate::policy::{Hooks, Local, LocalDataset, Policy, Properties};
 use crate::sys::{clock, runtime};
@@ -120,6 +122,8 @@ pub struct Overview {
     pub unseen: BTreeMap<HostName, String>,
     /// What the director is doing, if it has written its status.
     pub live: Option<LiveStatus>,
+    /// When certificates expire.
+    pub certificates: Vec<CertificateExpiry>,
 }
 
 /// Gathers an overview. If this host's ZFS cannot be listed, the catalog's part of it is used.
@@ -132,6 +136,7 @@ pub async fn overview(
     let catalog = open::inventory(&policy.catalog).await?;
     let live = LiveStatus::read(&StatusPlace::of(&policy.catalog), clock::now()).await;
     let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
+    let certificates = certificates::known(policy, here, local, live.as_ref());
     let inventory = match with_own_zfs(policy, here, local, catalog.clone(), zfs).await {
         Ok(inventory) => inventory,
         Err(error) => {
@@ -139,7 +144,7 @@ pub async fn overview(
             catalog
         }
     };
-    Ok(Overview { inventory, unseen, live })
+    Ok(Overview { inventory, unseen, live, certificates })
 }
 
 /// Adds to findings what only this host knows: the tags of the holds on its snapshots, and its own name where a host

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalog::open;
 use crate::consul::{Consul, Op};
-use crate::model::{Action, DatasetName, HostName, Place, SnapName};
+use crate::model::{Action, CertificateExpiry, DatasetName, HostName, Place, SnapName};
 use crate::policy::CatalogConfig;
 use crate::sys::files::Mode;
 use crate::sys::{files, runtime};
@@ -125,6 +125,9 @@ pub struct LiveStatus {
     pub unseen: BTreeMap<HostName, String>,
     /// The running orders.
     pub running: Vec<RunningTransfer>,
+    /// When the certificates of the hosts expire, if they use TLS.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateExpiry>,
 }
 
 impl LiveStatus {

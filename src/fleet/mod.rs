@@ -1,6 +1,7 @@
 //! Access to all hosts of a policy, for the director and for previews: it polls hosts, dispatches orders to them, and
 //! keeps what is known about them.
 
+pub mod certificates;
 pub mod dispatch;
 pub mod estimate;
 pub mod facts;

@@ -16,7 +16,7 @@ use crate::fleet::dispatch::{Contact, Dispatcher, blank};
 use crate::fleet::facts;
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::state::FleetState;
-use crate::model::{Action, Counter, HostInventory, HostName};
+use crate::model::{Action, Counter, HostInventory, HostName, PeerRole};
 use crate::policy::Policy;
 use crate::sys::runtime::channel::Receiver;
 use crate::sys::runtime::{Tasks, channel};
@@ -171,6 +171,8 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         let resting = state.silent().resting(policy).into_iter().filter(|(host, _)| *host != dispatcher.here);
         options.services.absent.extend(resting);
     }
+    state.certificates().forget_others(policy);
+    dispatcher.note_certificates(state.certificates());
     let to_poll = hosts_to_poll(policy, dispatcher, state, &options).await?;
     let absent = options.services.absent;
     let current = policy.hosts_named().into_iter();
@@ -202,6 +204,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
             (order.fence, order.from_scratch) = (fence, resync);
             let outcome = poll_host(&policy, &dispatcher, &state, &host, order, &contact).await;
             polled.add(1);
+            state.certificates().note(&host, PeerRole::Agent, contact.certificate());
             match &outcome {
                 Ok(HostPoll::Failed(reason)) => state.silent().failed(&policy, &host, reason, began.elapsed()),
                 Ok(HostPoll::Listed(_)) | Err(_) => state.silent().answered(&host),

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::catalog::{
     CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, Outcome, apply, differences,
 };
+use crate::fleet::certificates::SeenCertificates;
 use crate::fleet::facts;
 use crate::fleet::silent::SilentHosts;
 use crate::fleet::touched::{self, Moment, Touched};
@@ -34,6 +35,7 @@ pub struct FleetState<C: ?Sized> {
     touched: Arc<Mutex<Touched>>,
     /// Whether the inventory was read from the catalog.
     is_loaded: Arc<AtomicBool>,
+    certificates: SeenCertificates,
     /// See [`FleetState::tracked`].
     token: Option<runtime::channel::Sender<()>>,
 }
@@ -61,7 +63,8 @@ impl<C: ?Sized> Clone for FleetState<C> {
         let (inventory, catalog) = (Arc::clone(&self.inventory), Arc::clone(&self.catalog));
         let (silent, touched) = (Arc::clone(&self.silent), Arc::clone(&self.touched));
         let is_loaded = Arc::clone(&self.is_loaded);
-        Self { inventory, catalog, writer: self.writer.clone(), silent, touched, is_loaded, token: self.token.clone() }
+        let (certificates, writer, token) = (self.certificates.clone(), self.writer.clone(), self.token.clone());
+        Self { inventory, catalog, writer, silent, touched, is_loaded, certificates, token }
     }
 }
 
@@ -77,6 +80,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             silent: Arc::default(),
             touched: Arc::default(),
             is_loaded: Arc::default(),
+            certificates: SeenCertificates::default(),
             token: None,
         }
     }
@@ -94,6 +98,12 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     pub fn tracked(self) -> (Self, runtime::channel::Receiver<()>) {
         let (token, gone) = runtime::channel::bounded(1);
         (Self { token: Some(token), ..self }, gone)
+    }
+
+    /// When the certificates of the hosts expire.
+    #[must_use]
+    pub fn certificates(&self) -> &SeenCertificates {
+        &self.certificates
     }
 
     /// A clone that is not tracked.

@@ -5,11 +5,15 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
 use crate::model::HostName;
 use crate::model::tags::ROLE;
 
 /// A role that the holder of a certificate may take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum PeerRole {
     /// It sends orders to agents.
     Director,
@@ -57,6 +61,8 @@ pub struct Identity {
     /// The roles that it permits. `None` if the certificate names no role, as is the case if its CA knows nothing of
     /// zsync: then the configuration of the other side decides.
     pub roles: Option<BTreeSet<PeerRole>>,
+    /// When the certificate expires, if that is known.
+    pub until: Option<DateTime<Utc>>,
 }
 
 impl Identity {
@@ -73,7 +79,7 @@ impl Identity {
                 roles.get_or_insert_default().extend(role.parse::<PeerRole>());
             }
         }
-        Self { names, roles }
+        Self { names, roles, until: None }
     }
 
     /// Whether it names this host. The comparison ignores case, as DNS does.
@@ -86,6 +92,20 @@ impl Identity {
     #[must_use]
     pub fn may_be(&self, role: PeerRole) -> bool {
         self.roles.as_ref().is_none_or(|roles| roles.contains(&role))
+    }
+
+    /// How to renew the certificate, as an imperative for a hint.
+    #[must_use]
+    pub fn renewal(&self) -> String {
+        match (self.names.split_first(), &self.roles) {
+            (Some((host, others)), Some(roles)) if !roles.is_empty() => {
+                let roles: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+                let also: String = others.iter().map(|name| format!(" --also {name}")).collect();
+                let roles = roles.join(",");
+                format!("renew it where its CA is: zsync tls issue {host} --role {roles}{also} --renew")
+            }
+            _ => "renew it with the CA that issued it".to_owned(),
+        }
     }
 
     /// The roles that it names, in words.
@@ -148,6 +168,14 @@ mod tests {
         }
         assert_eq!(identity.to_string(), "alpha.example.org, Beta");
         assert_eq!(Identity::default().to_string(), "nobody");
+    }
+
+    #[test]
+    fn renewal_repeats_names_and_roles() {
+        let identity = Identity::new(["alpha", "alpha.example.org"], ["zsync:role:agent", "zsync:role:director"]);
+        let command = "zsync tls issue alpha --role director,agent --also alpha.example.org --renew";
+        assert!(identity.renewal().ends_with(command), "{}", identity.renewal());
+        assert_eq!(Identity::new(["alpha"], []).renewal(), "renew it with the CA that issued it");
     }
 
     #[test]

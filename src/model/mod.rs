@@ -5,6 +5,7 @@
 
 pub mod count;
 pub mod counter;
+pub mod expiry;
 pub mod flags;
 pub mod hint;
 pub mod identity;
@@ -19,6 +20,7 @@ pub mod tags;
 
 pub use count::counted;
 pub use counter::Counter;
+pub use expiry::CertificateExpiry;
 pub use flags::SendFlags;
 pub use identity::{Identity, PeerRole, TlsFiles};
 pub use inventory::{

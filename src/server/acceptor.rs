@@ -10,11 +10,13 @@ use anyhow::{Context, anyhow, bail};
 use futures_lite::future;
 use parking_lot::RwLock;
 
-use crate::model::ResponseStatus;
+use crate::model::expiry::Daily;
+use crate::model::{PeerRole, ResponseStatus};
 use crate::server::limiter::{Admitted, ConnectionLimiter, Full};
+use crate::server::metrics::{CERTIFICATE_EXPIRY, Gauges, certificate_labels};
 use crate::server::{Counters, http};
 use crate::sys::service::Signals;
-use crate::sys::{runtime, service};
+use crate::sys::{clock, runtime, service};
 use crate::transport::tcp;
 use crate::transport::tcp::{Incoming, Listener, Rejected, TransportError};
 use crate::transport::tls::Tls;
@@ -26,6 +28,9 @@ pub const BETWEEN_STEPS: Duration = Duration::from_secs(900);
 /// How long a peer may take for the TLS handshake, and again to send its first line.
 const FIRST_LINE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often is checked whether the certificate expires soon.
+const BETWEEN_REMINDERS: Duration = Duration::from_secs(3600);
+
 /// How long interrupting the conversations may take. Their commands are killed rather than waited for.
 pub const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -33,6 +38,8 @@ pub const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
 pub trait Role: Send + Sync + 'static {
     /// The name in messages.
     const NAME: &'static str;
+    /// The role in certificates.
+    const ROLE: PeerRole;
 
     /// Holds one conversation, which the peer began with `first_line`, to its end.
     fn converse(
@@ -100,6 +107,33 @@ impl<R: Role> Acceptor<R> {
     /// Replaces the role for new connections.
     fn replace(&self, role: R, tls: Option<Arc<Tls>>) {
         *self.current.write() = Current { role: Arc::new(role), tls };
+    }
+
+    /// The metrics of the role and of its certificate.
+    fn metrics(&self) -> String {
+        let own = self.tls().map(|tls| tls.own());
+        self.role().counters().text_with(|registry| {
+            let expiry = Gauges::default();
+            if let Some((host, until)) = own.and_then(|own| Some((own.identity.names.first()?.clone(), own.until?))) {
+                expiry.get_or_create(&certificate_labels(&host, R::ROLE)).set(until.timestamp());
+            }
+            registry.register(CERTIFICATE_EXPIRY.0, CERTIFICATE_EXPIRY.1, expiry);
+        })
+    }
+
+    /// Logs a warning once a day while this host's certificate expires soon or has expired. Never ends.
+    async fn remind_of_expiry(&self) {
+        // At the start, the same warning has been logged.
+        let mut daily = Daily::since(clock::now());
+        loop {
+            runtime::sleep(BETWEEN_REMINDERS).await;
+            let now = clock::now();
+            if let Some(warning) = self.tls().and_then(|tls| tls.trouble(now))
+                && daily.is_due(now)
+            {
+                log::warn!("{warning}");
+            }
+        }
     }
 
     /// Answers a connection as one of `tasks`, if the limits permit.
@@ -232,19 +266,20 @@ pub async fn serve<R: Role>(
 ) -> anyhow::Result<()> {
     let signals = Signals::of_service()?;
     let (listener, address) = open::<R>(listening, inherited).await?;
+    let acceptor = Arc::new(Acceptor::new(Arc::new(role), listening.security.tls()));
     if let Some(metrics) = &listening.metrics {
-        let counters = role.counters().clone();
-        http::serve(metrics, Arc::new(move || counters.text())).await?;
+        let acceptor = Arc::clone(&acceptor);
+        http::serve(metrics, Arc::new(move || acceptor.metrics())).await?;
     }
     let status = format!("listens on {address}");
     log::info!("{} {status}", R::NAME);
     service::ready(&status);
-    let acceptor = Arc::new(Acceptor::new(Arc::new(role), listening.security.tls()));
     let reload = async || match reload_into(&acceptor, &address, &reload).await {
         Ok(()) => status.clone(),
         Err(error) => format!("{status}; cannot reload the configuration: {error:#}"),
     };
-    service::watched(accept(&acceptor, listener, signals, listening.grace, reload), || true).await;
+    let accepting = accept(&acceptor, listener, signals, listening.grace, reload);
+    service::watched(future::or(accepting, acceptor.remind_of_expiry()), || true).await;
     Ok(())
 }
 

@@ -94,8 +94,15 @@ impl Counters {
     /// The counters in the text format of Prometheus.
     #[must_use]
     pub fn text(&self) -> String {
+        self.text_with(|_| {})
+    }
+
+    /// The counters and what `add` registers, in the text format of Prometheus.
+    #[must_use]
+    pub fn text_with(&self, add: impl FnOnce(&mut Registry)) -> String {
         let mut registry = registry();
         self.register(&mut registry);
+        add(&mut registry);
         text(&registry)
     }
 }

@@ -8,10 +8,23 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use crate::model::{HostName, PeerRole};
+
 /// The labels of a metric: names with their values.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 /// A gauge per set of labels.
 pub(crate) type Gauges = Family<Labels, Gauge>;
+
+/// The name and the description of the metric about certificates.
+pub(crate) const CERTIFICATE_EXPIRY: (&str, &str) = (
+    "zsync_certificate_expiry_timestamp_seconds",
+    "When the certificate with which a host acts in a role expires; absent without TLS",
+);
+
+/// The labels of the metric about certificates.
+pub(crate) fn certificate_labels(host: &HostName, role: PeerRole) -> Labels {
+    vec![("host", host.to_string()), ("role", role.to_string())]
+}
 
 /// Creates a registry that already has the version of zsync.
 #[must_use]

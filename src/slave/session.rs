@@ -8,7 +8,7 @@ use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::publish::publisher::Publisher;
 use crate::host::queue::{QueueSlot, queue_timeout};
-use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, ResponseStatus};
+use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, PeerRole, ResponseStatus};
 use crate::policy::Local;
 use crate::server::{Counters, acceptor, counters};
 use crate::slave::flow::window_of;
@@ -351,6 +351,7 @@ impl<Z: Zfs> Session<'_, Z> {
 
 impl<Z: Zfs> acceptor::Role for Slave<Z> {
     const NAME: &'static str = "slave";
+    const ROLE: PeerRole = PeerRole::Slave;
 
     async fn converse(self: Arc<Self>, conn: &mut Conn, first_line: Vec<u8>) -> Result<(), WireError> {
         Slave::converse(&self, conn, &first_line).await

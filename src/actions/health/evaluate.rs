@@ -61,7 +61,9 @@ pub fn health(
     }
     let reminders: Vec<Notice> = plan.notices.iter().filter(|notice| notice.kind.is_reminder()).cloned().collect();
     let notices: Vec<Notice> = plan.notices.into_iter().filter(|notice| notice.kind.is_failure()).collect();
-    let mut health = Health { at: now, severity: Severity::Ok, hosts, rows, pass: None, notices, reminders };
+    let certificates = Vec::new();
+    let mut health =
+        Health { at: now, severity: Severity::Ok, hosts, certificates, rows, pass: None, notices, reminders };
     health.update_severity();
     health
 }

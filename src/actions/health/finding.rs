@@ -6,8 +6,9 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::actions::leftovers::Leftovers;
+use crate::model::expiry::{Urgency, urgency};
 use crate::model::tags::held_by;
-use crate::model::{HostName, Place, SnapName};
+use crate::model::{CertificateExpiry, HostName, PeerRole, Place, SnapName};
 
 /// How severe something is, in the words of monitoring systems. Later values are worse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -101,6 +102,17 @@ pub enum Finding {
         /// What this host is called; `None` if nobody said. The other name may be a misspelt one of this host.
         here: Option<HostName>,
     },
+    /// The host's certificate expires soon, or has expired.
+    CertificateExpires {
+        /// The role for which the host uses it.
+        role: PeerRole,
+        /// When it expires.
+        until: DateTime<Utc>,
+        /// How long it is still valid; negative if it has expired.
+        left: TimeDelta,
+        /// How urgent its renewal is.
+        urgency: Urgency,
+    },
     /// The director has made no pass for too long.
     NoPass {
         /// How long ago the last pass ended.
@@ -113,6 +125,14 @@ pub enum Finding {
 }
 
 impl Finding {
+    /// What is wrong with a certificate that expires then; `None` if it is valid for long enough.
+    #[must_use]
+    pub fn of_certificate(expiry: &CertificateExpiry, now: DateTime<Utc>) -> Option<Self> {
+        let CertificateExpiry { role, until, .. } = *expiry;
+        let left = until - now;
+        urgency(left).map(|urgency| Self::CertificateExpires { role, until, left, urgency })
+    }
+
     /// How severe it is.
     #[must_use]
     pub fn severity(&self) -> Severity {
@@ -120,11 +140,12 @@ impl Finding {
             Self::SnapshotOld { severity, .. } | Self::ReplicaOld { severity, .. } | Self::NoPass { severity, .. } => {
                 *severity
             }
-            Self::Diverged { .. } => Severity::Critical,
+            Self::Diverged { .. } | Self::CertificateExpires { urgency: Urgency::Urgent, .. } => Severity::Critical,
             Self::NoSnapshot
             | Self::TooMany { .. }
             | Self::HeldLong { .. }
             | Self::Leftovers(_)
+            | Self::CertificateExpires { urgency: Urgency::Soon, .. }
             | Self::Unreachable { since: Some(_), .. } => Severity::Warning,
             // The state of a host that was never listed is unknown.
             Self::Unreachable { since: None, .. } | Self::NeverListed { .. } => Severity::Unknown,
@@ -153,6 +174,7 @@ impl Finding {
             Self::Leftovers(_) => "leftovers",
             Self::Unreachable { .. } => "out_of_reach",
             Self::NeverListed { .. } => "never_listed",
+            Self::CertificateExpires { .. } => "certificate_expires",
             Self::NoPass { .. } => "no_pass",
         }
     }
@@ -200,6 +222,14 @@ impl fmt::Display for Finding {
             Self::NeverListed { here } => {
                 f.write_str("has never been listed")?;
                 here.iter().try_for_each(|here| write!(f, " (this host is called {here})"))
+            }
+            Self::CertificateExpires { role, until, left, .. } => {
+                let (day, how) = (until.format("%Y-%m-%d"), "renew it as zsync-tls(8) describes");
+                if left.num_seconds() > 0 {
+                    write!(f, "the certificate of its {role} expires on {day}, in {}; {how}", span(*left))
+                } else {
+                    write!(f, "the certificate of its {role} expired on {day}; {how}")
+                }
             }
             Self::NoPass { age, limit, .. } => {
                 write!(f, "the director's last pass ended {} ago (limit {})", span(*age), span(*limit))

@@ -12,4 +12,4 @@ mod report;
 
 pub use evaluate::health;
 pub use finding::{Finding, Severity, span};
-pub use report::{DatedSnapshot, Health, HostState, Row};
+pub use report::{CertificateState, DatedSnapshot, Health, HostState, Row};

@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::actions::health::finding::{Finding, Severity};
 use crate::actions::notice::Notice;
-use crate::model::{DatasetName, HostName, Place, SnapName};
+use crate::model::{CertificateExpiry, DatasetName, HostName, Place, SnapName};
 
 /// A snapshot by name and time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -66,6 +66,16 @@ pub struct HostState {
     pub findings: Vec<Finding>,
 }
 
+/// When the certificate with which a host acts in a role expires.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CertificateState {
+    /// The host, its role, and the end of the validity.
+    #[serde(flatten)]
+    pub expiry: CertificateExpiry,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
 /// How well the fleet meets the policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
@@ -75,6 +85,9 @@ pub struct Health {
     pub severity: Severity,
     /// The hosts, sorted by name.
     pub hosts: Vec<HostState>,
+    /// When certificates expire, by host and role; empty without TLS.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<CertificateState>,
     /// The datasets with their destinations, in the order of the policy.
     pub rows: Vec<Row>,
     /// Whether the last pass of the director was too long ago.
@@ -129,6 +142,16 @@ impl Health {
         self.update_severity();
     }
 
+    /// Adds certificates, with a finding for each that has expired or expires soon.
+    pub fn judge_certificates(&mut self, certificates: Vec<CertificateExpiry>) {
+        let judge = |expiry: CertificateExpiry| {
+            let findings = Finding::of_certificate(&expiry, self.at).into_iter().collect();
+            CertificateState { expiry, findings }
+        };
+        self.certificates = certificates.into_iter().map(judge).collect();
+        self.update_severity();
+    }
+
     /// Adds notices about parts of the policy that cannot be carried out.
     pub fn add_notices(&mut self, notices: Vec<Notice>) {
         Notice::add(&mut self.notices, notices);
@@ -150,6 +173,10 @@ impl Health {
             None => of_host(&state.host),
             Some(_) => named.contains(&state.host),
         });
+        self.certificates.retain(|state| match dataset {
+            None => of_host(&state.expiry.host),
+            Some(_) => named.contains(&state.expiry.host),
+        });
         let wanted = |n: &Notice| of_host(&n.host) && n.dataset.as_ref().is_none_or(within);
         self.notices.retain(wanted);
         self.reminders.retain(wanted);
@@ -158,7 +185,9 @@ impl Health {
 
     pub(super) fn update_severity(&mut self) {
         let rows = self.rows.iter().map(Row::severity);
-        let all = rows.chain(self.hosts.iter().map(HostState::severity)).chain(self.pass.iter().map(Finding::severity));
+        let certificates = self.certificates.iter().map(|state| worst(&state.findings));
+        let hosts = self.hosts.iter().map(HostState::severity);
+        let all = rows.chain(hosts).chain(certificates).chain(self.pass.iter().map(Finding::severity));
         let worst = all.max().unwrap_or_default();
         self.severity = if self.notices.is_empty() { worst } else { Severity::Critical };
     }

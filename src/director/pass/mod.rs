@@ -97,12 +97,13 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // The index is built once, because every entry is decided several times.
         let index = Arc::new(PolicyIndex::new(&policy));
         let slots = Arc::new(OrderSlots::new(&policy));
+        let progress = PassProgress::noting(state.certificates().clone());
         Self {
             policy,
             index,
             dispatcher,
             state,
-            progress: PassProgress::default(),
+            progress,
             slots,
             pruning: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
             tasks_ended,

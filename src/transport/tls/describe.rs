@@ -1,0 +1,180 @@
+//! Describes errors of TLS for people: what is wrong with a certificate, whose it is, and what to do.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use chrono::DateTime;
+use futures_lite::io::AsyncRead;
+use futures_rustls::pki_types::UnixTime;
+use futures_rustls::rustls::{AlertDescription, CertificateError, Error as Rustls};
+
+use crate::sys::clock;
+use crate::transport::tls::certificate::Certificate;
+
+/// This host's certificate.
+#[derive(Clone)]
+pub(super) struct Own {
+    pub certificate: Certificate,
+    /// The file from which it was read.
+    pub file: PathBuf,
+}
+
+/// A reader that describes TLS errors for people. A peer's refusal of our certificate arrives with the first read.
+pub(super) struct DescribeErrors<R> {
+    reader: R,
+    own: Box<Own>,
+}
+
+impl<R> DescribeErrors<R> {
+    pub fn new(reader: R, own: Own) -> Self {
+        Self { reader, own: Box::new(own) }
+    }
+}
+
+impl<R: AsyncRead + Unpin> AsyncRead for DescribeErrors<R> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        Pin::new(&mut this.reader).poll_read(cx, buffer).map_err(|error| match tls_error(&error) {
+            Some(tls) if is_refusal(tls) => {
+                io::Error::new(io::ErrorKind::PermissionDenied, describe(&error, &this.own, None))
+            }
+            Some(_) => io::Error::other(describe(&error, &this.own, None)),
+            None => error,
+        })
+    }
+}
+
+/// Whether the peer refuses this host, so that another attempt is pointless. (A record damaged in transit also leads to
+/// an alert, but the next attempt may succeed.)
+fn is_refusal(error: &Rustls) -> bool {
+    use AlertDescription as Alert;
+    let Rustls::AlertReceived(alert) = error else { return false };
+    matches!(
+        alert,
+        Alert::CertificateRequired
+            | Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateUnknown
+            | Alert::CertificateExpired
+            | Alert::CertificateRevoked
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+            | Alert::ProtocolVersion
+    )
+}
+
+fn tls_error(error: &io::Error) -> Option<&Rustls> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
+/// Describes an error of a connection, in a sentence about the peer. `presented` is the certificate that the peer has
+/// presented.
+pub(super) fn describe(error: &io::Error, own: &Own, presented: Option<&Certificate>) -> String {
+    match tls_error(error) {
+        Some(error) => describe_tls(error, own, presented),
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+        None => error.to_string(),
+    }
+}
+
+/// Describes an error of TLS, in a sentence about the peer.
+pub(super) fn describe_tls(error: &Rustls, own: &Own, presented: Option<&Certificate>) -> String {
+    match error {
+        Rustls::NoCertificatesPresented => "it sent no certificate".to_owned(),
+        Rustls::InvalidCertificate(error) => describe_certificate(error, presented),
+        Rustls::AlertReceived(alert) => describe_alert(*alert, own),
+        Rustls::InvalidMessage(_) => "it does not speak TLS".to_owned(),
+        Rustls::PeerIncompatible(why) => format!("it does not support the TLS 1.3 parameters required here: {why:?}"),
+        other => other.to_string(),
+    }
+}
+
+fn describe_certificate(error: &CertificateError, presented: Option<&Certificate>) -> String {
+    use CertificateError as Bad;
+    match error {
+        // The name of the issuer is known, but its key is another one.
+        Bad::BadSignature => {
+            "its certificate was not issued by a CA that is known here, but by one of the same name".to_owned()
+        }
+        Bad::UnknownIssuer => "its certificate was not issued by a CA that is known here".to_owned(),
+        Bad::Expired => "its certificate has expired".to_owned(),
+        Bad::ExpiredContext { not_after, .. } => describe_expired(*not_after, presented),
+        Bad::NotValidYet => "its certificate is not valid yet; hint: check the clocks of both hosts".to_owned(),
+        Bad::NotValidYetContext { not_before, .. } => {
+            format!(
+                "its certificate is not valid before {}; hint: check the clocks of both hosts",
+                format_time(*not_before)
+            )
+        }
+        Bad::NotValidForName => "its certificate names another host".to_owned(),
+        Bad::NotValidForNameContext { expected, presented } => {
+            let names: Vec<String> = presented.iter().take(4).map(|name| bare_name(name)).collect();
+            format!("its certificate is not that of {}: it names {}", expected.to_str(), names.join(", "))
+        }
+        Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => {
+            "its certificate does not permit this use; it must permit server and client authentication".to_owned()
+        }
+        Bad::Revoked => "its certificate was revoked".to_owned(),
+        other => format!("its certificate is invalid: {other}"),
+    }
+}
+
+/// Says whose certificate expired, when, and how to renew it. It is the peer's, or one of those that lead to its CA.
+fn describe_expired(not_after: UnixTime, presented: Option<&Certificate>) -> String {
+    let at = format_time(not_after);
+    let Some(Certificate { identity, until, .. }) = presented else { return format!("its certificate expired {at}") };
+    let is_own = until.is_none_or(|until| u64::try_from(until.timestamp()).is_ok_and(|it| it == not_after.as_secs()));
+    if is_own {
+        format!("its certificate, that of {identity}, expired {at}; hint: {}", identity.renewal())
+    } else {
+        format!(
+            "a CA's certificate behind its certificate, that of {identity}, expired {at}; hint: replace the CA, see \
+             zsync-tls(8)"
+        )
+    }
+}
+
+/// Describes that the peer says that this host's certificate is not valid at present.
+fn describe_own_expired(own: &Own) -> String {
+    let Certificate { identity, until, .. } = &own.certificate;
+    let file = own.file.display();
+    match until {
+        Some(until) if *until <= clock::now() => format!(
+            "it says that this host's certificate has expired: {file}, that of {identity}, expired {}; hint: {}",
+            until.format("%Y-%m-%dT%H:%M:%SZ"),
+            identity.renewal()
+        ),
+        _ => format!(
+            "it says that this host's certificate has expired, but by this host's clock {file} has not; hint: compare \
+             the clocks of both hosts, and run zsync tls show"
+        ),
+    }
+}
+
+fn describe_alert(alert: AlertDescription, own: &Own) -> String {
+    use AlertDescription as Alert;
+    match alert {
+        Alert::CertificateRequired => "it requires a certificate of this host, and got none".to_owned(),
+        Alert::DecryptError => {
+            "it does not know the CA of this host's certificate, but one of the same name".to_owned()
+        }
+        Alert::UnknownCA => "it does not know the CA of this host's certificate".to_owned(),
+        Alert::CertificateExpired => describe_own_expired(own),
+        Alert::CertificateRevoked => "it says that this host's certificate was revoked".to_owned(),
+        Alert::ProtocolVersion => "it does not support TLS 1.3".to_owned(),
+        other => format!("it aborted the handshake: {other:?}"),
+    }
+}
+
+fn format_time(at: UnixTime) -> String {
+    let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
+    DateTime::from_timestamp(seconds, 0).map_or_else(String::new, |at| at.format("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// `DnsName("beta")` as `beta`.
+fn bare_name(name: &str) -> String {
+    name.split('"').nth(1).unwrap_or(name).to_owned()
+}
