@@ -193,6 +193,7 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
         began: now,
         ended: None,
         unseen: Default::default(),
+        clocks_behind: Default::default(),
         running: vec![transfer],
         certificates: Vec::new(),
     };

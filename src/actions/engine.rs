@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
 use crate::actions::leftovers::{Leftover, Leftovers, leftovers};
 use crate::actions::notice::{Notice, NoticeKind};
-use crate::actions::pass::Pass;
+use crate::actions::pass::{Destroyed, Pass};
 use crate::actions::plan::Plan;
 use crate::model::{HostName, Inventory};
 use crate::policy::{DatasetPolicy, Policy};
@@ -38,7 +38,13 @@ impl<'a> Engine<'a> {
     /// Decides the whole policy as of `now`.
     #[must_use]
     pub fn decide(&self, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let mut pass = Pass::new(self.policy, IndexedPolicy::new(self.policy, &self.index), inventory, now);
+        self.decide_after(inventory, now, &Destroyed::default())
+    }
+
+    /// Decides the whole policy, like [`Engine::decide`], in a pass that has already destroyed something.
+    #[must_use]
+    pub fn decide_after(&self, inventory: &Inventory, now: DateTime<Utc>, destroyed: &Destroyed) -> Plan {
+        let mut pass = self.pass(inventory, now, destroyed);
         (0..self.policy.datasets.len()).for_each(|entry| pass.decide_entry(entry));
         let mut plan = pass.finish();
         plan.notices.extend(self.leftovers(inventory));
@@ -64,9 +70,25 @@ impl<'a> Engine<'a> {
     /// Decides one entry of `policy.datasets`. Together, the plans of all entries are the plan of the whole policy.
     #[must_use]
     pub fn decide_entry(&self, entry: usize, inventory: &Inventory, now: DateTime<Utc>) -> Plan {
-        let mut pass = Pass::new(self.policy, IndexedPolicy::new(self.policy, &self.index), inventory, now);
+        self.decide_entry_after(entry, inventory, now, &Destroyed::default())
+    }
+
+    /// Decides one entry, like [`Engine::decide_entry`], in a pass that has already destroyed something.
+    #[must_use]
+    pub fn decide_entry_after(
+        &self,
+        entry: usize,
+        inventory: &Inventory,
+        now: DateTime<Utc>,
+        destroyed: &Destroyed,
+    ) -> Plan {
+        let mut pass = self.pass(inventory, now, destroyed);
         pass.decide_entry(entry);
         pass.finish()
+    }
+
+    fn pass<'p>(&'p self, inventory: &'p Inventory, now: DateTime<Utc>, destroyed: &'p Destroyed) -> Pass<'p> {
+        Pass::new(self.policy, IndexedPolicy::new(self.policy, &self.index), inventory, now, destroyed)
     }
 }
 

@@ -7,7 +7,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
-use crate::model::tags::is_cursor;
+use crate::model::hint;
+use crate::model::tags::{is_cursor, is_received};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Place, SentTo};
 use crate::policy::Policy;
 
@@ -59,7 +60,7 @@ impl Leftovers {
     #[must_use]
     pub fn command(&self) -> String {
         match self.destinations.as_slice() {
-            [only] => format!("zsync forget {only}"),
+            [only] => format!("zsync forget {}", hint::word(only)),
             _ => "zsync forget".to_owned(),
         }
     }
@@ -95,7 +96,7 @@ impl fmt::Display for Leftovers {
 #[must_use]
 pub fn leftovers(policy: &Policy, index: &PolicyIndex, inventory: &Inventory) -> Vec<Leftover> {
     let finder = Finder { policy, index: IndexedPolicy::new(policy, index), inventory };
-    let mut found = finder.without_own_destinations();
+    let mut found = finder.left(true);
     if !found.is_empty() {
         let (used, below) = (finder.used(), finder.possible_roots());
         found.retain(|left| {
@@ -106,17 +107,45 @@ pub fn leftovers(policy: &Policy, index: &PolicyIndex, inventory: &Inventory) ->
     found
 }
 
-/// The copies at a destination that the policy no longer has, and below it: datasets that have held snapshots and
-/// receive from nobody.
+/// Like [`leftovers`], but only those of one destination that is to be forgotten, and of places below it. The UUID that
+/// stands for the destination itself in long names counts as well, although a UUID does not show for which place it
+/// stands.
 #[must_use]
-pub fn copies_given_up(policy: &Policy, index: &PolicyIndex, inventory: &Inventory, to: &SentTo) -> Vec<Place> {
+pub fn leftovers_for(policy: &Policy, index: &PolicyIndex, inventory: &Inventory, to: &SentTo) -> Vec<Leftover> {
+    let finder = Finder { policy, index: IndexedPolicy::new(policy, index), inventory };
+    let used = finder.used();
+    let mut found = leftovers(policy, index, inventory);
+    found.retain(|left| left.to.is_within(to));
+    if finder.possible_roots().iter().any(|root| to.is_within(root)) {
+        return found;
+    }
+    for left in finder.left(false) {
+        let is_exactly = left.to.is_uuid() && left.to.is_within(to) && !used.contains(&left.to);
+        if is_exactly && !found.contains(&left) {
+            found.push(left);
+        }
+    }
+    found
+}
+
+/// The copies at a destination that the policy no longer has, and below it; of all such destinations if `to` is `None`: datasets on whose snapshots receives have
+/// left holds, and that receive from nobody any more.
+#[must_use]
+pub fn copies_given_up(policy: &Policy, index: &PolicyIndex, inventory: &Inventory, to: Option<&SentTo>) -> Vec<Place> {
     let index = IndexedPolicy::new(policy, index);
+    // Below a target, there may be copies whose sources are away, or set aside.
+    let targets = policy.datasets.iter().flat_map(|entry| &entry.policies).flat_map(|p| &p.sync_on);
+    let roots: Vec<SentTo> = targets.map(SentTo::from).collect();
+    let is_wanted = |place: &SentTo| match to {
+        Some(to) => place.is_within(to),
+        None => !roots.iter().any(|root| place.is_within(root)),
+    };
     let mut copies = Vec::new();
     for (host, known) in inventory.hosts.iter().filter(|(_, known)| known.observed.is_some()) {
         for (name, found) in &known.datasets {
             let place = Place { host: host.clone(), dataset: name.clone() };
-            let is_held = found.snapshots.iter().any(|s| s.userrefs > 0);
-            if is_held && SentTo::from(&place).is_within(to) && index.incoming(host, name).is_empty() {
+            let is_held = found.transfer_holds.iter().any(|tag| is_received(tag));
+            if is_held && is_wanted(&SentTo::from(&place)) && index.incoming(host, name).is_empty() {
                 copies.push(place);
             }
         }
@@ -163,8 +192,9 @@ impl Finder<'_> {
         })
     }
 
-    /// What there is for destinations that the dataset itself does not have.
-    fn without_own_destinations(&self) -> Vec<Leftover> {
+    /// What there is for destinations that the dataset itself does not have. If `only_certain`, UUIDs that may stand for
+    /// another copy of the dataset are left out.
+    fn left(&self, only_certain: bool) -> Vec<Leftover> {
         let mut found = Vec::new();
         for host in self.policy.hosts_named() {
             let Some(known) = self.inventory.hosts.get(&host).filter(|known| known.observed.is_some()) else {
@@ -181,7 +211,7 @@ impl Finder<'_> {
                 let roots = self.roots_of_copies(&host, name);
                 for (to, (holds, bookmarks)) in left {
                     // A UUID does not show whether it stands for a place below one of them.
-                    let may_be_below = to.is_uuid() && !roots.is_empty();
+                    let may_be_below = only_certain && to.is_uuid() && !roots.is_empty();
                     if !may_be_below && !roots.iter().any(|root| to.is_within(root)) {
                         found.push(Leftover { host: host.clone(), dataset: name.clone(), to, holds, bookmarks });
                     }

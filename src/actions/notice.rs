@@ -42,6 +42,11 @@ pub enum NoticeKind {
     },
     /// The policy names a dataset that its host, which was listed, does not have.
     DatasetMissing,
+    /// The dataset does not exist yet. It is a copy, and is created by its first transfer.
+    NotReceivedYet {
+        /// The source.
+        from: Place,
+    },
     /// The dataset has `zsync:exclude=on`, so it and all datasets that inherit the property are left alone.
     Excluded,
     /// Another entry, named earlier, covers the same dataset and prefix.
@@ -127,6 +132,12 @@ pub enum NoticeKind {
 }
 
 impl NoticeKind {
+    /// Whether something holds destroys back that retention asks for.
+    #[must_use]
+    pub fn is_brake(&self) -> bool {
+        matches!(self, Self::TooManyDestroys { .. } | Self::ClockAhead { .. })
+    }
+
     /// What an administrator can do about it; `None` if the notice itself says enough.
     #[must_use]
     pub fn hint(&self) -> Option<&str> {
@@ -141,7 +152,8 @@ impl NoticeKind {
             Self::PoolNotListed { .. } => Some("see zpool status on that host"),
             Self::Leftovers(_) => Some(
                 "list them with zsync forget, and remove them with --yes: until then, held snapshots are never pruned; \
-                 afterwards, a new transfer to such a destination may have to be a full copy",
+                 afterwards, a new transfer to such a destination may need a full copy, for which the old copy has to be \
+                 renamed",
             ),
             Self::AppendOnly { .. } => {
                 Some("to prune there, set \"append_only\": false for it in local.json of that host")
@@ -186,6 +198,7 @@ impl NoticeKind {
             | Self::NameTooLong { .. } => true,
             // For a host that was not listed there is a finding, and without a common snapshot the send fails.
             Self::HostNotListed
+            | Self::NotReceivedYet { .. }
             | Self::Excluded
             | Self::ReceivesAndTakes { .. }
             | Self::NothingInCommon { .. }
@@ -241,9 +254,13 @@ impl fmt::Display for Notice {
                 "cannot be used: either it does not exist (destroyed, misspelt, pool not imported), or local.json on \
                  {host} does not list it, or disables it"
             ),
+            NoticeKind::NotReceivedYet { from } => {
+                write!(f, "does not exist until it receives its first snapshot from {from}")
+            }
             NoticeKind::Excluded => write!(
                 f,
-                "has {EXCLUDE}=on, so no snapshot of it is taken, sent or pruned; to undo this: zfs inherit {EXCLUDE}"
+                "has {EXCLUDE}=on, itself or from a dataset above it, so no snapshot of it is taken, sent or pruned; \
+                 zfs get {EXCLUDE} shows where it is set, and zfs inherit removes it there"
             ),
             NoticeKind::ClaimedTwice { by, prefix } => {
                 write!(

@@ -28,7 +28,7 @@ use crate::model::{
 /// - If the host of a destination has not been listed, the destination is assumed to be as it was last known, or empty,
 ///   and the host counts as listed from then on.
 pub fn predict(inventory: &mut Inventory, orders: &[Order], at: DateTime<Utc>) -> Vec<bool> {
-    orders.iter().map(|order| predict_order(inventory, order, at, &|_| true)).collect()
+    orders.iter().map(|order| predict_order(inventory, order, at, &|_| true).is_ok()).collect()
 }
 
 /// What a transfer does to its destination besides receiving, which the destination's host has to permit.
@@ -42,29 +42,30 @@ pub enum Intervention<'a> {
     FollowRename(&'a DatasetName, &'a Place),
 }
 
-/// Changes an inventory as one order would, like [`predict`]. `permits` says what the destination's host permits.
+/// Changes an inventory as one order would, like [`predict`]. `permits` says what the destination's host permits. An
+/// error says why the order fails.
 pub fn predict_order(
     inventory: &mut Inventory,
     order: &Order,
     at: DateTime<Utc>,
     permits: &dyn Fn(Intervention<'_>) -> bool,
-) -> bool {
+) -> Result<(), String> {
     match order {
         Order::Take { host, name, datasets, skip_if_not_written, .. } => {
             take(inventory, host, name, datasets, *skip_if_not_written, at);
-            true
+            Ok(())
         }
         Order::Send { host, dataset, guid, to, allowed, route, .. } => {
             let (allowed, renamed) = (*allowed, route.renamed.as_ref());
             let sending = Sending { host, dataset, guid: *guid, to, allowed, renamed, permits };
-            sending.predict(inventory, at).is_some()
+            sending.predict(inventory, at)
         }
         Order::Destroy { host, dataset, snapshots, .. } => {
             if let Some(found) = dataset_mut(inventory, host, dataset) {
                 let goes: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
                 found.snapshots.retain(|s| !goes.contains(&s.guid));
             }
-            true
+            Ok(())
         }
     }
 }
@@ -138,10 +139,11 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    /// Changes the inventory as the transfer would. `None` if it fails.
-    fn predict(&self, inventory: &mut Inventory, at: DateTime<Utc>) -> Option<()> {
+    /// Changes the inventory as the transfer would. An error says why it fails.
+    fn predict(&self, inventory: &mut Inventory, at: DateTime<Utc>) -> Result<(), String> {
         let Self { host, dataset, guid, to, .. } = *self;
-        let mut source = dataset_mut(inventory, host, dataset)?.clone();
+        let found = dataset_mut(inventory, host, dataset);
+        let mut source = found.ok_or_else(|| format!("{host}:{dataset} does not exist"))?.clone();
         source.snapshots.retain(|s| !s.marks.deleted);
         let receiver = inventory.hosts.entry(to.host.clone()).or_default();
         receiver.observed.get_or_insert(at);
@@ -173,7 +175,7 @@ impl Sending<'_> {
         if let Some(snapshot) = sent.and_then(|d| d.snapshots.iter_mut().find(|s| s.guid == guid)) {
             snapshot.marks.sent = true;
         }
-        Some(())
+        Ok(())
     }
 
     /// Renames the copy with everything below it, if its source was renamed and a cursor proves that it was sent there.
@@ -192,14 +194,14 @@ impl Sending<'_> {
         }
     }
 
-    /// The snapshots that arrive, oldest first, and whether the old copy is set aside first. `None` if the transfer
-    /// fails. A remedy changes the destination.
+    /// The snapshots that arrive, oldest first, and whether the old copy is set aside first. An error says why the
+    /// transfer fails. A remedy changes the destination.
     fn streams(
         &self,
         source: &DatasetInventory,
         destination: &mut DatasetInventory,
         existed: bool,
-    ) -> Option<(Vec<Snapshot>, bool)> {
+    ) -> Result<(Vec<Snapshot>, bool), String> {
         let plan = |there: &DatasetInventory| {
             steps(&self.to.dataset, &source.snapshots, &source.bookmarks, &there.snapshots, None, None, self.guid)
         };
@@ -208,12 +210,12 @@ impl Sending<'_> {
             Ok(planned) => planned,
             Err(trouble) => {
                 let remedy = remedy(&trouble, self.allowed);
-                self.apply_remedy(&remedy, source, destination)?;
+                self.apply_remedy(&remedy, source, destination).ok_or_else(|| trouble.to_string())?;
                 is_set_aside = matches!(remedy, Remedy::SetAside);
-                plan(destination).ok()?
+                plan(destination).map_err(|conflict| conflict.to_string())?
             }
         };
-        let Transfer::Steps { steps } = planned else { return Some((Vec::new(), is_set_aside)) };
+        let Transfer::Steps { steps } = planned else { return Ok((Vec::new(), is_set_aside)) };
         let position = |guid: Guid| source.snapshots.iter().position(|s| s.guid == guid);
         let mut arrives = Vec::new();
         for step in &steps {
@@ -228,7 +230,7 @@ impl Sending<'_> {
             let first = if from == goal { first } else { first + 1 };
             arrives.extend_from_slice(&source.snapshots[first..=last.max(first)]);
         }
-        Some((arrives, is_set_aside))
+        Ok((arrives, is_set_aside))
     }
 
     /// Changes the destination as a remedy would. `None` if the remedy fails.

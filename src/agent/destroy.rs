@@ -10,7 +10,7 @@ use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
 use crate::host::floor::Floor;
-use crate::model::tags::held_by;
+use crate::model::tags::{held_by, is_received, is_sending};
 use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, SnapName, Snapshot};
 use crate::policy::Local;
 use crate::sys::clock;
@@ -101,7 +101,15 @@ fn held(snapshot: &SnapName, tags: &Tags) -> String {
 /// Why a snapshot may not be destroyed; `None` if it may.
 fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyRequest, tags: &Tags) -> Option<String> {
     if snapshot.userrefs > 0 {
-        return Some(held(&snapshot.name, tags));
+        let found = tags.get(&snapshot.name).map(Vec::as_slice).unwrap_or_default();
+        let may_go =
+            request.follows && !found.is_empty() && found.iter().all(|tag| is_sending(tag) || is_received(tag));
+        if !may_go {
+            return Some(held_by(found));
+        }
+    }
+    if request.follows {
+        return None;
     }
     if of.newest().is_some_and(|newest| newest.guid == snapshot.guid) {
         return Some("it is the newest of its dataset".into());

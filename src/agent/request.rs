@@ -91,6 +91,9 @@ pub struct DestroyRequest {
     pub(crate) keep_common_with: Vec<CommonBase>,
     /// Keep snapshots that no longer have the name in the order.
     pub(crate) skip_if_renamed: bool,
+    /// The destroy is only estimated, and follows other orders. By then, a newer snapshot exists, and the holds of
+    /// transfers have moved on.
+    pub(crate) follows: bool,
 }
 
 /// A snapshot that an order names.
@@ -197,7 +200,8 @@ impl TryFrom<DirectorsOrder> for Request {
         match order.action {
             Action::TakeSnapshot => take(order).map(Self::Take),
             Action::SendSnapshot => send(order).map(Box::new).map(Self::Send),
-            Action::DestroySnapshot => destroy(order).map(Self::Destroy),
+            // Only an estimate may leave out what protects snapshots now.
+            Action::DestroySnapshot => destroy(DirectorsOrder { follows: false, ..order }).map(Self::Destroy),
             Action::KvResync => list(&order).map(Self::List),
             Action::EstimateSend => estimate_send(order).map(Self::EstimateSend),
             Action::EstimateDestroy => destroy(order).map(Self::EstimateDestroy),
@@ -276,7 +280,7 @@ fn destroy(order: DirectorsOrder) -> Result<DestroyRequest, OrderError> {
         snapshots.entry(dataset).or_default().push(snapshot);
     }
     let (keep_common_with, skip_if_renamed) = (order.keep_common_with, order.skip_if_renamed);
-    Ok(DestroyRequest { snapshots, keep_common_with, skip_if_renamed })
+    Ok(DestroyRequest { snapshots, keep_common_with, skip_if_renamed, follows: order.follows })
 }
 
 fn forget(order: DirectorsOrder) -> ForgetRequest {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::Args;
 
-use crate::actions::{Leftover, PolicyIndex, copies_given_up, in_words, leftovers, senders_to};
+use crate::actions::{Leftover, PolicyIndex, copies_given_up, in_words, leftovers, leftovers_for, senders_to};
 use crate::cli::args::{CommonArgs, PolicyArgs, StateArgs};
 use crate::cli::exit::Error;
 use crate::cli::report;
@@ -18,7 +18,7 @@ use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
 use crate::fleet::forget::remove;
 use crate::fleet::known::{self, Overview};
 use crate::fleet::{Dispatcher, ask_all};
-use crate::model::{HostName, Inventory, Place, SentTo};
+use crate::model::{HostName, Inventory, Place, SentTo, hint};
 use crate::policy::{Local, Policy};
 use crate::sys::runtime;
 use crate::zfs::Zfs;
@@ -115,10 +115,9 @@ pub async fn forget<Z: Zfs>(settings: &ForgetSettings, zfs: Arc<Z>) -> anyhow::R
     let (inventory, mut problems) = listed_now(&policy, &agents, inventory, own_problem).await;
     let index = PolicyIndex::new(&policy);
     let mut sources = leftovers(&policy, &index, &inventory);
-    let mut copies = Vec::new();
+    let copies = copies_given_up(&policy, &index, &inventory, settings.destination.as_ref());
     if let Some(to) = &settings.destination {
-        sources.retain(|left| left.to.is_within(to));
-        copies = copies_given_up(&policy, &index, &inventory, to);
+        sources = leftovers_for(&policy, &index, &inventory, to);
         let senders = senders_to(&policy, &index, &inventory, to);
         if let (true, Some(sender)) = (sources.is_empty() && copies.is_empty(), senders.first()) {
             return Err(anyhow!(
@@ -126,9 +125,13 @@ pub async fn forget<Z: Zfs>(settings: &ForgetSettings, zfs: Arc<Z>) -> anyhow::R
             ));
         }
     }
-    let found = Found { sources, copies };
+    let mut found = Found { sources, copies };
     let mut report = ForgetReport::default();
     if settings.yes {
+        if settings.destination.is_none() {
+            // The hold of a copy protects it from being destroyed by mistake. It goes only if the copy is named.
+            found.copies.clear();
+        }
         found.remove(&policy, &agents, &mut report).await;
     } else {
         report.lines = found.lines(settings.destination.as_ref());
@@ -182,7 +185,7 @@ impl Found {
         }
         let table = report::table(&["DESTINATION", "LEFT ON", "WHAT"], &[], rows);
         let mut lines: Vec<String> = table.lines().map(str::to_owned).collect();
-        let of = wanted.map_or_else(|| "HOST:DATASET".to_owned(), SentTo::to_string);
+        let of = wanted.map_or_else(|| "HOST:DATASET".to_owned(), hint::word);
         lines.push(format!("to remove it: zsync forget {of} --yes"));
         lines
     }

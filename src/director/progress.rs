@@ -25,6 +25,7 @@ pub struct RunningOrder {
 #[derive(Default)]
 struct ProgressState {
     unseen: BTreeMap<HostName, String>,
+    clocks_behind: BTreeMap<HostName, u64>,
     running: BTreeMap<OrderId, RunningOrder>,
     finished: Vec<Outcome>,
     /// How often something has begun or ended.
@@ -78,6 +79,17 @@ impl PassProgress {
     #[must_use]
     pub fn hosts_unseen(&self) -> BTreeMap<HostName, String> {
         self.state().unseen.clone()
+    }
+
+    /// Notes by how many seconds the clocks of hosts are behind the director's.
+    pub(crate) fn note_clocks(&self, behind: BTreeMap<HostName, u64>) {
+        self.state().clocks_behind = behind;
+    }
+
+    /// By how many seconds the clocks of hosts are behind the director's, for those that are.
+    #[must_use]
+    pub fn clocks_behind(&self) -> BTreeMap<HostName, u64> {
+        self.state().clocks_behind.clone()
     }
 
     /// Adds an order that is being given.

@@ -29,6 +29,7 @@ fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
         ended: None,
         unseen: progress.hosts_unseen(),
         running: progress.running().into_iter().map(transfer).collect(),
+        clocks_behind: progress.clocks_behind(),
         certificates: progress.certificates(),
     }
 }

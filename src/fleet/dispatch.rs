@@ -95,6 +95,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         destinations: Vec::new(),
         fence: None,
         keep_common_with: Vec::new(),
+        follows: false,
         retry_for: None,
         oldest_unsent: None,
         resume_token: None,

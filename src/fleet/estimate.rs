@@ -152,6 +152,7 @@ fn method(planned: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Met
                 if planned.after.is_some() {
                     // The orders before this one change what would prevent the destroy now.
                     wire.keep_common_with.clear();
+                    wire.follows = true;
                 }
                 Question { host: host.clone(), wire }
             };

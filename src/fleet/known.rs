@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -144,6 +145,12 @@ pub async fn overview(
             catalog
         }
     };
+    let mut inventory = inventory;
+    for (host, behind) in live.iter().flat_map(|live| &live.clocks_behind) {
+        if let Some(known) = inventory.hosts.get_mut(host) {
+            known.clock_behind = Some(Duration::from_secs(*behind));
+        }
+    }
     Ok(Overview { inventory, unseen, live, certificates })
 }
 

@@ -125,6 +125,9 @@ pub struct LiveStatus {
     pub unseen: BTreeMap<HostName, String>,
     /// The running orders.
     pub running: Vec<RunningTransfer>,
+    /// By how many seconds the clocks of hosts are behind the director's, for those that are.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub clocks_behind: BTreeMap<HostName, u64>,
     /// When the certificates of the hosts expire, if they use TLS.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateExpiry>,

@@ -313,6 +313,13 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         }
     }
 
+    /// By how many seconds the clocks of hosts are behind this director's, for those that are.
+    pub(crate) fn clocks_behind(&self) -> BTreeMap<HostName, u64> {
+        let inventory = self.inventory();
+        let behind = inventory.hosts.iter().filter_map(|(host, known)| Some((host.clone(), known.clock_behind?)));
+        behind.map(|(host, behind)| (host, behind.as_secs())).filter(|(_, seconds)| *seconds > 0).collect()
+    }
+
     /// Stores the facts that were reported while one order was carried out.
     pub async fn apply_facts(&self, host: &HostName, facts: Vec<Facts>) -> Result<(), CatalogError> {
         self.apply_changes(facts::changes(host, facts, clock::now())).await

@@ -21,6 +21,13 @@ pub fn join(error: impl std::fmt::Display, hint: Option<&str>) -> String {
     hint.map_or_else(|| error.to_string(), |hint| format!("{error}{MARK}{hint}"))
 }
 
+/// A name as a word for a shell. Names of datasets and snapshots contain no quotes, but may contain blanks.
+#[must_use]
+pub fn word(name: &impl std::fmt::Display) -> String {
+    let name = name.to_string();
+    if name.contains(' ') { format!("'{name}'") } else { name }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

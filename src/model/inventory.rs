@@ -126,8 +126,8 @@ pub struct DatasetInventory {
     /// The send flags of the streams that it received, as recorded in its property `zsync:flags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flags: Option<SendFlags>,
-    /// The tags of the holds that transfers have left on its snapshots (`zsync:to:HOST:DATASET`), one for each held
-    /// snapshot. Only listings of whole pools have them.
+    /// The tags of the holds that transfers have left on its snapshots (`zsync:to:HOST:DATASET`, `zsync:from:HOST`), one
+    /// for each held snapshot. Only listings of whole pools have them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub transfer_holds: Vec<String>,
     /// The resume token of an interrupted receive into it.

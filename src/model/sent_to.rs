@@ -28,7 +28,8 @@ impl SentTo {
     /// The destination of the transfers that made a hold; `None` if the hold is not that of a transfer's source.
     #[must_use]
     pub fn of_hold(tag: &str) -> Option<Self> {
-        tag.strip_prefix(SENDING).map(|place| Self(place.replace('/', ":")))
+        let found = tag.strip_prefix(SENDING).map(|place| Self(place.replace('/', ":")))?;
+        found.to_string().parse::<Self>().is_ok().then_some(found)
     }
 
     /// The destination of a cursor; none if the bookmark is not a cursor. If the last component of the destination

@@ -101,7 +101,7 @@ pub fn is_sending(tag: &str) -> bool {
 
 /// Sets the `transfer_holds` of a dataset to those of these tags that transfers have left.
 pub fn set_transfer_holds(inventory: &mut DatasetInventory, mut tags: Vec<String>) {
-    tags.retain(|tag| is_sending(tag));
+    tags.retain(|tag| is_sending(tag) || is_received(tag));
     tags.sort();
     tags.truncate(MAX_TRANSFER_HOLDS);
     inventory.transfer_holds = tags;

@@ -1,6 +1,6 @@
 //! The JSON document of a plan, which zsync-plan-json(5) describes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -30,9 +30,10 @@ pub struct Document {
     pub estimate: Option<Totals>,
     /// What an administrator should know about the policy.
     pub notices: Vec<WithReason<Notice>>,
-    /// What this host is called; `None` if only a file counts.
+    /// What this host is called, and the hosts that do not answer and have no address in the policy, so that they may be
+    /// this host under another name; `None` if only a file counts.
     #[serde(skip)]
-    pub here: Option<HostName>,
+    pub here: Option<(HostName, BTreeSet<HostName>)>,
     /// Every verdict, if `--explain` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub explain: Option<Explain>,
@@ -71,9 +72,9 @@ pub struct ExplainedPrune {
 
 /// The notices that pass the filter, each as a sentence.
 #[must_use]
-pub fn notices(plan: &Plan, filter: &Filter) -> Vec<WithReason<Notice>> {
+pub fn notices(all: &[Notice], filter: &Filter) -> Vec<WithReason<Notice>> {
     let wanted = |n: &&Notice| filter.wants_notice(n);
-    plan.notices.iter().filter(wanted).map(|n| WithReason { why: n.to_string(), what: n.clone() }).collect()
+    all.iter().filter(wanted).map(|n| WithReason { why: n.to_string(), what: n.clone() }).collect()
 }
 
 impl Explain {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::{Engine, Intervention, Order, Plan, Renamed, predict, predict_order};
+use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, predict, predict_order};
 use crate::director::transfer_levels;
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
@@ -42,6 +42,10 @@ pub struct PredictedFleet<'a> {
     /// Copies on other hosts that have received, each with the snapshot whose hold was released by that. The director
     /// learns of the release only when it lists the copy again, which it does before it destroys anything there.
     released: BTreeMap<Place, Option<Guid>>,
+    /// What has been destroyed so far.
+    destroyed: Destroyed,
+    /// The transfers that fail although no obstacle stands in their way, each with the reason.
+    failures: HashMap<(HostName, DatasetName, Place), String>,
     /// The inventory after all orders so far.
     pub inventory: Inventory,
 }
@@ -61,6 +65,8 @@ impl<'a> PredictedFleet<'a> {
             engine: Engine::new(policy),
             obstacles: Obstacles::default(),
             released: BTreeMap::new(),
+            destroyed: Destroyed::default(),
+            failures: HashMap::new(),
             inventory,
         }
     }
@@ -68,13 +74,13 @@ impl<'a> PredictedFleet<'a> {
     /// Decides the whole policy. Changes nothing.
     #[must_use]
     pub fn decide(&self, at: DateTime<Utc>) -> Plan {
-        self.engine.decide(&self.inventory, at)
+        self.engine.decide_after(&self.inventory, at, &self.destroyed)
     }
 
     /// Decides one entry. Changes nothing.
     #[must_use]
     pub fn decide_entry(&self, entry: usize, at: DateTime<Utc>) -> Plan {
-        self.engine.decide_entry(entry, &self.inventory, at)
+        self.engine.decide_entry_after(entry, &self.inventory, at, &self.destroyed)
     }
 
     /// Changes the inventory as these orders would.
@@ -100,16 +106,33 @@ impl<'a> PredictedFleet<'a> {
         let unlisted = receiver.filter(is_unlisted);
         let held = self.held_copy(order);
         let permits = |intervention: Intervention<'_>| self.obstacles.permits(intervention, order.host());
-        let succeeded = predict_order(&mut self.inventory, order, at, &permits);
+        self.destroyed.add(order, &self.inventory, at);
+        let result = predict_order(&mut self.inventory, order, at, &permits);
         if let Some(receiver) = unlisted.and_then(|host| self.inventory.hosts.get_mut(host)) {
             receiver.observed = None;
         }
-        if let (true, Order::Send { host, to, .. }) = (succeeded, order)
-            && to.host != *host
-        {
-            self.released.insert(to.clone(), held);
+        match (result, order) {
+            (Ok(()), Order::Send { host, to, .. }) => {
+                self.note_permission(to);
+                if to.host != *host {
+                    self.released.insert(to.clone(), held);
+                }
+            }
+            (Err(reason), Order::Send { host, dataset, to, .. }) => {
+                self.failures.insert((host.clone(), dataset.clone(), to.clone()), reason);
+                return false;
+            }
+            _ => {}
         }
-        succeeded
+        true
+    }
+
+    /// Notes of a copy whether it is append-only, as its host does when it has received.
+    fn note_permission(&mut self, of: &Place) {
+        let Some(local) = self.obstacles.permits.get(&of.host) else { return };
+        let append_only = Some(local.permission_to_destroy(&of.dataset).is_err());
+        let copy = self.inventory.hosts.get_mut(&of.host).and_then(|host| host.datasets.get_mut(&of.dataset));
+        copy.into_iter().for_each(|copy| copy.append_only = append_only);
     }
 
     /// The snapshot of a transfer's destination that the last transfer has held, according to the cursor.
@@ -167,7 +190,7 @@ impl<'a> PredictedFleet<'a> {
     }
 
     fn due(&self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
-        self.engine.decide_entry(entry, &self.inventory, at).orders(self.policy)
+        self.decide_entry(entry, at).orders(self.policy)
     }
 
     /// Carries out one entry in the inventory as the director does on hosts: takes, then transfers that were due before
@@ -262,7 +285,7 @@ pub fn foresee(
     now: Vec<Order>,
     at: DateTime<Utc>,
     obstacles: &Obstacles,
-) -> Vec<PlannedOrder> {
+) -> Foreseen {
     let due_now = DueNow::of(&now);
     let mut due_by_entry: HashMap<usize, Vec<Order>> = HashMap::new();
     for order in now {
@@ -290,9 +313,24 @@ pub fn foresee(
     }
     let mut all: Vec<PlannedOrder> = planned.takes.into_iter().chain(planned.sends).chain(planned.destroys).collect();
     for planned in &mut all {
-        planned.refused = obstacles.objection(&planned.order);
+        let objection = obstacles.objection(&planned.order);
+        planned.refused = objection.or_else(|| match &planned.order {
+            Order::Send { host, dataset, to, .. } => {
+                fleet.failures.get(&(host.clone(), dataset.clone(), to.clone())).cloned()
+            }
+            Order::Take { .. } | Order::Destroy { .. } => None,
+        });
     }
-    all
+    let notices = fleet.decide(at).notices;
+    Foreseen { orders: all, held_back: notices.into_iter().filter(|notice| notice.kind.is_brake()).collect() }
+}
+
+/// What a pass is predicted to do.
+pub struct Foreseen {
+    /// Its orders.
+    pub orders: Vec<PlannedOrder>,
+    /// The destroys that are held back at its end.
+    pub held_back: Vec<Notice>,
 }
 
 /// The planned orders of several entries, by kind.

@@ -20,7 +20,7 @@ use crate::fleet::planned::{PlannedOrder, Totals};
 use crate::fleet::{fitting, wire_order};
 use crate::model::{HostName, Inventory};
 use crate::plan::document::{Document, Explain, notices};
-use crate::plan::foresee::foresee;
+use crate::plan::foresee::{Foreseen, foresee};
 use crate::plan::settings::{InventorySource, PlanMode, PlanSettings};
 use crate::plan::table;
 use crate::policy::Policy;
@@ -77,15 +77,28 @@ pub(crate) fn decided(settings: &PlanSettings, input: PlanInput, at: DateTime<Ut
         InventorySource::Catalog => last_listed(&policy, &inventory),
         InventorySource::File(_) | InventorySource::Hosts | InventorySource::Agents => BTreeMap::new(),
     };
-    let notices = notices(&plan, &settings.filter);
     let explain = explain.then(|| Explain::new(&plan, &inventory, &settings.filter));
-    // A plan over a million snapshots is large, and only its orders are still needed.
+    // A plan over a million snapshots is large, and only its orders and notices are still needed.
+    let mut notices_now = std::mem::take(&mut plan.notices);
     drop(plan);
     // The estimates were made for the present inventory, not for the predicted one.
     let present = (!estimates.is_empty()).then(|| inventory.clone());
-    let mut orders = settings.filter.narrow_planned(foresee(&policy, inventory, now, at, &obstacles));
+    let Foreseen { orders, held_back } = foresee(&policy, inventory, now, at, &obstacles);
+    let is_known = |held: &Notice, known: &Notice| {
+        (&held.host, &held.dataset) == (&known.host, &known.dataset)
+            && std::mem::discriminant(&held.kind) == std::mem::discriminant(&known.kind)
+    };
+    let held_back = held_back.into_iter().filter(|held| !notices_now.iter().any(|known| is_known(held, known)));
+    let held_back: Vec<Notice> = held_back.collect();
+    notices_now.extend(held_back);
+    let notices = notices(&notices_now, &settings.filter);
+    let mut orders = settings.filter.narrow_planned(orders);
     let estimate = present.and_then(|present| add_estimates(&mut orders, &policy, &present, &estimates));
     let here = (!matches!(settings.source, InventorySource::File(_))).then(|| settings.host.clone());
+    // A host whose address the policy states can have any name.
+    let is_unknown = |host: &&HostName| policy.hosts.get(*host).is_none_or(|known| known.address.is_none());
+    let unknown = obstacles.unseen.keys().filter(is_unknown).cloned().collect();
+    let here = here.map(|here| (here, unknown));
     let unseen = obstacles.unseen;
     Decided { document: Document { at, unseen, listed, orders, estimate, notices, here, explain }, saved }
 }

@@ -53,7 +53,7 @@ pub fn plan(document: &Document, width: Option<usize>) -> String {
     for notice in &document.notices {
         text.push_str(&report::wrap(&format!("note: {}", notice.why), 0, width));
         let hint = match (&notice.what.kind, &document.here) {
-            (NoticeKind::HostNotListed, Some(here)) => {
+            (NoticeKind::HostNotListed, Some((here, unknown))) if unknown.contains(&notice.what.host) => {
                 Some(format!("check its name in server.json: this host is called {here}"))
             }
             (kind, _) => kind.hint().map(str::to_owned),

@@ -80,6 +80,10 @@ pub struct DirectorsOrder {
     /// destroy_snapshot: how the director knows the snapshots. The agent keeps those that differ.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub expected: Vec<ExpectedSnapshot>,
+    /// estimate_destroy: whether other orders are carried out first, so that the newest snapshot and the holds of
+    /// transfers are different by then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follows: bool,
     /// For how many seconds the order is retried after a temporary failure. The default is 20.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_for: Option<u64>,

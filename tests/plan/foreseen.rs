@@ -261,7 +261,7 @@ impl Fleet {
         let asking = from_hosts(policy, &self.preview, remembered, BTreeMap::new(), &asked);
         let Asked { inventory, obstacles } = runtime::block_on(asking);
         let now = decide(policy, &inventory, self.now).orders(policy);
-        foresee(policy, inventory, now, self.now, &obstacles)
+        foresee(policy, inventory, now, self.now, &obstacles).orders
     }
 
     fn pass(&self, policy: &Arc<Policy>) -> Report {

@@ -208,7 +208,7 @@ fn plan_estimates_bytes_sent_and_freed() {
         assert!(looking.await.unwrap().unseen.is_empty());
         let (inventory, at) = (catalog.inventory().clone(), Utc::now());
         let now = decide(&policy, &inventory, at).orders(&policy);
-        let mut orders = foresee(&policy, inventory.clone(), now, at, &Obstacles::default());
+        let mut orders = foresee(&policy, inventory.clone(), now, at, &Obstacles::default()).orders;
         let questions = Questions::about(&mut orders, &policy, &inventory);
         let answers = questions.ask(&policy, &dispatcher, &Counter::default()).await;
         let totals = questions.put(&mut orders, &answers);

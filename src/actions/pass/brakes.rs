@@ -2,16 +2,17 @@
 //!
 //! A clock that leaps ahead makes all snapshots look old, and so does a machine that was off for months.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::notice::NoticeKind;
+use crate::actions::order::Order;
 use crate::actions::pass::Pass;
 use crate::actions::prune::HeldBack;
 use crate::actions::verdict::Subject;
-use crate::model::{HostName, Inventory, Place};
+use crate::model::{Guid, HostName, Inventory, Place, Snapshot};
 use crate::policy::retention::CLOCK_TOLERANCE;
 
 /// Younger snapshots do not count. Where snapshots are sent once a day or once a week, a destination that keeps fewer of
@@ -38,8 +39,32 @@ fn ahead_of(inventory: &Inventory, host: &HostName) -> Option<(Duration, bool)> 
     behind.iter().min().filter(|_| behind.len() * 2 > known.len()).map(|least| (*least, false))
 }
 
+/// How many snapshots of each dataset a pass of the director has destroyed, and how many of them count for the limit.
+/// An order that failed counts as well.
+#[derive(Clone, Debug, Default)]
+pub struct Destroyed(BTreeMap<Place, (usize, usize)>);
+
+impl Destroyed {
+    /// Adds the snapshots of an order, which `inventory` still has.
+    pub fn add(&mut self, order: &Order, inventory: &Inventory, now: DateTime<Utc>) {
+        let Order::Destroy { host, dataset, snapshots, .. } = order else { return };
+        let Some(found) = inventory.dataset(host, dataset) else { return };
+        let going: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
+        let old = found.snapshots.iter().filter(|s| going.contains(&s.guid) && counts(s, now)).count();
+        let place = Place { host: host.clone(), dataset: dataset.clone() };
+        let (all, counted) = self.0.entry(place).or_default();
+        (*all, *counted) = (*all + snapshots.len(), *counted + old);
+    }
+}
+
+/// Whether the destroy of a snapshot counts for the limit.
+fn counts(snapshot: &Snapshot, now: DateTime<Utc>) -> bool {
+    now - snapshot.creation > COUNTED_AGE
+}
+
 impl Pass<'_> {
-    /// Holds back destroys of the entry that has just been decided.
+    /// Holds back destroys of the entry that has just been decided. Several entries may destroy snapshots of one
+    /// dataset: the destroys of the entries before, in this plan and in this pass of the director, count for the limit.
     pub(super) fn hold_back(&mut self, entry: usize) {
         let from = self.plan.prunes.iter().rposition(|prune| prune.subject.entry != entry).map_or(0, |last| last + 1);
         // How many snapshots of each dataset go, and how many of them count.
@@ -49,13 +74,17 @@ impl Pass<'_> {
             let Some(dataset) = self.inventory.dataset(&place.host, &place.dataset) else { continue };
             let going = prune.snapshots.iter().filter(|verdict| !verdict.keep());
             let going = going.filter_map(|verdict| dataset.snapshots.get(verdict.index as usize));
-            let counted = going.filter(|snapshot| self.now - snapshot.creation > COUNTED_AGE).count();
+            let counted = going.filter(|snapshot| counts(snapshot, self.now)).count();
             let (all, old) = destroys.entry(place).or_default();
             (*all, *old) = (*all + prune.destroy.len(), *old + counted);
         }
         let mut held_back = BTreeMap::new();
         for (place, (destroys, counted)) in destroys {
-            let snapshots = self.inventory.dataset(&place.host, &place.dataset).map_or(0, |d| d.snapshots.len());
+            let (gone, counted_before) = self.destroyed.0.get(&place).copied().unwrap_or_default();
+            let planned = self.planned.entry(place.clone()).or_default();
+            let (own, counted) = (counted, counted + counted_before + *planned);
+            let here = self.inventory.dataset(&place.host, &place.dataset).map_or(0, |d| d.snapshots.len());
+            let snapshots = here + gone;
             let limit = self.policy.max_destroys;
             let why = if let Some((ahead, own)) = ahead_of(self.inventory, &place.host) {
                 self.note(entry, &place.host, None, NoticeKind::ClockAhead { minutes: ahead.as_secs() / 60, own });
@@ -65,6 +94,7 @@ impl Pass<'_> {
                 self.note(entry, &place.host, Some(&place.dataset), kind);
                 HeldBack::TooMany
             } else {
+                *planned += own;
                 continue;
             };
             held_back.insert(place, why);

@@ -3,6 +3,8 @@
 mod brakes;
 mod peers;
 
+pub use brakes::Destroyed;
+
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
@@ -29,6 +31,10 @@ pub(super) struct Pass<'a> {
     index: IndexedPolicy<'a>,
     inventory: &'a Inventory,
     now: DateTime<Utc>,
+    /// What this pass of the director has already destroyed.
+    destroyed: &'a Destroyed,
+    /// How many snapshots of each dataset that count for `max_destroys` the plan destroys.
+    planned: HashMap<Place, usize>,
     plan: Plan,
     tally: Tally<'a>,
     /// The slots of each schedule, computed once: thousands of datasets share a few schedules.
@@ -68,10 +74,27 @@ impl GovernedDataset<'_> {
 }
 
 impl<'a> Pass<'a> {
-    pub fn new(policy: &'a Policy, index: IndexedPolicy<'a>, inventory: &'a Inventory, now: DateTime<Utc>) -> Self {
+    pub fn new(
+        policy: &'a Policy,
+        index: IndexedPolicy<'a>,
+        inventory: &'a Inventory,
+        now: DateTime<Utc>,
+        destroyed: &'a Destroyed,
+    ) -> Self {
         let plan = Plan { at: now, takes: vec![], sends: vec![], prunes: vec![], notices: vec![] };
         let tally = Tally::new(policy.timezone, now);
-        Self { policy, index, inventory, now, plan, tally, slots: HashMap::new(), buffer: Vec::new() }
+        Self {
+            policy,
+            index,
+            inventory,
+            now,
+            destroyed,
+            planned: HashMap::new(),
+            plan,
+            tally,
+            slots: HashMap::new(),
+            buffer: Vec::new(),
+        }
     }
 
     pub fn finish(mut self) -> Plan {
@@ -105,7 +128,11 @@ impl<'a> Pass<'a> {
         }
         let Some(host) = self.inventory.hosts.get(&entry.hostname).filter(|h| h.observed.is_some()) else { return };
         if !host.datasets.contains_key(&entry.dataset) {
-            self.note(index, &entry.hostname, Some(&entry.dataset), NoticeKind::DatasetMissing);
+            let incoming = self.index.incoming(&entry.hostname, &entry.dataset);
+            let awaited = incoming.iter().find(|i| matches!(self.known(&i.source), KnownDataset::Present(_)));
+            let kind =
+                awaited.map_or(NoticeKind::DatasetMissing, |i| NoticeKind::NotReceivedYet { from: i.source.clone() });
+            self.note(index, &entry.hostname, Some(&entry.dataset), kind);
         } else if entry.recursive {
             self.note_gone_sources(index);
         }
@@ -149,7 +176,8 @@ impl<'a> Pass<'a> {
         let others = policy_snapshots(governed.dataset, &governed.policy.prefix, &mut snapshots);
         let incoming = self.index.incoming(governed.host, governed.name);
 
-        if let Some(newest) = snapshots.last().filter(|s| s.creation - self.now > CLOCK_TOLERANCE)
+        let newest = snapshots.iter().max_by_key(|s| s.creation);
+        if let Some(newest) = newest.filter(|s| s.creation - self.now > CLOCK_TOLERANCE)
             && let Some(snapshot) = governed.dataset.snapshots.get(newest.index as usize)
         {
             let kind = NoticeKind::FromTheFuture { snapshot: snapshot.name.clone(), creation: newest.creation };

@@ -1,15 +1,13 @@
 //! Handles a destination that cannot take the next stream: applies a remedy that the order allows, or reports the
 //! snapshots of both sides with a way out.
 
-use std::fmt;
-
 use crate::actions::divergence::{Remedy, Trouble, remedy};
 use crate::actions::steps::{Conflict, Point};
 use crate::agent::transfer::peer::{Destination, StepOutcome};
 use crate::agent::transfer::state::{SendPlan, Transfer};
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, Guid, KeyConflict, ResponseStatus};
-use crate::model::{Place, tags};
+use crate::model::{Place, hint, tags};
 use crate::wire::RenamedFrom;
 use crate::zfs::{Depth, Zfs};
 
@@ -149,13 +147,13 @@ impl SendPlan {
                     Some(here) => to.dataset.at(here),
                     None => format!("{}_other", to.dataset.at(name)),
                 };
-                let (from, other) = (word(&to.dataset.at(name)), word(&other));
+                let (from, other) = (hint::word(&to.dataset.at(name)), hint::word(&other));
                 format!("rename that snapshot on {}: zfs rename {from} {other}", to.host)
             }
             Trouble::Conflict(Conflict::NameTooLong { name }) => format!(
                 "give the snapshot a shorter name (zfs rename {} SHORTER), or choose a destination with a shorter name \
                  (sync_dataset)",
-                word(&source.at(name))
+                hint::word(&source.at(name))
             ),
             Trouble::Written { newest, .. } => format!(
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
@@ -174,12 +172,12 @@ impl SendPlan {
             Trouble::Key(KeyConflict::Foreign { .. }) => format!(
                 "{rename}; if its key was replaced, zfs change-key -o keyformat=passphrase -o keylocation=prompt {} gives \
                  the copy a key of its own again, so that it can take increments: the next one brings the source's key",
-                word(&to.dataset)
+                hint::word(&to.dataset)
             ),
             Trouble::Key(KeyConflict::Shared { users }) => {
-                let own = users
-                    .iter()
-                    .map(|user| format!("zfs change-key -o keyformat=passphrase -o keylocation=prompt {}", word(user)));
+                let own = users.iter().map(|user| {
+                    format!("zfs change-key -o keyformat=passphrase -o keylocation=prompt {}", hint::word(user))
+                });
                 format!(
                     "load the key of {}, and give each dataset that uses it a key of its own: {}",
                     to.dataset,
@@ -189,12 +187,6 @@ impl SendPlan {
             Trouble::Conflict(_) | Trouble::Flags(_) => rename,
         }
     }
-}
-
-/// A name as a word for a shell. Names contain no quotes, but may contain blanks.
-fn word(name: &impl fmt::Display) -> String {
-    let name = name.to_string();
-    if name.contains(' ') { format!("'{name}'") } else { name }
 }
 
 /// The names of some snapshots, at most five of them.

@@ -433,9 +433,18 @@ impl<Z: Zfs> Transfer<'_, Z> {
         match finished {
             Ok(()) => {
                 self.release_holds().await?;
-                moved.map_err(|error| {
-                    error.context("the stream arrived, but the cursor on the source cannot be moved")
-                })?;
+                match moved {
+                    Err(error) if error.zfs_error_kind() == ErrorKind::Feature => {
+                        // The snapshot in common is kept without it.
+                        self.progress.remarks.push(format!(
+                            "the source has no bookmark of it, because its pool lacks a feature: {}",
+                            error.message()
+                        ));
+                    }
+                    moved => moved.map_err(|error| {
+                        error.context("the stream arrived, but the cursor on the source cannot be moved")
+                    })?,
+                }
             }
             // The listing has proved that the stream arrived. The source keeps its holds until the next transfer
             // corrects both sides.

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 use async_lock::Semaphore;
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_lite::future;
+use parking_lot::Mutex;
 
-use crate::actions::{Engine, Order, Plan, PolicyIndex};
+use crate::actions::{Destroyed, Engine, Order, Plan, PolicyIndex};
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::firsthand::{Firsthand, needs};
 use crate::director::leader::Leadership;
@@ -66,6 +67,8 @@ pub struct Pass<Z, C: ?Sized> {
     resync: bool,
     /// Which datasets were listed by their own host.
     firsthand: Firsthand,
+    /// What the pass has destroyed so far.
+    destroyed: Arc<Mutex<Destroyed>>,
 }
 
 impl<Z, C: ?Sized> Clone for Pass<Z, C> {
@@ -85,6 +88,7 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             services: self.services.clone(),
             resync: self.resync,
             firsthand: self.firsthand.clone(),
+            destroyed: Arc::clone(&self.destroyed),
         }
     }
 }
@@ -113,6 +117,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             services: ServiceHealth::default(),
             resync: false,
             firsthand: Firsthand::default(),
+            destroyed: Arc::default(),
         }
     }
 
@@ -168,7 +173,12 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             .into_iter()
             .map(|((host, _), entries)| self.clone().work_on_dataset(host, entries, poll.clone(), saved.clone()));
         let working: Vec<_> = working.collect();
-        let (polled, worked) = future::zip(poll::run(polling), runtime::side_by_side(usize::MAX, working)).await;
+        let polled = async {
+            let polled = poll::run(polling).await;
+            self.progress.note_clocks(self.state.clocks_behind());
+            polled
+        };
+        let (polled, worked) = future::zip(polled, runtime::side_by_side(usize::MAX, working)).await;
         polled?;
         let PollReport { unseen, corrected } = std::mem::take(&mut *poll.report());
         let mut outcomes = Vec::new();
@@ -280,8 +290,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let inventory = self.state.inventory();
         let engine = Engine::with(&self.policy, Arc::clone(&self.index));
         match entry {
-            Some(entry) => engine.decide_entry(entry, &inventory, self.now()),
-            None => engine.decide(&inventory, self.now()),
+            Some(entry) => engine.decide_entry_after(entry, &inventory, self.now(), &self.destroyed.lock()),
+            None => engine.decide_after(&inventory, self.now(), &self.destroyed.lock()),
         }
     }
 

@@ -86,6 +86,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// Dispatches one order, and stores what it changed.
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let fence = self.fence()?;
+        self.destroyed.lock().add(order, &self.state.inventory(), self.now());
         let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.state.inventory()) };
         let host = order.host();
         let counter = Counter::default();

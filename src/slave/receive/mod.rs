@@ -184,7 +184,14 @@ impl<Z: Zfs> Receiver<Z> {
     /// Lists one dataset; `None` if it does not exist.
     pub(crate) async fn list(&self, dataset: &DatasetName) -> Result<Option<DatasetInventory>, ZfsError> {
         let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
-        Ok(listed.into_iter().find(|(name, _)| name == dataset).map(|(_, inventory)| inventory))
+        Ok(listed.into_iter().find(|(name, _)| name == dataset).map(|found| self.with_permission(found)))
+    }
+
+    /// The inventory of a dataset, which notes whether it is append-only: otherwise a director would have snapshots of
+    /// a new copy destroyed before it has listed the copy for the first time.
+    fn with_permission(&self, (name, inventory): (DatasetName, DatasetInventory)) -> DatasetInventory {
+        let append_only = Some(self.local.permission_to_destroy(&name).is_err());
+        DatasetInventory { append_only, ..inventory }
     }
 
     /// Lists one dataset and the datasets above it.
@@ -194,7 +201,8 @@ impl<Z: Zfs> Receiver<Z> {
     ) -> Result<(Option<DatasetInventory>, Surroundings), ZfsError> {
         let mut listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Around).await?;
         let surroundings = Surroundings::of(&*self.zfs, dataset, &listed).await?;
-        let found = listed.iter().position(|(name, _)| name == dataset).map(|at| listed.swap_remove(at).1);
+        let found =
+            listed.iter().position(|(name, _)| name == dataset).map(|at| self.with_permission(listed.swap_remove(at)));
         Ok((found, surroundings))
     }
 
