@@ -23,6 +23,7 @@ use crate::sys::runtime::channel;
 use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
 use crate::wire::codec::{Conn, WireError};
+use crate::wire::memory::{self, LISTINGS, ListingMemory, TooMuchMemory};
 use crate::wire::{
     AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, LONGEST_LINE, PROTOCOL, Progress, RenamedFrom,
     Response,
@@ -303,7 +304,10 @@ impl<Z: Zfs> Dispatcher<Z> {
                 let order = &order;
                 async move { self.attempt(policy, host, order, &facts, &Counter::default(), contact).await }
             };
-            let (result, facts) = with_facts(attempt).await;
+            let (result, facts) = match with_facts(&LISTINGS, attempt).await {
+                Ok(done) => done,
+                Err(too_much) => (Err(too_much.into()), Vec::new()),
+            };
             let error = match result {
                 Ok(response) => match missing_datasets(&response, &facts) {
                     None => return (response, facts),
@@ -397,21 +401,31 @@ impl<Z: Zfs> Dispatcher<Z> {
         order: &DirectorsOrder,
         counter: Counter,
     ) -> (Response, Vec<Facts>) {
-        with_facts(|facts| self.dispatch(policy, host, order, facts, counter)).await
+        let asking = |facts| self.dispatch(policy, host, order, facts, counter);
+        with_facts(&LISTINGS, asking).await.unwrap_or_else(|error: TooMuchMemory| {
+            let failure = Response::failure(Some(order.order_uuid), ResponseStatus::Busy, error.to_string());
+            (Response { temporary: true, ..failure }, Vec::new())
+        })
     }
 }
 
-/// Runs something that reports facts, and returns them with its result.
-async fn with_facts<T, F: Future<Output = T>>(run: impl FnOnce(FactSink) -> F) -> (T, Vec<Facts>) {
+/// Runs something that reports facts, and returns them with its result. Gives up, and drops the facts, if they are the
+/// most of all that arrive at the same time, and `memory` is not enough for all.
+async fn with_facts<T, F: Future<Output = T>>(
+    memory: &ListingMemory,
+    run: impl FnOnce(FactSink) -> F,
+) -> Result<(T, Vec<Facts>), TooMuchMemory> {
+    let receiving = memory.receive();
     let (sender, received) = channel::bounded(16);
     let collecting = async {
         let mut all = Vec::new();
         while let Ok(facts) = received.recv().await {
+            receiving.add(memory::of_facts(&facts));
             all.push(facts);
         }
         all
     };
-    future::zip(run(sender), collecting).await
+    receiving.unless_too_much(future::zip(Box::pin(run(sender)), collecting)).await
 }
 
 /// Compares the number of datasets that arrived with the number in the response to a listing, and describes a
@@ -463,6 +477,33 @@ async fn over_tcp(
 mod tests {
     use super::*;
     use crate::actions::Side;
+
+    #[test]
+    fn huge_listing_is_given_up_and_others_arrive() {
+        let part = |n: u64| Facts { destroyed: vec![("tank".parse().unwrap(), Guid(n)); 1000], ..Facts::default() };
+        let memory = ListingMemory::new(20 * memory::of_facts(&part(0)));
+        let sending = |count: u64| {
+            let memory = &memory;
+            async move {
+                let run = |facts: FactSink| async move {
+                    for n in 0..count {
+                        drop(facts.send(part(n)).await);
+                        future::yield_now().await;
+                    }
+                };
+                with_facts(memory, run).await.map(|((), facts)| facts.len())
+            }
+        };
+        let (endless, honest) = runtime::block_on(future::zip(sending(u64::MAX), async {
+            let mut all = Vec::new();
+            for _ in 0..100 {
+                all.push(sending(9).await);
+            }
+            all
+        }));
+        assert!(endless.unwrap_err().to_string().contains("MiB"));
+        assert!(honest.iter().all(|listed| *listed == Ok(9)), "{honest:?}");
+    }
 
     #[test]
     fn fitting_splits_a_large_destroy_into_lines_that_fit() {

@@ -33,6 +33,14 @@ impl Counter {
         *self.0.waits_for.lock() = waits_for;
     }
 
+    /// Waits for something, and says so meanwhile.
+    pub async fn waiting_for<T>(&self, what: String, event: impl Future<Output = T>) -> T {
+        self.set_waiting(Some(what));
+        let happened = event.await;
+        self.set_waiting(None);
+        happened
+    }
+
     /// What the transfer waits for before it can continue, as a noun phrase.
     #[must_use]
     pub fn waits_for(&self) -> Option<String> {

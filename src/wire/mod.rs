@@ -11,10 +11,12 @@
 //! unknown fields are ignored, so that an order can also be written by hand and sent with `nc`.
 //!
 //! `director` has the messages between director and agent, `slave` those between agent and slave, and `response` the
-//! one that both use. `text` limits what peers write into errors. [`codec`] sends and receives messages and streams on a connection.
+//! one that both use. `text` limits what peers write into errors, and
+//! `memory` how much they send into a process at the same time. [`codec`] sends and receives messages and streams on a connection.
 
 pub mod codec;
 mod director;
+pub(crate) mod memory;
 mod response;
 mod slave;
 mod text;

@@ -152,9 +152,8 @@ impl<Z: Zfs> Agent<Z> {
 
     /// A slot for one stream.
     async fn send_slot(&self, since: DateTime<Utc>, counter: &Counter) -> Result<QueueSlot, OrderError> {
-        counter.set_waiting(Some(format!("a slot (max_sends) of {}", self.host)));
-        let taken = self.queue.take(&self.host, since).await;
-        counter.set_waiting(None);
+        let what = format!("a slot (max_sends) of {}", self.host);
+        let taken = counter.waiting_for(what, self.queue.take(&self.host, since)).await;
         taken.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
     }
 

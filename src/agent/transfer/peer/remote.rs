@@ -17,6 +17,7 @@ use crate::sys::runtime;
 use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
 use crate::wire::codec::{Conn, Sent, StreamEnd, StreamOptions, WireError};
+use crate::wire::memory::{self, LISTINGS};
 use crate::wire::{Alive, DestinationInfo, ListUuids, OrderToSlave, Response, Step};
 use crate::zfs::{End, Zfs};
 
@@ -149,9 +150,14 @@ impl RemotePeer {
     }
 
     async fn recv_listing(&mut self) -> Result<Destination, OrderError> {
+        let receiving = LISTINGS.receive();
         let mut destination: Destination = None;
         loop {
             let line: ListUuids = self.recv().await?;
+            receiving.add(line.inventory.as_ref().map_or(0, memory::of_dataset));
+            if let Some(too_much) = receiving.is_given_up() {
+                return Err(OrderError::temporary(ResponseStatus::Busy, too_much.to_string()));
+            }
             if !line.error.is_empty() {
                 return Err(self.refusal(line));
             }
