@@ -203,7 +203,7 @@ fn storm(tls: bool) {
     );
     assert!(slowest < ANSWERED_WITHIN, "an order took {slowest:?}");
     assert!(largest < MOST_RESIDENT, "{largest} bytes resident");
-    // Five lines per minute, and one with the number of suppressed lines.
+    // Five lines of each kind per minute, and one with the number of suppressed lines.
     assert!(lines as u64 <= 20 + seconds, "{lines} lines logged");
 }
 

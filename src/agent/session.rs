@@ -11,6 +11,7 @@ use crate::agent::service::Agent;
 use crate::host::error::OrderError;
 use crate::model::{Action, Counter, OrderId, PeerRole};
 use crate::server::{Counters, acceptor};
+use crate::sys::log_limit::{Complaint, PeerLog};
 use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{AgentLine, DirectorsOrder, Progress, Response};
@@ -36,7 +37,7 @@ impl<Z: Zfs> Agent<Z> {
         log::debug!("{id}: {} from {}", order.action, conn.peer);
         if let Err(denied) = self.local.permission_to_order(conn.identity.as_ref()) {
             let error = OrderError::from(denied);
-            log::warn!("{}: {}", conn.peer, error.message());
+            conn.log.warn(Complaint::Forbidden, &format!("{}: {}", conn.peer, error.message()));
             return conn.send(&AgentLine::Response(error.response(id))).await;
         }
         match self.dedup.begin(OrderKey::from(&order)).await {
@@ -95,7 +96,7 @@ impl<Z: Zfs> Agent<Z> {
             response
         };
         let (response, reported) = future::zip(working, reporting).await;
-        label.log_end(&response);
+        label.log_end(&response, &conn.log);
         reported?;
         conn.send(&AgentLine::Response(response)).await
     }
@@ -114,15 +115,18 @@ async fn send_progress(conn: &mut Conn, counter: &Counter) -> Result<(), WireErr
 
 impl OrderLabel {
     /// Logs how the order ended. If the director runs in the same process, it logs its orders itself.
-    fn log_end(&self, response: &Response) {
+    fn log_end(&self, response: &Response, peer: &PeerLog) {
+        let order = format!("{} {} {}", self.id, self.action, self.dataset);
+        let text = format!("{}: {:?} {}", order.trim_end(), response.status, response.message());
+        if !response.is_success {
+            return peer.warn(Complaint::Order, &text);
+        }
         let level = match self.action {
-            _ if !response.is_success => log::Level::Warn,
             // The director asks for listings in every pass.
             Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => log::Level::Debug,
             _ => log::Level::Info,
         };
-        let order = format!("{} {} {}", self.id, self.action, self.dataset);
-        log::log!(level, "{}: {:?} {}", order.trim_end(), response.status, response.message());
+        log::log!(level, "{text}");
     }
 }
 

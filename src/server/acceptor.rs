@@ -2,7 +2,7 @@
 //! asked to end.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::model::{PeerRole, ResponseStatus};
 use crate::server::limiter::{Admitted, ConnectionLimiter, Full};
 use crate::server::metrics::{CERTIFICATE_EXPIRY, Gauges, certificate_labels};
 use crate::server::{Counters, http};
+use crate::sys::log_limit::{Complaint, LogLimiter};
 use crate::sys::service::Signals;
 use crate::sys::{clock, runtime, service};
 use crate::transport::tcp;
@@ -85,6 +86,7 @@ struct Current<R> {
 pub struct Acceptor<R> {
     current: RwLock<Current<R>>,
     limiter: ConnectionLimiter,
+    log: LogLimiter,
     /// How long a peer may be silent within a conversation.
     pub patience: Duration,
 }
@@ -93,7 +95,12 @@ impl<R: Role> Acceptor<R> {
     /// Creates an acceptor for this role.
     #[must_use]
     pub fn new(role: Arc<R>, tls: Option<Arc<Tls>>) -> Self {
-        Self { current: RwLock::new(Current { role, tls }), limiter: ConnectionLimiter::default(), patience: SILENCE }
+        Self {
+            current: RwLock::new(Current { role, tls }),
+            limiter: ConnectionLimiter::default(),
+            log: LogLimiter::default(),
+            patience: SILENCE,
+        }
     }
 
     fn role(&self) -> Arc<R> {
@@ -143,7 +150,10 @@ impl<R: Role> Acceptor<R> {
             Ok(admitted) => tasks.start(Arc::clone(self).answer(incoming, admitted)),
             // The connection is closed without an answer, because an answer would cost the resources that the limit
             // protects.
-            Err(full) => self.limiter.complain(from.ip(), &format!("cannot accept a connection from {from}: {full}")),
+            Err(full) => {
+                let text = format!("cannot accept a connection from {from}: {full}");
+                self.log.warn(from.ip(), Complaint::TooMany, &text);
+            }
         }
     }
 
@@ -152,14 +162,14 @@ impl<R: Role> Acceptor<R> {
         let mut conn = match incoming.welcome(self.tls().as_deref(), within).await {
             Ok(connection) => Conn::from(connection),
             Err(Rejected { reason, answer }) => {
-                self.limiter.complain(from.ip(), &reason);
+                self.log.warn(from.ip(), Complaint::Rejected, &reason);
                 if let Some((connection, answer)) = answer {
                     Conn::from(connection).close_with(&Response::failure(None, ResponseStatus::Refused, answer)).await;
                 }
                 return;
             }
         };
-        conn.patience = self.patience;
+        (conn.patience, conn.log) = (self.patience, self.log.of(from.ip()));
         let result = match conn.recv_line(within).await {
             Ok(None) => Ok(()),
             Ok(Some(line)) => match admitted.begin_conversation() {
@@ -168,18 +178,18 @@ impl<R: Role> Acceptor<R> {
             },
             Err(error) => Err(error),
         };
-        self.end(conn, from.ip(), result).await;
+        self.end(conn, result).await;
     }
 
     async fn refuse(&self, conn: Conn, full: Full) {
-        log::warn!("cannot begin a conversation with {}: {full}", conn.peer);
+        conn.log.warn(Complaint::TooMany, &format!("cannot begin a conversation with {}: {full}", conn.peer));
         let response = Response::failure(None, ResponseStatus::Busy, format!("{full}; hint: try again later"));
         conn.close_with(&Response { temporary: true, ..response }).await;
     }
 
     /// Ends a conversation. A peer that violated the protocol, or was silent for too long, gets an error; the log names
     /// it.
-    async fn end(&self, conn: Conn, from: IpAddr, result: Result<(), WireError>) {
+    async fn end(&self, conn: Conn, result: Result<(), WireError>) {
         let Err(error) = result else { return conn.close().await };
         let answer = matches!(
             error,
@@ -190,7 +200,7 @@ impl<R: Role> Acceptor<R> {
         );
         let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));
-        self.limiter.complain(from, &reason);
+        conn.log.warn(Complaint::Failed, &reason);
         if answer {
             conn.close_with(&Response { temporary, ..Response::failure(None, ResponseStatus::Refused, reason) }).await;
         } else {

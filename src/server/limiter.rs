@@ -1,24 +1,20 @@
-//! Limits the connections of each peer and of all peers, and how many complaints about a peer are logged.
+//! Limits the connections of each peer and of all peers.
 //!
 //! Because of these limits, a peer that opens many connections cannot use up those of other peers.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
+
+use crate::sys::log_limit::peer_of;
 
 /// The limits for connections that have not sent their first line yet. A director opens up to 64 connections to one
 /// agent.
 const WAITING: Limits = Limits { per_peer: 64, total: 256 };
 /// The limits for conversations.
 const TALKING: Limits = Limits { per_peer: 256, total: 512 };
-/// How many complaints about one peer are logged within [`WINDOW`]. Further ones are only counted.
-const MAX_COMPLAINTS: u32 = 5;
-const WINDOW: Duration = Duration::from_secs(60);
-/// How many peers may be remembered before those without connections are forgotten.
-const MAX_REMEMBERED: usize = 1024;
 
 #[derive(Clone, Copy)]
 struct Limits {
@@ -41,11 +37,6 @@ struct Connections {
 struct Peer {
     waiting: usize,
     talking: usize,
-    /// Complaints that were logged and suppressed in the current window.
-    logged: u32,
-    suppressed: u64,
-    /// When the current window began.
-    window: Option<Instant>,
 }
 
 /// A connection that was admitted. It counts until this is dropped.
@@ -68,15 +59,6 @@ impl std::fmt::Display for Full {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let whose = if self.of_peer { "of the same host" } else { "in all" };
         write!(f, "{} connections {whose} are already open", self.count)
-    }
-}
-
-/// The peer that a connection is counted for. With IPv6, this is the network, because one host can use any number of
-/// addresses in it.
-fn peer_of(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) & !u128::from(u64::MAX))),
-        v4 => v4,
     }
 }
 
@@ -103,42 +85,6 @@ impl ConnectionLimiter {
         connections.waiting += 1;
         Ok(Admitted { limiter: self.clone(), peer: from, talks: false })
     }
-
-    /// Logs a complaint about a peer, unless there were many within the last minute.
-    pub fn complain(&self, about: IpAddr, text: &str) {
-        if let Some(suppressed) = self.may_log(about, Instant::now()) {
-            log::warn!("{text}");
-            if suppressed > 0 {
-                log::warn!("{suppressed} more complaints about {about} were not logged");
-            }
-        }
-    }
-
-    /// Whether one more complaint may be logged; if so, returns how many were suppressed before.
-    fn may_log(&self, about: IpAddr, now: Instant) -> Option<u64> {
-        let mut connections = self.connections();
-        connections.forget(now);
-        let peer = connections.peers.entry(peer_of(about)).or_default();
-        if peer.window.is_none_or(|began| now.duration_since(began) >= WINDOW) {
-            (peer.window, peer.logged) = (Some(now), 0);
-        }
-        if peer.logged >= MAX_COMPLAINTS {
-            peer.suppressed += 1;
-            return None;
-        }
-        peer.logged += 1;
-        Some(std::mem::take(&mut peer.suppressed))
-    }
-}
-
-impl Connections {
-    /// If many peers are remembered, forgets those that have neither connections nor recent complaints.
-    fn forget(&mut self, now: Instant) {
-        if self.peers.len() > MAX_REMEMBERED {
-            let is_recent = |window: Option<Instant>| window.is_some_and(|began| now.duration_since(began) < WINDOW);
-            self.peers.retain(|_, peer| peer.waiting + peer.talking > 0 || is_recent(peer.window));
-        }
-    }
 }
 
 impl Admitted {
@@ -163,7 +109,7 @@ impl Drop for Admitted {
         let peer = connections.peers.entry(self.peer).or_default();
         let of_peer = if self.talks { &mut peer.talking } else { &mut peer.waiting };
         *of_peer -= 1;
-        let is_gone = peer.waiting + peer.talking == 0 && peer.window.is_none();
+        let is_gone = peer.waiting + peer.talking == 0;
         let of_all = if self.talks { &mut connections.talking } else { &mut connections.waiting };
         *of_all -= 1;
         if is_gone {
@@ -219,21 +165,5 @@ mod tests {
             }
         };
         assert_eq!(full, Full { count: WAITING.total, of_peer: false });
-    }
-
-    #[test]
-    fn complaints_are_limited_per_peer() {
-        let (limiter, now) = (ConnectionLimiter::default(), Instant::now());
-        let logged = (0..1000).filter(|_| limiter.may_log(ip("10.0.0.1"), now).is_some()).count();
-        assert_eq!(logged, 5);
-        assert_eq!(limiter.may_log(ip("10.0.0.2"), now), Some(0));
-        assert_eq!(limiter.may_log(ip("10.0.0.1"), now + WINDOW), Some(995));
-        assert_eq!(limiter.may_log(ip("10.0.0.1"), now + WINDOW), Some(0));
-        // Peers without connections are forgotten after a while.
-        for n in 0..5000u32 {
-            limiter.may_log(IpAddr::from(n.to_be_bytes()), now);
-        }
-        limiter.may_log(ip("10.0.0.1"), now + 2 * WINDOW);
-        assert!(limiter.connections().peers.len() <= 2);
     }
 }

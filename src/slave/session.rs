@@ -15,6 +15,7 @@ use crate::slave::flow::window_of;
 use crate::slave::listing::list_uuids;
 use crate::slave::receive::{IncomingStream, Receiver, occupied};
 use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, waiting_since};
+use crate::sys::log_limit::Complaint;
 use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{DestinationInfo, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
@@ -174,7 +175,8 @@ impl<Z: Zfs> Slave<Z> {
 async fn refuse(conn: &mut Conn, order: &OrderToSlave, refusal: ListUuids) -> Result<(), WireError> {
     let (peer, source, dataset) = (&conn.peer, &order.source, &order.dest_dataset);
     let hint = refusal.hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
-    log::warn!("{peer}: {source} may not send into {dataset}: {}{hint}", refusal.error);
+    let text = format!("{peer}: {source} may not send into {dataset}: {}{hint}", refusal.error);
+    conn.log.warn(Complaint::Forbidden, &text);
     conn.send(&refusal).await
 }
 
@@ -283,7 +285,8 @@ impl<Z: Zfs> Session<'_, Z> {
     /// Reports a step's failure, and what it left of the dataset; `false` ends the conversation.
     async fn report_failure(&mut self, error: &OrderError) -> Result<bool, WireError> {
         let OrderToSlave { order_uuid, dest_dataset, source, .. } = self.order;
-        log::warn!("{order_uuid}: {dest_dataset} from {source}: {}", error.message());
+        let text = format!("{order_uuid}: {dest_dataset} from {source}: {}", error.message());
+        self.conn.log.warn(Complaint::Order, &text);
         self.conn.send(&error.response(*order_uuid)).await?;
         self.report_destination().await
     }

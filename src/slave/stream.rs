@@ -12,6 +12,7 @@ use crate::host::queue::QueueSlot;
 use crate::model::{Counter, DatasetInventory, ResponseStatus, SendFlags};
 use crate::slave::flow::{Flow, window_of};
 use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
+use crate::sys::log_limit::Complaint;
 use crate::sys::{clock, runtime};
 use crate::wire::codec::{ALIVE_EVERY, Conn, StreamEnd, WireError};
 use crate::wire::{Alive, OrderToSlave};
@@ -89,7 +90,8 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             // Killed before its input is closed, so that it does not take this for the end of the stream.
             drop((end, data));
             let OrderToSlave { source, dest_dataset, .. } = self.order;
-            log::warn!("{}: refused the stream of {source} into {dest_dataset}: {reason}", conn.peer);
+            let text = format!("{}: refused the stream of {source} into {dest_dataset}: {reason}", conn.peer);
+            conn.log.warn(Complaint::Forbidden, &text);
             let error = OrderError::refused(format!("the stream is not as announced: {reason}"));
             return self.refuse(conn, error).await;
         }

@@ -4,6 +4,7 @@
 pub(crate) mod batcher;
 pub mod clock;
 pub mod files;
+pub mod log_limit;
 pub mod process;
 pub mod retry;
 pub mod runtime;

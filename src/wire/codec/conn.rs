@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::model::{Identity, OrderId};
+use crate::sys::log_limit::PeerLog;
 use crate::sys::runtime;
 use crate::transport::tcp::Connection;
 use crate::wire::codec::error::WireError;
@@ -34,6 +35,8 @@ pub struct Conn {
     pub(super) unpacker: Option<Box<Unpacker>>,
     /// The peer's name and address, for messages.
     pub peer: String,
+    /// The log for lines that the peer causes.
+    pub log: PeerLog,
     /// The identity that the peer has proven; `None` in plaintext.
     pub identity: Option<Identity>,
     /// How long the peer may send nothing, and accept nothing that is sent to it.
@@ -61,6 +64,7 @@ impl Conn {
             writer,
             unpacker: None,
             peer,
+            log: PeerLog::default(),
             identity: None,
             patience: SILENCE,
             stall: STALL,
