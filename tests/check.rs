@@ -132,6 +132,42 @@ fn what_local_configuration_of_this_host_forbids_is_found_by_all_commands() {
 }
 
 #[test]
+fn check_notes_what_configuration_leaves_open() {
+    let place = Place::new();
+    let closed = r#""sources": ["beta"], "append_only": false, "keep": ["7 in last 7 days"]"#;
+    let with = |head: &str, entry: &str| {
+        format!(
+            r#"{{ {head} "local_datasets": [ {{ "name": "tank/data" }}, {{ "name": "pool", "slave": true, {entry} }} ] }}"#
+        )
+    };
+    place.write("local.json", &with("", closed));
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(0) && ended.stdout.lines().count() == 1, "{ended:?}");
+    assert!(!place.run("check").stdout.contains("note"));
+    place.policy(&TWO_HOSTS.replace("127.0.0.1:1", "beta:7711"));
+    let open = r#""append_only": false"#;
+    place.write("local.json", &with(r#""listen": "0.0.0.0", "consul": { "address": "http://10.0.0.1:8500" },"#, open));
+    let words = [
+        "any host may send into pool, because its entry has no \"sources\"; hint: ",
+        "snapshots of the copies in pool destroyed",
+        "\"listen\" is 0.0.0.0, which",
+        "Consul at http://10.0.0.1:8500 in plaintext",
+        "server.json: without \"tls\", orders to beta go",
+    ];
+    let ended = place.run("check --config-only");
+    assert_eq!((ended.status, ended.stdout.lines().count()), (Some(0), 1 + words.len()), "{ended:?}");
+    let verbose = place.run("check --verbose");
+    assert!(verbose.stdout.contains("; 5 notes (--verbose) | "), "{verbose:?}");
+    let json: Value = serde_json::from_str(&place.run("check --format json").stdout).unwrap();
+    common::assert_valid(&common::schema("health.schema.json"), &json);
+    for (n, words) in words.iter().enumerate() {
+        let is_note = |line: &str| line.starts_with("note: ") && line.contains(words);
+        assert!(ended.stdout.lines().any(is_note) && verbose.stdout.lines().any(is_note), "{words}: {ended:?}");
+        assert!(json["open"][n].as_str().unwrap().contains(words), "{words}: {json}");
+    }
+}
+
+#[test]
 fn policy_with_invalid_thresholds_is_rejected() {
     let place = Place::new();
     for (check, words) in [

@@ -20,6 +20,7 @@ use crate::fleet::known;
 use crate::fleet::known::Overview;
 use crate::model::expiry::{Urgency, urgency};
 use crate::model::{DatasetName, HostName, TlsFiles, counted, hint};
+use crate::policy::{Local, Opening};
 use crate::sys::{clock, runtime};
 use crate::transport::tls::Tls;
 use crate::zfs::ZfsRead;
@@ -109,6 +110,7 @@ async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
         health.judge_pass(live.ended.unwrap_or(live.at));
     }
     health.add_notices(local.iter().flat_map(|local| forbidden(&policy, &here, local)).collect());
+    health.open = local.iter().flat_map(Local::openings).chain(policy.openings(Some(&here))).collect();
     health.narrow(args.host.as_ref(), args.dataset.as_ref());
     known::add_own_knowledge(&mut health, &here, zfs).await;
     Ok(health)
@@ -141,8 +143,8 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
     let names: Vec<String> = files.iter().map(|path| path.display().to_string()).collect();
     match (names.as_slice(), problems.as_slice()) {
         ([], _) => print(Severity::Unknown, &format!("neither {} nor {} exists", server.display(), local.display())),
-        ([one], []) => print(Severity::Ok, &format!("{one} is valid")),
-        (all, []) => print(Severity::Ok, &format!("{} are valid", all.join(" and "))),
+        ([one], []) => print(Severity::Ok, &format!("{one} is valid{}", notes(args, &files))),
+        (all, []) => print(Severity::Ok, &format!("{} are valid{}", all.join(" and "), notes(args, &files))),
         (_, problems @ [(worst, _), ..]) => {
             let texts: Vec<&str> = problems.iter().map(|(_, text)| text.as_str()).collect();
             print(*worst, &texts.join("\n"))
@@ -180,6 +182,21 @@ fn contradictions(args: &CheckArgs, files: &[&PathBuf]) -> Vec<String> {
     forbidden(&policy, &here, &local).into_iter().map(text).collect()
 }
 
+/// The notes about what the valid ones of these files leave open, one per line.
+fn notes(args: &CheckArgs, files: &[&PathBuf]) -> String {
+    let (server, local) = (&args.policy.config, &args.common.local);
+    let local = files.contains(&local).then(|| config::load_local(local).ok()).flatten();
+    let policy = files.contains(&server).then(|| config::load_policy(server).ok()).flatten();
+    let here = host_name(&args.common, local.as_ref()).ok();
+    let open = local.iter().flat_map(Local::openings);
+    let open = open.chain(policy.iter().flat_map(|policy| policy.openings(here.as_ref())));
+    open.map(|opening| format!("\n{}", note(&opening))).collect()
+}
+
+fn note(opening: &Opening) -> String {
+    plain(&format!("note: {opening}; hint: {}", opening.hint()))
+}
+
 /// The text in one line and without `|`, which separates the performance data.
 fn plain(text: &str) -> String {
     text.replace('|', "/").replace('\n', "; ")
@@ -204,13 +221,21 @@ fn summary(health: &Health, verbose: bool) -> String {
             format!("{worst}; and {} more ({})", rest.len(), counts.join(", "))
         }
     };
-    let mut text = format!("{} | {}", plain(&summary), performance(health));
+    let open = match health.open.len() {
+        0 => String::new(),
+        1 => "; 1 note (--verbose)".to_owned(),
+        n => format!("; {n} notes (--verbose)"),
+    };
+    let mut text = format!("{}{open} | {}", plain(&summary), performance(health));
     if verbose {
         for (severity, finding) in &all {
             text.push_str(&format!("\n{severity}: {}", plain(finding)));
         }
         for reminder in &health.reminders {
             text.push_str(&format!("\nnote: {}", plain(&reminder.to_string())));
+        }
+        for opening in &health.open {
+            text.push_str(&format!("\n{}", note(opening)));
         }
     }
     text

@@ -2,6 +2,7 @@
 //! ports.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -42,6 +43,14 @@ impl Address {
     #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.port
+    }
+
+    /// Whether it is evident from its text that the address can be reached only from its own machine.
+    #[must_use]
+    pub fn is_loopback(&self) -> bool {
+        let bare = self.host.trim_start_matches('[').trim_end_matches(']');
+        self.host.eq_ignore_ascii_case("localhost")
+            || bare.parse().is_ok_and(|ip: IpAddr| ip.to_canonical().is_loopback())
     }
 
     /// `host:port`, with the given port if the address has none.

@@ -61,9 +61,9 @@ pub fn health(
     }
     let reminders: Vec<Notice> = plan.notices.iter().filter(|notice| notice.kind.is_reminder()).cloned().collect();
     let notices: Vec<Notice> = plan.notices.into_iter().filter(|notice| notice.kind.is_failure()).collect();
-    let certificates = Vec::new();
+    let (certificates, open) = (Vec::new(), Vec::new());
     let mut health =
-        Health { at: now, severity: Severity::Ok, hosts, certificates, rows, pass: None, notices, reminders };
+        Health { at: now, severity: Severity::Ok, hosts, certificates, rows, pass: None, notices, reminders, open };
     health.update_severity();
     health
 }

@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::actions::health::finding::{Finding, Severity};
 use crate::actions::notice::Notice;
 use crate::model::{CertificateExpiry, DatasetName, HostName, Place, SnapName};
+use crate::policy::Opening;
 
 /// A snapshot by name and time.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -99,6 +100,9 @@ pub struct Health {
     /// The notices about datasets of the policy that are left alone: they were excluded, or lost their source.
     #[serde(serialize_with = "as_text", skip_serializing_if = "Vec::is_empty")]
     pub reminders: Vec<Notice>,
+    /// What the configuration leaves open to others. It does not count as a problem.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub open: Vec<Opening>,
 }
 
 fn as_text<S: Serializer>(notices: &[Notice], s: S) -> Result<S::Ok, S::Error> {
