@@ -97,11 +97,15 @@ fn leftovers_are_one_notice_and_one_finding_for_each_host() {
 fn copies_are_given_up_only_where_nobody_sends() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy/used"])]);
     let inventory = world(
-        "alpha:tank/foo\nbeta:tank/copy B@11-23T09:00!\nbeta:tank/copy/used B@11-23T09:00!\nbeta:tank/copy/free\n\
+        "alpha:tank/foo B@11-23T09:00!\nbeta:tank/copy B@11-23T09:00!\nbeta:tank/copy/used B@11-23T09:00!\n\
+         beta:tank/copy/free\n\
          beta:tank/copy-2 B@11-23T09:00!",
     );
     let (index, to) = (PolicyIndex::new(&policy), "beta:tank/copy".parse().unwrap());
     assert_eq!(copies_given_up(&policy, &index, &inventory, &to), [place("beta:tank/copy")]);
+    // A source that was a copy before it was restored.
+    let restored = "alpha:tank/foo".parse().unwrap();
+    assert_eq!(copies_given_up(&policy, &index, &inventory, &restored), [place("alpha:tank/foo")]);
     assert_eq!(senders_to(&policy, &index, &inventory, &to), [place("alpha:tank/foo")]);
     assert!(senders_to(&policy, &index, &inventory, &"beta:tank/copy/free".parse().unwrap()).is_empty());
 }
