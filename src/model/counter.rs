@@ -34,8 +34,8 @@ impl Counter {
     }
 
     /// Waits for something, and says so meanwhile.
-    pub async fn waiting_for<T>(&self, what: String, event: impl Future<Output = T>) -> T {
-        self.set_waiting(Some(what));
+    pub async fn waiting_for<T>(&self, what: &str, event: impl Future<Output = T>) -> T {
+        self.set_waiting(Some(what.to_owned()));
         let happened = event.await;
         self.set_waiting(None);
         happened

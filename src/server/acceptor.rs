@@ -197,6 +197,7 @@ impl<R: Role> Acceptor<R> {
                 | WireError::Silent { .. }
                 | WireError::Damaged { .. }
                 | WireError::Stalled { .. }
+                | WireError::Slow { .. }
         );
         let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));

@@ -1,14 +1,12 @@
-//! Measures how fast a stream arrives. While others wait, a stream that hardly flows does not keep its slot.
+//! Measures how fast a stream arrives. While another host waits, a stream that hardly flows does not keep its slot.
 
 use std::time::{Duration, Instant};
 
 use futures_lite::future;
 
-use crate::host::error::OrderError;
 use crate::host::queue::{ParkedStream, QueueSlot};
-use crate::model::ResponseStatus;
 use crate::sys::runtime;
-use crate::wire::codec::Conn;
+use crate::wire::codec::{Conn, WireError};
 
 /// How much of a stream has to arrive within one window.
 const LEAST_FLOW: u64 = 1 << 20;
@@ -44,7 +42,7 @@ impl Flow {
         Self { turn: Turn::Slot(slot), window, waited: Duration::ZERO, since: Instant::now(), arrived: 0 }
     }
 
-    /// Waits for the next part of the stream. Meanwhile the slot is freed if others wait for it and too little arrives.
+    /// Waits for the next part of the stream. Meanwhile the slot is freed if another host waits and too little arrives.
     /// `None` if the stream has to end instead.
     pub(super) async fn measure<T>(&mut self, receiving: impl Future<Output = T>) -> Option<T> {
         self.since = Instant::now();
@@ -84,12 +82,7 @@ impl Flow {
     }
 
     /// The error for a stream that has to end.
-    pub(super) fn too_slow(&self) -> OrderError {
-        let window = humantime::format_duration(self.window);
-        let reason = format!(
-            "other transfers wait for a slot, and less than 1 MiB of the stream arrived within {window}, as of \
-             several other streams of the same host"
-        );
-        OrderError::temporary(ResponseStatus::Busy, reason)
+    pub(super) fn too_slow(&self, conn: &Conn) -> WireError {
+        WireError::Slow { peer: conn.peer.clone(), limit: self.window }
     }
 }

@@ -65,8 +65,6 @@ enum Fed {
     Closed,
     /// `zfs receive` accepted no data for too long.
     Stalled,
-    /// Too little of the stream arrives, while others wait for its slot.
-    Slow,
     /// The stream is not what was announced, for this reason. Nothing of the offending part was passed on.
     Refused(String),
 }
@@ -101,12 +99,6 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             drop(end);
             let error = OrderError::stalled("zfs receive accepted no data", conn.stall);
             return self.refuse(conn, error).await;
-        }
-        if let Ok(Fed::Slow) = fed {
-            // What arrived is kept for resuming.
-            let (_, ended) = self.wait_for_end(conn, fed, end).await?;
-            log::debug!("{}: {ended:?}", self.order.order_uuid);
-            return self.refuse(conn, flow.too_slow()).await;
         }
         let (fed, ended) = self.wait_for_end(conn, fed, end).await?;
         drop(flow);
@@ -199,7 +191,8 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         let (mut frame, stall) = (Vec::new(), conn.stall);
         loop {
             match flow.measure(conn.recv_frame(&mut frame)).await {
-                None => return Ok(Fed::Slow),
+                // A frame may have been interrupted, so the conversation cannot continue.
+                None => return Err(flow.too_slow(conn)),
                 Some(Ok(true)) => {}
                 Some(Ok(false)) => break,
                 Some(Err(error)) => {
@@ -216,7 +209,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
             if flow.needs_slot(frame.len()) {
                 match self.take_slot(conn).await? {
                     Ok(slot) => flow.resume(slot),
-                    Err(_) => return Ok(Fed::Slow),
+                    Err(_) => return Err(flow.too_slow(conn)),
                 }
             }
             match alive_while(conn, self.counter, runtime::timeout(stall, data.write_all(&frame))).await? {

@@ -152,8 +152,7 @@ impl<Z: Zfs> Agent<Z> {
 
     /// A slot for one stream.
     async fn send_slot(&self, since: DateTime<Utc>, counter: &Counter) -> Result<QueueSlot, OrderError> {
-        let what = format!("a slot (max_sends) of {}", self.host);
-        let taken = counter.waiting_for(what, self.queue.take(&self.host, since)).await;
+        let taken = counter.waiting_for("a slot (max_sends)", self.queue.take(&self.host, since)).await;
         taken.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
     }
 

@@ -48,6 +48,14 @@ pub enum WireError {
         /// How long this side waited.
         limit: Duration,
     },
+    /// Too little of a stream arrives, while others wait for a slot.
+    #[error("less than 1 MiB of the stream of {peer} arrived within {}, as of several others of the same host, while transfers of other hosts wait for a slot", humantime::format_duration(*limit))]
+    Slow {
+        /// The peer's name and address.
+        peer: String,
+        /// The time that was measured.
+        limit: Duration,
+    },
     /// The peer aborted the conversation, with a reason.
     #[error("{peer} aborted: {reason}")]
     Aborted {
@@ -78,7 +86,11 @@ impl WireError {
             Self::InvalidMessage { .. } => false,
             Self::Aborted { temporary, .. } => *temporary,
             Self::Io { source, .. } => source.kind() != io::ErrorKind::PermissionDenied,
-            Self::Closed { .. } | Self::Silent { .. } | Self::Damaged { .. } | Self::Stalled { .. } => true,
+            Self::Closed { .. }
+            | Self::Silent { .. }
+            | Self::Damaged { .. }
+            | Self::Stalled { .. }
+            | Self::Slow { .. } => true,
         }
     }
 }
