@@ -228,10 +228,10 @@ fn slave_for_all(max_receives: usize, patience: Duration) -> Pair {
 
 /// What the hostile source sends on its nth connection: an order, and on every second connection the announcement of a
 /// stream.
-fn conversation(to: &str, n: usize) -> TcpStream {
+fn conversation(to: &str, source: &str, n: usize) -> TcpStream {
     let mut stream = TcpStream::connect(to).unwrap();
     let order = format!(
-        r#"{{"Source":"evil","OrderUUID":"{}","SnapshotUUID":"x","SnapshotName":"S_1","DestDataset":"pool/evil{n}","OldestUnsent":"1970-01-01T00:00:00Z"}}"#,
+        r#"{{"Source":"{source}","OrderUUID":"{}","SnapshotUUID":"x","SnapshotName":"S_1","DestDataset":"pool/{source}{n}","OldestUnsent":"1970-01-01T00:00:00Z"}}"#,
         uuid::Uuid::now_v7()
     );
     let step =
@@ -248,7 +248,7 @@ fn hostile_source_cannot_keep_slots_that_others_need() {
         let guid = pair.take("S_1");
         let (to, over) = (pair.slave.address.clone(), AtomicBool::new(false));
         std::thread::scope(|scope| {
-            let mut streams: Vec<(usize, TcpStream)> = (0..64).map(|n| (n, conversation(&to, n))).collect();
+            let mut streams: Vec<(usize, TcpStream)> = (0..64).map(|n| (n, conversation(&to, "evil", n))).collect();
             let over = &over;
             scope.spawn(move || {
                 // A frame of one byte now and then, or signs of life.
@@ -276,10 +276,38 @@ fn hostile_source_cannot_keep_slots_that_others_need() {
 }
 
 #[test]
+fn host_with_many_slow_streams_is_told_to_come_back() {
+    let pair = slave_for_all(1, Duration::from_secs(2));
+    let mut streams: Vec<TcpStream> = (0..8).map(|n| conversation(&pair.slave.address, "evil", 2 * n)).collect();
+    let mut others = Vec::new();
+    let deadline = Instant::now() + common::PATIENCE;
+    let (mut answers, mut round) = (String::new(), 0);
+    while !answers.contains("wait for a slot") {
+        assert!(Instant::now() < deadline, "{answers}");
+        for stream in &mut streams {
+            // A frame that never ends.
+            stream.write_all(if round == 0 { &[0, 15, 0, 0, 1] } else { &[1] }).ok();
+            stream.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
+            let mut read = [0; 4096];
+            let length = stream.read(&mut read).unwrap_or(0);
+            answers.push_str(&String::from_utf8_lossy(&read[..length]));
+        }
+        // Now and then, another host waits.
+        if round % 10 == 0 {
+            others.push(conversation(&pair.slave.address, &format!("other{round}"), 1));
+        }
+        round += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let error = answers.lines().find(|line| line.contains("wait for a slot")).unwrap();
+    assert!(error.contains(r#""Temporary":true"#), "{error}");
+}
+
+#[test]
 fn transfer_that_waits_for_a_slot_says_so_and_does_not_fail() {
     let pair = slave_for_all(1, Duration::from_secs(60));
     let guid = pair.take("S_1");
-    let occupant = conversation(&pair.slave.address, 1);
+    let occupant = conversation(&pair.slave.address, "evil", 1);
     std::thread::sleep(Duration::from_millis(500));
     let counter = Counter::default();
     let (sender, _facts) = runtime::channel::unbounded();
