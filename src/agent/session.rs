@@ -25,6 +25,8 @@ const QUEUED_FACTS: usize = 16;
 
 /// The description of an order in the log.
 struct OrderLabel {
+    /// Who gave the order.
+    peer: String,
     id: OrderId,
     action: Action,
     dataset: String,
@@ -66,7 +68,12 @@ impl<Z: Zfs> Agent<Z> {
 
     /// Carries out a new order, reports facts and progress meanwhile, and answers it.
     async fn answer(&self, conn: &mut Conn, order: DirectorsOrder, running: RunningOrder) -> Result<(), WireError> {
-        let label = OrderLabel { id: order.order_uuid, action: order.action, dataset: order.dest_dataset.clone() };
+        let label = OrderLabel {
+            peer: conn.peer.clone(),
+            id: order.order_uuid,
+            action: order.action,
+            dataset: order.dest_dataset.clone(),
+        };
         let (sender, facts) = runtime::channel::bounded(QUEUED_FACTS);
         let counter = running.counter.clone();
         let (progress, writer) = (counter.clone(), &mut *conn);
@@ -126,7 +133,7 @@ impl OrderLabel {
             Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => log::Level::Debug,
             _ => log::Level::Info,
         };
-        log::log!(level, "{text}");
+        log::log!(level, "{}: {text}", self.peer);
     }
 }
 
