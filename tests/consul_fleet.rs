@@ -23,7 +23,7 @@ use zsync::policy::Policy;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::sys::runtime::block_on;
-use zsync::wire::{DirectorsOrder, Response};
+use zsync::wire::{DirectorsOrder, Fence, Response};
 use zsync::zfs::fake::Fake;
 
 mod common;
@@ -291,12 +291,22 @@ fn next_director_takes_over_after_resignation() {
     let name = fleet.alpha.names("tank/data").pop().unwrap();
     let guid = fleet.alpha.fake.dataset(&ds("tank/data")).unwrap().snapshots[0].guid;
     let order = |fence| DirectorsOrder {
-        fence: Some(fence),
+        fence,
         dest_dataset: "tank/data".into(),
         snapshot_uuid: vec![format!("{}:tank/data@{name}", guid.uuid())],
         ..order(Action::DestroySnapshot)
     };
-    let (refused, heeded) = (ask(&fleet.alpha.address, &order(old)), ask(&fleet.alpha.address, &order(new)));
+    let give = |fence| ask(&fleet.alpha.address, &order(fence));
+    let unfenced = give(None);
+    assert!(!unfenced.is_success && unfenced.error.contains("the order has no fence"), "{unfenced:?}");
+    assert!(
+        unfenced.error.contains("takes orders of") && unfenced.hint.unwrap().contains("zsync fences --forget on alpha")
+    );
+    let forgotten = ask(&fleet.alpha.address, &self::order(Action::ForgetDestination));
+    assert!(forgotten.is_success, "zsync forget has no fence: {forgotten:?}");
+    let impossible = give(Some(Fence { index: 1 << 63, ..new.clone() }));
+    assert!(!impossible.is_success && impossible.error.contains("no Consul can have issued"), "{impossible:?}");
+    let (refused, heeded) = (give(Some(old)), give(Some(new)));
     assert!(!refused.is_success && refused.status == ResponseStatus::Refused, "{refused:?}");
     assert!(refused.error.contains("another director has taken over"), "{refused:?}");
     assert!(heeded.is_success && heeded.error.contains("stays"), "the newest is never destroyed: {heeded:?}");

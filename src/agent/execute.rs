@@ -10,7 +10,7 @@ use crate::agent::service::Agent;
 use crate::agent::transfer::state::RetryState;
 use crate::host::error::OrderError;
 use crate::host::publish::publisher::Publisher;
-use crate::model::{Counter, ResponseStatus};
+use crate::model::{Counter, HostName, ResponseStatus};
 use crate::sys::retry::Retry;
 use crate::sys::{clock, runtime};
 use crate::wire::Response;
@@ -45,12 +45,19 @@ impl<Z: Zfs> Agent<Z> {
 
     /// Checks that the order comes from the director that leads.
     async fn check_fence(&self, order: &CheckedOrder) -> Result<(), OrderError> {
-        let (Some(fence), Some(fences)) = (order.fence, &self.fences) else { return Ok(()) };
-        match fences.check(fence).await {
-            Err(reason) if order.request.may_lose_data() => Err(OrderError::refused(reason)),
-            Err(reason) => {
+        let Some(fences) = &self.fences else { return Ok(()) };
+        if order.fence.is_none() && !order.request.needs_fence() {
+            return Ok(());
+        }
+        let is_director = |host: &HostName| self.local.directors.is_empty() || self.local.directors.contains(host);
+        match fences.check(order.fence.as_ref(), &is_director).await {
+            Err(refusal) if order.request.may_lose_data() => {
+                let error = OrderError::refused(refusal.to_string());
+                Err(refusal.hint(&self.host).into_iter().fold(error, OrderError::with_hint))
+            }
+            Err(refusal) => {
                 // This order cannot lose data, so it is carried out whichever director gave it.
-                log::warn!("{}: {} is carried out nevertheless: {reason}", order.id, order.request.action());
+                log::warn!("{}: {} is carried out nevertheless: {refusal}", order.id, order.request.action());
                 Ok(())
             }
             Ok(()) => Ok(()),

@@ -14,7 +14,7 @@ use crate::actions::divergence::Allowed;
 use crate::host::error::OrderError;
 use crate::model::Place;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{Action, DatasetName, Guid, OnDivergence, OrderId, Record, SentTo, SnapName, SnapshotId};
+use crate::model::{Action, DatasetName, Guid, HostName, OnDivergence, OrderId, Record, SentTo, SnapName, SnapshotId};
 use crate::policy::DEFAULT_RETRY_FOR;
 use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, Forgotten, PROTOCOL, RenamedFrom};
 
@@ -25,7 +25,8 @@ const MAX_NAMES: usize = 20_000;
 #[derive(Clone, Debug)]
 pub struct CheckedOrder {
     pub(crate) id: OrderId,
-    /// The fence of the director that gives the order, if several directors share a catalog.
+    /// The fence of the director that gives the order, if several directors share a catalog. If the director has
+    /// authenticated itself, the fence has the name that it has proven.
     pub(crate) fence: Option<Fence>,
     /// How long the order is retried after temporary failures.
     pub(crate) retry_for: Duration,
@@ -162,6 +163,22 @@ impl Request {
             Self::Take(_) | Self::List(_) | Self::EstimateSend(_) | Self::EstimateDestroy(_) => false,
         }
     }
+
+    /// Whether only the director that holds the lock of its catalog may request this. `zsync forget`, which people run,
+    /// holds no lock.
+    pub(crate) fn needs_fence(&self) -> bool {
+        self.may_lose_data() && !matches!(self, Self::Forget(_))
+    }
+}
+
+impl CheckedOrder {
+    /// Replaces the name that the director claims to have by the one that it has proven.
+    pub(crate) fn given_by(mut self, director: Option<&HostName>) -> Self {
+        if let (Some(fence), Some(director)) = (&mut self.fence, director) {
+            fence.director = Some(director.clone());
+        }
+        self
+    }
 }
 
 impl TryFrom<DirectorsOrder> for CheckedOrder {
@@ -186,7 +203,7 @@ impl TryFrom<DirectorsOrder> for CheckedOrder {
         }
         Ok(Self {
             id: order.order_uuid,
-            fence: order.fence,
+            fence: order.fence.clone(),
             retry_for: order.retry_for.map_or(DEFAULT_RETRY_FOR, Duration::from_secs),
             request: Request::try_from(order)?,
         })

@@ -75,6 +75,7 @@ impl<Z: Zfs> Agent<Z> {
             dataset: order.dest_dataset.clone(),
         };
         let (sender, facts) = runtime::channel::bounded(QUEUED_FACTS);
+        let director = self.local.director(conn.identity.as_ref()).cloned();
         let counter = running.counter.clone();
         let (progress, writer) = (counter.clone(), &mut *conn);
         // This future owns the receiving end of the channel. When the director disconnects, the future ends, which
@@ -92,7 +93,7 @@ impl<Z: Zfs> Agent<Z> {
         // continues, and the next listing shows what it did.
         let working = async {
             let response = match CheckedOrder::try_from(order) {
-                Ok(order) => self.carry_out(order, sender, counter).await,
+                Ok(order) => self.carry_out(order.given_by(director.as_ref()), sender, counter).await,
                 Err(error) => {
                     drop(sender);
                     self.refuse(&label, &error)

@@ -36,7 +36,7 @@ pub struct CommonArgs {
 #[derive(Args, Clone, Debug)]
 pub struct StateArgs {
     /// Folder for state that must survive a restart: an agent's answers to recent orders and, with Consul, unpublished
-    /// results and the newest fence that an agent has seen
+    /// results and the newest fences that an agent has seen
     #[arg(long, env = "ZSYNC_STATE", value_name = "FOLDER", default_value = "/var/lib/zsync")]
     pub state: PathBuf,
 }

@@ -9,6 +9,7 @@ pub mod clean;
 pub mod completions;
 mod daemon;
 pub mod director;
+pub mod fences;
 pub mod forget;
 pub mod migrate;
 pub mod plan;
@@ -62,6 +63,8 @@ pub enum Command {
     Clean(clean::CleanArgs),
     /// List and remove what transfers have left in ZFS for destinations that the policy no longer has
     Forget(forget::ForgetArgs),
+    /// Show or forget the fences by which this host's agent recognises the director that leads
+    Fences(fences::FencesArgs),
     /// Import zeplic's records about snapshots from Consul
     Migrate(migrate::MigrateArgs),
     /// Create and inspect the certificates with which hosts authenticate each other
@@ -86,6 +89,7 @@ impl Cli {
             Command::Check(args) => check::run(&args),
             Command::Clean(args) => clean::run(&args),
             Command::Forget(args) => forget::run(args),
+            Command::Fences(args) => fences::run(&args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
             Command::Completions(args) => completions::run(&args, Self::command()),
@@ -106,7 +110,7 @@ impl Cli {
             Command::Clean(args) => (Some(&args.common), false),
             Command::Forget(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
-            Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
+            Command::Fences(_) | Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
         };
         let (level, format) = common.map_or_else(Default::default, |common| (common.log, common.log_format));
         logging::start(level, format, if is_service { "zsync=info,warn" } else { "warn" });

@@ -96,7 +96,8 @@ impl Firsthand {
         for (host, datasets) in &missing {
             let tops = datasets.iter().filter(|d| !datasets.iter().any(|top| top != *d && d.is_within(top)));
             for top in tops {
-                let order = DirectorsOrder { dest_dataset: top.to_string(), fence, ..blank(Action::KvResync) };
+                let order =
+                    DirectorsOrder { dest_dataset: top.to_string(), fence: fence.clone(), ..blank(Action::KvResync) };
                 let began = state.moment();
                 let (response, facts) = dispatcher.list(policy, host, order, &Contact::default()).await;
                 if *host != dispatcher.here {

@@ -114,7 +114,8 @@ impl Election {
         }
         let pair = self.consul.get(&self.key()).await?.0;
         let Some(pair) = pair.filter(|pair| pair.session.as_deref() == Some(session)) else { return Ok(None) };
-        let fence = Fence { catalog: self.catalog_id().await?, index: pair.modify_index };
+        let director = Some(self.host.clone());
+        let fence = Fence { catalog: self.catalog_id().await?, index: pair.modify_index, director };
         let state = LeaseState { until: requested + TTL, lost: None };
         let leadership = Leadership {
             election: self.clone(),
@@ -198,7 +199,7 @@ impl Leadership {
         match &state.lost {
             Some(reason) => Err(CatalogError::LockLost(reason.clone())),
             None if Instant::now() >= state.until => Err(CatalogError::LockLost(not_renewed())),
-            None => Ok(self.fence),
+            None => Ok(self.fence.clone()),
         }
     }
 

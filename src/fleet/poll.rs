@@ -166,7 +166,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
     mut options: PollOptions,
     polled: &Counter,
 ) -> Result<(Poll, Vec<PollTask>), CatalogError> {
-    let fence = options.fence;
+    let fence = options.fence.take();
     if options.resync_since.is_none() {
         let resting = state.silent().resting(policy).into_iter().filter(|(host, _)| *host != dispatcher.here);
         options.services.absent.extend(resting);
@@ -198,6 +198,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         let (polled, report) = (polled.clone(), Arc::clone(&report));
         let patience = silent.contains(&host).then_some(PATIENCE_WITH_SILENT);
         let (contact, is_alive) = Contact::new(patience);
+        let fence = fence.clone();
         let work = Box::pin(async move {
             let began = Instant::now();
             let mut order = blank(Action::KvResync);

@@ -139,11 +139,18 @@ impl Local {
         enabled().filter(|name| !covered(name)).cloned().collect()
     }
 
+    /// The director that a peer has proven to be; `None` if it is not among the directors, or connected in plaintext.
+    #[must_use]
+    pub fn director(&self, peer: Option<&Identity>) -> Option<&HostName> {
+        let peer = peer?;
+        self.directors.iter().find(|director| peer.is(director))
+    }
+
     /// Whether orders of a peer are carried out. A peer that connected in plaintext has no identity, and is
     /// allowed, because anyone may use a plaintext port.
     pub fn permission_to_order(&self, peer: Option<&Identity>) -> Result<(), Denied> {
         let Some(peer) = peer else { return Ok(()) };
-        if !self.directors.iter().any(|director| peer.is(director)) {
+        if self.director(Some(peer)).is_none() {
             return Err(Denied::NotDirector { file: self.file.clone(), peer: peer.to_string() });
         }
         has_role(peer, PeerRole::Director)

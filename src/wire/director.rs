@@ -106,13 +106,16 @@ pub struct DirectorsOrder {
 }
 
 /// The rank of a director among those that share its catalog. The director that has the lock has the highest index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Fence {
     /// Identifies the catalog. Changes when Consul has lost all of its data.
     pub catalog: uuid::Uuid,
     /// Consul's index when the director acquired the lock.
     pub index: u64,
+    /// The host of the director. With TLS, agents use the name in the director's certificate instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub director: Option<HostName>,
 }
 
 /// A destination of a dataset that is given up.
