@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use zsync::agent::Agent;
-use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, ConsulCatalog};
+use zsync::catalog::{CatalogError, CatalogRead, CatalogWrite, Change, ConsulCatalog};
 use zsync::config::{parse_local, parse_policy};
-use zsync::consul::{Consul, Health};
+use zsync::consul::{Consul, Health, Op};
 use zsync::director::{Election, ElectionResult, Leadership, Pass, Report};
 use zsync::fleet::health::ServiceHealth;
 use zsync::fleet::{Dispatcher, FleetState};
@@ -17,7 +17,7 @@ use zsync::host::publish::fences::Fences;
 use zsync::host::publish::presence;
 use zsync::host::publish::presence::ServiceRegistration;
 use zsync::host::publish::publisher::Publisher;
-use zsync::model::{Action, Counter, ResponseStatus};
+use zsync::model::{Action, Counter, Guid, HostListing, Marks, ResponseStatus, UnlistedPools};
 use zsync::policy::Local;
 use zsync::policy::Policy;
 use zsync::slave::Slave;
@@ -90,8 +90,14 @@ impl Host {
 impl Fleet {
     fn new(consul: Consul) -> Self {
         let root = format!("fleet/{}", uuid::Uuid::now_v7());
-        let alpha = Host::start("alpha", &consul, &root, r#"{ "name": "tank" }"#);
-        let beta = Host::start("beta", &consul, &root, r#"{ "name": "pool", "slave": true, "append_only": false }"#);
+        let (alpha, beta) = (consul.clone(), consul.clone());
+        Self::with(consul, root, &alpha, &beta)
+    }
+
+    /// A fleet whose director and hosts have tokens of their own.
+    fn with(consul: Consul, root: String, alpha: &Consul, beta: &Consul) -> Self {
+        let alpha = Host::start("alpha", alpha, &root, r#"{ "name": "tank" }"#);
+        let beta = Host::start("beta", beta, &root, r#"{ "name": "pool", "slave": true, "append_only": false }"#);
         let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
         let fleet = Self { consul, root, alpha, beta, now };
         fleet.settle();
@@ -148,14 +154,19 @@ impl Fleet {
 
     /// A fleet after this many passes of a director.
     fn after(passes: usize, consul: Consul) -> (Self, Leadership, FleetState<ConsulCatalog>) {
-        let mut fleet = Self::new(consul);
+        Self::new(consul).passes(passes)
+    }
+
+    /// The fleet after this many passes of a director.
+    fn passes(mut self, passes: usize) -> (Self, Leadership, FleetState<ConsulCatalog>) {
+        let fleet = &mut self;
         let (leadership, world) = (fleet.lead("one"), fleet.world());
         for _ in 0..passes {
             fleet.later(1);
             let report = fleet.pass(&world, ServiceHealth::default(), &leadership).unwrap();
             assert!(report.is_success(), "{report:?}");
         }
-        (fleet, leadership, world)
+        (self, leadership, world)
     }
 
     fn later(&mut self, minutes: i64) {
@@ -392,4 +403,137 @@ fn catalog_forgets_old_marks_by_age() {
     assert!(catalog.destroyed(100).unwrap().is_empty());
     assert!(catalog.inventory().unwrap().hosts.values().all(|host| host.observed.is_some()));
     block_on(leadership.resign());
+}
+
+const MASTER: &str = "11111111-2222-3333-4444-555555555555";
+
+/// A Consul with access control lists.
+struct Guarded(consul::Agent);
+
+impl Guarded {
+    fn start() -> Option<Self> {
+        let acl = format!(r#"acl {{ enabled = true, default_policy = "deny", tokens {{ master = "{MASTER}" }} }}"#);
+        let this = Self(consul::Agent::start(&[&acl])?);
+        wait_until("the first token works", || {
+            let answer = consul::ask_with(&this.0.address, "GET", "/v1/acl/policies", MASTER, "");
+            answer.is_some_and(|(status, _)| status == 200)
+        });
+        Some(this)
+    }
+
+    fn put(&self, path: &str, body: &serde_json::Value) {
+        let answer = consul::ask_with(&self.0.address, "PUT", path, MASTER, &body.to_string());
+        assert!(answer.as_ref().is_some_and(|(status, _)| *status == 200), "{path}: {answer:?}");
+    }
+
+    /// A client whose token has these rules.
+    fn with_rules(&self, rules: &[String]) -> Consul {
+        let id = uuid::Uuid::now_v7().to_string();
+        self.put("/v1/acl/policy", &serde_json::json!({ "Name": id, "Rules": rules.join("\n") }));
+        self.put("/v1/acl/token", &serde_json::json!({ "SecretID": id, "Policies": [{ "Name": id }] }));
+        let config = zsync::policy::ConsulConfig {
+            address: Some(self.0.address.clone()),
+            token: Some(zsync::policy::Secret::new(&id)),
+            ..zsync::policy::ConsulConfig::default()
+        };
+        Consul::new(&zsync::consul::ConsulSettings::with_environment(&config, |_| None).unwrap()).unwrap()
+    }
+}
+
+/// The rules of the directors and of one host, as zsync-director(8) has them.
+fn rules_of_the_page(root: &str, name: &str) -> (Vec<String>, Vec<String>) {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/man/zsync-director.8")).unwrap();
+    let section = page.split(".Ss Access control lists\n").nth(1).unwrap().split("\n.Sh ").next().unwrap();
+    let blocks = section.split(".Bd -literal -offset indent\n").skip(1);
+    let mut blocks = blocks.map(|block| {
+        let lines = block.split(".Ed\n").next().unwrap().lines();
+        let ours = |line: &str| line.replace("\"zsync/", &format!("\"{root}/")).replace("alpha", name);
+        lines.map(ours).collect::<Vec<String>>()
+    });
+    (blocks.next().unwrap(), blocks.next().unwrap())
+}
+
+#[test]
+fn policies_of_the_manual_suffice_for_a_fleet_and_permit_no_more() {
+    let Some(consul) = Guarded::start() else { return };
+    let root = "fleet/guarded";
+    let (director, alpha) = rules_of_the_page(root, "alpha");
+    let (_, beta) = rules_of_the_page(root, "beta");
+    let (as_alpha, as_beta) = (consul.with_rules(&alpha), consul.with_rules(&beta));
+    let fleet = Fleet::with(consul.with_rules(&director), root.to_owned(), &as_alpha, &as_beta);
+    let (fleet, leadership, _) = fleet.passes(4);
+    assert_eq!(fleet.alpha.names("tank/data").len(), 1, "the retention is applied");
+    assert_eq!(fleet.beta.names("pool/copy").last(), fleet.alpha.names("tank/data").last());
+    assert!(fleet.catalog().forget_marks(DateTime::<Utc>::MAX_UTC).unwrap() > 0);
+    block_on(leadership.resign());
+
+    // A host can change nothing of another host, of the director or of the catalog.
+    let set = |key: &str| Op::Set { key: format!("{root}/{key}"), value: b"x".to_vec() };
+    for key in [
+        "generation/alpha",
+        "generation/beta2",
+        "inventory/alpha/tank",
+        "destroyed/alpha",
+        "outcomes/alpha",
+        "outcomes/beta",
+        "lock/director",
+        "catalog",
+        "live",
+        "estimates",
+    ] {
+        let error = block_on(as_beta.commit(&[set("generation/beta"), set(key)])).unwrap_err().to_string();
+        assert!(error.contains(&format!("the token lacks key:write on {root}/{key}")), "{error}");
+    }
+    let session = as_beta.create_session("x", Duration::from_secs(10), Duration::from_secs(1));
+    let error = block_on(session).unwrap_err().to_string();
+    assert!(error.contains("the token lacks session:write"), "{error}");
+    let unknown = ConsulCatalog::new(as_beta.clone(), root).inventory().unwrap_err().to_string();
+    assert!(unknown.contains(&format!("the token lacks key:read on {root}/generation/")), "{unknown}");
+
+    // Without any one of its rules, a host gets an error that names what is missing.
+    for (missing, expected) in [
+        (0, format!("on {root}/generation/gamma")),
+        (1, format!("on {root}/inventory/gamma/")),
+        (3, "service:write on zsync-agent".to_owned()),
+        (4, "service:write on zsync-slave".to_owned()),
+    ] {
+        let (_, mut rules) = rules_of_the_page(root, "gamma");
+        assert_eq!(rules.len(), 5);
+        let without = rules.remove(missing);
+        let error = whole_work(&consul.with_rules(&rules), root).unwrap_err();
+        assert!(error.contains(&expected), "without {without}: {error}");
+    }
+    let (_, rules) = rules_of_the_page(root, "gamma");
+    whole_work(&consul.with_rules(&rules), root).unwrap();
+
+    // So does a director.
+    for (missing, expected) in [(0, format!("key:read on {root}/lock/director")), (1, "session:write".to_owned())] {
+        let mut rules = director.clone();
+        rules.remove(missing);
+        let office = Election::new(consul.with_rules(&rules), root, host("two"));
+        let error = block_on(office.try_win()).err().unwrap().to_string();
+        assert!(error.contains(&expected) && error.contains("zsync-director(8)"), "{error}");
+    }
+}
+
+/// Everything that a host does in Consul.
+fn whole_work(consul: &Consul, root: &str) -> Result<(), String> {
+    let (catalog, gamma) = (ConsulCatalog::new(consul.clone(), root), host("gamma"));
+    let fake = Fake::new(7);
+    fake.create(&ds("tank"));
+    let datasets = vec![(ds("tank"), fake.dataset(&ds("tank")).unwrap())];
+    let listing = HostListing { datasets, unlisted: UnlistedPools::default() };
+    let working = || {
+        catalog.replace_pools(&gamma, Utc::now(), listing.clone())?;
+        let marks = Marks { deleted: true, ..Marks::default() };
+        catalog.update(&gamma, vec![(ds("tank"), Change::Mark { guid: Guid(1), marks, at: Utc::now() })])?;
+        for service in [presence::AGENTS, presence::SLAVES] {
+            let service = presence::registration(service, &gamma, "10.0.0.1:7711", None);
+            block_on(consul.register(&service))?;
+            assert!(block_on(consul.report(&service.id, Health::Passing, ""))?);
+            block_on(consul.deregister(&service.id))?;
+        }
+        Ok::<_, CatalogError>(())
+    };
+    working().map_err(|error| error.to_string())
 }

@@ -123,6 +123,7 @@ impl Consul {
         let url = self.url(&request)?;
         let accepted = request.accepted;
         let endpoint = format!("{} {}", request.method, url.path());
+        let permission = permission(request.method, request.path);
         let mut built = self.0.client.request(request.method, &url).body(request.body).build();
         AsMut::<surf::http::Request>::as_mut(&mut built).ext_mut().insert(Deadline(request.timeout));
         let mut response = match self.0.client.send(built).await {
@@ -132,11 +133,19 @@ impl Consul {
         let body = response.body_bytes().await.map_err(|error| self.transport_error(endpoint.clone(), &error))?;
         self.0.received_bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
         let status = u16::from(response.status());
+        // Consul leaves out what the token may not read, and newer versions say so.
+        let filtered =
+            response.header("X-Consul-Results-Filtered-By-ACLs").is_some_and(|v| v.last().as_str() == "true");
+        if filtered {
+            let (address, text) = (self.0.address.clone(), "it left out what the token may not read".to_owned());
+            return Err(ConsulError::Refused { address, endpoint, status: 403, text, permission });
+        }
         let index = response.header("X-Consul-Index").and_then(|values| values.last().as_str().parse().ok());
         if status == 200 || accepted.contains(&status) {
             return Ok(ApiResponse { status, index: index.unwrap_or(0), body, endpoint });
         }
-        Err(ConsulError::Refused { address: self.0.address.clone(), endpoint, status, text: self.error_text(&body) })
+        let (address, text) = (self.0.address.clone(), self.error_text(&body));
+        Err(ConsulError::Refused { address, endpoint, status, text, permission })
     }
 
     /// Consul's error message on one line, without the token.
@@ -176,9 +185,24 @@ impl Consul {
         let leader: String = self.parse(&response)?;
         if leader.is_empty() {
             let (address, endpoint) = (self.0.address.clone(), response.endpoint);
-            return Err(ConsulError::Refused { address, endpoint, status: 500, text: "No cluster leader".into() });
+            let text = "No cluster leader".into();
+            return Err(ConsulError::Refused { address, endpoint, status: 500, text, permission: None });
         }
         Ok(leader)
+    }
+}
+
+/// The permission that a request needs, in the words of Consul's documentation.
+fn permission(method: Method, path: &[&str]) -> Option<String> {
+    match path {
+        ["v1", "kv", key @ ..] => {
+            let access = if method == Method::Get { "read" } else { "write" };
+            Some(format!("key:{access} on {}", key.join("/")))
+        }
+        ["v1", "session", ..] => Some("session:write on the node of this Consul agent".to_owned()),
+        ["v1", "health", "service", name] => Some(format!("service:read on {name}, or node:read on its nodes")),
+        ["v1", "agent", "service" | "check", ..] => Some("service:write".to_owned()),
+        _ => None,
     }
 }
 

@@ -31,7 +31,10 @@ pub enum ConsulError {
         limit: Duration,
     },
     /// Consul answered with an error.
-    #[error("Consul at {address} refused {endpoint} with status {status}: {text}{}", hint(*.status, .text))]
+    #[error(
+        "Consul at {address} refused {endpoint} with status {status}: {text}{}{}",
+        lacks(*.status, .text, .permission), hint(*.status, .text)
+    )]
     Refused {
         /// The address, as configured.
         address: String,
@@ -41,6 +44,8 @@ pub enum ConsulError {
         status: u16,
         /// Consul's message.
         text: String,
+        /// The permission that the request needs, such as `key:write on zsync/catalog`.
+        permission: Option<String>,
     },
     /// The response is not what Consul documents.
     #[error(
@@ -56,9 +61,26 @@ pub enum ConsulError {
     },
 }
 
+/// The permission that is missing, because Consul itself often does not name it.
+fn lacks(status: u16, text: &str, permission: &Option<String>) -> String {
+    match permission {
+        Some(permission) if status == 403 && !text.contains(UNKNOWN_TOKEN) => format!("; the token lacks {permission}"),
+        _ => String::new(),
+    }
+}
+
+/// What Consul says of a token that it does not know.
+const UNKNOWN_TOKEN: &str = "ACL not found";
+
 fn hint(status: u16, text: &str) -> &'static str {
     match status {
-        403 => "; hint: configure a token with this permission in consul.token_file or CONSUL_HTTP_TOKEN",
+        403 if text.contains(UNKNOWN_TOKEN) => {
+            "; hint: Consul does not know the token: configure another one in consul.token_file or CONSUL_HTTP_TOKEN"
+        }
+        403 => {
+            "; hint: configure a token with this permission in consul.token_file or CONSUL_HTTP_TOKEN; \
+              zsync-director(8) has the policies"
+        }
         400 if text.contains("HTTPS") => "; hint: begin consul.address with https://",
         413 => {
             "; hint: raise kv_max_value_size and txn_max_req_len on the Consul servers at least to Consul's defaults"

@@ -105,6 +105,16 @@ impl Op {
             }
     }
 
+    /// The permission that the operation needs.
+    fn permission(&self) -> String {
+        match self {
+            Self::Cas { key, .. } | Self::Set { key, .. } | Self::DeleteCas { key, .. } => {
+                format!("key:write on {key}")
+            }
+            Self::Check { key, .. } => format!("key:read on {key}"),
+        }
+    }
+
     fn raw(&self) -> RawOp<'_> {
         let (verb, key, value, index) = match self {
             Self::Cas { key, value, index } => ("cas", key, Some(BASE64.encode(value)), Some(*index)),
@@ -152,6 +162,8 @@ struct TxnResult<'a> {
 #[serde(rename_all = "PascalCase")]
 struct TxnError {
     what: String,
+    #[serde(default)]
+    op_index: usize,
 }
 
 /// The result of a transaction.
@@ -188,8 +200,15 @@ impl Consul {
         Ok((pair.map_err(|error| self.invalid_response(&response, error))?, response.index))
     }
 
+    /// Checks that the token may read a key. When Consul reads several pairs at once, it leaves out those that the token
+    /// may not read, without saying so, and they would seem not to exist.
+    async fn check_readable(&self, key: &str) -> Result<(), ConsulError> {
+        self.get(key).await.map(drop)
+    }
+
     /// Reads all pairs whose keys begin with `prefix`, as of one instant.
     pub async fn list(&self, prefix: &str) -> Result<Vec<Pair>, ConsulError> {
+        self.check_readable(prefix).await?;
         let path = kv_path(prefix);
         let request = ApiRequest { accepted: &[404], ..ApiRequest::get(&path).with_query("recurse", "").consistent() };
         let response = self.send(request).await?;
@@ -215,7 +234,12 @@ impl Consul {
         let parsed: TxnResponse<'_> =
             serde_json::from_slice(&response.body).map_err(|error| self.invalid_response(&response, error))?;
         let pairs = parsed.results.unwrap_or_default().into_iter().filter_map(|result| result.kv);
-        pairs.map(|raw| Pair::try_from(raw).map_err(|error| self.invalid_response(&response, error))).collect()
+        let pairs = pairs.map(|raw| Pair::try_from(raw).map_err(|error| self.invalid_response(&response, error)));
+        let pairs = pairs.collect::<Result<Vec<Pair>, _>>()?;
+        for prefix in prefixes.iter().filter(|prefix| !pairs.iter().any(|pair| pair.key.starts_with(**prefix))) {
+            self.check_readable(prefix).await?;
+        }
+        Ok(pairs)
     }
 
     /// Commits a transaction. If a check-and-set fails, the result is [`Committed::Conflict`], not an error.
@@ -226,12 +250,13 @@ impl Consul {
         let parsed: TxnResponse<'_> =
             serde_json::from_slice(&response.body).map_err(|error| self.invalid_response(&response, error))?;
         if response.status == 409 {
-            let errors = parsed.errors.unwrap_or_default();
-            let reason = errors.into_iter().next().map(|error| error.what).unwrap_or_default();
+            let error = parsed.errors.unwrap_or_default().into_iter().next();
+            let (reason, position) = error.map_or_else(Default::default, |error| (error.what, error.op_index));
             // Consul uses the same status for conflicts and for missing permissions.
             if ["denied", "ACL"].iter().any(|word| reason.contains(word)) {
                 let (address, endpoint) = (self.address().to_owned(), response.endpoint);
-                return Err(ConsulError::Refused { address, endpoint, status: 403, text: reason });
+                let permission = ops.get(position).map(Op::permission);
+                return Err(ConsulError::Refused { address, endpoint, status: 403, text: reason, permission });
             }
             return Ok(Committed::Conflict(reason));
         }

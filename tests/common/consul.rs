@@ -157,10 +157,20 @@ fn leads(address: &str, child: &mut Child) -> bool {
 
 /// Sends one request without zsync's code; returns status and body.
 pub fn ask(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
+    ask_with(address, method, path, "", "")
+}
+
+/// Sends one request with a token and a body; returns status and body.
+pub fn ask_with(address: &str, method: &str, path: &str, token: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(20))).ok()?;
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-        .ok()?;
+    let token = if token.is_empty() { String::new() } else { format!("X-Consul-Token: {token}\r\n") };
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: consul\r\nConnection: close\r\n{token}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .ok()?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).ok()?;
     let status = answer.split(' ').nth(1)?.parse().ok()?;
