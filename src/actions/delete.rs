@@ -130,6 +130,7 @@ pub(super) fn decide<'a>(
     let for_all =
         needs.iter().fold(if terms.keep_all { Protection::NoRules.bit() } else { 0 }, |all, n| all | n.for_all);
     tally.restart(terms.rules.iter().copied());
+    let now = tally.now();
     let in_order = in_order(own.iter().map(|snapshot| snapshot.creation), tally.now());
     let mut verdicts: Vec<SnapVerdict> = own
         .iter()
@@ -139,7 +140,11 @@ pub(super) fn decide<'a>(
             let found = dataset.snapshots.get(snapshot.index as usize)?;
             let mut protections = for_all;
             let mut protect = |by: Protection, if_so: bool| protections |= if if_so { by.bit() } else { 0 };
-            protect(Protection::Held, found.userrefs > 0);
+            let trashed = dataset.trashed(found.guid);
+            let has_expired =
+                trashed.and_then(|trashed| dataset.trashed_until(trashed)).is_some_and(|until| until <= now);
+            protect(Protection::Held, dataset.other_holds(found) > 0);
+            protect(Protection::Trashed, trashed.is_some() && !has_expired);
             protect(Protection::AppendOnly, dataset.append_only == Some(true));
             protect(Protection::Cloned, found.has_clones);
             let (mut base_with, mut unsent_to) = (0, 0);
@@ -157,12 +162,17 @@ pub(super) fn decide<'a>(
                     protect(Protection::Renamed, *name != found.name);
                 }
             }
-            let rules = tally.keep(snapshot.creation, in_order);
+            // What is in the trash takes no other one's place in a rule.
+            let rules = if trashed.is_some() { 0 } else { tally.keep(snapshot.creation, in_order) };
             let out_of_order = !in_order;
             Some(SnapVerdict { index: snapshot.index, out_of_order, protections, rules, base_with, unsent_to })
         })
         .collect();
-    if let Some(newest) = verdicts.first_mut() {
+    let is_outside = |verdict: &&mut SnapVerdict| {
+        let found = dataset.snapshots.get(verdict.index as usize);
+        found.is_some_and(|found| dataset.trashed(found.guid).is_none())
+    };
+    if let Some(newest) = verdicts.iter_mut().find(is_outside) {
         newest.protections |= Protection::Newest.bit();
     }
     verdicts.reverse();

@@ -1,6 +1,7 @@
 //! Derives the orders from the verdicts of a plan.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -94,7 +95,24 @@ fn destroy(verdict: &PruneVerdict) -> Order {
         skip_if_renamed: verdict.skip_if_renamed,
         skip_if_cloned: verdict.skip_if_cloned,
         policy: subject.policy,
-        reason: format!("no rule keeps them ({})", verdict.rules.join("; ")),
-        bytes: verdict.destroy.iter().fold(0, |sum, d| sum.saturating_add(d.used)),
+        reason: why_destroy(verdict),
+        // What goes to the trash frees nothing.
+        bytes: verdict
+            .destroy
+            .iter()
+            .filter(|d| verdict.destroy_after.is_none() || d.in_trash)
+            .fold(0, |sum, d| sum.saturating_add(d.used)),
+    }
+}
+
+fn why_destroy(verdict: &PruneVerdict) -> String {
+    let why = format!("no rule keeps them ({})", verdict.rules.join("; "));
+    let in_trash = verdict.destroy.iter().filter(|going| going.in_trash).count();
+    let Some(after) = verdict.destroy_after.map(Duration::from_secs) else { return why };
+    let after = humantime::format_duration(after);
+    match verdict.destroy.len() - in_trash {
+        0 => format!("{why}; they have been in the trash for {after}"),
+        _ if in_trash == 0 => format!("{why}; they stay in the trash for {after} first"),
+        new => format!("{why}; {in_trash} have been in the trash for {after}, {new} stay there first"),
     }
 }

@@ -12,7 +12,7 @@ use crate::actions::route::Renamed;
 use crate::actions::steps::{Base, Conflict, Step, Transfer, steps};
 use crate::model::{
     DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Place, Prefix,
-    SnapName, Snapshot, tags,
+    SnapName, Snapshot, Trashed, tags,
 };
 
 /// Changes an inventory as if all orders had been carried out at one moment. Returns for each order whether it succeeds.
@@ -63,11 +63,25 @@ pub fn predict_order(
         Order::Destroy { host, dataset, snapshots, .. } => {
             if let Some(found) = dataset_mut(inventory, host, dataset) {
                 let goes: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
-                found.snapshots.retain(|s| !goes.contains(&s.guid));
+                destroy(found, &goes, at);
             }
             Ok(())
         }
     }
+}
+
+/// Destroys snapshots, or moves them to the trash if the host keeps them there first.
+fn destroy(found: &mut DatasetInventory, goes: &HashSet<Guid>, at: DateTime<Utc>) {
+    let mut trashed = found.trashed.take().unwrap_or_default();
+    let is_trashed: HashSet<Guid> = trashed.iter().map(|trashed| trashed.guid).collect();
+    let has_trash = found.destroy_after.is_some_and(|after| after > 0);
+    found.snapshots.retain(|s| !goes.contains(&s.guid) || has_trash && !is_trashed.contains(&s.guid));
+    for snapshot in found.snapshots.iter_mut().filter(|s| goes.contains(&s.guid)) {
+        snapshot.userrefs = snapshot.userrefs.saturating_add(1);
+        trashed.push(Trashed { guid: snapshot.guid, since: at, used: 0 });
+    }
+    trashed.retain(|trashed| !goes.contains(&trashed.guid) || !is_trashed.contains(&trashed.guid));
+    found.set_trashed(trashed);
 }
 
 fn dataset_mut<'i>(
@@ -250,6 +264,10 @@ impl Sending<'_> {
         }
         match remedy {
             Remedy::Rollback { destroys, .. } => {
+                // Where snapshots go to the trash first, no rollback destroys any.
+                if !destroys.is_empty() && destination.destroy_after.is_some_and(|after| after > 0) {
+                    return None;
+                }
                 // The hold of the last transfer is released, any other prevents the rollback.
                 let held = tags::newest_sent(source, self.to);
                 let stays = |s: &Snapshot| s.has_clones || s.userrefs > u32::from(Some(s.guid) == held);

@@ -24,6 +24,10 @@ pub struct PruneVerdict {
     pub kept: usize,
     /// The snapshots that go, oldest first.
     pub destroy: Vec<Doomed>,
+    /// For how many seconds local.json of the host keeps in the trash those that are not there yet; `None` if it
+    /// destroys them at once, or did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub destroy_after: Option<u64>,
     /// Why a pass does not destroy them; `None` if it does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub held_back: Option<HeldBack>,
@@ -61,6 +65,9 @@ pub struct Doomed {
     pub name: SnapName,
     /// Bytes that only it references; 0 if unknown.
     pub used: u64,
+    /// Whether it is in the trash, and has been there for as long as local.json of its host says.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub in_trash: bool,
 }
 
 /// The verdict about one snapshot, in compact form.
@@ -130,6 +137,8 @@ pub enum Protection {
     NothingInCommon,
     /// `local.json` of its host forbids destroying it.
     AppendOnly,
+    /// It is in the trash already, and has to stay there for a time.
+    Trashed,
 }
 
 impl Protection {
@@ -144,6 +153,7 @@ impl Protection {
         Self::SourceUnknown,
         Self::NothingInCommon,
         Self::AppendOnly,
+        Self::Trashed,
     ];
 
     pub(super) fn bit(self) -> u16 {
@@ -248,6 +258,7 @@ impl fmt::Display for Protection {
             Self::Newest => "it is the newest snapshot of its policy",
             Self::Held => "it is held",
             Self::AppendOnly => "local.json of its host forbids destroying it",
+            Self::Trashed => "it is in the trash already",
             Self::Cloned => "it has clones",
             Self::Renamed => "it has a different name on the other side",
             Self::NoRules => "a policy without retention rules keeps everything here",

@@ -102,6 +102,8 @@ impl ListingCache {
         listings.whole = Arc::new(listed.iter().cloned().collect());
         listings.began = Some(began);
         listings.changed.retain(|_, (number, _)| *number >= changes);
+        let Listings { whole, changed, .. } = &mut *listings;
+        changed.keys().for_each(|dataset| list_again(whole, dataset));
     }
 
     /// Stores an older listing. [`listed`](Self::listed) returns it, but no transfer is planned from it.
@@ -113,6 +115,12 @@ impl ListingCache {
     /// Forgets a dataset that was changed and has not been listed since.
     pub(crate) fn invalidate(&self, dataset: &DatasetName) {
         self.0.lock().change(dataset, AfterChange::Unknown);
+    }
+
+    /// Has the next listing of the whole host list the snapshots of a dataset again, although ZFS does not consider them
+    /// changed: their holds were.
+    pub(crate) fn list_again(&self, dataset: &DatasetName) {
+        list_again(&mut self.0.lock().whole, dataset);
     }
 
     /// Forgets everything that transfers could be planned from.
@@ -167,6 +175,14 @@ impl ListingCache {
         let at = since.at.min(listed.at);
         let (ours, theirs) = (ours.clone(), theirs.cloned());
         Some(Sides { at, from_cache: true, sees_all, ours, theirs, surroundings })
+    }
+}
+
+fn list_again(whole: &mut Known, dataset: &DatasetName) {
+    if whole.get(dataset).is_some_and(|known| known.unchanged.is_some())
+        && let Some(known) = Arc::make_mut(whole).get_mut(dataset)
+    {
+        known.unchanged = None;
     }
 }
 

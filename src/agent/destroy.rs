@@ -3,33 +3,40 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Timelike, Utc};
 
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::{DestroyRequest, SnapshotToDestroy};
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
 use crate::host::floor::Floor;
-use crate::model::tags::{held_by, is_received, is_sending};
-use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, SnapName, Snapshot};
+use crate::host::trash;
+use crate::model::tags::{self, doomed_since, held_by, is_received, is_sending, set_holds};
+use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, SnapName, Snapshot, Trashed};
 use crate::policy::Local;
 use crate::sys::clock;
-use crate::wire::{ExpectedSnapshot, Facts, PER_LINE};
+use crate::wire::{ExpectedSnapshot, Facts, Listing, PER_LINE};
 use crate::zfs::{Depth, Fate, Named, Zfs, ZfsRead};
 
 /// The snapshots of one dataset that an order names, divided into those that may be destroyed now and the others.
 pub(crate) struct Judged {
     /// The snapshots that may be destroyed.
     pub(crate) victims: Vec<Named>,
+    /// The snapshots that would be destroyed now, but that `destroy_after` of local.json keeps in the trash first.
+    pub(crate) doomed: Vec<Named>,
     /// The snapshots that must still exist when the victims are destroyed.
     pub(crate) guards: Vec<Named>,
     /// For each of the other snapshots, why it is kept.
     pub(crate) kept: Vec<String>,
     /// What `keep` of local.json keeps in the dataset.
     floor: Floor,
+    /// The dataset, with what is in its trash.
+    inventory: DatasetInventory,
+    /// The holds on its snapshots, as far as they could be listed.
+    holds: Vec<(SnapName, String)>,
 }
 
-/// Decides which of an order's snapshots of one dataset may be destroyed. Snapshots that no longer exist are left out.
+/// Decides which of an order's snapshots of one dataset may be destroyed, and which go to the trash. Snapshots that no longer exist are left out.
 /// Snapshots with clones are not excluded here, because ZFS itself refuses to destroy them.
 pub(crate) async fn judge(
     zfs: &impl ZfsRead,
@@ -40,14 +47,23 @@ pub(crate) async fn judge(
     now: DateTime<Utc>,
 ) -> Result<Judged, OrderError> {
     let listed = zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
-    let Some((_, inventory)) = listed.into_iter().find(|(name, _)| name == dataset) else {
+    let Some((_, mut inventory)) = listed.into_iter().find(|(name, _)| name == dataset) else {
         return Err(OrderError::refused(format!("{dataset} does not exist")));
     };
     let floor = Floor::of(zfs, local, dataset, &inventory, now).await?;
-    let mut judged = Judged { victims: Vec::new(), guards: guards(&inventory, request), kept: Vec::new(), floor };
-    let is_wanted = |snapshot: &Snapshot| wanted.iter().any(|wanted| snapshot.guid.uuid() == wanted.id);
-    let held = inventory.snapshots.iter().filter(|s| s.userrefs > 0 && is_wanted(s));
-    let tags = tags_of(zfs, dataset, held.map(|s| s.name.clone()).collect()).await;
+    // A snapshot whose holds are unknown is held, and stays.
+    let holds = trash::all_holds(zfs, dataset, &inventory).await.unwrap_or_else(|error| {
+        log::debug!("{dataset}: cannot list the holds: {error}");
+        Vec::new()
+    });
+    set_holds(&mut inventory, holds.clone());
+    let after = local.destroy_after(dataset);
+    inventory.destroy_after = Some(after.map_or(0, |after| after.as_secs()));
+    let mut tags = Tags::new();
+    let others = holds.iter().filter(|(_, tag)| doomed_since(tag).is_none());
+    others.for_each(|(name, tag)| tags.entry(name.clone()).or_default().push(tag.clone()));
+    let guards = guards(&inventory, request);
+    let (mut victims, mut doomed, mut all_kept) = (Vec::new(), Vec::new(), Vec::new());
     for SnapshotToDestroy { id, name, expected } in wanted {
         // If the snapshot no longer exists, nothing is left to do for it.
         let Some(snapshot) = inventory.snapshots.iter().find(|s| s.guid.uuid() == *id) else { continue };
@@ -55,14 +71,31 @@ pub(crate) async fn judge(
         let objection = renamed
             .map(|name| format!("it was renamed from @{name}"))
             .or_else(|| mismatch(snapshot, expected.as_ref()))
-            .or_else(|| judged.floor.kept.get(&snapshot.guid).cloned())
+            .or_else(|| floor.kept.get(&snapshot.guid).cloned())
+            .or_else(|| not_yet(snapshot, &inventory, now))
             .or_else(|| objection(snapshot, &inventory, request, &tags));
+        let named = Named { name: snapshot.name.clone(), guid: snapshot.guid };
         match objection {
-            Some(reason) => judged.kept.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
-            None => judged.victims.push(Named { name: snapshot.name.clone(), guid: snapshot.guid }),
+            Some(reason) => all_kept.push(format!("{} stays: {reason}", dataset.at(&snapshot.name))),
+            None if after.is_some() && inventory.trashed(snapshot.guid).is_none() => {
+                // A snapshot with clones could not be destroyed later.
+                match snapshot.has_clones {
+                    true => all_kept.push(format!("{} stays: it has clones", dataset.at(&snapshot.name))),
+                    false => doomed.push(named),
+                }
+            }
+            None => victims.push(named),
         }
     }
-    Ok(judged)
+    Ok(Judged { victims, doomed, guards, kept: all_kept, floor, inventory, holds })
+}
+
+/// Why a snapshot that is in the trash stays there for now; `None` if it may be destroyed, or is not there.
+fn not_yet(snapshot: &Snapshot, of: &DatasetInventory, now: DateTime<Utc>) -> Option<String> {
+    match of.trashed_until(of.trashed(snapshot.guid)?) {
+        None => Some("it is in the trash, and local.json has no \"destroy_after\" that says for how long".to_owned()),
+        Some(until) => (now < until).then(|| format!("it is in the trash until {}", time(until))),
+    }
 }
 
 /// What the director knows wrongly about a snapshot. It has then decided on something else than this host has.
@@ -75,6 +108,10 @@ fn mismatch(snapshot: &Snapshot, expected: Option<&ExpectedSnapshot>) -> Option<
             snapshot.creation, snapshot.createtxg
         )
     })
+}
+
+fn time(t: DateTime<Utc>) -> String {
+    t.format("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// The tags of the holds on snapshots of one dataset.
@@ -100,7 +137,7 @@ fn held(snapshot: &SnapName, tags: &Tags) -> String {
 
 /// Why a snapshot may not be destroyed; `None` if it may.
 fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyRequest, tags: &Tags) -> Option<String> {
-    if snapshot.userrefs > 0 {
+    if of.other_holds(snapshot) > 0 {
         let found = tags.get(&snapshot.name).map(Vec::as_slice).unwrap_or_default();
         let may_go =
             request.follows && !found.is_empty() && found.iter().all(|tag| is_sending(tag) || is_received(tag));
@@ -111,7 +148,9 @@ fn objection(snapshot: &Snapshot, of: &DatasetInventory, request: &DestroyReques
     if request.follows {
         return None;
     }
-    if of.newest().is_some_and(|newest| newest.guid == snapshot.guid) {
+    // What is in the trash does not count: otherwise, the newest of the others could go there, too.
+    let newest_outside = of.snapshots.iter().rev().find(|other| of.trashed(other.guid).is_none());
+    if of.newest().into_iter().chain(newest_outside).any(|newest| newest.guid == snapshot.guid) {
         return Some("it is the newest of its dataset".into());
     }
     for base in &request.keep_common_with {
@@ -141,6 +180,9 @@ fn guards(of: &DatasetInventory, request: &DestroyRequest) -> Vec<Named> {
 #[derive(Default)]
 struct Tally {
     destroyed: usize,
+    trashed: usize,
+    /// Until when they stay in the trash.
+    until: Option<DateTime<Utc>>,
     kept: Vec<String>,
     failed: Vec<String>,
 }
@@ -176,8 +218,15 @@ impl Tally {
             let reason = format!("cannot destroy {}", self.failed.join(", "));
             return Err(OrderError::new(ResponseStatus::Zerror, reason));
         }
-        let status = if self.destroyed == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
-        let mut remark = format!("destroyed {}", self.destroyed);
+        let is_nothing = self.destroyed + self.trashed == 0;
+        let status = if is_nothing { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
+        let mut remark = match self.until {
+            Some(until) => format!("moved {} to the trash until {}", self.trashed, time(until)),
+            None => format!("destroyed {}", self.destroyed),
+        };
+        if self.until.is_some() && self.destroyed > 0 {
+            remark = format!("destroyed {}; {remark}", self.destroyed);
+        }
         if !self.kept.is_empty() {
             remark = format!("{remark}; {}", self.kept.join("; "));
         }
@@ -186,7 +235,8 @@ impl Tally {
 }
 
 impl<Z: Zfs> Agent<Z> {
-    /// Destroys those of the order's snapshots that may be destroyed, and reports why the others are kept.
+    /// Destroys those of the order's snapshots that may be destroyed, or moves them to the trash, and reports why the
+    /// others are kept.
     pub(crate) async fn destroy(
         &self,
         request: &DestroyRequest,
@@ -198,20 +248,95 @@ impl<Z: Zfs> Agent<Z> {
             self.cache.invalidate(dataset);
             let now = clock::now();
             let judged = judge(&*self.zfs, &self.local, dataset, wanted, request, now).await?;
-            let Judged { victims, guards, kept, floor } = judged;
+            let Judged { victims, doomed, guards, kept, floor, mut inventory, holds } = judged;
             floor.record(&*self.zfs, dataset, now).await?;
             tally.kept.extend(kept);
+            if !doomed.is_empty() {
+                self.doom(dataset, &doomed, now, &mut inventory).await?;
+                tally.trashed += doomed.len();
+                let until = inventory.trashed(doomed[0].guid).and_then(|trashed| inventory.trashed_until(trashed));
+                tally.until = tally.until.max(until);
+            }
             if victims.is_empty() {
+                self.report_trash(dataset, inventory, doomed.len(), context).await;
                 continue;
             }
-            let fates = self.zfs.destroy(dataset, &victims, &guards, false).await?;
+            let fates = self.destroy_trashed(dataset, &victims, &guards, &holds).await?;
             let held = victims.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Held);
             let tags = tags_of(&*self.zfs, dataset, held.map(|(victim, _)| victim.name.clone()).collect()).await;
-            for part in tally.count(dataset, victims, fates, &tags).chunks(PER_LINE) {
+            let gone = tally.count(dataset, victims, fates, &tags);
+            for part in gone.chunks(PER_LINE) {
                 let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
                 context.report(Facts { destroyed, ..Facts::default() }).await;
             }
+            inventory.snapshots.retain(|snapshot| !gone.contains(&snapshot.guid));
+            self.report_trash(dataset, inventory, doomed.len(), context).await;
         }
         tally.finish()
+    }
+
+    /// Moves snapshots to the trash. `inventory` is the dataset as listed, and is updated.
+    async fn doom(
+        &self,
+        dataset: &DatasetName,
+        doomed: &[Named],
+        now: DateTime<Utc>,
+        inventory: &mut DatasetInventory,
+    ) -> Result<(), OrderError> {
+        let names: Vec<SnapName> = doomed.iter().map(|doomed| doomed.name.clone()).collect();
+        trash::hold(&*self.zfs, &tags::doomed(now), dataset, &names).await?;
+        self.cache.list_again(dataset);
+        let since = now.with_nanosecond(0).unwrap_or(now);
+        let mut trashed = inventory.trashed.take().unwrap_or_default();
+        for Named { guid, .. } in doomed {
+            let snapshot = inventory.snapshots.iter_mut().find(|snapshot| snapshot.guid == *guid);
+            snapshot.into_iter().for_each(|snapshot| snapshot.userrefs += 1);
+            trashed.push(Trashed { guid: *guid, since, used: 0 });
+        }
+        inventory.set_trashed(trashed);
+        Ok(())
+    }
+
+    /// Destroys snapshots, of which those in the trash are taken out of it at the last moment. One that cannot be
+    /// destroyed goes back there, with the time that it had. If this is interrupted, it is outside, and the next order
+    /// moves it to the trash again, for the whole time.
+    async fn destroy_trashed(
+        &self,
+        dataset: &DatasetName,
+        victims: &[Named],
+        guards: &[Named],
+        holds: &[(SnapName, String)],
+    ) -> Result<Vec<Fate>, OrderError> {
+        let released = trash::by_tag(holds, |name| victims.iter().any(|victim| victim.name == *name));
+        trash::release(&*self.zfs, dataset, &released).await?;
+        let fates = self.zfs.destroy(dataset, victims, guards, false).await;
+        let is_gone = |name: &SnapName| {
+            let mut known = victims.iter().zip(fates.iter().flatten());
+            known.any(|(victim, fate)| victim.name == *name && matches!(fate, Fate::Destroyed | Fate::Gone))
+        };
+        for (tag, mut names) in released {
+            names.retain(|name| !is_gone(name));
+            if let Err(error) = trash::hold(&*self.zfs, &tag, dataset, &names).await {
+                log::warn!("{dataset}: cannot put back into the trash what could not be destroyed: {error}");
+            }
+        }
+        Ok(fates?)
+    }
+
+    /// Reports a dataset of which snapshots were moved to the trash.
+    async fn report_trash(
+        &self,
+        dataset: &DatasetName,
+        inventory: DatasetInventory,
+        moved: usize,
+        context: &OrderContext,
+    ) {
+        let mut listed = vec![(dataset.clone(), inventory)];
+        self.local.restrict(&mut listed);
+        for (dataset, inventory) in listed.into_iter().filter(|_| moved > 0) {
+            for listing in Listing::parts(&self.host, &dataset, inventory) {
+                context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
+            }
+        }
     }
 }

@@ -36,8 +36,11 @@ impl<Z: Zfs> Agent<Z> {
         for (dataset, wanted) in &request.snapshots {
             self.local.permission_to_destroy(dataset)?;
             let judged = judge(&*self.zfs, &self.local, dataset, wanted, request, clock::now()).await?;
-            let Judged { victims, kept, .. } = judged;
+            let Judged { victims, doomed, kept, .. } = judged;
             all_kept.extend(kept);
+            if !doomed.is_empty() {
+                all_kept.push(format!("{dataset}: {} would go to the trash first", doomed.len()));
+            }
             let mut names: Vec<SnapName> = victims.into_iter().map(|s| s.name).collect();
             // ZFS gives no size for a list that contains a snapshot with clones.
             let cloned = self.zfs.cloned(dataset, &names).await?;

@@ -70,8 +70,8 @@ impl CatalogDataset {
             self.add_not_written(mark);
         }
         inventory.sort();
-        // The listing that follows an order does not say what local.json forbids.
-        inventory.append_only = inventory.append_only.or(self.listed.as_ref().and_then(|known| known.append_only));
+        // The listing that follows an order does not say what local.json forbids, and what is in the trash.
+        inventory.complete_from(self.listed.as_ref());
         self.listed = Some(inventory);
     }
 

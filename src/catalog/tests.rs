@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::consul::{Consul, ConsulSettings};
+use crate::model::Trashed;
 use crate::model::{Bookmark, DatasetKind, HostInventory, Origin, SendFlags, Snapshot};
 use crate::policy::ConsulConfig;
 
@@ -145,6 +146,8 @@ fn inventory_returns_every_listed_field() {
             origin: Some(Origin { dataset: dataset("tank/with blank"), name: "a".parse().unwrap() }),
             excluded: true,
             append_only: Some(true),
+            destroy_after: Some(604_800),
+            trashed: Some(vec![Trashed { guid: Guid(7), since: at(8), used: u64::MAX }]),
             flags: Some(SendFlags::Raw),
             unchanged: None,
             snapshots: vec![
@@ -440,8 +443,8 @@ fn embedded_stores_range_for_which_listing_is_current() {
 fn embedded_of_version_1_is_read_and_migrated() {
     let folder = tempfile::tempdir().unwrap();
     drop(EmbeddedCatalog::open(folder.path()).unwrap());
-    let of_dataset =
-        "origin_dataset origin_name excluded flags unchanged_from unchanged_to listed append_only transfer_holds";
+    let of_dataset = "origin_dataset origin_name excluded flags unchanged_from unchanged_to listed append_only transfer_holds \
+         destroy_after trashed";
     let added =
         of_dataset.split(' ').map(|column| ("dataset", column)).chain([("outcome", "hint"), ("host", "unlisted")]);
     let drop_columns: String =

@@ -1,6 +1,7 @@
 //! Reads `local.json`, which defines what a host permits zsync to do with its datasets, as a [`Local`].
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::bandwidth::bandwidth;
 use crate::config::compression::compression;
@@ -18,6 +19,8 @@ use crate::policy::{CloneConfig, Compression, Local, LocalDataset, Zone};
 const MOST_TRANSFERS: usize = 1000;
 /// The lower bound is twice the interval at which a working peer reports that it is alive.
 const STALL_TIMEOUT_BOUNDS: [&str; 2] = ["10s", "1day"];
+
+const DESTROY_AFTER_BOUNDS: [&str; 2] = ["1s", "100years"];
 
 /// Parses the text of a `local.json`. `file` is its name in messages.
 pub fn parse_local(file: &str, text: &str) -> Result<Local, ConfigError> {
@@ -121,6 +124,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     // A snapshot that is taken of a copy makes it diverge from its source.
     let take = object.boolean("take", !slave);
     let keep = object.get("keep").map(|node| retention(&node));
+    let destroy_after = object.get("destroy_after").map(|node| destroy_after(&node, append_only));
     let properties = object.get("properties").and_then(|node| properties::properties(&node, slave)).unwrap_or_default();
     let hooks = object.get("hooks").map(|node| hooks(&node, slave)).unwrap_or_default();
     let clone = object.get("clone").and_then(|node| clone(&node, name.as_ref().map(|(name, _)| name)));
@@ -129,6 +133,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     let (name, name_node) = name?;
     // An invalid value must not be treated as a missing one.
     let keep = keep.map_or(Some(None), |keep| keep.map(Some))?;
+    let destroy_after = destroy_after.map_or(Some(None), |after| after.map(Some))?;
     let entry = LocalDataset {
         name,
         enable,
@@ -139,6 +144,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
         append_only,
         rollback,
         keep,
+        destroy_after,
         properties,
         hooks,
         clone,
@@ -163,6 +169,13 @@ fn destinations(node: &Node<'_>) -> Option<Vec<HostName>> {
         node.problem("the list is empty; hint: name the hosts to which the dataset may be sent (without \"destinations\", it may be sent to every host)");
     }
     Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
+}
+
+fn destroy_after(node: &Node<'_>, append_only: bool) -> Option<Duration> {
+    if append_only {
+        node.problem("in an append-only dataset, orders destroy nothing; hint: remove \"destroy_after\", or set \"append_only\": false as well, which lets orders move snapshots to the trash");
+    }
+    duration(node, "a duration, as in \"7days\"", DESTROY_AFTER_BOUNDS)
 }
 
 fn check_rollback(node: &Node<'_>, slave: bool, append_only: bool) {

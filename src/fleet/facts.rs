@@ -17,6 +17,10 @@ pub fn assemble(listings: impl IntoIterator<Item = Listing>) -> BTreeMap<(HostNa
         if continued {
             joined.snapshots.extend(inventory.snapshots);
             joined.bookmarks.extend(inventory.bookmarks);
+            if let Some(trashed) = inventory.trashed {
+                let before = joined.trashed.take().unwrap_or_default();
+                joined.set_trashed(before.into_iter().chain(trashed).collect());
+            }
         } else {
             *joined = inventory;
         }

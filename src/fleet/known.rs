@@ -109,6 +109,7 @@ fn entry(permit: Permit) -> LocalDataset {
         append_only,
         rollback,
         keep: None,
+        destroy_after: None,
         properties: Properties::default(),
         hooks: Hooks::default(),
         clone: None,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::flags::SendFlags;
@@ -123,6 +123,13 @@ pub struct DatasetInventory {
     /// Whether local.json of the host forbids destroying its snapshots; `None` if the host did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub append_only: Option<bool>,
+    /// For how many seconds local.json of the host keeps in the trash what orders destroy; 0 if it is destroyed at once,
+    /// `None` if the host did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destroy_after: Option<u64>,
+    /// Its snapshots that are in the trash, sorted by guid; `None` if the listing does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trashed: Option<Vec<Trashed>>,
     /// The send flags of the streams that it received, as recorded in its property `zsync:flags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flags: Option<SendFlags>,
@@ -187,7 +194,62 @@ pub struct NotWritten {
     pub at: DateTime<Utc>,
 }
 
+/// A snapshot in the trash: an order would have destroyed it, but `destroy_after` of local.json keeps it for a time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trashed {
+    /// The snapshot.
+    pub guid: Guid,
+    /// Since when it has been in the trash, by the clock of its host.
+    #[serde(with = "chrono::serde::ts_seconds")]
+    pub since: DateTime<Utc>,
+    /// Bytes that only this snapshot references; 0 if unknown.
+    #[serde(default)]
+    pub used: u64,
+}
+
 impl DatasetInventory {
+    /// The entry of a snapshot in the trash; `None` if it is not there.
+    #[must_use]
+    pub fn trashed(&self, guid: Guid) -> Option<&Trashed> {
+        let trashed = self.trashed.as_ref()?;
+        trashed.binary_search_by_key(&guid, |trashed| trashed.guid).ok().map(|at| &trashed[at])
+    }
+
+    /// Until when a snapshot stays in the trash; `None` if `destroy_after` of local.json does not say: then it stays
+    /// there until somebody empties the trash.
+    #[must_use]
+    pub fn trashed_until(&self, trashed: &Trashed) -> Option<DateTime<Utc>> {
+        let after = self.destroy_after.filter(|after| *after > 0)?;
+        let after = i64::try_from(after).ok().and_then(TimeDelta::try_seconds)?;
+        Some(trashed.since.checked_add_signed(after).unwrap_or(DateTime::<Utc>::MAX_UTC))
+    }
+
+    /// Sets which snapshots are in the trash.
+    pub fn set_trashed(&mut self, mut trashed: Vec<Trashed>) {
+        trashed.sort_by_key(|trashed| trashed.guid);
+        trashed.dedup_by_key(|trashed| trashed.guid);
+        self.trashed = Some(trashed);
+    }
+
+    /// Adds what a listing that followed an order does not say, as far as it is known from before.
+    pub fn complete_from(&mut self, before: Option<&Self>) {
+        let Some(before) = before else { return };
+        self.append_only = self.append_only.or(before.append_only);
+        self.destroy_after = self.destroy_after.or(before.destroy_after);
+        if self.trashed.is_none()
+            && let Some(mut trashed) = before.trashed.clone()
+        {
+            trashed.retain(|trashed| self.snapshots.iter().any(|s| s.guid == trashed.guid && s.userrefs > 0));
+            self.trashed = Some(trashed);
+        }
+    }
+
+    /// How many of a snapshot's holds are not due to the trash.
+    #[must_use]
+    pub fn other_holds(&self, snapshot: &Snapshot) -> u32 {
+        snapshot.userrefs.saturating_sub(u32::from(self.trashed(snapshot.guid).is_some()))
+    }
+
     /// Whether it is a copy that was received raw, and so has the key of its source.
     #[must_use]
     pub fn is_raw_copy(&self) -> bool {
@@ -203,10 +265,11 @@ impl DatasetInventory {
     }
 
     /// The snapshots whose holds have to be looked at: those that are held, unless it is a copy on which there is only
-    /// the one hold that every copy has.
+    /// the one hold that every copy has, on its newest snapshot.
     pub fn held_by_unknown(&self) -> impl Iterator<Item = &Snapshot> {
         let holds: u64 = self.snapshots.iter().map(|s| u64::from(s.userrefs)).sum();
-        let is_usual = self.flags.is_some() && holds <= 1;
+        let is_newest_held = self.newest().is_some_and(|newest| newest.userrefs > 0);
+        let is_usual = self.flags.is_some() && (holds == 0 || holds == 1 && is_newest_held);
         self.snapshots.iter().filter(move |s| !is_usual && s.userrefs > 0)
     }
 

@@ -24,7 +24,8 @@ pub use expiry::CertificateExpiry;
 pub use flags::SendFlags;
 pub use identity::{Identity, PeerRole, TlsFiles};
 pub use inventory::{
-    DatasetInventory, DatasetKind, HostInventory, HostListing, Inventory, NotWritten, Origin, Unchanged, UnlistedPools,
+    DatasetInventory, DatasetKind, HostInventory, HostListing, Inventory, NotWritten, Origin, Trashed, Unchanged,
+    UnlistedPools,
 };
 pub use key::KeyConflict;
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};

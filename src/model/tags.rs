@@ -7,15 +7,22 @@
 //! - The hold `zsync:from:HOST` on a destination protects the newest snapshot received from that host. It does not name
 //!   the source's dataset, because one `zfs hold` command holds the snapshots of many destinations, and accepts one
 //!   tag.
+//! - The hold `zsync:doomed:TIME` keeps a snapshot in the trash: an order would have destroyed it at that time.
+//! - The hold `zsync:undeleted` keeps a snapshot that was taken back from the trash.
 //! - The bookmark `zsync:HOST:DATASET:GUID:COPY` (with `:` for `/`) on a source is the cursor: the newest snapshot that
 //!   a copy at the destination is known to have. An increment can start from it even after the snapshot itself was
 //!   pruned.
 
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
 use uuid::Uuid;
 
 use crate::model::name::MAX_FULL_NAME;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{Bookmark, DatasetInventory, DatasetName, Guid, HostName, NameError, Place, SnapName};
+use crate::model::{
+    Bookmark, DatasetInventory, DatasetName, Guid, HostName, NameError, Place, SnapName, Snapshot, Trashed,
+};
 
 /// The prefix of all names in this module.
 pub const OURS: &str = "zsync:";
@@ -48,6 +55,14 @@ pub(super) const CURSOR: &str = OURS;
 /// The prefix of the holds on a destination.
 const FROM: &str = "zsync:from:";
 
+/// The prefix of the holds on snapshots in the trash.
+const DOOMED: &str = "zsync:doomed:";
+/// The form of the time in such a hold.
+const DOOMED_TIME: &str = "%Y-%m-%dT%H:%M:%SZ";
+/// The tag of the hold on a snapshot that was taken back from the trash. It keeps the next order from putting the
+/// snapshot there again, until an administrator releases it.
+pub const UNDELETED: &str = "zsync:undeleted";
+
 /// For how many copies of the same name cursors are kept. Disks that are used in rotation have such copies.
 const MAX_COPIES: usize = 8;
 /// How many holds of transfers a listing of a dataset has at most, so that it fits into a line of the protocol.
@@ -78,6 +93,34 @@ pub fn received(from: &HostName) -> String {
     tag(FROM, from.as_str())
 }
 
+/// The tag of the hold on a snapshot that has been in the trash since this time.
+#[must_use]
+pub fn doomed(since: DateTime<Utc>) -> String {
+    format!("{DOOMED}{}", since.format(DOOMED_TIME))
+}
+
+/// Since when a snapshot with this hold has been in the trash; `None` if the tag is another one.
+#[must_use]
+pub fn doomed_since(tag: &str) -> Option<DateTime<Utc>> {
+    let time = NaiveDateTime::parse_from_str(tag.strip_prefix(DOOMED)?, DOOMED_TIME).ok()?;
+    Some(time.and_utc())
+}
+
+/// The snapshots of a dataset that are in the trash, according to the tags of its holds. If one has several such tags,
+/// the latest time counts.
+#[must_use]
+pub fn trashed(found: &DatasetInventory, holds: &[(SnapName, String)]) -> Vec<Trashed> {
+    let mut since: BTreeMap<&SnapName, DateTime<Utc>> = BTreeMap::new();
+    for (name, tag) in holds {
+        if let Some(at) = doomed_since(tag) {
+            let latest = since.entry(name).or_insert(at);
+            *latest = at.max(*latest);
+        }
+    }
+    let of = |s: &Snapshot| since.get(&s.name).map(|since| Trashed { guid: s.guid, since: *since, used: s.used });
+    if since.is_empty() { Vec::new() } else { found.snapshots.iter().filter_map(of).collect() }
+}
+
 /// Says that a snapshot is held, and by which tags if they are known.
 #[must_use]
 pub fn held_by(tags: &[String]) -> String {
@@ -99,8 +142,10 @@ pub fn is_sending(tag: &str) -> bool {
     tag.starts_with(SENDING)
 }
 
-/// Sets the `transfer_holds` of a dataset to those of these tags that transfers have left.
-pub fn set_transfer_holds(inventory: &mut DatasetInventory, mut tags: Vec<String>) {
+/// Notes what the holds of a dataset say: the `transfer_holds` that transfers have left, and what is in the trash.
+pub fn set_holds(inventory: &mut DatasetInventory, holds: Vec<(SnapName, String)>) {
+    inventory.set_trashed(trashed(inventory, &holds));
+    let mut tags: Vec<String> = holds.into_iter().map(|(_, tag)| tag).collect();
     tags.retain(|tag| is_sending(tag) || is_received(tag));
     tags.sort();
     tags.truncate(MAX_TRANSFER_HOLDS);
@@ -219,6 +264,17 @@ mod tests {
         let of_copy = cursor(&dataset, &to, Guid(255), Some(Guid(16))).unwrap();
         assert_eq!(of_copy.as_str(), "zsync:beta:tank:copy:a:00000000000000ff:0000000000000010");
         assert!(is_cursor(&of_copy));
+    }
+
+    #[test]
+    fn doomed_since_reads_what_doomed_wrote() {
+        let since = DateTime::from_timestamp(1_795_913_100, 0).unwrap();
+        assert_eq!(doomed(since), "zsync:doomed:2026-11-29T00:45:00Z");
+        assert_eq!(doomed_since(&doomed(since)), Some(since));
+        for other in ["zsync:doomed:", "zsync:doomed:soon", "zsync:from:beta", UNDELETED, "2026-11-29T00:45:00Z"] {
+            assert_eq!(doomed_since(other), None, "{other}");
+        }
+        assert!(!is_sending(&doomed(since)) && !is_received(&doomed(since)));
     }
 
     #[test]

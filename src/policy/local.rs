@@ -68,6 +68,8 @@ pub struct LocalDataset {
     pub rollback: bool,
     /// The snapshots that no order destroys.
     pub keep: Option<Retention>,
+    /// How long a snapshot stays in the trash that an order would destroy; `None`: it is destroyed at once.
+    pub destroy_after: Option<Duration>,
     /// The properties of received datasets.
     pub properties: Properties,
     /// The commands that run around snapshots and after a receive.
@@ -240,12 +242,20 @@ impl Local {
         Ok(entry)
     }
 
-    /// Reduces a listing to the datasets that zsync may touch, and notes of each whether it is append-only.
+    /// Reduces a listing to the datasets that zsync may touch, and notes of each whether it is append-only, and how long
+    /// what orders destroy stays in the trash.
     pub fn restrict(&self, listed: &mut Vec<(DatasetName, DatasetInventory)>) {
         listed.retain(|(name, _)| self.permission_to_list(name).is_ok());
         for (name, inventory) in listed {
             inventory.append_only = Some(self.permission_to_destroy(name).is_err());
+            inventory.destroy_after = Some(self.destroy_after(name).map_or(0, |after| after.as_secs()));
         }
+    }
+
+    /// How long what orders destroy in a dataset stays in the trash; `None`: it is destroyed at once.
+    #[must_use]
+    pub fn destroy_after(&self, dataset: &DatasetName) -> Option<Duration> {
+        self.entry_for(dataset)?.destroy_after
     }
 
     /// Whether a dataset may be renamed: only if this file protects it as well under the new name, or if no order may
@@ -283,6 +293,7 @@ impl LocalDataset {
         let is_lacking = [
             ("append_only", self.append_only && !other.append_only),
             ("keep", self.keep.is_some() && self.keep != other.keep && !other.append_only),
+            ("destroy_after", self.destroy_after > other.destroy_after && !other.append_only),
             ("rollback", other.rollback && !self.rollback),
             ("destinations", self.destinations.is_some() && self.destinations != other.destinations),
         ];

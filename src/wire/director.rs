@@ -1,5 +1,7 @@
 //! Defines the messages between a director and an agent.
 
+use std::collections::BTreeSet;
+
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
@@ -275,6 +277,11 @@ impl Listing {
             let mut rest = DatasetInventory::default();
             if inventory.snapshots.len() > PER_LINE {
                 rest.snapshots = inventory.snapshots.split_off(PER_LINE);
+                // What is in the trash goes with its snapshots.
+                if let Some(trashed) = &mut inventory.trashed {
+                    let here: BTreeSet<Guid> = inventory.snapshots.iter().map(|s| s.guid).collect();
+                    rest.trashed = Some(trashed.extract_if(.., |of| !here.contains(&of.guid)).collect());
+                }
             }
             let remaining = PER_LINE - inventory.snapshots.len();
             if inventory.bookmarks.len() > remaining {

@@ -128,7 +128,7 @@ impl<'p> PolicyDataset<'p, '_> {
         }
         row.findings.extend(judge.too_many(self.policy, self.snapshots.len(), None));
         let held = self.snapshots.iter().filter_map(|s| self.dataset.snapshots.get(s.index as usize));
-        row.findings.extend(judge.held(self.policy, held.filter(|s| s.userrefs > 0)));
+        row.findings.extend(judge.held(self.policy, held.filter(|s| self.dataset.other_holds(s) > 0)));
         row
     }
 

@@ -12,7 +12,7 @@ use crate::actions::order::Order;
 use crate::actions::pass::Pass;
 use crate::actions::prune::HeldBack;
 use crate::actions::verdict::Subject;
-use crate::model::{Guid, HostName, Inventory, Place, Snapshot};
+use crate::model::{DatasetInventory, Guid, HostName, Inventory, Place, Snapshot};
 use crate::policy::retention::CLOCK_TOLERANCE;
 
 /// Younger snapshots do not count. Where snapshots are sent once a day or once a week, a destination that keeps fewer of
@@ -50,10 +50,13 @@ impl Destroyed {
         let Order::Destroy { host, dataset, snapshots, .. } = order else { return };
         let Some(found) = inventory.dataset(host, dataset) else { return };
         let going: HashSet<Guid> = snapshots.iter().map(|(guid, _)| *guid).collect();
-        let old = found.snapshots.iter().filter(|s| going.contains(&s.guid) && counts(s, now)).count();
+        // What is in the trash counted when it went there.
+        let going = found.snapshots.iter().filter(|s| going.contains(&s.guid) && found.trashed(s.guid).is_none());
+        let going: Vec<&Snapshot> = going.collect();
+        let old = going.iter().filter(|s| counts(s, now)).count();
         let place = Place { host: host.clone(), dataset: dataset.clone() };
         let (all, counted) = self.0.entry(place).or_default();
-        (*all, *counted) = (*all + snapshots.len(), *counted + old);
+        (*all, *counted) = (*all + going.len(), *counted + old);
     }
 }
 
@@ -74,17 +77,20 @@ impl Pass<'_> {
             let Some(dataset) = self.inventory.dataset(&place.host, &place.dataset) else { continue };
             let going = prune.snapshots.iter().filter(|verdict| !verdict.keep());
             let going = going.filter_map(|verdict| dataset.snapshots.get(verdict.index as usize));
+            // What is in the trash counted when it went there.
+            let going = going.filter(|snapshot| dataset.trashed(snapshot.guid).is_none());
             let counted = going.filter(|snapshot| counts(snapshot, self.now)).count();
             let (all, old) = destroys.entry(place).or_default();
-            (*all, *old) = (*all + prune.destroy.len(), *old + counted);
+            (*all, *old) = (*all + prune.destroy.iter().filter(|going| !going.in_trash).count(), *old + counted);
         }
         let mut held_back = BTreeMap::new();
         for (place, (destroys, counted)) in destroys {
             let (gone, counted_before) = self.destroyed.0.get(&place).copied().unwrap_or_default();
             let planned = self.planned.entry(place.clone()).or_default();
             let (own, counted) = (counted, counted + counted_before + *planned);
-            let here = self.inventory.dataset(&place.host, &place.dataset).map_or(0, |d| d.snapshots.len());
-            let snapshots = here + gone;
+            let outside_trash =
+                |d: &DatasetInventory| d.snapshots.len().saturating_sub(d.trashed.as_ref().map_or(0, Vec::len));
+            let snapshots = gone + self.inventory.dataset(&place.host, &place.dataset).map_or(0, outside_trash);
             let limit = self.policy.max_destroys;
             let why = if let Some((ahead, own)) = ahead_of(self.inventory, &place.host) {
                 self.note(entry, &place.host, None, NoticeKind::ClockAhead { minutes: ahead.as_secs() / 60, own });

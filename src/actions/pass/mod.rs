@@ -2,6 +2,7 @@
 
 mod brakes;
 mod peers;
+mod pruning;
 
 pub use brakes::Destroyed;
 
@@ -10,17 +11,16 @@ use std::collections::HashMap;
 use chrono::{DateTime, Utc};
 
 use crate::actions::common::{KnownDataset, PolicySnapshot, Slots, SnapshotsByGuid, policy_snapshots};
-use crate::actions::delete::{self, DeleteTerms, Peer, Relation};
+use crate::actions::delete::{Peer, Relation};
 use crate::actions::divergence::Allowed;
 use crate::actions::index::{Claim, IncomingSend, IndexedPolicy};
 use crate::actions::new_snapshot;
 use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::plan::Plan;
-use crate::actions::prune::{self, Doomed, PruneVerdict};
 use crate::actions::reason::{SendReason, TakeReason};
 use crate::actions::route::{self, Renamed, Route};
 use crate::actions::send::{self, SendDecision};
-use crate::actions::verdict::{SendVerdict, Side, Subject, TakeVerdict};
+use crate::actions::verdict::{SendVerdict, Subject, TakeVerdict};
 use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, OnDivergence, Place, Prefix};
 use crate::policy::retention::{CLOCK_TOLERANCE, Tally};
 use crate::policy::{DatasetPolicy, Policy, Schedule, SnapshotPolicy, SyncPolicy};
@@ -176,8 +176,7 @@ impl<'a> Pass<'a> {
         let others = policy_snapshots(governed.dataset, &governed.policy.prefix, &mut snapshots);
         let incoming = self.index.incoming(governed.host, governed.name);
 
-        let newest = snapshots.iter().max_by_key(|s| s.creation);
-        if let Some(newest) = newest.filter(|s| s.creation - self.now > CLOCK_TOLERANCE)
+        if let Some(newest) = snapshots.last().filter(|s| s.creation - self.now > CLOCK_TOLERANCE)
             && let Some(snapshot) = governed.dataset.snapshots.get(newest.index as usize)
         {
             let kind = NoticeKind::FromTheFuture { snapshot: snapshot.name.clone(), creation: newest.creation };
@@ -287,40 +286,6 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// Prunes snapshots of the dataset's other policies on the destination. `zfs send -I` carries them along with this
-    /// policy's. If such a policy is not sent there itself, nothing else would ever prune its snapshots there; they
-    /// stay as long as on the source.
-    fn prune_carried_along(
-        &mut self,
-        governed: &GovernedDataset<'a>,
-        to: &Place,
-        there: &'a DatasetInventory,
-        incoming: &[IncomingSend],
-    ) {
-        let is_other = |i: &IncomingSend| i.claim != governed.claim || i.source != governed.place();
-        if self.sender(to, incoming, |_| true).is_none_or(is_other) {
-            return;
-        }
-        let mut snapshots = Vec::new();
-        for (policy_index, policy) in governed.entry.policies.iter().enumerate() {
-            let prefix = &policy.prefix;
-            let claim = Claim { policy: policy_index, ..governed.claim };
-            let sent = incoming.iter().any(|i| self.index.snapshot_policy(i.claim).prefix == *prefix);
-            let elsewhere = self.index.governing(&to.host, &to.dataset, prefix).is_some();
-            let governs = self.index.governing(governed.host, governed.name, prefix) == Some(claim);
-            let others = policy_snapshots(there, prefix, &mut snapshots);
-            if sent || elsewhere || !governs || snapshots.is_empty() {
-                continue;
-            }
-            let mut terms = self.terms(prefix, Some(claim), &[]);
-            terms.prune_unsent = true;
-            let peers = self.peers(&to.host, &to.dataset, prefix, incoming);
-            let subject = GovernedDataset { claim, policy, ..*governed }.subject_at(&to.host, &to.dataset);
-            let verdict = self.prune(subject, Side::Destination, there, &snapshots, others, &terms, peers);
-            self.plan.prunes.push(verdict);
-        }
-    }
-
     fn route(&self, governed: &GovernedDataset<'a>, target: &Place, there: Option<&DatasetInventory>) -> Route {
         let from = route::SendSource {
             claim: governed.claim,
@@ -351,83 +316,6 @@ impl<'a> Pass<'a> {
         self.plan.sends.push(SendVerdict { subject: governed.subject(), to, due, allowed, route, reason });
     }
 
-    fn prune_source(
-        &mut self,
-        governed: &GovernedDataset<'a>,
-        snapshots: &[PolicySnapshot],
-        others: usize,
-        incoming: &[IncomingSend],
-    ) {
-        let terms = self.terms(&governed.policy.prefix, Some(governed.claim), incoming);
-        let peers = self.peers(governed.host, governed.name, &governed.policy.prefix, incoming);
-        let verdict = self.prune(governed.subject(), Side::Source, governed.dataset, snapshots, others, &terms, peers);
-        self.plan.prunes.push(verdict);
-    }
-
-    /// Prunes a destination of a policy, unless another verdict covers this dataset: that of the policy whose source it
-    /// is, or that of another policy that sends to it. Such a verdict applies the rules of all these policies.
-    fn prune_destination(
-        &mut self,
-        governed: &GovernedDataset<'a>,
-        to: &Place,
-        there: &'a DatasetInventory,
-        incoming: &[IncomingSend],
-    ) {
-        let prefix = &governed.policy.prefix;
-        let of_prefix = |i: &IncomingSend| self.index.snapshot_policy(i.claim).prefix == *prefix;
-        let first = self.sender(to, incoming, of_prefix);
-        let elsewhere = self.index.governing(&to.host, &to.dataset, prefix).is_some();
-        if elsewhere || first.is_none_or(|i| i.claim != governed.claim || i.source != governed.place()) {
-            return;
-        }
-        let mut snapshots = Vec::new();
-        let others = policy_snapshots(there, prefix, &mut snapshots);
-        let terms = self.terms(prefix, None, incoming);
-        let peers = self.peers(&to.host, &to.dataset, prefix, incoming);
-        let subject = governed.subject_at(&to.host, &to.dataset);
-        let verdict = self.prune(subject, Side::Destination, there, &snapshots, others, &terms, peers);
-        if !snapshots.is_empty() && verdict.has_nothing_in_common() && !self.have_common(&governed.place(), to) {
-            let copy_of = self.source_of_copy(governed.host, there);
-            let kind = NoticeKind::NothingInCommon { with: governed.place(), copy_of };
-            self.note(governed.claim.entry, &to.host, Some(&to.dataset), kind);
-        }
-        self.plan.prunes.push(verdict);
-    }
-
-    /// The rules for one prefix in one dataset: those of the policy whose source the dataset is, and those of all
-    /// policies that send to it. A snapshot stays if any of them keeps it.
-    fn terms(&self, prefix: &'a Prefix, source: Option<Claim>, incoming: &[IncomingSend]) -> DeleteTerms<'a> {
-        let mut terms = DeleteTerms {
-            prefix,
-            rules: Vec::new(),
-            keep_all: false,
-            prune_unsent: true,
-            skip_if_renamed: false,
-            skip_if_cloned: false,
-        };
-        let as_source = source.map(|claim| (claim, Side::Source));
-        let as_destination = incoming.iter().map(|i| (i.claim, Side::Destination));
-        for (claim, side) in as_source.into_iter().chain(as_destination) {
-            let policy = self.index.snapshot_policy(claim);
-            if policy.prefix != *prefix {
-                continue;
-            }
-            let entry = &self.policy.datasets[claim.entry];
-            let retention = match side {
-                Side::Source => &policy.retention,
-                Side::Destination => &policy.sync_retention,
-            };
-            match retention {
-                Some(retention) => terms.rules.extend(retention.rules()),
-                None => terms.keep_all = true,
-            }
-            terms.prune_unsent &= side == Side::Destination || policy.prune_unsent;
-            terms.skip_if_renamed |= entry.skip_if_renamed;
-            terms.skip_if_cloned |= entry.skip_if_cloned;
-        }
-        terms
-    }
-
     /// All datasets with which this one must keep its common snapshots.
     fn peers(
         &self,
@@ -450,46 +338,6 @@ impl<'a> Pass<'a> {
         // A destination of both this and another policy counts once, as that of this policy.
         peers.dedup_by(|b, a| a.0 == b.0 && (a.1 == b.1 || b.1 == Relation::OtherDestination));
         peers.into_iter().map(|(place, relation)| Peer { known: self.known(&place), place, relation }).collect()
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "a verdict has this many parts")]
-    fn prune(
-        &mut self,
-        subject: Subject,
-        side: Side,
-        dataset: &'a DatasetInventory,
-        snapshots: &[PolicySnapshot],
-        others: usize,
-        terms: &DeleteTerms<'a>,
-        peers: Vec<Peer<'a>>,
-    ) -> PruneVerdict {
-        let verdicts = delete::decide(dataset, snapshots, terms, &peers, &mut self.tally);
-        let kept_by_host = verdicts.iter().filter(|v| v.is_kept_only_by_host()).count();
-        if kept_by_host > 0 {
-            let kind = NoticeKind::AppendOnly { snapshots: kept_by_host };
-            self.note(subject.entry, &subject.host, Some(&subject.dataset), kind);
-        }
-        if let Some(kind) = prune::out_of_order(&verdicts, dataset, self.now) {
-            self.note(subject.entry, &subject.host, Some(&subject.dataset), kind);
-        }
-        let going = verdicts.iter().filter(|v| !v.keep());
-        let destroy: Vec<Doomed> = going
-            .filter_map(|v| dataset.snapshots.get(v.index as usize))
-            .map(|s| Doomed { guid: s.guid, name: s.name.clone(), used: s.used })
-            .collect();
-        PruneVerdict {
-            subject,
-            side,
-            held_back: None,
-            kept: verdicts.len() - destroy.len(),
-            destroy,
-            others,
-            rules: terms.rules.iter().map(ToString::to_string).collect(),
-            peers: peers.into_iter().map(|p| p.place).collect(),
-            skip_if_renamed: terms.skip_if_renamed,
-            skip_if_cloned: terms.skip_if_cloned,
-            snapshots: verdicts,
-        }
     }
 
     fn is_listed(&self, host: &HostName) -> bool {

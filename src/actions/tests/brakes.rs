@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::actions::HeldBack;
+use crate::actions::{Destroyed, Engine, HeldBack, predict};
 
 const NOW: &str = "11-23T12:00";
 
@@ -90,4 +90,33 @@ fn nothing_is_destroyed_where_the_clock_is_behind() {
         notices[0],
         "alpha loses no snapshot, because the director's clock is 120 minutes ahead of most other hosts' clocks"
     );
+}
+
+#[test]
+fn all_entries_of_a_dataset_together_destroy_no_more_than_permitted() {
+    let (first, mut second) = (entry("alpha:tank/many", &[]), entry("alpha:tank/many", &[]));
+    second.policies[0].prefix = "C".parse().unwrap();
+    let policy = limited(50, [first, second]);
+    let snapshots = |prefix: &str, count: usize| -> String {
+        (0..count).map(|n| format!(" {prefix}@11-{:02}T{:02}:00", 1 + n / 24, n % 24)).collect()
+    };
+    let text = format!("alpha:tank/many{}{} B@11-23T11:00 C@11-23T11:00", snapshots("B", 27), snapshots("C", 29));
+    let mut inventory = world(&text);
+    let of_plan = |plan: &Plan| -> Vec<usize> {
+        plan.prunes.iter().filter(|p| p.held_back.is_none()).map(|p| p.destroy.len()).collect()
+    };
+    let plan = decide(&policy, &inventory, utc(NOW));
+    assert_eq!(of_plan(&plan), [27], "29 more would be 56 of 58");
+
+    // The director decides the second entry after it has carried out the first.
+    let mut destroyed = Destroyed::default();
+    for order in plan.orders(&policy).iter().filter(|order| matches!(order, Order::Destroy { .. })) {
+        destroyed.add(order, &inventory, utc(NOW));
+        predict(&mut inventory, std::slice::from_ref(order), utc(NOW));
+    }
+    let engine = Engine::new(&policy);
+    let later = engine.decide_entry_after(1, &inventory, utc(NOW), &destroyed);
+    assert_eq!(later.prunes.iter().map(|p| p.held_back).collect::<Vec<_>>(), [Some(HeldBack::TooMany)]);
+    let next_pass = engine.decide_entry(1, &inventory, utc(NOW));
+    assert_eq!(next_pass.prunes[0].held_back, Some(HeldBack::TooMany), "29 of 31");
 }

@@ -96,16 +96,27 @@ fn leftovers_are_one_notice_and_one_finding_for_each_host() {
 #[test]
 fn copies_are_given_up_only_where_nobody_sends() {
     let policy = policy([entry("alpha:tank/foo", &["beta:tank/copy/used"])]);
-    let inventory = world(
-        "alpha:tank/foo B@11-23T09:00!\nbeta:tank/copy B@11-23T09:00!\nbeta:tank/copy/used B@11-23T09:00!\n\
-         beta:tank/copy/free\n\
+    let mut inventory = world(
+        "alpha:tank/foo B@11-23T09:00!\nalpha:tank/mine B@11-23T09:00!\nbeta:tank/copy B@11-23T09:00!\n\
+         beta:tank/copy/used B@11-23T09:00!\nbeta:tank/copy/free\n\
          beta:tank/copy-2 B@11-23T09:00!",
     );
+    for copy in ["alpha:tank/foo", "beta:tank/copy", "beta:tank/copy/used", "beta:tank/copy-2"] {
+        let Place { host, dataset } = place(copy);
+        let known = inventory.hosts.get_mut(&host).unwrap().datasets.get_mut(&dataset).unwrap();
+        known.transfer_holds.push(tags::received(&"gamma".parse().unwrap()));
+    }
     let (index, to) = (PolicyIndex::new(&policy), "beta:tank/copy".parse().unwrap());
-    assert_eq!(copies_given_up(&policy, &index, &inventory, &to), [place("beta:tank/copy")]);
+    assert_eq!(copies_given_up(&policy, &index, &inventory, Some(&to)), [place("beta:tank/copy")]);
     // A source that was a copy before it was restored.
     let restored = "alpha:tank/foo".parse().unwrap();
-    assert_eq!(copies_given_up(&policy, &index, &inventory, &restored), [place("alpha:tank/foo")]);
+    assert_eq!(copies_given_up(&policy, &index, &inventory, Some(&restored)), [place("alpha:tank/foo")]);
+    // A hold of somebody else does not make a copy.
+    let mine = "alpha:tank/mine".parse().unwrap();
+    assert!(copies_given_up(&policy, &index, &inventory, Some(&mine)).is_empty());
+    // Without a destination, what lies below a target of the policy may be a copy whose source is away.
+    let all = ["alpha:tank/foo", "beta:tank/copy", "beta:tank/copy-2"].map(place);
+    assert_eq!(copies_given_up(&policy, &index, &inventory, None), all);
     assert_eq!(senders_to(&policy, &index, &inventory, &to), [place("alpha:tank/foo")]);
     assert!(senders_to(&policy, &index, &inventory, &"beta:tank/copy/free".parse().unwrap()).is_empty());
 }

@@ -12,7 +12,8 @@
 //! marked deleted, `>name` it has another name, `+2h` it was created two hours after the time in its name. Prefixes:
 //! `#` a bookmark, `-` a NotWritten mark. A host without a dataset was listed and is empty; a host with `?` was never
 //! listed; `host:pool?` is a pool that could not be listed. `append-only` before the snapshots means that local.json
-//! forbids destroying them.
+//! forbids destroying them; `trash=7days` there means that it keeps them in the trash first. With the suffix `*`, a
+//! snapshot has been in the trash since its own time.
 
 mod bad_input;
 mod brakes;
@@ -24,8 +25,10 @@ mod protections;
 mod sends;
 mod simulation;
 mod takes;
+mod trash;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -79,6 +82,12 @@ pub(super) fn world(text: &str) -> Inventory {
         }
         let found = known.datasets.entry(dataset.parse().unwrap()).or_default();
         let words = words.strip_prefix("append-only ").inspect(|_| found.append_only = Some(true)).unwrap_or(words);
+        let (trash, words) = match words.strip_prefix("trash=").and_then(|words| words.split_once(' ')) {
+            Some((after, words)) => (humantime::parse_duration(after).unwrap(), words),
+            None => (Duration::ZERO, words),
+        };
+        found.destroy_after = Some(trash.as_secs());
+        let mut trashed = Vec::new();
         for (word, createtxg) in words.split_whitespace().zip(1..) {
             if let Some(word) = word.strip_prefix('#') {
                 let Snapshot { name, guid, creation, .. } = snapshot(word, createtxg);
@@ -86,10 +95,15 @@ pub(super) fn world(text: &str) -> Inventory {
             } else if let Some(word) = word.strip_prefix('-') {
                 let Snapshot { name, creation, .. } = snapshot(word, createtxg);
                 found.not_written.push(NotWritten { name, at: creation });
+            } else if let Some(word) = word.strip_suffix('*') {
+                let of = snapshot(word, createtxg);
+                trashed.push(Trashed { guid: of.guid, since: of.creation, used: 1000 });
+                found.snapshots.push(Snapshot { userrefs: of.userrefs + 1, ..of });
             } else {
                 found.snapshots.push(snapshot(word, createtxg));
             }
         }
+        found.set_trashed(trashed);
     }
     inventory
 }

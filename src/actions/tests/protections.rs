@@ -62,7 +62,7 @@ fn each_protection_alone_keeps_a_snapshot() {
     })]);
     let keep_all = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.retention = None)]);
     let follower = policy([one().datasets[0].clone(), entry("delta:tank/origin", &["alpha:tank/foo"])]);
-    let cases: [(Protection, &str, String, &Policy, &str); 9] = [
+    let cases: [(Protection, &str, String, &Policy, &str); 10] = [
         (
             Protection::Newest,
             "B@11-20T10:00",
@@ -107,6 +107,13 @@ fn each_protection_alone_keeps_a_snapshot() {
             beta.clone(),
             &one(),
             "local.json of its host forbids destroying it",
+        ),
+        (
+            Protection::Trashed,
+            "trash=7days B@11-20T10:00* B@11-23T11:00",
+            beta.clone(),
+            &one(),
+            "it is in the trash already",
         ),
     ];
     for (protection, snapshots, others, policy, words) in cases {

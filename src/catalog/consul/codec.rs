@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::catalog::dataset::CatalogDataset;
-use crate::model::{Bookmark, DatasetInventory, DatasetKind, Guid, Marks, Origin, SendFlags, SnapName, Snapshot};
+use crate::model::{
+    Bookmark, DatasetInventory, DatasetKind, Guid, Marks, Origin, SendFlags, SnapName, Snapshot, Trashed,
+};
 
 /// The version of the format. A value of another version is not read, and its host overwrites it.
 const VERSION: u32 = 1;
@@ -76,6 +78,10 @@ struct StoredListing {
     resume_token: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     transfer_holds: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destroy_after: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trashed: Option<Vec<Trashed>>,
     snapshots: Columns,
     #[serde(skip_serializing_if = "Columns::is_empty")]
     bookmarks: Columns,
@@ -171,6 +177,8 @@ impl From<&DatasetInventory> for StoredListing {
             flags: of.flags,
             resume_token: of.resume_token.clone(),
             transfer_holds: of.transfer_holds.clone(),
+            destroy_after: of.destroy_after,
+            trashed: of.trashed.clone(),
             snapshots,
             bookmarks,
         }
@@ -209,6 +217,8 @@ impl TryFrom<StoredListing> for DatasetInventory {
             flags: held.flags,
             resume_token: held.resume_token,
             transfer_holds: held.transfer_holds,
+            destroy_after: held.destroy_after,
+            trashed: held.trashed,
             // A host remembers its own earlier listings.
             unchanged: None,
             snapshots: held.snapshots.rows()?.into_iter().enumerate().map(snapshot).collect(),
@@ -320,6 +330,8 @@ mod tests {
                 flags: kept.then_some(SendFlags::PLAIN),
                 unchanged: None,
                 transfer_holds: token.iter().cloned().collect(),
+                destroy_after: written,
+                trashed: kept.then(|| snapshots.iter().map(|s| Trashed { guid: s.guid, since: s.creation, used: s.used }).collect()),
                 resume_token: token,
                 bookmarks: snapshots.iter().take(3).map(bookmark).collect(),
                 snapshots: snapshots.clone(),

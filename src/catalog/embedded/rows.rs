@@ -9,7 +9,7 @@ use crate::catalog::embedded::error::DbError;
 use crate::catalog::{Destroyed, Estimated, Outcome, Place};
 use crate::model::{
     Action, Bookmark, DatasetInventory, DatasetKind, Guid, Marks, NotWritten, OrderId, Origin, Record, ResponseStatus,
-    Snapshot, Unchanged, UnlistedPools,
+    Snapshot, Trashed, Unchanged, UnlistedPools,
 };
 
 /// A time as it is stored.
@@ -76,7 +76,7 @@ fn text(row: &Row<'_>, column: usize) -> Result<String, DbError> {
 }
 
 pub(super) const DATASET: &str = "volume, guid, written, encrypted, resume_token, origin_dataset, origin_name, excluded, \
-                                  flags, unchanged_from, unchanged_to, listed, append_only, transfer_holds";
+                                  flags, unchanged_from, unchanged_to, listed, append_only, transfer_holds, destroy_after, trashed";
 
 /// A dataset without its snapshots, bookmarks and marks, from the columns [`DATASET`] beginning at `first`.
 pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, DbError> {
@@ -105,6 +105,8 @@ pub(super) fn dataset(row: &Row<'_>, first: usize) -> Result<DatasetInventory, D
             .flat_map(|tags| tags.lines())
             .map(str::to_owned)
             .collect(),
+        destroy_after: nullable(row, first + 14, unsigned)?,
+        trashed: nullable(row, first + 15, trashed)?,
         ..DatasetInventory::default()
     })
 }
@@ -188,6 +190,11 @@ pub(super) fn estimate(row: &Row<'_>) -> Result<(Uuid, Estimated), DbError> {
 
 /// The pools of a host that could not be listed.
 pub(super) fn unlisted_pools(row: &Row<'_>, column: usize) -> Result<UnlistedPools, DbError> {
+    serde_json::from_str(&text(row, column)?).map_err(|error| damaged(column, error))
+}
+
+/// What is in the trash of a dataset.
+fn trashed(row: &Row<'_>, column: usize) -> Result<Vec<Trashed>, DbError> {
     serde_json::from_str(&text(row, column)?).map_err(|error| damaged(column, error))
 }
 

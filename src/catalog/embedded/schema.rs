@@ -112,12 +112,15 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE dataset ADD COLUMN append_only INTEGER;",
     // Version 6: the tags of the holds that transfers have left on a dataset's snapshots, one per line.
     "ALTER TABLE dataset ADD COLUMN transfer_holds TEXT;",
+    // Version 7: for how many seconds what orders destroy stays in the trash, and what is there, as a JSON list.
+    "ALTER TABLE dataset ADD COLUMN destroy_after INTEGER;
+    ALTER TABLE dataset ADD COLUMN trashed TEXT;",
 ];
 
 /// The first version that has estimates.
 pub(super) const WITH_ESTIMATES: i64 = 2;
 /// The first version whose hosts, datasets and outcomes have all columns that are read.
-pub(super) const WITH_ALL_COLUMNS: i64 = 6;
+pub(super) const WITH_ALL_COLUMNS: i64 = 7;
 
 /// The version of the catalogs that this program writes.
 pub(super) fn version() -> i64 {

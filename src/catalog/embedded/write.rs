@@ -138,13 +138,15 @@ fn set_listed(tx: &Transaction<'_>, id: i64, mut listed: DatasetInventory) -> Re
         let row = found.next()?.ok_or_else(|| DbError::Damaged(format!("dataset {id} does not exist")))?;
         (rows::integer(row, 0)? != 0).then(|| rows::dataset(row, 1)).transpose()?
     };
-    // The listing that follows an order does not say what local.json forbids.
-    listed.append_only = listed.append_only.or(known.as_ref().and_then(|known| known.append_only));
+    // The listing that follows an order does not say what local.json forbids, and what is in the trash.
+    listed.snapshots = snapshots;
+    listed.complete_from(known.as_ref());
+    let snapshots = std::mem::take(&mut listed.snapshots);
     if known.as_ref() != Some(&listed) {
         let update = "UPDATE dataset SET present = 1, volume = ?2, guid = ?3, written = ?4, encrypted = ?5,
                       resume_token = ?6, origin_dataset = ?7, origin_name = ?8, excluded = ?9, flags = ?10,
                       unchanged_from = ?11, unchanged_to = ?12, listed = ?13, append_only = ?14,
-                      transfer_holds = ?15
+                      transfer_holds = ?15, destroy_after = ?16, trashed = ?17
                       WHERE id = ?1";
         let origin = listed.origin.as_ref();
         tx.prepare_cached(update)?.execute(params![
@@ -163,6 +165,8 @@ fn set_listed(tx: &Transaction<'_>, id: i64, mut listed: DatasetInventory) -> Re
             listed.unchanged.map(|unchanged| unchanged.listed),
             listed.append_only,
             (!listed.transfer_holds.is_empty()).then(|| listed.transfer_holds.join("\n")),
+            listed.destroy_after.map(u64::cast_signed),
+            listed.trashed.as_ref().and_then(|trashed| serde_json::to_string(trashed).ok()),
         ])?;
     }
     set_snapshots(tx, id, snapshots)?;

@@ -6,7 +6,7 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
 
-use crate::model::{DatasetKind, SendFlags};
+use crate::model::{DatasetKind, SendFlags, Trashed};
 
 /// Every key that a record of any kind may have.
 #[derive(serde::Deserialize)]
@@ -50,6 +50,10 @@ pub(super) struct Line<'a> {
     pub send_flags: Option<SendFlags>,
     #[serde(default)]
     pub transfer_holds: Option<Vec<String>>,
+    #[serde(default)]
+    pub destroy_after: Option<Number>,
+    #[serde(default)]
+    pub trashed: Option<Vec<Trashed>>,
     /// `Some(None)` if the value is `null`, `None` if the key is missing.
     #[serde(default, deserialize_with = "null_or_value")]
     pub observed: Option<Option<Timestamp>>,

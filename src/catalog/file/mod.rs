@@ -8,7 +8,7 @@
 //! - the same keys with a `name` that begins with `#`: a bookmark;
 //! - `host`, `dataset`, `name`, `creation` and the flag `#NotWritten`: a slot in which no snapshot was taken;
 //! - `host`, `dataset` (and `kind`, `guid`, `written`, `encrypted`, `resume_token`, `origin`, `excluded`, `append_only`,
-//!   `send_flags`, `transfer_holds`): a dataset, which may have no snapshots;
+//!   `send_flags`, `transfer_holds`, `destroy_after`, `trashed`): a dataset, which may have no snapshots;
 //! - `host`, `observed`: when the host was listed; `null` for a host that was not listed.
 //!
 //! Records may come in any order. A dataset needs no record of its own if it has a record of a snapshot, a bookmark or

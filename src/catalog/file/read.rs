@@ -200,7 +200,7 @@ fn refuse_keys(kind: &str, foreign: &[(&str, bool)]) -> Result<(), String> {
     }
 }
 
-fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 9] {
+fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 11] {
     [
         ("kind", line.kind.is_some()),
         ("written", line.written.is_some()),
@@ -211,6 +211,8 @@ fn dataset_keys<'l>(line: &Line<'_>) -> [(&'l str, bool); 9] {
         ("append_only", line.append_only.is_some()),
         ("send_flags", line.send_flags.is_some()),
         ("transfer_holds", line.transfer_holds.is_some()),
+        ("destroy_after", line.destroy_after.is_some()),
+        ("trashed", line.trashed.is_some()),
     ]
 }
 
@@ -249,6 +251,10 @@ impl FileDataset {
         self.inventory.append_only = line.append_only;
         self.inventory.flags = line.send_flags;
         self.inventory.transfer_holds = line.transfer_holds.unwrap_or_default();
+        self.inventory.destroy_after = line.destroy_after.map(|Number(seconds)| seconds);
+        if let Some(trashed) = line.trashed {
+            self.inventory.set_trashed(trashed);
+        }
         Ok(())
     }
 

@@ -8,6 +8,8 @@ use crate::model::{
 };
 use chrono::{DateTime, Utc};
 
+use crate::model::Trashed;
+
 fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::from_timestamp(seconds, 0).unwrap()
 }
@@ -193,6 +195,8 @@ prop_compose! {
             append_only: encrypted.then_some(true),
             flags: encrypted.then_some(crate::model::SendFlags::Raw),
             transfer_holds: resume_token.iter().cloned().collect(),
+            destroy_after: written,
+            trashed: encrypted.then(|| vec![Trashed { guid: Guid(7), since: at(9), used: 8 }]),
             resume_token,
             unchanged: None,
             snapshots: (0..).zip(snapshots).map(named).collect(),

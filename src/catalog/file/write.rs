@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::model::{
     Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, SendFlags,
-    Snapshot,
+    Snapshot, Trashed,
 };
 
 #[derive(Serialize)]
@@ -38,6 +38,10 @@ struct DatasetRecord<'a> {
     send_flags: Option<SendFlags>,
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     transfer_holds: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destroy_after: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trashed: Option<&'a [Trashed]>,
 }
 
 #[derive(Serialize)]
@@ -91,7 +95,7 @@ fn write_dataset(
     listed: &DatasetInventory,
 ) -> io::Result<()> {
     let DatasetInventory { kind, guid, written, encrypted, origin, excluded, flags, .. } = listed;
-    let DatasetInventory { resume_token, append_only, transfer_holds, .. } = listed;
+    let DatasetInventory { resume_token, append_only, transfer_holds, destroy_after, trashed, .. } = listed;
     let DatasetInventory { snapshots, bookmarks, not_written, .. } = listed;
     let record = DatasetRecord {
         host,
@@ -106,6 +110,8 @@ fn write_dataset(
         append_only: *append_only,
         send_flags: *flags,
         transfer_holds,
+        destroy_after: *destroy_after,
+        trashed: trashed.as_deref(),
     };
     write_line(out, &record)?;
     for Snapshot { name, guid, createtxg, creation, userrefs, has_clones, used, marks } in snapshots {

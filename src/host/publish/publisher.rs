@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::catalog::{CatalogError, Change, ConsulCatalog, differences};
+use crate::host::trash;
 use crate::model::{DatasetInventory, DatasetName, HostInventory, HostListing, HostName, UnlistedPools};
 use crate::policy::Local;
 use crate::sys::batcher::Batcher;
@@ -120,7 +121,11 @@ impl Publisher {
         let for_datasets = Arc::clone(zfs);
         let list = move |datasets: Vec<DatasetName>| -> Running<Vec<Listed>> {
             let zfs = Arc::clone(&for_datasets);
-            Box::pin(async move { zfs.list(&datasets, Depth::Only).await })
+            Box::pin(async move {
+                let mut listed = zfs.list(&datasets, Depth::Only).await?;
+                trash::add(&*zfs, &mut listed).await;
+                Ok(listed)
+            })
         };
         let zfs = Arc::clone(zfs);
         let list_pools = move |roots: Vec<DatasetName>, known: Known| -> Running<HostListing> {

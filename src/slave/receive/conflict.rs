@@ -40,6 +40,13 @@ impl<Z: Zfs> Receiver<Z> {
         if let Some((kept, why)) = newer.iter().find_map(|s| Some((s, floor.kept.get(&s.guid)?))) {
             return Err(refused(&format!("that would destroy @{}, and {why}", kept.name)));
         }
+        if let (false, Some(_)) = (newer.is_empty(), self.local.destroy_after(dataset)) {
+            // ZFS rolls back only if the newer snapshots are destroyed at once.
+            let reason = "that would destroy snapshots, which \"destroy_after\" in local.json keeps in the trash first";
+            return Err(refused(reason).with_hint(
+                "set \"on_divergence\": \"set_aside\" in server.json, which keeps the copy under another name and starts a new one",
+            ));
+        }
         if found.resume_token.is_some() {
             self.zfs.abort_receive(dataset).await?;
         }

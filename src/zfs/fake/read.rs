@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::tags::set_transfer_holds;
+use crate::model::tags::set_holds;
 use crate::model::{DatasetName, HostListing, SnapName};
 use crate::zfs::fake::pools::{Fake, failed};
 use crate::zfs::fake::token::Token;
@@ -44,8 +44,8 @@ impl ZfsRead for Fake {
         for (name, found) in &mut datasets {
             let held: BTreeSet<&SnapName> = found.held_by_unknown().map(|s| &s.name).collect();
             let on = pools.holds.iter().filter(|(dataset, snapshot, _)| dataset == name && held.contains(snapshot));
-            let tags = on.map(|(.., tag)| tag.clone()).collect();
-            set_transfer_holds(found, tags);
+            let holds = on.map(|(_, snapshot, tag)| (snapshot.clone(), tag.clone())).collect();
+            set_holds(found, holds);
         }
         drop(pools);
         Ok(HostListing { datasets, unlisted })

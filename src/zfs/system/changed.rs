@@ -27,8 +27,9 @@ fn is_current(known: &DatasetInventory, now: &DatasetInventory, changed: Option<
         && (unchanged.from..=unchanged.to).contains(&changed)
         && (unchanged.listed..unchanged.listed + MAX_AGE).contains(&at)
         // A hold or a clone keeps a snapshot from being pruned, and may be gone by now, so the snapshots are listed
-        // again. This does not matter for the newest snapshot, which is never pruned.
-        && known.snapshots.iter().rev().skip(1).all(|snapshot| snapshot.userrefs == 0 && !snapshot.has_clones)
+        // again. This does not matter for the newest snapshot, which is never pruned, and for what is in the trash,
+        // because its holds are listed in any case.
+        && known.snapshots.iter().rev().skip(1).all(|snapshot| known.other_holds(snapshot) == 0 && !snapshot.has_clones)
 }
 
 impl Runner {
@@ -46,7 +47,7 @@ impl Runner {
             }
         };
         let mut listing = self.each_pool(roots, each).await?;
-        self.add_transfer_holds(&mut listing.datasets).await;
+        self.add_holds(&mut listing.datasets).await;
         Ok(listing)
     }
 

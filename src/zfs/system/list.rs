@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_lite::future;
 
 use crate::model::inventory::NOT_IMPORTED;
-use crate::model::tags::set_transfer_holds;
+use crate::model::tags::set_holds;
 use crate::model::{DatasetInventory, DatasetName, HostListing, SnapName};
 use crate::sys::runtime;
 use crate::zfs::parse::DatasetRow;
@@ -125,19 +125,22 @@ impl Runner {
         parse::holds(&output).map_err(|reason| self.unreadable(&argv, reason))
     }
 
-    /// Adds to datasets the tags of the holds that transfers have left. If they cannot be listed, they are unknown.
-    pub(super) async fn add_transfer_holds(&self, datasets: &mut [Listed]) {
+    /// Adds to datasets what their holds say: which transfers have left holds, and what is in the trash. If the holds
+    /// cannot be listed, they are unknown.
+    pub(super) async fn add_holds(&self, datasets: &mut [Listed]) {
         let held = datasets.iter().flat_map(|(name, found)| found.held_by_unknown().map(move |s| (name, &s.name)));
         let held: Vec<(&DatasetName, &SnapName)> = held.collect();
-        let mut tags: BTreeMap<DatasetName, Vec<String>> = BTreeMap::new();
+        let mut by_dataset: BTreeMap<DatasetName, Vec<(SnapName, String)>> = BTreeMap::new();
         for batch in held.chunks(MAX_NAMED) {
             match self.holds(batch.iter().copied()).await {
-                Ok(holds) => holds.into_iter().for_each(|(dataset, _, tag)| tags.entry(dataset).or_default().push(tag)),
+                Ok(holds) => holds
+                    .into_iter()
+                    .for_each(|(dataset, name, tag)| by_dataset.entry(dataset).or_default().push((name, tag))),
                 Err(error) => log::debug!("{error}"),
             }
         }
         for (name, found) in datasets {
-            set_transfer_holds(found, tags.remove(name).unwrap_or_default());
+            set_holds(found, by_dataset.remove(name).unwrap_or_default());
         }
     }
 
