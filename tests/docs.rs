@@ -368,6 +368,7 @@ fn main_page_has_every_action_and_field_of_an_order() {
         Action::EstimateSend,
         Action::EstimateDestroy,
         Action::ForgetDestination,
+        Action::UndeleteSnapshot,
     ] {
         assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
     }

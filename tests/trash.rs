@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use common::{ds, guids, host, local, names, order, snap};
 use zsync::agent::Agent;
+use zsync::cli::report::Format;
+use zsync::commands::trash::render;
+use zsync::fleet::trash::Way;
 use zsync::model::{Action, Guid, ResponseStatus};
 use zsync::sys::runtime;
 use zsync::wire::{DirectorsOrder, Facts, Response};
@@ -169,4 +172,47 @@ fn copy_with_a_trash_is_not_rolled_back_past_a_snapshot() {
     let (response, _) = pair.carry_out(&all(third));
     assert!(!response.is_success && response.message().contains("\"destroy_after\" in local.json"), "{response:?}");
     assert_eq!(pair.copy(), [first, second]);
+}
+
+#[test]
+fn snapshot_taken_back_stays_whatever_is_ordered_until_its_hold_is_released() {
+    let alpha = Host::new(KEPT);
+    assert!(alpha.destroy_all().is_success);
+    let all = alpha.all(Action::UndeleteSnapshot);
+    let undelete = DirectorsOrder { snapshot_uuid: vec![all.snapshot_uuid[0].clone()], ..all.clone() };
+    let (response, facts) = alpha.carry_out(&undelete);
+    assert_eq!((response.is_success, response.error.as_str()), (true, "taken back from the trash: 1"), "{response:?}");
+    assert_eq!(facts.into_iter().find_map(|fact| fact.listing).unwrap().inventory.trashed.map(|t| t.len()), Some(2));
+    assert_eq!(alpha.holds(), ["S_1 undeleted", "S_2 doomed", "S_3 doomed"]);
+    let response = alpha.destroy_all();
+    assert!(response.error.contains("tank/data@S_1 stays: it is held (zsync:undeleted)"), "{response:?}");
+    // What is not in the trash is an error, and does not stop the others.
+    let (response, _) = alpha.carry_out(&all);
+    assert!(!response.is_success && response.error.contains("2 of the snapshots are not in the trash"), "{response:?}");
+    assert!(response.error.contains("taken back from the trash: 2"), "{response:?}");
+    assert_eq!(alpha.holds(), ["S_1 undeleted", "S_2 undeleted", "S_3 undeleted"]);
+    runtime::block_on(alpha.zfs.release("zsync:undeleted", &ds("tank/data"), &[snap("S_1")])).unwrap();
+    assert!(alpha.destroy_all().error.starts_with("moved 1 to the trash"));
+}
+
+#[test]
+fn trash_is_listed_and_emptied_on_its_host_only() {
+    let alpha = Host::new(KEPT);
+    assert!(alpha.destroy_all().is_success);
+    alpha.hold("by-hand", "S_2");
+    let name = host("alpha");
+    let way = Way::Own(Arc::new(alpha.agent));
+    let (found, problems) = runtime::block_on(way.list(&name)).unwrap();
+    assert!(problems.is_empty());
+    let listed: Vec<String> = found.iter().map(|entry| entry.snapshot.to_string()).collect();
+    assert_eq!(listed, ["S_1", "S_2", "S_3"]);
+    assert!(found.iter().all(|entry| entry.until == Some(entry.since + chrono::TimeDelta::days(7))));
+    let table = render(&name, &found, Format::Table);
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    assert!(table.ends_with("3 snapshots in the trash of alpha (at least 0B)\n"), "{table}");
+    let (remark, problems) = runtime::block_on(way.empty(&found)).unwrap();
+    assert_eq!(remark, "destroyed 2; tank/data@S_2 stays: it is held (by-hand)");
+    assert!(problems.is_empty(), "{problems:?}");
+    assert_eq!(names(&alpha.zfs, "tank/data"), ["S_2", "S_4"]);
+    assert_eq!(render(&name, &[], Format::Table), "nothing is in the trash of alpha\n");
 }

@@ -48,7 +48,29 @@ impl<'a> Engine<'a> {
         (0..self.policy.datasets.len()).for_each(|entry| pass.decide_entry(entry));
         let mut plan = pass.finish();
         plan.notices.extend(self.leftovers(inventory));
+        plan.notices.extend(self.trash(inventory));
         plan
+    }
+
+    /// A notice for each host of the policy in whose trash there is anything.
+    fn trash(&self, inventory: &Inventory) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for (host, known) in &inventory.hosts {
+            let trashed = || known.datasets.values().flat_map(|dataset| dataset.trashed.iter().flatten());
+            let Some(entry) = self.entry_naming(host).filter(|_| trashed().next().is_some()) else { continue };
+            let bytes = trashed().fold(0u64, |sum, trashed| sum.saturating_add(trashed.used));
+            let kind = NoticeKind::InTrash { snapshots: trashed().count(), bytes };
+            notices.push(Notice { entry, host: host.clone(), dataset: None, kind });
+        }
+        notices
+    }
+
+    /// The first entry that names a host.
+    fn entry_naming(&self, host: &HostName) -> Option<usize> {
+        let names = |e: &DatasetPolicy| {
+            e.hostname == *host || e.policies.iter().flat_map(|p| &p.sync_on).any(|to| to.host == *host)
+        };
+        self.policy.datasets.iter().position(names)
     }
 
     /// A notice for each host on which transfers have left something for destinations that the policy no longer has.
@@ -58,10 +80,7 @@ impl<'a> Engine<'a> {
             by_host.entry(left.host.clone()).or_default().push(left);
         }
         let notice = |(host, left): (HostName, Vec<Leftover>)| {
-            let names = |e: &DatasetPolicy| {
-                e.hostname == host || e.policies.iter().flat_map(|p| &p.sync_on).any(|to| to.host == host)
-            };
-            let entry = self.policy.datasets.iter().position(names).unwrap_or_default();
+            let entry = self.entry_naming(&host).unwrap_or_default();
             Notice { entry, host, dataset: None, kind: NoticeKind::Leftovers(Leftovers::of(&left)) }
         };
         by_host.into_iter().map(notice).collect()

@@ -122,6 +122,13 @@ pub enum NoticeKind {
     },
     /// Transfers have left holds or cursors for destinations that the policy no longer has.
     Leftovers(Leftovers),
+    /// Snapshots that orders would have destroyed are in the trash of the host, and use space.
+    InTrash {
+        /// How many snapshots.
+        snapshots: usize,
+        /// How many bytes they use at least; 0 if unknown.
+        bytes: u64,
+    },
     /// The destination has snapshots, but none in common with the source, so nothing is destroyed there.
     NothingInCommon {
         /// The source.
@@ -177,10 +184,11 @@ impl NoticeKind {
         }
     }
 
-    /// Whether the notice says that datasets of the policy are left alone, which is meant, but easily forgotten.
+    /// Whether the notice says that datasets of the policy are left alone, or that snapshots are in the trash, which is
+    /// meant, but easily forgotten.
     #[must_use]
     pub fn is_reminder(&self) -> bool {
-        matches!(self, Self::Excluded | Self::SourcesGone { .. })
+        matches!(self, Self::Excluded | Self::SourcesGone { .. } | Self::InTrash { .. })
     }
 
     /// Whether the notice is the only sign that part of the policy is not carried out: no order fails because of it.
@@ -204,6 +212,7 @@ impl NoticeKind {
             | Self::NothingInCommon { .. }
             | Self::SourcesGone { .. }
             | Self::Leftovers(_)
+            | Self::InTrash { .. }
             | Self::OutOfOrder { .. }
             | Self::AppendOnly { .. } => false,
         }
@@ -317,6 +326,12 @@ impl fmt::Display for Notice {
                 }
             }
             NoticeKind::Leftovers(left) => left.fmt(f),
+            NoticeKind::InTrash { snapshots, bytes } => {
+                let mib = bytes >> 20;
+                let size = if mib < 10_000 { format!("{mib} MiB") } else { format!("{} GiB", mib >> 10) };
+                let what = if *snapshots == 1 { "snapshot" } else { "snapshots" };
+                write!(f, "has {snapshots} {what} in the trash (at least {size}); see zsync trash {host}")
+            }
             NoticeKind::NothingInCommon { with, copy_of } => {
                 write!(f, "has no snapshot in common with {with}, so nothing is destroyed there")?;
                 copy_of.iter().try_for_each(|of| write!(f, "; it is a copy of {of}"))

@@ -115,7 +115,7 @@ fn time(t: DateTime<Utc>) -> String {
 }
 
 /// The tags of the holds on snapshots of one dataset.
-type Tags = BTreeMap<SnapName, Vec<String>>;
+pub(super) type Tags = BTreeMap<SnapName, Vec<String>>;
 
 /// The tags of the holds on these snapshots, for messages: if ZFS cannot list them, they are left out.
 async fn tags_of(zfs: &impl ZfsRead, dataset: &DatasetName, names: Vec<SnapName>) -> Tags {
@@ -178,18 +178,24 @@ fn guards(of: &DatasetInventory, request: &DestroyRequest) -> Vec<Named> {
 
 /// Counts what happened to an order's snapshots.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     destroyed: usize,
     trashed: usize,
     /// Until when they stay in the trash.
     until: Option<DateTime<Utc>>,
-    kept: Vec<String>,
+    pub(super) kept: Vec<String>,
     failed: Vec<String>,
 }
 
 impl Tally {
     /// Counts the fates of one dataset's victims; returns the guids of those that no longer exist.
-    fn count(&mut self, dataset: &DatasetName, victims: Vec<Named>, fates: Vec<Fate>, tags: &Tags) -> Vec<Guid> {
+    pub(super) fn count(
+        &mut self,
+        dataset: &DatasetName,
+        victims: Vec<Named>,
+        fates: Vec<Fate>,
+        tags: &Tags,
+    ) -> Vec<Guid> {
         let mut gone = Vec::new();
         for (Named { name, guid }, fate) in victims.into_iter().zip(fates) {
             let reason = match fate {
@@ -213,7 +219,7 @@ impl Tally {
         gone
     }
 
-    fn finish(self) -> Result<Success, OrderError> {
+    pub(super) fn finish(self) -> Result<Success, OrderError> {
         if !self.failed.is_empty() {
             let reason = format!("cannot destroy {}", self.failed.join(", "));
             return Err(OrderError::new(ResponseStatus::Zerror, reason));
@@ -300,7 +306,7 @@ impl<Z: Zfs> Agent<Z> {
     /// Destroys snapshots, of which those in the trash are taken out of it at the last moment. One that cannot be
     /// destroyed goes back there, with the time that it had. If this is interrupted, it is outside, and the next order
     /// moves it to the trash again, for the whole time.
-    async fn destroy_trashed(
+    pub(super) async fn destroy_trashed(
         &self,
         dataset: &DatasetName,
         victims: &[Named],

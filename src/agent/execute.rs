@@ -104,6 +104,7 @@ impl<Z: Zfs> Agent<Z> {
             Request::EstimateSend(request) => self.estimate_send(request).await,
             Request::EstimateDestroy(request) => self.estimate_destroy(request).await,
             Request::Forget(request) => self.forget(request, context).await,
+            Request::Undelete(request) => self.undelete(request, context).await,
         }
     }
 
@@ -115,7 +116,7 @@ impl<Z: Zfs> Agent<Z> {
                 return publisher.behind().is_none();
             }
             Request::Send(send) => send.dataset.iter().for_each(|dataset| context.record_changed(dataset)),
-            Request::Take(_) | Request::Destroy(_) | Request::Forget(_) => {}
+            Request::Take(_) | Request::Destroy(_) | Request::Forget(_) | Request::Undelete(_) => {}
         }
         let LocalChanges { mut datasets, marks } = context.take_changes();
         datasets.retain(|dataset| self.local.permission_to_list(dataset).is_ok());

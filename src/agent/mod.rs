@@ -24,6 +24,7 @@ mod service;
 mod session;
 mod take;
 mod transfer;
+mod trash;
 
 pub use context::FactSink;
 pub use journal::{Journal, JournalError};

@@ -50,6 +50,8 @@ pub enum Request {
     EstimateDestroy(DestroyRequest),
     /// Remove what transfers have left for destinations that are given up.
     Forget(ForgetRequest),
+    /// Take snapshots back from the trash.
+    Undelete(UndeleteRequest),
 }
 
 /// A request to take one snapshot of several datasets at once.
@@ -107,6 +109,12 @@ pub struct SnapshotToDestroy {
     pub(crate) expected: Option<ExpectedSnapshot>,
 }
 
+/// A request to take snapshots back from the trash.
+#[derive(Clone, Debug)]
+pub struct UndeleteRequest {
+    pub(crate) snapshots: BTreeMap<DatasetName, Vec<SnapshotToDestroy>>,
+}
+
 /// A request to remove what transfers have left for destinations that are given up.
 #[derive(Clone, Debug)]
 pub struct ForgetRequest {
@@ -151,6 +159,7 @@ impl Request {
             Self::EstimateSend(_) => Action::EstimateSend,
             Self::EstimateDestroy(_) => Action::EstimateDestroy,
             Self::Forget(_) => Action::ForgetDestination,
+            Self::Undelete(_) => Action::UndeleteSnapshot,
         }
     }
 
@@ -160,7 +169,9 @@ impl Request {
             // Without a cursor, the next transfer may have to be a full copy.
             Self::Destroy(_) | Self::Forget(_) => true,
             Self::Send(send) => send.allowed.rollback || send.allowed.on_divergence != OnDivergence::Stop,
-            Self::Take(_) | Self::List(_) | Self::EstimateSend(_) | Self::EstimateDestroy(_) => false,
+            Self::Take(_) | Self::List(_) | Self::EstimateSend(_) | Self::EstimateDestroy(_) | Self::Undelete(_) => {
+                false
+            }
         }
     }
 
@@ -223,6 +234,9 @@ impl TryFrom<DirectorsOrder> for Request {
             Action::EstimateSend => estimate_send(order).map(Self::EstimateSend),
             Action::EstimateDestroy => destroy(order).map(Self::EstimateDestroy),
             Action::ForgetDestination => Ok(Self::Forget(forget(order))),
+            Action::UndeleteSnapshot => {
+                destroy(order).map(|named| Self::Undelete(UndeleteRequest { snapshots: named.snapshots }))
+            }
         }
     }
 }
@@ -340,9 +354,11 @@ impl From<&DirectorsOrder> for OrderKey {
             id: order.order_uuid,
             fingerprint: Uuid::new_v5(&SNAPSHOT_NAMESPACE, &content),
             has_effects: match order.action {
-                Action::TakeSnapshot | Action::SendSnapshot | Action::DestroySnapshot | Action::ForgetDestination => {
-                    true
-                }
+                Action::TakeSnapshot
+                | Action::SendSnapshot
+                | Action::DestroySnapshot
+                | Action::ForgetDestination
+                | Action::UndeleteSnapshot => true,
                 Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => false,
             },
         }

@@ -45,6 +45,10 @@ fn dataset_differences(
             Some(before) if (before.userrefs, before.has_clones) != (snapshot.userrefs, snapshot.has_clones) => {
                 lines.push(format!("{} had different holds or clones in the catalog", name.at(&snapshot.name)));
             }
+            Some(_) if known.trashed(snapshot.guid).is_some() != found.trashed(snapshot.guid).is_some() => {
+                let before = if known.trashed(snapshot.guid).is_some() { "in the trash" } else { "not in the trash" };
+                lines.push(format!("{} was {before} in the catalog", name.at(&snapshot.name)));
+            }
             Some(_) => {}
         }
     }

@@ -153,6 +153,7 @@ pub trait CatalogWrite: CatalogRead {
 }
 
 /// One change to what is known of a dataset.
+#[allow(clippy::large_enum_variant, reason = "most changes are listings")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     /// The dataset was listed. Snapshots that an order destroyed have to be marked before this change, while the

@@ -17,6 +17,8 @@ pub mod schema;
 pub mod slave;
 pub mod status;
 pub mod tls;
+pub mod trash;
+pub mod undelete;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -65,6 +67,10 @@ pub enum Command {
     Forget(forget::ForgetArgs),
     /// Show or forget the fences by which this host's agent recognises the director that leads
     Fences(fences::FencesArgs),
+    /// List the snapshots of a host that orders would have destroyed and that its trash keeps
+    Trash(trash::TrashArgs),
+    /// Take snapshots back from the trash of their host
+    Undelete(undelete::UndeleteArgs),
     /// Import zeplic's records about snapshots from Consul
     Migrate(migrate::MigrateArgs),
     /// Create and inspect the certificates with which hosts authenticate each other
@@ -90,6 +96,8 @@ impl Cli {
             Command::Clean(args) => clean::run(&args),
             Command::Forget(args) => forget::run(args),
             Command::Fences(args) => fences::run(&args),
+            Command::Trash(args) => trash::run(args),
+            Command::Undelete(args) => undelete::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
             Command::Completions(args) => completions::run(&args, Self::command()),
@@ -109,6 +117,8 @@ impl Cli {
             Command::Status(args) => (Some(&args.common), false),
             Command::Clean(args) => (Some(&args.common), false),
             Command::Forget(args) => (Some(&args.common), false),
+            Command::Trash(args) => (Some(&args.common), false),
+            Command::Undelete(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
             Command::Fences(_) | Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
         };

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -12,10 +13,11 @@ use crate::config;
 use crate::consul::Consul;
 use crate::fleet::health::{self, ServiceHealth};
 use crate::fleet::live_status::{LiveStatus, StatusPlace};
+use crate::fleet::trash::Way;
 use crate::fleet::{Dispatcher, FleetState};
 use crate::host::publish::publisher::Publisher;
 use crate::model::HostName;
-use crate::policy::{CatalogConfig, Policy};
+use crate::policy::{CatalogConfig, Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
@@ -66,6 +68,30 @@ pub async fn dispatcher<Z: Zfs>(
         Err(format!("this process carries out no orders on {here}"))
     };
     Dispatcher { here: here.clone(), own, tls }
+}
+
+/// The way to one host for a command: the agent of another host, as the policy says, or for this host an agent in this
+/// process, which needs no policy.
+pub async fn way_to<Z: Zfs>(
+    host: &HostName,
+    here: &HostName,
+    local: Option<Local>,
+    config: &Path,
+    zfs: Arc<Z>,
+) -> anyhow::Result<Way<Z>> {
+    if host == here {
+        let local = local.with_context(|| {
+            format!("cannot look into the trash of this host ({here}): zsync touches no dataset without a local.json")
+        })?;
+        zfs.check_version().await?;
+        return Ok(Way::Own(Arc::new(Agent::new(here.clone(), zfs, Arc::new(local)))));
+    }
+    // A user waits for the result.
+    let policy = Arc::new(Policy { retry_for: Duration::ZERO, ..config::load_policy(config)? });
+    let own = Err(format!("this process carries out no orders on {here}"));
+    let agents = Dispatcher { here: here.clone(), own, tls: load_tls(&policy)? };
+    let (policy, _) = with_services(policy, &agents).await?;
+    Ok(Way::Fleet(policy, Box::new(agents)))
 }
 
 /// Whether orders to this host are carried out in the director's process: the policy names the host and has no address

@@ -160,6 +160,7 @@ pub(crate) fn verb(action: Action) -> &'static str {
         Action::DestroySnapshot => "destroy",
         Action::KvResync => "resync",
         Action::ForgetDestination => "forget",
+        Action::UndeleteSnapshot => "undelete",
         Action::EstimateSend | Action::EstimateDestroy => "estimate",
     }
 }

@@ -401,12 +401,19 @@ impl<Z: Zfs> Dispatcher<Z> {
         order: &DirectorsOrder,
         counter: Counter,
     ) -> (Response, Vec<Facts>) {
-        let asking = |facts| self.dispatch(policy, host, order, facts, counter);
-        with_facts(&LISTINGS, asking).await.unwrap_or_else(|error: TooMuchMemory| {
-            let failure = Response::failure(Some(order.order_uuid), ResponseStatus::Busy, error.to_string());
-            (Response { temporary: true, ..failure }, Vec::new())
-        })
+        answered(order, |facts| self.dispatch(policy, host, order, facts, counter)).await
     }
+}
+
+/// Has an order carried out, and returns the response with all facts. It fails if there is too little memory for them.
+pub(super) async fn answered<F: Future<Output = Response>>(
+    order: &DirectorsOrder,
+    run: impl FnOnce(FactSink) -> F,
+) -> (Response, Vec<Facts>) {
+    with_facts(&LISTINGS, run).await.unwrap_or_else(|error: TooMuchMemory| {
+        let failure = Response::failure(Some(order.order_uuid), ResponseStatus::Busy, error.to_string());
+        (Response { temporary: true, ..failure }, Vec::new())
+    })
 }
 
 /// Runs something that reports facts, and returns them with its result. Gives up, and drops the facts, if they are the

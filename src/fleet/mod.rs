@@ -15,6 +15,7 @@ pub mod poll;
 mod silent;
 pub mod state;
 mod touched;
+pub mod trash;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};
 pub use poll::{ask_all, ask_as_in_a_pass};

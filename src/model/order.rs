@@ -54,6 +54,8 @@ pub enum Action {
     EstimateDestroy,
     /// Release the holds and destroy the cursors of transfers to destinations that are given up.
     ForgetDestination,
+    /// Take the snapshots that `SnapshotUUID` lists back from the trash.
+    UndeleteSnapshot,
 }
 
 impl fmt::Display for Action {
@@ -66,6 +68,7 @@ impl fmt::Display for Action {
             Self::EstimateSend => "estimate_send",
             Self::EstimateDestroy => "estimate_destroy",
             Self::ForgetDestination => "forget_destination",
+            Self::UndeleteSnapshot => "undelete_snapshot",
         })
     }
 }

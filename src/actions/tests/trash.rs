@@ -75,6 +75,14 @@ fn prediction_moves_to_the_trash_first_and_destroys_then() {
 }
 
 #[test]
+fn one_reminder_says_how_much_is_in_the_trash_of_a_host() {
+    let known = world("alpha:tank/foo trash=7days B@11-20T10:00* B@11-21T10:00* B@11-23T11:30");
+    let notices = decide(&one(), &known, utc(NOW)).notices;
+    let reminders: Vec<String> = notices.iter().filter(|n| n.kind.is_reminder()).map(ToString::to_string).collect();
+    assert_eq!(reminders, ["alpha has 2 snapshots in the trash (at least 0 MiB); see zsync trash alpha"]);
+}
+
+#[test]
 fn reason_of_a_destroy_names_the_trash() {
     let reason = |words: &str, now: &str| {
         let plan = decide(&one(), &world(&format!("alpha:tank/foo {words} B@11-23T11:30")), utc(now));

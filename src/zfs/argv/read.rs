@@ -99,6 +99,13 @@ pub(crate) fn holds<'a>(snapshots: impl IntoIterator<Item = (&'a DatasetName, &'
     argv
 }
 
+/// Gets how many bytes each of these snapshots alone references.
+pub(crate) fn used<'a>(snapshots: impl IntoIterator<Item = (&'a DatasetName, &'a SnapName)>) -> Vec<String> {
+    let mut argv = words(&["get", "-Hp", "-o", "name,value", "used"]);
+    argv.extend(snapshots.into_iter().map(|(dataset, name)| dataset.at(name)));
+    argv
+}
+
 /// Gets when the snapshots of a dataset arrived, where this host itself recorded it.
 pub(crate) fn arrivals(dataset: &DatasetName) -> Vec<String> {
     let mut argv = words(&["get", "-Hp", "-d", "1", "-t", "snapshot", "-s", "local", "-o", "name,value", ARRIVED]);

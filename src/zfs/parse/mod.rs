@@ -14,6 +14,6 @@ pub use datasets::{
 };
 pub use errors::error_kind;
 pub use script::{changed, fates};
-pub use snapshots::{Hold, Row, arrivals, cloned, holds, join, snapshots};
+pub use snapshots::{Hold, Row, arrivals, cloned, holds, join, snapshots, used};
 pub use stream::{is_token, resumable, size};
 pub use version::{FIRST_WITH_SNAPSHOTS_CHANGED, OLDEST_VERSION, version};

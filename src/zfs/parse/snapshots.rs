@@ -115,6 +115,18 @@ pub fn holds(output: &[u8]) -> Result<Vec<Hold>, ParseError> {
         .collect()
 }
 
+/// Parses the names of snapshots and how many bytes each alone references.
+pub fn used(output: &[u8]) -> Result<Vec<(DatasetName, SnapName, u64)>, ParseError> {
+    lines(output)?
+        .map(|line| {
+            let [full, used] = columns(line)?;
+            let (dataset, name) = full.split_once('@').ok_or_else(|| format!("no @ in {line:?}"))?;
+            let wrong = |e| format!("{e} in {line:?}");
+            Ok((dataset.parse().map_err(wrong)?, name.parse().map_err(wrong)?, number(line, "used", used)?))
+        })
+        .collect()
+}
+
 /// Parses the names and the values of a property of snapshots. Lines of other form belong to a value that an
 /// administrator set, and are left out.
 #[must_use]

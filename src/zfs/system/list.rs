@@ -6,7 +6,7 @@ use futures_lite::future;
 
 use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::set_holds;
-use crate::model::{DatasetInventory, DatasetName, HostListing, SnapName};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostListing, SnapName};
 use crate::sys::runtime;
 use crate::zfs::parse::DatasetRow;
 use crate::zfs::system::runner::Runner;
@@ -139,8 +139,35 @@ impl Runner {
                 Err(error) => log::debug!("{error}"),
             }
         }
-        for (name, found) in datasets {
+        for (name, found) in &mut *datasets {
             set_holds(found, by_dataset.remove(name).unwrap_or_default());
+        }
+        self.add_used(datasets).await;
+    }
+
+    /// Adds to what is in the trash how much space it uses, as far as ZFS says. For all snapshots, that would take much
+    /// longer than the listing.
+    async fn add_used(&self, datasets: &mut [Listed]) {
+        let in_trash = datasets.iter().flat_map(|(name, found)| {
+            let of = found.snapshots.iter().filter(|snapshot| found.trashed(snapshot.guid).is_some());
+            of.map(move |snapshot| (name, &snapshot.name))
+        });
+        let in_trash: Vec<(&DatasetName, &SnapName)> = in_trash.collect();
+        let mut used: BTreeMap<(DatasetName, SnapName), u64> = BTreeMap::new();
+        for batch in in_trash.chunks(MAX_NAMED) {
+            let argv = argv::used(batch.iter().copied());
+            match self.run_listing(&argv).await.map(|output| parse::used(&output)) {
+                Ok(Ok(found)) => used.extend(found.into_iter().map(|(dataset, name, used)| ((dataset, name), used))),
+                Ok(Err(reason)) => log::debug!("{}", self.unreadable(&argv, reason)),
+                Err(error) => log::debug!("{error}"),
+            }
+        }
+        for (dataset, found) in datasets {
+            let names: BTreeMap<Guid, SnapName> = found.snapshots.iter().map(|s| (s.guid, s.name.clone())).collect();
+            for trashed in found.trashed.iter_mut().flatten() {
+                let name = names.get(&trashed.guid).cloned();
+                trashed.used = name.and_then(|name| used.remove(&(dataset.clone(), name))).unwrap_or_default();
+            }
         }
     }
 
