@@ -219,6 +219,7 @@ scenarios!(
     supervised,
     taken_over,
     tls,
+    trash,
     trees,
     trouble
 );
