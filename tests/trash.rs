@@ -1,5 +1,7 @@
 //! Tests of the trash on pools in memory: what an order would destroy is kept for a time, and can be taken back.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
 mod common;
 
 use std::sync::Arc;
