@@ -369,6 +369,7 @@ fn main_page_has_every_action_and_field_of_an_order() {
         Action::EstimateDestroy,
         Action::ForgetDestination,
         Action::UndeleteSnapshot,
+        Action::RestoreDataset,
     ] {
         assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
     }

@@ -105,6 +105,7 @@ impl<Z: Zfs> Agent<Z> {
             Request::EstimateDestroy(request) => self.estimate_destroy(request).await,
             Request::Forget(request) => self.forget(request, context).await,
             Request::Undelete(request) => self.undelete(request, context).await,
+            Request::Restore(request) => self.restore(order.id, request, kept, context).await,
         }
     }
 
@@ -116,6 +117,7 @@ impl<Z: Zfs> Agent<Z> {
                 return publisher.behind().is_none();
             }
             Request::Send(send) => send.dataset.iter().for_each(|dataset| context.record_changed(dataset)),
+            Request::Restore(restore) => context.record_changed(&restore.to),
             Request::Take(_) | Request::Destroy(_) | Request::Forget(_) | Request::Undelete(_) => {}
         }
         let LocalChanges { mut datasets, marks } = context.take_changes();

@@ -4,7 +4,7 @@
 //! checked once and becomes a [`CheckedOrder`], whose [`Request`] has one variant for each kind of order (`request`).
 //! An order that arrives again is answered from memory (`dedup`, `journal`). [`Agent::carry_out`] checks that the
 //! order's director leads, retries temporary failures, and publishes the result (`execute`). Each kind of request has a
-//! file: `take`, `destroy`, `list`, `estimate`, and the folder `transfer` for sends.
+//! file: `take`, `destroy`, `list`, `estimate`, `restore`, and the folder `transfer` for sends.
 //!
 //! Every request is checked against local.json and against ZFS as it is at that moment. Whatever a failed order leaves
 //! behind, the next attempt continues or corrects.
@@ -19,6 +19,7 @@ mod forget;
 mod journal;
 mod list;
 pub mod request;
+mod restore;
 mod resumes;
 mod service;
 mod session;

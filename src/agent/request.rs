@@ -16,7 +16,8 @@ use crate::model::Place;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
 use crate::model::{Action, DatasetName, Guid, HostName, OnDivergence, OrderId, Record, SentTo, SnapName, SnapshotId};
 use crate::policy::DEFAULT_RETRY_FOR;
-use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, Forgotten, PROTOCOL, RenamedFrom};
+use crate::slave::receive::Purpose;
+use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, Forgotten, PROTOCOL, RenamedFrom, RestoreFrom};
 
 /// How many names one order may contain. Directors split larger orders.
 const MAX_NAMES: usize = 20_000;
@@ -52,6 +53,8 @@ pub enum Request {
     Forget(ForgetRequest),
     /// Take snapshots back from the trash.
     Undelete(UndeleteRequest),
+    /// Bring a copy back.
+    Restore(Box<RestoreRequest>),
 }
 
 /// A request to take one snapshot of several datasets at once.
@@ -84,6 +87,41 @@ pub struct SendRequest {
     pub(crate) destinations: Vec<Place>,
     /// The creation time of the oldest snapshot that the destination lacks.
     pub(crate) oldest_unsent: Option<DateTime<Utc>>,
+    /// What the snapshot is sent for.
+    pub(crate) purpose: Purpose,
+}
+
+/// A request to bring a copy back.
+#[derive(Clone, Debug)]
+pub struct RestoreRequest {
+    /// The copy.
+    pub(crate) from: Place,
+    /// The address of the agent of the copy's host, if the order names one.
+    pub(crate) address: Option<String>,
+    /// The snapshot to restore.
+    pub(crate) snapshot: SnapshotId,
+    /// Its name.
+    pub(crate) name: SnapName,
+    /// The dataset that receives.
+    pub(crate) to: DatasetName,
+}
+
+impl SendRequest {
+    /// A request to send a copy back, up to a snapshot. Nothing may be done to what exists there.
+    pub(crate) fn back(copy: DatasetName, snapshot: SnapshotId, to: Place) -> Self {
+        Self {
+            snapshot,
+            dataset: Some(copy),
+            to,
+            address: None,
+            allowed: Allowed::default(),
+            origin_dataset: None,
+            renamed_from: None,
+            destinations: Vec::new(),
+            oldest_unsent: None,
+            purpose: Purpose::Restore(snapshot),
+        }
+    }
 }
 
 /// A request to destroy snapshots.
@@ -146,6 +184,8 @@ pub struct EstimateSendRequest {
     pub(crate) common: Option<Guid>,
     /// The token of an interrupted receive at the destination.
     pub(crate) resume_token: Option<String>,
+    /// What the snapshot would be sent for.
+    pub(crate) purpose: Purpose,
 }
 
 impl Request {
@@ -160,6 +200,7 @@ impl Request {
             Self::EstimateDestroy(_) => Action::EstimateDestroy,
             Self::Forget(_) => Action::ForgetDestination,
             Self::Undelete(_) => Action::UndeleteSnapshot,
+            Self::Restore(_) => Action::RestoreDataset,
         }
     }
 
@@ -169,9 +210,12 @@ impl Request {
             // Without a cursor, the next transfer may have to be a full copy.
             Self::Destroy(_) | Self::Forget(_) => true,
             Self::Send(send) => send.allowed.rollback || send.allowed.on_divergence != OnDivergence::Stop,
-            Self::Take(_) | Self::List(_) | Self::EstimateSend(_) | Self::EstimateDestroy(_) | Self::Undelete(_) => {
-                false
-            }
+            Self::Take(_)
+            | Self::List(_)
+            | Self::EstimateSend(_)
+            | Self::EstimateDestroy(_)
+            | Self::Undelete(_)
+            | Self::Restore(_) => false,
         }
     }
 
@@ -237,6 +281,7 @@ impl TryFrom<DirectorsOrder> for Request {
             Action::UndeleteSnapshot => {
                 destroy(order).map(|named| Self::Undelete(UndeleteRequest { snapshots: named.snapshots }))
             }
+            Action::RestoreDataset => restore(order).map(Box::new).map(Self::Restore),
         }
     }
 }
@@ -266,11 +311,24 @@ fn take(order: DirectorsOrder) -> Result<TakeRequest, OrderError> {
 fn snapshot_and_target(order: &DirectorsOrder) -> Result<(SnapshotId, Place), OrderError> {
     let host = field("Destination", &order.destination)?;
     let dataset = field("DestDataset", &order.dest_dataset)?;
+    Ok((only_snapshot(order)?, Place { host, dataset }))
+}
+
+/// The one snapshot that an order names.
+fn only_snapshot(order: &DirectorsOrder) -> Result<SnapshotId, OrderError> {
     let [snapshot] = order.snapshot_uuid.as_slice() else {
         return Err(OrderError::refused("SnapshotUUID: it must name exactly one snapshot"));
     };
     let uuid = snapshot.split(':').next().unwrap_or(snapshot);
-    Ok((SnapshotId(field("SnapshotUUID", uuid)?), Place { host, dataset }))
+    Ok(SnapshotId(field("SnapshotUUID", uuid)?))
+}
+
+fn restore(order: DirectorsOrder) -> Result<RestoreRequest, OrderError> {
+    let snapshot = only_snapshot(&order)?;
+    let (name, to) = (field("SnapshotName", &order.snapshot_name)?, field("DestDataset", &order.dest_dataset)?);
+    let RestoreFrom { host, dataset, address } =
+        order.restore.ok_or_else(|| OrderError::refused("Restore: it must name the copy"))?;
+    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to })
 }
 
 fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
@@ -289,6 +347,7 @@ fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
         renamed_from: order.renamed_from,
         destinations: order.destinations.into_iter().map(|(host, dataset)| Place { host, dataset }).collect(),
         oldest_unsent: order.oldest_unsent,
+        purpose: Purpose::Copy,
     })
 }
 
@@ -334,7 +393,8 @@ fn estimate_send(order: DirectorsOrder) -> Result<EstimateSendRequest, OrderErro
     let (snapshot, to) = snapshot_and_target(&order)?;
     let common = order.keep_common_with.iter().find(|base| base.host == to.host && base.dataset == to.dataset);
     let common = common.map(|base| base.guid);
-    Ok(EstimateSendRequest { snapshot, dataset: order.dataset, to, common, resume_token: order.resume_token })
+    let purpose = if order.restore.is_some() { Purpose::Restore(snapshot) } else { Purpose::Copy };
+    Ok(EstimateSendRequest { snapshot, dataset: order.dataset, to, common, resume_token: order.resume_token, purpose })
 }
 
 /// Identifies an order, so that an order that arrives again is recognised.
@@ -358,7 +418,8 @@ impl From<&DirectorsOrder> for OrderKey {
                 | Action::SendSnapshot
                 | Action::DestroySnapshot
                 | Action::ForgetDestination
-                | Action::UndeleteSnapshot => true,
+                | Action::UndeleteSnapshot
+                | Action::RestoreDataset => true,
                 Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => false,
             },
         }

@@ -14,7 +14,7 @@ use crate::server::{Counters, acceptor};
 use crate::sys::log_limit::{Complaint, PeerLog};
 use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
-use crate::wire::{AgentLine, DirectorsOrder, Progress, Response};
+use crate::wire::{AgentLine, AskBack, DirectorsOrder, Progress, Response};
 use crate::zfs::Zfs;
 
 /// How often a director gets the progress of an order that reports nothing else.
@@ -34,6 +34,9 @@ struct OrderLabel {
 
 impl<Z: Zfs> Agent<Z> {
     async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
+        if let Ok(AskBack { send_back }) = conn.parse(line) {
+            return self.send_back(conn, send_back).await;
+        }
         let order: DirectorsOrder = conn.parse(line)?;
         let id = order.order_uuid;
         log::debug!("{id}: {} from {}", order.action, conn.peer);

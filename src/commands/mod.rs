@@ -13,6 +13,7 @@ pub mod fences;
 pub mod forget;
 pub mod migrate;
 pub mod plan;
+pub mod restore;
 pub mod schema;
 pub mod slave;
 pub mod status;
@@ -71,6 +72,8 @@ pub enum Command {
     Trash(trash::TrashArgs),
     /// Take snapshots back from the trash of their host
     Undelete(undelete::UndeleteArgs),
+    /// Restore datasets from their copies
+    Restore(restore::RestoreArgs),
     /// Import zeplic's records about snapshots from Consul
     Migrate(migrate::MigrateArgs),
     /// Create and inspect the certificates with which hosts authenticate each other
@@ -98,6 +101,7 @@ impl Cli {
             Command::Fences(args) => fences::run(&args),
             Command::Trash(args) => trash::run(args),
             Command::Undelete(args) => undelete::run(args),
+            Command::Restore(args) => restore::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
             Command::Completions(args) => completions::run(&args, Self::command()),
@@ -119,6 +123,7 @@ impl Cli {
             Command::Forget(args) => (Some(&args.common), false),
             Command::Trash(args) => (Some(&args.common), false),
             Command::Undelete(args) => (Some(&args.common), false),
+            Command::Restore(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
             Command::Fences(_) | Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
         };

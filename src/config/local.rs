@@ -116,6 +116,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     // A director must not be able to destroy backups unless the host that stores them permits it.
     let append_only = object.boolean("append_only", slave);
     let destinations = object.get("destinations").and_then(|node| destinations(&node));
+    let readers = object.get("readers").and_then(|node| readers(&node)).unwrap_or_default();
     let rollback_node = object.get("rollback");
     let rollback = rollback_node.as_ref().and_then(Node::boolean).unwrap_or_default();
     if let (true, Some(node)) = (rollback, &rollback_node) {
@@ -140,6 +141,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
         slave,
         sources,
         destinations,
+        readers,
         take,
         append_only,
         rollback,
@@ -176,6 +178,14 @@ fn destroy_after(node: &Node<'_>, append_only: bool) -> Option<Duration> {
         node.problem("in an append-only dataset, orders destroy nothing; hint: remove \"destroy_after\", or set \"append_only\": false as well, which lets orders move snapshots to the trash");
     }
     duration(node, "a duration, as in \"7days\"", DESTROY_AFTER_BOUNDS)
+}
+
+fn readers(node: &Node<'_>) -> Option<Vec<HostName>> {
+    let items = node.list("a list of host names, as in [\"gamma\"]")?;
+    if items.is_empty() {
+        node.problem("the list is empty; hint: name the hosts that may restore copies of other hosts, or remove \"readers\": the host that a copy came from may always restore it");
+    }
+    Some(items.iter().filter_map(|item| item.parse("a host name")).collect())
 }
 
 fn check_rollback(node: &Node<'_>, slave: bool, append_only: bool) {

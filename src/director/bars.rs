@@ -70,6 +70,27 @@ pub async fn counted<T>(what: &str, counter: &Counter, work: impl Future<Output 
     future::or(work, drawing).await
 }
 
+/// Does the work of one transfer while a bar shows its progress.
+pub async fn transfer<T>(what: &str, counter: &Counter, work: impl Future<Output = T>) -> T {
+    if !is_terminal() {
+        return work.await;
+    }
+    let drawing = async {
+        runtime::sleep(DRAW_AFTER).await;
+        let area = DrawnArea::default();
+        let bar = area.0.add(bar(SIZED));
+        bar.set_prefix(shorten(what));
+        loop {
+            let bytes = counter.get();
+            // A bar of length 0 would be drawn as full.
+            bar.set_length(counter.expected().unwrap_or_default().max(bytes).max(1));
+            bar.set_position(bytes);
+            runtime::sleep(REDRAW_INTERVAL).await;
+        }
+    };
+    future::or(work, drawing).await
+}
+
 /// Does the work of a pass while bars show each running transfer and the total.
 pub async fn for_pass<T>(progress: &PassProgress, work: impl Future<Output = T>) -> T {
     if !is_terminal() {

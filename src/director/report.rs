@@ -161,6 +161,7 @@ pub(crate) fn verb(action: Action) -> &'static str {
         Action::KvResync => "resync",
         Action::ForgetDestination => "forget",
         Action::UndeleteSnapshot => "undelete",
+        Action::RestoreDataset => "restore",
         Action::EstimateSend | Action::EstimateDestroy => "estimate",
     }
 }

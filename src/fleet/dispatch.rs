@@ -103,6 +103,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         from_scratch: false,
         forget: Vec::new(),
         read_only: false,
+        restore: None,
         expected: Vec::new(),
     }
 }

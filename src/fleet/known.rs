@@ -105,6 +105,7 @@ fn entry(permit: Permit) -> LocalDataset {
         slave,
         sources,
         destinations,
+        readers: Vec::new(),
         take,
         append_only,
         rollback,

@@ -12,6 +12,7 @@ pub mod live_status;
 pub mod obstacles;
 pub mod planned;
 pub mod poll;
+pub mod restore;
 mod silent;
 pub mod state;
 mod touched;

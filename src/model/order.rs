@@ -56,6 +56,8 @@ pub enum Action {
     ForgetDestination,
     /// Take the snapshots that `SnapshotUUID` lists back from the trash.
     UndeleteSnapshot,
+    /// Bring a copy back: receive it into `DestDataset`, which must not exist.
+    RestoreDataset,
 }
 
 impl fmt::Display for Action {
@@ -69,6 +71,7 @@ impl fmt::Display for Action {
             Self::EstimateDestroy => "estimate_destroy",
             Self::ForgetDestination => "forget_destination",
             Self::UndeleteSnapshot => "undelete_snapshot",
+            Self::RestoreDataset => "restore_dataset",
         })
     }
 }

@@ -44,6 +44,10 @@ pub const ARRIVED: &str = "zsync:arrived";
 /// value was inherited.
 pub const PARENT: &str = "zsync:parent";
 
+/// The property of a dataset that a restore has not completed: the dataset's own name, which shows whether the value was
+/// inherited.
+pub const RESTORING: &str = "zsync:restoring";
+
 /// The prefix of a role in a certificate, where it is the URI of a subject alternative name: `zsync:role:agent`. Any CA
 /// can issue such a certificate.
 pub const ROLE: &str = "zsync:role:";

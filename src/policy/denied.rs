@@ -148,6 +148,20 @@ pub enum Denied {
         /// Whether the entry is also append-only.
         is_append_only: bool,
     },
+    /// The host that asks for a copy is not the one that the copy came from, and is not among the entry's readers.
+    #[error(
+        "{dataset} must not be sent back to {reader}: it is not a copy of a dataset of {reader}, and \"readers\" of the entry {entry:?} in {file} does not list that host"
+    )]
+    NotReader {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was asked for.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+        /// The host that asks.
+        reader: HostName,
+    },
     /// The receiving host is not among the entry's destinations.
     #[error(
         "{dataset} must not be sent to {destination}: \"destinations\" of the entry {entry:?} in {file} does not list it"
@@ -237,6 +251,9 @@ impl Denied {
             Self::LessProtected { file, entry, there, key, .. } => {
                 format!("to allow this, give the entry {there:?} in {file} the same {key:?} as the entry {entry:?}")
             }
+            Self::NotReader { file, entry, reader, .. } => {
+                format!("to allow this, add {reader:?} to \"readers\" of the entry {entry:?} in {file}")
+            }
         }
     }
 
@@ -256,6 +273,7 @@ impl Denied {
             | Self::AppendOnly { .. }
             | Self::NoTake { .. }
             | Self::NoRollback { .. }
+            | Self::NotReader { .. }
             | Self::DestinationNotAllowed { .. }
             | Self::LessProtected { .. } => DatasetStatus::Docker,
         }

@@ -60,6 +60,8 @@ pub struct LocalDataset {
     pub sources: Option<Vec<HostName>>,
     /// The hosts to which it may be sent; `None`: every host. A copy on this host counts as sent to this host.
     pub destinations: Option<Vec<HostName>>,
+    /// The hosts that may ask for its copies, besides the host that a copy came from.
+    pub readers: Vec<HostName>,
     /// Whether orders may take snapshots of it. The default is the opposite of `slave`.
     pub take: bool,
     /// Whether orders must not destroy, roll back or replace anything in it. The default is the value of `slave`.
@@ -219,6 +221,32 @@ impl Local {
             return Err(Denied::SourceNotAllowed { file, dataset, entry: name, source_host: source.clone() });
         }
         Ok(entry)
+    }
+
+    /// Whether `dataset` may be sent to a host that asks for it, to restore it there. `has_come_from_there` says whether
+    /// it is a copy of a dataset of that host.
+    pub fn permission_to_send_back(
+        &self,
+        dataset: &DatasetName,
+        to: &HostName,
+        has_come_from_there: bool,
+    ) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, false)?;
+        let is_destination = entry.destinations.as_ref().is_some_and(|destinations| destinations.contains(to));
+        if has_come_from_there || is_destination || entry.readers.contains(to) {
+            return Ok(entry);
+        }
+        let (file, dataset, entry) = (self.file.clone(), dataset.clone(), entry.name.clone());
+        Err(Denied::NotReader { file, dataset, entry, reader: to.clone() })
+    }
+
+    /// Whether a peer may ask for copies in the name of the host that it claims to be.
+    pub fn permission_to_ask_back(&self, peer: Option<&Identity>, host: &HostName) -> Result<(), Denied> {
+        let Some(peer) = peer else { return Ok(()) };
+        if !peer.is(host) {
+            return Err(Denied::NotThatHost { peer: peer.to_string(), claimed: host.clone() });
+        }
+        has_role(peer, PeerRole::Agent)
     }
 
     /// Whether an order may destroy snapshots of the dataset.

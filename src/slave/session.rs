@@ -48,6 +48,8 @@ struct Session<'a, Z> {
     has_received: bool,
     /// Whether the dataset may have changed since it was published.
     is_unpublished: bool,
+    /// Counts the bytes of all streams.
+    counter: Counter,
 }
 
 /// A step that succeeded.
@@ -105,6 +107,7 @@ impl<Z: Zfs> Slave<Z> {
             known: None,
             has_received: false,
             is_unpublished: false,
+            counter: Counter::default(),
         };
         let result = session.run().await;
         let (is_unpublished, known) = (session.is_unpublished, session.known);
@@ -117,6 +120,31 @@ impl<Z: Zfs> Slave<Z> {
             self.publish(&order).await;
         }
         result
+    }
+
+    /// Receives what this host has asked another one to send back, on a connection that this host has opened. The
+    /// dataset is locked with `claim`.
+    pub(crate) async fn take_back(
+        receiver: Receiver<Z>,
+        conn: &mut Conn,
+        order: &OrderToSlave,
+        claim: Claim,
+        counter: Counter,
+    ) -> Result<(), WireError> {
+        let slave = Self { receiver, counters: Counters::new(counters::SLAVE) };
+        let mut session = Session {
+            slave: &slave,
+            conn,
+            order,
+            claim: Some(claim),
+            slot: None,
+            destination: ListedDestination::default(),
+            known: None,
+            has_received: false,
+            is_unpublished: false,
+            counter,
+        };
+        session.run().await
     }
 
     /// Checks an order, locks its dataset and waits for a slot. Returns `None` if the order was refused, after sending
@@ -255,7 +283,8 @@ impl<Z: Zfs> Session<'_, Z> {
 
     /// Receives one stream, and counts it.
     async fn receive(&mut self, incoming: &IncomingStream) -> Result<Option<DatasetInventory>, StepFailure> {
-        let (_in_progress, counter) = (self.slave.counters.begin(), Counter::default());
+        let (_in_progress, counter) = (self.slave.counters.begin(), self.counter.clone());
+        let before = counter.get();
         let stream = StreamReceive {
             receiver: &self.slave.receiver,
             order: self.order,
@@ -264,7 +293,7 @@ impl<Z: Zfs> Session<'_, Z> {
             counter: &counter,
         };
         let result = stream.run(self.conn, self.slot.take()).await;
-        self.slave.counters.ended("receive", result.is_ok(), counter.get());
+        self.slave.counters.ended("receive", result.is_ok(), counter.get() - before);
         self.has_received |= result.is_ok();
         result
     }

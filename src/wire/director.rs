@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, SentTo, Snapshot,
-    UnlistedPools,
+    SnapshotId, UnlistedPools,
 };
 use crate::wire::{PER_LINE, Response, default_protocol, text};
 
@@ -99,6 +99,9 @@ pub struct DirectorsOrder {
     /// forget_destination: what transfers have left on sources. `Datasets` has the copies that are given up.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forget: Vec<Forgotten>,
+    /// restore_dataset: the copy that is brought back. estimate_send: the estimate is for restoring this copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<RestoreFrom>,
     /// kv_resync: list all datasets, even those that are unchanged according to ZFS.
     #[serde(default, rename = "Anew", skip_serializing_if = "std::ops::Not::not")]
     pub from_scratch: bool,
@@ -128,6 +131,49 @@ pub struct Forgotten {
     pub dataset: DatasetName,
     /// The destination, as the names of holds and bookmarks show it.
     pub to: SentTo,
+}
+
+/// A copy that is brought back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct RestoreFrom {
+    /// The host of the copy.
+    pub host: HostName,
+    /// The copy.
+    pub dataset: DatasetName,
+    /// The `host:port` of the agent there. The default is the host's name and the default port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// The first line from an agent that restores a dataset to the agent of the host that has the copy. The copy is sent
+/// back on the same connection, on which the host that asked then acts as a slave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SendBack {
+    /// The director's order.
+    #[serde(rename = "OrderUUID")]
+    pub order_uuid: OrderId,
+    /// The host that asks. Its certificate must name it.
+    pub host: HostName,
+    /// The copy.
+    pub dataset: DatasetName,
+    /// The UUID of the snapshot that is wanted.
+    #[serde(rename = "SnapshotUUID")]
+    pub snapshot_uuid: SnapshotId,
+    /// The dataset that receives on the host that asks.
+    pub dest_dataset: DatasetName,
+    /// The protocol's version.
+    #[serde(default = "default_protocol")]
+    pub protocol: u32,
+}
+
+/// The first line of a conversation with an agent that is not an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct AskBack {
+    /// What is asked for.
+    pub send_back: SendBack,
 }
 
 /// A copy of the source that was made before the source was renamed.

@@ -22,8 +22,8 @@ mod slave;
 mod text;
 
 pub use director::{
-    AgentLine, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Forgotten, Listing, Permit, Progress,
-    RenamedFrom,
+    AgentLine, AskBack, CommonBase, DirectorsOrder, ExpectedSnapshot, Facts, Fence, Forgotten, Listing, Permit,
+    Progress, RenamedFrom, RestoreFrom, SendBack,
 };
 pub use response::Response;
 pub use slave::{Alive, CloneOf, DestinationInfo, ListUuids, OrderToSlave, Step};

@@ -347,6 +347,12 @@ pub trait Zfs: ZfsRead {
         value: &str,
     ) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
+    /// Makes a dataset inherit a property again, or have its default.
+    fn inherit(&self, dataset: &DatasetName, property: &str) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Mounts a filesystem where its property `mountpoint` says. A filesystem that is mounted already is no error.
+    fn mount(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
     /// Sets `zsync:arrived` of snapshots of one dataset.
     fn set_arrivals(
         &self,

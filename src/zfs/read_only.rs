@@ -154,6 +154,14 @@ impl<Z: ZfsRead> Zfs for ReadOnly<Z> {
         Err(refused("set"))
     }
 
+    async fn inherit(&self, _: &DatasetName, _: &str) -> Result<(), ZfsError> {
+        Err(refused("inherit"))
+    }
+
+    async fn mount(&self, _: &DatasetName) -> Result<(), ZfsError> {
+        Err(refused("mount"))
+    }
+
     async fn set_arrivals(&self, _: &DatasetName, _: &[SnapName], _: &str) -> Result<(), ZfsError> {
         Err(refused("set"))
     }

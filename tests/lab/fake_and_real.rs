@@ -209,6 +209,12 @@ impl<Z: Zfs + ByHand> Comparison<Z> {
         self.told("set, no dataset", result).await;
         let result = self.zfs.properties(&data).await.map(|all| all.get("zsync:test").cloned());
         self.told("properties", result).await;
+        let result = self.zfs.inherit(&data, "canmount").await;
+        self.told("inherit what cannot be inherited", result).await;
+        let result = self.zfs.inherit(&none, "zsync:test").await;
+        self.told("inherit, no dataset", result).await;
+        let result = self.zfs.inherit(&data, "zsync:test").await;
+        self.told("inherit", result).await;
         let result = self.zfs.set_arrivals(&data, &[snap("1")], "now").await;
         self.told("set arrivals", result).await;
         let result = self.zfs.set_arrivals(&data, &[snap("none")], "now").await;

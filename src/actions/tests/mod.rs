@@ -22,6 +22,7 @@ mod leftovers;
 mod neighbours;
 mod properties;
 mod protections;
+mod restore;
 mod sends;
 mod simulation;
 mod takes;

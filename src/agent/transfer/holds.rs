@@ -87,6 +87,10 @@ impl SendPlan {
         guid: Guid,
         copy: Option<Guid>,
     ) -> Result<(), OrderError> {
+        // A restored dataset is no copy that would have to be updated from here.
+        if self.purpose.is_restore() {
+            return Ok(());
+        }
         let cursor = tags::cursor(&self.source, &self.to, guid, copy)
             .map_err(|error| OrderError::refused(format!("cannot name the cursor: {error}")))?;
         if let Some(common) = ours.by_guid(guid) {

@@ -15,10 +15,12 @@
 //! The next attempt uses the same names for holds and bookmarks as the interrupted one, so it corrects whatever that
 //! one left.
 //!
-//! `request` finds what the order names, with the help of `cache`; `state` defines the transfer and its progress;
-//! `next_step` compares both sides; `peer` is the receiving end; `conflict` handles destinations that cannot take the
-//! next stream; `holds` maintains what a transfer leaves in ZFS on the source.
+//! `attempt` begins: it locks both sides, lists them, and opens the transfer. `request` finds what the order names, with
+//! the help of `cache`; `state` defines the transfer and its progress; `next_step` compares both sides; `peer` is the
+//! receiving end; `conflict` handles destinations that cannot take the next stream; `holds` maintains what a transfer
+//! leaves in ZFS on the source.
 
+mod attempt;
 mod conflict;
 mod holds;
 mod next_step;
@@ -27,28 +29,22 @@ pub(super) mod request;
 pub(super) mod state;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use crate::actions::divergence::Trouble;
 use crate::actions::lineage::{self, FlagMismatch};
-use crate::agent::cache::{FRESH, Moment, Sides};
-use crate::agent::context::{OrderContext, Success};
-use crate::agent::request::SendRequest;
-use crate::agent::service::Agent;
+use crate::agent::cache::Moment;
+use crate::agent::context::Success;
 use crate::agent::transfer::next_step::{NextStep, NextStream};
-use crate::agent::transfer::peer::{LocalReservation, Outgoing, Peer, SlaveAddress, StepOutcome, StreamToSend};
+use crate::agent::transfer::peer::{StepOutcome, StreamToSend};
 use crate::agent::transfer::request::newest_common;
-use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
+use crate::agent::transfer::state::{SendPlan, Transfer};
 use crate::host::error::OrderError;
-use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetInventory, DatasetName, OrderId, ResponseStatus, SendFlags};
-use crate::policy::SLAVE_PORT;
+use crate::model::{DatasetInventory, ResponseStatus, SendFlags};
 use crate::slave::receive::IncomingStream;
-use crate::sys::{clock, runtime};
+use crate::sys::runtime;
 use crate::wire::{Facts, Listing};
 use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs};
 
@@ -66,128 +62,6 @@ enum StepEnd {
     Taken(Box<StepOutcome>),
     /// The destination has the snapshot, or a newer one: nothing is left to do.
     Arrived,
-}
-
-impl<Z: Zfs> Agent<Z> {
-    /// Makes one attempt to send the order's snapshot. If an attempt that was planned from the cache fails before any
-    /// byte was sent, it is repeated at once with a new listing, because the cache may be the reason.
-    pub(super) async fn send(
-        &self,
-        id: OrderId,
-        request: &SendRequest,
-        retry: &mut RetryState,
-        context: &OrderContext,
-    ) -> Result<Success, OrderError> {
-        let bytes_before = context.counter.get();
-        let mut ended = self.attempt_send(id, request, retry, context).await;
-        if let Err(error) = &ended {
-            let may_repeat = !std::mem::replace(&mut retry.has_failed, true) && retry.from_cache;
-            if may_repeat && context.counter.get() == bytes_before {
-                log::debug!("{id}: trying again with a new listing: {error}");
-                ended = self.attempt_send(id, request, retry, context).await;
-            }
-        }
-        if let Some((source, _)) = &retry.claim {
-            self.cache.invalidate(source);
-        }
-        ended
-    }
-
-    async fn attempt_send(
-        &self,
-        id: OrderId,
-        request: &SendRequest,
-        retry: &mut RetryState,
-        context: &OrderContext,
-    ) -> Result<Success, OrderError> {
-        retry.from_cache = false;
-        // The source is locked before anything is listed. So a second order is refused at once, and an order that
-        // follows this one is planned from what this one leaves.
-        let source = self.lock_source(request, retry).await?;
-        let to = &request.to;
-        let is_local = to.host == self.host;
-        if is_local && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
-            let reason = format!("cannot send {source} into {}: one contains the other", to.dataset);
-            return Err(OrderError::refused(reason));
-        }
-        let since = request.oldest_unsent.unwrap_or_else(clock::now);
-        let reserve = || LocalReservation::claim(&self.receiver, &self.host, &to.dataset, since);
-        let mut reservation = is_local.then(reserve).transpose()?;
-        // Both sides are listed before there is a slot, so that transfers that wait at the same time share a listing.
-        let destination = is_local.then_some(&to.dataset);
-        let may_use_cache = !retry.has_failed && request.renamed_from.is_none() && request.origin_dataset.is_none();
-        let mut sides = self.sides(&source, request.snapshot, destination, may_use_cache).await?;
-        retry.from_cache = sides.from_cache;
-        let slot = self.send_slot(since, &context.counter).await?;
-        if let Some(reservation) = &mut reservation {
-            reservation.wait_for_slot(&self.receiver).await?;
-        }
-        if sides.at.elapsed() > FRESH {
-            sides = self.sides(&source, request.snapshot, destination, false).await?;
-            retry.from_cache = false;
-        }
-        let plan = self.plan_send(request, source, &sides.ours).await?;
-        let mut transfer = self.open(id, request, plan, reservation, sides, context).await?;
-        (transfer.since, transfer.slot) = (since, Some(slot));
-        if let (None, Some(from)) = (&transfer.theirs, &request.renamed_from) {
-            transfer.theirs = transfer.follow_rename(from).await?;
-        }
-        transfer.run().await
-    }
-
-    /// The order's dataset, locked until the order has ended.
-    async fn lock_source(&self, request: &SendRequest, retry: &mut RetryState) -> Result<DatasetName, OrderError> {
-        if let Some((source, _)) = &retry.claim {
-            return Ok(source.clone());
-        }
-        let source = self.dataset_of(request.dataset.as_ref(), request.snapshot, &request.to.host).await?;
-        self.local.permission_to_send(&source, &request.to.host)?;
-        let Some(claim) = self.locks.claim(&source) else {
-            return Err(OrderError::busy(format!("{source} is being sent already"))
-                .with_hint("the next order will send what is still missing"));
-        };
-        retry.claim = Some((source.clone(), claim));
-        Ok(source)
-    }
-
-    /// A slot for one stream.
-    async fn send_slot(&self, since: DateTime<Utc>, counter: &Counter) -> Result<QueueSlot, OrderError> {
-        let taken = counter.waiting_for("a slot (max_sends)", self.queue.take(&self.host, since)).await;
-        taken.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
-    }
-
-    /// Opens the transfer: connects to the slave, or prepares this host as the receiver, and finds out what the
-    /// destination has.
-    async fn open<'a>(
-        &'a self,
-        id: OrderId,
-        request: &SendRequest,
-        plan: SendPlan,
-        reservation: Option<LocalReservation>,
-        sides: Sides,
-        context: &'a OrderContext,
-    ) -> Result<Transfer<'a, Z>, OrderError> {
-        let order = self.order_to_slave(id, request, &plan);
-        let Sides { sees_all, ours, theirs, surroundings, .. } = sides;
-        let (peer, theirs) = match reservation {
-            Some(reservation) => {
-                (Peer::local(&self.receiver, order, reservation, &theirs, surroundings).await?, theirs)
-            }
-            None => {
-                let to = &plan.to;
-                let default_address = || format!("{}:{SLAVE_PORT}", to.host);
-                let address = request.address.clone().unwrap_or_else(default_address);
-                let (tls, stall_timeout) = (self.tls.as_deref(), self.local.stall_timeout);
-                let slave = SlaveAddress { to, address: &address, tls, stall_timeout };
-                let (throttle, compression) = (Arc::clone(&self.throttle), self.local.compression.to(&to.host));
-                Peer::remote(slave, &order, Outgoing { throttle, compression, counter: context.counter.clone() })
-                    .await?
-            }
-        };
-        let (holds, progress) = (SourceHolds::new(&plan.source, &plan.to), TransferProgress::default());
-        let (since, slot) = (clock::now(), None);
-        Ok(Transfer { agent: self, context, plan, peer, ours, theirs, sees_all, progress, holds, since, slot })
-    }
 }
 
 impl<Z: Zfs> Transfer<'_, Z> {

@@ -8,7 +8,7 @@ use crate::agent::service::Agent;
 use crate::agent::transfer::state::SendPlan;
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, OrderId, Origin, Snapshot, SnapshotId};
-use crate::slave::receive::Surroundings;
+use crate::slave::receive::{Purpose, Surroundings};
 use crate::wire::{CloneOf, OrderToSlave, PROTOCOL};
 use crate::zfs::{Depth, Zfs};
 
@@ -39,9 +39,26 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         dataset: &DatasetName,
         to: &HostName,
+        purpose: Purpose,
     ) -> Result<DatasetInventory, OrderError> {
-        self.local.permission_to_send(dataset, to)?;
+        self.check_may_send(dataset, to, purpose).await?;
         Ok(self.list_sides(dataset, None).await?.ours)
+    }
+
+    /// Checks that snapshots of a dataset may be sent to a host.
+    pub(super) async fn check_may_send(
+        &self,
+        dataset: &DatasetName,
+        to: &HostName,
+        purpose: Purpose,
+    ) -> Result<(), OrderError> {
+        if purpose.is_restore() {
+            let has_come_from_there = self.has_come_from(dataset, to).await?;
+            self.local.permission_to_send_back(dataset, to, has_come_from_there)?;
+        } else {
+            self.local.permission_to_send(dataset, to)?;
+        }
+        Ok(())
     }
 
     /// Both sides of a transfer, or only the source if the destination is on another host. With `may_use_cache`, cached
@@ -92,7 +109,7 @@ impl<Z: Zfs> Agent<Z> {
             None => None,
         };
         let (to, allowed, destinations) = (request.to.clone(), request.allowed, request.destinations.clone());
-        Ok(SendPlan { source, target, to, allowed, origin, destinations })
+        Ok(SendPlan { source, target, to, allowed, origin, destinations, purpose: request.purpose })
     }
 
     /// The snapshot that a dataset is a clone of.

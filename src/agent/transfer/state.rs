@@ -13,6 +13,7 @@ use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
 use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot};
 use crate::model::{Place, tags};
+use crate::slave::receive::Purpose;
 use crate::sys::runtime;
 use crate::zfs::ZfsError;
 
@@ -39,6 +40,7 @@ pub(super) struct SendPlan {
     pub(super) origin: Option<(Origin, Guid)>,
     /// Every destination of the source, if the order names them.
     pub(super) destinations: Vec<Place>,
+    pub(super) purpose: Purpose,
 }
 
 /// A transfer of one snapshot, and of the snapshots before it that the destination lacks, to one destination.
@@ -46,7 +48,7 @@ pub(super) struct Transfer<'a, Z> {
     pub(super) agent: &'a Agent<Z>,
     pub(super) context: &'a OrderContext,
     pub(super) plan: SendPlan,
-    pub(super) peer: Peer<Z>,
+    pub(super) peer: Peer<'a, Z>,
     /// The source as listed at the beginning. It may gain snapshots meanwhile.
     pub(super) ours: DatasetInventory,
     /// The destination after the last step.

@@ -7,7 +7,7 @@ use futures_lite::future;
 use crate::host::floor::record_arrivals;
 use crate::model::tags;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, SnapName};
-use crate::slave::receive::Receiver;
+use crate::slave::receive::{Purpose, Receiver};
 use crate::sys::clock;
 use crate::zfs::{Zfs, ZfsError};
 
@@ -22,6 +22,9 @@ impl<Z: Zfs> Receiver<Z> {
         guid: Guid,
         known: Option<u64>,
     ) -> Result<(), ZfsError> {
+        if let Purpose::Restore(snapshot) = self.purpose {
+            return self.complete_restore(dataset, inventory, snapshot).await;
+        }
         let as_listed = inventory.clone();
         let recording = self.record_arrivals(dataset, &as_listed, known);
         let (moved, ()) = future::zip(self.move_hold(dataset, inventory, from, guid), recording).await;

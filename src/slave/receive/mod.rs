@@ -3,11 +3,13 @@
 //!
 //! Whatever an order asks for, every step that could lose data is checked here against ZFS as it is at that moment.
 //! [`Receiver`] prepares a receive and verifies what arrived; `conflict` changes a destination that cannot take the
-//! next stream; `holds` keeps the newest common snapshot held; `owner` finds out whose copy a dataset is.
+//! next stream; `holds` keeps the newest common snapshot held; `owner` finds out whose copy a dataset is; `restore` has
+//! what differs if a copy is brought back.
 
 mod conflict;
 mod holds;
 mod owner;
+mod restore;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,10 +23,10 @@ use crate::model::Place;
 use crate::model::tags::{EXCLUDE, FLAGS, PARENT};
 use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, KeyConflict, ResponseStatus, SendFlags,
-    SnapName,
+    SnapName, SnapshotId,
 };
 use crate::policy::properties::ReceiveTarget;
-use crate::policy::{Denied, Local};
+use crate::policy::{Denied, Local, LocalDataset};
 use crate::wire::{CloneOf, DestinationInfo, OrderToSlave};
 use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError, ZfsRead};
 
@@ -41,6 +43,23 @@ pub struct Receiver<Z> {
     pub(crate) queue: TransferQueue,
     /// Publishes this host's datasets, if a shared catalog is configured.
     pub(crate) publisher: Option<Arc<Publisher>>,
+    pub(crate) purpose: Purpose,
+}
+
+/// What a stream is sent and received for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To make or update a copy.
+    #[default]
+    Copy,
+    /// To restore a dataset from a copy, up to this snapshot.
+    Restore(SnapshotId),
+}
+
+impl Purpose {
+    pub(crate) fn is_restore(self) -> bool {
+        matches!(self, Self::Restore(_))
+    }
 }
 
 /// How many datasets a key conflict names at most.
@@ -131,7 +150,8 @@ impl<Z> Clone for Receiver<Z> {
     fn clone(&self) -> Self {
         let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
         let (locks, queue, publisher) = (self.locks.clone(), self.queue.clone(), self.publisher.clone());
-        Self { zfs, local, locks, is_for_others: self.is_for_others, queue, publisher }
+        let (is_for_others, purpose) = (self.is_for_others, self.purpose);
+        Self { zfs, local, locks, is_for_others, queue, publisher, purpose }
     }
 }
 
@@ -145,12 +165,18 @@ impl<Z: Zfs> Receiver<Z> {
     /// Creates a receiver of this host's own transfers.
     pub(crate) fn new(zfs: Arc<Z>, local: Arc<Local>) -> Self {
         let queue = TransferQueue::new(local.max_receives);
-        Self { zfs, local, locks: DatasetLocks::default(), is_for_others: false, queue, publisher: None }
+        let (locks, purpose) = (DatasetLocks::default(), Purpose::Copy);
+        Self { zfs, local, locks, is_for_others: false, queue, publisher: None, purpose }
     }
 
     /// Creates a receiver of other hosts' transfers.
     pub(crate) fn for_others(zfs: Arc<Z>, local: Arc<Local>) -> Self {
         Self { is_for_others: true, ..Self::new(zfs, Arc::clone(&local)) }.with_local(local)
+    }
+
+    /// Returns the receiver for another purpose. Both share locks and slots.
+    pub(crate) fn for_purpose(&self, purpose: Purpose) -> Self {
+        Self { purpose, ..self.clone() }
     }
 
     /// Makes the receiver publish what it receives.
@@ -177,8 +203,18 @@ impl<Z: Zfs> Receiver<Z> {
         peer: Option<&Identity>,
         dataset: &DatasetName,
     ) -> Result<(), Denied> {
-        self.local.permission_to_speak_for(peer, source, dataset)?;
-        self.local.permission_to_receive(dataset, source).map(drop)
+        if !self.purpose.is_restore() {
+            self.local.permission_to_speak_for(peer, source, dataset)?;
+        }
+        self.permission(dataset, source).map(drop)
+    }
+
+    /// Whether the dataset may receive. A restore needs no `slave`: this host itself has asked for it.
+    fn permission(&self, dataset: &DatasetName, source: &HostName) -> Result<&LocalDataset, Denied> {
+        match self.purpose {
+            Purpose::Copy => self.local.permission_to_receive(dataset, source),
+            Purpose::Restore(_) => self.local.permission_to_list(dataset),
+        }
     }
 
     /// Lists one dataset; `None` if it does not exist.
@@ -225,8 +261,9 @@ impl<Z: Zfs> Receiver<Z> {
             }
             _ => false,
         };
-        let wants_properties = self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
-        let is_placeholder = self.is_placeholder(dataset, found).await?;
+        let is_copy = !self.purpose.is_restore();
+        let wants_properties = is_copy && self.local.entry_for(dataset).is_some_and(|entry| entry.properties.asks());
+        let is_placeholder = is_copy && self.is_placeholder(dataset, found).await?;
         let key_conflict = surroundings.key_conflict.clone();
         let is_new = |found: &DatasetInventory| found.snapshots.is_empty() && found.resume_token.is_some();
         let has_foreign_partial =
@@ -282,7 +319,10 @@ impl<Z: Zfs> Receiver<Z> {
         surroundings: &Surroundings,
     ) -> Result<ReceiveSpec, OrderError> {
         let dataset = &order.dest_dataset;
-        let entry = self.local.permission_to_receive(dataset, &order.source)?;
+        let entry = self.permission(dataset, &order.source)?;
+        if self.purpose.is_restore() {
+            return self.prepare_restore(dataset, incoming, surroundings);
+        }
         if incoming.overwrite && !self.is_placeholder(dataset, self.list(dataset).await?.as_ref()).await? {
             self.local.permission_to_roll_back(dataset)?;
         }
@@ -385,6 +425,9 @@ impl<Z: Zfs> Receiver<Z> {
     /// Updates the clone and runs the hook that this host has for a received dataset. A failure here undoes nothing:
     /// the received snapshots stay.
     pub(crate) async fn after_receive(&self, order: &OrderToSlave) -> Result<(), OrderError> {
+        if self.purpose.is_restore() {
+            return Ok(());
+        }
         let (dataset, snapshot) = (&order.dest_dataset, &order.snapshot_name);
         clones::follow(&*self.zfs, &self.local, dataset).await?;
         Ok(hooks::after_receive(&self.local, order.order_uuid, dataset, snapshot, &source_of(order)).await?)

@@ -20,6 +20,9 @@ impl<Z: Zfs> Receiver<Z> {
         found: Option<&DatasetInventory>,
         surroundings: &Surroundings,
     ) -> Result<(), OrderError> {
+        if self.purpose.is_restore() {
+            return self.check_restorable(dataset, found, surroundings).await;
+        }
         let entry = self.local.permission_to_receive(dataset, source)?;
         if entry.sources.is_some() {
             return Ok(());

@@ -132,6 +132,16 @@ pub(crate) fn set(dataset: &DatasetName, property: &str, value: &str) -> Vec<Str
     vec!["set".to_owned(), format!("{property}={value}"), dataset.to_string()]
 }
 
+/// Makes a dataset inherit a property again.
+pub(crate) fn inherit(dataset: &DatasetName, property: &str) -> Vec<String> {
+    vec!["inherit".to_owned(), property.to_owned(), dataset.to_string()]
+}
+
+/// Mounts a filesystem.
+pub(crate) fn mount(dataset: &DatasetName) -> Vec<String> {
+    vec!["mount".to_owned(), dataset.to_string()]
+}
+
 /// Records when snapshots of a dataset arrived.
 pub(crate) fn set_arrivals(dataset: &DatasetName, names: &[SnapName], value: &str) -> Vec<String> {
     let mut argv = vec!["set".to_owned(), format!("{ARRIVED}={value}")];

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use futures_lite::io::AsyncWrite;
 use parking_lot::Mutex;
 
-use crate::model::{DatasetInventory, DatasetName, Guid, Marks, Origin, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, Marks, Origin, Snapshot, tags};
 use crate::zfs::fake::fault::Fault;
 use crate::zfs::fake::pools::{Fake, PartialReceive, Pools, SIGKILL, failed, killed};
 use crate::zfs::fake::stream::{Header, RECORD, data, trailer};
@@ -294,6 +294,7 @@ impl Pools {
             encrypted: header.raw || key_from.is_some(),
             key_from,
             origin,
+            excluded: spec.properties.get(tags::EXCLUDE).is_some_and(|value| value == "on"),
             ..DatasetInventory::default()
         };
         self.datasets.insert(dataset.clone(), inventory);

@@ -288,6 +288,28 @@ impl Zfs for Fake {
         Ok(())
     }
 
+    async fn inherit(&self, dataset: &DatasetName, property: &str) -> Result<(), ZfsError> {
+        let call = argv::inherit(dataset, property).join(" ");
+        let mut pools = self.call(&call)?;
+        if property == "canmount" {
+            return Err(failed(&call, "'canmount' property cannot be inherited"));
+        }
+        let inventory = pools.dataset_mut(&call, dataset)?;
+        match property {
+            tags::FLAGS => inventory.flags = None,
+            tags::EXCLUDE => inventory.excluded = false,
+            _ => {}
+        }
+        pools.properties.entry(dataset.clone()).or_default().remove(property);
+        Ok(())
+    }
+
+    /// The fake mounts nothing.
+    async fn mount(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        let call = argv::mount(dataset).join(" ");
+        self.call(&call)?.dataset(&call, dataset).map(drop)
+    }
+
     async fn set_arrivals(&self, dataset: &DatasetName, names: &[SnapName], value: &str) -> Result<(), ZfsError> {
         for name in names {
             let call = format!("set {}={value} {dataset}@{name}", tags::ARRIVED);

@@ -368,6 +368,17 @@ impl Zfs for System {
         self.runner.run(&argv::set(dataset, property, value)).await.map(drop)
     }
 
+    async fn inherit(&self, dataset: &DatasetName, property: &str) -> Result<(), ZfsError> {
+        self.runner.run(&argv::inherit(dataset, property)).await.map(drop)
+    }
+
+    async fn mount(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        match self.runner.run(&argv::mount(dataset)).await {
+            Err(error) if error.stderr.contains("already mounted") => Ok(()),
+            mounted => mounted.map(drop),
+        }
+    }
+
     async fn set_arrivals(&self, dataset: &DatasetName, names: &[SnapName], value: &str) -> Result<(), ZfsError> {
         let change = |name: &SnapName| ScriptedChange::Arrival(dataset.clone(), name.clone(), value.to_owned());
         if let [name] = names

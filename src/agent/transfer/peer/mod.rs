@@ -10,11 +10,12 @@ mod remote;
 use std::sync::Arc;
 
 use crate::agent::transfer::peer::local::LocalPeer;
-use crate::agent::transfer::peer::remote::RemotePeer;
+use crate::agent::transfer::peer::remote::{Line, RemotePeer};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, Guid, ResponseStatus};
+use crate::model::{Counter, Guid, OrderId, Place, ResponseStatus};
 use crate::slave::receive::{Receiver, Surroundings};
+use crate::wire::codec::Conn;
 use crate::wire::{DestinationInfo, OrderToSlave, Step};
 use crate::zfs::Zfs;
 
@@ -23,12 +24,12 @@ pub(crate) use outcome::{Destination, StepOutcome, StreamToSend};
 pub(crate) use remote::{Outgoing, SlaveAddress};
 
 /// A receiver of streams.
-pub(crate) enum Peer<Z> {
-    Remote(Box<RemotePeer>),
+pub(crate) enum Peer<'a, Z> {
+    Remote(Box<RemotePeer<'a>>),
     Local(Box<LocalPeer<Z>>),
 }
 
-impl<Z: Zfs> Peer<Z> {
+impl<'a, Z: Zfs> Peer<'a, Z> {
     /// Connects to a slave; also returns what the destination has.
     pub(crate) async fn remote(
         slave: SlaveAddress<'_>,
@@ -36,6 +37,17 @@ impl<Z: Zfs> Peer<Z> {
         outgoing: Outgoing,
     ) -> Result<(Self, Destination), OrderError> {
         let (remote, destination) = RemotePeer::connect(slave, order, outgoing).await?;
+        Ok((Self::Remote(Box::new(remote)), destination))
+    }
+
+    /// Begins a conversation on a connection that the receiving side has opened; also returns what the destination has.
+    pub(crate) async fn on(
+        line: &'a mut Conn,
+        to: &Place,
+        order: OrderId,
+        outgoing: Outgoing,
+    ) -> Result<(Self, Destination), OrderError> {
+        let (remote, destination) = RemotePeer::on(Line::Lent(line), to, order, outgoing).await?;
         Ok((Self::Remote(Box::new(remote)), destination))
     }
 

@@ -1,5 +1,6 @@
 //! Sends a transfer to a slave on another host.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,9 +22,46 @@ use crate::wire::memory::{self, LISTINGS};
 use crate::wire::{Alive, DestinationInfo, ListUuids, OrderToSlave, Response, Step};
 use crate::zfs::{End, Zfs};
 
+/// A connection to the receiving side.
+pub(super) enum Line<'a> {
+    /// This side has opened it.
+    Own(Box<Conn>),
+    /// The receiving side has opened it, and something else is said on it afterwards.
+    Lent(&'a mut Conn),
+}
+
+impl Deref for Line<'_> {
+    type Target = Conn;
+
+    fn deref(&self) -> &Conn {
+        match self {
+            Self::Own(conn) => conn,
+            Self::Lent(conn) => conn,
+        }
+    }
+}
+
+impl DerefMut for Line<'_> {
+    fn deref_mut(&mut self) -> &mut Conn {
+        match self {
+            Self::Own(conn) => conn,
+            Self::Lent(conn) => conn,
+        }
+    }
+}
+
+impl Line<'_> {
+    /// Closes this side of the connection, unless more is said on it.
+    async fn end(&mut self) {
+        if let Self::Own(conn) = self {
+            conn.end().await;
+        }
+    }
+}
+
 /// A conversation with a slave.
-pub(crate) struct RemotePeer {
-    conn: Conn,
+pub(crate) struct RemotePeer<'a> {
+    conn: Line<'a>,
     to: Place,
     order: OrderId,
     outgoing: Outgoing,
@@ -48,7 +86,7 @@ pub(crate) struct Outgoing {
     pub(crate) counter: Counter,
 }
 
-impl RemotePeer {
+impl<'a> RemotePeer<'a> {
     /// Connects to a slave and sends it the order. The slave answers with its listing of the destination.
     pub(crate) async fn connect(
         slave: SlaveAddress<'_>,
@@ -66,9 +104,18 @@ impl RemotePeer {
             error
         })?;
         conn.set_stall_timeout(stall_timeout);
-        let place = DestinationInfo::default();
-        let mut remote = Self { conn, to: to.clone(), order: order.order_uuid, outgoing, place };
-        remote.conn.send(order).await?;
+        conn.send(order).await?;
+        Self::on(Line::Own(Box::new(conn)), to, order.order_uuid, outgoing).await
+    }
+
+    /// Begins the conversation on a connection. The slave knows the order, and sends its listing of the destination.
+    pub(super) async fn on(
+        conn: Line<'a>,
+        to: &Place,
+        order: OrderId,
+        outgoing: Outgoing,
+    ) -> Result<(Self, Destination), OrderError> {
+        let mut remote = Self { conn, to: to.clone(), order, outgoing, place: DestinationInfo::default() };
         let destination = remote.recv_listing().await?;
         if let Some(compression) = remote.outgoing.compression.filter(|_| !remote.place.takes_zstd) {
             log::info!("{} does not support {compression} yet: sending uncompressed", remote.conn.peer);
@@ -194,7 +241,8 @@ impl RemotePeer {
     /// Receives a message, and skips the slave's signs of life.
     async fn recv<T: DeserializeOwned>(&mut self) -> Result<T, OrderError> {
         loop {
-            let line = self.conn.recv_line(self.conn.patience).await?;
+            let patience = self.conn.patience;
+            let line = self.conn.recv_line(patience).await?;
             let line = line.ok_or_else(|| WireError::Closed { peer: self.conn.peer.clone() })?;
             match self.conn.parse::<Alive>(&line) {
                 Ok(alive) => self.conn.note_waiting(&alive, &self.outgoing.counter),

@@ -1,0 +1,267 @@
+//! Decides how to restore a dataset, with everything that was below it, from the copies that exist.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::{DateTime, Utc};
+
+use crate::actions::index::{IndexedPolicy, PolicyIndex};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SnapName, Snapshot};
+use crate::policy::Policy;
+
+/// What is to be restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The dataset that was lost.
+    pub source: Place,
+    /// Where it is restored.
+    pub to: Place,
+    /// The copy to use; `None`: the best one of the policy's.
+    pub from: Option<Place>,
+    /// The newest snapshot taken until then is restored; `None`: the newest of all.
+    pub at: Option<DateTime<Utc>>,
+}
+
+/// One dataset to restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RestoreStep {
+    /// The dataset to create.
+    pub to: Place,
+    /// The copy that is used.
+    pub from: Place,
+    /// The snapshot that is restored, with all older ones of the copy.
+    pub snapshot: Restorable,
+    /// What the user has to know about it.
+    pub notes: Vec<String>,
+}
+
+/// A snapshot of a copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restorable {
+    /// Its name.
+    pub name: SnapName,
+    /// Its identity.
+    pub guid: Guid,
+    /// When it was taken.
+    pub creation: DateTime<Utc>,
+}
+
+/// How to restore a tree of datasets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestorePlan {
+    /// The datasets to restore, each after the one that contains it.
+    pub steps: Vec<RestoreStep>,
+    /// Datasets that have their snapshot already, which happens if a restore is repeated.
+    pub present: Vec<String>,
+    /// Why datasets cannot be restored, each with a way out.
+    pub problems: Vec<String>,
+}
+
+/// A copy that exists.
+struct Copy<'a> {
+    place: Place,
+    found: &'a DatasetInventory,
+}
+
+/// Decides from which copies to restore what is wanted. `unseen` are the hosts that could not be listed, each with the
+/// reason.
+#[must_use]
+pub fn restore(
+    policy: &Policy,
+    inventory: &Inventory,
+    unseen: &BTreeMap<HostName, String>,
+    wanted: &Wanted,
+) -> RestorePlan {
+    let mut plan = RestorePlan::default();
+    let copies = match &wanted.from {
+        Some(from) => copies_below(inventory, from),
+        None => copies_by_policy(policy, inventory, &wanted.source),
+    };
+    let unlisted = unlisted(policy, inventory, unseen, wanted);
+    if copies.is_empty() {
+        plan.problems.extend(unlisted);
+        plan.problems.push(nothing_found(wanted));
+        return plan;
+    }
+    // What was not listed may have a newer copy.
+    plan.problems.extend(unlisted);
+    let mut blocked: BTreeSet<DatasetName> = BTreeSet::new();
+    for (below, of_dataset) in &copies {
+        let Ok(dataset) = wanted.to.dataset.join(below) else {
+            plan.problems.push(format!("cannot restore {}/{below}: the name is too long", wanted.to));
+            continue;
+        };
+        if dataset.ancestors().any(|above| blocked.contains(&above)) {
+            continue;
+        }
+        let to = Place { host: wanted.to.host.clone(), dataset };
+        match step(wanted, inventory, of_dataset, to.clone()) {
+            Outcome::Step(step) => plan.steps.push(step),
+            Outcome::Present(why) => plan.present.push(why),
+            Outcome::Impossible(why) => {
+                plan.problems.push(why);
+                blocked.insert(to.dataset);
+            }
+        }
+    }
+    plan
+}
+
+enum Outcome {
+    Step(RestoreStep),
+    Present(String),
+    Impossible(String),
+}
+
+/// Chooses the copy of one dataset.
+fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) -> Outcome {
+    let mut candidates: Vec<(&Copy<'_>, &Snapshot)> =
+        copies.iter().filter_map(|copy| Some((copy, newest_until(copy.found, wanted.at)?))).collect();
+    // Of copies that are equally new, one on the same host needs no network.
+    candidates.sort_by_key(|(copy, snapshot)| {
+        (std::cmp::Reverse(snapshot.creation), copy.place.host != to.host, copy.place.clone())
+    });
+    let Some(((copy, snapshot), others)) = candidates.split_first() else {
+        return Outcome::Impossible(none_old_enough(&to, copies));
+    };
+    // If the host was not listed, it decides by itself.
+    let known = inventory.hosts.get(&to.host).filter(|known| known.covers(&to.dataset));
+    if let Some(existing) = known.and_then(|known| known.datasets.get(&to.dataset)) {
+        if existing.by_guid(snapshot.guid).is_some() && !existing.excluded {
+            return Outcome::Present(format!("{to} exists, and has the snapshot {}", snapshot.name));
+        }
+        if !existing.excluded {
+            return Outcome::Impossible(format!(
+                "cannot restore {to}: a dataset with this name exists, and is never overwritten; hint: restore it under \
+                 another name, as in --as {}",
+                another_name(&wanted.to.dataset)
+            ));
+        }
+    }
+    let mut notes = Vec::new();
+    for (other, newest) in others.iter().filter(|(_, newest)| newest.guid != snapshot.guid) {
+        notes.push(format!("another copy, {}, has an older snapshot: {}", other.place, newest.name));
+    }
+    let newer = |copy: &Copy<'_>| copy.found.snapshots.iter().filter(|s| s.creation > snapshot.creation).count();
+    let is_in_place = wanted.to == wanted.source;
+    for (copy, newer) in copies.iter().map(|copy| (copy, newer(copy))).filter(|(_, newer)| is_in_place && *newer > 0) {
+        notes.push(format!(
+            "{} has {newer} newer snapshots, so the next pass reports that copy as diverged, and sends nothing to it; \
+             hint: restore under another name (--as) to continue with the newest state",
+            copy.place
+        ));
+    }
+    if copy.found.is_raw_copy() {
+        notes.push("it is encrypted: to use it, load its key (zfs load-key)".to_owned());
+    }
+    let snapshot = Restorable { name: snapshot.name.clone(), guid: snapshot.guid, creation: snapshot.creation };
+    Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, notes })
+}
+
+/// A name beside a dataset, or below it if it is a pool.
+fn another_name(dataset: &DatasetName) -> String {
+    if dataset.parent().is_some() { format!("{dataset}_restored") } else { format!("{dataset}/restored") }
+}
+
+/// The newest snapshot that was taken until a moment.
+fn newest_until(copy: &DatasetInventory, at: Option<DateTime<Utc>>) -> Option<&Snapshot> {
+    copy.snapshots.iter().rev().find(|s| at.is_none_or(|at| s.creation <= at))
+}
+
+fn none_old_enough(to: &Place, copies: &[Copy<'_>]) -> String {
+    let oldest = copies.iter().flat_map(|copy| copy.found.snapshots.iter().map(move |s| (s.creation, &copy.place)));
+    let Some((creation, place)) = oldest.min() else {
+        return format!("cannot restore {to}: no copy of it has a snapshot");
+    };
+    let oldest = creation.format("%Y-%m-%dT%H:%M:%SZ");
+    format!(
+        "cannot restore {to}: no copy has a snapshot that is old enough; the oldest is of {oldest}, on {place}; hint: \
+         --at {oldest}, or a later time"
+    )
+}
+
+fn nothing_found(wanted: &Wanted) -> String {
+    match &wanted.from {
+        Some(from) => format!("cannot restore {}: {from} does not exist, or has no snapshots", wanted.source),
+        None => format!(
+            "cannot restore {}: no copy of it is known; hint: check the name, or name the copy with --from HOST:DATASET",
+            wanted.source
+        ),
+    }
+}
+
+/// The hosts and pools that may have a copy and could not be listed.
+fn unlisted(
+    policy: &Policy,
+    inventory: &Inventory,
+    unseen: &BTreeMap<HostName, String>,
+    wanted: &Wanted,
+) -> Vec<String> {
+    let may_matter = |host: &HostName, pool: Option<&str>| match &wanted.from {
+        Some(from) => from.host == *host && pool.is_none_or(|pool| from.dataset.pool() == pool),
+        None => policy
+            .datasets
+            .iter()
+            .flat_map(|e| &e.policies)
+            .flat_map(|p| &p.sync_on)
+            .any(|target| target.host == *host && pool.is_none_or(|pool| target.dataset.pool() == pool)),
+    };
+    let of_hosts = unseen.iter().filter(|(host, _)| may_matter(host, None));
+    let mut lines: Vec<String> =
+        of_hosts.map(|(host, reason)| format!("cannot list the copies on {host}: {reason}")).collect();
+    for (host, known) in &inventory.hosts {
+        let pools = known.unlisted.iter().filter(|(pool, _)| may_matter(host, Some(pool)));
+        lines.extend(pools.map(|(pool, reason)| format!("cannot list the pool {pool} of {host}: {reason}")));
+    }
+    lines
+}
+
+/// The datasets within a copy, by their names below it.
+fn copies_below<'a>(inventory: &'a Inventory, root: &Place) -> BTreeMap<String, Vec<Copy<'a>>> {
+    let mut copies: BTreeMap<String, Vec<Copy<'a>>> = BTreeMap::new();
+    let Some(host) = inventory.hosts.get(&root.host).filter(|known| known.covers(&root.dataset)) else {
+        return copies;
+    };
+    for (name, found) in host.within(&root.dataset).filter(|(_, found)| !found.snapshots.is_empty()) {
+        let below = name.below(&root.dataset).unwrap_or_default().to_owned();
+        copies.entry(below).or_default().push(Copy { place: place(&root.host, name), found });
+    }
+    copies
+}
+
+/// The copies of a dataset, and of those below it, according to the policy, by the names of the datasets below it.
+/// Whether the datasets themselves still exist does not matter.
+fn copies_by_policy<'a>(policy: &Policy, inventory: &'a Inventory, source: &Place) -> BTreeMap<String, Vec<Copy<'a>>> {
+    let index = PolicyIndex::new(policy);
+    let index = IndexedPolicy::new(policy, &index);
+    let mut copies: BTreeMap<String, Vec<Copy<'a>>> = BTreeMap::new();
+    for (host, known) in &inventory.hosts {
+        let listed = known.datasets.iter().filter(|(name, _)| known.covers(name));
+        // A copy that was set aside is excluded from the policy.
+        for (name, found) in listed.filter(|(_, found)| !found.snapshots.is_empty() && !found.excluded) {
+            let copy = place(host, name);
+            let sources = sources(&index, &copy);
+            let below = sources.iter().filter(|s| s.host == source.host).find_map(|s| s.dataset.below(&source.dataset));
+            if let Some(below) = below.filter(|_| copy != *source) {
+                copies.entry(below.to_owned()).or_default().push(Copy { place: copy, found });
+            }
+        }
+    }
+    copies
+}
+
+/// Everything that a dataset receives from according to the policy, directly or through other hosts.
+fn sources(index: &IndexedPolicy<'_>, copy: &Place) -> BTreeSet<Place> {
+    let (mut all, mut next) = (BTreeSet::new(), vec![copy.clone()]);
+    while let Some(place) = next.pop() {
+        for incoming in index.incoming(&place.host, &place.dataset) {
+            if all.insert(incoming.source.clone()) {
+                next.push(incoming.source);
+            }
+        }
+    }
+    all
+}
+
+fn place(host: &HostName, dataset: &DatasetName) -> Place {
+    Place { host: host.clone(), dataset: dataset.clone() }
+}

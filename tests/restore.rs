@@ -1,0 +1,173 @@
+//! Tests restores on pools in memory, over loopback: what comes back, what is refused, and what the next pass does.
+//! `tests/lab/scenarios/restore` does the same on real ZFS.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::disallowed_methods, reason = "it may panic")]
+
+mod common;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use common::fleet::{Fleet, ago};
+use common::{ds, guids, local};
+use zsync::actions::Wanted;
+use zsync::agent::Agent;
+use zsync::commands::restore::{RestoreSettings, prepare};
+use zsync::model::{Place, ResponseStatus};
+use zsync::sys::runtime;
+use zsync::zfs::fake::{Fake, Fault};
+use zsync::zfs::{Zfs, ZfsRead};
+
+fn place(text: &str) -> Place {
+    let (host, dataset) = text.split_once(':').unwrap();
+    Place { host: host.parse().unwrap(), dataset: ds(dataset) }
+}
+
+/// A restore of alpha:tank/one.
+fn wanted(to: &str) -> Wanted {
+    Wanted { source: place("alpha:tank/one"), to: place(to), from: None, at: None }
+}
+
+/// What a restore printed, and what went wrong.
+fn restore(fleet: &Fleet, wanted: Wanted) -> (String, Vec<String>) {
+    let settings = RestoreSettings {
+        config: fleet.path("server.json"),
+        local_file: fleet.path("local.json"),
+        state: fleet.path("state"),
+        host_name: "alpha".parse().unwrap(),
+        wanted,
+    };
+    runtime::block_on(async {
+        let prepared = prepare(&settings, Arc::new(fleet.alpha.clone())).await.unwrap();
+        let lines = RefCell::new(prepared.text());
+        let mut problems = prepared.problems().to_vec();
+        problems.extend(prepared.restore(|line| lines.borrow_mut().push_str(&format!("{line}\n"))).await);
+        (lines.into_inner(), problems)
+    })
+}
+
+fn destroy(zfs: &Fake, dataset: &str) {
+    let name = ds(dataset);
+    let snapshots: Vec<_> = zfs.dataset(&name).unwrap().snapshots.into_iter().map(|s| s.name).collect();
+    zfs.destroy_by_hand(&name, &snapshots);
+    runtime::block_on(zfs.destroy_clone(&name)).unwrap();
+}
+
+/// A fleet in which both datasets have two snapshots and are copied, and the first one is lost.
+fn lost() -> (Fleet, Vec<zsync::model::Guid>) {
+    let fleet = Fleet::new();
+    for dataset in ["tank/one", "tank/two"] {
+        fleet.take(dataset, 20);
+        fleet.take(dataset, 10);
+    }
+    assert!(fleet.pass().is_success());
+    let before = guids(&fleet.alpha, "tank/one");
+    destroy(&fleet.alpha, "tank/one");
+    (fleet, before)
+}
+
+#[test]
+fn lost_dataset_comes_back_as_it_was_and_the_next_pass_sends_an_increment() {
+    let (fleet, before) = lost();
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert!(text.contains("restored alpha:tank/one from beta:pool/one@S_"), "{text}");
+    assert_eq!(guids(&fleet.alpha, "tank/one"), before);
+    let left = runtime::block_on(fleet.alpha.properties(&ds("tank/one"))).unwrap();
+    assert!(left.is_empty(), "nothing of the restore is left: {left:?}");
+    let found = fleet.alpha.dataset(&ds("tank/one")).unwrap();
+    assert!(!found.excluded && found.flags.is_none() && found.snapshots.iter().all(|s| s.userrefs == 0), "{found:?}");
+    let copy = fleet.beta.dataset(&ds("pool/one")).unwrap();
+    assert!(copy.bookmarks.is_empty(), "the copy has no cursor for its own source: {:?}", copy.bookmarks);
+    let newest = &copy.snapshots.last().unwrap().name;
+    assert_eq!(fleet.beta.tags(&ds("pool/one"), newest), ["zsync:from:alpha"]);
+    assert!(fleet.alpha.calls().contains(&"mount tank/one".to_owned()));
+
+    fleet.take("tank/one", 1);
+    let report = fleet.pass();
+    assert!(report.is_success(), "{:?}", report.outcomes);
+    let sent = report.outcomes.iter().filter(|o| o.dataset.as_ref() == Some(&ds("tank/one")) && o.to.is_some());
+    assert_eq!(sent.map(|o| o.status).collect::<Vec<_>>(), [Some(ResponseStatus::Incremental)]);
+    assert_eq!(guids(&fleet.beta, "pool/one"), guids(&fleet.alpha, "tank/one"));
+}
+
+#[test]
+fn existing_dataset_is_never_overwritten() {
+    let (fleet, _) = lost();
+    fleet.alpha.create(&ds("tank/one"));
+    let before = fleet.alpha.dataset(&ds("tank/one"));
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!((text.as_str(), problems.len()), ("", 1), "{problems:?}");
+    assert!(problems[0].contains("exists, and is never overwritten; hint: "), "{problems:?}");
+    assert_eq!(fleet.alpha.dataset(&ds("tank/one")), before);
+    // Beside it, there is room.
+    let (_, problems) = restore(&fleet, wanted("alpha:tank/one_restored"));
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(guids(&fleet.alpha, "tank/one_restored"), guids(&fleet.beta, "pool/one"));
+    // A second restore of the same has nothing to do.
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one_restored"));
+    assert!(text.contains("alpha:tank/one_restored exists, and has the snapshot"), "{text}");
+    assert!(text.contains("nothing is missing") && problems.is_empty(), "{text} {problems:?}");
+}
+
+#[test]
+fn older_snapshot_is_chosen_by_time() {
+    let (fleet, before) = lost();
+    let at = |minutes| Wanted { at: Some(ago(minutes)), ..wanted("alpha:tank/friday") };
+    let (text, problems) = restore(&fleet, at(15));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert_eq!(guids(&fleet.alpha, "tank/friday"), before[..1]);
+    let (_, problems) = restore(&fleet, Wanted { to: place("alpha:tank/sunday"), ..at(30) });
+    assert!(problems[0].contains("no copy has a snapshot that is old enough; the oldest is of "), "{problems:?}");
+    // In place of the source, an older state makes the copies diverge, which is said before.
+    let (text, problems) = restore(&fleet, Wanted { to: place("alpha:tank/one"), ..at(15) });
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert!(text.contains("beta:pool/one has 1 newer snapshots"), "{text}");
+}
+
+#[test]
+fn interrupted_restore_continues_and_no_pass_touches_what_it_has_left() {
+    let (fleet, before) = lost();
+    fleet.alpha.disturb_next("receive", Fault::Killed(700));
+    let (_, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    let found = fleet.alpha.dataset(&ds("tank/one")).unwrap();
+    assert!(found.resume_token.is_some() && found.excluded, "{found:?}");
+    // Passes leave it alone.
+    let report = fleet.pass();
+    let touched = report.outcomes.iter().filter(|o| o.dataset.as_ref() == Some(&ds("tank/one")));
+    assert_eq!(touched.count(), 0, "{:?}", report.outcomes);
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert_eq!(guids(&fleet.alpha, "tank/one"), before);
+    assert!(!fleet.alpha.dataset(&ds("tank/one")).unwrap().excluded);
+}
+
+#[test]
+fn copy_is_sent_only_to_its_own_source_and_to_readers() {
+    let (fleet, _) = lost();
+    let gamma = Fake::new(9);
+    gamma.create(&ds("tank"));
+    let run = |zfs: &Fake| {
+        let settings = RestoreSettings {
+            config: fleet.path("server.json"),
+            local_file: fleet.path("local.json"),
+            state: fleet.path("state"),
+            host_name: "gamma".parse().unwrap(),
+            wanted: wanted("gamma:tank/one"),
+        };
+        runtime::block_on(async { prepare(&settings, Arc::new(zfs.clone())).await.unwrap().problems().to_vec() })
+    };
+    let problems = run(&gamma);
+    let denied = "must not be sent back to gamma: it is not a copy of a dataset of gamma, and \"readers\"";
+    assert!(problems.iter().any(|problem| problem.contains(denied)), "{problems:?}");
+    assert!(problems.iter().any(|problem| problem.contains("add \"gamma\" to \"readers\"")), "{problems:?}");
+
+    let permitted = local(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "readers": ["gamma"] } ] }"#);
+    let agent = Agent::new("beta".parse().unwrap(), Arc::new(fleet.beta.clone()), permitted);
+    let address = common::loopback::listen(agent, None);
+    let text = std::fs::read_to_string(fleet.path("server.json")).unwrap();
+    std::fs::write(fleet.path("server.json"), text.replace(&fleet.addresses.0, &address)).unwrap();
+    let problems = run(&gamma);
+    assert!(!problems.iter().any(|problem| problem.contains("readers")), "{problems:?}");
+}
