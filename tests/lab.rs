@@ -213,6 +213,7 @@ scenarios!(
     package,
     plan,
     readme,
+    restore,
     resume,
     selftest,
     space,
