@@ -10,7 +10,7 @@ use std::fs;
 use chrono::{TimeDelta, Utc};
 use common::program::{LOCAL, POLICY, Place, TWO_HOSTS, ZFS};
 use serde_json::Value;
-use zsync::commands::tls::{Wanted, mint, mint_ca};
+use zsync::commands::tls::{Wanted, mint, mint_ca, revoke};
 use zsync::model::PeerRole;
 
 #[test]
@@ -217,6 +217,23 @@ fn check_finds_certificates_that_expire() {
         let found = ended.stdout.contains("alpha: the certificate of its director expire");
         assert_eq!(found, status > 0, "{days}: {ended:?}");
     }
+    // The list of revoked certificates expires, too.
+    let tls = write_certificate(&place, 40).replace(" },", &format!(", \"crl\": \"{}\" }},", place.path("tls/ca.crl")));
+    place.policy(&with_tls(POLICY, &tls));
+    let ended = place.run("check --config-only");
+    assert!(
+        ended.status == Some(2) && ended.stdout.contains("list of revoked certificates does not exist"),
+        "{ended:?}"
+    );
+    let ca = mint_ca("test CA", Utc::now(), 3650).unwrap();
+    place.write("tls/ca.crl", &revoke(&ca, None, &[], Utc::now(), 20).unwrap());
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(1) && ended.stdout.contains("ca.crl expires on "), "{ended:?}");
+    let ended = place.run("check");
+    assert!(
+        ended.status == Some(1) && ended.stdout.contains("alpha: its list of revoked certificates exp"),
+        "{ended:?}"
+    );
     place.write("tls/host.key", "no key");
     let ended = place.run("check --config-only");
     assert!(ended.status == Some(2) && ended.stdout.contains("/tls/host.key: it contains no"), "{ended:?}");

@@ -126,6 +126,7 @@ fn storm(tls: bool) {
             ca: file("ca.crt", &ca.certificate, 0o644),
             certificate: file(&format!("{host}.crt"), &certificate, 0o644),
             key: file(&format!("{host}.key"), &key, 0o600),
+            crl: None,
         }
     };
     let director = Arc::new(Tls::load(&files("ruler", PeerRole::Director)).unwrap());

@@ -20,7 +20,7 @@ use common::tls::write_pem;
 use common::{ds, host, local};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
 use zsync::agent::{Agent, CheckedOrder};
-use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
+use zsync::commands::tls::{Minted, Wanted, mint, mint_ca, of_file, revoke};
 use zsync::config::parse_policy;
 use zsync::fleet::{Dispatcher, wire_order};
 use zsync::model::{Action, Counter, PeerRole, ResponseStatus, TlsFiles};
@@ -506,6 +506,119 @@ fn host_certificate_cannot_issue_certificates() {
     assert!(!order(Some(Arc::new(Tls::load(&forged).unwrap())), &address).is_success);
     logged("its certificate is invalid");
     assert!(alpha.calls().is_empty());
+}
+
+/// A revoked certificate is refused once the list was read again. A list that cannot be used lets nobody in.
+#[test]
+fn revoked_certificate_is_refused_on_both_sides() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let list = pki.folder.path().join("ca.crl");
+    let write = |more: &[_], now, days| {
+        let previous = fs::read_to_string(&list).ok();
+        fs::write(&list, revoke(&pki.ca, previous.as_deref(), more, now, days).unwrap()).unwrap();
+    };
+    let checking = |name: &str, roles: &[PeerRole]| {
+        let files = pki.write(name, &mint(&pki.ca, &wanted(name, roles), Utc::now()).unwrap());
+        Tls::load(&TlsFiles { crl: Some(list.clone()), ..files })
+    };
+    let error = checking("alpha", &[A]).err().unwrap().to_string();
+    assert!(error.contains("ca.crl: the list of revoked certificates does not exist; hint: make it with"), "{error}");
+    fs::write(&list, "nonsense").unwrap();
+    let error = checking("alpha", &[A]).err().unwrap().to_string();
+    assert!(error.contains("it contains no list of revoked certificates"), "{error}");
+    fs::remove_file(&list).unwrap();
+    write(&[], Utc::now(), 365);
+
+    let served = Arc::new(checking("alpha", &[A]).unwrap());
+    let (address, alpha) = agent(Some(Arc::clone(&served)));
+    let [ruler, delta] = ["ruler", "delta"].map(|name| Some(pki.issue(name, &[D])));
+    assert!(order(ruler.clone(), &address).is_success);
+    let revoked = of_file(&pki.ca, &pki.folder.path().join("ruler/host.crt")).unwrap();
+    write(std::slice::from_ref(&revoked), Utc::now(), 365);
+    // The list counts once it was read again.
+    assert!(order(ruler.clone(), &address).is_success);
+    served.reload().unwrap();
+    let before = alpha.calls().len();
+    refused(&order(ruler.clone(), &address), "ruler/host.crt, that of ruler; hint: to trust this host again, issue");
+    logged(&format!("its certificate, that of ruler with the serial number {}, was revoked", revoked.text));
+    assert_eq!(alpha.calls().len(), before);
+    assert!(order(delta.clone(), &address).is_success);
+    // The other way round: the director does not trust a revoked agent.
+    write(&[of_file(&pki.ca, &pki.folder.path().join("alpha/host.crt")).unwrap()], Utc::now(), 365);
+    let director = Arc::new(checking("delta", &[D]).unwrap());
+    refused(&order(Some(director), &address), "its certificate, that of alpha with the serial number");
+    logged("says that this host's certificate was revoked");
+    assert!(served.warnings(Utc::now(), &host("alpha"), A).is_empty());
+    served.reload().unwrap();
+    assert!(served.warnings(Utc::now(), &host("alpha"), A)[0].contains("was revoked"));
+
+    // A list that is about to expire, and one that has expired.
+    write(&[], Utc::now(), 20);
+    served.reload().unwrap();
+    let warning = served.list_trouble(Utc::now()).unwrap();
+    assert!(warning.contains(" days, and then no peer is trusted; hint: run zsync tls revoke"), "{warning}");
+    write(&[], Utc::now() - TimeDelta::days(10), 3);
+    served.reload().unwrap();
+    assert!(served.list_trouble(Utc::now()).unwrap().contains("so no peer is trusted"));
+    refused(
+        &order(delta.clone(), &address),
+        "or has no valid list of what that CA has revoked; hint: its log says which",
+    );
+    logged("its certificate cannot be checked: the list of revoked certificates");
+    // A list of another CA.
+    let other = mint_ca("other CA", Utc::now(), 3650).unwrap();
+    assert!(of_file(&other, &pki.folder.path().join("alpha/host.crt")).is_err());
+    assert!(revoke(&other, fs::read_to_string(&list).ok().as_deref(), &[], Utc::now(), 9).is_err());
+    fs::write(&list, revoke(&other, None, &[], Utc::now(), 365).unwrap()).unwrap();
+    served.reload().unwrap();
+    refused(&order(delta, &address), "or has no valid list");
+    logged("has no list of revoked certificates of its CA; hint: append that list");
+}
+
+#[test]
+fn revoke_command_makes_list_of_all_certificates_of_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca");
+    let zsync = |line: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_zsync"))
+            .arg("tls")
+            .args(line.split_whitespace())
+            .args(["--ca", ca.to_str().unwrap()])
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    let revoked = || {
+        use futures_rustls::pki_types::CertificateRevocationListDer;
+        use futures_rustls::pki_types::pem::PemObject;
+        let der = CertificateRevocationListDer::from_pem_file(ca.join("ca.crl")).unwrap();
+        let (_, list) = x509_parser::parse_x509_crl(&der).unwrap();
+        let number = u32::try_from(list.crl_number().unwrap()).unwrap();
+        (number, list.iter_revoked_certificates().count())
+    };
+    assert_eq!(zsync("init").0, Some(0));
+    assert_eq!(zsync("issue alpha --role agent").0, Some(0));
+    assert_eq!(zsync("issue beta --role agent").0, Some(0));
+    let (status, text) = zsync("revoke omega");
+    assert!(status == Some(2) && text.contains("no valid certificate of omega was found"), "{text}");
+    assert_eq!(zsync("revoke").0, Some(0));
+    assert_eq!(revoked(), (1, 0));
+    // A renewal revokes the earlier certificate only if asked to.
+    assert_eq!(zsync("issue alpha --role agent --renew").0, Some(0));
+    let (status, text) = zsync("issue beta --role agent --renew --revoke");
+    assert!(status == Some(0) && text.matches("revoked the certificate").count() == 1, "{text}");
+    assert_eq!(revoked(), (2, 1));
+    assert_eq!(fs::read(ca.join("ca.crl")).unwrap(), fs::read(ca.join("beta/ca.crl")).unwrap());
+    let (status, text) = zsync("revoke alpha");
+    assert!(status == Some(0) && text.matches("revoked the certificate").count() == 2, "{text}");
+    assert!(text.contains("valid for 365 days; copy it to every host"), "{text}");
+    assert_eq!(revoked(), (3, 3));
+    assert_eq!(zsync("revoke alpha").0, Some(0));
+    assert_eq!(revoked(), (4, 3), "nothing is listed twice");
+    fs::write(ca.join("ca.crl"), "nonsense").unwrap();
+    let (status, text) = zsync("revoke alpha");
+    assert!(status == Some(2) && text.contains("cannot continue the list of revoked certificates"), "{text}");
 }
 
 /// The umask has no influence.

@@ -101,11 +101,12 @@ async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
     let here = host_name_of(&args.common).map_err(|error| anyhow::anyhow!("{error}"))?;
     let local = local_if_exists(&args.common).ok().flatten();
     let policy = config::load_policy(&args.policy.config)?;
-    let Overview { inventory, unseen, live, certificates } =
+    let Overview { inventory, unseen, live, certificates, list_until } =
         known::overview(&policy, &here, local.as_ref(), zfs).await?;
     check_names(&policy, &inventory, args.host.as_ref(), args.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     health.judge_certificates(certificates);
+    health.judge_revocations(&here, list_until);
     if let Some(live) = live.filter(|live| !live.is_alive(health.at)) {
         health.judge_pass(live.ended.unwrap_or(live.at));
     }
@@ -165,8 +166,13 @@ fn problems_of_tls(files: &TlsFiles) -> Vec<(Severity, String)> {
         Some(Urgency::Soon) | None => Severity::Warning,
     };
     let expiry = tls.trouble(now).map(|text| (severity, text));
+    let list_severity = match tls.list_until().and_then(|until| urgency(until - now)) {
+        Some(Urgency::Urgent) => Severity::Critical,
+        Some(Urgency::Soon) | None => Severity::Warning,
+    };
+    let list = tls.list_trouble(now).map(|text| (list_severity, text));
     let key = tls.loose_key().map(|text| (Severity::Warning, text));
-    expiry.into_iter().chain(key).collect()
+    expiry.into_iter().chain(list).chain(key).collect()
 }
 
 /// What the policy asks of this host, but its own local.json forbids, if both files exist and are valid.

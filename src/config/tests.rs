@@ -92,13 +92,13 @@ fn the_full_example_has_every_key() {
     for (file, keys) in [
         (
             "examples/full/server.json",
-            "datacenter timezone catalog embedded path tls ca certificate key hosts address receive_address consul_resync retry_for datasets hostname dataset \
+            "datacenter timezone catalog embedded path tls ca certificate key crl hosts address receive_address consul_resync retry_for datasets hostname dataset \
              recursive exclude backup sync policies rollback_if_needed rollback_may_destroy on_divergence skip_if_renamed skip_if_not_written skip_if_cloned prefix \
              creation catch_up sync_on sync_dataset sync_policy retention sync_retention prune_unsent",
         ),
         (
             "examples/full/local.json",
-            "listen hostname max_sends max_receives stall_timeout tls ca certificate key directors consul address token_file ca_file \
+            "listen hostname max_sends max_receives stall_timeout tls ca certificate key crl directors consul address token_file ca_file \
              cert_file key_file tls_server_name datacenter prefix advertise local_datasets enable slave name sources append_only \
              properties include exclude override clone delete",
         ),

@@ -18,6 +18,10 @@ pub(super) fn tls(node: &Node<'_>) -> Option<TlsFiles> {
     let default = TlsFiles::default();
     let (ca, certificate, key) =
         (path("ca", default.ca), path("certificate", default.certificate), path("key", default.key));
+    let crl = match object.get("crl") {
+        Some(node) => absolute_path(&node, "the absolute path of a file, as in \"/etc/zsync/tls/ca.crl\"").map(Some),
+        None => Some(None),
+    };
     object.finish();
-    Some(TlsFiles { ca: ca?, certificate: certificate?, key: key? })
+    Some(TlsFiles { ca: ca?, certificate: certificate?, key: key?, crl: crl? })
 }

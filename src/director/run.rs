@@ -165,6 +165,7 @@ async fn run_once<Z: Zfs>(
     let began = clock::now();
     let before = LiveStatus::read(&StatusPlace::of(&policy.catalog), began).await;
     let is_first_today = before.is_none_or(|live| live.began.date_naive() != began.date_naive());
+    let tls = dispatcher.tls.clone();
     let result = once(settings, Arc::clone(&policy), dispatcher, state.clone(), saved, leadership.as_ref()).await;
     if let Some(leadership) = leadership {
         leadership.resign().await;
@@ -172,7 +173,7 @@ async fn run_once<Z: Zfs>(
     let report = result?;
     if is_first_today {
         old_records::delete(&policy, &state, began).await;
-        warn_of_certificates(state.certificates().all());
+        warn_of_certificates(state.certificates().all(), tls.as_deref());
     }
     let written = match &settings.metrics_file {
         Some(file) => write_metrics(file, &policy, &state, &report, began).await,

@@ -27,6 +27,7 @@ use crate::model::expiry::Daily;
 use crate::policy::Policy;
 use crate::sys::service::Signals;
 use crate::sys::{clock, service};
+use crate::transport::tls::Tls;
 use crate::zfs::Zfs;
 
 /// How often old records are deleted from the catalog.
@@ -231,7 +232,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             old_records::delete(&self.policy, state, report.at).await;
         }
         if self.reminder.is_due(clock::now()) {
-            warn_of_certificates(state.certificates().all());
+            warn_of_certificates(state.certificates().all(), self.dispatcher.tls.as_deref());
         }
         for (failure, text) in reported(report) {
             all_failures.add(&failure.subject(), text);
@@ -244,9 +245,13 @@ impl<'a, Z: Zfs> Service<'a, Z> {
     }
 }
 
-/// Logs a warning for each certificate of the fleet that has expired or expires soon.
-pub(crate) fn warn_of_certificates(certificates: Vec<CertificateExpiry>) {
+/// Logs a warning for each certificate of the fleet that has expired or expires soon, and for the director's list of
+/// revoked certificates.
+pub(crate) fn warn_of_certificates(certificates: Vec<CertificateExpiry>, tls: Option<&Tls>) {
     let now = clock::now();
+    if let Some(warning) = tls.and_then(|tls| tls.list_trouble(now)) {
+        log::warn!("{warning}");
+    }
     for certificate in certificates {
         if let Some(finding) = Finding::of_certificate(&certificate, now) {
             log::warn!("{}: {finding}", certificate.host);

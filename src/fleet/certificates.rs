@@ -81,3 +81,9 @@ pub(super) fn known(
     }
     seen.all()
 }
+
+/// When the first of this host's lists of revoked certificates expires.
+pub(super) fn list_until(policy: &Policy, local: Option<&Local>) -> Option<DateTime<Utc>> {
+    let files = policy.tls.iter().chain(local.and_then(|local| local.tls.as_ref()));
+    files.filter_map(|files| tls::list_until(files.crl.as_ref()?)).min()
+}

@@ -127,6 +127,8 @@ pub struct Overview {
     pub live: Option<LiveStatus>,
     /// When certificates expire.
     pub certificates: Vec<CertificateExpiry>,
+    /// When this host's list of revoked certificates expires, if it has one.
+    pub list_until: Option<DateTime<Utc>>,
 }
 
 /// Gathers an overview. If this host's ZFS cannot be listed, the catalog's part of it is used.
@@ -153,7 +155,8 @@ pub async fn overview(
             known.clock_behind = Some(Duration::from_secs(*behind));
         }
     }
-    Ok(Overview { inventory, unseen, live, certificates })
+    let list_until = certificates::list_until(policy, local);
+    Ok(Overview { inventory, unseen, live, certificates, list_until })
 }
 
 /// Adds to findings what only this host knows: the tags of the holds on its snapshots, and its own name where a host

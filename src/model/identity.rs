@@ -140,13 +140,15 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// The private key of that certificate.
     pub key: PathBuf,
+    /// The lists of revoked certificates; `None` if nothing is checked for revocation.
+    pub crl: Option<PathBuf>,
 }
 
 impl Default for TlsFiles {
     /// The files in the folder in which the help of `zsync tls` recommends installing them.
     fn default() -> Self {
         let file = |name| PathBuf::from("/etc/zsync/tls").join(name);
-        Self { ca: file("ca.crt"), certificate: file("host.crt"), key: file("host.key") }
+        Self { ca: file("ca.crt"), certificate: file("host.crt"), key: file("host.key"), crl: None }
     }
 }
 

@@ -135,10 +135,10 @@ impl<R: Role> Acceptor<R> {
         loop {
             runtime::sleep(BETWEEN_REMINDERS).await;
             let now = clock::now();
-            if let Some(warning) = self.tls().and_then(|tls| tls.trouble(now))
-                && daily.is_due(now)
-            {
-                log::warn!("{warning}");
+            let warnings = self.tls().map(|tls| [tls.trouble(now), tls.list_trouble(now)]);
+            let warnings: Vec<String> = warnings.into_iter().flatten().flatten().collect();
+            if !warnings.is_empty() && daily.is_due(now) {
+                warnings.iter().for_each(|warning| log::warn!("{warning}"));
             }
         }
     }

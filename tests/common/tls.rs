@@ -20,5 +20,6 @@ pub fn write_pem(folder: &Path, ca: &Minted, host: &Minted) -> TlsFiles {
         ca: file("ca.crt", &ca.certificate),
         certificate: file("host.crt", &host.certificate),
         key: file("host.key", &host.key),
+        crl: None,
     }
 }

@@ -113,6 +113,15 @@ pub enum Finding {
         /// How urgent its renewal is.
         urgency: Urgency,
     },
+    /// The host's list of revoked certificates expires soon, or has expired.
+    RevocationListExpires {
+        /// When it expires.
+        until: DateTime<Utc>,
+        /// How long it is still valid; negative if it has expired.
+        left: TimeDelta,
+        /// How urgent its renewal is.
+        urgency: Urgency,
+    },
     /// The director has made no pass for too long.
     NoPass {
         /// How long ago the last pass ended.
@@ -133,6 +142,13 @@ impl Finding {
         urgency(left).map(|urgency| Self::CertificateExpires { role, until, left, urgency })
     }
 
+    /// What is wrong with a list of revoked certificates that expires then; `None` if it is valid for long enough.
+    #[must_use]
+    pub fn of_revocation_list(until: DateTime<Utc>, now: DateTime<Utc>) -> Option<Self> {
+        let left = until - now;
+        urgency(left).map(|urgency| Self::RevocationListExpires { until, left, urgency })
+    }
+
     /// How severe it is.
     #[must_use]
     pub fn severity(&self) -> Severity {
@@ -140,12 +156,15 @@ impl Finding {
             Self::SnapshotOld { severity, .. } | Self::ReplicaOld { severity, .. } | Self::NoPass { severity, .. } => {
                 *severity
             }
-            Self::Diverged { .. } | Self::CertificateExpires { urgency: Urgency::Urgent, .. } => Severity::Critical,
+            Self::Diverged { .. }
+            | Self::CertificateExpires { urgency: Urgency::Urgent, .. }
+            | Self::RevocationListExpires { urgency: Urgency::Urgent, .. } => Severity::Critical,
             Self::NoSnapshot
             | Self::TooMany { .. }
             | Self::HeldLong { .. }
             | Self::Leftovers(_)
             | Self::CertificateExpires { urgency: Urgency::Soon, .. }
+            | Self::RevocationListExpires { urgency: Urgency::Soon, .. }
             | Self::Unreachable { since: Some(_), .. } => Severity::Warning,
             // The state of a host that was never listed is unknown.
             Self::Unreachable { since: None, .. } | Self::NeverListed { .. } => Severity::Unknown,
@@ -175,6 +194,7 @@ impl Finding {
             Self::Unreachable { .. } => "out_of_reach",
             Self::NeverListed { .. } => "never_listed",
             Self::CertificateExpires { .. } => "certificate_expires",
+            Self::RevocationListExpires { .. } => "revocation_list_expires",
             Self::NoPass { .. } => "no_pass",
         }
     }
@@ -229,6 +249,15 @@ impl fmt::Display for Finding {
                     write!(f, "the certificate of its {role} expires on {day}, in {}; {how}", span(*left))
                 } else {
                     write!(f, "the certificate of its {role} expired on {day}; {how}")
+                }
+            }
+            Self::RevocationListExpires { until, left, .. } => {
+                let (day, list) = (until.format("%Y-%m-%d"), "its list of revoked certificates");
+                let how = "renew it as zsync-tls(8) describes";
+                if left.num_seconds() > 0 {
+                    write!(f, "{list} expires on {day}, in {}; {how}", span(*left))
+                } else {
+                    write!(f, "{list} expired on {day}; {how}")
                 }
             }
             Self::NoPass { age, limit, .. } => {

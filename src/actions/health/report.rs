@@ -156,6 +156,15 @@ impl Health {
         self.update_severity();
     }
 
+    /// Adds a finding to a host whose list of revoked certificates expires soon, or has expired.
+    pub fn judge_revocations(&mut self, host: &HostName, until: Option<DateTime<Utc>>) {
+        let own = self.certificates.iter_mut().find(|state| state.expiry.host == *host);
+        if let (Some(own), Some(until)) = (own, until) {
+            own.findings.extend(Finding::of_revocation_list(until, self.at));
+        }
+        self.update_severity();
+    }
+
     /// Adds notices about parts of the policy that cannot be carried out.
     pub fn add_notices(&mut self, notices: Vec<Notice>) {
         Notice::add(&mut self.notices, notices);

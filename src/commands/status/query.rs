@@ -101,7 +101,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     });
     let (outcomes, estimates) = remembered.await?;
     let errors = failed_orders(outcomes);
-    let Overview { mut inventory, mut unseen, live, certificates } =
+    let Overview { mut inventory, mut unseen, live, certificates, list_until } =
         known::overview(&policy, &settings.host_name, settings.local.as_ref(), &*zfs).await?;
     let own_zfs = Arc::clone(&zfs);
     let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
@@ -129,6 +129,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     check_names(&policy, &inventory, settings.host.as_ref(), settings.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
     health.judge_certificates(certificates);
+    health.judge_revocations(&settings.host_name, list_until);
     // A failed transfer to a destination that the policy no longer has concerns nobody.
     let is_of_policy = |failed: &FailedOrder| {
         let known = failed.dataset.as_ref().and_then(|dataset| inventory.dataset(&failed.host, dataset));

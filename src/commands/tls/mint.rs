@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context, ensure};
 use chrono::{DateTime, Datelike, TimeDelta, Utc};
+use futures_rustls::pki_types::CertificateDer;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, SerialNumber,
@@ -62,26 +63,40 @@ pub fn mint_ca(name: &str, now: DateTime<Utc>, days: u32) -> anyhow::Result<Mint
     Ok(Minted { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() })
 }
 
-/// Issues a certificate, signed by a CA.
-pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<Minted> {
+/// A CA that can sign.
+pub(super) struct Authority {
+    pub issuer: Issuer<'static, KeyPair>,
+    /// Its certificate.
+    pub der: CertificateDer<'static>,
+    until: DateTime<Utc>,
+}
+
+/// Reads the certificate and the key of a CA.
+pub(super) fn authority(ca: &Minted) -> anyhow::Result<Authority> {
     let ca_key = KeyPair::from_pem(&ca.key).map_err(|_| anyhow::anyhow!("cannot read the CA's key"))?;
     let pem = tls::certificates_in(ca.certificate.as_bytes()).map_err(anyhow::Error::msg)?;
-    let der = pem.first().context("the CA's certificate file has no certificate in it")?;
-    let (_, parsed) = x509_parser::parse_x509_certificate(der).context("cannot read the CA's certificate")?;
+    let der = pem.into_iter().next().context("the CA's certificate file has no certificate in it")?;
+    let (_, parsed) = x509_parser::parse_x509_certificate(&der).context("cannot read the CA's certificate")?;
     ensure!(parsed.is_ca(), "the certificate is not that of a CA");
     ensure!(
         parsed.public_key().subject_public_key.data.as_ref() == ca_key.public_key_raw(),
         "the CA's key does not belong to its certificate"
     );
+    let until = DateTime::from_timestamp(parsed.validity().not_after.timestamp(), 0).unwrap_or_default();
+    let issuer = Issuer::from_ca_cert_der(&der, ca_key)?;
+    Ok(Authority { issuer, der, until })
+}
+
+/// Issues a certificate, signed by a CA.
+pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<Minted> {
+    let ca = authority(ca)?;
     let until = now + TimeDelta::days(wanted.days.into());
-    let ca_until = DateTime::from_timestamp(parsed.validity().not_after.timestamp(), 0).unwrap_or(now);
     ensure!(
-        until <= ca_until,
+        until <= ca.until,
         "the CA's own certificate is valid only until {}; hint: pass a smaller --days, or make a new CA",
-        ca_until.format("%Y-%m-%d")
+        ca.until.format("%Y-%m-%d")
     );
 
-    let issuer = Issuer::from_ca_cert_der(der, ca_key)?;
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, wanted.host.as_str());
     for name in std::iter::once(&wanted.host).chain(&wanted.also) {
@@ -97,7 +112,7 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
     params.use_authority_key_identifier_extension = true;
     set_validity(&mut params, now, wanted.days)?;
     let key = KeyPair::generate()?;
-    Ok(Minted { certificate: params.signed_by(&key, &issuer)?.pem(), key: key.serialize_pem() })
+    Ok(Minted { certificate: params.signed_by(&key, &ca.issuer)?.pem(), key: key.serialize_pem() })
 }
 
 fn is_dns_name(name: &HostName) -> bool {

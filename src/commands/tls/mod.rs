@@ -4,6 +4,7 @@
 //! certificate.
 
 mod mint;
+mod revoke;
 mod show;
 
 use std::fs::DirBuilder;
@@ -15,6 +16,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
 pub use mint::{Minted, Wanted, mint, mint_ca};
+pub use revoke::{Issued, of_file, of_host, revoke};
 
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
@@ -22,9 +24,13 @@ use crate::model::{HostName, PeerRole, TlsFiles};
 use crate::sys::{clock, files};
 use crate::transport::tls;
 
+/// How long a list of revoked certificates is valid, in days.
+const LIST_DAYS: u32 = 365;
 /// The CA's files in its folder.
 const CA_CERTIFICATE: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
+/// The list of revoked certificates, also in the folders of hosts.
+const CA_LIST: &str = "ca.crl";
 
 /// Arguments of `zsync tls`.
 #[derive(Debug, Subcommand)]
@@ -40,6 +46,8 @@ pub enum TlsCommand {
     Init(InitArgs),
     /// Issue a certificate to a host
     Issue(IssueArgs),
+    /// Revoke a host's certificates, or renew the list of revoked ones
+    Revoke(RevokeArgs),
     /// Describe certificates, and report problems with them
     Show(ShowArgs),
 }
@@ -82,6 +90,30 @@ pub struct IssueArgs {
     /// Replace the files of an earlier certificate
     #[arg(long)]
     pub renew: bool,
+    /// Revoke the earlier certificates of the host
+    #[arg(long, requires = "renew")]
+    pub revoke: bool,
+}
+
+/// Arguments of `zsync tls revoke`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Without HOST and --certificate, only the validity of the list is renewed. Copy ca.crl to every \
+                        host, as the file that \"crl\" in server.json and local.json names."
+)]
+pub struct RevokeArgs {
+    /// The host whose certificates are revoked: every one that this CA has issued to it
+    #[arg(value_name = "HOST", conflicts_with = "certificate")]
+    pub host: Option<HostName>,
+    /// Revoke only the certificate in this file
+    #[arg(long, value_name = "FILE")]
+    pub certificate: Option<PathBuf>,
+    /// Validity of the list in days
+    #[arg(long, value_name = "N", default_value_t = LIST_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub days: u32,
+    /// Folder of the CA
+    #[arg(long, value_name = "DIR", default_value = "/etc/zsync/ca")]
+    pub ca: PathBuf,
 }
 
 /// Arguments of `zsync tls show`.
@@ -102,10 +134,8 @@ pub struct ShowArgs {
 pub fn run(command: TlsCommand) -> Result<(), Error> {
     match command {
         TlsCommand::Init(InitArgs { ca, name, days }) => init(&ca, &name, days).map_err(Error::unable),
-        TlsCommand::Issue(IssueArgs { host, role, also, days, ca, out, renew }) => {
-            let wanted = Wanted { host, also, roles: role.into_iter().collect(), days };
-            issue(&ca, &wanted, out, renew).map_err(Error::unable)
-        }
+        TlsCommand::Issue(args) => issue(args).map_err(Error::unable),
+        TlsCommand::Revoke(args) => revoke_certificates(&args).map_err(Error::unable),
         TlsCommand::Show(ShowArgs { files, format }) => {
             let is_right = show::show(&files, format).map_err(Error::unable)?;
             if is_right { Ok(()) } else { Err(Error::exit(Exit::Failed)) }
@@ -149,15 +179,22 @@ fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) -> anyhow::Result<()> {
-    let out = out.unwrap_or_else(|| folder.join(wanted.host.as_str()));
-    let (ca_file, ca_key) = (folder.join(CA_CERTIFICATE), folder.join(CA_KEY));
-    let text = |file: &Path| -> anyhow::Result<String> {
+/// Reads the certificate and the key of the CA in a folder.
+fn load_ca(folder: &Path) -> anyhow::Result<Minted> {
+    let text = |name: &str| -> anyhow::Result<String> {
+        let file = folder.join(name);
         let bytes =
-            tls::read(file).with_context(|| "cannot find the CA; hint: make one with zsync tls init".to_owned())?;
+            tls::read(&file).with_context(|| "cannot find the CA; hint: make one with zsync tls init".to_owned())?;
         String::from_utf8(bytes).ok().with_context(|| format!("{} is not PEM", file.display()))
     };
-    let ca = Minted { certificate: text(&ca_file)?, key: text(&ca_key)? };
+    Ok(Minted { certificate: text(CA_CERTIFICATE)?, key: text(CA_KEY)? })
+}
+
+fn issue(args: IssueArgs) -> anyhow::Result<()> {
+    let IssueArgs { host, role, also, days, ca: folder, out, renew, revoke } = args;
+    let wanted = Wanted { host, also, roles: role.into_iter().collect(), days };
+    let out = out.unwrap_or_else(|| folder.join(wanted.host.as_str()));
+    let ca = load_ca(&folder)?;
     let names = TlsFiles::default();
     let place = |default: &Path| out.join(default.file_name().unwrap_or_default());
     let (ca_copy, certificate, key) = (place(&names.ca), place(&names.certificate), place(&names.key));
@@ -169,9 +206,11 @@ fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) -> a
             );
         }
     }
-    let minted = mint(&ca, wanted, clock::now())
-        .with_context(|| format!("cannot issue a certificate with {}", ca_file.display()))?;
+    let earlier = if revoke { of_host(&folder, &ca, &wanted.host, clock::now())? } else { Vec::new() };
+    let minted = mint(&ca, &wanted, clock::now())
+        .with_context(|| format!("cannot issue a certificate with {}", folder.join(CA_CERTIFICATE).display()))?;
     private_folder(&out)?;
+    revoke::remember(&folder, &minted.certificate)?;
     write(&key, &minted.key, files::PRIVATE, true)?;
     write(&certificate, &minted.certificate, files::PUBLIC, true)?;
     write(&ca_copy, &ca.certificate, files::PUBLIC, true)?;
@@ -182,5 +221,54 @@ fn issue(folder: &Path, wanted: &Wanted, out: Option<PathBuf>, renew: bool) -> a
         wanted.host,
         wanted.host
     ));
+    if revoke {
+        write_list(&folder, &ca, &earlier, LIST_DAYS)?;
+    }
+    // A host whose configuration names the list needs it, too.
+    if let Ok(list) = std::fs::read_to_string(folder.join(CA_LIST)) {
+        write(&out.join(CA_LIST), &list, files::PUBLIC, true)?;
+    }
+    Ok(())
+}
+
+fn revoke_certificates(args: &RevokeArgs) -> anyhow::Result<()> {
+    let RevokeArgs { host, certificate, days, ca: folder } = args;
+    let ca = load_ca(folder)?;
+    let revoked = match (host, certificate) {
+        (Some(host), _) => {
+            let found = of_host(folder, &ca, host, clock::now())?;
+            if found.is_empty() {
+                bail!(
+                    "cannot revoke: no valid certificate of {host} was found in {}; hint: name the file of its \
+                     certificate with --certificate",
+                    folder.display()
+                );
+            }
+            found
+        }
+        (None, Some(file)) => vec![of_file(&ca, file)?],
+        (None, None) => Vec::new(),
+    };
+    write_list(folder, &ca, &revoked, *days)
+}
+
+/// Writes the CA's list of revoked certificates, with more of them in it.
+fn write_list(folder: &Path, ca: &Minted, more: &[Issued], days: u32) -> anyhow::Result<()> {
+    let file = folder.join(CA_LIST);
+    let cannot = || format!("cannot continue the list of revoked certificates {}", file.display());
+    let previous = match std::fs::read_to_string(&file) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(cannot),
+    };
+    let list = revoke(ca, previous.as_deref(), more, clock::now(), days).with_context(cannot)?;
+    write(&file, &list, files::PUBLIC, true)?;
+    let mut text: String = more.iter().map(|one| format!("revoked the certificate {}\n", one.text)).collect();
+    text.push_str(&format!(
+        "wrote {}, valid for {days} days; copy it to every host, as the file that \"crl\" in its configuration names, \
+         and reload agents and slaves\n",
+        file.display()
+    ));
+    report::print(&text);
     Ok(())
 }

@@ -56,7 +56,8 @@ fn describe(file: &Path, now: DateTime<Utc>) -> anyhow::Result<Vec<Description>>
     // A host has the CA's certificate and the key in the folder of its own certificate: check that they belong
     // together.
     let beside = |file_name: &str| file.with_file_name(file_name);
-    let files = TlsFiles { ca: beside("ca.crt"), certificate: file.to_owned(), key: file.with_extension("key") };
+    let crl = Some(beside("ca.crl")).filter(|crl| crl.exists());
+    let files = TlsFiles { ca: beside("ca.crt"), certificate: file.to_owned(), key: file.with_extension("key"), crl };
     if let Some(first) = all.first_mut().filter(|first| !first.is_ca && files.ca.exists() && files.key.exists()) {
         match tls::Tls::load(&files) {
             Ok(loaded) => {

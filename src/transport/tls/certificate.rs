@@ -36,6 +36,8 @@ impl TlsError {
 pub struct Certificate {
     /// The names and roles in it.
     pub identity: Identity,
+    /// The serial number that its CA gave it, as in `01:9a:f3`.
+    pub serial: String,
     /// The beginning of its validity.
     pub from: Option<DateTime<Utc>>,
     /// The end of its validity.
@@ -105,5 +107,10 @@ pub fn certificate(der: &[u8]) -> Result<Certificate, String> {
     let time = |at: x509_parser::time::ASN1Time| DateTime::from_timestamp(at.timestamp(), 0);
     let validity = found.validity();
     let (from, until) = (time(validity.not_before), time(validity.not_after));
-    Ok(Certificate { identity: Identity { until, ..Identity::new(dns, uris) }, from, until })
+    Ok(Certificate {
+        identity: Identity { until, ..Identity::new(dns, uris) },
+        serial: found.raw_serial_as_string(),
+        from,
+        until,
+    })
 }

@@ -19,6 +19,14 @@ pub(super) struct Own {
     pub certificate: Certificate,
     /// The file from which it was read.
     pub file: PathBuf,
+    /// The file with the lists of revoked certificates.
+    pub crl: Option<PathBuf>,
+}
+
+impl Own {
+    fn crl_file(&self) -> String {
+        self.crl.as_ref().map_or_else(|| "(none)".to_owned(), |file| file.display().to_string())
+    }
 }
 
 /// A reader that describes TLS errors for people. A peer's refusal of our certificate arrives with the first read.
@@ -84,7 +92,7 @@ pub(super) fn describe(error: &io::Error, own: &Own, presented: Option<&Certific
 pub(super) fn describe_tls(error: &Rustls, own: &Own, presented: Option<&Certificate>) -> String {
     match error {
         Rustls::NoCertificatesPresented => "it sent no certificate".to_owned(),
-        Rustls::InvalidCertificate(error) => describe_certificate(error, presented),
+        Rustls::InvalidCertificate(error) => describe_certificate(error, own, presented),
         Rustls::AlertReceived(alert) => describe_alert(*alert, own),
         Rustls::InvalidMessage(_) => "it does not speak TLS".to_owned(),
         Rustls::PeerIncompatible(why) => format!("it does not support the TLS 1.3 parameters required here: {why:?}"),
@@ -92,7 +100,7 @@ pub(super) fn describe_tls(error: &Rustls, own: &Own, presented: Option<&Certifi
     }
 }
 
-fn describe_certificate(error: &CertificateError, presented: Option<&Certificate>) -> String {
+fn describe_certificate(error: &CertificateError, own: &Own, presented: Option<&Certificate>) -> String {
     use CertificateError as Bad;
     match error {
         // The name of the issuer is known, but its key is another one.
@@ -117,8 +125,27 @@ fn describe_certificate(error: &CertificateError, presented: Option<&Certificate
         Bad::InvalidPurpose | Bad::InvalidPurposeContext { .. } => {
             "its certificate does not permit this use; it must permit server and client authentication".to_owned()
         }
-        Bad::Revoked => "its certificate was revoked".to_owned(),
+        Bad::Revoked => describe_revoked(presented),
+        Bad::ExpiredRevocationListContext { next_update, .. } => format!(
+            "its certificate cannot be checked: the list of revoked certificates {} expired {}; hint: run zsync tls \
+             revoke where the CA is, and copy the new ca.crl here",
+            own.crl_file(),
+            format_time(*next_update)
+        ),
+        Bad::UnknownRevocationStatus => format!(
+            "its certificate cannot be checked: {} has no list of revoked certificates of its CA; hint: append that list",
+            own.crl_file()
+        ),
         other => format!("its certificate is invalid: {other}"),
+    }
+}
+
+fn describe_revoked(presented: Option<&Certificate>) -> String {
+    match presented {
+        Some(Certificate { identity, serial, .. }) => {
+            format!("its certificate, that of {identity} with the serial number {serial}, was revoked")
+        }
+        None => "its certificate was revoked".to_owned(),
     }
 }
 
@@ -161,9 +188,19 @@ fn describe_alert(alert: AlertDescription, own: &Own) -> String {
         Alert::DecryptError => {
             "it does not know the CA of this host's certificate, but one of the same name".to_owned()
         }
-        Alert::UnknownCA => "it does not know the CA of this host's certificate".to_owned(),
+        Alert::UnknownCA => {
+            "it does not know the CA of this host's certificate, or has no valid list of what that CA has revoked; \
+             hint: its log says which"
+                .to_owned()
+        }
         Alert::CertificateExpired => describe_own_expired(own),
-        Alert::CertificateRevoked => "it says that this host's certificate was revoked".to_owned(),
+        Alert::CertificateRevoked => format!(
+            "it says that this host's certificate was revoked: {}, that of {}; hint: to trust this host again, issue a \
+             new one to it: {}",
+            own.file.display(),
+            own.certificate.identity,
+            own.certificate.identity.renewal()
+        ),
         Alert::ProtocolVersion => "it does not support TLS 1.3".to_owned(),
         other => format!("it aborted the handshake: {other:?}"),
     }

@@ -5,6 +5,7 @@
 
 mod certificate;
 mod describe;
+mod revocation;
 mod witness;
 
 use std::fs;
@@ -34,6 +35,8 @@ pub(crate) use crate::transport::tls::certificate::is_dns_name;
 use crate::transport::tls::certificate::server_name;
 pub use crate::transport::tls::certificate::{Certificate, TlsError, certificate, certificates, certificates_in, read};
 use crate::transport::tls::describe::{DescribeErrors, Own, describe, describe_tls};
+use crate::transport::tls::revocation::Revocations;
+pub(crate) use crate::transport::tls::revocation::until as list_until;
 use crate::transport::tls::witness::Witness;
 
 /// After a failed handshake: how long, and in how many reads of 16 KiB, the rest of what the peer sends is discarded,
@@ -55,6 +58,8 @@ struct Material {
     servers: Arc<dyn ServerCertVerifier>,
     key: Arc<SingleCertAndKey>,
     own: Own,
+    /// When the list of revoked certificates expires, if there is one.
+    crl_until: Option<DateTime<Utc>>,
     /// The reason why peers with the same CAs would not trust this host's certificate; `None` if they would.
     doubt: Option<String>,
 }
@@ -110,21 +115,33 @@ fn load(files: &TlsFiles) -> Result<Material, TlsError> {
     })?;
     let key = Arc::new(SingleCertAndKey::from(key));
     let unusable = |error: &dyn ToString| TlsError::new(&files.ca, error.to_string());
-    let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
-    let clients = clients.build().map_err(|error| unusable(&error))?;
+    let revocations = files.crl.as_deref().map(Revocations::load).transpose()?.unwrap_or_default();
+    // Only a list can be at fault in a verifier with valid CAs.
+    let unverifiable = |error: &dyn ToString| match &files.crl {
+        Some(crl) => TlsError::new(crl, format!("invalid list of revoked certificates: {}", error.to_string())),
+        None => unusable(error),
+    };
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+        .with_crls(revocations.lists.clone())
+        .only_check_end_entity_revocation()
+        .enforce_revocation_expiration();
+    let clients = clients.build().map_err(|error| unverifiable(&error))?;
     let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|error| unusable(&error))?;
-    let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-    let servers = servers.build().map_err(|error| unusable(&error))?;
-    let own = Own { certificate: own, file: files.certificate.clone() };
+    let servers = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+        .with_crls(revocations.lists)
+        .only_check_end_entity_revocation()
+        .enforce_revocation_expiration();
+    let servers = servers.build().map_err(|error| unverifiable(&error))?;
+    let own = Own { certificate: own, file: files.certificate.clone(), crl: files.crl.clone() };
     let doubt = doubt(&servers, &chain, &own);
     let client = ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&version::TLS13])
         .map_err(|error| unusable(&error))?
         .with_webpki_verifier(Arc::clone(&servers))
         .with_client_cert_resolver(Arc::clone(&key) as _);
-    Ok(Material { server, client, clients, servers, key, own, doubt })
+    Ok(Material { server, client, clients, servers, key, own, crl_until: revocations.until, doubt })
 }
 
 /// Verifies this host's own certificate as a peer would, and returns why a peer would not trust it.
@@ -186,7 +203,29 @@ impl Tls {
         }
         warnings.extend(self.doubt().map(|doubt| format!("other hosts will not trust {file}: {doubt}")));
         warnings.extend(self.expires_soon(now));
+        warnings.extend(self.list_trouble(now));
         warnings
+    }
+
+    /// When the list of revoked certificates expires, if there is one.
+    #[must_use]
+    pub fn list_until(&self) -> Option<DateTime<Utc>> {
+        self.current().crl_until
+    }
+
+    /// A warning if the list of revoked certificates expires soon or has expired.
+    #[must_use]
+    pub fn list_trouble(&self, now: DateTime<Utc>) -> Option<String> {
+        let (file, until) = (self.files.crl.as_ref()?.display(), self.list_until()?);
+        let left = until - now;
+        expiry::urgency(left)?;
+        let day = until.format("%Y-%m-%d");
+        let hint = "hint: run zsync tls revoke where the CA is, and copy the new ca.crl to every host";
+        Some(if left.num_seconds() > 0 {
+            format!("{file} expires on {day}, in {} days, and then no peer is trusted; {hint}", left.num_days())
+        } else {
+            format!("{file} expired on {day}, so no peer is trusted; {hint}")
+        })
     }
 
     /// A warning if this host's certificate expires soon, but is still valid.
