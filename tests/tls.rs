@@ -20,7 +20,7 @@ use common::tls::write_pem;
 use common::{ds, host, local};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair, SanType};
 use zsync::agent::{Agent, CheckedOrder};
-use zsync::commands::tls::{Minted, Wanted, mint, mint_ca, of_file, revoke};
+use zsync::commands::tls::{Minted, Wanted, make_request, mint, mint_ca, mint_requested, of_file, revoke};
 use zsync::config::parse_policy;
 use zsync::fleet::{Dispatcher, wire_order};
 use zsync::model::{Action, Counter, PeerRole, ResponseStatus, TlsFiles};
@@ -574,6 +574,103 @@ fn revoked_certificate_is_refused_on_both_sides() {
     served.reload().unwrap();
     refused(&order(delta, &address), "or has no valid list");
     logged("has no list of revoked certificates of its CA; hint: append that list");
+}
+
+/// A certificate for a request has exactly the names and roles that were typed where the CA is.
+#[test]
+fn request_gets_only_what_the_administrator_typed() {
+    let ca = mint_ca("test CA", Utc::now(), 3650).unwrap();
+    let key = KeyPair::generate().unwrap();
+    let beta = wanted("beta", &[A, S]);
+    let sign = |request: &str, wanted: &Wanted| mint_requested(&ca, wanted, request, Utc::now());
+    let request = make_request(&host("beta"), &[host("beta.example.org")], &key.serialize_pem()).unwrap();
+    let both = Wanted { also: vec![host("beta.example.org")], ..beta.clone() };
+    let issued = sign(&request, &both).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let minted = Minted { certificate: issued, key: key.serialize_pem() };
+    let loaded = Tls::load(&write_pem(folder.path(), &ca, &minted)).unwrap();
+    assert_eq!(loaded.own().identity.names, [host("beta"), host("beta.example.org")]);
+    assert_eq!(loaded.own().identity.roles, Some(BTreeSet::from([A, S])));
+    assert_eq!(loaded.warnings(Utc::now(), &host("beta"), S), [""; 0]);
+
+    let asking = |change: &dyn Fn(&mut CertificateParams)| {
+        let mut params = CertificateParams::new(vec!["beta".to_owned()]).unwrap();
+        change(&mut params);
+        params.serialize_request(&key).unwrap().pem().unwrap()
+    };
+    let role = |role: &'static str| {
+        move |p: &mut CertificateParams| {
+            p.subject_alt_names.push(SanType::URI(format!("zsync:role:{role}").try_into().unwrap()));
+        }
+    };
+    // What it asks for beyond names is not granted: this one does not become a CA.
+    let ca_request = asking(&|p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
+    let issued = sign(&ca_request, &beta).unwrap();
+    let der = zsync::transport::tls::certificates_in(issued.as_bytes()).unwrap();
+    assert!(!x509_parser::parse_x509_certificate(&der[0]).unwrap().1.is_ca());
+    assert!(sign(&asking(&role("slave")), &beta).is_ok());
+    // A request whose signature is that of another one.
+    let other = asking(&|_| {});
+    let mut forged = x509_parser::pem::parse_x509_pem(other.as_bytes()).unwrap().1.contents;
+    let at = forged.windows(4).position(|four| four == b"beta").unwrap();
+    forged[at..at + 4].copy_from_slice(b"alfa");
+    let base64 = {
+        use base64::Engine;
+        base64::engine::general_purpose::STANDARD.encode(&forged)
+    };
+    let forged = format!("-----BEGIN CERTIFICATE REQUEST-----\n{base64}\n-----END CERTIFICATE REQUEST-----\n");
+    for (request, wanted, words) in [
+        (request.clone(), &beta, "asks for the name \"beta.example.org\", not only for beta; hint: check that it is"),
+        (request, &wanted("alpha", &[A]), "asks for the name \"beta\", not only for alpha"),
+        (asking(&role("director")), &beta, "asks for \"zsync:role:director\", which --role does not permit"),
+        (asking(&|p| p.subject_alt_names.clear()), &beta, "does not ask for the name beta"),
+        (asking(&|p| p.subject_alt_names.push(SanType::IpAddress([10, 0, 0, 1].into()))), &beta, "only DNS names"),
+        (forged, &wanted("alfa", &[A]), "it is not signed with its own key"),
+        ("nonsense".to_owned(), &beta, "no certificate signing request in PEM"),
+        (minted.certificate.clone(), &beta, "it is not a certificate signing request"),
+    ] {
+        let error = format!("{:#}", sign(&request, wanted).err().unwrap());
+        assert!(error.contains(words), "{words:?}: {error}");
+    }
+}
+
+/// The private key never leaves the host, and is kept until it has its certificate.
+#[test]
+fn request_and_issue_commands_keep_the_key_on_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let zsync = |line: &str| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_zsync"))
+            .arg("tls")
+            .args(line.split_whitespace().map(|word| word.replace("{}", folder.path().to_str().unwrap())))
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+    };
+    assert_eq!(zsync("init --ca {}/ca").0, Some(0));
+    let (status, text) = zsync("request beta --out {}/host");
+    assert!(status == Some(0) && text.contains("zsync tls issue beta --csr host.csr --role ROLE"), "{text}");
+    let mode = |name: &str| fs::metadata(path(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!([mode("host"), mode("host/host.key"), mode("host/host.csr")], [0o700, 0o600, 0o644]);
+    let issue = "issue beta --csr {}/host/host.csr --role agent,slave --ca {}/ca";
+    let (status, text) = zsync(issue);
+    assert!(status == Some(0) && text.contains("copy the files in its folder to /etc/zsync/tls on beta"), "{text}");
+    assert!(!fs::exists(path("ca/beta/host.key")).unwrap());
+    for file in ["ca.crt", "host.crt"] {
+        fs::copy(path(&format!("ca/beta/{file}")), path(&format!("host/{file}"))).unwrap();
+    }
+    let (status, text) = zsync("show {}/host/host.crt");
+    assert!(status == Some(0) && text.contains("roles    agent, slave"), "{text}");
+    let key = fs::read(path("host/host.key")).unwrap();
+    assert!(zsync("request beta --out {}/host").1.contains("with the existing key"));
+    assert_eq!(fs::read(path("host/host.key")).unwrap(), key);
+    assert_eq!(zsync(&format!("{issue} --renew")).0, Some(0));
+    let (status, text) = zsync(&issue.replace("beta --csr", "gamma --csr"));
+    assert!(status == Some(2) && text.contains("asks for the name \"beta\""), "{text}");
+    assert!(!fs::exists(path("ca/gamma")).unwrap());
+    fs::write(path("ca/beta/host.key"), "").unwrap();
+    let (status, text) = zsync(&format!("{issue} --renew"));
+    assert!(status == Some(2) && text.contains("stays on its host; hint: remove that file"), "{text}");
 }
 
 #[test]

@@ -7,9 +7,10 @@ use chrono::{DateTime, Datelike, TimeDelta, Utc};
 use futures_rustls::pki_types::CertificateDer;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, SerialNumber,
+    PublicKeyData, SanType, SerialNumber,
 };
 
+use crate::commands::tls::request;
 use crate::model::tags::ROLE;
 use crate::model::{HostName, PeerRole};
 use crate::transport::tls;
@@ -87,8 +88,25 @@ pub(super) fn authority(ca: &Minted) -> anyhow::Result<Authority> {
     Ok(Authority { issuer, der, until })
 }
 
-/// Issues a certificate, signed by a CA.
+/// Makes a private key.
+pub(super) fn new_key() -> anyhow::Result<String> {
+    Ok(KeyPair::generate()?.serialize_pem())
+}
+
+/// Issues a certificate with a new key, signed by a CA.
 pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<Minted> {
+    let key = KeyPair::generate()?;
+    Ok(Minted { certificate: sign(ca, wanted, &key, now)?, key: key.serialize_pem() })
+}
+
+/// Issues a certificate for the key of a request, signed by a CA.
+pub fn mint_requested(ca: &Minted, wanted: &Wanted, request: &str, now: DateTime<Utc>) -> anyhow::Result<String> {
+    let key = request::key_of(request, wanted).context("cannot use the request")?;
+    sign(ca, wanted, &key, now)
+}
+
+/// Signs a certificate for this public key.
+fn sign(ca: &Minted, wanted: &Wanted, key: &impl PublicKeyData, now: DateTime<Utc>) -> anyhow::Result<String> {
     let ca = authority(ca)?;
     let until = now + TimeDelta::days(wanted.days.into());
     ensure!(
@@ -111,11 +129,10 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     set_validity(&mut params, now, wanted.days)?;
-    let key = KeyPair::generate()?;
-    Ok(Minted { certificate: params.signed_by(&key, &ca.issuer)?.pem(), key: key.serialize_pem() })
+    Ok(params.signed_by(key, &ca.issuer)?.pem())
 }
 
-fn is_dns_name(name: &HostName) -> bool {
+pub(super) fn is_dns_name(name: &HostName) -> bool {
     let all_digits = name.as_str().bytes().all(|b| b.is_ascii_digit() || b == b'.');
     !all_digits && tls::is_dns_name(name)
 }

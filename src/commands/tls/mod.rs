@@ -4,6 +4,7 @@
 //! certificate.
 
 mod mint;
+mod request;
 mod revoke;
 mod show;
 
@@ -15,7 +16,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-pub use mint::{Minted, Wanted, mint, mint_ca};
+pub use mint::{Minted, Wanted, mint, mint_ca, mint_requested};
+pub use request::make as make_request;
 pub use revoke::{Issued, of_file, of_host, revoke};
 
 use crate::cli::exit::{Error, Exit};
@@ -40,10 +42,13 @@ const CA_LIST: &str = "ca.crl";
     zsync tls issue beta --role agent,slave\n  \
     cp -r /etc/zsync/ca/alpha /etc/zsync/tls\n  \
     scp -pr /etc/zsync/ca/beta beta:/etc/zsync/tls\n\
+    With zsync tls request on each host and issue --csr, private keys never leave their hosts.\n\
     Then set \"tls\": {} in server.json and local.json, and \"directors\" in local.json. See zsync-tls(8).")]
 pub enum TlsCommand {
     /// Create a certificate authority (CA) for the fleet
     Init(InitArgs),
+    /// Make a private key and a certificate signing request, on the host itself
+    Request(RequestArgs),
     /// Issue a certificate to a host
     Issue(IssueArgs),
     /// Revoke a host's certificates, or renew the list of revoked ones
@@ -66,6 +71,24 @@ pub struct InitArgs {
     pub days: u32,
 }
 
+/// Arguments of `zsync tls request`.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Send host.csr to the machine of the CA, and run there zsync tls issue HOST --csr FILE. A key that \
+                        exists in the folder is used again."
+)]
+pub struct RequestArgs {
+    /// The host's name in the policy
+    #[arg(value_name = "HOST")]
+    pub host: HostName,
+    /// Another name of the host; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub also: Vec<HostName>,
+    /// Folder for the key and the request
+    #[arg(long, value_name = "DIR", default_value = "/etc/zsync/tls")]
+    pub out: PathBuf,
+}
+
 /// Arguments of `zsync tls issue`.
 #[derive(Args, Debug)]
 pub struct IssueArgs {
@@ -78,6 +101,9 @@ pub struct IssueArgs {
     /// Another name of the host; may be repeated
     #[arg(long, value_name = "NAME")]
     pub also: Vec<HostName>,
+    /// Sign this certificate signing request; the private key stays on the host
+    #[arg(long, value_name = "FILE")]
+    pub csr: Option<PathBuf>,
     /// Validity in days
     #[arg(long, value_name = "N", default_value_t = 825, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub days: u32,
@@ -134,6 +160,9 @@ pub struct ShowArgs {
 pub fn run(command: TlsCommand) -> Result<(), Error> {
     match command {
         TlsCommand::Init(InitArgs { ca, name, days }) => init(&ca, &name, days).map_err(Error::unable),
+        TlsCommand::Request(RequestArgs { host, also, out }) => {
+            request_certificate(&host, &also, &out).map_err(Error::unable)
+        }
         TlsCommand::Issue(args) => issue(args).map_err(Error::unable),
         TlsCommand::Revoke(args) => revoke_certificates(&args).map_err(Error::unable),
         TlsCommand::Show(ShowArgs { files, format }) => {
@@ -179,6 +208,31 @@ fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes a request for a certificate in a folder, and a private key if there is none. An existing key is kept, because
+/// the host may be using it until it has the new certificate.
+fn request_certificate(host: &HostName, also: &[HostName], folder: &Path) -> anyhow::Result<()> {
+    let names = TlsFiles::default();
+    let key_file = folder.join(names.key.file_name().unwrap_or_default());
+    let request_file = key_file.with_extension("csr");
+    private_folder(folder)?;
+    let existing = key_file.exists();
+    if !existing {
+        write(&key_file, &mint::new_key()?, files::PRIVATE, false)?;
+    }
+    let key = String::from_utf8(tls::read(&key_file)?).ok();
+    let key = key.with_context(|| format!("{} is not PEM", key_file.display()))?;
+    let request =
+        make_request(host, also, &key).with_context(|| format!("cannot make a request with {}", key_file.display()))?;
+    write(&request_file, &request, files::PUBLIC, true)?;
+    let (key, request) = (key_file.display(), request_file.display());
+    let which = if existing { "the existing key" } else { "the new key" };
+    report::print(&format!(
+        "made {request} with {which} {key}; copy the request to the machine of the CA, and run there: zsync tls issue \
+         {host} --csr host.csr --role ROLE\n"
+    ));
+    Ok(())
+}
+
 /// Reads the certificate and the key of the CA in a folder.
 fn load_ca(folder: &Path) -> anyhow::Result<Minted> {
     let text = |name: &str| -> anyhow::Result<String> {
@@ -191,13 +245,20 @@ fn load_ca(folder: &Path) -> anyhow::Result<Minted> {
 }
 
 fn issue(args: IssueArgs) -> anyhow::Result<()> {
-    let IssueArgs { host, role, also, days, ca: folder, out, renew, revoke } = args;
+    let IssueArgs { host, role, also, csr, days, ca: folder, out, renew, revoke } = args;
     let wanted = Wanted { host, also, roles: role.into_iter().collect(), days };
     let out = out.unwrap_or_else(|| folder.join(wanted.host.as_str()));
     let ca = load_ca(&folder)?;
     let names = TlsFiles::default();
     let place = |default: &Path| out.join(default.file_name().unwrap_or_default());
     let (ca_copy, certificate, key) = (place(&names.ca), place(&names.certificate), place(&names.key));
+    if csr.is_some() && key.exists() {
+        bail!(
+            "cannot issue a certificate: {} exists, but the key of a request stays on its host; hint: remove that file, or \
+             name another folder with --out",
+            key.display()
+        );
+    }
     for file in [&certificate, &key] {
         if file.exists() && !renew {
             bail!(
@@ -207,16 +268,26 @@ fn issue(args: IssueArgs) -> anyhow::Result<()> {
         }
     }
     let earlier = if revoke { of_host(&folder, &ca, &wanted.host, clock::now())? } else { Vec::new() };
-    let minted = mint(&ca, &wanted, clock::now())
-        .with_context(|| format!("cannot issue a certificate with {}", folder.join(CA_CERTIFICATE).display()))?;
+    let (issued, new_key) = match &csr {
+        None => mint(&ca, &wanted, clock::now()).map(|minted| (minted.certificate, Some(minted.key))),
+        Some(file) => {
+            let request = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let issued = mint_requested(&ca, &wanted, &request, clock::now());
+            issued.with_context(|| format!("cannot sign {}", file.display())).map(|issued| (issued, None))
+        }
+    }
+    .with_context(|| format!("cannot issue a certificate with {}", folder.join(CA_CERTIFICATE).display()))?;
     private_folder(&out)?;
-    revoke::remember(&folder, &minted.certificate)?;
-    write(&key, &minted.key, files::PRIVATE, true)?;
-    write(&certificate, &minted.certificate, files::PUBLIC, true)?;
+    revoke::remember(&folder, &issued)?;
+    if let Some(new_key) = &new_key {
+        write(&key, new_key, files::PRIVATE, true)?;
+    }
+    write(&certificate, &issued, files::PUBLIC, true)?;
     write(&ca_copy, &ca.certificate, files::PUBLIC, true)?;
     let home = names.ca.parent().unwrap_or(Path::new("/")).display().to_string();
+    let copy = if new_key.is_some() { "copy its folder unchanged" } else { "copy the files in its folder" };
     report::print(&format!(
-        "issued {} to {}; copy its folder unchanged to {home} on {}\n",
+        "issued {} to {}; {copy} to {home} on {}\n",
         certificate.display(),
         wanted.host,
         wanted.host
