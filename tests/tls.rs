@@ -381,6 +381,82 @@ fn client_without_certificate_gets_reason() {
     assert!(alpha.calls().is_empty());
 }
 
+/// What a server answers to a client with a valid certificate that names these protocols.
+fn naming(pki: &Pki, address: &str, protocols: &[&[u8]]) -> String {
+    use futures_rustls::pki_types::PrivateKeyDer;
+    use futures_rustls::pki_types::pem::PemObject;
+    use futures_rustls::rustls::crypto::ring;
+    use futures_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, version};
+    let minted = mint(&pki.ca, &wanted("ruler", &[D]), Utc::now()).unwrap();
+    let chain = zsync::transport::tls::certificates_in(minted.certificate.as_bytes()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(zsync::transport::tls::certificates_in(pki.ca.certificate.as_bytes()).unwrap().remove(0)).unwrap();
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(minted.key.as_bytes()).unwrap())
+        .unwrap();
+    config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let session = ClientConnection::new(Arc::new(config), "alpha".try_into().unwrap()).unwrap();
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut stream = StreamOwned::new(session, stream);
+    let mut answer = String::new();
+    match stream.write_all(b"{}\n").and_then(|()| BufReader::new(stream).read_line(&mut answer)) {
+        Ok(_) => answer,
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn only_peers_that_name_the_protocol_are_served() {
+    let _turn = turn();
+    let pki = Pki::new();
+    let (address, alpha) = agent(Some(pki.issue("alpha", &[A])));
+    let answer = naming(&pki, &address, &[b"h2", b"zsync/1"]);
+    assert!(answer.contains("OrderUUID"), "a message that is no order: {answer}");
+    lines().clear();
+    let answer = naming(&pki, &address, &[]);
+    assert!(answer.contains("only TLS with the protocol zsync/1 (ALPN); hint: update zsync on the host"), "{answer}");
+    logged("(ruler) speaks TLS without naming the protocol zsync/1");
+    let answer = naming(&pki, &address, &[b"h2"]);
+    assert!(answer.contains("NoApplicationProtocol"), "{answer}");
+    logged("it asked for another protocol than zsync/1");
+    assert!(alpha.calls().is_empty());
+}
+
+/// Another TLS service with a certificate of the same CA.
+#[test]
+fn server_that_names_no_protocol_is_refused() {
+    use futures_rustls::pki_types::PrivateKeyDer;
+    use futures_rustls::pki_types::pem::PemObject;
+    use futures_rustls::rustls::crypto::ring;
+    use futures_rustls::rustls::{ServerConfig, ServerConnection, StreamOwned, version};
+    let _turn = turn();
+    let pki = Pki::new();
+    let minted = mint(&pki.ca, &wanted("alpha", &[A]), Utc::now()).unwrap();
+    let chain = zsync::transport::tls::certificates_in(minted.certificate.as_bytes()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[&version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, PrivateKeyDer::from_pem_slice(minted.key.as_bytes()).unwrap())
+        .unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let serving = std::thread::spawn(move || {
+        let session = ServerConnection::new(Arc::new(config)).unwrap();
+        let mut stream = StreamOwned::new(session, listener.accept().unwrap().0);
+        drop(stream.read(&mut [0; 100]));
+    });
+    refused(
+        &order(Some(pki.issue("ruler", &[D])), &address),
+        "but not zsync's protocol zsync/1: it is another program",
+    );
+    serving.join().unwrap();
+}
+
 #[test]
 fn plaintext_order_to_tls_port_gets_response() {
     let _turn = turn();

@@ -329,8 +329,17 @@ impl Incoming {
                 let untrusted = |reason| reject(format!(": the TLS handshake failed: {reason}"));
                 let proven = runtime::timeout(timeout, tls.accept(Buffered::new(stream))).await;
                 let proven = proven.map_err(|runtime::Elapsed| reject(silent()))?.map_err(untrusted)?;
-                let name = format!("{peer} ({})", proven.identity);
-                return Ok(Connection::secured(proven, name));
+                let (name, names_protocol) = (format!("{peer} ({})", proven.identity), proven.names_protocol);
+                let connection = Connection::secured(proven, name.clone());
+                if names_protocol {
+                    return Ok(connection);
+                }
+                let reason = format!(
+                    "{name} speaks TLS without naming the protocol zsync/1: it is another program or an older zsync"
+                );
+                let answer = "this port accepts only TLS with the protocol zsync/1 (ALPN); hint: update zsync on the host \
+                              that connects";
+                return Err(Rejected { reason, answer: Some((connection, answer.to_owned())) });
             }
             (Some(_), false) => (
                 " sent plaintext, but this port accepts only TLS",

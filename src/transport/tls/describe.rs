@@ -94,6 +94,9 @@ pub(super) fn describe_tls(error: &Rustls, own: &Own, presented: Option<&Certifi
         Rustls::NoCertificatesPresented => "it sent no certificate".to_owned(),
         Rustls::InvalidCertificate(error) => describe_certificate(error, own, presented),
         Rustls::AlertReceived(alert) => describe_alert(*alert, own),
+        Rustls::NoApplicationProtocol => {
+            "it asked for another protocol than zsync/1: it is another program, or another version of zsync".to_owned()
+        }
         Rustls::InvalidMessage(_) => "it does not speak TLS".to_owned(),
         Rustls::PeerIncompatible(why) => format!("it does not support the TLS 1.3 parameters required here: {why:?}"),
         other => other.to_string(),
@@ -201,6 +204,9 @@ fn describe_alert(alert: AlertDescription, own: &Own) -> String {
             own.certificate.identity,
             own.certificate.identity.renewal()
         ),
+        Alert::NoApplicationProtocol => {
+            "it does not speak the protocol zsync/1; hint: check the address, and the version of zsync there".to_owned()
+        }
         Alert::ProtocolVersion => "it does not support TLS 1.3".to_owned(),
         other => format!("it aborted the handshake: {other:?}"),
     }

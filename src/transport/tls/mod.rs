@@ -39,6 +39,9 @@ use crate::transport::tls::revocation::Revocations;
 pub(crate) use crate::transport::tls::revocation::until as list_until;
 use crate::transport::tls::witness::Witness;
 
+/// The protocol that both sides name in the handshake (ALPN). A certificate of a company's CA may also serve other
+/// programs on the same host, and a connection must not end at one of these, or come from one.
+const PROTOCOL: &[u8] = b"zsync/1";
 /// After a failed handshake: how long, and in how many reads of 16 KiB, the rest of what the peer sends is discarded,
 /// so that it receives the alert.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -73,6 +76,7 @@ impl Material {
         // A client that only writes would never read the tickets, and Linux resets a connection that is closed with
         // unread data, so that data sent before may be lost.
         config.send_tls13_tickets = 0;
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
         (config, witness)
     }
@@ -81,6 +85,7 @@ impl Material {
     fn client(&self) -> (ClientConfig, Arc<Witness<dyn ServerCertVerifier>>) {
         let witness = Witness::new(&self.servers);
         let mut config = self.client.clone();
+        config.alpn_protocols = vec![PROTOCOL.to_vec()];
         config.dangerous().set_certificate_verifier(Arc::clone(&witness) as _);
         (config, witness)
     }
@@ -272,8 +277,9 @@ impl Tls {
                 return Err(reason);
             }
         };
-        let identity = peer_identity(stream.get_ref().1)?;
-        Ok(Secured::new(stream, identity, &current.own))
+        let session = stream.get_ref().1;
+        let (identity, names_protocol) = (peer_identity(session)?, session.alpn_protocol() == Some(PROTOCOL));
+        Ok(Secured { names_protocol, ..Secured::new(stream, identity, &current.own) })
     }
 
     /// Performs the handshake as the client, with the host of this name.
@@ -296,6 +302,13 @@ impl Tls {
         if !identity.is(host) {
             return Err(format!("its certificate is not that of {host}: it names {identity}"));
         }
+        if stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
+            return Err(
+                "it speaks TLS, but not zsync's protocol zsync/1: it is another program, or an older zsync; hint: \
+                        check the address, or update zsync there"
+                    .to_owned(),
+            );
+        }
         Ok(Secured::new(stream, identity, &current.own))
     }
 }
@@ -309,12 +322,19 @@ pub(super) struct Secured {
     pub reader: Box<dyn AsyncRead + Send + Unpin>,
     pub writer: Box<dyn AsyncWrite + Send + Unpin>,
     pub identity: Identity,
+    /// Whether the peer has named zsync's protocol.
+    pub names_protocol: bool,
 }
 
 impl Secured {
     fn new<S: TlsTransport>(stream: S, identity: Identity, own: &Own) -> Self {
         let (reader, writer) = futures_lite::io::split(stream);
-        Self { reader: Box::new(DescribeErrors::new(reader, own.clone())), writer: Box::new(writer), identity }
+        Self {
+            reader: Box::new(DescribeErrors::new(reader, own.clone())),
+            writer: Box::new(writer),
+            identity,
+            names_protocol: true,
+        }
     }
 }
 
