@@ -186,6 +186,69 @@ fn policy_with_invalid_thresholds_is_rejected() {
     }
 }
 
+#[test]
+fn check_config_only_finds_secrets_that_others_can_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    place.write("token", "b1gs3cr3t");
+    let consul = format!(r#""consul": {{ "token_file": "{}" }}, "#, place.path("token"));
+    place.write("local.json", &LOCAL.replacen('{', &format!("{{ {consul}"), 1));
+    for (mode, status) in [(0o600, 0), (0o640, 1), (0o604, 1)] {
+        fs::set_permissions(place.path("token"), fs::Permissions::from_mode(mode)).unwrap();
+        let ended = place.run("check --config-only");
+        assert_eq!(ended.status, Some(status), "{mode:o}: {ended:?}");
+        let words = format!("can be read by users other than the owner of the file, whose mode is {mode:04o}");
+        assert_eq!(ended.stdout.contains(&words), status > 0, "{ended:?}");
+    }
+    // The token itself in the file, and the private key of a certificate.
+    place.write("local.json", &LOCAL.replacen('{', r#"{ "consul": { "token": "b1gs3cr3t" }, "#, 1));
+    fs::set_permissions(place.path("local.json"), fs::Permissions::from_mode(0o644)).unwrap();
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(1) && ended.stdout.contains("Consul's token in "), "{ended:?}");
+    assert!(!ended.stdout.contains("b1gs3cr3t"), "{ended:?}");
+    place.write("local.json", LOCAL);
+    let tls = write_certificate(&place, 40);
+    place.policy(&POLICY.replacen('{', &format!("{{ {tls}"), 1));
+    fs::set_permissions(place.path("tls/host.key"), fs::Permissions::from_mode(0o640)).unwrap();
+    let ended = place.run("check --config-only");
+    assert!(ended.status == Some(1) && ended.stdout.contains("host.key has mode 0640"), "{ended:?}");
+}
+
+/// Whatever the umask is, only the owner can read what a pass leaves behind, and ZFS is given no token of Consul.
+#[test]
+fn state_is_private_whatever_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new();
+    place.zfs(&ZFS.replacen("#!/bin/sh\n", &format!("#!/bin/sh\nenv >>{}\n", place.path("environment")), 1));
+    let run = |arguments: &str| {
+        let folder = place.0.path().display();
+        let line = format!(
+            "umask 0; exec {} {arguments} --config {folder}/server.json --local {folder}/local.json --hostname alpha \
+             --zfs {folder}/zfs",
+            env!("CARGO_BIN_EXE_zsync")
+        );
+        let output = std::process::Command::new("sh")
+            .args(["-c", &line])
+            .env("CONSUL_HTTP_TOKEN", "b1gs3cr3t")
+            .env("ZSYNC_TEST", "kept")
+            .output()
+            .unwrap();
+        assert!(output.status.code().unwrap() < 2, "{output:?}");
+    };
+    run(&format!("director --once --metrics-file {}", place.path("zsync.prom")));
+    run(&format!("plan --dry-run --out {}", place.path("plan.json")));
+    let mode = |name: &str| fs::metadata(place.path(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode("catalog"), 0o700);
+    for entry in fs::read_dir(place.path("catalog")).unwrap() {
+        let entry = entry.unwrap();
+        assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o7777, 0o600, "{entry:?}");
+    }
+    assert_eq!(mode("plan.json"), 0o600);
+    assert_eq!(mode("zsync.prom"), 0o644, "node_exporter reads it");
+    let environment = fs::read_to_string(place.path("environment")).unwrap();
+    assert!(environment.contains("ZSYNC_TEST=kept") && !environment.contains("CONSUL_"), "{environment}");
+}
+
 /// Writes a CA's certificate, and the certificate and key of alpha, which are valid for so many days.
 fn write_certificate(place: &Place, days: i64) -> String {
     let ca = mint_ca("test CA", Utc::now() - TimeDelta::days(100), 3650).unwrap();

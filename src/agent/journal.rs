@@ -4,9 +4,7 @@
 //! their age are limited. Losing the file is harmless: every order can be carried out again without doing anything
 //! twice.
 
-use std::fs::DirBuilder;
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +77,10 @@ impl Journal {
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let cannot = |cause| JournalError::Folder { path: folder.to_owned(), cause };
         let file = folder.join(FILE);
-        let created = DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(cannot);
+        let created = files::create_private_folder(folder).map_err(cannot);
+        if created.is_ok() {
+            files::make_private(&file);
+        }
         let error = match created.and_then(|()| Self::open_at(&file, Connection::open(&file))) {
             Err(error) if files::lacks_room(folder, ROOM) => error,
             result => return result,

@@ -10,7 +10,7 @@ use crate::cli::args::CommonArgs;
 use crate::cli::exit::Error;
 use crate::config;
 use crate::model::HostName;
-use crate::policy::{Address, Local};
+use crate::policy::{Address, CatalogConfig, ConsulConfig, Local, Policy};
 
 /// This host's name: from `--hostname`, otherwise from `local.json`, otherwise the system's host name, which is an
 /// error if it is not a valid name.
@@ -54,6 +54,36 @@ pub fn metrics_address(typed: Option<&str>) -> anyhow::Result<Option<String>> {
         Some(_) => Ok(Some(address.to_string())),
         None => bail!("--metrics: {typed:?} has no port; hint: write a port, as in 9771, or host:port"),
     }
+}
+
+/// The configuration of Consul in a policy, if its catalog is there.
+#[must_use]
+pub fn consul_of(policy: &Policy) -> Option<&ConsulConfig> {
+    match &policy.catalog {
+        CatalogConfig::Consul(config) => Some(config),
+        CatalogConfig::Embedded { .. } => None,
+    }
+}
+
+/// Warnings of secrets that users other than the owner of their file can read: the token of Consul in the configuration
+/// file or in a file of its own, and the key of the certificate for Consul.
+#[must_use]
+pub fn readable_secrets(file: &Path, consul: Option<&ConsulConfig>) -> Vec<String> {
+    let Some(consul) = consul else { return Vec::new() };
+    let token = consul.token.as_ref().map(|_| ("Consul's token in", file));
+    let token_file = consul.token_file.as_deref().map(|file| ("Consul's token in", file));
+    let key = consul.key_file.as_deref().map(|file| ("the private key", file));
+    let warning = |(what, file): (&str, &Path)| {
+        let mode = std::fs::metadata(file).ok()?.permissions().mode() & 0o7777;
+        let file = file.display();
+        (mode & 0o077 != 0).then(|| {
+            format!(
+                "{what} {file} can be read by users other than the owner of the file, whose mode is {mode:04o}; hint: make \
+                 the user that runs zsync the owner of the file, and its mode 0600"
+            )
+        })
+    };
+    token.into_iter().chain(token_file).chain(key).filter_map(warning).collect()
 }
 
 /// Warns of a configuration file that other users can change, because they could use it to act with the rights of the

@@ -14,7 +14,7 @@ use crate::actions::{Notice, check_names, forbidden};
 use crate::cli::args::{CommonArgs, PolicyArgs};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
-use crate::cli::settings::{host_name, host_name_of, local_if_exists};
+use crate::cli::settings::{consul_of, host_name, host_name_of, local_if_exists, readable_secrets};
 use crate::config;
 use crate::fleet::known;
 use crate::fleet::known::Overview;
@@ -128,12 +128,15 @@ fn check_files(args: &CheckArgs) -> Result<(), Error> {
     let mut tls = Vec::new();
     for path in &files {
         let loaded = if *path == server {
-            config::load_policy(path).map(|policy| policy.tls)
+            config::load_policy(path).map(|policy| (readable_secrets(path, consul_of(&policy)), policy.tls))
         } else {
-            config::load_local(path).map(|local| local.tls)
+            config::load_local(path).map(|local| (readable_secrets(path, local.consul.as_ref()), local.tls))
         };
         match loaded {
-            Ok(files) => tls.extend(files),
+            Ok((readable, files)) => {
+                problems.extend(readable.into_iter().map(|text| (Severity::Warning, text)));
+                tls.extend(files);
+            }
             Err(error) => problems.push((Severity::Critical, error.to_string())),
         }
     }

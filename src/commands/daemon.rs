@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::cli::args::{CommonArgs, StateArgs, duration_or_zero};
 use crate::cli::exit::Error;
-use crate::cli::settings::{host_name, metrics_address, warn_if_others_can_write};
+use crate::cli::settings::{host_name, metrics_address, readable_secrets, warn_if_others_can_write};
 use crate::config;
 use crate::host::publish::presence::{self, ServiceRegistration};
 use crate::host::publish::publisher::Publisher;
@@ -53,6 +53,7 @@ impl DaemonSettings {
     fn load(common: &CommonArgs, listen: &ListenArgs, role: PeerRole) -> anyhow::Result<Self> {
         let local = config::load_local(&common.local)?;
         warn_if_others_can_write(&common.local);
+        readable_secrets(&common.local, local.consul.as_ref()).iter().for_each(|warning| log::warn!("{warning}"));
         let host = host_name(common, Some(&local))?;
         let port = if role == PeerRole::Slave { SLAVE_PORT } else { AGENT_PORT };
         let address = match (&listen.listen, &local.listen) {

@@ -12,6 +12,7 @@ use futures_lite::future;
 use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
+use crate::cli::settings::{consul_of, readable_secrets};
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
 use crate::director::heartbeat::Heartbeat;
@@ -66,6 +67,7 @@ fn write_metrics_file(file: &Path, text: &str) -> anyhow::Result<()> {
 async fn start<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Error> {
     let (policy, fingerprint) = config::load_policy_with_fingerprint(&settings.config).map_err(Error::unable)?;
     let policy = Arc::new(policy);
+    readable_secrets(&settings.config, consul_of(&policy)).iter().for_each(|warning| log::warn!("{warning}"));
     let saved = match &settings.plan {
         None => None,
         Some(path) => Some(SavedPlan::load(path, fingerprint, clock::now()).map_err(Error::unable)?),

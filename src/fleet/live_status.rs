@@ -62,7 +62,7 @@ impl StatusPlace {
             Self::Folder(folder) => {
                 let file = folder.join(FILE);
                 let fill = move |new: &mut File| new.write_all(&value);
-                runtime::blocking(move || files::write(&file, files::PUBLIC, Mode::ReplaceUnsynced, fill)).await?;
+                runtime::blocking(move || files::write(&file, files::PRIVATE, Mode::ReplaceUnsynced, fill)).await?;
             }
             Self::Shared(consul, key) => {
                 consul.commit(&[Op::Set { key: key.clone(), value }]).await?;

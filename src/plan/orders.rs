@@ -157,5 +157,5 @@ pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&mut File) -> io::Resu
         let mut file = File::options().write(true).open(path).with_context(cannot)?;
         return write(&mut file).with_context(cannot);
     }
-    files::write(path, files::PUBLIC, files::Mode::Replace, write).with_context(cannot)
+    files::write(path, files::PRIVATE, files::Mode::Replace, write).with_context(cannot)
 }

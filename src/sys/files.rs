@@ -35,7 +35,7 @@ pub fn load<T: DeserializeOwned + Default>(file: &Path) -> io::Result<T> {
 
 /// Replaces a private file of durable state. Its folder is created if it is missing.
 pub fn save(file: &Path, text: &[u8]) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder(file))?;
+    create_private_folder(folder(file))?;
     write(file, PRIVATE, Mode::Replace, |new| new.write_all(text))
 }
 
@@ -78,6 +78,22 @@ pub fn write(
     }
 }
 
+/// Creates a folder that only its owner can enter, and its parents, unless it exists. The umask has no influence.
+pub fn create_private_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Makes a file that a library is about to open private to its owner, and creates it if it does not exist. If that is
+/// not possible, nothing happens: the library reports why the file cannot be opened.
+pub fn make_private(file: &Path) {
+    let options = OpenOptions::new().write(true).create(true).truncate(false).mode(PRIVATE).open(file);
+    if let Ok(opened) = options
+        && opened.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o077 != 0)
+    {
+        drop(opened.set_permissions(Permissions::from_mode(PRIVATE)));
+    }
+}
+
 /// Whether an error means that there is no room: the filesystem is full, or a quota is used up.
 #[must_use]
 pub fn is_no_room(error: &io::Error) -> bool {
@@ -91,7 +107,7 @@ pub fn lacks_room(folder: &Path, bytes: u64) -> bool {
     let probe = folder.join("room");
     // A compressing filesystem would hardly need any room for zeros.
     let fill = |new: &mut File| io::copy(&mut File::open("/dev/urandom")?.take(bytes), new).map(drop);
-    let create = fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    let create = create_private_folder(folder);
     let result = create.and_then(|()| write(&probe, PRIVATE, Mode::Replace, fill));
     drop(remove(&probe));
     result.is_err_and(|error| is_no_room(&error))
@@ -166,6 +182,20 @@ mod tests {
             write(&file, permissions, Mode::ReplaceUnsynced, |new| new.write_all(b"x")).unwrap();
             assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, permissions);
         }
+    }
+
+    #[test]
+    fn make_private_creates_or_corrects_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("journal");
+        let mode = || fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
+        make_private(&file);
+        assert_eq!(mode(), PRIVATE);
+        fs::write(&file, "content").unwrap();
+        fs::set_permissions(&file, Permissions::from_mode(0o664)).unwrap();
+        make_private(&file);
+        assert_eq!((mode(), fs::read(&file).unwrap().as_slice()), (PRIVATE, &b"content"[..]));
+        make_private(&folder.path().join("none/journal"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! so that a database that was locked for a snapshot is unlocked in any case.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -55,11 +56,20 @@ pub(crate) struct Process {
 pub(crate) fn command(program: &Path) -> Command {
     #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns processes")]
     let mut command = std::process::Command::new(program);
+    // A hook or ZFS needs no access to Consul, whose token may be in the environment.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_consul(name)) {
+        command.env_remove(name);
+    }
     // A group of its own, so that it can be killed together with its descendants.
     command.process_group(0);
     let mut command = Command::from(command);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
     command
+}
+
+/// Whether an environment variable belongs to Consul, as the token does.
+fn is_of_consul(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"CONSUL_")
 }
 
 impl Running {

@@ -3,9 +3,8 @@
 //! A writer locks both the folder and the file in it. If there is no room for the file, the lock on the folder is
 //! enough; if there is no room for the folder either, the nearest folder above is locked instead.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use crate::catalog::{CatalogError, Holder};
@@ -33,6 +32,7 @@ impl Lock {
             Err(error) if !files::is_no_room(&error) => return Err(unusable(error)),
             _ => {}
         }
+        files::make_private(&folder.join(FILE));
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(folder.join(FILE));
         let file = match options {
             Ok(file) => Some(file),
@@ -71,11 +71,5 @@ fn create(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
     }
-    if let Some(parent) = folder.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists || !folder.is_dir() => Err(error),
-        _ => Ok(()),
-    }
+    files::create_private_folder(folder)
 }

@@ -21,6 +21,8 @@ const ROOM: u64 = 1 << 20;
 pub(super) fn open_to_write(file: &Path) -> Result<Connection, CatalogError> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let failed = |error: DbError| writing_failed(error, file);
+    // The log and its index get the permissions of the file.
+    files::make_private(file);
     let mut connection = Connection::open_with_flags(file, flags).map_err(|error| failed(error.into()))?;
     connection.busy_timeout(BUSY_TIMEOUT).map_err(|error| failed(error.into()))?;
     let kind = schema::identify(&connection).map_err(failed)?;
