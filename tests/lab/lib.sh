@@ -129,7 +129,7 @@ lab_daemon() {
   : >"$log" # the log may be read before the process has started
   # Without this, the shell starts background processes with INT and QUIT ignored.
   (exec env --default-signal=INT,QUIT ZSYNC_HOSTNAME="$host" ZSYNC_STATE="$LAB_TMP/state/$host" \
-    ip netns exec "$LAB_PREFIX$host" "$@") >"$log" 2>&1 </dev/null &
+    ip netns exec "$LAB_PREFIX$host" "$@") >>"$log" 2>&1 </dev/null &
   lab_proc $! || lab_now='X 0'
   echo "$! ${lab_now#* }" >"$lab_state/procs/$name"
 }
