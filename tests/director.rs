@@ -13,7 +13,7 @@ use common::{ds, local};
 use zsync::agent::Agent;
 use zsync::catalog::{CatalogRead, MemoryCatalog};
 use zsync::config::parse_policy;
-use zsync::director::{Pass, Report};
+use zsync::director::{Pass, Report, Rounds};
 use zsync::fleet::{Dispatcher, FleetState};
 use zsync::model::{Action, DatasetName, HostName};
 use zsync::policy::Policy;
@@ -264,6 +264,95 @@ fn snapshots_are_taken_while_transfers_occupy_all_slots() {
     drop(silent);
     let report = runtime::block_on(pass).unwrap();
     assert!(report.outcomes.iter().all(|o| o.success == o.to.is_none()), "{:?}", outcomes(&report));
+}
+
+/// A transfer hangs. Meanwhile, all else is done: the same datasets are taken, others are taken, sent and pruned.
+#[test]
+fn passes_do_not_wait_for_a_transfer_of_an_earlier_one() {
+    /// Enough for all that does not hang.
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(5);
+    let mut fleet = Fleet::new();
+    // The slave on gamma accepts connections and never responds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (agent, slave) = fleet.addresses["gamma"].clone();
+    fleet.addresses.insert("gamma", (agent.clone(), silent.local_addr().unwrap().to_string()));
+    let entries = r#"{ "hostname": "alpha", "dataset": "tank/data", "recursive": true,
+             "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "gamma", "sync_dataset": "pool/copy" } },
+           { "hostname": "alpha", "dataset": "tank/other",
+             "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "beta", "sync_dataset": "pool/copy",
+                       "retention": ["1 in last day"], "sync_retention": ["2 in last day"] } }"#;
+    let policy = fleet.policy(entries);
+    let mut rounds = Rounds::default();
+    let round = |fleet: &Fleet, policy: &Arc<Policy>, rounds: &mut Rounds<Fake, MemoryCatalog>| {
+        fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+        let pass = Pass::new(Arc::clone(policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+        runtime::block_on(async {
+            let begun = rounds.pass(pass, None, Some(LIMIT)).await.unwrap();
+            (begun.report().await.unwrap(), begun.has_ended())
+        })
+    };
+    let (report, has_ended) = round(&fleet, &policy, &mut rounds);
+    let first = [
+        "take_snapshot alpha:tank/data",
+        "take_snapshot alpha:tank/other",
+        "send_snapshot alpha:tank/other to beta:pool/copy",
+    ];
+    assert_eq!((outcomes(&report), has_ended), (first.map(str::to_owned).to_vec(), false));
+    for minute in 2..4 {
+        fleet.now += TimeDelta::minutes(1);
+        ["tank/data", "tank/data/child", "tank/other"]
+            .iter()
+            .for_each(|name| fleet.pools["alpha"].write(&ds(name), 1000));
+        let (report, has_ended) = round(&fleet, &policy, &mut rounds);
+        // The child waits for its parent, and does not fail.
+        assert!(report.is_success() && has_ended, "{report:?}");
+        let done = outcomes(&report);
+        assert_eq!(done[..3], first, "{done:?}");
+        assert!(done.contains(&"destroy_snapshot alpha:tank/other".to_owned()), "{done:?}");
+        assert_eq!(fleet.names("alpha", "tank/data/child").len(), minute);
+        assert_eq!(fleet.names("alpha", "tank/other").len(), 1);
+        assert_eq!(fleet.names("beta", "pool/copy").len(), 2, "{done:?}");
+        assert_eq!(rounds.lanes().progress().running().len(), 1);
+        assert!(!rounds.is_quiet());
+    }
+    // The transfer fails. The next pass reports that, and sends everything.
+    drop(silent);
+    runtime::block_on(rounds.quiet());
+    assert!(rounds.is_quiet());
+    fleet.addresses.insert("gamma", (agent, slave));
+    let (report, has_ended) = round(&fleet, &fleet.policy(entries), &mut rounds);
+    assert!(report.is_success() && has_ended, "the later transfer makes up for it: {report:?}");
+    for (copy, source) in [("pool/copy", "tank/data"), ("pool/copy/child", "tank/data/child")] {
+        assert_eq!(fleet.names("gamma", copy), fleet.names("alpha", source));
+    }
+    let failed = |o: &zsync::catalog::Outcome| !o.success && o.dataset == Some(ds("tank/data"));
+    assert!(fleet.world.catalog().outcomes(100).unwrap().iter().any(failed));
+}
+
+#[test]
+fn interrupted_transfer_of_an_earlier_pass_is_reported() {
+    let mut fleet = Fleet::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let agent = fleet.addresses["gamma"].0.clone();
+    fleet.addresses.insert("gamma", (agent, silent.local_addr().unwrap().to_string()));
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "gamma", "sync_dataset": "pool/copy" } }"#,
+    );
+    let mut rounds = Rounds::default();
+    runtime::block_on(async {
+        for _ in 0..2 {
+            let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+            let limit = Some(std::time::Duration::from_millis(100));
+            let report = rounds.pass(pass, None, limit).await.unwrap().report().await.unwrap();
+            assert!(report.is_success(), "a running transfer has not failed: {report:?}");
+        }
+        let report = rounds.interrupt(TimeDelta::minutes(1).to_std().unwrap(), "enough".into()).await.unwrap().unwrap();
+        assert_eq!(outcomes(&report), ["send_snapshot alpha:tank/other to gamma:pool/copy FAILED"]);
+        assert_eq!(report.outcomes[0].error.as_deref(), Some("enough; the next pass resumes it"));
+    });
+    let recorded = fleet.world.catalog().outcomes(10).unwrap();
+    assert!(recorded.iter().any(|o| !o.success && o.to.is_some()), "{recorded:?}");
 }
 
 /// Hosts that are down would otherwise hold all turns for a minute.

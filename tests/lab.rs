@@ -207,6 +207,7 @@ scenarios!(
     links,
     manual,
     names,
+    never_waits,
     once,
     one_host,
     one_host_consul,

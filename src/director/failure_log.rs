@@ -52,6 +52,13 @@ impl FailureLog {
         self.0 = failures;
     }
 
+    /// Adds the failures of a subject that were logged and have not ended, if there are any.
+    pub(crate) fn keep(&self, subject: &str, failures: &mut Failures) {
+        for text in self.0.0.get(subject).into_iter().flatten() {
+            failures.add(subject, text.clone());
+        }
+    }
+
     /// Logs that a failure of the catalog has begun or ended. All other failures stay as they are, and `more` are added.
     pub(crate) fn update_catalog(&mut self, failure: Option<String>, more: Failures) {
         let mut failures = more;

@@ -1,4 +1,4 @@
-//! Knows which datasets were listed by their own host in this pass. What is destroyed in a dataset is decided on such a
+//! Knows which datasets were listed by their own host since a pass began. What is destroyed in a dataset is decided on such a
 //! listing alone: not on what another host reported after a transfer, and not on records in a shared catalog.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,8 +8,10 @@ use parking_lot::Mutex;
 
 use crate::actions::Order;
 use crate::catalog::{CatalogError, CatalogWrite, Change};
+use crate::fleet::Moment;
 use crate::fleet::dispatch::{Contact, Dispatcher, blank};
 use crate::fleet::facts;
+use crate::fleet::poll::Poll;
 use crate::fleet::state::FleetState;
 use crate::model::{Action, DatasetName, HostName, Place};
 use crate::policy::Policy;
@@ -17,22 +19,22 @@ use crate::sys::clock;
 use crate::wire::{DirectorsOrder, Facts, Fence, Listing};
 use crate::zfs::Zfs;
 
-/// What hosts have said about their own datasets in this pass. Clones share one state.
+/// What hosts have said about their own datasets, and about those of others. Clones share one state.
 #[derive(Clone, Default)]
 pub(super) struct Firsthand(Arc<Mutex<Listed>>);
 
 #[derive(Default)]
 struct Listed {
-    /// Datasets that their host listed since the pass polled it.
-    own: BTreeSet<Place>,
-    /// Datasets that another host has reported since.
-    reported: BTreeSet<Place>,
+    /// Datasets that their host was asked for alone, and when.
+    own: BTreeMap<Place, Moment>,
+    /// Datasets that another host has reported, and when.
+    reported: BTreeMap<Place, Moment>,
 }
 
 impl Firsthand {
     /// Drops listings that a host must not report. It may report its own datasets and the destination of the order, but
     /// a compromised host must not cause snapshots of others to be pruned.
-    pub(super) fn admit(&self, order: &Order, mut facts: Vec<Facts>) -> Vec<Facts> {
+    pub(super) fn admit(&self, order: &Order, mut facts: Vec<Facts>, now: Moment) -> Vec<Facts> {
         let host = order.host();
         let is_destination = |listing: &Listing| matches!(order, Order::Send { to, .. } if listing.host == to.host && listing.dataset == to.dataset);
         for fact in &mut facts {
@@ -45,7 +47,7 @@ impl Firsthand {
         for listing in facts.iter().filter_map(|fact| fact.listing.as_ref()).filter(|listing| listing.host != *host) {
             let place = Place { host: listing.host.clone(), dataset: listing.dataset.clone() };
             listed.own.remove(&place);
-            listed.reported.insert(place);
+            listed.reported.insert(place, now);
         }
         drop(listed);
         facts
@@ -53,23 +55,25 @@ impl Firsthand {
 
     /// The datasets that have to be listed before these orders, by host. The dataset in which snapshots are destroyed
     /// must be known from its own host. The datasets that it is sent to or received from may also be known from a
-    /// transfer in this pass. `polled` says whether the pass has polled a host.
+    /// transfer in this pass, which has polled the hosts.
     fn missing(
         &self,
         orders: &[Order],
+        began: Moment,
         polled: impl Fn(&HostName) -> bool,
     ) -> BTreeMap<HostName, BTreeSet<DatasetName>> {
         let listed = self.0.lock();
-        let is_reported = |place: &Place| listed.reported.contains(place);
+        let is_reported = |place: &Place| listed.reported.get(place).is_some_and(|at| *at > began);
+        let is_own = |place: &Place| listed.own.get(place).is_some_and(|at| *at > began);
         let mut missing: BTreeMap<HostName, BTreeSet<DatasetName>> = BTreeMap::new();
         let mut want = |place: &Place| missing.entry(place.host.clone()).or_default().insert(place.dataset.clone());
         for order in orders {
             let Order::Destroy { host, dataset, keep_common_with, .. } = order else { continue };
             let own = Place { host: host.clone(), dataset: dataset.clone() };
-            if !listed.own.contains(&own) && (is_reported(&own) || !polled(host)) {
+            if !is_own(&own) && (is_reported(&own) || !polled(host)) {
                 want(&own);
             }
-            let is_unknown = |peer: &&Place| !listed.own.contains(*peer) && !is_reported(peer) && !polled(&peer.host);
+            let is_unknown = |peer: &&Place| !is_own(peer) && !is_reported(peer) && !polled(&peer.host);
             keep_common_with.iter().filter(is_unknown).for_each(|peer| {
                 want(peer);
             });
@@ -78,8 +82,8 @@ impl Firsthand {
     }
 
     /// Whether an order is decided on what hosts have said about their own datasets.
-    pub(super) fn covers(&self, order: &Order, polled: impl Fn(&HostName) -> bool) -> bool {
-        self.missing(std::slice::from_ref(order), polled).is_empty()
+    pub(super) fn covers(&self, order: &Order, poll: &Poll) -> bool {
+        self.missing(std::slice::from_ref(order), poll.began, |host| poll.has_listed(host)).is_empty()
     }
 
     /// Asks hosts for what these orders have to be decided on. Returns whether anything was asked, and the hosts that
@@ -87,11 +91,11 @@ impl Firsthand {
     pub(super) async fn ask<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         &self,
         orders: &[Order],
-        polled: impl Fn(&HostName) -> bool,
+        poll: &Poll,
         (policy, dispatcher, state): (&Policy, &Dispatcher<Z>, &FleetState<C>),
         fence: Option<Fence>,
     ) -> Result<(bool, BTreeMap<HostName, String>), CatalogError> {
-        let missing = self.missing(orders, polled);
+        let missing = self.missing(orders, poll.began, |host| poll.has_listed(host));
         let mut failed = BTreeMap::new();
         for (host, datasets) in &missing {
             let tops = datasets.iter().filter(|d| !datasets.iter().any(|top| top != *d && d.is_within(top)));
@@ -112,7 +116,13 @@ impl Firsthand {
                 let within = datasets.iter().filter(|dataset| dataset.is_within(top));
                 let changes = within.map(|dataset| {
                     let listing = found.remove(&(host.clone(), dataset.clone()));
-                    self.0.lock().own.insert(Place { host: host.clone(), dataset: dataset.clone() });
+                    let place = Place { host: host.clone(), dataset: dataset.clone() };
+                    let mut listed = self.0.lock();
+                    // What another host reported meanwhile may be newer.
+                    if listed.reported.get(&place).is_none_or(|at| *at < began) {
+                        listed.own.insert(place, began);
+                    }
+                    drop(listed);
                     (dataset.clone(), listing.map_or(Change::Gone, Change::Listed))
                 });
                 let changes: Vec<_> = changes.collect();
@@ -157,7 +167,8 @@ mod tests {
     fn destroy_waits_for_a_listing_by_the_host_itself() {
         let firsthand = Firsthand::default();
         let missing = |order: &Order, polled: &[&str]| {
-            let missing = firsthand.missing(std::slice::from_ref(order), |host| polled.contains(&host.as_str()));
+            let polled = |host: &HostName| polled.contains(&host.as_str());
+            let missing = firsthand.missing(std::slice::from_ref(order), Moment::default(), polled);
             missing.into_keys().map(|host| host.to_string()).collect::<Vec<_>>()
         };
         let order = destroy("beta", "alpha");
@@ -167,9 +178,10 @@ mod tests {
         assert_eq!(missing(&order, &["alpha"]), ["beta"]);
         // The source has reported what the destination has.
         let copy = Place { host: "beta".parse().unwrap(), dataset: "pool/copy".parse().unwrap() };
-        firsthand.0.lock().reported.insert(copy.clone());
+        let state = FleetState::embedded(Arc::new(crate::catalog::MemoryCatalog::new()));
+        firsthand.0.lock().reported.insert(copy.clone(), state.moment());
         assert_eq!(missing(&order, &["alpha", "beta"]), ["beta"]);
-        firsthand.0.lock().own.insert(copy);
+        firsthand.0.lock().own.insert(copy, state.moment());
         assert!(missing(&order, &["alpha", "beta"]).is_empty());
         assert!(needs(&order, &"alpha".parse().unwrap()) && !needs(&order, &"gamma".parse().unwrap()));
     }

@@ -186,7 +186,7 @@ struct MetricsState {
     passes: Family<Labels, Counter>,
     /// Whether this director gives orders, and does not stand by for another one.
     is_active: bool,
-    /// The progress of the running pass.
+    /// The orders that are running.
     progress: Option<PassProgress>,
     last: Option<PassMetrics>,
     /// Whether the last pass of this director had no failures; `None` before its first pass.
@@ -218,7 +218,7 @@ impl DirectorMetrics {
         let mut state = self.state();
         state.is_active = is_active;
         if !is_active {
-            (state.last, state.success) = (None, None);
+            (state.last, state.success, state.progress) = (None, None, None);
         }
     }
 
@@ -230,7 +230,6 @@ impl DirectorMetrics {
     /// Records that a pass has ended; `None` if the catalog failed, so that no report of the pass is available.
     pub fn ended(&self, pass: Option<PassMetrics>) {
         let mut state = self.state();
-        state.progress = None;
         let success = pass.as_ref().is_some_and(|pass| pass.is_success);
         state.success = Some(success);
         state.passes.get_or_create(&vec![("result", result(success).to_owned())]).inc();

@@ -5,12 +5,17 @@ use std::time::Instant;
 
 use futures_lite::future;
 
-use crate::catalog::CatalogWrite;
+use crate::actions::Order;
+use crate::catalog::{CatalogError, CatalogWrite};
 use crate::cli::exit::Error;
 use crate::cli::report::{self, Format};
+use crate::config::{self, Fingerprint};
+use crate::director::connect::load_tls;
+use crate::director::lanes::Lanes;
 use crate::director::leader::Leadership;
 use crate::director::leader_loop::{new_pass, while_leading};
 use crate::director::report::{Report, reported};
+use crate::director::rounds::Rounds;
 use crate::director::saved::SavedPlan;
 use crate::director::settings::DirectorSettings;
 use crate::director::{bars, status_file, summary};
@@ -21,47 +26,108 @@ use crate::sys::service::Signals;
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
 
-/// Makes the pass. `--timeout` or a signal interrupts it.
-pub(crate) async fn once<Z: Zfs>(
-    settings: &DirectorSettings,
-    policy: Arc<Policy>,
-    dispatcher: Arc<Dispatcher<Z>>,
-    state: FleetState<dyn CatalogWrite>,
-    saved: Option<SavedPlan>,
-    leadership: Option<&Leadership>,
-) -> Result<Report, Error> {
-    let mut signals = Signals::of_command().map_err(Error::unable)?;
-    let began = Instant::now();
-    let place = StatusPlace::of(&policy.catalog);
-    let pass = new_pass(policy, dispatcher, state, leadership).await.map_err(Error::unable)?;
-    let pass = pass.resyncing(settings.resync);
-    let progress = pass.progress();
-    let work = async {
-        match saved {
-            None => pass.clone().run().await,
-            Some(saved) => pass.clone().run_saved(saved.orders).await,
+/// What a single pass works with. Passes that follow it while its transfers run have it, too.
+pub(crate) struct Once<'a, Z> {
+    pub settings: &'a DirectorSettings,
+    pub policy: (Arc<Policy>, Fingerprint),
+    pub dispatcher: Arc<Dispatcher<Z>>,
+    pub state: FleetState<dyn CatalogWrite>,
+    pub leadership: Option<&'a Leadership>,
+}
+
+impl<Z: Zfs> Once<'_, Z> {
+    /// Makes the pass. `--timeout` or a signal interrupts it.
+    pub(crate) async fn run(mut self, saved: Option<SavedPlan>) -> Result<Report, Error> {
+        let settings = self.settings;
+        let mut signals = Signals::of_command().map_err(Error::unable)?;
+        let (began, began_at) = (Instant::now(), clock::now());
+        let place = StatusPlace::of(&self.policy.0.catalog);
+        let mut rounds = Rounds::default();
+        let progress = rounds.lanes().progress().clone();
+        let leadership = self.leadership;
+        let work = self.passes(&mut rounds, saved.map(|saved| saved.orders));
+        let work = bars::for_pass(&progress, while_leading(leadership, work));
+        let work = future::or(work, status_file::publish(&place, &progress, began_at));
+        let running = signals.until_done(work, settings.grace, || progress.stop());
+        let finished = match settings.timeout {
+            Some(limit) => runtime::timeout(limit, running).await.ok().flatten(),
+            None => running.await,
+        };
+        let reason = match (signals.end(), settings.timeout) {
+            (Some(signal), _) => format!("it was ended by {signal}"),
+            (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
+            (None, None) => String::new(),
+        };
+        status_file::publish_end(&place, &progress, began_at).await;
+        let took = began.elapsed();
+        let report = match finished {
+            Some(Ok(report)) => {
+                let interrupted = signals.end().map(|_| reason).or(report.interrupted);
+                Ok(Report { at: began_at, took, interrupted, ..report })
+            }
+            Some(Err(error)) => Err(error),
+            None => match rounds.interrupt(took, reason.clone()).await {
+                Some(report) => report,
+                None => return Err(Error::unable(anyhow::anyhow!("the pass was interrupted: {reason}"))),
+            },
+        };
+        report.map_err(Error::unable)
+    }
+
+    /// Makes a pass, and further ones at intervals as long as its transfers run: they carry out what becomes due
+    /// meanwhile, and what follows from transfers that have ended. Ends after a pass that left nothing running.
+    async fn passes(
+        &mut self,
+        rounds: &mut Rounds<Z, dyn CatalogWrite>,
+        mut saved: Option<Vec<Order>>,
+    ) -> Result<Report, CatalogError> {
+        let (interval, has_plan) = (self.settings.interval, saved.is_some());
+        let mut resync = self.settings.resync;
+        let mut corrected = Vec::new();
+        loop {
+            let began = Instant::now();
+            let was_quiet = rounds.is_quiet();
+            let (policy, dispatcher) = (Arc::clone(&self.policy.0), Arc::clone(&self.dispatcher));
+            let pass = new_pass(policy, dispatcher, self.state.clone(), self.leadership).await?;
+            let pass = pass.resyncing(std::mem::take(&mut resync));
+            let limit = (!has_plan).then_some(interval);
+            let begun = rounds.pass(pass, saved.take(), limit).await?;
+            corrected.extend(begun.take_corrected());
+            let is_last = was_quiet && begun.has_ended() || rounds.lanes().progress().is_stopped();
+            if is_last {
+                // What was begun at a slot meanwhile may still run.
+                rounds.quiet().await;
+                return begun.report().await.map(|report| Report { corrected, ..report });
+            }
+            let pause = interval.saturating_sub(began.elapsed());
+            let quiet = rounds.quiet();
+            future::or(future::or(quiet, runtime::sleep(pause)), rounds.at_slots()).await;
+            if rounds.lanes().progress().is_stopped() {
+                rounds.quiet().await;
+                return begun.report().await.map(|report| Report { corrected, ..report });
+            }
+            self.reload(rounds.lanes());
         }
-    };
-    let began_at = clock::now();
-    let work = bars::for_pass(&progress, while_leading(leadership, work));
-    let work = future::or(work, status_file::publish(&place, &progress, began_at));
-    let running = signals.until_done(work, settings.grace, || progress.stop());
-    let finished = match settings.timeout {
-        Some(limit) => runtime::timeout(limit, running).await.ok().flatten(),
-        None => running.await,
-    };
-    let reason = match (signals.end(), settings.timeout) {
-        (Some(signal), _) => format!("it was ended by {signal}"),
-        (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
-        (None, None) => String::new(),
-    };
-    status_file::publish_end(&place, &progress, began_at).await;
-    let report = match finished {
-        Some(Ok(report)) if signals.end().is_some() => Ok(Report { interrupted: Some(reason), ..report }),
-        Some(result) => result,
-        None => pass.interrupted(began.elapsed(), reason).await,
-    };
-    report.map_err(Error::unable)
+    }
+
+    /// Reads the policy and the certificate again. What cannot be read stays in force as it was.
+    fn reload(&mut self, lanes: &Lanes) {
+        match config::load_policy_with_fingerprint(&self.settings.config) {
+            Ok((policy, fingerprint)) if fingerprint != self.policy.1 => {
+                self.policy = (Arc::new(policy), fingerprint);
+                lanes.policy_changed();
+            }
+            Ok(_) => {}
+            Err(error) => log::warn!("the previous policy stays in force: {error}"),
+        }
+        match load_tls(&self.policy.0) {
+            Ok(tls) => {
+                let (here, own) = (self.dispatcher.here.clone(), self.dispatcher.own.clone());
+                self.dispatcher = Arc::new(Dispatcher { tls, here, own });
+            }
+            Err(error) => log::warn!("{error}; the previous certificate stays in use"),
+        }
+    }
 }
 
 /// Prints failures to standard error, and the report to standard output if the settings ask for it.

@@ -1,6 +1,6 @@
 //! The progress of a pass. Observers read it, and through it a pass is interrupted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -9,7 +9,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::Outcome;
 use crate::fleet::certificates::SeenCertificates;
-use crate::model::{CertificateExpiry, Counter, HostName, OrderId};
+use crate::model::{Action, CertificateExpiry, Counter, DatasetName, HostName, OrderId, Place, Prefix};
+use crate::sys::runtime::channel;
 
 /// An order that is being carried out.
 #[derive(Clone, Debug)]
@@ -22,22 +23,56 @@ pub struct RunningOrder {
     pub counter: Counter,
 }
 
+/// Where an order stands in a report: by dataset of the policy, takes first, then entry by entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// The host and the dataset of the entry.
+    pub group: Option<(HostName, DatasetName)>,
+    /// 0 for a take, otherwise 1.
+    pub step: u8,
+    /// The entry.
+    pub entry: usize,
+    /// Whether it is a destroy.
+    pub is_destroy: bool,
+}
+
+/// What a transfer is about: the entry, the source, the prefix of the policy, and the destination.
+type Subject = (usize, HostName, Option<DatasetName>, Option<Prefix>, Option<Place>);
+
+/// What a transfer is about, for which a later transfer makes up if it failed. Other orders have no such subject: a
+/// snapshot that was not taken at its time is missing.
+fn subject(rank: &Rank, outcome: &Outcome) -> Option<Subject> {
+    let Outcome { action: Action::SendSnapshot, host, dataset, snapshot, to, .. } = outcome else { return None };
+    Some((rank.entry, host.clone(), dataset.clone(), snapshot.as_ref().and_then(Prefix::of), to.clone()))
+}
+
 #[derive(Default)]
 struct ProgressState {
     unseen: BTreeMap<HostName, String>,
     clocks_behind: BTreeMap<HostName, u64>,
+    certificates: SeenCertificates,
     running: BTreeMap<OrderId, RunningOrder>,
-    finished: Vec<Outcome>,
+    /// Orders that have ended since the last report.
+    finished: Vec<(Rank, Outcome)>,
+    /// The bytes that finished orders have moved.
+    moved: u64,
     /// How often something has begun or ended.
     steps: u64,
 }
 
 /// What a pass is doing. Clones share one state.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PassProgress {
     stopped: Arc<AtomicBool>,
     state: Arc<Mutex<ProgressState>>,
-    certificates: SeenCertificates,
+    /// Has a message after an order has begun.
+    begun: (channel::Sender<()>, channel::Receiver<()>),
+}
+
+impl Default for PassProgress {
+    fn default() -> Self {
+        Self { stopped: Arc::default(), state: Arc::default(), begun: channel::bounded(1) }
+    }
 }
 
 impl PassProgress {
@@ -45,16 +80,15 @@ impl PassProgress {
         self.state.lock()
     }
 
-    /// The progress of a pass that notes the certificates of hosts here.
-    #[must_use]
-    pub(crate) fn noting(certificates: SeenCertificates) -> Self {
-        Self { certificates, ..Self::default() }
+    /// Shows when the certificates of hosts expire, as they are seen there.
+    pub(crate) fn note_certificates(&self, certificates: &SeenCertificates) {
+        self.state().certificates = certificates.clone();
     }
 
     /// When the certificates of the hosts expire.
     #[must_use]
     pub fn certificates(&self) -> Vec<CertificateExpiry> {
-        self.certificates.all()
+        self.state().certificates.all()
     }
 
     /// Makes the pass end with the orders that it has already given.
@@ -97,14 +131,47 @@ impl PassProgress {
         let mut state = self.state();
         state.steps += 1;
         state.running.insert(running.outcome.order_id, running);
+        drop(state);
+        // If the channel is full, there is a message already.
+        let _ = self.begun.0.try_send(());
+    }
+
+    /// Waits until an order begins.
+    pub(crate) async fn begun(&self) {
+        // This value has a sender.
+        let _ = self.begun.1.recv().await;
     }
 
     /// Moves an order from the running to the finished ones.
-    pub(crate) fn end(&self, outcome: &Outcome) {
+    pub(crate) fn end(&self, rank: Rank, outcome: &Outcome) {
         let mut state = self.state();
         state.steps += 1;
+        state.moved += outcome.bytes;
         state.running.remove(&outcome.order_id);
-        state.finished.push(outcome.clone());
+        state.finished.push((rank, outcome.clone()));
+    }
+
+    /// The outcomes of the orders that have ended since the last call, in the sequence of a report. If a later
+    /// transfer has made up for one that failed, only the later one is left.
+    pub(crate) fn take_finished(&self) -> Vec<Outcome> {
+        let mut finished = std::mem::take(&mut self.state().finished);
+        let mut later = BTreeSet::new();
+        let mut kept: Vec<(Rank, Outcome)> = Vec::new();
+        while let Some((rank, outcome)) = finished.pop() {
+            let is_last = subject(&rank, &outcome).is_none_or(|subject| later.insert(subject));
+            if is_last || outcome.success {
+                kept.push((rank, outcome));
+            }
+        }
+        kept.reverse();
+        let to = |outcome: &Outcome| (outcome.dataset.clone(), outcome.to.clone());
+        kept.sort_by(|(a, one), (b, other)| (a, to(one)).cmp(&(b, to(other))));
+        kept.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// Whether an order has ended since the last report.
+    pub(crate) fn has_finished(&self) -> bool {
+        !self.state().finished.is_empty()
     }
 
     /// The running orders.
@@ -116,7 +183,7 @@ impl PassProgress {
     /// The bytes that finished orders have moved.
     #[must_use]
     pub fn moved(&self) -> u64 {
-        self.state().finished.iter().map(|outcome| outcome.bytes).sum()
+        self.state().moved
     }
 
     /// Changes whenever something begins or ends, or a running order has moved more bytes.
@@ -128,8 +195,9 @@ impl PassProgress {
     /// Ends the progress of an interrupted pass. Returns the hosts that could not be listed and the outcomes of all
     /// orders: first those that finished, then those that were running, which failed with this `error`.
     pub(crate) fn interrupt(&self, error: &str) -> (BTreeMap<HostName, String>, Vec<Outcome>) {
+        let finished = self.take_finished();
         let mut state = self.state();
-        let ProgressState { unseen, running, finished, .. } = std::mem::take(&mut *state);
+        let ProgressState { unseen, running, .. } = std::mem::take(&mut *state);
         let interrupted = running.into_values().map(|RunningOrder { mut outcome, since, counter }| {
             outcome.bytes = counter.get();
             outcome.seconds = since.elapsed().as_secs_f64();

@@ -13,14 +13,14 @@ use crate::catalog::{CatalogError, CatalogWrite, Holder, open};
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
 use crate::cli::settings::{consul_of, readable_secrets};
-use crate::config;
+use crate::config::{self, Fingerprint};
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
 use crate::director::heartbeat::Heartbeat;
 use crate::director::leader::Election;
 use crate::director::leader_loop::{Lock, acquire};
 use crate::director::metrics::{DirectorMetrics, LAST_PASS_SUCCESS, failed_pass};
 use crate::director::old_records;
-use crate::director::once::{once, print};
+use crate::director::once::{Once, print};
 use crate::director::report::Report;
 use crate::director::saved::SavedPlan;
 use crate::director::service::{Service, pass_metrics, warn_of_certificates};
@@ -92,17 +92,19 @@ async fn start<Z: Zfs>(settings: DirectorSettings, zfs: Arc<Z>) -> Result<(), Er
     let election = election(&policy, &settings)?;
     let state = match state {
         Ok(state) => state,
-        // Normal if a pass takes longer than cron's interval.
+        // Normal if a pass takes longer than cron's interval. It carries out what becomes due meanwhile.
         Err(CatalogError::Locked { pid, holder: Some(Holder::Pass), .. }) if settings.once && saved.is_none() => {
             let pid = pid.map_or_else(String::new, |pid| format!(" (process {pid})"));
-            let text = format!("the previous pass{pid} is still running, so this one does nothing");
+            let text = format!(
+                "the previous pass{pid} is still running and carries out what becomes due, so this one does nothing"
+            );
             make_way(&settings, &text);
             return Ok(());
         }
         Err(error) => return Err(Error::unable(error)),
     };
     if settings.once {
-        return run_once(&settings, policy, dispatcher, state, saved, election).await;
+        return run_once(&settings, (policy, fingerprint), dispatcher, state, saved, election).await;
     }
     let mut signals = Signals::of_service().map_err(Error::unable)?;
     let metrics = DirectorMetrics::default();
@@ -148,7 +150,7 @@ fn election(policy: &Policy, settings: &DirectorSettings) -> Result<Option<Elect
 
 async fn run_once<Z: Zfs>(
     settings: &DirectorSettings,
-    policy: Arc<Policy>,
+    (policy, fingerprint): (Arc<Policy>, Fingerprint),
     dispatcher: Arc<Dispatcher<Z>>,
     state: FleetState<dyn CatalogWrite>,
     saved: Option<SavedPlan>,
@@ -168,7 +170,14 @@ async fn run_once<Z: Zfs>(
     let before = LiveStatus::read(&StatusPlace::of(&policy.catalog), began).await;
     let is_first_today = before.is_none_or(|live| live.began.date_naive() != began.date_naive());
     let tls = dispatcher.tls.clone();
-    let result = once(settings, Arc::clone(&policy), dispatcher, state.clone(), saved, leadership.as_ref()).await;
+    let once = Once {
+        settings,
+        policy: (Arc::clone(&policy), fingerprint),
+        dispatcher,
+        state: state.clone(),
+        leadership: leadership.as_ref(),
+    };
+    let result = once.run(saved).await;
     if let Some(leadership) = leadership {
         leadership.resign().await;
     }

@@ -9,15 +9,17 @@ use futures_lite::future;
 use crate::actions::health::Finding;
 use crate::catalog::{CatalogError, CatalogWrite, Holder};
 use crate::cli::exit::Error;
-use crate::config;
+use crate::config::{self, Fingerprint};
 use crate::director::connect::{OwnHost, dispatcher, has_own_work, load_tls, open_catalog};
 use crate::director::failure_log::{FailureLog, Failures};
 use crate::director::heartbeat::Heartbeat;
+use crate::director::lanes::Lanes;
 use crate::director::leader::{Election, Leadership};
 use crate::director::leader_loop::{new_pass, stand_by, while_leading};
 use crate::director::metrics::{DirectorMetrics, PassMetrics};
 use crate::director::pass::Pass;
-use crate::director::report::{Report, reported};
+use crate::director::report::{Report, reported, subject};
+use crate::director::rounds::Rounds;
 use crate::director::settings::DirectorSettings;
 use crate::director::{old_records, status_file, summary};
 use crate::fleet::live_status::StatusPlace;
@@ -42,6 +44,7 @@ pub(crate) struct Service<'a, Z> {
     signals: &'a mut Signals,
     /// The policy in force.
     policy: Arc<Policy>,
+    fingerprint: Option<Fingerprint>,
     dispatcher: Arc<Dispatcher<Z>>,
     /// Whether the next pass lists every host and reports where the catalog differed.
     resync: bool,
@@ -63,9 +66,22 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         dispatcher: Arc<Dispatcher<Z>>,
         heartbeat: Heartbeat,
     ) -> Self {
-        let (failures, resync, cleaned) = (FailureLog::default(), settings.resync, None);
+        let (failures, resync, cleaned, fingerprint) = (FailureLog::default(), settings.resync, None, None);
         let reminder = Daily::default();
-        Self { settings, zfs, metrics, failures, signals, policy, dispatcher, resync, cleaned, heartbeat, reminder }
+        Self {
+            settings,
+            zfs,
+            metrics,
+            failures,
+            signals,
+            policy,
+            fingerprint,
+            dispatcher,
+            resync,
+            cleaned,
+            heartbeat,
+            reminder,
+        }
     }
 
     /// Gives orders while this director holds the lock, and stands by while another one does, until the process is
@@ -93,12 +109,15 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         self.metrics.set_active(true);
         // A running director keeps its catalog, so the place of its status never changes.
         let place = StatusPlace::of(&self.policy.catalog);
+        // If the lock is lost, this is dropped, and with it all running orders.
+        let mut rounds = Rounds::default();
+        let mut began_at = clock::now();
         while self.signals.end().is_none() {
             let began = Instant::now();
             self.heartbeat.step();
-            let failures = self.reload(&state).await;
-            let began_at = clock::now();
-            let Some(result) = self.pass(&state, leadership, &place, began_at).await else { break };
+            let failures = self.reload(&state, rounds.lanes()).await;
+            began_at = clock::now();
+            let Some(result) = self.pass(&state, leadership, &place, &mut rounds, began_at).await else { break };
             if self.settings.metrics.is_some() {
                 self.metrics.ended(match &result {
                     Ok(report) => pass_metrics(&self.policy, &state, report, began_at).await.ok(),
@@ -106,7 +125,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 });
             }
             match result {
-                Ok(report) => self.passed(&state, &report, failures, began).await,
+                Ok(report) => self.passed(&state, &report, failures, rounds.lanes()).await,
                 Err(error @ CatalogError::LockLost(_)) => {
                     log::error!("{error}");
                     return;
@@ -121,12 +140,15 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                     };
                     service::status(&text);
                     self.failures.update_catalog(Some(text), failures);
+                    rounds.rest();
                 }
             }
             log::debug!("the pass took {:.1?}", began.elapsed());
             let pause = self.settings.interval.saturating_sub(began.elapsed()).max(Duration::from_secs(1));
             self.heartbeat.wait(Some(pause));
-            let pausing = self.signals.idle(pause);
+            let progress = rounds.lanes().progress().clone();
+            let pausing = future::or(self.signals.idle(pause), rounds.at_slots());
+            let pausing = future::or(pausing, status_file::publish_pause(&place, &progress, began_at));
             let pausing = async {
                 pausing.await;
                 Ok(())
@@ -136,14 +158,52 @@ impl<'a, Z: Zfs> Service<'a, Z> {
                 return;
             }
         }
+        self.finish(&state, leadership, &mut rounds).await;
+        status_file::publish_end(&place, rounds.lanes().progress(), began_at).await;
+    }
+
+    /// Gives running orders time to end, and then interrupts them.
+    async fn finish(
+        &mut self,
+        state: &FleetState<dyn CatalogWrite>,
+        leadership: Option<&Leadership>,
+        rounds: &mut Rounds<Z, dyn CatalogWrite>,
+    ) {
+        let began = Instant::now();
+        rounds.lanes().progress().stop();
+        let mut ended = Some(Ok(()));
+        if !rounds.is_quiet() {
+            service::stopping("ending; waiting for running orders");
+            let quiet = rounds.quiet();
+            let quiet = while_leading(leadership, async {
+                quiet.await;
+                Ok(())
+            });
+            ended = self.signals.grace(self.settings.grace, quiet).await;
+        }
+        let report = match ended {
+            Some(Ok(())) => rounds.last_report(began.elapsed()).await,
+            Some(Err(error)) => Some(Err(error)),
+            None => rounds.interrupt(began.elapsed(), "the director was ended".to_owned()).await,
+        };
+        match report {
+            Some(Ok(report)) => self.passed(state, &report, Failures::default(), rounds.lanes()).await,
+            Some(Err(error)) => log::error!("{:#}", anyhow::Error::from(error)),
+            None => {}
+        }
     }
 
     /// Reads the policy, the certificates and, after SIGHUP, `local.json` again. If one of them cannot be read, its
     /// previous content stays in force, and a failure is returned.
-    async fn reload(&mut self, state: &FleetState<dyn CatalogWrite>) -> Failures {
+    async fn reload(&mut self, state: &FleetState<dyn CatalogWrite>, lanes: &Lanes) -> Failures {
         let mut failures = Failures::default();
-        match config::load_policy(&self.settings.config) {
-            Ok(policy) => self.policy = Arc::new(policy),
+        match config::load_policy_with_fingerprint(&self.settings.config) {
+            Ok((policy, fingerprint)) => {
+                self.policy = Arc::new(policy);
+                if self.fingerprint.replace(fingerprint).is_some_and(|former| former != fingerprint) {
+                    lanes.policy_changed();
+                }
+            }
             Err(error) => {
                 failures.add("the policy", format!("the previous policy stays in force: {error}"));
             }
@@ -180,39 +240,45 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         failures
     }
 
-    /// Makes one pass; `None` if the process was asked to end before the pass began.
+    /// Makes one pass; `None` if the process was asked to end before the pass began. Transfers that run longer than the
+    /// interval do not delay the next pass.
     async fn pass(
         &mut self,
         state: &FleetState<dyn CatalogWrite>,
         leadership: Option<&Leadership>,
         place: &StatusPlace,
+        rounds: &mut Rounds<Z, dyn CatalogWrite>,
         began_at: DateTime<Utc>,
     ) -> Option<Result<Report, CatalogError>> {
         let began = Instant::now();
+        let progress = rounds.lanes().progress().clone();
         let preparing = new_pass(Arc::clone(&self.policy), Arc::clone(&self.dispatcher), state.clone(), leadership);
-        // No order is running yet, so this ends at once.
+        // No order of this pass is running yet, so this ends at once.
         let preparing = while_leading(leadership, preparing);
         let pass: Pass<Z, _> = match self.signals.until_done(preparing, Duration::ZERO, || {}).await? {
             Ok(pass) => pass.resyncing(self.resync),
             Err(error) => return Some(Err(error)),
         };
-        let progress = pass.progress();
         self.metrics.begins(progress.clone());
         self.heartbeat.works(progress.clone());
-        let work = while_leading(leadership, pass.clone().run());
+        let interval = self.settings.interval;
+        let work = async {
+            let begun = rounds.pass(pass, None, Some(interval)).await?;
+            if progress.is_stopped() {
+                rounds.quiet().await;
+            }
+            begun.report().await
+        };
+        let work = while_leading(leadership, work);
         let work = future::or(work, status_file::publish(place, &progress, began_at));
         let running = self.signals.until_done(work, self.settings.grace, || {
             service::stopping("ending; waiting for running orders");
             progress.stop();
         });
-        let finished = running.await;
-        if !matches!(finished, Some(Err(CatalogError::LockLost(_)))) {
-            status_file::publish_end(place, &progress, began_at).await;
+        match running.await {
+            Some(result) => Some(result),
+            None => rounds.interrupt(began.elapsed(), "the director was ended".to_owned()).await,
         }
-        Some(match finished {
-            Some(result) => result,
-            None => pass.interrupted(began.elapsed(), "the director was ended".to_owned()).await,
-        })
     }
 
     /// Logs the report of a pass, and deletes old records once a day.
@@ -221,14 +287,14 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         state: &FleetState<dyn CatalogWrite>,
         report: &Report,
         mut all_failures: Failures,
-        began: Instant,
+        lanes: &Lanes,
     ) {
         self.resync = false;
         for (host, line) in &report.corrected {
             log::info!("{host}: {line}: corrected");
         }
         if self.cleaned.is_none_or(|before| before.elapsed() >= CLEAN_EVERY) {
-            self.cleaned = Some(began);
+            self.cleaned = Some(Instant::now());
             old_records::delete(&self.policy, state, report.at).await;
         }
         if self.reminder.is_due(clock::now()) {
@@ -236,6 +302,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         }
         for (failure, text) in reported(report) {
             all_failures.add(&failure.subject(), text);
+        }
+        // A transfer that failed and runs again has not succeeded yet.
+        for running in lanes.progress().running() {
+            self.failures.keep(&subject(&running.outcome), &mut all_failures);
         }
         self.failures.update(all_failures);
         for outcome in report.outcomes.iter().filter(|outcome| outcome.success) {

@@ -1,14 +1,13 @@
-//! Determines when an order of a pass may begin: how many orders of each kind a host has at once, and that a dataset is
-//! sent to one destination at a time.
+//! Determines when an order may begin: how many orders of each kind a host has at once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use async_lock::{Semaphore, SemaphoreGuard};
+use async_lock::{Semaphore, SemaphoreGuardArc};
+use parking_lot::Mutex;
 
 use crate::actions::Order;
-use crate::host::locks::{Claim, DatasetLocks};
 use crate::model::HostName;
-use crate::policy::Policy;
 
 /// How many orders of one kind a host has at once. The host itself limits how many of them transfer data at the same
 /// time. While some transfers send, the host lists the datasets of waiting transfers in one batch, and also batches the
@@ -20,66 +19,55 @@ const SHORT_ORDERS: usize = 128;
 /// have 1024 files open by default.
 const TRANSFERS: usize = 384;
 
-/// The slots for all orders of a pass.
+/// The slots for the orders of all passes.
 pub(super) struct OrderSlots {
     fleet: Kinds,
-    hosts: BTreeMap<HostName, HostSlots>,
+    hosts: Mutex<BTreeMap<HostName, Kinds>>,
 }
 
 /// The slots for each kind of order. A snapshot has to be taken at its time, so takes do not wait for transfers, which
 /// may run for days.
 struct Kinds {
-    takes: Semaphore,
-    transfers: Semaphore,
-    destroys: Semaphore,
-}
-
-struct HostSlots {
-    running: Kinds,
-    /// The datasets that are being sent. Entries of the policy may overlap, and an agent refuses to send a dataset that
-    /// it is sending already.
-    sending: DatasetLocks,
+    takes: Arc<Semaphore>,
+    transfers: Arc<Semaphore>,
+    destroys: Arc<Semaphore>,
 }
 
 /// The right to give an order. It ends when this is dropped.
-pub(super) struct OrderSlot<'a> {
-    _running: [SemaphoreGuard<'a>; 2],
-    _sending: Option<Claim>,
+pub(super) struct OrderSlot {
+    _running: [SemaphoreGuardArc; 2],
 }
 
 impl Kinds {
     fn new(short: usize, transfers: usize) -> Self {
-        let (takes, destroys) = (Semaphore::new(short), Semaphore::new(short));
-        Self { takes, transfers: Semaphore::new(transfers), destroys }
+        let room = |size| Arc::new(Semaphore::new(size));
+        Self { takes: room(short), transfers: room(transfers), destroys: room(short) }
     }
 
-    fn of(&self, order: &Order) -> &Semaphore {
-        match order {
+    fn of(&self, order: &Order) -> Arc<Semaphore> {
+        Arc::clone(match order {
             Order::Take { .. } => &self.takes,
             Order::Send { .. } => &self.transfers,
             Order::Destroy { .. } => &self.destroys,
-        }
+        })
+    }
+}
+
+impl Default for OrderSlots {
+    fn default() -> Self {
+        Self { fleet: Kinds::new(SHORT_ORDERS, TRANSFERS), hosts: Mutex::default() }
     }
 }
 
 impl OrderSlots {
-    /// Creates the slots for the hosts of a policy.
-    pub(super) fn new(policy: &Policy) -> Self {
-        let slots = || HostSlots { running: Kinds::new(PER_HOST, PER_HOST), sending: DatasetLocks::default() };
-        let hosts = policy.hosts_named().into_iter().map(|host| (host, slots())).collect();
-        Self { fleet: Kinds::new(SHORT_ORDERS, TRANSFERS), hosts }
-    }
-
-    /// Waits until an order may begin. An order for a host that the policy does not name may begin at once.
-    pub(super) async fn wait(&self, order: &Order) -> Option<OrderSlot<'_>> {
-        let host = self.hosts.get(order.host())?;
-        // A transfer that waits for another one of the same dataset does not occupy a slot.
-        let sending = match order {
-            Order::Send { dataset, .. } => Some(host.sending.claim_when_free(dataset).await),
-            Order::Take { .. } | Order::Destroy { .. } => None,
+    /// Waits until an order may begin.
+    pub(super) async fn wait(&self, order: &Order) -> OrderSlot {
+        let of_host = {
+            let mut hosts = self.hosts.lock();
+            hosts.entry(order.host().clone()).or_insert_with(|| Kinds::new(PER_HOST, PER_HOST)).of(order)
         };
         // Orders that wait for one host do not occupy the slots of the others.
-        let of_host = host.running.of(order).acquire().await;
-        Some(OrderSlot { _running: [of_host, self.fleet.of(order).acquire().await], _sending: sending })
+        let of_host = of_host.acquire_arc().await;
+        OrderSlot { _running: [of_host, self.fleet.of(order).acquire_arc().await] }
     }
 }

@@ -42,6 +42,19 @@ pub(crate) async fn publish<T>(place: &StatusPlace, progress: &PassProgress, beg
     }
 }
 
+/// Writes the status between passes: while transfers of earlier passes run, what they do; otherwise that the last pass
+/// has ended.
+pub(crate) async fn publish_pause<T>(place: &StatusPlace, progress: &PassProgress, began: DateTime<Utc>) -> T {
+    loop {
+        while !progress.running().is_empty() {
+            put(place, status(progress, began)).await;
+            runtime::sleep(INTERVAL).await;
+        }
+        publish_end(place, progress, began).await;
+        progress.begun().await;
+    }
+}
+
 /// Writes that a pass has ended.
 pub(crate) async fn publish_end(place: &StatusPlace, progress: &PassProgress, began: DateTime<Utc>) {
     let live = status(progress, began);

@@ -1,6 +1,6 @@
 //! Determines the sequence of an entry's transfers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
@@ -21,7 +21,14 @@ type Chain = Vec<Order>;
 ///   must not be changed on divergence.
 /// - A clone's origin comes before the clone, which otherwise arrives as a full copy.
 /// - A transfer that renames a copy comes before a transfer to the name that this sets free.
-pub(crate) fn transfer_levels(orders: impl IntoIterator<Item = Order>, inventory: &Inventory) -> Vec<Vec<Chain>> {
+///
+/// Transfers of datasets that are being sent already (`is_sent`), and all that would have to come after them, are left
+/// out.
+pub(crate) fn transfer_levels(
+    orders: impl IntoIterator<Item = Order>,
+    inventory: &Inventory,
+    is_sent: impl Fn(&DatasetName) -> bool,
+) -> Vec<Vec<Chain>> {
     let mut chains: BTreeMap<DatasetName, Chain> = BTreeMap::new();
     for order in orders {
         if let Order::Send { dataset, .. } = &order {
@@ -36,7 +43,24 @@ pub(crate) fn transfer_levels(orders: impl IntoIterator<Item = Order>, inventory
             if chain.iter().all(|order| is_settled(order, inventory)) { None } else { Some(dataset.ancestors()) };
         origin.into_iter().chain(renamed).chain(parents.into_iter().flatten()).collect()
     };
-    let ranks = ranks(&chains.iter().map(|(dataset, chain)| (dataset.clone(), waits_for(dataset, chain))).collect());
+    let mut waiting: BTreeMap<DatasetName, Vec<DatasetName>> =
+        chains.iter().map(|(dataset, chain)| (dataset.clone(), waits_for(dataset, chain))).collect();
+    let mut left_out = BTreeSet::new();
+    loop {
+        let waits = |(dataset, others): &(&DatasetName, &Vec<DatasetName>)| {
+            is_sent(dataset) || others.iter().any(|other| is_sent(other) || left_out.contains(other))
+        };
+        let found: Vec<DatasetName> = waiting.iter().filter(waits).map(|(dataset, _)| dataset.clone()).collect();
+        if found.is_empty() {
+            break;
+        }
+        for dataset in found {
+            waiting.remove(&dataset);
+            left_out.insert(dataset);
+        }
+    }
+    chains.retain(|dataset, _| !left_out.contains(dataset));
+    let ranks = ranks(&waiting);
     let mut levels: BTreeMap<usize, Vec<Chain>> = BTreeMap::new();
     for (dataset, chain) in chains {
         levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(chain);

@@ -21,3 +21,4 @@ pub mod trash;
 pub use dispatch::{Dispatcher, fitting, wire_order};
 pub use poll::{ask_all, ask_as_in_a_pass};
 pub use state::FleetState;
+pub use touched::Moment;

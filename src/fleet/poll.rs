@@ -16,6 +16,7 @@ use crate::fleet::dispatch::{Contact, Dispatcher, blank};
 use crate::fleet::facts;
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::state::FleetState;
+use crate::fleet::touched::Moment;
 use crate::model::{Action, Counter, HostInventory, HostName, PeerRole};
 use crate::policy::Policy;
 use crate::sys::runtime::channel::Receiver;
@@ -69,10 +70,12 @@ enum HostPoll {
 }
 
 /// A running poll. Clones share one state.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Poll {
     /// For each polled host a channel that is closed once the host has been listed or has failed.
     finished: Arc<BTreeMap<HostName, Receiver<()>>>,
+    /// The moment before all listings of this poll.
+    pub began: Moment,
     report: Arc<Mutex<PollReport>>,
 }
 
@@ -184,6 +187,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
             state.inventory().hosts.get(&dispatcher.here).map(|known| known.datasets.clone()).unwrap_or_default(),
         );
     }
+    let began = state.moment();
     let report = Arc::new(Mutex::new(PollReport { unseen: absent, ..PollReport::default() }));
     let (mut finished, mut tasks) = (BTreeMap::new(), Vec::<PollTask>::new());
     polled.expect(to_poll.len() as u64);
@@ -233,7 +237,7 @@ pub(crate) async fn begin<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
         });
         tasks.push(PollTask { work, is_alive });
     }
-    Ok((Poll { finished: Arc::new(finished), report }, tasks))
+    Ok((Poll { finished: Arc::new(finished), began, report }, tasks))
 }
 
 /// The hosts that have to be polled, each with whether this is a resync.

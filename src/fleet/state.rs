@@ -92,12 +92,10 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         Self { writer: CatalogWriter::Hosts(Arc::default()), ..Self::embedded(catalog) }
     }
 
-    /// This state, and a channel that closes when the last clone of the tracked state is dropped: then all work on it
-    /// has ended.
+    /// This state, which holds a token as long as there is work on it.
     #[must_use]
-    pub fn tracked(self) -> (Self, runtime::channel::Receiver<()>) {
-        let (token, gone) = runtime::channel::bounded(1);
-        (Self { token: Some(token), ..self }, gone)
+    pub fn tracked(self, token: Option<runtime::channel::Sender<()>>) -> Self {
+        Self { token, ..self }
     }
 
     /// When the certificates of the hosts expire.
@@ -179,6 +177,11 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     /// The present moment. Whoever asks a host for a listing notes it before.
     pub fn moment(&self) -> Moment {
         self.touched.lock().next()
+    }
+
+    /// Whether an order has changed a dataset since a moment.
+    pub fn is_touched_since(&self, began: Moment, host: &HostName, dataset: &DatasetName) -> bool {
+        self.touched.lock().is_touched_since(began, host, dataset)
     }
 
     /// Holds the locks of these hosts, for writing what they have reported.

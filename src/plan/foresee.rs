@@ -174,7 +174,7 @@ impl<'a> PredictedFleet<'a> {
     /// destination does not exist and has just failed to arrive. Returns those that are given.
     fn send(&mut self, due: Vec<Order>, at: DateTime<Utc>) -> Vec<Order> {
         let (mut given, mut failed) = (Vec::new(), HashSet::new());
-        for order in transfer_levels(due, &self.inventory).into_iter().flatten().flatten() {
+        for order in transfer_levels(due, &self.inventory, |_| false).into_iter().flatten().flatten() {
             let Order::Send { to, .. } = &order else { continue };
             let parent = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset });
             let is_missing = |parent: &Place| self.inventory.dataset(&parent.host, &parent.dataset).is_none();

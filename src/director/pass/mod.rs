@@ -1,5 +1,6 @@
 //! One pass: it lists every host, then takes, sends and destroys. Each of these steps is decided from the state that
-//! the previous step left.
+//! the previous step left. Another pass may take over while transfers run: they continue, and the pass begins nothing
+//! more.
 //!
 //! An entry of the policy is worked on as soon as the hosts that concern it have been listed. A host that answers
 //! slowly, or never, delays only the entries that need it.
@@ -7,9 +8,13 @@
 //! Hosts and datasets are worked on side by side, but the orders of one dataset in sequence. A host that is down or a
 //! dataset that fails does not stop work on the others. `orders` gives the orders.
 
+mod begun;
 mod orders;
+mod saved_orders;
 
-use std::collections::BTreeMap;
+pub use begun::Begun;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,22 +24,20 @@ use futures_lite::future;
 use parking_lot::Mutex;
 
 use crate::actions::{Destroyed, Engine, Order, Plan, PolicyIndex};
-use crate::catalog::{CatalogError, CatalogWrite, Outcome};
-use crate::director::firsthand::{Firsthand, needs};
+use crate::catalog::{CatalogError, CatalogWrite};
+use crate::director::firsthand::needs;
+use crate::director::lanes::{Lanes, PassNumber};
 use crate::director::leader::Leadership;
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
-use crate::director::saved;
-use crate::director::slots::OrderSlots;
 use crate::fleet::dispatch::{Dispatcher, fitting};
 use crate::fleet::health::ServiceHealth;
-use crate::fleet::poll::{self, Poll, PollOptions, PollReport, PollTask, SIDE_BY_SIDE, begin};
+use crate::fleet::poll::{self, Poll, PollOptions, PollTask, SIDE_BY_SIDE, begin};
 use crate::fleet::state::FleetState;
 use crate::model::Place;
-use crate::model::{Counter, DatasetName, HostName, ResponseStatus};
+use crate::model::{Counter, DatasetName, HostName, Inventory, ResponseStatus};
 use crate::policy::Policy;
-use crate::server::acceptor::ABORT_TIMEOUT;
-use crate::sys::runtime;
+use crate::sys::runtime::{self, Tasks, channel};
 use crate::wire::Fence;
 use crate::zfs::Zfs;
 
@@ -50,13 +53,16 @@ pub struct Pass<Z, C: ?Sized> {
     index: Arc<PolicyIndex>,
     dispatcher: Arc<Dispatcher<Z>>,
     state: FleetState<C>,
-    progress: PassProgress,
-    /// Determines when each order may begin.
-    slots: Arc<OrderSlots>,
+    /// What is at work, also by other passes.
+    lanes: Lanes,
+    /// The number of this pass among those that share the lanes.
+    number: PassNumber,
+    /// The number of the policy when the pass was created.
+    policy_number: u64,
     /// Limits how many entries are pruned at once. Before that, hosts may have to be asked what they have.
     pruning: Arc<Semaphore>,
-    /// Closes when no task of the pass uses its state any more.
-    tasks_ended: runtime::channel::Receiver<()>,
+    /// Closed once another pass has taken over.
+    over: (channel::Sender<()>, channel::Receiver<()>),
     /// When the pass was created, by the clock and as an [`Instant`].
     at: DateTime<Utc>,
     began: Instant,
@@ -65,10 +71,10 @@ pub struct Pass<Z, C: ?Sized> {
     services: ServiceHealth,
     /// Whether every host is listed, even if its records are known to be current.
     resync: bool,
-    /// Which datasets were listed by their own host.
-    firsthand: Firsthand,
     /// What the pass has destroyed so far.
     destroyed: Arc<Mutex<Destroyed>>,
+    /// Whether its orders are those of a saved plan, which are not decided again.
+    is_saved: bool,
 }
 
 impl<Z, C: ?Sized> Clone for Pass<Z, C> {
@@ -78,17 +84,18 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             index: Arc::clone(&self.index),
             dispatcher: Arc::clone(&self.dispatcher),
             state: self.state.clone(),
-            progress: self.progress.clone(),
-            slots: Arc::clone(&self.slots),
+            lanes: self.lanes.clone(),
+            number: self.number,
+            policy_number: self.policy_number,
             pruning: Arc::clone(&self.pruning),
-            tasks_ended: self.tasks_ended.clone(),
+            over: self.over.clone(),
             at: self.at,
             began: self.began,
             leadership: self.leadership.clone(),
             services: self.services.clone(),
             resync: self.resync,
-            firsthand: self.firsthand.clone(),
             destroyed: Arc::clone(&self.destroyed),
+            is_saved: self.is_saved,
         }
     }
 }
@@ -97,34 +104,49 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// Creates a pass that begins at `at`.
     #[must_use]
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, state: FleetState<C>, at: DateTime<Utc>) -> Self {
-        let (state, tasks_ended) = state.tracked();
         // The index is built once, because every entry is decided several times.
         let index = Arc::new(PolicyIndex::new(&policy));
-        let slots = Arc::new(OrderSlots::new(&policy));
-        let progress = PassProgress::noting(state.certificates().clone());
         Self {
             policy,
             index,
             dispatcher,
             state,
-            progress,
-            slots,
+            lanes: Lanes::default(),
+            number: 0,
+            policy_number: 0,
             pruning: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
-            tasks_ended,
+            over: channel::bounded(1),
             at,
             began: Instant::now(),
             leadership: None,
             services: ServiceHealth::default(),
             resync: false,
-            firsthand: Firsthand::default(),
             destroyed: Arc::default(),
+            is_saved: false,
         }
+        .beside(Lanes::default())
     }
 
-    /// The progress of the pass.
+    /// This pass beside others that share these lanes.
+    #[must_use]
+    pub(super) fn beside(self, lanes: Lanes) -> Self {
+        let (number, policy_number) = (lanes.next_pass(), lanes.policy_number());
+        lanes.progress().note_certificates(self.state.certificates());
+        Self { state: self.state.tracked(lanes.token()), number, policy_number, lanes, ..self }
+    }
+
+    /// A pass like this one that begins now.
+    fn again(&self, at: DateTime<Utc>) -> Self {
+        let (pruning, over) = (Arc::new(Semaphore::new(SIDE_BY_SIDE)), channel::bounded(1));
+        let pass =
+            Self { at, began: Instant::now(), pruning, over, resync: false, destroyed: Arc::default(), ..self.clone() };
+        Self { policy_number: self.policy_number, ..pass.beside(self.lanes.clone()) }
+    }
+
+    /// The progress of the pass, and of all others that share its lanes.
     #[must_use]
     pub fn progress(&self) -> PassProgress {
-        self.progress.clone()
+        self.lanes.progress().clone()
     }
 
     /// This pass for a director that holds the lock: it gives orders only as long as the lock is held.
@@ -137,6 +159,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     #[must_use]
     pub fn resyncing(self, resync: bool) -> Self {
         Self { resync, ..self }
+    }
+
+    /// The policy of the pass.
+    pub(super) fn policy(&self) -> &Arc<Policy> {
+        &self.policy
     }
 
     /// The moment for which is decided now. A pass may last for hours, and a snapshot is named by when it is due, not by
@@ -153,44 +180,80 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     /// Makes the pass. An error means that the catalog failed; a failed order is in the report.
     pub async fn run(self) -> Result<Report, CatalogError> {
-        self.work(None).await
+        self.run_to_the_end(None).await
     }
 
     /// Carries out these orders instead of those that are due. Outdated orders are refused.
     pub async fn run_saved(self, orders: Vec<Order>) -> Result<Report, CatalogError> {
-        let mut by_entry = SavedOrders::new();
-        for order in orders.into_iter().flat_map(fitting) {
-            by_entry.entry(order.entry()).or_default().push(order);
-        }
-        self.work(Some(Arc::new(by_entry))).await
+        self.run_to_the_end(Some(orders)).await
     }
 
-    /// Polls the hosts, and works on each dataset as soon as its hosts have been listed.
-    async fn work(self, saved: Option<Arc<SavedOrders>>) -> Result<Report, CatalogError> {
+    async fn run_to_the_end(self, saved: Option<Vec<Order>>) -> Result<Report, CatalogError> {
+        // If this future is dropped, its tasks are dropped as well.
+        let tasks = Tasks::default();
+        let begun = self.begin(&tasks, saved).await?;
+        begun.ended().await;
+        begun.report().await
+    }
+
+    /// Begins to poll the hosts, and to work on each dataset as soon as its hosts have been listed. `saved` are the
+    /// orders of a saved plan, which are carried out instead of those that are due.
+    pub(super) async fn begin(mut self, tasks: &Tasks, saved: Option<Vec<Order>>) -> Result<Begun<Z, C>, CatalogError> {
+        self.is_saved = saved.is_some();
+        let saved = saved.map(|orders| {
+            let mut by_entry = SavedOrders::new();
+            for order in orders.into_iter().flat_map(fitting) {
+                by_entry.entry(order.entry()).or_default().push(order);
+            }
+            Arc::new(by_entry)
+        });
         let (poll, polling) = self.begin_poll(saved.is_some()).await?;
         let working = self
             .entries_by_dataset()
             .into_iter()
             .map(|((host, _), entries)| self.clone().work_on_dataset(host, entries, poll.clone(), saved.clone()));
         let working: Vec<_> = working.collect();
-        let polled = async {
-            let polled = poll::run(polling).await;
-            self.progress.note_clocks(self.state.clocks_behind());
-            polled
-        };
-        let (polled, worked) = future::zip(polled, runtime::side_by_side(usize::MAX, working)).await;
-        polled?;
-        let PollReport { unseen, corrected } = std::mem::take(&mut *poll.report());
-        let mut outcomes = Vec::new();
-        for result in worked {
-            outcomes.extend(result?);
-        }
-        let notices = self.decide(None).notices;
-        // A host that could not be listed is reported once, with the reason.
-        let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
-        let unsaved = self.flush().await;
-        let took = self.began.elapsed();
-        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted: None })
+        let ((has_polled, polled), (has_ended, ended)) = (channel::bounded(1), channel::bounded(1));
+        let (lanes, state) = (self.lanes.clone(), self.state.clone());
+        tasks.start(async move {
+            let polling = async {
+                let result = poll::run(polling).await;
+                lanes.progress().note_clocks(state.clocks_behind());
+                has_polled.close();
+                result
+            };
+            let (polled, worked) = future::zip(polling, runtime::side_by_side(usize::MAX, working)).await;
+            for result in worked.into_iter().chain([polled]) {
+                result.unwrap_or_else(|error| lanes.failed(error));
+            }
+            has_ended.close();
+        });
+        Ok(Begun { pass: self, poll, polled, ended })
+    }
+
+    /// Begins a pass over these entries alone, whose slot has come: their snapshots are taken and sent. No host is
+    /// polled, and nothing is pruned. The result tells when its orders have ended.
+    pub(super) fn begin_slot(
+        &self,
+        tasks: &Tasks,
+        entries: &BTreeSet<usize>,
+        at: DateTime<Utc>,
+    ) -> channel::Receiver<()> {
+        let pass = self.again(at);
+        let groups = pass.entries_by_dataset().into_iter().filter_map(|((host, _), group)| {
+            let due: Vec<usize> = group.into_iter().filter(|entry| entries.contains(entry)).collect();
+            (!due.is_empty()).then(|| pass.clone().work_at_slot(host, due))
+        });
+        let working: Vec<_> = groups.collect();
+        let (has_ended, ended) = channel::bounded(1);
+        let lanes = pass.lanes.clone();
+        tasks.start(async move {
+            for result in runtime::side_by_side(usize::MAX, working).await {
+                result.unwrap_or_else(|error| lanes.failed(error));
+            }
+            has_ended.close();
+        });
+        ended
     }
 
     /// Begins to poll the hosts. The returned tasks do the work, and keep the progress current.
@@ -200,9 +263,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let resync_since = if all { Some(self.at) } else { self.policy.resync_since(self.at) };
         let options = PollOptions { services: self.services.clone(), resync_since, fence: self.fence()? };
         let (poll, tasks) = begin(&self.policy, &self.dispatcher, &self.state, options, &Counter::default()).await?;
-        self.progress.unseen(&poll.report().unseen);
+        self.progress().unseen(&poll.report().unseen);
         let tracked = tasks.into_iter().map(|task| {
-            let (progress, poll) = (self.progress.clone(), poll.clone());
+            let (progress, poll) = (self.progress(), poll.clone());
             task.then(move || progress.unseen(&poll.report().unseen))
         });
         let tracked = tracked.collect();
@@ -218,6 +281,21 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         groups
     }
 
+    /// Takes and sends the snapshots of entries whose slot has come. They are of one dataset of `host`.
+    async fn work_at_slot(self, host: HostName, entries: Vec<usize>) -> Result<(), CatalogError> {
+        if self.state.last_listed(&host).is_none() {
+            return Ok(());
+        }
+        let mut taken = Vec::new();
+        for entry in entries {
+            taken.push((entry, self.take_due(entry).await?));
+        }
+        for (entry, left) in taken {
+            self.send_due(entry, left).await?;
+        }
+        Ok(())
+    }
+
     /// Works on the entries of one dataset of `host`, once the hosts that concern them have been polled.
     async fn work_on_dataset(
         self,
@@ -225,18 +303,17 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         entries: Vec<usize>,
         poll: Poll,
         saved: Option<Arc<SavedOrders>>,
-    ) -> Result<Vec<Outcome>, CatalogError> {
-        let mut outcomes = Vec::new();
+    ) -> Result<(), CatalogError> {
         poll.wait_for(&[host.clone()].into()).await;
         let peers = self.index.hosts_of(&self.policy, &entries);
         let all_answer = runtime::timeout(WAIT_FOR_PEERS, poll.wait_for(&peers)).await.is_ok();
         if poll.report().unseen.contains_key(&host) {
-            return Ok(outcomes);
+            return Ok(());
         }
         if !all_answer && saved.is_none() {
             // The snapshots are taken as if the silent peers were down. What else is due waits for them.
             for entry in &entries {
-                self.take_due(*entry, &mut outcomes).await?;
+                self.take_due(*entry).await?;
             }
         }
         poll.wait_for(&peers).await;
@@ -244,45 +321,21 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let mut taken = Vec::new();
         for entry in entries {
             let left = match &saved {
-                None => self.take_due(entry, &mut outcomes).await?,
-                Some(saved) => self.take_saved(saved.get(&entry).cloned().unwrap_or_default(), &mut outcomes).await?,
+                None => self.take_due(entry).await?,
+                Some(saved) => self.take_saved(saved.get(&entry).cloned().unwrap_or_default()).await?,
             };
             taken.push((entry, left));
         }
         for (entry, left) in taken {
             match &saved {
-                None => self.finish_due(entry, left, &poll, &mut outcomes).await?,
-                Some(_) => self.finish_saved(entry, left, &poll, &mut outcomes).await?,
+                None => {
+                    self.send_due(entry, left).await?;
+                    self.prune_due(entry, &poll).await?;
+                }
+                Some(_) => self.finish_saved(entry, left, &poll).await?,
             }
         }
-        Ok(outcomes)
-    }
-
-    /// Writes what the catalog has buffered. Returns why there was no room for the catalog during the pass, if so.
-    async fn flush(&self) -> Option<String> {
-        let unsaved = self.state.unsaved();
-        if let Err(error) = self.state.flush().await {
-            let error = anyhow::Error::from(error);
-            log::warn!("cannot write the outcomes of orders to the catalog, and will write them later: {error:#}");
-        }
-        unsaved
-    }
-
-    /// The report of a pass whose [`run`](Self::run) was dropped before its end. Orders that were running count as
-    /// failed, also in the catalog.
-    pub async fn interrupted(mut self, took: Duration, reason: String) -> Result<Report, CatalogError> {
-        // The tracked state must be dropped here: otherwise this function would wait for itself.
-        self.state = self.state.untracked();
-        // Each task ends at its next step, and its processes end with it.
-        let _ = runtime::timeout(ABORT_TIMEOUT, self.tasks_ended.recv()).await;
-        let error = format!("{reason}; the next pass resumes it");
-        let (unseen, outcomes) = self.progress.interrupt(&error);
-        for outcome in outcomes.iter().filter(|o| o.error.as_deref() == Some(&error)) {
-            self.state.record_outcome(outcome.clone()).await?;
-        }
-        let unsaved = self.flush().await;
-        let (corrected, notices, interrupted) = (Vec::new(), Vec::new(), Some(reason));
-        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted })
+        Ok(())
     }
 
     /// Decides one entry of the policy, or all.
@@ -296,92 +349,48 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 
     /// Takes the snapshots that are due in one entry. Returns the transfers that were due before.
-    async fn take_due(&self, entry: usize, outcomes: &mut Vec<Outcome>) -> Result<Vec<Order>, CatalogError> {
-        let (takes, due_before): (Vec<Order>, Vec<Order>) =
-            self.due(entry, |order| !matches!(order, Order::Destroy { .. })).into_iter().partition(is_take);
-        outcomes.extend(self.carry_out_chains([takes]).await?);
+    async fn take_due(&self, entry: usize) -> Result<Vec<Order>, CatalogError> {
+        // The takes are claimed in the same step in which they are decided: another pass decides after that.
+        let (takes, due_before) = {
+            let inventory = self.state.inventory();
+            let due = self.due_in(entry, &inventory, |order| !matches!(order, Order::Destroy { .. }));
+            let (takes, due_before): (Vec<Order>, Vec<Order>) = due.into_iter().partition(is_take);
+            let takes: Vec<_> = takes.into_iter().filter_map(|order| self.lanes.claim_take(order)).collect();
+            (takes, due_before)
+        };
+        self.carry_out_chains([takes.into_iter().map(|(order, claim)| (order, Some(claim))).collect()]).await?;
         Ok(due_before)
     }
 
-    /// Sends, then destroys what is due in one entry. Each step is decided again after the step before it. A transfer
-    /// that was due before the takes stays due: if takes and transfers share a schedule, the newest snapshot would
-    /// otherwise always be too new to be sent. A transfer of a newer snapshot replaces it.
-    async fn finish_due(
-        &self,
-        entry: usize,
-        due_before: Vec<Order>,
-        poll: &Poll,
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<(), CatalogError> {
+    /// Sends what is due in one entry. A transfer that was due before the takes stays due: if takes and transfers share
+    /// a schedule, the newest snapshot would otherwise always be too new to be sent. A transfer of a newer snapshot
+    /// replaces it.
+    async fn send_due(&self, entry: usize, due_before: Vec<Order>) -> Result<(), CatalogError> {
+        let decided = self.state.moment();
         let due_now = self.due(entry, |o| matches!(o, Order::Send { .. }));
         let mut due: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
-        for order in due_before.into_iter().chain(due_now) {
+        for order in due_before.into_iter().filter(|_| !self.begins_nothing()).chain(due_now) {
             if let Order::Send { dataset, to, .. } = &order {
                 due.insert((dataset.clone(), to.clone()), order);
             }
         }
-        outcomes.extend(self.send(due.into_values()).await?);
+        self.send(due.into_values(), decided).await
+    }
+
+    /// Destroys what is due in one entry, except in datasets that other passes are sending or receiving.
+    async fn prune_due(&self, entry: usize, poll: &Poll) -> Result<(), CatalogError> {
         let _pruning = self.pruning.acquire().await;
         let destroys = || self.due(entry, |o| matches!(o, Order::Destroy { .. }));
         let first = destroys();
         let destroys = match self.ask_before(&first, poll).await? {
             (false, _) => first,
             (true, failed) => {
-                let again = self.without_unasked(destroys(), &failed, outcomes).await?;
+                let again = self.without_unasked(destroys(), &failed).await?;
                 // What has only now become due waits for the next pass.
-                again.into_iter().filter(|order| self.firsthand.covers(order, |host| poll.has_listed(host))).collect()
+                again.into_iter().filter(|order| self.lanes.firsthand().covers(order, poll)).collect()
             }
         };
-        outcomes.extend(self.carry_out_chains(destroys.into_iter().map(|order| vec![order])).await?);
-        Ok(())
-    }
-
-    /// Takes the snapshots of a saved plan for one entry, and returns the other orders. Outdated orders are refused.
-    async fn take_saved(&self, orders: Vec<Order>, outcomes: &mut Vec<Outcome>) -> Result<Vec<Order>, CatalogError> {
-        let (takes, left): (Vec<Order>, Vec<Order>) = orders.into_iter().partition(is_take);
-        let takes = self.refuse_outdated(takes, None, outcomes).await?;
-        outcomes.extend(self.carry_out_chains([takes]).await?);
-        Ok(left)
-    }
-
-    /// Carries out the transfers and the destroys of a saved plan for one entry. Outdated orders are refused.
-    async fn finish_saved(
-        &self,
-        entry: usize,
-        orders: Vec<Order>,
-        poll: &Poll,
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<(), CatalogError> {
-        let (sends, destroys): (Vec<Order>, Vec<Order>) =
-            orders.into_iter().partition(|order| matches!(order, Order::Send { .. }));
-        let sends = self.refuse_outdated(sends, None, outcomes).await?;
-        outcomes.extend(self.send(sends).await?);
-        let _pruning = self.pruning.acquire().await;
-        let (_, failed) = self.ask_before(&destroys, poll).await?;
-        let destroys = self.without_unasked(destroys, &failed, outcomes).await?;
-        let plan = self.decide(Some(entry));
-        let destroys = self.refuse_outdated(destroys, Some(&plan), outcomes).await?;
-        outcomes.extend(self.carry_out_chains(destroys.into_iter().map(|order| vec![order])).await?);
-        Ok(())
-    }
-
-    /// Returns the orders that can still be carried out. The others are refused, which is recorded as their outcome.
-    async fn refuse_outdated(
-        &self,
-        orders: Vec<Order>,
-        plan: Option<&Plan>,
-        outcomes: &mut Vec<Outcome>,
-    ) -> Result<Vec<Order>, CatalogError> {
-        let mut valid = Vec::new();
-        for order in orders {
-            let reason = saved::outdated(&order, &self.state.inventory(), plan);
-            let Some(reason) = reason else {
-                valid.push(order);
-                continue;
-            };
-            outcomes.push(self.refuse(&order, ResponseStatus::Refused, reason).await?);
-        }
-        Ok(valid)
+        self.destroy(destroys).await
     }
 
     /// Asks hosts for what these destroys have to be decided on, and is known only from others. Returns whether any was
@@ -392,7 +401,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         poll: &Poll,
     ) -> Result<(bool, BTreeMap<HostName, String>), CatalogError> {
         let fleet = (&*self.policy, &*self.dispatcher, &self.state);
-        self.firsthand.ask(destroys, |host| poll.has_listed(host), fleet, self.fence()?).await
+        self.lanes.firsthand().ask(destroys, poll, fleet, self.fence()?).await
     }
 
     /// Returns the destroys that can be decided. The others are refused, which is recorded as their outcome.
@@ -400,7 +409,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         &self,
         destroys: Vec<Order>,
         failed: &BTreeMap<HostName, String>,
-        outcomes: &mut Vec<Outcome>,
     ) -> Result<Vec<Order>, CatalogError> {
         let mut valid = Vec::new();
         for order in destroys {
@@ -408,19 +416,40 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 None => valid.push(order),
                 Some((host, reason)) => {
                     let reason = format!("nothing is destroyed, because {host} cannot be asked what it has: {reason}");
-                    outcomes.push(self.refuse(&order, ResponseStatus::Unreachable, reason).await?);
+                    self.refuse(&order, ResponseStatus::Unreachable, reason).await?;
                 }
             }
         }
         Ok(valid)
     }
 
-    /// The orders of one entry that are due and `wanted`; none once the pass is to end.
+    /// Whether the pass begins nothing any more: another pass has taken over, or the process is to end.
+    fn begins_nothing(&self) -> bool {
+        self.over.0.is_closed() || self.lanes.progress().is_stopped()
+    }
+
+    /// Waits until another pass has taken over.
+    async fn is_over(&self) {
+        // The channel is only ever closed.
+        let _ = self.over.1.recv().await;
+    }
+
+    /// The orders of one entry that are due and `wanted`; none once the pass begins nothing any more.
     fn due(&self, entry: usize, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
-        if self.progress.is_stopped() {
+        let inventory = self.state.inventory();
+        self.due_in(entry, &inventory, wanted)
+    }
+
+    fn due_in(&self, entry: usize, inventory: &Inventory, wanted: impl Fn(&Order) -> bool) -> Vec<Order> {
+        if self.begins_nothing() {
             return Vec::new();
         }
-        self.decide(Some(entry)).orders(&self.policy).into_iter().filter(wanted).flat_map(fitting).collect()
+        self.decided_orders(entry, inventory).into_iter().filter(wanted).flat_map(fitting).collect()
+    }
+
+    fn decided_orders(&self, entry: usize, inventory: &Inventory) -> Vec<Order> {
+        let engine = Engine::with(&self.policy, Arc::clone(&self.index));
+        engine.decide_entry(entry, inventory, self.now()).orders(&self.policy)
     }
 }
 

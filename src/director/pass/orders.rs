@@ -1,37 +1,129 @@
 //! Gives the orders of a pass, and records how they end.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Instant;
+
+use futures_lite::future;
 
 use crate::actions::Order;
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
-use crate::director::pass::Pass;
-use crate::director::progress::RunningOrder;
+use crate::director::lanes::Claim;
+use crate::director::pass::{Pass, is_take};
+use crate::director::progress::{Rank, RunningOrder};
 use crate::director::transfer_levels::transfer_levels;
+use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
-use crate::model::{Action, Counter, OrderId, Place, ResponseStatus};
+use crate::model::{Action, Counter, DatasetName, OrderId, Place, ResponseStatus};
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Response};
 use crate::zfs::Zfs;
 
+/// An order, with the claim that was made when it was decided, if any was.
+type Claimed = (Order, Option<Claim>);
+
 impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
-    /// Carries out transfers, one at a time for each source dataset.
-    pub(super) async fn send(&self, due: impl IntoIterator<Item = Order>) -> Result<Vec<Outcome>, CatalogError> {
-        let levels = transfer_levels(due, &self.state.inventory());
-        let mut outcomes = Vec::new();
+    /// Carries out transfers that were `decided` at a moment, one at a time for each source dataset.
+    pub(super) async fn send(&self, due: impl IntoIterator<Item = Order>, decided: Moment) -> Result<(), CatalogError> {
+        let due: Vec<Order> = due.into_iter().collect();
+        let Some(host) = due.first().map(|order| order.host().clone()) else { return Ok(()) };
+        // The orders of one entry are for one host.
+        let is_sent = |dataset: &DatasetName| {
+            let from = Place { host: host.clone(), dataset: dataset.clone() };
+            self.lanes.is_sent_by_another(&from, self.number)
+        };
+        let levels = transfer_levels(due, &self.state.inventory(), is_sent);
+        // The destinations at which nothing has arrived.
         let mut failed: BTreeSet<Place> = BTreeSet::new();
         for mut level in levels {
             for orders in &mut level {
                 orders.retain(|order| !self.lacks_parent(order, &failed));
             }
-            for outcome in self.carry_out_chains(level).await? {
-                if let (false, Some(to)) = (outcome.success, &outcome.to) {
-                    failed.insert(to.clone());
+            let chains = level.into_iter().map(|orders| {
+                let pass = self.clone();
+                async move {
+                    let mut missed = Vec::new();
+                    for order in orders {
+                        let Order::Send { to, .. } = &order else { continue };
+                        let to = to.clone();
+                        if !pass.send_one(order, decided).await?.is_some_and(|outcome| outcome.success) {
+                            missed.push(to);
+                        }
+                    }
+                    Ok(missed)
                 }
-                outcomes.push(outcome);
+            });
+            failed.extend(side_by_side(chains).await?);
+        }
+        Ok(())
+    }
+
+    /// Carries out a transfer, unless an earlier pass is sending the dataset.
+    async fn send_one(&self, order: Order, decided: Moment) -> Result<Option<Outcome>, CatalogError> {
+        let Order::Send { host, dataset, to, .. } = &order else { return Ok(None) };
+        let from = Place { host: host.clone(), dataset: dataset.clone() };
+        let claim = loop {
+            match self.lanes.claim_send(&from, to, self.number) {
+                Ok(claim) => break claim,
+                // Entries may overlap. Another pass' transfer is not waited for: what it leaves is decided again.
+                Err(by) if by != self.number || self.begins_nothing() => return Ok(None),
+                Err(_) => future::or(self.lanes.claim_ended(&from), self.is_over()).await,
+            }
+        };
+        if self.begins_nothing() {
+            return Ok(None);
+        }
+        // A transfer that has its place in the queue keeps it when the next pass takes over, so that each gets its turn.
+        let slot = self.lanes.slots().wait(&order).await;
+        let is_late = self.over.0.is_closed();
+        if self.lanes.progress().is_stopped() || is_late && self.policy_number != self.lanes.policy_number() {
+            return Ok(None);
+        }
+        let is_stale = is_late || self.state.is_touched_since(decided, &to.host, &to.dataset);
+        let order = if is_stale && !self.is_saved { self.decided_again(order) } else { Some(order) };
+        let Some(order) = order else { return Ok(None) };
+        let outcome = self.carry_out(&order).await;
+        drop((slot, claim));
+        outcome.map(Some)
+    }
+
+    /// The transfer as it is decided now; `None` if there is nothing left to send. A transfer that was due because of its
+    /// schedule stays due.
+    fn decided_again(&self, order: Order) -> Option<Order> {
+        let Order::Send { host, dataset, guid, to, .. } = &order else { return None };
+        let is_same = |other: &Order| matches!(other, Order::Send { dataset: d, to: t, .. } if d == dataset && t == to);
+        let inventory = self.state.inventory();
+        if let Some(same) = self.decided_orders(order.entry(), &inventory).into_iter().find(is_same) {
+            return Some(same);
+        }
+        let has = |host, dataset| inventory.dataset(host, dataset).is_some_and(|d| d.by_guid(*guid).is_some());
+        (has(host, dataset) && !has(&to.host, &to.dataset)).then_some(order)
+    }
+
+    /// Carries out destroys side by side, except in datasets on which other passes work.
+    pub(super) async fn destroy(&self, orders: Vec<Order>) -> Result<(), CatalogError> {
+        // The parts of a large order share one claim.
+        let mut by_place: BTreeMap<Place, Vec<Order>> = BTreeMap::new();
+        for order in orders {
+            if let Order::Destroy { host, dataset, .. } = &order {
+                by_place.entry(Place { host: host.clone(), dataset: dataset.clone() }).or_default().push(order);
             }
         }
-        Ok(outcomes)
+        let claimed = by_place.into_iter().filter_map(|(place, orders)| {
+            let claim = Arc::new(self.lanes.claim_destroy(&place, self.number)?);
+            Some((orders, claim))
+        });
+        let chains = claimed.flat_map(|(orders, claim)| {
+            orders.into_iter().map(move |order| {
+                let (pass, claim) = (self.clone(), Arc::clone(&claim));
+                async move {
+                    let outcome = pass.carry_out_in_turn(&order).await?;
+                    drop(claim);
+                    Ok(outcome.into_iter().collect())
+                }
+            })
+        });
+        side_by_side(chains).await.map(drop)
     }
 
     /// Records an order that is not given, for this reason.
@@ -40,11 +132,12 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         order: &Order,
         status: ResponseStatus,
         reason: String,
-    ) -> Result<Outcome, CatalogError> {
+    ) -> Result<(), CatalogError> {
         let id = OrderId(uuid::Uuid::now_v7());
         let outcome = outcome(order, id, &Response::failure(Some(id), status, reason));
         self.state.record_outcome(outcome.clone()).await?;
-        Ok(outcome)
+        self.lanes.progress().end(self.rank(order), &outcome);
+        Ok(())
     }
 
     /// Whether the parent of a transfer's destination does not exist and has just failed to arrive.
@@ -56,31 +149,29 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         failed.contains(&parent) && self.state.inventory().dataset(&parent.host, &parent.dataset).is_none()
     }
 
-    /// Carries out chains of orders side by side, each chain in sequence.
+    /// Carries out chains of takes side by side, each chain in sequence.
     pub(super) async fn carry_out_chains(
         &self,
-        chains: impl IntoIterator<Item = Vec<Order>>,
-    ) -> Result<Vec<Outcome>, CatalogError> {
+        chains: impl IntoIterator<Item = Vec<Claimed>>,
+    ) -> Result<(), CatalogError> {
         let chains = chains.into_iter().map(|orders| {
             let pass = self.clone();
             async move {
                 let mut outcomes = Vec::new();
-                for order in orders {
-                    let _slot = pass.slots.wait(&order).await;
-                    if !pass.progress.is_stopped() {
-                        outcomes.push(pass.carry_out(&order).await?);
-                    }
+                for (order, claim) in orders {
+                    outcomes.extend(pass.carry_out_in_turn(&order).await?);
+                    drop(claim);
                 }
                 Ok(outcomes)
             }
         });
-        let chains: Vec<_> = chains.collect();
-        let results: Vec<Result<Vec<Outcome>, CatalogError>> = runtime::side_by_side(usize::MAX, chains).await;
-        let mut outcomes = Vec::new();
-        for result in results {
-            outcomes.extend(result?);
-        }
-        Ok(outcomes)
+        side_by_side(chains).await.map(drop)
+    }
+
+    /// Carries out an order once there is room for it, unless the pass begins nothing any more.
+    async fn carry_out_in_turn(&self, order: &Order) -> Result<Option<Outcome>, CatalogError> {
+        let _slot = self.lanes.slots().wait(order).await;
+        if self.begins_nothing() { Ok(None) } else { self.carry_out(order).await.map(Some) }
     }
 
     /// Dispatches one order, and stores what it changed.
@@ -92,21 +183,45 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let counter = Counter::default();
         let unfinished =
             Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "the order has not ended");
-        self.progress.begin(RunningOrder {
+        self.lanes.progress().begin(RunningOrder {
             outcome: outcome(order, wire.order_uuid, &unfinished),
             since: Instant::now(),
             counter: counter.clone(),
         });
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
-        self.state.apply_facts(host, self.firsthand.admit(order, facts)).await?;
+        let facts = self.lanes.firsthand().admit(order, facts, self.state.moment());
+        self.state.apply_facts(host, facts).await?;
         if response.unpublished {
             self.state.mark_unpublished(host);
         }
         let outcome = outcome(order, wire.order_uuid, &response);
         self.state.record_outcome(outcome.clone()).await?;
-        self.progress.end(&outcome);
+        self.lanes.progress().end(self.rank(order), &outcome);
         Ok(outcome)
     }
+
+    /// Where an order stands in the report.
+    fn rank(&self, order: &Order) -> Rank {
+        let entry = self.policy.datasets.get(order.entry());
+        Rank {
+            group: entry.map(|entry| (entry.hostname.clone(), entry.dataset.clone())),
+            step: u8::from(!is_take(order)),
+            entry: order.entry(),
+            is_destroy: matches!(order, Order::Destroy { .. }),
+        }
+    }
+}
+
+/// Runs chains of orders side by side, and returns the results of all.
+async fn side_by_side<T: Send + 'static>(
+    chains: impl IntoIterator<Item = impl Future<Output = Result<Vec<T>, CatalogError>> + Send + 'static>,
+) -> Result<Vec<T>, CatalogError> {
+    let chains: Vec<_> = chains.into_iter().collect();
+    let mut all = Vec::new();
+    for result in runtime::side_by_side(usize::MAX, chains).await {
+        all.extend(result?);
+    }
+    Ok(all)
 }
 
 /// The outcome of an order to which a host has responded.

@@ -1,0 +1,122 @@
+//! Makes passes one after another, none of which waits for the transfers of those before it. Between them, what has a
+//! slot is taken and sent at its slot.
+
+use std::time::Duration;
+
+use futures_lite::future;
+
+use crate::actions::Order;
+use crate::catalog::{CatalogError, CatalogWrite};
+use crate::director::lanes::Lanes;
+use crate::director::pass::{Begun, Pass};
+use crate::director::report::Report;
+use crate::director::slot_clock::SlotClock;
+use crate::sys::clock;
+use crate::sys::runtime::{self, Tasks, channel};
+use crate::zfs::Zfs;
+
+/// The passes of a director. Dropping this drops all orders that are running.
+pub struct Rounds<Z, C: ?Sized> {
+    lanes: Lanes,
+    tasks: Tasks,
+    /// The last pass.
+    last: Option<Pass<Z, C>>,
+    slots: Option<SlotClock>,
+    /// For each pass that may still have running orders: closed when they have ended.
+    open: Vec<channel::Receiver<()>>,
+}
+
+impl<Z, C: ?Sized> Default for Rounds<Z, C> {
+    fn default() -> Self {
+        Self { lanes: Lanes::default(), tasks: Tasks::default(), last: None, slots: None, open: Vec::new() }
+    }
+}
+
+impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
+    /// What is at work.
+    #[must_use]
+    pub fn lanes(&self) -> &Lanes {
+        &self.lanes
+    }
+
+    /// Makes a pass. It ends when everything that it began has ended, or, once every host was polled, after `limit`:
+    /// then its running transfers continue beside the next pass.
+    pub async fn pass(
+        &mut self,
+        pass: Pass<Z, C>,
+        saved: Option<Vec<Order>>,
+        limit: Option<Duration>,
+    ) -> Result<Begun<Z, C>, CatalogError> {
+        let pass = pass.beside(self.lanes.clone());
+        // A saved plan contains all that is to be done.
+        self.slots = saved.is_none().then(|| SlotClock::new(pass.policy(), clock::now()));
+        self.last = Some(pass.clone());
+        let begun = pass.begin(&self.tasks, saved).await?;
+        let handing_over = async {
+            match limit {
+                Some(limit) => drop(future::zip(runtime::sleep(limit), begun.polled()).await),
+                None => future::pending().await,
+            }
+        };
+        future::or(future::or(begun.ended(), handing_over), self.at_slots()).await;
+        self.open.push(begun.hand_over());
+        Ok(begun)
+    }
+
+    /// Takes and sends what has a slot, at its slot, until this future is dropped.
+    pub async fn at_slots<T>(&mut self) -> T {
+        loop {
+            let Some(next) = self.slots.as_ref().and_then(SlotClock::next) else { return future::pending().await };
+            let now = clock::now();
+            if let Ok(wait) = (next - now).to_std() {
+                runtime::sleep(wait).await;
+            }
+            let now = clock::now();
+            // A clock that was put back is waited for.
+            if now < next {
+                continue;
+            }
+            let due = self.slots.as_mut().map(|slots| slots.due(now)).unwrap_or_default();
+            if let Some(pass) = self.last.as_ref().filter(|_| !due.is_empty()) {
+                self.open.retain(|open| !open.is_closed());
+                self.open.push(pass.begin_slot(&self.tasks, &due, now));
+            }
+        }
+    }
+
+    /// Begins nothing at slots until the next pass, for which there is no valid configuration now.
+    pub fn rest(&mut self) {
+        self.slots = None;
+    }
+
+    /// Whether no order is running.
+    pub fn is_quiet(&mut self) -> bool {
+        self.open.retain(|open| !open.is_closed());
+        self.open.is_empty()
+    }
+
+    /// Waits until no order is running that runs now.
+    pub fn quiet(&self) -> impl Future<Output = ()> + Send + 'static {
+        let open = self.open.clone();
+        async move {
+            for open in open {
+                // The channel is only ever closed.
+                let _ = open.recv().await;
+            }
+        }
+    }
+
+    /// Ends everything. The result has the outcomes since the last report; orders that were running have failed for this
+    /// reason. `None` if no pass was made.
+    pub async fn interrupt(&mut self, took: Duration, reason: String) -> Option<Result<Report, CatalogError>> {
+        self.tasks = Tasks::default();
+        self.open.clear();
+        Some(self.last.take()?.interrupted(took, Some(reason)).await)
+    }
+
+    /// The outcomes since the last report, after everything has ended; `None` if there are none.
+    pub async fn last_report(&mut self, took: Duration) -> Option<Result<Report, CatalogError>> {
+        let pass = self.last.take().filter(|pass| pass.progress().has_finished())?;
+        Some(pass.interrupted(took, None).await)
+    }
+}
