@@ -418,7 +418,9 @@ fn only_peers_that_name_the_protocol_are_served() {
     assert!(answer.contains("OrderUUID"), "a message that is no order: {answer}");
     lines().clear();
     let answer = naming(&pki, &address, &[]);
-    assert!(answer.contains("only TLS with the protocol zsync/1 (ALPN); hint: update zsync on the host"), "{answer}");
+    for part in ["only TLS with the protocol zsync/1 (ALPN)", "update zsync on the host"] {
+        assert!(answer.contains(part), "{answer}");
+    }
     logged("(ruler) speaks TLS without naming the protocol zsync/1");
     let answer = naming(&pki, &address, &[b"h2"]);
     assert!(answer.contains("NoApplicationProtocol"), "{answer}");
@@ -679,6 +681,10 @@ fn request_gets_only_what_the_administrator_typed() {
             p.subject_alt_names.push(SanType::URI(format!("zsync:role:{role}").try_into().unwrap()));
         }
     };
+    let nameless = |p: &mut CertificateParams| {
+        p.subject_alt_names.clear();
+        p.distinguished_name = rcgen::DistinguishedName::new();
+    };
     // What it asks for beyond names is not granted: this one does not become a CA.
     let ca_request = asking(&|p| p.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
     let issued = sign(&ca_request, &beta).unwrap();
@@ -699,7 +705,7 @@ fn request_gets_only_what_the_administrator_typed() {
         (request.clone(), &beta, "asks for the name \"beta.example.org\", not only for beta; hint: check that it is"),
         (request, &wanted("alpha", &[A]), "asks for the name \"beta\", not only for alpha"),
         (asking(&role("director")), &beta, "asks for \"zsync:role:director\", which --role does not permit"),
-        (asking(&|p| p.subject_alt_names.clear()), &beta, "does not ask for the name beta"),
+        (asking(&nameless), &beta, "does not ask for the name beta"),
         (asking(&|p| p.subject_alt_names.push(SanType::IpAddress([10, 0, 0, 1].into()))), &beta, "only DNS names"),
         (forged, &wanted("alfa", &[A]), "it is not signed with its own key"),
         ("nonsense".to_owned(), &beta, "no certificate signing request in PEM"),
@@ -746,7 +752,8 @@ fn request_and_issue_commands_keep_the_key_on_the_host() {
     assert!(!fs::exists(path("ca/gamma")).unwrap());
     fs::write(path("ca/beta/host.key"), "").unwrap();
     let (status, text) = zsync(&format!("{issue} --renew"));
-    assert!(status == Some(2) && text.contains("stays on its host; hint: remove that file"), "{text}");
+    assert!(status == Some(2) && text.contains("stays on its host"), "{text}");
+    assert!(text.contains("hint: remove that file"), "{text}");
 }
 
 #[test]

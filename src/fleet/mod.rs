@@ -2,6 +2,7 @@
 //! keeps what is known about them.
 
 pub mod certificates;
+mod clocks;
 pub mod dispatch;
 pub mod estimate;
 pub mod facts;

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use async_lock::MutexGuardArc;
 use chrono::{DateTime, Utc};
@@ -307,20 +306,6 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             followed.lock().unpublished.remove(&host);
         }
         Ok(found)
-    }
-
-    /// Records how far the clock of a host is behind this director's; `None` if the host has not told.
-    pub(crate) fn set_clock(&self, host: &HostName, behind: Option<Duration>) {
-        if let Some(known) = self.inventory().hosts.get_mut(host) {
-            known.clock_behind = behind;
-        }
-    }
-
-    /// By how many seconds the clocks of hosts are behind this director's, for those that are.
-    pub(crate) fn clocks_behind(&self) -> BTreeMap<HostName, u64> {
-        let inventory = self.inventory();
-        let behind = inventory.hosts.iter().filter_map(|(host, known)| Some((host.clone(), known.clock_behind?)));
-        behind.map(|(host, behind)| (host, behind.as_secs())).filter(|(_, seconds)| *seconds > 0).collect()
     }
 
     /// Stores the facts that were reported while one order was carried out.

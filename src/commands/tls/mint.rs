@@ -10,7 +10,6 @@ use rcgen::{
     PublicKeyData, SanType, SerialNumber,
 };
 
-use crate::commands::tls::request;
 use crate::model::tags::ROLE;
 use crate::model::{HostName, PeerRole};
 use crate::transport::tls;
@@ -99,14 +98,13 @@ pub fn mint(ca: &Minted, wanted: &Wanted, now: DateTime<Utc>) -> anyhow::Result<
     Ok(Minted { certificate: sign(ca, wanted, &key, now)?, key: key.serialize_pem() })
 }
 
-/// Issues a certificate for the key of a request, signed by a CA.
-pub fn mint_requested(ca: &Minted, wanted: &Wanted, request: &str, now: DateTime<Utc>) -> anyhow::Result<String> {
-    let key = request::key_of(request, wanted).context("cannot use the request")?;
-    sign(ca, wanted, &key, now)
-}
-
 /// Signs a certificate for this public key.
-fn sign(ca: &Minted, wanted: &Wanted, key: &impl PublicKeyData, now: DateTime<Utc>) -> anyhow::Result<String> {
+pub(super) fn sign(
+    ca: &Minted,
+    wanted: &Wanted,
+    key: &impl PublicKeyData,
+    now: DateTime<Utc>,
+) -> anyhow::Result<String> {
     let ca = authority(ca)?;
     let until = now + TimeDelta::days(wanted.days.into());
     ensure!(

@@ -3,25 +3,24 @@
 //! This is a convenience for fleets without a CA of their own. No other part of zsync depends on who issued a
 //! certificate.
 
+mod folder;
 mod mint;
 mod request;
 mod revoke;
 mod show;
 
-use std::fs::DirBuilder;
-use std::io::Write;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
-pub use mint::{Minted, Wanted, mint, mint_ca, mint_requested};
-pub use request::make as make_request;
+pub use mint::{Minted, Wanted, mint, mint_ca};
+pub use request::{make as make_request, mint_requested};
 pub use revoke::{Issued, of_file, of_host, revoke};
 
 use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
+use crate::commands::tls::folder::{private_folder, write};
 use crate::model::{HostName, PeerRole, TlsFiles};
 use crate::sys::{clock, files};
 use crate::transport::tls;
@@ -170,19 +169,6 @@ pub fn run(command: TlsCommand) -> Result<(), Error> {
             if is_right { Ok(()) } else { Err(Error::exit(Exit::Failed)) }
         }
     }
-}
-
-/// Makes a folder that only its owner can enter, unless it exists.
-fn private_folder(folder: &Path) -> anyhow::Result<()> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.with_context(|| format!("cannot create the folder {}", folder.display()))
-}
-
-/// Writes a new file, or replaces one. Nobody else can read a key at any moment.
-fn write(file: &Path, text: &str, permissions: u32, replace: bool) -> anyhow::Result<()> {
-    let mode = if replace { files::Mode::Replace } else { files::Mode::Create };
-    files::write(file, permissions, mode, |new| new.write_all(text.as_bytes()))
-        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {

@@ -1,12 +1,13 @@
 //! Certificate signing requests: a host makes its key and a request, and only the request travels to the CA.
 
 use anyhow::{Context, bail, ensure};
+use chrono::{DateTime, Utc};
 use rcgen::{CertificateParams, CertificateSigningRequestParams, DnType, KeyPair, PublicKey, SanType};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::FromDer;
 use x509_parser::public_key::PublicKey as PublicKeyType;
 
-use crate::commands::tls::mint::{Wanted, is_dns_name};
+use crate::commands::tls::mint::{Minted, Wanted, is_dns_name, sign};
 use crate::model::HostName;
 use crate::model::tags::ROLE;
 
@@ -25,10 +26,16 @@ pub fn make(host: &HostName, also: &[HostName], key: &str) -> anyhow::Result<Str
     Ok(params.serialize_request(&key)?.pem()?)
 }
 
+/// Issues a certificate for the key of a request, signed by a CA.
+pub fn mint_requested(ca: &Minted, wanted: &Wanted, request: &str, now: DateTime<Utc>) -> anyhow::Result<String> {
+    let key = key_of(request, wanted).context("cannot use the request")?;
+    sign(ca, wanted, &key, now)
+}
+
 /// The public key in a request, if the request is signed with its own key, asks for nothing but what is wanted, and the
 /// key is of a type that TLS 1.3 uses. The certificate is made from what is wanted alone, so that a request can never
 /// get more than that. What it asks for besides shows that it is the wrong one.
-pub fn key_of(request: &str, wanted: &Wanted) -> anyhow::Result<PublicKey> {
+fn key_of(request: &str, wanted: &Wanted) -> anyhow::Result<PublicKey> {
     let der = x509_parser::pem::parse_x509_pem(request.as_bytes())
         .map(|(_, pem)| pem.contents)
         .context("it contains no certificate signing request in PEM format")?;

@@ -10,6 +10,7 @@ use futures_rustls::pki_types::CertificateRevocationListDer;
 use futures_rustls::pki_types::pem::PemObject;
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 
+use crate::commands::tls::folder::{private_folder, write};
 use crate::commands::tls::mint::{Authority, Minted, authority};
 use crate::model::HostName;
 use crate::sys::files;
@@ -30,9 +31,9 @@ pub struct Issued {
 /// Keeps a copy of a certificate that the CA in this folder has issued, so that it can be revoked later.
 pub fn remember(folder: &Path, certificate: &str) -> anyhow::Result<()> {
     let issued = folder.join(ISSUED);
-    super::private_folder(&issued)?;
+    private_folder(&issued)?;
     let serial = read(certificate)?.text.replace(':', "");
-    super::write(&issued.join(format!("{serial}.crt")), certificate, files::PRIVATE, true)
+    write(&issued.join(format!("{serial}.crt")), certificate, files::PRIVATE, true)
 }
 
 fn read(pem: &str) -> anyhow::Result<Issued> {
