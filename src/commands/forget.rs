@@ -125,13 +125,9 @@ pub async fn forget<Z: Zfs>(settings: &ForgetSettings, zfs: Arc<Z>) -> anyhow::R
             ));
         }
     }
-    let mut found = Found { sources, copies };
+    let found = Found { sources, copies };
     let mut report = ForgetReport::default();
     if settings.yes {
-        if settings.destination.is_none() {
-            // The hold of a copy protects it from being destroyed by mistake. It goes only if the copy is named.
-            found.copies.clear();
-        }
         found.remove(&policy, &agents, &mut report).await;
     } else {
         report.lines = found.lines(settings.destination.as_ref());
