@@ -144,7 +144,10 @@ pub fn copies_given_up(policy: &Policy, index: &PolicyIndex, inventory: &Invento
     for (host, known) in inventory.hosts.iter().filter(|(_, known)| known.observed.is_some()) {
         for (name, found) in &known.datasets {
             let place = Place { host: host.clone(), dataset: name.clone() };
-            let is_held = found.transfer_holds.iter().any(|tag| is_received(tag));
+            // A listing does not look at the single hold that every copy has on its newest snapshot.
+            let is_usual_copy = found.flags.is_some() && found.held_by_unknown().next().is_none();
+            let is_held = found.transfer_holds.iter().any(|tag| is_received(tag))
+                || is_usual_copy && found.newest().is_some_and(|newest| newest.userrefs > 0);
             if is_held && is_wanted(&SentTo::from(&place)) && index.incoming(host, name).is_empty() {
                 copies.push(place);
             }

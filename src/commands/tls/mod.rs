@@ -35,12 +35,12 @@ const CA_LIST: &str = "ca.crl";
 
 /// Arguments of `zsync tls`.
 #[derive(Debug, Subcommand)]
-#[command(after_help = "To set up TLS for two hosts, run on alpha:\n  \
-    zsync tls init\n  \
-    zsync tls issue alpha --role director,agent\n  \
-    zsync tls issue beta --role agent,slave\n  \
-    cp -r /etc/zsync/ca/alpha /etc/zsync/tls\n  \
-    scp -pr /etc/zsync/ca/beta beta:/etc/zsync/tls\n\
+#[command(after_help = "To set up TLS for two hosts, with the CA on a stick:\n  \
+    zsync tls init --ca /media/stick/ca\n  \
+    zsync tls issue alpha --role director,agent --ca /media/stick/ca\n  \
+    zsync tls issue beta --role agent,slave --ca /media/stick/ca\n  \
+    scp -pr /media/stick/ca/alpha alpha:/etc/zsync/tls\n  \
+    scp -pr /media/stick/ca/beta beta:/etc/zsync/tls\n\
     With zsync tls request on each host and issue --csr, private keys never leave their hosts.\n\
     Then set \"tls\": {} in server.json and local.json, and \"directors\" in local.json. See zsync-tls(8).")]
 pub enum TlsCommand {
