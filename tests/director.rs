@@ -440,6 +440,26 @@ fn leap_of_the_clock_destroys_nothing_until_a_saved_plan_does() {
     assert_eq!(fleet.names("alpha", "tank/other").len(), 1);
 }
 
+/// Each of two policies alone would destroy less than half of the snapshots.
+#[test]
+fn policies_of_one_dataset_together_destroy_no_more_than_permitted() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other",
+             "sync": { "prefix": "S", "creation": "* * * * *", "retention": ["all in last day"] } },
+           { "hostname": "alpha", "dataset": "tank/other",
+             "backup": { "prefix": "B", "creation": "* * * * *", "retention": ["all in last day"] } }"#,
+    );
+    for _ in 0..14 {
+        assert!(fleet.later(1, &policy).is_success());
+    }
+    let report = fleet.later(60 * 24 * 60, &policy);
+    assert!(report.notices.iter().any(|notice| notice.to_string().contains("max_destroys")), "{report:?}");
+    let names = fleet.names("alpha", "tank/other");
+    let of = |prefix: &str| names.iter().filter(|name| name.starts_with(prefix)).count();
+    assert_eq!((of("S_"), of("B_")), (1, 15));
+}
+
 #[test]
 fn failing_dataset_stops_no_other() {
     let mut fleet = Fleet::new();

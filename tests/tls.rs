@@ -486,7 +486,7 @@ fn expired_certificate_of_zsync_is_reported_with_command() {
     let since = expired.own().until.unwrap().format("expired %Y-%m-%dT%H:%M:%SZ");
     let response = order(Some(expired), &address);
     refused(&response, &format!("expired/host.crt, that of ruler, {since}; {command}"));
-    logged(&format!("its certificate, that of ruler, {since}; {command}"));
+    logged(&format!("its certificate, that of ruler, {since}; hint: renew it with the CA that issued it"));
 }
 
 #[test]

@@ -162,8 +162,9 @@ pub(super) fn decide<'a>(
                     protect(Protection::Renamed, *name != found.name);
                 }
             }
-            // What is in the trash takes no other one's place in a rule.
-            let rules = if trashed.is_some() { 0 } else { tally.keep(snapshot.creation, in_order) };
+            // What is in the trash takes no other one's place in a rule. But it stays there as long as a rule asks for it:
+            // perhaps the order that moved it was not the policy's.
+            let rules = tally.keep(snapshot.creation, in_order && trashed.is_none());
             let out_of_order = !in_order;
             Some(SnapVerdict { index: snapshot.index, out_of_order, protections, rules, base_with, unsent_to })
         })

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SnapName, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SnapName, Snapshot, counted};
 use crate::policy::Policy;
 
 /// What is to be restored.
@@ -145,9 +145,11 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) 
     let is_in_place = wanted.to == wanted.source;
     for (copy, newer) in copies.iter().map(|copy| (copy, newer(copy))).filter(|(_, newer)| is_in_place && *newer > 0) {
         notes.push(format!(
-            "{} has {newer} newer snapshots, so the next pass reports that copy as diverged, and sends nothing to it; \
-             hint: restore under another name (--as) to continue with the newest state",
-            copy.place
+            "{} has {} that the restored dataset will lack, so the next pass reports that copy as diverged and sends \
+             nothing to it, or does what on_divergence and rollback_may_destroy of the policy permit: the latter destroys \
+             them; hint: restore under another name (--as) to continue with the newest state",
+            copy.place,
+            counted(newer, "newer snapshot")
         ));
     }
     if copy.found.is_raw_copy() {

@@ -12,7 +12,7 @@ use crate::host::error::OrderError;
 use crate::host::floor::Floor;
 use crate::host::trash;
 use crate::model::tags::{self, doomed_since, held_by, is_received, is_sending, set_holds};
-use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, SnapName, Snapshot, Trashed};
+use crate::model::{DatasetInventory, DatasetName, Guid, ResponseStatus, SnapName, Snapshot, Trashed, counted};
 use crate::policy::Local;
 use crate::sys::clock;
 use crate::wire::{ExpectedSnapshot, Facts, Listing, PER_LINE};
@@ -257,26 +257,29 @@ impl<Z: Zfs> Agent<Z> {
             let Judged { victims, doomed, guards, kept, floor, mut inventory, holds } = judged;
             floor.record(&*self.zfs, dataset, now).await?;
             tally.kept.extend(kept);
-            if !doomed.is_empty() {
-                self.doom(dataset, &doomed, now, &mut inventory).await?;
-                tally.trashed += doomed.len();
-                let until = inventory.trashed(doomed[0].guid).and_then(|trashed| inventory.trashed_until(trashed));
-                tally.until = tally.until.max(until);
+            // On a full pool, ZFS still destroys, but may refuse holds. So what frees space comes first.
+            if !victims.is_empty() {
+                let fates = self.destroy_trashed(dataset, &victims, &guards, &holds).await?;
+                let held = victims.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Held);
+                let tags = tags_of(&*self.zfs, dataset, held.map(|(victim, _)| victim.name.clone()).collect()).await;
+                let gone = tally.count(dataset, victims, fates, &tags);
+                for part in gone.chunks(PER_LINE) {
+                    let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
+                    context.report(Facts { destroyed, ..Facts::default() }).await;
+                }
+                inventory.snapshots.retain(|snapshot| !gone.contains(&snapshot.guid));
             }
-            if victims.is_empty() {
-                self.report_trash(dataset, inventory, doomed.len(), context).await;
+            if doomed.is_empty() {
                 continue;
             }
-            let fates = self.destroy_trashed(dataset, &victims, &guards, &holds).await?;
-            let held = victims.iter().zip(&fates).filter(|(_, fate)| **fate == Fate::Held);
-            let tags = tags_of(&*self.zfs, dataset, held.map(|(victim, _)| victim.name.clone()).collect()).await;
-            let gone = tally.count(dataset, victims, fates, &tags);
-            for part in gone.chunks(PER_LINE) {
-                let destroyed = part.iter().map(|guid| (dataset.clone(), *guid)).collect();
-                context.report(Facts { destroyed, ..Facts::default() }).await;
+            if let Err(error) = self.doom(dataset, &doomed, now, &mut inventory).await {
+                tally.failed.push(format!("{} of {dataset} ({error})", counted(doomed.len(), "snapshot")));
+                continue;
             }
-            inventory.snapshots.retain(|snapshot| !gone.contains(&snapshot.guid));
-            self.report_trash(dataset, inventory, doomed.len(), context).await;
+            tally.trashed += doomed.len();
+            let until = inventory.trashed(doomed[0].guid).and_then(|trashed| inventory.trashed_until(trashed));
+            tally.until = tally.until.max(until);
+            self.report_trash(dataset, inventory, context).await;
         }
         tally.finish()
     }
@@ -316,12 +319,15 @@ impl<Z: Zfs> Agent<Z> {
         let released = trash::by_tag(holds, |name| victims.iter().any(|victim| victim.name == *name));
         trash::release(&*self.zfs, dataset, &released).await?;
         let fates = self.zfs.destroy(dataset, victims, guards, false).await;
-        let is_gone = |name: &SnapName| {
+        // One that somebody else holds by now was perhaps taken back from the trash in the meantime, and a name that
+        // belongs to another snapshot is not looked at either.
+        let stays_out = |name: &SnapName| {
             let mut known = victims.iter().zip(fates.iter().flatten());
-            known.any(|(victim, fate)| victim.name == *name && matches!(fate, Fate::Destroyed | Fate::Gone))
+            let is_out = |fate: &Fate| matches!(fate, Fate::Destroyed | Fate::Gone | Fate::Held | Fate::Another);
+            known.any(|(victim, fate)| victim.name == *name && is_out(fate))
         };
         for (tag, mut names) in released {
-            names.retain(|name| !is_gone(name));
+            names.retain(|name| !stays_out(name));
             if let Err(error) = trash::hold(&*self.zfs, &tag, dataset, &names).await {
                 log::warn!("{dataset}: cannot put back into the trash what could not be destroyed: {error}");
             }
@@ -330,16 +336,10 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// Reports a dataset of which snapshots were moved to the trash.
-    async fn report_trash(
-        &self,
-        dataset: &DatasetName,
-        inventory: DatasetInventory,
-        moved: usize,
-        context: &OrderContext,
-    ) {
+    async fn report_trash(&self, dataset: &DatasetName, inventory: DatasetInventory, context: &OrderContext) {
         let mut listed = vec![(dataset.clone(), inventory)];
         self.local.restrict(&mut listed);
-        for (dataset, inventory) in listed.into_iter().filter(|_| moved > 0) {
+        for (dataset, inventory) in listed {
             for listing in Listing::parts(&self.host, &dataset, inventory) {
                 context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
             }

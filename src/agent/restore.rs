@@ -33,7 +33,7 @@ impl<Z: Zfs> Agent<Z> {
         context: &OrderContext,
     ) -> Result<Success, OrderError> {
         let RestoreRequest { from, to, snapshot, .. } = request;
-        self.local.permission_to_list(to)?;
+        self.local.permission_to_restore(to)?;
         let done = if from.host == self.host {
             let here = Place { host: self.host.clone(), dataset: to.clone() };
             self.send(id, &SendRequest::back(from.dataset.clone(), *snapshot, here), retry, context).await?

@@ -117,6 +117,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
     let append_only = object.boolean("append_only", slave);
     let destinations = object.get("destinations").and_then(|node| destinations(&node));
     let readers = object.get("readers").and_then(|node| readers(&node)).unwrap_or_default();
+    let restore = object.boolean("restore", false);
     let rollback_node = object.get("rollback");
     let rollback = rollback_node.as_ref().and_then(Node::boolean).unwrap_or_default();
     if let (true, Some(node)) = (rollback, &rollback_node) {
@@ -144,6 +145,7 @@ fn entry<'d>(node: &Node<'d>, hostname: Option<&HostName>) -> Option<(LocalDatas
         readers,
         take,
         append_only,
+        restore,
         rollback,
         keep,
         destroy_after,

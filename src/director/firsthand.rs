@@ -53,6 +53,16 @@ impl Firsthand {
         facts
     }
 
+    /// Notes that what an order has reported was stored only now. A listing that began before may have been replaced by
+    /// it.
+    pub(super) fn stored(&self, order: &Order, now: Moment) {
+        if let Order::Send { to, .. } = order
+            && let Some(at) = self.0.lock().reported.get_mut(to)
+        {
+            *at = now;
+        }
+    }
+
     /// The datasets that have to be listed before these orders, by host. The dataset in which snapshots are destroyed
     /// must be known from its own host. The datasets that it is sent to or received from may also be known from a
     /// transfer in this pass, which has polled the hosts.

@@ -166,6 +166,19 @@ impl Lanes {
         }
     }
 
+    /// Waits for a transfer that is sending a dataset or is received into it.
+    pub(super) async fn sending_ended(&self, place: &Place) {
+        let ended = {
+            let claims = self.0.claims.lock();
+            let sending = claims.sends.iter().find(|(from, sending)| *from == place || sending.to == *place);
+            sending.map(|(_, sending)| sending.ended.clone())
+        };
+        if let Some(ended) = ended {
+            // The channel is only ever closed.
+            let _ = ended.recv().await;
+        }
+    }
+
     /// Claims a dataset for a destroy; `None` if another pass destroys in it, sends it, or receives into it. What is
     /// being sent is not pruned.
     pub(super) fn claim_destroy(&self, place: &Place, pass: PassNumber) -> Option<Claim> {

@@ -93,9 +93,8 @@ impl<Z: Zfs> Once<'_, Z> {
             let limit = (!has_plan).then_some(interval);
             let begun = rounds.pass(pass, saved.take(), limit).await?;
             corrected.extend(begun.take_corrected());
-            let is_last = was_quiet && begun.has_ended() || rounds.lanes().progress().is_stopped();
-            if is_last {
-                // What was begun at a slot meanwhile may still run.
+            let is_done = was_quiet && begun.has_ended() && rounds.is_quiet();
+            if is_done || rounds.lanes().progress().is_stopped() {
                 rounds.quiet().await;
                 return begun.report().await.map(|report| Report { corrected, ..report });
             }

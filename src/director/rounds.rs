@@ -59,6 +59,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
             }
         };
         future::or(future::or(begun.ended(), handing_over), self.at_slots()).await;
+        self.open.retain(|open| !open.is_closed());
         self.open.push(begun.hand_over());
         Ok(begun)
     }

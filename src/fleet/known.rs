@@ -106,6 +106,7 @@ fn entry(permit: Permit) -> LocalDataset {
         sources,
         destinations,
         readers: Vec::new(),
+        restore: false,
         take,
         append_only,
         rollback,

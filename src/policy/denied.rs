@@ -148,6 +148,16 @@ pub enum Denied {
         /// Whether the entry is also append-only.
         is_append_only: bool,
     },
+    /// The entry does not permit orders to restore datasets.
+    #[error("{dataset} must not be restored by an order: the entry {entry:?} in {file} does not set \"restore\": true")]
+    NoRestore {
+        /// The configuration's file.
+        file: String,
+        /// The dataset that was to be restored.
+        dataset: DatasetName,
+        /// The entry's name.
+        entry: DatasetName,
+    },
     /// The host that asks for a copy is not the one that the copy came from, and is not among the entry's readers.
     #[error(
         "{dataset} must not be sent back to {reader}: it is not a copy of a dataset of {reader}, and \"readers\" of the entry {entry:?} in {file} does not list that host"
@@ -251,6 +261,10 @@ impl Denied {
             Self::LessProtected { file, entry, there, key, .. } => {
                 format!("to allow this, give the entry {there:?} in {file} the same {key:?} as the entry {entry:?}")
             }
+            Self::NoRestore { file, entry, .. } => format!(
+                "set \"restore\": true in the entry {entry:?} of {file}, reload the agent (SIGHUP), and remove the key when \
+                 the restore has ended"
+            ),
             Self::NotReader { file, entry, reader, .. } => {
                 format!("to allow this, add {reader:?} to \"readers\" of the entry {entry:?} in {file}")
             }
@@ -273,6 +287,7 @@ impl Denied {
             | Self::AppendOnly { .. }
             | Self::NoTake { .. }
             | Self::NoRollback { .. }
+            | Self::NoRestore { .. }
             | Self::NotReader { .. }
             | Self::DestinationNotAllowed { .. }
             | Self::LessProtected { .. } => DatasetStatus::Docker,

@@ -66,6 +66,8 @@ pub struct LocalDataset {
     pub take: bool,
     /// Whether orders must not destroy, roll back or replace anything in it. The default is the value of `slave`.
     pub append_only: bool,
+    /// Whether an order may restore it, or a dataset below it, from a copy. The dataset must not exist.
+    pub restore: bool,
     /// Whether a transfer may roll it back or replace it, if the policy allows that. Only without `append_only`.
     pub rollback: bool,
     /// The snapshots that no order destroys.
@@ -219,6 +221,17 @@ impl Local {
         }
         if entry.sources.as_ref().is_some_and(|sources| !sources.contains(source)) {
             return Err(Denied::SourceNotAllowed { file, dataset, entry: name, source_host: source.clone() });
+        }
+        Ok(entry)
+    }
+
+    /// Whether a dataset may be restored here by an order. What is restored is mounted, so whoever gives such an order and
+    /// controls the copy decides what files appear on this host.
+    pub fn permission_to_restore(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
+        let entry = self.enabled(dataset, false)?;
+        if !entry.restore {
+            let (file, dataset) = (self.file.clone(), dataset.clone());
+            return Err(Denied::NoRestore { file, dataset, entry: entry.name.clone() });
         }
         Ok(entry)
     }

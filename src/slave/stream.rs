@@ -86,7 +86,8 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         let fed = self.feed(conn, &mut *data, &mut *inspector, &mut flow).await;
         if let Ok(Fed::Refused(reason)) = fed {
             // Killed before its input is closed, so that it does not take this for the end of the stream.
-            drop((end, data));
+            // The rest of the stream is read without a slot.
+            drop((end, data, flow));
             let OrderToSlave { source, dest_dataset, .. } = self.order;
             let text = format!("{}: refused the stream of {source} into {dest_dataset}: {reason}", conn.peer);
             conn.log.warn(Complaint::Forbidden, &text);
@@ -96,7 +97,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         // zfs receive ends when its input is closed.
         drop(data);
         if let Ok(Fed::Stalled) = fed {
-            drop(end);
+            drop((end, flow));
             let error = OrderError::stalled("zfs receive accepted no data", conn.stall);
             return self.refuse(conn, error).await;
         }

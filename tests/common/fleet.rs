@@ -43,7 +43,8 @@ impl Fleet {
         }
         beta.create(&ds("pool"));
         let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
+        fs::write(folder.path().join("local.json"), r#"{ "local_datasets": [ { "name": "tank", "restore": true } ] }"#)
+            .unwrap();
         let local = local(r#"{ "local_datasets": [ { "name": "pool", "slave": true } ] }"#);
         let agent = listen(Agent::new("beta".parse().unwrap(), Arc::new(beta.clone()), Arc::clone(&local)), None);
         let slave = listen(Slave::new(Arc::new(beta.clone()), local), None);

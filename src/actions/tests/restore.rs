@@ -70,9 +70,9 @@ fn restore_of_an_older_state_says_what_follows() {
     let world = "alpha\ngamma\nbeta:tank/copy B@11-23T01:00 B@11-23T02:00";
     let found = lines(&tree(), world, &at("11-23T01:30", "alpha:tank/home"));
     assert_eq!(found[0], "alpha:tank/home from beta:tank/copy@B_2026-11-23_01:00:00");
-    assert!(
-        found[1].starts_with("beta:tank/copy has 1 newer snapshots, so the next pass reports that copy as diverged")
-    );
+    assert!(found[1].starts_with(
+        "beta:tank/copy has 1 newer snapshot that the restored dataset will lack, so the next pass reports"
+    ));
     let found = lines(&tree(), world, &at("11-23T01:30", "alpha:tank/friday"));
     assert_eq!(found, ["alpha:tank/friday from beta:tank/copy@B_2026-11-23_01:00:00"]);
     let [problem] = lines(&tree(), world, &at("11-22T00:00", "alpha:tank/friday")).try_into().unwrap();

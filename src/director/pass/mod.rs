@@ -377,10 +377,34 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         self.send(due.into_values(), decided).await
     }
 
-    /// Destroys what is due in one entry, except in datasets that other passes are sending or receiving.
+    /// Destroys what is due in one entry, also after another pass has taken over: a dataset whose transfers are longer
+    /// than the interval would otherwise never be pruned. Where another pass is sending, it waits for that transfer
+    /// until another pass takes over.
     async fn prune_due(&self, entry: usize, poll: &Poll) -> Result<(), CatalogError> {
+        let busy = self.prune_idle(entry, poll).await?;
+        if busy.is_empty() {
+            return Ok(());
+        }
+        for place in &busy {
+            future::or(self.lanes.sending_ended(place), self.is_over()).await;
+        }
+        if !self.begins_nothing() {
+            self.prune_idle(entry, poll).await?;
+        }
+        Ok(())
+    }
+
+    /// Destroys what is due in one entry, except in datasets that other passes are sending or receiving, which are
+    /// returned.
+    async fn prune_idle(&self, entry: usize, poll: &Poll) -> Result<Vec<Place>, CatalogError> {
         let _pruning = self.pruning.acquire().await;
-        let destroys = || self.due(entry, |o| matches!(o, Order::Destroy { .. }));
+        let destroys = || -> Vec<Order> {
+            if self.begins_no_order() {
+                return Vec::new();
+            }
+            let decided = self.decided_orders(entry, &self.state.inventory()).into_iter();
+            decided.filter(|order| matches!(order, Order::Destroy { .. })).flat_map(fitting).collect()
+        };
         let first = destroys();
         let destroys = match self.ask_before(&first, poll).await? {
             (false, _) => first,
@@ -423,9 +447,15 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(valid)
     }
 
-    /// Whether the pass begins nothing any more: another pass has taken over, or the process is to end.
+    /// Whether nothing new is decided in this pass any more: another pass has taken over, the policy has changed, or
+    /// the process is to end.
     fn begins_nothing(&self) -> bool {
-        self.over.0.is_closed() || self.lanes.progress().is_stopped()
+        self.over.0.is_closed() || self.begins_no_order()
+    }
+
+    /// Whether no order of this pass begins any more: the policy has changed, or the process is to end.
+    fn begins_no_order(&self) -> bool {
+        self.lanes.progress().is_stopped() || self.policy_number != self.lanes.policy_number()
     }
 
     /// Waits until another pass has taken over.
@@ -449,7 +479,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     fn decided_orders(&self, entry: usize, inventory: &Inventory) -> Vec<Order> {
         let engine = Engine::with(&self.policy, Arc::clone(&self.index));
-        engine.decide_entry(entry, inventory, self.now()).orders(&self.policy)
+        let plan = engine.decide_entry_after(entry, inventory, self.now(), &self.destroyed.lock());
+        plan.orders(&self.policy)
     }
 }
 

@@ -76,7 +76,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // A transfer that has its place in the queue keeps it when the next pass takes over, so that each gets its turn.
         let slot = self.lanes.slots().wait(&order).await;
         let is_late = self.over.0.is_closed();
-        if self.lanes.progress().is_stopped() || is_late && self.policy_number != self.lanes.policy_number() {
+        if self.begins_no_order() {
             return Ok(None);
         }
         let is_stale = is_late || self.state.is_touched_since(decided, &to.host, &to.dataset);
@@ -100,8 +100,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         (has(host, dataset) && !has(&to.host, &to.dataset)).then_some(order)
     }
 
-    /// Carries out destroys side by side, except in datasets on which other passes work.
-    pub(super) async fn destroy(&self, orders: Vec<Order>) -> Result<(), CatalogError> {
+    /// Carries out destroys side by side, except in datasets on which other passes work. These are returned.
+    pub(super) async fn destroy(&self, orders: Vec<Order>) -> Result<Vec<Place>, CatalogError> {
         // The parts of a large order share one claim.
         let mut by_place: BTreeMap<Place, Vec<Order>> = BTreeMap::new();
         for order in orders {
@@ -109,11 +109,14 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 by_place.entry(Place { host: host.clone(), dataset: dataset.clone() }).or_default().push(order);
             }
         }
-        let claimed = by_place.into_iter().filter_map(|(place, orders)| {
-            let claim = Arc::new(self.lanes.claim_destroy(&place, self.number)?);
-            Some((orders, claim))
-        });
-        let chains = claimed.flat_map(|(orders, claim)| {
+        let (mut claimed, mut busy) = (Vec::new(), Vec::new());
+        for (place, orders) in by_place {
+            match self.lanes.claim_destroy(&place, self.number) {
+                Some(claim) => claimed.push((orders, Arc::new(claim))),
+                None => busy.push(place),
+            }
+        }
+        let chains = claimed.into_iter().flat_map(|(orders, claim)| {
             orders.into_iter().map(move |order| {
                 let (pass, claim) = (self.clone(), Arc::clone(&claim));
                 async move {
@@ -123,7 +126,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 }
             })
         });
-        side_by_side(chains).await.map(drop)
+        side_by_side(chains).await?;
+        Ok(busy)
     }
 
     /// Records an order that is not given, for this reason.
@@ -168,17 +172,22 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         side_by_side(chains).await.map(drop)
     }
 
-    /// Carries out an order once there is room for it, unless the pass begins nothing any more.
+    /// Carries out an order once there is room for it, also if another pass has taken over in the meantime: that one has
+    /// left out what is claimed.
     async fn carry_out_in_turn(&self, order: &Order) -> Result<Option<Outcome>, CatalogError> {
         let _slot = self.lanes.slots().wait(order).await;
-        if self.begins_nothing() { Ok(None) } else { self.carry_out(order).await.map(Some) }
+        if self.begins_no_order() { Ok(None) } else { self.carry_out(order).await.map(Some) }
     }
 
     /// Dispatches one order, and stores what it changed.
     async fn carry_out(&self, order: &Order) -> Result<Outcome, CatalogError> {
         let fence = self.fence()?;
-        self.destroyed.lock().add(order, &self.state.inventory(), self.now());
-        let wire = DirectorsOrder { fence, ..wire_order(order, &self.policy, &self.state.inventory()) };
+        let wire = {
+            // The inventory is always locked before what was destroyed.
+            let inventory = self.state.inventory();
+            self.destroyed.lock().add(order, &inventory, self.now());
+            DirectorsOrder { fence, ..wire_order(order, &self.policy, &inventory) }
+        };
         let host = order.host();
         let counter = Counter::default();
         let unfinished =
@@ -190,14 +199,19 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         });
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
         let facts = self.lanes.firsthand().admit(order, facts, self.state.moment());
-        self.state.apply_facts(host, facts).await?;
-        if response.unpublished {
-            self.state.mark_unpublished(host);
-        }
         let outcome = outcome(order, wire.order_uuid, &response);
-        self.state.record_outcome(outcome.clone()).await?;
+        let storing = async {
+            self.state.apply_facts(host, facts).await?;
+            self.lanes.firsthand().stored(order, self.state.moment());
+            if response.unpublished {
+                self.state.mark_unpublished(host);
+            }
+            self.state.record_outcome(outcome.clone()).await
+        };
+        let stored = storing.await;
+        // The order has ended, also if the catalog has failed.
         self.lanes.progress().end(self.rank(order), &outcome);
-        Ok(outcome)
+        stored.map(|()| outcome)
     }
 
     /// Where an order stands in the report.

@@ -28,7 +28,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let destroys = self.without_unasked(destroys, &failed).await?;
         let plan = self.decide(Some(entry));
         let destroys = self.refuse_outdated(destroys, Some(&plan)).await?;
-        self.destroy(destroys).await
+        self.destroy(destroys).await.map(drop)
     }
 
     /// Returns the orders that can still be carried out. The others are refused, which is recorded as their outcome.

@@ -213,7 +213,7 @@ impl<Z: Zfs> Receiver<Z> {
     fn permission(&self, dataset: &DatasetName, source: &HostName) -> Result<&LocalDataset, Denied> {
         match self.purpose {
             Purpose::Copy => self.local.permission_to_receive(dataset, source),
-            Purpose::Restore(_) => self.local.permission_to_list(dataset),
+            Purpose::Restore(_) => self.local.permission_to_restore(dataset),
         }
     }
 

@@ -158,7 +158,11 @@ fn describe_expired(not_after: UnixTime, presented: Option<&Certificate>) -> Str
     let Some(Certificate { identity, until, .. }) = presented else { return format!("its certificate expired {at}") };
     let is_own = until.is_none_or(|until| u64::try_from(until.timestamp()).is_ok_and(|it| it == not_after.as_secs()));
     if is_own {
-        format!("its certificate, that of {identity}, expired {at}; hint: {}", identity.renewal())
+        // Its signature has not been verified yet, so anybody may have written names and roles into it.
+        format!(
+            "its certificate, that of {identity}, expired {at}; hint: renew it with the CA that issued it, for the names \
+             and roles of your own plan (zsync tls issue HOST --role ROLES --renew)"
+        )
     } else {
         format!(
             "a CA's certificate behind its certificate, that of {identity}, expired {at}; hint: replace the CA, see \
