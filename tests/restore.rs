@@ -122,7 +122,7 @@ fn older_snapshot_is_chosen_by_time() {
     // In place of the source, an older state makes the copies diverge, which is said before.
     let (text, problems) = restore(&fleet, Wanted { to: place("alpha:tank/one"), ..at(15) });
     assert_eq!(problems, Vec::<String>::new(), "{text}");
-    assert!(text.contains("beta:pool/one has 1 newer snapshots"), "{text}");
+    assert!(text.contains("beta:pool/one has 1 newer snapshot that the restored dataset will lack"), "{text}");
 }
 
 #[test]
