@@ -171,3 +171,13 @@ fn copy_is_sent_only_to_its_own_source_and_to_readers() {
     let problems = run(&gamma);
     assert!(!problems.iter().any(|problem| problem.contains("readers")), "{problems:?}");
 }
+
+/// What is restored is mounted, so a host has to permit it.
+#[test]
+fn host_restores_nothing_that_its_configuration_does_not_permit() {
+    let (fleet, _) = lost();
+    std::fs::write(fleet.path("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert!(problems.iter().any(|problem| problem.contains("does not set \"restore\": true")), "{text} {problems:?}");
+    assert!(fleet.alpha.dataset(&ds("tank/one")).is_none());
+}
