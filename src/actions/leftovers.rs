@@ -7,9 +7,8 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
-use crate::model::hint;
 use crate::model::tags::{is_cursor, is_received};
-use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Place, SentTo};
+use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Place, SentTo, counted, hint};
 use crate::policy::Policy;
 
 /// What transfers have left on one dataset for one destination that the policy no longer has.
@@ -69,12 +68,8 @@ impl Leftovers {
 /// A number of holds and of cursors in words.
 #[must_use]
 pub fn in_words(holds: usize, bookmarks: usize) -> String {
-    let counted = |n: usize, what: &str| match n {
-        0 => None,
-        1 => Some(format!("1 {what}")),
-        n => Some(format!("{n} {what}s")),
-    };
-    let parts: Vec<String> = [counted(holds, "hold"), counted(bookmarks, "bookmark")].into_iter().flatten().collect();
+    let all = [(holds, "hold"), (bookmarks, "bookmark")];
+    let parts: Vec<String> = all.into_iter().filter(|(n, _)| *n > 0).map(|(n, what)| counted(n, what)).collect();
     parts.join(" and ")
 }
 

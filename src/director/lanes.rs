@@ -160,10 +160,7 @@ impl Lanes {
     /// Waits until a dataset is not being sent.
     pub(super) async fn claim_ended(&self, from: &Place) {
         let ended = self.0.claims.lock().sends.get(from).map(|sending| sending.ended.clone());
-        if let Some(ended) = ended {
-            // The channel is only ever closed.
-            let _ = ended.recv().await;
-        }
+        closed(ended).await;
     }
 
     /// Waits for a transfer that is sending a dataset or is received into it.
@@ -173,10 +170,7 @@ impl Lanes {
             let sending = claims.sends.iter().find(|(from, sending)| *from == place || sending.to == *place);
             sending.map(|(_, sending)| sending.ended.clone())
         };
-        if let Some(ended) = ended {
-            // The channel is only ever closed.
-            let _ = ended.recv().await;
-        }
+        closed(ended).await;
     }
 
     /// Claims a dataset for a destroy; `None` if another pass destroys in it, sends it, or receives into it. What is
@@ -190,6 +184,14 @@ impl Lanes {
         }
         claims.destroys.insert(place.clone(), pass);
         Some(Claim { lanes: self.clone(), of: Of::Destroy(place.clone()) })
+    }
+}
+
+/// Waits until a transfer has ended, if there is one.
+async fn closed(ended: Option<channel::Receiver<()>>) {
+    if let Some(ended) = ended {
+        // The channel is only ever closed.
+        let _ = ended.recv().await;
     }
 }
 

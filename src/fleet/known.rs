@@ -143,14 +143,13 @@ pub async fn overview(
     let live = LiveStatus::read(&StatusPlace::of(&policy.catalog), clock::now()).await;
     let mut unseen = live.as_ref().map(|live| live.unseen.clone()).unwrap_or_default();
     let certificates = certificates::known(policy, here, local, live.as_ref());
-    let inventory = match with_own_zfs(policy, here, local, catalog.clone(), zfs).await {
+    let mut inventory = match with_own_zfs(policy, here, local, catalog.clone(), zfs).await {
         Ok(inventory) => inventory,
         Err(error) => {
             unseen.insert(here.clone(), error.to_string());
             catalog
         }
     };
-    let mut inventory = inventory;
     for (host, behind) in live.iter().flat_map(|live| &live.clocks_behind) {
         if let Some(known) = inventory.hosts.get_mut(host) {
             known.clock_behind = Some(Duration::from_secs(*behind));

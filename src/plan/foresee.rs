@@ -321,7 +321,8 @@ pub fn foresee(
             Order::Take { .. } | Order::Destroy { .. } => None,
         });
     }
-    let notices = fleet.decide(at).notices;
+    // Without orders, nothing differs from what was decided for the present inventory.
+    let notices = if all.is_empty() { Vec::new() } else { fleet.decide(at).notices };
     Foreseen { orders: all, held_back: notices.into_iter().filter(|notice| notice.kind.is_brake()).collect() }
 }
 

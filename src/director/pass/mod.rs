@@ -340,11 +340,15 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     /// Decides one entry of the policy, or all.
     fn decide(&self, entry: Option<usize>) -> Plan {
-        let inventory = self.state.inventory();
+        self.decide_in(entry, &self.state.inventory())
+    }
+
+    /// Decides one entry of the policy, or all, for an inventory that is locked.
+    fn decide_in(&self, entry: Option<usize>, inventory: &Inventory) -> Plan {
         let engine = Engine::with(&self.policy, Arc::clone(&self.index));
         match entry {
-            Some(entry) => engine.decide_entry_after(entry, &inventory, self.now(), &self.destroyed.lock()),
-            None => engine.decide_after(&inventory, self.now(), &self.destroyed.lock()),
+            Some(entry) => engine.decide_entry_after(entry, inventory, self.now(), &self.destroyed.lock()),
+            None => engine.decide_after(inventory, self.now(), &self.destroyed.lock()),
         }
     }
 
@@ -478,9 +482,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 
     fn decided_orders(&self, entry: usize, inventory: &Inventory) -> Vec<Order> {
-        let engine = Engine::with(&self.policy, Arc::clone(&self.index));
-        let plan = engine.decide_entry_after(entry, inventory, self.now(), &self.destroyed.lock());
-        plan.orders(&self.policy)
+        self.decide_in(Some(entry), inventory).orders(&self.policy)
     }
 }
 
