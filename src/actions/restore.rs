@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::{DateTime, Utc};
 
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SnapName, Snapshot, counted};
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SnapName, Snapshot, counted, hint,
+};
 use crate::policy::Policy;
 
 /// What is to be restored.
@@ -133,7 +135,7 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) 
             return Outcome::Impossible(format!(
                 "cannot restore {to}: a dataset with this name exists, and is never overwritten; hint: restore it under \
                  another name, as in --as {}",
-                another_name(&wanted.to.dataset)
+                hint::word(&another_name(&wanted.to.dataset))
             ));
         }
     }

@@ -12,7 +12,7 @@ use crate::agent::transfer::state::RetryState;
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::model::tags;
-use crate::model::{Counter, DatasetKind, DatasetName, HostName, OrderId, PeerRole, Place, ResponseStatus};
+use crate::model::{Counter, DatasetKind, DatasetName, HostName, OrderId, PeerRole, Place, ResponseStatus, hint};
 use crate::policy::AGENT_PORT;
 use crate::server::acceptor;
 use crate::slave::Slave;
@@ -52,8 +52,9 @@ impl<Z: Zfs> Agent<Z> {
         if found.kind == DatasetKind::Filesystem
             && let Err(error) = self.zfs.mount(to).await
         {
+            let word = hint::word(to);
             remarks.push(match found.encrypted {
-                true => format!("to use it, load its key (zfs load-key {to}) and mount it (zfs mount {to})"),
+                true => format!("to use it, load its key (zfs load-key {word}) and mount it (zfs mount {word})"),
                 false => format!("it is not mounted: {error}"),
             });
         }

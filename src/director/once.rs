@@ -16,7 +16,7 @@ use crate::director::leader::Leadership;
 use crate::director::leader_loop::{new_pass, while_leading};
 use crate::director::report::{Report, reported};
 use crate::director::rounds::Rounds;
-use crate::director::saved::SavedPlan;
+use crate::director::saved::{SavedPlan, Scope};
 use crate::director::settings::DirectorSettings;
 use crate::director::{bars, status_file, summary};
 use crate::fleet::live_status::StatusPlace;
@@ -45,6 +45,7 @@ impl<Z: Zfs> Once<'_, Z> {
         let mut rounds = Rounds::default();
         let progress = rounds.lanes().progress().clone();
         let leadership = self.leadership;
+        let scope = saved.as_ref().map(|saved| Scope::of(&saved.orders));
         let work = self.passes(&mut rounds, saved.map(|saved| saved.orders));
         let work = bars::for_pass(&progress, while_leading(leadership, work));
         let work = future::or(work, status_file::publish(&place, &progress, began_at));
@@ -71,7 +72,11 @@ impl<Z: Zfs> Once<'_, Z> {
                 None => return Err(Error::unable(anyhow::anyhow!("the pass was interrupted: {reason}"))),
             },
         };
-        report.map_err(Error::unable)
+        let report = report.map_err(Error::unable)?;
+        Ok(match scope {
+            Some(scope) => scope.limit(report),
+            None => report,
+        })
     }
 
     /// Makes a pass, and further ones at intervals as long as its transfers run: they carry out what becomes due

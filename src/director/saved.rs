@@ -4,7 +4,7 @@
 //! that is too old, or that was made with another policy, is not carried out at all. An order that is outdated, because
 //! the fleet has changed since, is refused.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::actions::{HeldBack, Order, Plan};
 use crate::config::Fingerprint;
+use crate::director::report::Report;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Prefix, SnapName};
 
 /// How long a plan may be carried out after it was made.
@@ -77,6 +78,42 @@ impl SavedPlan {
             bail!("it was made with another policy, or the policy was changed since; hint: make a new one");
         }
         Ok(())
+    }
+}
+
+/// The datasets, each on its host, that the orders of a saved plan concern. Carrying out the plan succeeds if all is
+/// well with these, whatever is wrong elsewhere in the fleet.
+pub struct Scope {
+    hosts: BTreeSet<HostName>,
+    datasets: BTreeSet<(HostName, DatasetName)>,
+}
+
+impl Scope {
+    /// The scope of these orders.
+    #[must_use]
+    pub fn of(orders: &[Order]) -> Self {
+        let datasets: BTreeSet<(HostName, DatasetName)> = orders
+            .iter()
+            .flat_map(|order| match order {
+                Order::Take { host, datasets, .. } => datasets.iter().map(|d| (host.clone(), d.clone())).collect(),
+                Order::Send { host, dataset, to, .. } => {
+                    vec![(host.clone(), dataset.clone()), (to.host.clone(), to.dataset.clone())]
+                }
+                Order::Destroy { host, dataset, .. } => vec![(host.clone(), dataset.clone())],
+            })
+            .collect();
+        Self { hosts: datasets.iter().map(|(host, _)| host.clone()).collect(), datasets }
+    }
+
+    /// Removes from a report what lies outside.
+    #[must_use]
+    pub fn limit(&self, mut report: Report) -> Report {
+        report.unseen.retain(|host, _| self.hosts.contains(host));
+        report.notices.retain(|notice| match &notice.dataset {
+            Some(dataset) => self.datasets.contains(&(notice.host.clone(), dataset.clone())),
+            None => self.hosts.contains(&notice.host),
+        });
+        report
     }
 }
 
@@ -149,4 +186,54 @@ fn kept_by(plan: &Plan, host: &HostName, dataset: &DatasetName, present: &Datase
         }
     }
     kept
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::actions::{Notice, NoticeKind, Side};
+
+    #[test]
+    fn scope_of_a_plan_leaves_out_what_is_wrong_elsewhere() {
+        let (alpha, beta): (HostName, HostName) = ("alpha".parse().unwrap(), "beta".parse().unwrap());
+        let order = Order::Destroy {
+            entry: 0,
+            host: alpha.clone(),
+            dataset: "tank/a".parse().unwrap(),
+            side: Side::Source,
+            snapshots: Vec::new(),
+            keep_common_with: Vec::new(),
+            skip_if_renamed: true,
+            skip_if_cloned: true,
+            policy: "backup".to_owned(),
+            reason: String::new(),
+            bytes: 0,
+        };
+        let notice = |host: &HostName, dataset: Option<&str>| Notice {
+            entry: 0,
+            host: host.clone(),
+            dataset: dataset.map(|dataset| dataset.parse().unwrap()),
+            kind: NoticeKind::DatasetMissing,
+        };
+        let report = Report {
+            at: DateTime::UNIX_EPOCH,
+            took: Duration::ZERO,
+            unseen: [(alpha.clone(), "no answer".to_owned()), (beta.clone(), "no answer".to_owned())].into(),
+            corrected: Vec::new(),
+            outcomes: Vec::new(),
+            notices: vec![
+                notice(&alpha, Some("tank/a")),
+                notice(&alpha, Some("tank/b")),
+                notice(&alpha, None),
+                notice(&beta, Some("tank/a")),
+            ],
+            unsaved: None,
+            interrupted: None,
+        };
+        let limited = Scope::of(&[order]).limit(report);
+        assert_eq!(limited.unseen.keys().collect::<Vec<_>>(), [&alpha]);
+        assert_eq!(limited.notices, [notice(&alpha, Some("tank/a")), notice(&alpha, None)]);
+    }
 }

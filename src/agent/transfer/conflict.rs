@@ -159,7 +159,7 @@ impl SendPlan {
                 "save the data that was written to the destination, then roll the destination back (zfs rollback {}), or \
                  set rollback_if_needed, and \"rollback\": true with \"append_only\": false in local.json on {}, which do \
                  that; to keep the data there, {rename}",
-                to.dataset.at(&newest.name),
+                hint::word(&to.dataset.at(&newest.name)),
                 to.host
             ),
             Trouble::Bare => {

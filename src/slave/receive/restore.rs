@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::host::error::OrderError;
 use crate::model::tags::{EXCLUDE, FLAGS, RESTORING};
-use crate::model::{DatasetInventory, DatasetName, SendFlags, SnapshotId};
+use crate::model::{DatasetInventory, DatasetName, SendFlags, SnapshotId, hint};
 use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
 use crate::zfs::{ReceiveSpec, Zfs, ZfsError};
 
@@ -24,13 +24,18 @@ impl<Z: Zfs> Receiver<Z> {
         let refused = |reason: String| OrderError::refused(format!("cannot restore {dataset}: {reason}"));
         match (found, dataset.parent()) {
             (Some(_), _) if self.is_unfinished(dataset).await? => Ok(()),
-            (Some(_), None) => Err(refused("it is a pool, which exists".to_owned())
-                .with_hint(format!("restore it as a dataset below the pool, as in --as {dataset}/restored"))),
+            (Some(_), None) => Err(refused("it is a pool, which exists".to_owned()).with_hint(format!(
+                "restore it as a dataset below the pool, as in --as {}",
+                hint::word(&format_args!("{dataset}/restored"))
+            ))),
             (Some(_), Some(_)) => Err(refused("a dataset with this name exists, and is never overwritten".to_owned())
-                .with_hint(format!("restore it under another name, as in --as {dataset}_restored"))),
+                .with_hint(format!(
+                    "restore it under another name, as in --as {}",
+                    hint::word(&format_args!("{dataset}_restored"))
+                ))),
             (None, None) => Err(refused("there is no such pool".to_owned()).with_hint("create or import the pool")),
             (None, Some(parent)) if !surroundings.has_parent => Err(refused(format!("{parent} does not exist"))
-                .with_hint(format!("restore {parent} first, or create it (zfs create -p {parent})"))),
+                .with_hint(format!("restore {parent} first, or create it (zfs create -p {})", hint::word(&parent)))),
             (None, Some(_)) => Ok(()),
         }
     }

@@ -106,9 +106,19 @@ pub fn user_properties(output: &[u8]) -> BTreeMap<DatasetName, UserProperties<'_
     found
 }
 
+/// What a value of `zsync:exclude` means; `None` if it has no meaning. ZFS writes `on`; people write other words, too.
+#[must_use]
+pub fn excludes(value: &str) -> Option<bool> {
+    match value.trim().to_ascii_lowercase().as_str() {
+        "on" | "yes" | "true" | "1" => Some(true),
+        "off" | "no" | "false" | "0" | "-" | "" => Some(false),
+        _ => None,
+    }
+}
+
 /// Sets what the user properties mean for a dataset.
 pub fn apply_user_properties(inventory: &mut DatasetInventory, exclude: &str, flags: &str) {
-    inventory.excluded = exclude == "on";
+    inventory.excluded = excludes(exclude).unwrap_or_default();
     let guid = inventory.guid.map(|guid| guid.0.to_string()).unwrap_or_default();
     inventory.flags = parse_flags(flags, &guid);
 }
@@ -192,6 +202,24 @@ mod tests {
         assert_eq!(parsed, [("pool".to_owned(), None, None), copy]);
         let error = datasets(b"pool\tfilesystem\t1\t0\t-\t-\t-\tx\t-\t-\tpool\n", ALL).unwrap_err();
         assert!(error.contains("snapshots_changed"), "{error}");
+    }
+
+    #[test]
+    fn every_word_for_yes_excludes_and_others_have_no_meaning() {
+        for (value, expected) in [
+            ("on", Some(true)),
+            ("Yes", Some(true)),
+            ("TRUE", Some(true)),
+            ("1", Some(true)),
+            ("off", Some(false)),
+            ("no", Some(false)),
+            ("-", Some(false)),
+            ("", Some(false)),
+            ("maybe", None),
+            ("on,off", None),
+        ] {
+            assert_eq!(excludes(value), expected, "{value:?}");
+        }
     }
 
     #[test]

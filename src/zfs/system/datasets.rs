@@ -52,10 +52,13 @@ impl Runner {
         let mut rows = parse::datasets(&output, columns).map_err(|reason| self.unreadable(&argv, reason))?;
         let output = self.run_listing(&argv::list_user_properties(roots, depth)).await?;
         let found = parse::user_properties(&output);
-        let (mut asked, mut senseless) = (0, Vec::new());
+        let (mut asked, mut senseless, mut unclear) = (0, Vec::new(), Vec::new());
         for ((name, inventory), _) in &mut rows {
             match found.get(name) {
                 Some(UserProperties::Clear(exclude, flags)) => {
+                    if parse::excludes(exclude).is_none() {
+                        unclear.push(name.clone());
+                    }
                     parse::apply_user_properties(inventory, exclude, flags);
                 }
                 Some(UserProperties::Ambiguous) if asked < MAX_SINGLE => {
@@ -65,7 +68,12 @@ impl Runner {
                 Some(UserProperties::Ambiguous) | None => senseless.push(name.clone()),
             }
         }
-        self.warn_of_values(&senseless);
+        self.warn_of_values(
+            &senseless,
+            &format!("{EXCLUDE} and {FLAGS}"),
+            "a value contains tabs or newlines, or is not UTF-8; hint: zfs inherit removes it",
+        );
+        self.warn_of_values(&unclear, EXCLUDE, "its value is neither on nor off; hint: set it to one of these");
         Ok(rows)
     }
 
@@ -82,7 +90,7 @@ impl Runner {
     }
 
     /// Warns, once for each dataset, of values that have no meaning.
-    fn warn_of_values(&self, datasets: &[DatasetName]) {
+    fn warn_of_values(&self, datasets: &[DatasetName], what: &str, why: &str) {
         let mut warned = self.warned.lock();
         let new: Vec<&DatasetName> = datasets.iter().filter(|name| warned.insert((*name).clone())).collect();
         if let Some(first) = new.first() {
@@ -90,10 +98,7 @@ impl Runner {
                 1 => String::new(),
                 n => format!(" and of {} other datasets", n - 1),
             };
-            log::warn!(
-                "ignoring {EXCLUDE} and {FLAGS} of {first}{others}: a value contains tabs or newlines, or is not UTF-8; \
-                 hint: zfs inherit removes it"
-            );
+            log::warn!("ignoring {what} of {first}{others}: {why}");
         }
     }
 }
