@@ -46,6 +46,7 @@ fn policy(pairs: usize) -> Policy {
             ]),
             sync_retention: retention(&["1/day in last month", "1/month in last 5 years"]),
             prune_unsent: false,
+            lag: None,
             check: zsync::policy::Thresholds::default(),
         }],
         rollback_if_needed: false,

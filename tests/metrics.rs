@@ -52,6 +52,7 @@ fn passed() -> PassMetrics {
     let until = Utc::now() + chrono::TimeDelta::days(20);
     let certificate = CertificateExpiry { host: "beta".parse().unwrap(), role: PeerRole::Agent, until };
     health.judge_certificates(vec![certificate]);
+    health.rows.iter_mut().for_each(|row| row.limit_seconds = Some(7200));
     PassMetrics::of(&report, health, began)
 }
 
@@ -80,6 +81,8 @@ fn pass_metrics_describe_its_result() {
     assert_eq!(newest as i64, row.newest.as_ref().unwrap().creation.timestamp());
     let oldest = found[&format!("zsync_replica_unsent_oldest_timestamp_seconds{{{one},{to}}}")];
     assert_eq!(oldest as i64, row.unsent_since.unwrap().timestamp());
+    let [lag, limit] = ["", "limit_"].map(|of| found[&format!("zsync_replica_lag_{of}seconds{{{one},{to}}}")]);
+    assert_eq!((Some(lag as i64), limit as i64), (row.lag_seconds, 7200));
     let expiry = found[r#"zsync_certificate_expiry_timestamp_seconds{host="beta",role="agent"}"#] as i64;
     assert_eq!(expiry, passed.health.certificates[0].expiry.until.timestamp());
     // A destination that lacks no snapshot does not have this metric.

@@ -55,6 +55,9 @@ pub enum Order {
         reason: String,
         /// When the oldest snapshot that the destination lacks was taken.
         oldest_unsent: DateTime<Utc>,
+        /// By when it has to arrive so that the destination does not exceed the policy's `lag`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline: Option<DateTime<Utc>>,
     },
     /// Destroy snapshots of one dataset.
     Destroy {

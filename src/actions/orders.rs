@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::order::Order;
 use crate::actions::plan::Plan;
@@ -26,7 +26,7 @@ impl Plan {
 
     fn orders_with(&self, policy: &Policy, may_prune: impl Fn(&PruneVerdict) -> bool) -> Vec<Order> {
         let mut orders = takes(self, policy);
-        orders.extend(self.sends.iter().filter_map(|verdict| send(verdict, self.at)));
+        orders.extend(self.sends.iter().filter_map(|verdict| send(verdict, policy, self.at)));
         orders.extend(self.prunes.iter().filter(|p| !p.destroy.is_empty() && may_prune(p)).map(destroy));
         orders
     }
@@ -65,9 +65,13 @@ fn takes(plan: &Plan, policy: &Policy) -> Vec<Order> {
     orders
 }
 
-fn send(verdict: &SendVerdict, at: DateTime<Utc>) -> Option<Order> {
+fn send(verdict: &SendVerdict, policy: &Policy, at: DateTime<Utc>) -> Option<Order> {
     let due = verdict.due.clone()?;
     let subject = verdict.subject.clone();
+    let of = policy.datasets.get(subject.entry).and_then(|entry| entry.policies.get(subject.policy_index));
+    let lag = of.and_then(|policy| policy.lag).and_then(|lag| TimeDelta::from_std(lag).ok());
+    // A destination without a snapshot lags since the first one that it lacks was taken.
+    let deadline = lag.and_then(|lag| due.newest_there.unwrap_or(due.oldest_unsent).checked_add_signed(lag));
     Some(Order::Send {
         entry: subject.entry,
         host: subject.host,
@@ -80,6 +84,7 @@ fn send(verdict: &SendVerdict, at: DateTime<Utc>) -> Option<Order> {
         policy: subject.policy,
         reason: verdict.why(at),
         oldest_unsent: due.oldest_unsent,
+        deadline,
     })
 }
 

@@ -80,5 +80,7 @@ pub(super) fn decide(
         // Nothing is known about the destination: assume that only the newest snapshot is missing.
         (KnownDataset::Unlisted | KnownDataset::Present(_), _) => (SendReason::DestinationUnknown, newest.creation),
     };
-    SendDecision { due: Some(DueSend { snapshot, guid: newest.guid, oldest_unsent, slot }), reason }
+    let newest_there = there.and_then(|there| snapshots.iter().rfind(|s| there.has(s.guid))).map(|s| s.creation);
+    let due = DueSend { snapshot, guid: newest.guid, oldest_unsent, newest_there, slot };
+    SendDecision { due: Some(due), reason }
 }

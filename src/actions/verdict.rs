@@ -69,6 +69,9 @@ pub struct DueSend {
     /// When the oldest of the policy's snapshots that the destination lacks was taken. The destination has been lagging
     /// since then.
     pub oldest_unsent: DateTime<Utc>,
+    /// When the newest of the policy's snapshots that the destination has was taken; `None` if it has none.
+    #[serde(skip)]
+    pub newest_there: Option<DateTime<Utc>>,
     /// The slot of the sync policy that has passed since the snapshot was taken; `None` with `asap`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot: Option<DateTime<Utc>>,

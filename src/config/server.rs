@@ -26,9 +26,12 @@ pub const DEFAULT_CATALOG: &str = "/var/lib/zsync/catalog";
 
 const AN_OBJECT: &str = "an object { ... }";
 const CATCH_UP: &str = "a duration, as in \"6h\" or \"1h 30m\"";
+const LAG: &str = "how old the newest snapshot on a destination may be, as in \"2h\" or \"1day 12h\"";
 const RETRY_FOR: &str = "a duration, as in \"20s\", or \"0s\" for a single attempt";
 /// With a value below the lower bound, a director that runs a pass every minute would miss slots at random.
 const CATCH_UP_BOUNDS: [&str; 2] = ["1m", "366days"];
+/// A slot comes at most once a minute, so no destination can be newer than that.
+const LAG_BOUNDS: [&str; 2] = ["1m", "100years"];
 /// Limited, because a pass waits for orders that are being retried.
 const RETRY_FOR_BOUNDS: [&str; 2] = ["0s", "1h"];
 
@@ -315,6 +318,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let retention = object.get("retention").map(|node| retention(&node));
     let sync_retention = object.get("sync_retention").map(|node| self::retention(&node));
     let prune_unsent = object.boolean("prune_unsent", false);
+    let lag = object.get("lag").map_or(Some(None), |node| duration(&node, LAG, LAG_BOUNDS).map(Some));
     let check = object.get("check").map_or_else(Thresholds::default, |node| thresholds::read(&node));
     check_dependent_keys(&object);
     object.finish();
@@ -343,6 +347,7 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
         retention,
         sync_retention,
         prune_unsent,
+        lag: lag?,
         check,
     })
 }
@@ -360,7 +365,7 @@ fn check_dependent_keys(object: &Object<'_>) {
     if has("sync_dataset") {
         object.missing("sync_on", "the host, or the list of hosts, that receives into \"sync_dataset\"");
     }
-    for key in ["sync_policy", "sync_retention"] {
+    for key in ["sync_policy", "sync_retention", "lag"] {
         if has(key) && !has("sync_dataset") {
             node.problem(format!(
                 "{key:?} has no effect without \"sync_on\"; hint: add \"sync_on\", or remove {key:?}"

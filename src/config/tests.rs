@@ -94,7 +94,7 @@ fn the_full_example_has_every_key() {
             "examples/full/server.json",
             "datacenter timezone catalog embedded path tls ca certificate key crl hosts address receive_address consul_resync retry_for datasets hostname dataset \
              recursive exclude backup sync policies rollback_if_needed rollback_may_destroy on_divergence skip_if_renamed skip_if_not_written skip_if_cloned prefix \
-             creation catch_up sync_on sync_dataset sync_policy retention sync_retention prune_unsent",
+             creation catch_up sync_on sync_dataset sync_policy retention sync_retention prune_unsent lag",
         ),
         (
             "examples/full/local.json",

@@ -82,7 +82,7 @@ impl PassMetrics {
     }
 
     fn register_datasets(&self, registry: &mut Registry) {
-        let [count, newest, replica, unsent, oldest] = std::array::from_fn(|_| Gauges::default());
+        let [count, newest, replica, unsent, oldest, lag, limit] = std::array::from_fn(|_| Gauges::default());
         for row in &self.health.rows {
             let labels = labels_of(row);
             count.get_or_create(&labels).set(signed(row.snapshots as u64));
@@ -94,6 +94,12 @@ impl PassMetrics {
             labels.extend([("to_host", to.host.to_string()), ("to_dataset", to.dataset.to_string())]);
             if let Some(point) = &row.replica {
                 replica.get_or_create(&labels).set(point.creation.timestamp());
+            }
+            if let Some(limit_seconds) = row.limit_seconds {
+                limit.get_or_create(&labels).set(limit_seconds);
+            }
+            if let Some(lag_seconds) = row.lag_seconds {
+                lag.get_or_create(&labels).set(lag_seconds);
             }
             if let Some(behind) = row.behind {
                 unsent.get_or_create(&labels).set(signed(behind as u64));
@@ -112,6 +118,16 @@ impl PassMetrics {
             "zsync_replica_newest_timestamp_seconds",
             "When the newest snapshot of a policy on a destination was taken",
             replica,
+        );
+        registry.register(
+            "zsync_replica_lag_seconds",
+            "Age of the oldest snapshot of a policy that a destination lacks, 0 if it lacks none",
+            lag,
+        );
+        registry.register(
+            "zsync_replica_lag_limit_seconds",
+            "How old the newest snapshot on a destination may be, by the policy's lag",
+            limit,
         );
         registry.register(
             "zsync_replica_unsent_snapshots",

@@ -177,6 +177,8 @@ pub struct SnapshotPolicy {
     pub sync_retention: Option<Retention>,
     /// Whether a snapshot may be destroyed before it is on every destination.
     pub prune_unsent: bool,
+    /// How old the newest snapshot on a destination may be; `None` for no limit.
+    pub lag: Option<Duration>,
     /// The thresholds of `zsync check`.
     pub check: Thresholds,
 }

@@ -118,6 +118,7 @@ impl<'p> PolicyDataset<'p, '_> {
             behind: None,
             unsent_since: None,
             lag_seconds: None,
+            limit_seconds: None,
             unsent_bytes: None,
             observed: inventory.hosts.get(&subject.host).and_then(|h| h.observed),
             findings: Vec::new(),
@@ -134,6 +135,7 @@ impl<'p> PolicyDataset<'p, '_> {
 
     fn destination(&self, mut row: Row, send: &SendVerdict, inventory: &Inventory, judge: &mut Judge<'p>) -> Row {
         row.to = Some(send.to.clone());
+        row.limit_seconds = self.policy.lag.and_then(|lag| i64::try_from(lag.as_secs()).ok());
         if matches!(send.reason, SendReason::ToItself | SendReason::NameTooLong | SendReason::DestinationTaken { .. }) {
             // The policy itself is at fault, which a notice reports.
             return row;

@@ -70,13 +70,20 @@ impl<'a> Judge<'a> {
         Limits::configured(of.check.warn_age, of.check.crit_age).or(by_schedule)
     }
 
+    /// The limits for the age of the newest replica; `None` if the policy configures none. Whoever exceeds `lag` breaks
+    /// the policy, which is critical.
+    fn replica_age_limits(of: &SnapshotPolicy) -> Option<Limits> {
+        let crit = [of.check.sync_crit_age, of.lag].into_iter().flatten().min();
+        Limits::configured(of.check.sync_warn_age, crit)
+    }
+
     fn replica_limits(&mut self, of: &'a SnapshotPolicy) -> Limits {
         let schedule = match &of.sync_policy {
             SyncPolicy::Cron(schedule) => Some(schedule),
             SyncPolicy::Asap => of.creation.as_ref(),
         };
         let by_schedule = schedule.map_or(WITHOUT_SCHEDULE, |schedule| self.by_schedule(schedule));
-        Limits::configured(of.check.sync_warn_age, of.check.sync_crit_age).unwrap_or(by_schedule)
+        Self::replica_age_limits(of).unwrap_or(by_schedule)
     }
 
     /// Whether the newest snapshot is too old. `last` is when the source was last up to date.
@@ -96,7 +103,7 @@ impl<'a> Judge<'a> {
         fresh_until: Option<DateTime<Utc>>,
     ) -> Option<Finding> {
         let limits = self.replica_limits(of);
-        let configured = Limits::configured(of.check.sync_warn_age, of.check.sync_crit_age).is_some();
+        let configured = Self::replica_age_limits(of).is_some();
         let behind = row.behind?;
         let since = match row.unsent_since {
             // The configured limits are about the age of the newest replica.

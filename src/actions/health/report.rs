@@ -46,6 +46,9 @@ pub struct Row {
     pub unsent_since: Option<DateTime<Utc>>,
     /// How long the destination has been lagging, in seconds; 0 if it lacks nothing.
     pub lag_seconds: Option<i64>,
+    /// How old the newest snapshot on the destination may be, in seconds, by the policy's `lag`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_seconds: Option<i64>,
     /// How many bytes are unsent, by estimate; `None` if no estimate was requested, or if the size is unknown.
     pub unsent_bytes: Option<u64>,
     /// When this information was current: the earlier of the times at which the two sides were listed.

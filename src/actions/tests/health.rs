@@ -26,7 +26,16 @@ fn findings_follow_schedules_and_thresholds() {
     let sync_ages = Thresholds { sync_warn_age: hours(1), sync_crit_age: hours(3), ..Thresholds::default() };
     let few = Thresholds { max_snapshots: Some(1), ..Thresholds::default() };
     let held = Thresholds { max_held: hours(1), ..Thresholds::default() };
+    let lag = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.lag = hours(2))]);
     for (policy, source, destination, expected) in [
+        // The limit of the policy counts from the newest replica, whether or not something is unsent.
+        (
+            lag.clone(),
+            "B@11-23T10:00 B@11-23T12:00",
+            "beta:tank/copy B@11-23T10:00",
+            vec!["CRITICAL: the replica lags 2h 30m behind (limit 2h, 1 unsent)"],
+        ),
+        (lag, "B@11-23T11:00 B@11-23T12:00", "beta:tank/copy B@11-23T11:00", vec![]),
         // Limits by the schedule: one slot (12:00) may be missing, two are a warning, four are critical.
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00", vec![]),
         (hourly(), "B@11-23T11:00", "beta:tank/copy B@11-23T11:00", vec![]),

@@ -136,6 +136,7 @@ pub(super) fn entry(source: &str, targets: &[&str]) -> DatasetPolicy {
             retention: rules(&["1 in last day"]),
             sync_retention: rules(&["1 in last day"]),
             prune_unsent: false,
+            lag: None,
             check: crate::policy::Thresholds::default(),
         }],
         rollback_if_needed: false,

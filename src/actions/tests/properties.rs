@@ -55,6 +55,7 @@ fn an_entry(choices: &mut Choices) -> DatasetPolicy {
         retention: a_retention(choices),
         sync_retention: a_retention(choices),
         prune_unsent: choices.rarely(3),
+        lag: None,
         check: crate::policy::Thresholds::default(),
     };
     let mut entry = entry(&format!("{}:{}", choices.of(&HOSTS), choices.of(&DATASETS)), &[]);

@@ -56,7 +56,7 @@ fn transfers(health: &Health, policy: &Policy, inventory: &Inventory) -> Vec<Pla
         });
         let Some((snapshot, oldest_unsent)) = newest.zip(row.unsent_since) else { return false };
         let (name, guid) = (snapshot.name.clone(), snapshot.guid);
-        send.due.get_or_insert(DueSend { snapshot: name, guid, oldest_unsent, slot: None });
+        send.due.get_or_insert(DueSend { snapshot: name, guid, oldest_unsent, newest_there: None, slot: None });
         true
     });
     let sends = plan.orders(policy).into_iter().filter(|order| matches!(order, Order::Send { .. }));
