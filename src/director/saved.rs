@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::actions::{HeldBack, Order, Plan};
+use crate::actions::{HeldBack, NoticeKind, Order, Plan};
 use crate::config::Fingerprint;
 use crate::director::report::Report;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostName, Inventory, Prefix, SnapName};
@@ -105,10 +105,12 @@ impl Scope {
         Self { hosts: datasets.iter().map(|(host, _)| host.clone()).collect(), datasets }
     }
 
-    /// Removes from a report what lies outside.
+    /// Removes from a report what lies outside, and what would be due besides the plan: a person has decided what is
+    /// destroyed, and the next pass judges the rest.
     #[must_use]
     pub fn limit(&self, mut report: Report) -> Report {
         report.unseen.retain(|host, _| self.hosts.contains(host));
+        report.notices.retain(|notice| !matches!(notice.kind, NoticeKind::TooManyDestroys { .. }));
         report.notices.retain(|notice| match &notice.dataset {
             Some(dataset) => self.datasets.contains(&(notice.host.clone(), dataset.clone())),
             None => self.hosts.contains(&notice.host),
@@ -193,7 +195,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::actions::{Notice, NoticeKind, Side};
+    use crate::actions::{Notice, Side};
 
     #[test]
     fn scope_of_a_plan_leaves_out_what_is_wrong_elsewhere() {
@@ -225,6 +227,10 @@ mod tests {
             outcomes: Vec::new(),
             notices: vec![
                 notice(&alpha, Some("tank/a")),
+                Notice {
+                    kind: NoticeKind::TooManyDestroys { destroys: 9, snapshots: 10, limit: 50 },
+                    ..notice(&alpha, Some("tank/a"))
+                },
                 notice(&alpha, Some("tank/b")),
                 notice(&alpha, None),
                 notice(&beta, Some("tank/a")),
