@@ -1,5 +1,5 @@
 //! Measures the throughput of streams from a process that writes as fast as it can, through zsync, to a process that
-//! discards everything.
+//! discards everything. Also measures what it costs that the slave inspects each stream.
 //!
 //! The same rounds measure the alternatives: a pipe, socat, mbuffer. No ZFS is needed: this program stands in for `zfs`
 //! when it is called by that name. Run it with `cargo bench --bench transfer`; BENCH_MIB sets the size of a stream,
@@ -10,6 +10,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -25,15 +26,28 @@ use common::order;
 use common::tls::write_pem;
 use zsync::agent::{Agent, CheckedOrder};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::model::{Action, Counter, Guid, PeerRole};
+use zsync::model::{Action, Counter, DatasetName, Guid, HostListing, PeerRole, SnapName};
+use zsync::server::acceptor::{self, Listening, Security};
+use zsync::slave::Slave;
 use zsync::sys::runtime;
 use zsync::transport::tls::Tls;
 use zsync::wire::DirectorsOrder;
+use zsync::zfs::inspect::StreamInspector;
 use zsync::zfs::system::System;
+use zsync::zfs::{
+    Depth, ExpectedStream, Fate, History, Inspect, Known, Listed, Named, ReceiveSpec, ReceiveStream, Resumable,
+    SendSpec, SendStream, Zfs, ZfsError, ZfsRead,
+};
 
 const SNAPSHOT: u64 = 4711;
-/// The usual size of a write of `zfs send`.
-const CHUNK: usize = 128 << 10;
+/// The length of a record of a stream.
+const RECORD: usize = 312;
+/// The usual size of blocks, and of a write of `zfs send`.
+const LARGE: usize = 128 << 10;
+/// The size of blocks of which an inspection has the most to read.
+const SMALL: usize = 4 << 10;
+/// The configuration of the slave.
+const COPIES: &str = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true } ] }"#;
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().expect(name))
@@ -43,22 +57,154 @@ fn mib() -> u64 {
     number("BENCH_MIB", 2048)
 }
 
+// --- The stream: a slave accepts only one that is as announced.
+
+/// A record of a `zfs send` stream with these integers at these places.
+fn record(kind: u32, fields: &[(usize, u64)]) -> Vec<u8> {
+    let mut bytes = vec![0; RECORD];
+    bytes[..4].copy_from_slice(&kind.to_le_bytes());
+    for (at, value) in fields {
+        bytes[*at..*at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
+/// The record that begins a full stream.
+fn begin() -> Vec<u8> {
+    record(0, &[(8, 0x2_F5BA_CBAC), (16, 1), (40, SNAPSHOT)])
+}
+
+/// The records of one MiB of a file with blocks of this length, and its blocks.
+fn one_mib(block: usize) -> Vec<u8> {
+    let mut one = record(3, &[(32, block as u64)]);
+    one.resize(RECORD + block, 0x5a);
+    one.repeat((1 << 20) / block)
+}
+
+/// The length of the whole stream.
+fn stream_length(block: usize) -> u64 {
+    2 * RECORD as u64 + mib() * one_mib(block).len() as u64
+}
+
+/// How long the inspection of a stream takes that is in memory already.
+fn inspected_in_memory(block: usize) -> Duration {
+    let expected =
+        ExpectedStream { bases: BTreeSet::new(), guid: Some(Guid(SNAPSHOT)), may_be_raw: false, may_be_clone: false };
+    let mut inspector = StreamInspector::new(expected);
+    inspector.feed(&begin()).unwrap();
+    let blocks = one_mib(block);
+    let began = Instant::now();
+    for _ in 0..mib() {
+        for piece in blocks.chunks(LARGE) {
+            inspector.feed(std::hint::black_box(piece)).unwrap();
+        }
+    }
+    began.elapsed()
+}
+
+// --- A slave that does not inspect streams, for comparison. The programs of zsync have no such thing.
+
+struct Uninspected(System);
+
+struct Unread;
+
+impl Inspect for Unread {
+    fn feed(&mut self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Passes operations on to the real ones.
+macro_rules! passed_on {
+    ($($name:ident($($arg:ident: $of:ty),*) -> $result:ty;)*) => {
+        $(async fn $name(&self, $($arg: $of),*) -> Result<$result, ZfsError> { self.0.$name($($arg),*).await })*
+    };
+}
+
+impl ZfsRead for Uninspected {
+    passed_on! {
+        list(roots: &[DatasetName], depth: Depth) -> Vec<Listed>;
+        list_pools(roots: &[DatasetName], known: &Known) -> HostListing;
+        snapshots(dataset: &DatasetName) -> Option<History>;
+        cloned(dataset: &DatasetName, names: &[SnapName]) -> Vec<SnapName>;
+        holds(dataset: &DatasetName, names: &[SnapName]) -> Vec<(SnapName, String)>;
+        written_since(datasets: &[DatasetName], name: &SnapName) -> Vec<(DatasetName, u64)>;
+        resumable(token: &str) -> Resumable;
+        properties(dataset: &DatasetName) -> BTreeMap<String, String>;
+        arrivals(dataset: &DatasetName) -> BTreeMap<SnapName, String>;
+        key_users(root: &DatasetName) -> Vec<DatasetName>;
+        size_of_send(spec: &SendSpec) -> Option<u64>;
+        size_of_destroy(dataset: &DatasetName, names: &[SnapName]) -> Option<u64>;
+        check_version() -> String;
+    }
+}
+
+impl Zfs for Uninspected {
+    passed_on! {
+        snapshot(datasets: &[DatasetName], name: &SnapName) -> Vec<(DatasetName, History)>;
+        sync(dataset: &DatasetName) -> ();
+        destroy(dataset: &DatasetName, victims: &[Named], guards: &[Named], all: bool) -> Vec<Fate>;
+        hold(tag: &str, dataset: &DatasetName, names: &[SnapName]) -> ();
+        release(tag: &str, dataset: &DatasetName, names: &[SnapName]) -> ();
+        bookmark(dataset: &DatasetName, snapshot: &Named, bookmark: &SnapName) -> ();
+        destroy_bookmark(dataset: &DatasetName, bookmark: &SnapName) -> ();
+        rollback(dataset: &DatasetName, to: &SnapName) -> ();
+        abort_receive(dataset: &DatasetName) -> ();
+        create_ancestors(dataset: &DatasetName) -> ();
+        rename(dataset: &DatasetName, to: &DatasetName) -> ();
+        make_clone(dataset: &DatasetName, of: &SnapName, clone: &DatasetName, properties: &[(&str, &str)]) -> ();
+        destroy_clone(clone: &DatasetName) -> ();
+        set(dataset: &DatasetName, property: &str, value: &str) -> ();
+        inherit(dataset: &DatasetName, property: &str) -> ();
+        mount(dataset: &DatasetName) -> ();
+        set_arrivals(dataset: &DatasetName, names: &[SnapName], value: &str) -> ();
+        send(spec: &SendSpec) -> SendStream;
+        receive(spec: &ReceiveSpec) -> ReceiveStream;
+        copy(send: &SendSpec, receive: &ReceiveSpec, counter: &Counter, stall: Duration) -> ();
+    }
+
+    fn inspector(&self, _: ExpectedStream) -> Box<dyn Inspect> {
+        Box::new(Unread)
+    }
+}
+
+/// Runs a slave in this process until it is killed. Both kinds are this same program, so that nothing else differs.
+fn slave(inspects: bool, zfs: &Path, address: &str) -> ExitCode {
+    fn serve<Z: Zfs>(zfs: Z, address: &str) {
+        let local = common::local(COPIES);
+        let security = Security::Plaintext { beyond_this_machine: false };
+        let listening = Listening { address: address.to_owned(), security, metrics: None, grace: Duration::ZERO };
+        let slave = Slave::new(Arc::new(zfs), local);
+        runtime::block_on(acceptor::serve(slave, None, &listening, |_| anyhow::bail!("never reloaded"))).unwrap();
+    }
+    let system = System::new(zfs);
+    if inspects {
+        serve(system, address)
+    } else {
+        serve(Uninspected(system), address)
+    }
+    ExitCode::SUCCESS
+}
+
 // --- The stand-in for zfs, whose folder records what was received.
 
 fn stand_in(folder: &Path, args: &[String]) -> ExitCode {
     let (received, mut out) = (folder.join("received"), std::io::stdout().lock());
+    let block = if folder.ends_with("small") { SMALL } else { LARGE };
     let has = |word: &str| args.iter().any(|arg| arg == word);
     match args[0].as_str() {
         "version" => writeln!(out, "zfs-2.3.9-1\nzfs-kmod-2.3.9-1").unwrap(),
-        "send" if has("-nP") || has("-nPt") => writeln!(out, "size\t{}", mib() << 20).unwrap(),
+        "send" if has("-nP") || has("-nPt") => writeln!(out, "size\t{}", stream_length(block)).unwrap(),
         "send" => {
-            let chunk = vec![0x5a; CHUNK];
-            for _ in 0..(mib() << 20) / CHUNK as u64 {
-                out.write_all(&chunk).unwrap();
+            out.write_all(&begin()).unwrap();
+            let blocks = one_mib(block);
+            for _ in 0..mib() {
+                blocks.chunks(LARGE).for_each(|piece| out.write_all(piece).unwrap());
             }
+            out.write_all(&record(5, &[])).unwrap();
         }
         "receive" => {
-            let (mut chunk, mut stdin) = (vec![0; CHUNK], std::io::stdin().lock());
+            let (mut chunk, mut stdin) = (vec![0; LARGE], std::io::stdin().lock());
             while stdin.read(&mut chunk).unwrap() > 0 {}
             fs::write(received, "").unwrap();
         }
@@ -70,9 +216,9 @@ fn stand_in(folder: &Path, args: &[String]) -> ExitCode {
                     eprintln!("cannot open '{name}': dataset does not exist");
                     missing = true;
                 } else if has("filesystem,volume") {
-                    writeln!(out, "{name}\tfilesystem\t{}\t0\toff\t-\t-\t-\t-", name.len()).unwrap();
+                    writeln!(out, "{name}\tfilesystem\t{}\t0\toff\t-\t-\t-\t-\t{name}", name.len()).unwrap();
                 } else if has("snapshot,bookmark") && name != "pool" {
-                    writeln!(out, "{name}@S_1\t{SNAPSHOT}\t10\t1700000000\t0").unwrap();
+                    writeln!(out, "{name}@S_1\t{SNAPSHOT}\t10\t1700000000\t0\t0").unwrap();
                 }
             }
             return if missing { ExitCode::FAILURE } else { ExitCode::SUCCESS };
@@ -97,6 +243,17 @@ impl Drop for Ended {
         let _: std::io::Result<()> = self.0.kill();
         self.0.wait().unwrap();
     }
+}
+
+/// How long a process has used a processor, in itself and in the kernel. The children do not count.
+fn processor_time(process: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    // In nanoseconds. Those of threads that have ended are lost, which are few.
+    let of = |task: fs::DirEntry| {
+        let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+    };
+    Duration::from_nanos(tasks.map(|task| of(task.unwrap())).sum())
 }
 
 fn free_port() -> u16 {
@@ -184,8 +341,7 @@ impl Bench {
         let tls_or_not = |said: String| if secure { said } else { String::new() };
         let port = free_port();
         let configuration = self.folder.path().join("slave.json");
-        let copies = r#""local_datasets": [ { "name": "pool/copy", "slave": true } ]"#;
-        fs::write(&configuration, format!("{{ {} {copies} }}", tls_or_not(tls_of_slave))).unwrap();
+        fs::write(&configuration, COPIES.replacen('{', &format!("{{ {}", tls_or_not(tls_of_slave)), 1)).unwrap();
         let mut slave = Command::new(env!("CARGO_BIN_EXE_zsync"));
         let slave = slave
             .args(["slave", "--listen", &format!("127.0.0.1:{port}"), "--zfs"])
@@ -198,17 +354,43 @@ impl Bench {
         let _slave = Ended(slave.spawn().unwrap());
         wait_for(port);
         let source = format!(r#"{{ {} "local_datasets": [ {{ "name": "tank/data" }} ] }}"#, tls_or_not(tls_of_agent));
-        self.carried(&source, "beta", Some(format!("127.0.0.1:{port}")), secure.then_some(tls))
+        let address = Some(format!("127.0.0.1:{port}"));
+        self.carried("source", &source, "beta", address, secure.then_some(tls), LARGE)
+    }
+
+    /// Sends a stream to a slave that inspects it, or to one that does not. Also returns the processor time of the
+    /// slave.
+    fn compared(&self, inspects: bool, block: usize) -> (Duration, Duration) {
+        let address = format!("127.0.0.1:{}", free_port());
+        let slave = Command::new(std::env::current_exe().unwrap())
+            .args(["slave", &inspects.to_string(), &self.zfs("dest").to_string_lossy(), &address])
+            .env("ZSYNC_STATE", self.folder.path().join("state"))
+            .stdin(Stdio::null())
+            .spawn();
+        let slave = Ended(slave.unwrap());
+        wait_for(address.rsplit(':').next().unwrap().parse().unwrap());
+        let source = r#"{ "local_datasets": [ { "name": "tank/data" } ] }"#;
+        let side = if block == SMALL { "small" } else { "source" };
+        let before = processor_time(slave.0.id());
+        let took = self.carried(side, source, "beta", Some(address), None, block);
+        (took, processor_time(slave.0.id()) - before)
     }
 
     /// Copies a stream from one pool to another one of the same host.
     fn copied(&self) -> Duration {
         let both = r#"{ "local_datasets": [ { "name": "tank/data" }, { "name": "pool/copy", "slave": true } ] }"#;
-        self.carried(both, "alpha", None, None)
+        self.carried("dest", both, "alpha", None, None, LARGE)
     }
 
-    fn carried(&self, local: &str, to: &str, address: Option<String>, tls: Option<Arc<Tls>>) -> Duration {
-        let side = if to == "alpha" { "dest" } else { "source" };
+    fn carried(
+        &self,
+        side: &str,
+        local: &str,
+        to: &str,
+        address: Option<String>,
+        tls: Option<Arc<Tls>>,
+        block: usize,
+    ) -> Duration {
         let local = common::local(local);
         let agent = Agent::new("alpha".parse().unwrap(), Arc::new(System::new(&self.zfs(side))), local).with_tls(tls);
         let order = DirectorsOrder {
@@ -228,9 +410,62 @@ impl Bench {
             counter.clone(),
         ));
         assert!(response.is_success, "{response:?}");
-        assert_eq!(counter.get(), mib() << 20);
+        assert_eq!(counter.get(), stream_length(block));
         began.elapsed()
     }
+
+    /// Prints what the inspection of streams costs.
+    fn cost_of_inspection(&self, rounds: u64) {
+        println!("\nTCP: zsync agent to slave, with inspection and without it, medians of {rounds} rounds");
+        println!(
+            "{:<9} {:>8} {:>8} {:>7} {:>17} {:>13} {:>13} {:>7} {:>14} {:>8}",
+            "blocks",
+            "with",
+            "without",
+            "ratio",
+            "ratios of rounds",
+            "slave's CPU",
+            "without",
+            "ratio",
+            "alone MiB/s",
+            "of time"
+        );
+        for block in [LARGE, SMALL] {
+            let (mut ways, mut ratios, mut alone) = ([Vec::new(), Vec::new()], Vec::new(), Vec::new());
+            for round in 0..rounds {
+                // They take turns in being the first.
+                for inspects in [round % 2 == 0, round % 2 == 1] {
+                    let _: std::io::Result<()> = fs::remove_file(self.folder.path().join("dest/received"));
+                    ways[usize::from(!inspects)].push(self.compared(inspects, block));
+                }
+                let last = |way: &[(Duration, Duration)]| way[way.len() - 1].0.as_secs_f64();
+                ratios.push(last(&ways[0]) / last(&ways[1]));
+                alone.push(inspected_in_memory(block).as_secs_f64());
+            }
+            let of = |times: &[(Duration, Duration)], part: fn(&(Duration, Duration)) -> Duration| {
+                median(times.iter().map(|both| part(both).as_secs_f64()))
+            };
+            let [with, without] = [of(&ways[0], |both| both.0), of(&ways[1], |both| both.0)];
+            let [busy, less_busy] = [of(&ways[0], |both| both.1), of(&ways[1], |both| both.1)];
+            ratios.sort_by(f64::total_cmp);
+            let spread = format!("{:.3} to {:.3}", ratios[0], ratios[ratios.len() - 1]);
+            let alone = median(alone.into_iter());
+            println!(
+                "{:<9} {with:>7.2}s {without:>7.2}s {:>7.3} {spread:>17} {busy:>12.2}s {less_busy:>12.2}s {:>7.3} {:>14.0} {:>7.2}%",
+                format!("{} KiB", block >> 10),
+                with / without,
+                busy / less_busy,
+                mib() as f64 / alone,
+                100.0 * alone / without
+            );
+        }
+    }
+}
+
+fn median(numbers: impl Iterator<Item = f64>) -> f64 {
+    let mut all: Vec<f64> = numbers.collect();
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
 }
 
 fn command(program: &str, args: &[&str]) -> Command {
@@ -249,8 +484,13 @@ fn main() -> ExitCode {
     if called.file_name().is_some_and(|name| name == "zfs" || name == "zpool") {
         return stand_in(called.parent().unwrap(), &args[1..]);
     }
+    if let [_, what, inspects, zfs, address] = &args[..]
+        && what == "slave"
+    {
+        return slave(inspects == "true", Path::new(zfs), address);
+    }
     let bench = Bench { folder: tempfile::tempdir().unwrap(), ca: mint_ca("bench CA", Utc::now(), 30).unwrap() };
-    for side in ["source", "dest"] {
+    for side in ["source", "small", "dest"] {
         fs::create_dir(bench.folder.path().join(side)).unwrap();
         for name in ["zfs", "zpool"] {
             symlink(std::env::current_exe().unwrap(), bench.folder.path().join(side).join(name)).unwrap();
@@ -308,5 +548,6 @@ fn main() -> ExitCode {
         let rate = mib() as f64 / median;
         println!("{name:<32} {median:>9.2} {spread:>17} {rate:>8.0} {:>8.2}", median / base);
     }
+    bench.cost_of_inspection(rounds);
     ExitCode::SUCCESS
 }
