@@ -12,6 +12,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -416,6 +417,87 @@ fn record(kind: u32, fields: &[(usize, u64)], payload: usize) -> Vec<u8> {
     bytes
 }
 
+fn guid(bytes: &[u8]) -> Guid {
+    Guid(u64::from_le_bytes(bytes.try_into().unwrap()))
+}
+
+/// The streams of `zfs send` that `tests/lab/guest-streams` captured, each with its name.
+fn captured_streams() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/streams");
+    let mut streams: Vec<(String, Vec<u8>)> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+            (name, zstd::stream::decode_all(std::fs::File::open(path).unwrap()).unwrap())
+        })
+        .collect();
+    streams.sort();
+    streams
+}
+
+/// Real streams of every kind pass the inspection or are refused for the right reason.
+#[test]
+fn captured_streams_are_inspected_as_expected() {
+    let streams = captured_streams();
+    let refused = [
+        ("clone", "is an increment from"),
+        ("holds", "zfs send -R, -p or -h"),
+        ("properties", "zfs send -R, -p or -h"),
+        ("redacted", "redacted"),
+        ("replicate", "zfs send -R, -p or -h"),
+    ];
+    let names: Vec<&str> = streams.iter().map(|(name, _)| name.as_str()).collect();
+    let kinds = [
+        "all-flags",
+        "bookmark",
+        "clone",
+        "compressed",
+        "embedded",
+        "full",
+        "holds",
+        "increment",
+        "large",
+        "package",
+        "properties",
+        "raw",
+        "raw-increment",
+        "redacted",
+        "replicate",
+        "resumed",
+        "volume",
+    ];
+    assert_eq!(names, kinds);
+    for (name, stream) in &streams {
+        let is_package = u64::from_le_bytes(stream[16..24].try_into().unwrap()) & 3 == 2;
+        // A package begins with a record of its own, and one that ends it.
+        let first = if is_package { stream.get(624..).unwrap_or_default() } else { stream };
+        let from = first.get(48..56).map_or(Guid(0), guid);
+        let is_clone = name == "clone";
+        let bases = if from.0 == 0 || is_clone { BTreeSet::new() } else { [from].into() };
+        let expected = ExpectedStream {
+            bases,
+            guid: (name != "resumed").then_some(Guid(1)),
+            may_be_raw: name.starts_with("raw"),
+            may_be_clone: is_clone,
+        };
+        for piece in [1, 313, 4096, stream.len()] {
+            let mut inspector = StreamInspector::new(expected.clone());
+            let result = stream.chunks(piece).try_for_each(|piece| inspector.feed(piece));
+            match refused.iter().find(|(refused, _)| refused == name) {
+                None => assert_eq!(result, Ok(()), "{name}"),
+                Some((_, why)) => {
+                    assert!(result.as_ref().is_err_and(|error| error.contains(why)), "{name}: {result:?}");
+                }
+            }
+        }
+        if name.starts_with("raw") {
+            let mut inspector = StreamInspector::new(ExpectedStream { may_be_raw: false, ..expected });
+            assert!(inspector.feed(stream).unwrap_err().contains("raw"));
+        }
+    }
+}
+
 /// Whether a stream passes the inspection does not depend on the pieces into which it is cut. In a stream that passes,
 /// no package has a payload.
 #[test]
@@ -428,14 +510,17 @@ fn inspection_of_streams_does_not_depend_on_pieces() {
         )
     };
     let (end, write) = (record(5, &[], 0), record(3, &[(32, 100)], 100));
-    let seeds = [
+    let made = [
         [begin(1, 3, 4, 0), write.clone(), end.clone()].concat(),
         [begin(2, 0, 0, 0), end.clone(), begin(1, 3, 4, 0), end.clone(), begin(1, 4, 5, 0), write, end.clone()]
             .concat(),
         [begin(2, 0, 0, 64), end.clone(), begin(1, 0, 4, 0), end].concat(),
     ];
-    let expected =
-        ExpectedStream { bases: [Guid(3)].into(), guid: Some(Guid(5)), may_be_raw: false, may_be_clone: false };
+    let captured: Vec<(String, Vec<u8>)> = captured_streams();
+    let seeds: Vec<Vec<u8>> = made.into_iter().chain(captured.into_iter().map(|(_, stream)| stream)).collect();
+    // The bases of all captured streams are there, so that more than the first record is read.
+    let bases: BTreeSet<Guid> = seeds.iter().filter_map(|seed| seed.get(48..56)).map(guid).chain([Guid(3)]).collect();
+    let expected = ExpectedStream { bases, guid: Some(Guid(5)), may_be_raw: true, may_be_clone: true };
     fuzz("streams", &seeds, |bytes| {
         let inspect = |piece: usize| {
             let mut inspector = StreamInspector::new(expected.clone());

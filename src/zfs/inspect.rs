@@ -106,14 +106,14 @@ impl Progress {
         if begin.to == 0 || expected.bases.contains(&Guid(begin.to)) || !self.begun.insert(begin.to) {
             return Err(format!("it contains the snapshot {}, which is there already", begin.to));
         }
+        if begin.is_redacted {
+            return Err("it is redacted".into());
+        }
         if begin.has_payload && !begin.is_raw && !begin.is_resumed {
             return Err("it begins with a payload".into());
         }
         if begin.is_clone && !expected.may_be_clone {
             return Err("it is the stream of a clone, but was not announced as such".into());
-        }
-        if begin.is_redacted {
-            return Err("it is redacted".into());
         }
         if begin.is_raw && !expected.may_be_raw {
             return Err("it is raw, but was not announced as such".into());
