@@ -279,6 +279,7 @@ impl World {
                 guid: newest(of),
             }),
             oldest_unsent: None,
+            start_by: None,
         };
         let mut bytes = Vec::new();
         say(&mut bytes, &order);

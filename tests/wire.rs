@@ -102,6 +102,7 @@ impl Pair {
             clone_of: None,
             renamed_from: None,
             oldest_unsent: None,
+            start_by: None,
         };
         let mut stream = connect(self.slave_address);
         send_line(&mut stream, &order);

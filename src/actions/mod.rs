@@ -14,6 +14,7 @@
 mod common;
 mod delete;
 pub mod divergence;
+mod durations;
 mod engine;
 pub mod health;
 mod index;
@@ -37,6 +38,7 @@ mod verdict;
 
 pub use common::KnownDataset;
 pub use delete::{DeleteTerms, Peer, Relation, delete};
+pub use durations::Durations;
 pub use engine::{Engine, decide, decide_entry};
 pub use health::{Health, health};
 pub use index::PolicyIndex;

@@ -87,6 +87,8 @@ pub struct SendRequest {
     pub(crate) destinations: Vec<Place>,
     /// The creation time of the oldest snapshot that the destination lacks.
     pub(crate) oldest_unsent: Option<DateTime<Utc>>,
+    /// By when the transfer has to begin to meet its deadline.
+    pub(crate) start_by: Option<DateTime<Utc>>,
     /// What the snapshot is sent for.
     pub(crate) purpose: Purpose,
 }
@@ -119,6 +121,7 @@ impl SendRequest {
             renamed_from: None,
             destinations: Vec::new(),
             oldest_unsent: None,
+            start_by: None,
             purpose: Purpose::Restore(snapshot),
         }
     }
@@ -347,6 +350,7 @@ fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
         renamed_from: order.renamed_from,
         destinations: order.destinations.into_iter().map(|(host, dataset)| Place { host, dataset }).collect(),
         oldest_unsent: order.oldest_unsent,
+        start_by: order.start_by,
         purpose: Purpose::Copy,
     })
 }

@@ -105,6 +105,7 @@ impl<Z: Zfs> Agent<Z> {
             clone_of: None,
             renamed_from: None,
             oldest_unsent: None,
+            start_by: None,
         };
         let response = take_back(receiver, &mut conn, &order, claim, context.counter.clone()).await?;
         conn.close().await;

@@ -7,7 +7,8 @@ use async_lock::{Semaphore, SemaphoreGuardArc};
 use parking_lot::Mutex;
 
 use crate::actions::Order;
-use crate::model::HostName;
+use crate::host::queue::{QueueSlot, TransferQueue};
+use crate::model::{HostName, Turn};
 
 /// How many orders of one kind a host has at once. The host itself limits how many of them transfer data at the same
 /// time. While some transfers send, the host lists the datasets of waiting transfers in one batch, and also batches the
@@ -27,29 +28,36 @@ pub(super) struct OrderSlots {
 
 /// The slots for each kind of order. A snapshot has to be taken at its time, so takes do not wait for transfers, which
 /// may run for days.
+#[derive(Clone)]
 struct Kinds {
     takes: Arc<Semaphore>,
-    transfers: Arc<Semaphore>,
+    transfers: TransferQueue,
     destroys: Arc<Semaphore>,
 }
 
 /// The right to give an order. It ends when this is dropped.
 pub(super) struct OrderSlot {
-    _running: [SemaphoreGuardArc; 2],
+    _running: [Slot; 2],
+}
+
+enum Slot {
+    Short { _slot: SemaphoreGuardArc },
+    Transfer { _slot: QueueSlot },
 }
 
 impl Kinds {
     fn new(short: usize, transfers: usize) -> Self {
         let room = |size| Arc::new(Semaphore::new(size));
-        Self { takes: room(short), transfers: room(transfers), destroys: room(short) }
+        Self { takes: room(short), transfers: TransferQueue::new(transfers), destroys: room(short) }
     }
 
-    fn of(&self, order: &Order) -> Arc<Semaphore> {
-        Arc::clone(match order {
-            Order::Take { .. } => &self.takes,
-            Order::Send { .. } => &self.transfers,
-            Order::Destroy { .. } => &self.destroys,
-        })
+    /// Waits for a slot. The transfer with the least slack gets the next one.
+    async fn wait(self, order: &Order, turn: Turn) -> Slot {
+        match order {
+            Order::Take { .. } => Slot::Short { _slot: self.takes.acquire_arc().await },
+            Order::Send { .. } => Slot::Transfer { _slot: self.transfers.wait(order.host(), turn).await },
+            Order::Destroy { .. } => Slot::Short { _slot: self.destroys.acquire_arc().await },
+        }
     }
 }
 
@@ -61,13 +69,13 @@ impl Default for OrderSlots {
 
 impl OrderSlots {
     /// Waits until an order may begin.
-    pub(super) async fn wait(&self, order: &Order) -> OrderSlot {
+    pub(super) async fn wait(&self, order: &Order, turn: Turn) -> OrderSlot {
         let of_host = {
             let mut hosts = self.hosts.lock();
-            hosts.entry(order.host().clone()).or_insert_with(|| Kinds::new(PER_HOST, PER_HOST)).of(order)
+            hosts.entry(order.host().clone()).or_insert_with(|| Kinds::new(PER_HOST, PER_HOST)).clone()
         };
         // Orders that wait for one host do not occupy the slots of the others.
-        let of_host = of_host.acquire_arc().await;
-        OrderSlot { _running: [of_host, self.fleet.of(order).acquire_arc().await] }
+        let of_host = of_host.wait(order, turn).await;
+        OrderSlot { _running: [of_host, self.fleet.clone().wait(order, turn).await] }
     }
 }

@@ -7,14 +7,14 @@ use chrono::{DateTime, Utc};
 use crate::actions::Order;
 use crate::actions::route::ranks;
 use crate::model::Place;
-use crate::model::{DatasetName, Inventory};
+use crate::model::{DatasetName, Inventory, Turn};
 
 /// The transfers of one source dataset.
 type Chain = Vec<Order>;
 
 /// Sorts the transfers of one entry into levels. A level is carried out after all levels before it. Within a level, the
 /// transfers of different source datasets can run side by side, and those of one source dataset in sequence. The
-/// transfer that has waited longest comes first.
+/// transfer whose `turn` is first comes first.
 ///
 /// - A parent comes before its children: a child cannot arrive if its parent is missing at the destination, and a
 ///   parent that is set aside takes its children along. A dataset does not wait for its parents if its copies exist and
@@ -28,6 +28,7 @@ pub(crate) fn transfer_levels(
     orders: impl IntoIterator<Item = Order>,
     inventory: &Inventory,
     is_sent: impl Fn(&DatasetName) -> bool,
+    turn: impl Fn(&Order) -> Turn,
 ) -> Vec<Vec<Chain>> {
     let mut chains: BTreeMap<DatasetName, Chain> = BTreeMap::new();
     for order in orders {
@@ -66,7 +67,7 @@ pub(crate) fn transfer_levels(
         levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(chain);
     }
     for level in levels.values_mut() {
-        level.sort_by_key(|chain| chain.iter().map(waiting_since).min());
+        level.sort_by_key(|chain| chain.iter().map(&turn).min());
     }
     levels.into_values().collect()
 }
@@ -91,13 +92,14 @@ fn origin<'i>(order: &Order, inventory: &'i Inventory) -> Option<&'i DatasetName
     Some(&inventory.dataset(host, dataset)?.origin.as_ref()?.dataset)
 }
 
-fn destination(order: &Order) -> Option<&Place> {
-    if let Order::Send { to, .. } = order { Some(to) } else { None }
+/// The turn of an order in queues, if it has to begin by `start_by`. Only transfers wait for others.
+pub(crate) fn turn(order: &Order, start_by: Option<DateTime<Utc>>) -> Turn {
+    match order {
+        Order::Send { oldest_unsent, .. } => Turn::new(*oldest_unsent, start_by),
+        Order::Take { .. } | Order::Destroy { .. } => DateTime::UNIX_EPOCH.into(),
+    }
 }
 
-fn waiting_since(order: &Order) -> DateTime<Utc> {
-    match order {
-        Order::Send { oldest_unsent, .. } => *oldest_unsent,
-        _ => DateTime::UNIX_EPOCH,
-    }
+fn destination(order: &Order) -> Option<&Place> {
+    if let Order::Send { to, .. } = order { Some(to) } else { None }
 }

@@ -99,6 +99,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         follows: false,
         retry_for: None,
         oldest_unsent: None,
+        start_by: None,
         resume_token: None,
         from_scratch: false,
         forget: Vec::new(),

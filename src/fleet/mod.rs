@@ -4,6 +4,7 @@
 pub mod certificates;
 mod clocks;
 pub mod dispatch;
+pub mod durations;
 pub mod estimate;
 pub mod facts;
 pub mod forget;
@@ -11,6 +12,7 @@ pub mod health;
 pub mod known;
 pub mod live_status;
 pub mod obstacles;
+mod outcomes;
 pub mod planned;
 pub mod poll;
 pub mod restore;

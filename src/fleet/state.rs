@@ -12,10 +12,9 @@ use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
-use crate::catalog::{
-    CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, Outcome, apply, differences,
-};
+use crate::catalog::{CatalogError, CatalogRead, CatalogWrite, Change, Estimated, Generations, apply, differences};
 use crate::fleet::certificates::SeenCertificates;
+use crate::fleet::durations::KnownDurations;
 use crate::fleet::facts;
 use crate::fleet::silent::SilentHosts;
 use crate::fleet::touched::{self, Moment, Touched};
@@ -35,6 +34,7 @@ pub struct FleetState<C: ?Sized> {
     /// Whether the inventory was read from the catalog.
     is_loaded: Arc<AtomicBool>,
     certificates: SeenCertificates,
+    pub(super) durations: KnownDurations,
     /// See [`FleetState::tracked`].
     token: Option<runtime::channel::Sender<()>>,
 }
@@ -63,7 +63,8 @@ impl<C: ?Sized> Clone for FleetState<C> {
         let (silent, touched) = (Arc::clone(&self.silent), Arc::clone(&self.touched));
         let is_loaded = Arc::clone(&self.is_loaded);
         let (certificates, writer, token) = (self.certificates.clone(), self.writer.clone(), self.token.clone());
-        Self { inventory, catalog, writer, silent, touched, is_loaded, certificates, token }
+        let durations = self.durations.clone();
+        Self { inventory, catalog, writer, silent, touched, is_loaded, certificates, durations, token }
     }
 }
 
@@ -80,6 +81,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
             touched: Arc::default(),
             is_loaded: Arc::default(),
             certificates: SeenCertificates::default(),
+            durations: KnownDurations::default(),
             token: None,
         }
     }
@@ -221,7 +223,7 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         matches!(self.writer, CatalogWriter::Hosts(_))
     }
 
-    async fn with_catalog<T: Send + 'static>(
+    pub(super) async fn with_catalog<T: Send + 'static>(
         &self,
         work: impl FnOnce(&C) -> Result<T, CatalogError> + Send + 'static,
     ) -> Result<T, CatalogError> {
@@ -359,16 +361,6 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
     /// Stores the estimates that agents made for a plan.
     pub async fn store_estimates(&self, estimates: BTreeMap<Uuid, Estimated>) -> Result<(), CatalogError> {
         self.with_catalog(move |catalog| catalog.replace_estimates(&estimates)).await
-    }
-
-    /// Records how an order ended.
-    pub async fn record_outcome(&self, outcome: Outcome) -> Result<(), CatalogError> {
-        self.with_catalog(move |catalog| catalog.record_outcome(&outcome)).await
-    }
-
-    /// Writes the outcomes that the catalog has buffered.
-    pub async fn flush(&self) -> Result<(), CatalogError> {
-        self.with_catalog(CatalogWrite::flush).await
     }
 
     /// Why the catalog is kept in memory only, if there is no room for it on the disk.

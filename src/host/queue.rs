@@ -1,17 +1,16 @@
 //! Limits the number of concurrent transfers, and divides the slots between hosts.
 //!
 //! A free slot goes to the host that has the fewest; among several, to the one whose last turn was longest ago. Among
-//! the transfers of one host, the one whose data has been waiting longest goes first. How long the data has waited is
-//! the sender's claim, so it never counts against another host.
+//! the transfers of one host, the one with the least slack goes first (see [`Turn`]). Deadlines, and how long the data
+//! has waited, are the sender's claims, so they never count against another host.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::model::HostName;
+use crate::model::{HostName, Turn};
 use crate::sys::runtime;
 use crate::sys::runtime::channel;
 use crate::sys::runtime::channel::Sender;
@@ -46,8 +45,8 @@ struct Share {
     last_turn: u64,
 }
 
-/// Since when the oldest data has been waiting, then the order of arrival. The lowest value goes first.
-type Priority = (DateTime<Utc>, u64);
+/// The turn of the transfer, then the order of arrival. The lowest value goes first.
+type Priority = (Turn, u64);
 
 /// The right to run a transfer. The slot becomes free when this is dropped.
 #[derive(Debug)]
@@ -112,14 +111,14 @@ impl TransferQueue {
         self.0.lock()
     }
 
-    /// Waits for a slot for a transfer of `host`, whose data has been waiting since `since`. After [`WAIT_FOR_SLOT`] it
-    /// fails with the number of slots.
-    pub async fn take(&self, host: &HostName, since: DateTime<Utc>) -> Result<QueueSlot, usize> {
+    /// Waits for a slot for a transfer of `host`. After [`WAIT_FOR_SLOT`] it fails with the number of slots.
+    pub async fn take(&self, host: &HostName, turn: impl Into<Turn>) -> Result<QueueSlot, usize> {
         let limit = self.slots().limit;
-        runtime::timeout(WAIT_FOR_SLOT, self.wait(host, since)).await.map_err(|runtime::Elapsed| limit)
+        runtime::timeout(WAIT_FOR_SLOT, self.wait(host, turn.into())).await.map_err(|runtime::Elapsed| limit)
     }
 
-    async fn wait(&self, host: &HostName, since: DateTime<Utc>) -> QueueSlot {
+    /// Waits for a slot for a transfer of `host`, however long that takes.
+    pub async fn wait(&self, host: &HostName, turn: Turn) -> QueueSlot {
         loop {
             let (priority, receiver) = {
                 let mut slots = self.slots();
@@ -128,7 +127,7 @@ impl TransferQueue {
                     return QueueSlot { queue: self.clone(), host: host.clone() };
                 }
                 let (sender, receiver) = channel::bounded(1);
-                let priority = (since, slots.waited);
+                let priority = (turn, slots.waited);
                 slots.waited += 1;
                 slots.waiting.insert(priority, (host.clone(), sender));
                 (priority, receiver)
@@ -248,6 +247,7 @@ impl Drop for Waiting<'_> {
 mod tests {
     use std::pin::pin;
 
+    use chrono::{DateTime, TimeDelta, Utc};
     use futures_lite::future::{block_on, poll_once};
     use proptest::prelude::*;
 
@@ -286,6 +286,60 @@ mod tests {
             let slots = queue.slots();
             assert_eq!((slots.used(), slots.waiting.len()), (0, 0));
         });
+    }
+
+    /// Plays a link with one slot, which is congested for hours: every dataset has a limit for the age of its copy. Returns
+    /// for each transfer when it ended, and its deadline.
+    fn play(by_slack: bool) -> Vec<(i64, i64)> {
+        block_on(async {
+            let (queue, alpha) = (TransferQueue::new(1), host("alpha"));
+            let mut held = Some(queue.take(&alpha, at(0)).await.unwrap());
+            let mut waiting = Vec::new();
+            // Old data with a generous limit, and newer data with short ones: by age, the short ones come last.
+            for n in 0..60_i64 {
+                let (since, lasts) = (n * 10, 60 + n % 7 * 30);
+                let limit = if n % 3 == 0 { 3600 + n * 60 } else { 6 * 3600 };
+                let deadline = since + limit;
+                let start_by = by_slack.then(|| at(deadline) - TimeDelta::seconds(lasts));
+                let turn = if by_slack { Turn::new(at(since), start_by) } else { at(since).into() };
+                let (queue, host) = (queue.clone(), alpha.clone());
+                waiting.push((Box::pin(async move { queue.wait(&host, turn).await }), lasts, deadline));
+            }
+            for (waits, ..) in &mut waiting {
+                assert!(poll_once(waits).await.is_none());
+            }
+            let (mut now, mut ended) = (600, Vec::new());
+            while !waiting.is_empty() {
+                drop(held.take());
+                let mut given = None;
+                for (index, (waits, ..)) in waiting.iter_mut().enumerate() {
+                    if let Some(slot) = poll_once(waits).await {
+                        given = Some((index, slot));
+                        break;
+                    }
+                }
+                let (index, slot) = given.unwrap();
+                let (_, lasts, deadline) = waiting.remove(index);
+                held = Some(slot);
+                now += lasts;
+                ended.push((now, deadline));
+            }
+            ended
+        })
+    }
+
+    #[test]
+    fn least_slack_meets_every_deadline_that_order_by_age_misses_on_a_congested_link() {
+        let missed = |by_slack| play(by_slack).into_iter().filter(|(ended, deadline)| ended > deadline).count();
+        assert!(missed(false) > 5, "{}", missed(false));
+        assert_eq!(missed(true), 0);
+    }
+
+    #[test]
+    fn transfer_without_limit_is_overtaken_for_a_day_only() {
+        let (old, new) = (Turn::from(at(0)), |since: i64| Turn::new(at(since), Some(at(since + 3600))));
+        assert!(new(22 * 3600) < old && new(24 * 3600) > old);
+        assert!(Turn::new(at(0), Some(at(50))) < Turn::new(at(1), Some(at(50))), "then by age");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod place;
 pub mod sent_to;
 pub mod snapshot;
 pub mod tags;
+pub mod turn;
 
 pub use count::counted;
 pub use counter::Counter;
@@ -33,3 +34,4 @@ pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use place::Place;
 pub use sent_to::SentTo;
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};
+pub use turn::Turn;

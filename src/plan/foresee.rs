@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, predict, predict_order};
-use crate::director::transfer_levels;
+use crate::director::{transfer_levels, turn};
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
 use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName, tags};
@@ -173,8 +173,12 @@ impl<'a> PredictedFleet<'a> {
     /// Carries out transfers level by level, as the director does: a transfer is dropped if the parent of its
     /// destination does not exist and has just failed to arrive. Returns those that are given.
     fn send(&mut self, due: Vec<Order>, at: DateTime<Utc>) -> Vec<Order> {
+        let by_deadline = |order: &Order| {
+            let Order::Send { deadline, .. } = order else { return turn(order, None) };
+            turn(order, *deadline)
+        };
         let (mut given, mut failed) = (Vec::new(), HashSet::new());
-        for order in transfer_levels(due, &self.inventory, |_| false).into_iter().flatten().flatten() {
+        for order in transfer_levels(due, &self.inventory, |_| false, by_deadline).into_iter().flatten().flatten() {
             let Order::Send { to, .. } = &order else { continue };
             let parent = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset });
             let is_missing = |parent: &Place| self.inventory.dataset(&parent.host, &parent.dataset).is_none();

@@ -14,7 +14,7 @@ use crate::server::{Counters, acceptor, counters};
 use crate::slave::flow::window_of;
 use crate::slave::listing::list_uuids;
 use crate::slave::receive::{IncomingStream, Receiver, occupied};
-use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, waiting_since};
+use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, turn};
 use crate::sys::log_limit::Complaint;
 use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
@@ -170,7 +170,7 @@ impl<Z: Zfs> Slave<Z> {
             let busy = ListUuids { status, error: occupied(dataset), ..ListUuids::default() };
             return refuse(conn, order, busy).await.map(|()| None);
         };
-        let taking = self.receiver.queue.take(&order.source, waiting_since(order));
+        let taking = self.receiver.queue.take(&order.source, turn(order));
         match queued_while(conn, &no_bytes, taking).await? {
             Ok(slot) => Ok(Some(Admission { claim, slot })),
             Err(limit) => {

@@ -3,13 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use futures_lite::future;
 use futures_lite::io::{AsyncWrite, AsyncWriteExt};
 
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetInventory, ResponseStatus, SendFlags};
+use crate::model::{Counter, DatasetInventory, ResponseStatus, SendFlags, Turn};
 use crate::slave::flow::{Flow, window_of};
 use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
 use crate::sys::log_limit::Complaint;
@@ -176,7 +175,7 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
 
     /// Waits for a slot, and reports that to the agent.
     async fn take_slot(&self, conn: &mut Conn) -> Result<Result<QueueSlot, OrderError>, WireError> {
-        let taking = self.receiver.queue.take(&self.order.source, waiting_since(self.order));
+        let taking = self.receiver.queue.take(&self.order.source, turn(self.order));
         let taken = queued_while(conn, self.counter, taking).await?;
         Ok(taken.map_err(|limit| OrderError::queue_timeout("max_receives", limit)))
     }
@@ -279,9 +278,9 @@ async fn drain(conn: &mut Conn, order: &OrderToSlave) -> Result<(), WireError> {
     Ok(())
 }
 
-/// Since when the oldest data of an order has been waiting to be sent, which decides its turn in the queue.
-pub(super) fn waiting_since(order: &OrderToSlave) -> DateTime<Utc> {
-    order.oldest_unsent.unwrap_or_else(clock::now)
+/// The turn of an order in the queue, by what its sender claims.
+pub(super) fn turn(order: &OrderToSlave) -> Turn {
+    Turn::new(order.oldest_unsent.unwrap_or_else(clock::now), order.start_by)
 }
 
 /// Does some work, and sends signs of life to the peer meanwhile.

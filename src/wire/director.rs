@@ -93,6 +93,10 @@ pub struct DirectorsOrder {
     /// earliest is sent first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_unsent: Option<DateTime<Utc>>,
+    /// send_snapshot: by when the transfer has to begin to meet the deadline of its policy. The dataset for which this is
+    /// earliest is sent first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_by: Option<DateTime<Utc>>,
     /// estimate_send: the token from which the destination can resume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume_token: Option<String>,

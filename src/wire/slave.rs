@@ -52,6 +52,9 @@ pub struct OrderToSlave {
     /// The creation of the oldest snapshot that the destination lacks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub oldest_unsent: Option<DateTime<Utc>>,
+    /// By when the transfer has to begin to meet the deadline of its policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_by: Option<DateTime<Utc>>,
 }
 
 /// A snapshot that can be the origin of a clone.

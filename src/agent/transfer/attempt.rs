@@ -3,8 +3,6 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
-
 use crate::agent::cache::{FRESH, Sides};
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::SendRequest;
@@ -13,7 +11,7 @@ use crate::agent::transfer::peer::{LocalReservation, Outgoing, Peer, SlaveAddres
 use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetName, OrderId, SendFlags};
+use crate::model::{Counter, DatasetName, OrderId, SendFlags, Turn};
 use crate::policy::SLAVE_PORT;
 use crate::sys::clock;
 use crate::wire::codec::Conn;
@@ -85,8 +83,8 @@ impl<Z: Zfs> Agent<Z> {
             let reason = format!("cannot send {source} into {}: one contains the other", to.dataset);
             return Err(OrderError::refused(reason));
         }
-        let since = request.oldest_unsent.unwrap_or_else(clock::now);
-        let reserve = || LocalReservation::claim(&receiver, &self.host, &to.dataset, since);
+        let turn = Turn::new(request.oldest_unsent.unwrap_or_else(clock::now), request.start_by);
+        let reserve = || LocalReservation::claim(&receiver, &self.host, &to.dataset, turn);
         let mut reservation = is_local.then(reserve).transpose()?;
         // Both sides are listed before there is a slot, so that transfers that wait at the same time share a listing.
         let destination = is_local.then_some(&to.dataset);
@@ -95,7 +93,7 @@ impl<Z: Zfs> Agent<Z> {
             !retry.has_failed && !is_restore && request.renamed_from.is_none() && request.origin_dataset.is_none();
         let mut sides = self.sides(&source, request.snapshot, destination, may_use_cache).await?;
         retry.from_cache = sides.from_cache;
-        let slot = self.send_slot(since, &context.counter).await?;
+        let slot = self.send_slot(turn, &context.counter).await?;
         if let Some(reservation) = &mut reservation {
             reservation.wait_for_slot(&receiver).await?;
         }
@@ -117,7 +115,7 @@ impl<Z: Zfs> Agent<Z> {
             (None, None) => Receiving::Elsewhere,
         };
         let mut transfer = self.open(id, request, plan, receiving, sides, context).await?;
-        (transfer.since, transfer.slot) = (since, Some(slot));
+        (transfer.turn, transfer.slot) = (turn, Some(slot));
         if let (None, Some(from)) = (&transfer.theirs, &request.renamed_from) {
             transfer.theirs = transfer.follow_rename(from).await?;
         }
@@ -140,8 +138,8 @@ impl<Z: Zfs> Agent<Z> {
     }
 
     /// A slot for one stream.
-    pub(super) async fn send_slot(&self, since: DateTime<Utc>, counter: &Counter) -> Result<QueueSlot, OrderError> {
-        let taken = counter.waiting_for("a slot (max_sends)", self.queue.take(&self.host, since)).await;
+    pub(super) async fn send_slot(&self, turn: Turn, counter: &Counter) -> Result<QueueSlot, OrderError> {
+        let taken = counter.waiting_for("a slot (max_sends)", self.queue.take(&self.host, turn)).await;
         taken.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
     }
 
@@ -178,7 +176,7 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         let (holds, progress) = (SourceHolds::new(&plan.source, &plan.to), TransferProgress::default());
-        let (since, slot) = (clock::now(), None);
-        Ok(Transfer { agent: self, context, plan, peer, ours, theirs, sees_all, progress, holds, since, slot })
+        let (turn, slot) = (clock::now().into(), None);
+        Ok(Transfer { agent: self, context, plan, peer, ours, theirs, sees_all, progress, holds, turn, slot })
     }
 }

@@ -137,6 +137,7 @@ impl<Z: Zfs> Agent<Z> {
             clone_of: clone_of.map(|(dataset, (_, guid))| CloneOf { dataset, guid: *guid }),
             renamed_from: request.renamed_from.clone(),
             oldest_unsent: request.oldest_unsent,
+            start_by: request.start_by,
         }
     }
 }

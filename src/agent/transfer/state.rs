@@ -2,8 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use chrono::{DateTime, Utc};
-
 use crate::actions::divergence::Allowed;
 use crate::actions::steps;
 use crate::agent::context::OrderContext;
@@ -11,7 +9,7 @@ use crate::agent::service::Agent;
 use crate::agent::transfer::peer::{Destination, Peer};
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot, Turn};
 use crate::model::{Place, tags};
 use crate::slave::receive::Purpose;
 use crate::sys::runtime;
@@ -57,8 +55,8 @@ pub(super) struct Transfer<'a, Z> {
     pub(super) sees_all: bool,
     pub(super) progress: TransferProgress,
     pub(super) holds: SourceHolds,
-    /// When the oldest data began to wait, which decides the transfer's turn in the queue.
-    pub(super) since: DateTime<Utc>,
+    /// Its turn in the queue.
+    pub(super) turn: Turn,
     /// The slot for the next stream, if there is one already.
     pub(super) slot: Option<QueueSlot>,
 }

@@ -200,6 +200,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// orders of a saved plan, which are carried out instead of those that are due.
     pub(super) async fn begin(mut self, tasks: &Tasks, saved: Option<Vec<Order>>) -> Result<Begun<Z, C>, CatalogError> {
         self.is_saved = saved.is_some();
+        if self.policy.datasets.iter().flat_map(|entry| &entry.policies).any(|policy| policy.lag.is_some()) {
+            self.state.learn_durations().await?;
+        }
         let saved = saved.map(|orders| {
             let mut by_entry = SavedOrders::new();
             for order in orders.into_iter().flat_map(fitting) {

@@ -11,10 +11,10 @@ use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::lanes::Claim;
 use crate::director::pass::{Pass, is_take};
 use crate::director::progress::{Rank, RunningOrder};
-use crate::director::transfer_levels::transfer_levels;
+use crate::director::transfer_levels::{self, transfer_levels};
 use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
-use crate::model::{Action, Counter, DatasetName, OrderId, Place, ResponseStatus};
+use crate::model::{Action, Counter, DatasetName, OrderId, Place, ResponseStatus, Turn};
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Response};
 use crate::zfs::Zfs;
@@ -32,7 +32,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             let from = Place { host: host.clone(), dataset: dataset.clone() };
             self.lanes.is_sent_by_another(&from, self.number)
         };
-        let levels = transfer_levels(due, &self.state.inventory(), is_sent);
+        let levels = transfer_levels(due, &self.state.inventory(), is_sent, |order| self.turn(order));
         // The destinations at which nothing has arrived.
         let mut failed: BTreeSet<Place> = BTreeSet::new();
         for mut level in levels {
@@ -74,7 +74,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             return Ok(None);
         }
         // A transfer that has its place in the queue keeps it when the next pass takes over, so that each gets its turn.
-        let slot = self.lanes.slots().wait(&order).await;
+        let slot = self.lanes.slots().wait(&order, self.turn(&order)).await;
         let is_late = self.over.0.is_closed();
         if self.begins_no_order() {
             return Ok(None);
@@ -175,7 +175,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// Carries out an order once there is room for it, also if another pass has taken over in the meantime: that one has
     /// left out what is claimed.
     async fn carry_out_in_turn(&self, order: &Order) -> Result<Option<Outcome>, CatalogError> {
-        let _slot = self.lanes.slots().wait(order).await;
+        let _slot = self.lanes.slots().wait(order, self.turn(order)).await;
         if self.begins_no_order() { Ok(None) } else { self.carry_out(order).await.map(Some) }
     }
 
@@ -186,7 +186,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             // The inventory is always locked before what was destroyed.
             let inventory = self.state.inventory();
             self.destroyed.lock().add(order, &inventory, self.now());
-            DirectorsOrder { fence, ..wire_order(order, &self.policy, &inventory) }
+            let start_by = self.state.durations().start_by(order);
+            DirectorsOrder { fence, start_by, ..wire_order(order, &self.policy, &inventory) }
         };
         let host = order.host();
         let counter = Counter::default();
@@ -212,6 +213,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // The order has ended, also if the catalog has failed.
         self.lanes.progress().end(self.rank(order), &outcome);
         stored.map(|()| outcome)
+    }
+
+    /// The turn of an order in queues.
+    fn turn(&self, order: &Order) -> Turn {
+        transfer_levels::turn(order, self.state.durations().start_by(order))
     }
 
     /// Where an order stands in the report.

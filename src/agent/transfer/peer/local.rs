@@ -1,12 +1,10 @@
 //! Receives a transfer into another pool of this host.
 
-use chrono::{DateTime, Utc};
-
 use crate::agent::transfer::peer::outcome::{Destination, StepOutcome, StreamToSend};
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetName, Guid, HostName, ResponseStatus, Unchanged};
+use crate::model::{Counter, DatasetName, Guid, HostName, ResponseStatus, Turn, Unchanged};
 use crate::slave::receive::{Receiver, Surroundings, occupied};
 use crate::sys::clock;
 use crate::wire::{DestinationInfo, OrderToSlave};
@@ -29,27 +27,27 @@ pub(crate) struct LocalPeer<Z> {
 pub(crate) struct LocalReservation {
     _claim: Claim,
     host: HostName,
-    since: DateTime<Utc>,
+    turn: Turn,
     slot: Option<QueueSlot>,
 }
 
 impl LocalReservation {
-    /// Locks a destination before it is listed. `since` is when the oldest data began to wait, for the queue.
+    /// Locks a destination before it is listed. `turn` is the transfer's turn in the queue.
     pub(crate) fn claim<Z: Zfs>(
         receiver: &Receiver<Z>,
         host: &HostName,
         dataset: &DatasetName,
-        since: DateTime<Utc>,
+        turn: Turn,
     ) -> Result<Self, OrderError> {
         receiver.check_permission(host, None, dataset)?;
         let claim = receiver.locks.claim(dataset).ok_or_else(|| OrderError::busy(occupied(dataset)))?;
-        Ok(Self { _claim: claim, host: host.clone(), since, slot: None })
+        Ok(Self { _claim: claim, host: host.clone(), turn, slot: None })
     }
 
     /// Waits for a slot, unless this reservation has one already.
     pub(crate) async fn wait_for_slot<Z: Zfs>(&mut self, receiver: &Receiver<Z>) -> Result<(), OrderError> {
         if self.slot.is_none() {
-            let slot = receiver.queue.take(&self.host, self.since).await;
+            let slot = receiver.queue.take(&self.host, self.turn).await;
             self.slot = Some(slot.map_err(|limit| OrderError::queue_timeout("max_receives", limit))?);
         }
         Ok(())
