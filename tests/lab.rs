@@ -190,6 +190,7 @@ fn scenarios_are_assigned_to_one_machine_each() {
 scenarios!(
     bad_input,
     behind,
+    catalog_writer,
     certificates,
     chaos,
     clock,

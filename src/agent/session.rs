@@ -130,7 +130,7 @@ impl OrderLabel {
         let order = format!("{} {} {}", self.id, self.action, self.dataset);
         let text = format!("{}: {:?} {}", order.trim_end(), response.status, response.message());
         if !response.is_success {
-            return peer.warn(Complaint::Order, &text);
+            return peer.warn(Complaint::Order, &format!("{}: {text}", self.peer));
         }
         let level = match self.action {
             // The director asks for listings in every pass.

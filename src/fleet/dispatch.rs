@@ -312,8 +312,11 @@ impl<Z: Zfs> Dispatcher<Z> {
             };
             let error = match result {
                 Ok(response) => match missing_datasets(&response, &facts) {
-                    None => return (response, facts),
                     Some(reason) => anyhow::anyhow!("{host} answered with an incomplete listing: {reason}"),
+                    None => match not_of(host, &facts) {
+                        None => return (response, facts),
+                        Some(reason) => anyhow::anyhow!(reason),
+                    },
                 },
                 Err(error) => error,
             };
@@ -443,6 +446,15 @@ fn missing_datasets(response: &Response, facts: &[Facts]) -> Option<String> {
     let expected = response.datasets.filter(|_| response.is_success)?;
     let arrived = facts.iter().filter_map(|fact| fact.listing.as_ref()).filter(|part| !part.continued).count() as u64;
     (arrived != expected).then(|| format!("{arrived} of {expected} datasets arrived"))
+}
+
+/// What is wrong if a listing is that of another host. Without this, everything on `host` would seem to be gone.
+fn not_of(host: &HostName, facts: &[Facts]) -> Option<String> {
+    let other = facts.iter().filter_map(|fact| fact.listing.as_ref()).find(|listing| listing.host != *host)?;
+    Some(hint::join(
+        format!("the agent at the address of {host} is that of {}, not of {host}", other.host),
+        Some(&format!("check the address of {host} in server.json or, if it has none there, in Consul's services")),
+    ))
 }
 
 async fn over_tcp(
