@@ -179,9 +179,9 @@ fn slave(inspects: bool, zfs: &Path, address: &str) -> ExitCode {
     }
     let system = System::new(zfs);
     if inspects {
-        serve(system, address)
+        serve(system, address);
     } else {
-        serve(Uninspected(system), address)
+        serve(Uninspected(system), address);
     }
     ExitCode::SUCCESS
 }
