@@ -201,7 +201,10 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     pub(super) async fn begin(mut self, tasks: &Tasks, saved: Option<Vec<Order>>) -> Result<Begun<Z, C>, CatalogError> {
         self.is_saved = saved.is_some();
         if self.policy.datasets.iter().flat_map(|entry| &entry.policies).any(|policy| policy.lag.is_some()) {
-            self.state.learn_durations().await?;
+            // They only improve the order of transfers, so a pass does without them.
+            if let Err(error) = self.state.learn_durations().await {
+                log::debug!("cannot read how long earlier transfers took: {error}");
+            }
         }
         let saved = saved.map(|orders| {
             let mut by_entry = SavedOrders::new();
