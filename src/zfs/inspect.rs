@@ -21,7 +21,7 @@ pub struct ExpectedStream {
     /// The snapshots from which it may be an increment: those of the destination or, for a clone, its origin. Empty if
     /// it must be a full stream.
     pub bases: BTreeSet<Guid>,
-    /// The guid of its last snapshot; `None` for a stream that resumes an interrupted one.
+    /// The guid of its last snapshot, which must be that one; `None` for a stream that resumes an interrupted one.
     pub guid: Option<Guid>,
     /// Whether its blocks may be raw.
     pub may_be_raw: bool,
@@ -71,10 +71,7 @@ impl Inspect for StreamInspector {
         let Self { expected, reader, progress } = self;
         reader.feed(bytes, |delimiter| match delimiter {
             Delimiter::Begin(begin) => progress.begin(&begin, expected),
-            Delimiter::End => {
-                progress.is_open = false;
-                Ok(())
-            }
+            Delimiter::End => progress.end(expected),
         })
     }
 }
@@ -132,8 +129,31 @@ impl Progress {
             None if expected.bases.contains(&Guid(begin.from)) => {}
             None => return Err(format!("it is an increment from {}, which the destination does not have", begin.from)),
         }
+        if begin.is_resumed && expected.guid.is_some() {
+            return Err("it resumes an interrupted stream, but was not announced as such".into());
+        }
         self.last = Some(begin.to);
-        Ok(())
+        // The last snapshot of a package is known at its end only.
+        if self.is_package { Ok(()) } else { self.check_last(expected) }
+    }
+
+    fn end(&mut self, expected: &ExpectedStream) -> Result<(), String> {
+        if self.is_open {
+            self.is_open = false;
+            return Ok(());
+        }
+        self.check_last(expected)
+    }
+
+    /// Checks that the last snapshot is the one that was announced. ZFS would take any other one as well.
+    fn check_last(&self, expected: &ExpectedStream) -> Result<(), String> {
+        match (self.last, expected.guid) {
+            (Some(last), Some(announced)) if last != announced.0 => {
+                Err(format!("its last snapshot is {last}, but {announced} was announced"))
+            }
+            (None, Some(announced)) => Err(format!("it ends without the snapshot {announced}, which was announced")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -190,6 +210,11 @@ mod tests {
         assert!(refused(&[stream(0, 5)], &of(&[3], Some(5))).contains("full stream"));
         assert!(refused(&[stream(9, 5)], &of(&[3], Some(5))).contains("does not have"));
         assert!(refused(&[stream(9, 5)], &full).contains("does not have"));
+        assert!(refused(&[stream(0, 6)], &full).contains("but 5 was announced"));
+        assert!(refused(&[package(0), stream(0, 4), made::end()], &full).contains("but 5 was announced"));
+        assert!(refused(&[package(0), made::end()], &full).contains("ends without the snapshot 5"));
+        let [resuming, ..] = made::FEATURES;
+        assert!(refused(&[made::begin(1, "a@s", (0, 5), resuming, 24)], &full).contains("resumes"));
         // What zfs receive skips, with something hidden in its data.
         let again = |to| [made::begin(1, "tank/a@s", (3, to), 0, 24), made::write(), made::end()].concat();
         assert!(refused(&[package(0), again(3)], &of(&[3], Some(5))).contains("there already"));
