@@ -107,20 +107,20 @@ pub fn user_properties(output: &[u8]) -> BTreeMap<DatasetName, UserProperties<'_
 }
 
 /// What a value of `zsync:exclude` means; `None` if it has no meaning. ZFS writes `on`; people write other words, too.
-#[must_use]
-pub fn excludes(value: &str) -> Option<bool> {
-    match value.trim().to_ascii_lowercase().as_str() {
-        "on" | "yes" | "true" | "1" => Some(true),
-        "off" | "no" | "false" | "0" | "-" | "" => Some(false),
-        _ => None,
-    }
+fn excludes(value: &str) -> Option<bool> {
+    let is_one_of = |words: &[&str]| words.iter().any(|word| value.trim().eq_ignore_ascii_case(word));
+    let means_no = is_one_of(&["-", "", "off", "no", "false", "0"]);
+    (means_no || is_one_of(&["on", "yes", "true", "1"])).then_some(!means_no)
 }
 
-/// Sets what the user properties mean for a dataset.
-pub fn apply_user_properties(inventory: &mut DatasetInventory, exclude: &str, flags: &str) {
-    inventory.excluded = excludes(exclude).unwrap_or_default();
+/// Sets what the user properties mean for a dataset. Returns whether the value of `zsync:exclude` has a meaning.
+#[must_use]
+pub fn apply_user_properties(inventory: &mut DatasetInventory, exclude: &str, flags: &str) -> bool {
+    let excluded = excludes(exclude);
+    inventory.excluded = excluded.unwrap_or_default();
     let guid = inventory.guid.map(|guid| guid.0.to_string()).unwrap_or_default();
     inventory.flags = parse_flags(flags, &guid);
+    excluded.is_some()
 }
 
 fn parse_root(line: &str, text: &str) -> Result<DatasetName, ParseError> {

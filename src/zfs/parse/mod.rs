@@ -10,8 +10,7 @@ mod stream;
 mod version;
 
 pub use datasets::{
-    DatasetRow, UserProperties, apply_user_properties, datasets, excludes, key_users, properties, user_properties,
-    values,
+    DatasetRow, UserProperties, apply_user_properties, datasets, key_users, properties, user_properties, values,
 };
 pub use errors::error_kind;
 pub use script::{changed, fates};

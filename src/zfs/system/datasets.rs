@@ -54,18 +54,19 @@ impl Runner {
         let found = parse::user_properties(&output);
         let (mut asked, mut senseless, mut unclear) = (0, Vec::new(), Vec::new());
         for ((name, inventory), _) in &mut rows {
-            match found.get(name) {
-                Some(UserProperties::Clear(exclude, flags)) => {
-                    if parse::excludes(exclude).is_none() {
-                        unclear.push(name.clone());
-                    }
-                    parse::apply_user_properties(inventory, exclude, flags);
-                }
+            let is_clear = match found.get(name) {
+                Some(UserProperties::Clear(exclude, flags)) => parse::apply_user_properties(inventory, exclude, flags),
                 Some(UserProperties::Ambiguous) if asked < MAX_SINGLE => {
                     asked += 1;
-                    self.ask_values(name, inventory).await?;
+                    self.ask_values(name, inventory).await?
                 }
-                Some(UserProperties::Ambiguous) | None => senseless.push(name.clone()),
+                Some(UserProperties::Ambiguous) | None => {
+                    senseless.push(name.clone());
+                    continue;
+                }
+            };
+            if !is_clear {
+                unclear.push(name.clone());
             }
         }
         self.warn_of_values(
@@ -77,16 +78,15 @@ impl Runner {
         Ok(rows)
     }
 
-    /// Asks for the user properties of one dataset.
-    async fn ask_values(&self, name: &DatasetName, inventory: &mut DatasetInventory) -> Result<(), ZfsError> {
+    /// Asks for the user properties of one dataset. Returns whether the value of `zsync:exclude` has a meaning.
+    async fn ask_values(&self, name: &DatasetName, inventory: &mut DatasetInventory) -> Result<bool, ZfsError> {
         let mut values = BTreeMap::new();
         for property in [EXCLUDE, FLAGS] {
             let output = self.run(&argv::user_property(name, property)).await?;
             // A value that is not UTF-8 or has several lines has no meaning either way.
             values.insert(property, String::from_utf8_lossy(&output).trim_end_matches('\n').to_owned());
         }
-        parse::apply_user_properties(inventory, &values[EXCLUDE], &values[FLAGS]);
-        Ok(())
+        Ok(parse::apply_user_properties(inventory, &values[EXCLUDE], &values[FLAGS]))
     }
 
     /// Warns, once for each dataset, of values that have no meaning.
