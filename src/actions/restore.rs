@@ -135,7 +135,7 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) 
             return Outcome::Impossible(format!(
                 "cannot restore {to}: a dataset with this name exists, and is never overwritten; hint: restore it under \
                  another name, as in --as {}",
-                hint::word(&another_name(&wanted.to.dataset))
+                hint::word(&wanted.to.dataset.restored_name())
             ));
         }
     }
@@ -159,11 +159,6 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) 
     }
     let snapshot = Restorable { name: snapshot.name.clone(), guid: snapshot.guid, creation: snapshot.creation };
     Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, notes })
-}
-
-/// A name beside a dataset, or below it if it is a pool.
-fn another_name(dataset: &DatasetName) -> String {
-    if dataset.parent().is_some() { format!("{dataset}_restored") } else { format!("{dataset}/restored") }
 }
 
 /// The newest snapshot that was taken until a moment.

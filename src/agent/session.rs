@@ -128,16 +128,16 @@ impl OrderLabel {
     /// Logs how the order ended. If the director runs in the same process, it logs its orders itself.
     fn log_end(&self, response: &Response, peer: &PeerLog) {
         let order = format!("{} {} {}", self.id, self.action, self.dataset);
-        let text = format!("{}: {:?} {}", order.trim_end(), response.status, response.message());
+        let text = format!("{}: {}: {:?} {}", self.peer, order.trim_end(), response.status, response.message());
         if !response.is_success {
-            return peer.warn(Complaint::Order, &format!("{}: {text}", self.peer));
+            return peer.warn(Complaint::Order, &text);
         }
         let level = match self.action {
             // The director asks for listings in every pass.
             Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => log::Level::Debug,
             _ => log::Level::Info,
         };
-        log::log!(level, "{}: {text}", self.peer);
+        log::log!(level, "{text}");
     }
 }
 

@@ -51,7 +51,7 @@ impl Kinds {
         Self { takes: room(short), transfers: TransferQueue::new(transfers), destroys: room(short) }
     }
 
-    /// Waits for a slot. The transfer with the least slack gets the next one.
+    /// Waits for a slot. Among the transfers of a host, the one with the least slack gets the next one.
     async fn wait(self, order: &Order, turn: Turn) -> Slot {
         match order {
             Order::Take { .. } => Slot::Short { _slot: self.takes.acquire_arc().await },

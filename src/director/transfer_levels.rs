@@ -67,7 +67,7 @@ pub(crate) fn transfer_levels(
         levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(chain);
     }
     for level in levels.values_mut() {
-        level.sort_by_key(|chain| chain.iter().map(&turn).min());
+        level.sort_by_cached_key(|chain| chain.iter().map(&turn).min());
     }
     levels.into_values().collect()
 }

@@ -38,10 +38,10 @@ impl KnownDurations {
     /// By when a transfer has to begin to meet its deadline; `None` if it has none.
     #[must_use]
     pub fn start_by(&self, order: &Order) -> Option<DateTime<Utc>> {
-        let Order::Send { host, dataset, to, deadline, .. } = order else { return None };
+        let Order::Send { host, dataset, to, deadline: Some(deadline), .. } = order else { return None };
         let expected = self.0.lock().as_ref().and_then(|durations| durations.expected(host, dataset, to));
         let expected = TimeDelta::from_std(expected.unwrap_or_default()).unwrap_or_default();
-        deadline.map(|deadline| deadline.checked_sub_signed(expected).unwrap_or(deadline))
+        Some(deadline.checked_sub_signed(expected).unwrap_or(*deadline))
     }
 }
 

@@ -140,6 +140,12 @@ impl DatasetName {
         self.0.rsplit_once('/').map(|(parent, _)| Self(parent.into()))
     }
 
+    /// A name under which this dataset can be restored beside it, or below it if it is a pool.
+    #[must_use]
+    pub fn restored_name(&self) -> String {
+        if self.parent().is_some() { format!("{self}_restored") } else { format!("{self}/restored") }
+    }
+
     /// The datasets that contain this one, the nearest first.
     pub fn ancestors(&self) -> impl Iterator<Item = Self> {
         std::iter::successors(self.parent(), Self::parent)

@@ -9,6 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, predict, predict_order};
 use crate::director::{transfer_levels, turn};
+use crate::fleet::durations::KnownDurations;
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
 use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName, tags};
@@ -173,10 +174,9 @@ impl<'a> PredictedFleet<'a> {
     /// Carries out transfers level by level, as the director does: a transfer is dropped if the parent of its
     /// destination does not exist and has just failed to arrive. Returns those that are given.
     fn send(&mut self, due: Vec<Order>, at: DateTime<Utc>) -> Vec<Order> {
-        let by_deadline = |order: &Order| {
-            let Order::Send { deadline, .. } = order else { return turn(order, None) };
-            turn(order, *deadline)
-        };
+        // A preview does not know how long earlier transfers took.
+        let durations = KnownDurations::default();
+        let by_deadline = |order: &Order| turn(order, durations.start_by(order));
         let (mut given, mut failed) = (Vec::new(), HashSet::new());
         for order in transfer_levels(due, &self.inventory, |_| false, by_deadline).into_iter().flatten().flatten() {
             let Order::Send { to, .. } = &order else { continue };

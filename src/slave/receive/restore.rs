@@ -21,18 +21,14 @@ impl<Z: Zfs> Receiver<Z> {
         found: Option<&DatasetInventory>,
         surroundings: &Surroundings,
     ) -> Result<(), OrderError> {
+        let another = hint::word(&dataset.restored_name());
         let refused = |reason: String| OrderError::refused(format!("cannot restore {dataset}: {reason}"));
         match (found, dataset.parent()) {
             (Some(_), _) if self.is_unfinished(dataset).await? => Ok(()),
-            (Some(_), None) => Err(refused("it is a pool, which exists".to_owned()).with_hint(format!(
-                "restore it as a dataset below the pool, as in --as {}",
-                hint::word(&format_args!("{dataset}/restored"))
-            ))),
+            (Some(_), None) => Err(refused("it is a pool, which exists".to_owned())
+                .with_hint(format!("restore it as a dataset below the pool, as in --as {another}"))),
             (Some(_), Some(_)) => Err(refused("a dataset with this name exists, and is never overwritten".to_owned())
-                .with_hint(format!(
-                    "restore it under another name, as in --as {}",
-                    hint::word(&format_args!("{dataset}_restored"))
-                ))),
+                .with_hint(format!("restore it under another name, as in --as {another}"))),
             (None, None) => Err(refused("there is no such pool".to_owned()).with_hint("create or import the pool")),
             (None, Some(parent)) if !surroundings.has_parent => Err(refused(format!("{parent} does not exist"))
                 .with_hint(format!("restore {parent} first, or create it (zfs create -p {})", hint::word(&parent)))),
