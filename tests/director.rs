@@ -31,6 +31,11 @@ struct Fleet {
     now: DateTime<Utc>,
 }
 
+/// When each fleet begins.
+fn begin() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_795_429_805, 0).unwrap()
+}
+
 impl Fleet {
     fn new() -> Self {
         let mut pools = BTreeMap::new();
@@ -55,7 +60,7 @@ impl Fleet {
         let here: HostName = "alpha".parse().unwrap();
         let own = Agent::new(here.clone(), Arc::new(alpha.clone()), local(source));
         let dispatcher = Arc::new(Dispatcher { here, own: Ok(Arc::new(own)), tls: None });
-        let now = DateTime::from_timestamp(1_795_429_805, 0).unwrap();
+        let now = begin();
         Self { pools, addresses, dispatcher, world: FleetState::embedded(Arc::new(MemoryCatalog::new())), now }
     }
 
@@ -282,7 +287,8 @@ fn passes_do_not_wait_for_a_transfer_of_an_earlier_one() {
              "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "beta", "sync_dataset": "pool/copy",
                        "retention": ["1 in last day"], "sync_retention": ["2 in last day"] } }"#;
     let policy = fleet.policy(entries);
-    let mut rounds = Rounds::default();
+    // No slot comes meanwhile.
+    let mut rounds = Rounds::by_clock(begin);
     let round = |fleet: &Fleet, policy: &Arc<Policy>, rounds: &mut Rounds<Fake, MemoryCatalog>| {
         fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
         let pass = Pass::new(Arc::clone(policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
@@ -339,7 +345,7 @@ fn interrupted_transfer_of_an_earlier_pass_is_reported() {
         r#"{ "hostname": "alpha", "dataset": "tank/other",
              "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "gamma", "sync_dataset": "pool/copy" } }"#,
     );
-    let mut rounds = Rounds::default();
+    let mut rounds = Rounds::by_clock(begin);
     runtime::block_on(async {
         for _ in 0..2 {
             let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);

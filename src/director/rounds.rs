@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use futures_lite::future;
 
 use crate::actions::Order;
@@ -24,11 +25,21 @@ pub struct Rounds<Z, C: ?Sized> {
     slots: Option<SlotClock>,
     /// For each pass that may still have running orders: closed when they have ended.
     open: Vec<channel::Receiver<()>>,
+    /// Tells when slots have come.
+    clock: fn() -> DateTime<Utc>,
 }
 
 impl<Z, C: ?Sized> Default for Rounds<Z, C> {
     fn default() -> Self {
-        Self { lanes: Lanes::default(), tasks: Tasks::default(), last: None, slots: None, open: Vec::new() }
+        Self::by_clock(clock::now)
+    }
+}
+
+impl<Z, C: ?Sized> Rounds<Z, C> {
+    /// Rounds whose slots come by this clock instead of that of the machine.
+    #[must_use]
+    pub fn by_clock(clock: fn() -> DateTime<Utc>) -> Self {
+        Self { lanes: Lanes::default(), tasks: Tasks::default(), last: None, slots: None, open: Vec::new(), clock }
     }
 }
 
@@ -49,7 +60,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
     ) -> Result<Begun<Z, C>, CatalogError> {
         let pass = pass.beside(self.lanes.clone());
         // A saved plan contains all that is to be done.
-        self.slots = saved.is_none().then(|| SlotClock::new(pass.policy(), clock::now()));
+        self.slots = saved.is_none().then(|| SlotClock::new(pass.policy(), (self.clock)()));
         self.last = Some(pass.clone());
         let begun = pass.begin(&self.tasks, saved).await?;
         let handing_over = async {
@@ -68,11 +79,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
     pub async fn at_slots<T>(&mut self) -> T {
         loop {
             let Some(next) = self.slots.as_ref().and_then(SlotClock::next) else { return future::pending().await };
-            let now = clock::now();
+            let now = (self.clock)();
             if let Ok(wait) = (next - now).to_std() {
                 runtime::sleep(wait).await;
             }
-            let now = clock::now();
+            let now = (self.clock)();
             // A clock that was put back is waited for.
             if now < next {
                 continue;
