@@ -304,18 +304,26 @@ impl<Z: Zfs> Transfer<'_, Z> {
         self.report_destination().await;
         match finished {
             Ok(()) => {
-                self.release_holds().await?;
-                match moved {
-                    Err(error) if error.zfs_error_kind() == ErrorKind::Feature => {
-                        // The snapshot in common is kept without it.
-                        self.progress.remarks.push(format!(
+                // The source of a rescue is often imported read-only. Nothing was held there by this order.
+                match self.release_holds().await {
+                    Err(error) if error.zfs_error_kind() == ErrorKind::ReadOnly => {
+                        log::debug!("{}: {}", self.plan.source, error.message());
+                    }
+                    released => released?,
+                }
+                if let Err(error) = moved {
+                    let error = error.context("the stream arrived, but the cursor on the source cannot be moved");
+                    // The snapshot in common is kept without it.
+                    self.progress.remarks.push(match error.zfs_error_kind() {
+                        ErrorKind::Feature => format!(
                             "the source has no bookmark of it, because its pool lacks a feature: {}",
                             error.message()
-                        ));
-                    }
-                    moved => moved.map_err(|error| {
-                        error.context("the stream arrived, but the cursor on the source cannot be moved")
-                    })?,
+                        ),
+                        ErrorKind::ReadOnly => {
+                            "the source has no bookmark of it, because its pool was imported read-only".to_owned()
+                        }
+                        _ => return Err(error),
+                    });
                 }
             }
             // The listing has proved that the stream arrived. The source keeps its holds until the next transfer
