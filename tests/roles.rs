@@ -816,6 +816,26 @@ fn listing_after_a_copy_does_not_count_for_the_second_in_which_it_was_made() {
 }
 
 #[test]
+fn hook_that_fails_prevents_only_the_snapshots_of_its_own_entry() {
+    let zfs = zsync::zfs::fake::Fake::new(1);
+    ["tank", "tank/a", "tank/db", "tank/db/wal"].iter().for_each(|name| zfs.create(&ds(name)));
+    let local = local(
+        r#"{ "local_datasets": [ { "name": "tank" },
+             { "name": "tank/db", "hooks": { "before_snapshot": { "command": ["/bin/false"] } } } ] }"#,
+    );
+    let agent = Arc::new(Agent::new("alpha".parse().unwrap(), Arc::new(zfs), local));
+    let order = take_order("S_1", &["tank", "tank/a", "tank/db", "tank/db/wal"]);
+    let (response, facts) = carry_out_all(&agent, &order);
+    let why = "the hook before_snapshot of tank/db (/bin/false) failed: exit status: 1";
+    assert!(!response.is_success);
+    assert_eq!(response.error, format!("2 of 4 datasets have their snapshot: {why}"));
+    let taken: Vec<&str> = facts.iter().flat_map(|f| &f.taken).map(|(name, _)| name.as_str()).collect();
+    assert_eq!(taken, ["tank", "tank/a"]);
+    let (response, _) = carry_out_all(&agent, &take_order("S_2", &["tank/db"]));
+    assert_eq!(response.error, format!("cannot take the snapshot: {why}"));
+}
+
+#[test]
 fn take_names_datasets_that_zfs_refuses_and_takes_all_others() {
     let (zfs, agent) = agent_with(&["tank", "tank/a", "tank/b", "tank/thick"]);
     zfs.refuse_snapshots(&ds("tank/thick"), "out of space");

@@ -28,13 +28,15 @@ struct Taken {
     refused: Vec<(DatasetName, ZfsError)>,
     /// How many datasets no longer exist, which is no failure.
     gone: usize,
-    /// The failure of a hook after the snapshot. The snapshots exist nevertheless.
-    failed_hook: Option<HookError>,
+    /// The hooks that failed before the snapshot. Of the datasets of their entries none was taken.
+    hooks_before: Vec<HookError>,
+    /// The hooks that failed after the snapshot. The snapshots exist nevertheless.
+    hooks_after: Vec<HookError>,
 }
 
 impl Taken {
     fn new(snapshots: Vec<(DatasetName, Snapshot)>, new: usize) -> Self {
-        Self { snapshots, new, refused: Vec::new(), gone: 0, failed_hook: None }
+        Self { snapshots, new, refused: Vec::new(), gone: 0, hooks_before: Vec::new(), hooks_after: Vec::new() }
     }
 
     fn add(&mut self, cache: &ListingCache, name: &SnapName, histories: Vec<(DatasetName, History)>) {
@@ -93,26 +95,27 @@ impl<Z: Zfs> Agent<Z> {
         }
         let taken = self.take_with_hooks(id, &datasets, &request.name).await?;
         let refusal = taken.refusal(&request.name);
-        let Taken { snapshots, new, gone, failed_hook, refused: _ } = taken;
+        let Taken { snapshots, new, gone, hooks_before, hooks_after, refused: _ } = taken;
         self.record_taken(&snapshots).await;
         for part in snapshots.chunks(PER_LINE) {
             context.report(Facts { taken: part.to_vec(), ..Facts::default() }).await;
         }
-        // The failure of a hook is returned only now, after the snapshots have been reported, because they exist
-        // nevertheless.
-        let but = |error: OrderError| error.context(format!("took {new}, but a later step failed"));
-        failed_hook.map_or(Ok(()), Err).map_err(|error| but(error.into()))?;
+        // Failures are returned only now, after the snapshots have been reported, because they exist nevertheless.
+        let mut later: Vec<OrderError> = hooks_after.into_iter().map(OrderError::from).collect();
         for (dataset, _) in &snapshots {
-            let followed = clones::follow(&*self.zfs, &self.local, dataset).await;
-            followed.map_err(|error| but(error.into()))?;
+            later.extend(clones::follow(&*self.zfs, &self.local, dataset).await.err().map(OrderError::from));
         }
-        if let Some(refusal) = refusal {
-            let wanted = datasets.len() - gone;
-            return Err(if snapshots.is_empty() {
-                refusal
-            } else {
-                refusal.context(format!("{} of {wanted} datasets have their snapshot", snapshots.len()))
-            });
+        let has_failed_hooks = !hooks_before.is_empty();
+        let not_taken = hooks_before.into_iter().map(OrderError::from).chain(refusal).reduce(OrderError::followed_by);
+        let not_taken = not_taken.map(|error| match snapshots.len() {
+            0 if has_failed_hooks => error.context("cannot take the snapshot"),
+            0 => error,
+            taken => error.context(format!("{taken} of {} datasets have their snapshot", datasets.len() - gone)),
+        });
+        let later = later.into_iter().reduce(OrderError::followed_by);
+        let later = later.map(|error| error.context(format!("took {new}, but a later step failed")));
+        if let Some(error) = not_taken.into_iter().chain(later).reduce(OrderError::followed_by) {
+            return Err(error);
         }
         let status = if new == 0 { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
         let remark = if gone > 0 {
@@ -201,14 +204,17 @@ impl<Z: Zfs> Agent<Z> {
                 return Ok(Taken::new(existing, 0));
             }
         }
-        let taken = match hooks.before().await {
-            Ok(()) => self.take_missing(datasets, name).await,
-            Err(error) => Err(OrderError::from(error).context("cannot take the snapshot")),
-        };
-        match (hooks.after(taken.is_ok()).await, taken) {
-            (Ok(()), taken) => taken,
-            (Err(error), Ok(taken)) => Ok(Taken { failed_hook: Some(error), ..taken }),
-            (Err(hook), Err(error)) => Err(error.followed_by(hook.into())),
+        let hooks_before = hooks.before().await;
+        let permitted: Vec<DatasetName> =
+            datasets.iter().filter(|dataset| !hooks.forbid(&self.local, dataset)).cloned().collect();
+        let taken = self.take_missing(&permitted, name).await;
+        let hooks_after = hooks.after(taken.is_ok()).await;
+        match taken {
+            Ok(taken) => Ok(Taken { hooks_before, hooks_after, ..taken }),
+            Err(error) => {
+                let hooks = hooks_before.into_iter().chain(hooks_after).map(OrderError::from);
+                Err(hooks.fold(error, OrderError::followed_by))
+            }
         }
     }
 

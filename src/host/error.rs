@@ -116,10 +116,11 @@ impl OrderError {
         Self { cause: self.cause.context(what.into()), ..self }
     }
 
-    /// Adds a second failure that followed, with its hint.
+    /// Adds another failure that followed, with its hint.
     #[must_use]
-    pub fn followed_by(self, other: Self) -> Self {
-        let both = Self { also: Some(other.to_string()), ..self };
+    pub fn followed_by(mut self, other: Self) -> Self {
+        let also = self.also.take().into_iter().chain([other.to_string()]);
+        let both = Self { also: Some(also.collect::<Vec<_>>().join("; ")), ..self };
         match other.hint {
             Some(hint) => both.with_hint(hint),
             None => both,

@@ -115,6 +115,8 @@ pub struct SnapshotHooks<'a> {
     entries: Vec<(&'a DatasetName, &'a Hooks)>,
     /// For how many entries `before_snapshot` was run.
     begun: usize,
+    /// The entries whose `before_snapshot` failed.
+    failed: Vec<&'a DatasetName>,
 }
 
 impl<'a> SnapshotHooks<'a> {
@@ -128,7 +130,7 @@ impl<'a> SnapshotHooks<'a> {
                 entries.push((&entry.name, &entry.hooks));
             }
         }
-        Self { order, snapshot, entries, begun: 0 }
+        Self { order, snapshot, entries, begun: 0, failed: Vec::new() }
     }
 
     /// Whether there are no hooks to run.
@@ -141,34 +143,41 @@ impl<'a> SnapshotHooks<'a> {
         HookRun { kind, order: self.order, dataset, snapshot: self.snapshot, taken, source: None }
     }
 
-    /// Runs the hooks `before_snapshot`, up to the first failure.
-    pub async fn before(&mut self) -> Result<(), HookError> {
+    /// Runs the hooks `before_snapshot`. Returns those that failed: of what their entries cover, no snapshot may be
+    /// taken.
+    pub async fn before(&mut self) -> Vec<HookError> {
+        let mut errors = Vec::new();
         while let Some((dataset, hooks)) = self.entries.get(self.begun).copied() {
             // Counted first, because a hook that failed may have done part of its work.
             self.begun += 1;
-            if let Some(hook) = &hooks.before_snapshot {
-                self.hook_run(HookKind::BeforeSnapshot, dataset, None).execute(hook).await?;
+            let Some(hook) = &hooks.before_snapshot else { continue };
+            if let Err(error) = self.hook_run(HookKind::BeforeSnapshot, dataset, None).execute(hook).await {
+                self.failed.push(dataset);
+                errors.push(error);
             }
         }
-        Ok(())
+        errors
     }
 
-    /// Runs the hooks `after_snapshot` of every entry whose `before_snapshot` was run, in reverse order. All are run,
-    /// and the first failure is returned.
-    pub async fn after(mut self, taken: bool) -> Result<(), HookError> {
-        let mut result = Ok(());
+    /// Whether the hook before the snapshot of a dataset failed. `local` is what the hooks were taken from.
+    #[must_use]
+    pub fn forbid(&self, local: &Local, dataset: &DatasetName) -> bool {
+        local.entry_for(dataset).is_some_and(|entry| self.failed.contains(&&entry.name))
+    }
+
+    /// Runs the hooks `after_snapshot` of every entry whose `before_snapshot` was run, in reverse order. All are run;
+    /// those that failed are returned.
+    pub async fn after(mut self, taken: bool) -> Vec<HookError> {
+        let mut errors = Vec::new();
         while self.begun > 0 {
             let (dataset, hooks) = self.entries[self.begun - 1];
             if let Some(hook) = &hooks.after_snapshot {
-                let ended = self.hook_run(HookKind::AfterSnapshot, dataset, Some(taken)).execute(hook).await;
-                if let (Err(error), Err(_)) = (&ended, &result) {
-                    log::warn!("{}: {error}", self.order);
-                }
-                result = result.and(ended);
+                let taken = taken && !self.failed.contains(&dataset);
+                errors.extend(self.hook_run(HookKind::AfterSnapshot, dataset, Some(taken)).execute(hook).await.err());
             }
             self.begun -= 1;
         }
-        result
+        errors
     }
 }
 
@@ -254,8 +263,7 @@ mod tests {
     fn hooks_run_once_per_entry_with_their_environment() {
         let scripts = Scripts::new(LOG, LOG, "");
         scripts.run(async |mut hooks| {
-            hooks.before().await.unwrap();
-            hooks.after(true).await.unwrap();
+            assert!(hooks.before().await.is_empty() && hooks.after(true).await.is_empty());
         });
         assert_eq!(scripts.log(), "before_snapshot tank/db S_1\nafter_snapshot tank/db S_1 taken\n");
     }
@@ -264,16 +272,15 @@ mod tests {
     fn failed_hook_aborts_but_after_snapshot_still_runs() {
         let scripts = Scripts::new("echo it is locked >&2; exit 3", LOG, "");
         let error = scripts.run(async |mut hooks| {
-            let error = hooks.before().await.unwrap_err();
-            hooks.after(false).await.unwrap();
-            error.to_string()
+            let errors = hooks.before().await;
+            assert!(hooks.after(true).await.is_empty());
+            errors[0].to_string()
         });
         assert_eq!(error, "the hook before_snapshot of tank/db (/bin/sh) failed: exit status: 3: it is locked");
         assert_eq!(scripts.log(), "after_snapshot tank/db S_1 failed\n");
         let scripts = Scripts::new("exit 3", LOG, r#", "on_failure": "continue""#);
         scripts.run(async |mut hooks| {
-            hooks.before().await.unwrap();
-            hooks.after(true).await.unwrap();
+            assert!(hooks.before().await.is_empty() && hooks.after(true).await.is_empty());
         });
         assert_eq!(scripts.log(), "after_snapshot tank/db S_1 taken\n");
     }
@@ -282,7 +289,7 @@ mod tests {
     fn hook_is_killed_with_its_children_on_timeout() {
         let scripts = Scripts::new("sleep 100 & echo $! > LOG; wait", "true", r#", "timeout": "1s""#);
         let began = Instant::now();
-        let error = scripts.run(async |mut hooks| hooks.before().await.unwrap_err().to_string());
+        let error = scripts.run(async |mut hooks| hooks.before().await[0].to_string());
         assert!(error.ends_with("failed: killed after 1s (timeout)"), "{error}");
         assert!(began.elapsed().as_secs() < 50);
         let child = format!("/proc/{}/stat", scripts.log().trim());
@@ -299,7 +306,7 @@ mod tests {
     #[test]
     fn dropped_hooks_start_after_snapshot() {
         let scripts = Scripts::new("true", LOG, "");
-        scripts.run(async |mut hooks| hooks.before().await.unwrap());
+        scripts.run(async |mut hooks| assert!(hooks.before().await.is_empty()));
         let until = Instant::now();
         while scripts.log().is_empty() && until.elapsed().as_secs() < 20 {
             std::thread::yield_now();
