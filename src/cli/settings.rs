@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use crate::cli::args::CommonArgs;
 use crate::cli::exit::Error;
 use crate::config;
-use crate::model::HostName;
+use crate::model::{HostName, hint};
 use crate::policy::{Address, CatalogConfig, ConsulConfig, Local, Policy};
 
 /// This host's name: from `--hostname`, otherwise from `local.json`, otherwise the system's host name, which is an
@@ -92,7 +92,7 @@ pub fn warn_if_others_can_write(file: &Path) {
     let Ok(metadata) = std::fs::metadata(file) else { return };
     let mode = metadata.permissions().mode() & 0o7777;
     if metadata.is_file() && mode & 0o022 != 0 {
-        let file = file.display();
-        log::warn!("{file} has mode {mode:04o}: users other than its owner can change it; hint: run chmod go-w {file}");
+        let (file, word) = (file.display(), hint::word(&file.display()));
+        log::warn!("{file} has mode {mode:04o}: users other than its owner can change it; hint: run chmod go-w {word}");
     }
 }

@@ -21,16 +21,30 @@ pub fn join(error: impl std::fmt::Display, hint: Option<&str>) -> String {
     hint.map_or_else(|| error.to_string(), |hint| format!("{error}{MARK}{hint}"))
 }
 
-/// A name as a word for a shell. Names of datasets and snapshots contain no quotes, but may contain blanks.
+/// A name or a path as one word for a shell, in quotes only where it needs them.
 #[must_use]
 pub fn word(name: &impl std::fmt::Display) -> String {
     let name = name.to_string();
-    if name.contains(' ') { format!("'{name}'") } else { name }
+    // What these mean to a shell depends on where they stand; between other characters `:`, `@` and `=` mean nothing.
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-:@=+%,".contains(c);
+    if !name.is_empty() && name.chars().all(is_plain) {
+        return name;
+    }
+    format!("'{}'", name.replace('\'', r"'\''"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn word_is_read_by_a_shell_as_it_was() {
+        assert_eq!(word(&"beta:usb/home@SYNC_2026-11-29_10:00:00"), "beta:usb/home@SYNC_2026-11-29_10:00:00");
+        for text in ["", "my docs", "it's", "a;b", "$HOME", "*", "~", "a\nb", "\\", "#x", "ü", "`id`"] {
+            let read = std::process::Command::new("sh").args(["-c", &format!("printf %s {}", word(&text))]).output();
+            assert_eq!(read.unwrap().stdout, text.as_bytes(), "{}", word(&text));
+        }
+    }
 
     #[test]
     fn split_separates_what_join_joined() {

@@ -28,8 +28,7 @@ impl SentTo {
     /// The destination of the transfers that made a hold; `None` if the hold is not that of a transfer's source.
     #[must_use]
     pub fn of_hold(tag: &str) -> Option<Self> {
-        let found = tag.strip_prefix(SENDING).map(|place| Self(place.replace('/', ":")))?;
-        found.to_string().parse::<Self>().is_ok().then_some(found)
+        tag.strip_prefix(SENDING).map(|place| Self(place.replace('/', ":"))).filter(Self::is_possible)
     }
 
     /// The destination of a cursor; none if the bookmark is not a cursor. If the last component of the destination
@@ -43,7 +42,12 @@ impl SentTo {
         };
         let older = without_guid(name);
         let newer = older.as_deref().and_then(without_guid);
-        newer.into_iter().chain(older).map(Self).collect()
+        newer.into_iter().chain(older).map(Self).filter(Self::is_possible).collect()
+    }
+
+    /// Whether it is a destination as [`FromStr`] accepts it. Anyone can make a hold or a bookmark with another name.
+    fn is_possible(&self) -> bool {
+        self.to_string().parse::<Self>().is_ok()
     }
 
     /// Whether it is this destination, or lies below it. Below a destination, those that are named by a UUID are not

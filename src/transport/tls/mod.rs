@@ -29,7 +29,7 @@ use futures_rustls::rustls::{
 use futures_rustls::{TlsAcceptor, TlsConnector};
 use parking_lot::RwLock;
 
-use crate::model::{HostName, Identity, PeerRole, TlsFiles, expiry};
+use crate::model::{HostName, Identity, PeerRole, TlsFiles, expiry, hint};
 use crate::sys::runtime;
 pub(crate) use crate::transport::tls::certificate::is_dns_name;
 use crate::transport::tls::certificate::server_name;
@@ -188,9 +188,9 @@ impl Tls {
         let file = &self.files.key;
         let mode = fs::metadata(file).ok()?.permissions().mode() & 0o7777;
         (mode & 0o077 != 0).then(|| {
-            let file = file.display();
+            let (file, word) = (file.display(), hint::word(&file.display()));
             format!(
-                "the private key {file} has mode {mode:04o}, so users other than its owner can use it; hint: run chmod 600 {file}"
+                "the private key {file} has mode {mode:04o}, so users other than its owner can use it; hint: run chmod 600 {word}"
             )
         })
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::tags::{EXCLUDE, FLAGS};
-use crate::model::{DatasetInventory, DatasetName};
+use crate::model::{DatasetInventory, DatasetName, counted};
 use crate::zfs::parse::{DatasetRow, UserProperties};
 use crate::zfs::system::runner::Runner;
 use crate::zfs::{DatasetColumns, Depth, ErrorKind, ZfsError, argv, parse};
@@ -89,16 +89,20 @@ impl Runner {
         Ok(parse::apply_user_properties(inventory, &values[EXCLUDE], &values[FLAGS]))
     }
 
-    /// Warns, once for each dataset, of values that have no meaning.
+    /// Warns, once for each dataset and each reason, of values that have no meaning.
     fn warn_of_values(&self, datasets: &[DatasetName], what: &str, why: &str) {
+        /// How many datasets are named at most.
+        const NAMED: usize = 5;
         let mut warned = self.warned.lock();
-        let new: Vec<&DatasetName> = datasets.iter().filter(|name| warned.insert((*name).clone())).collect();
-        if let Some(first) = new.first() {
-            let others = match new.len() {
-                1 => String::new(),
-                n => format!(" and of {} other datasets", n - 1),
-            };
-            log::warn!("ignoring {what} of {first}{others}: {why}");
+        let new: Vec<&DatasetName> =
+            datasets.iter().filter(|name| warned.insert(((*name).clone(), what.to_owned()))).collect();
+        if new.is_empty() {
+            return;
         }
+        let mut names = new.iter().take(NAMED).map(|name| name.as_str()).collect::<Vec<_>>().join(", ");
+        if let Some(others @ 1..) = new.len().checked_sub(NAMED) {
+            names += &format!(" and {}", counted(others, "other dataset"));
+        }
+        log::warn!("ignoring {what} of {names}: {why}");
     }
 }

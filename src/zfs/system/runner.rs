@@ -39,8 +39,8 @@ pub(super) struct Runner {
     no_scripts: Arc<AtomicBool>,
     /// Whether this ZFS has `snapshots_changed`.
     has_snapshots_changed: Arc<AtomicBool>,
-    /// The datasets with meaningless user properties about which a warning has been logged.
-    pub(super) warned: Arc<Mutex<BTreeSet<DatasetName>>>,
+    /// The datasets about whose meaningless user properties a warning has been logged, each with the properties.
+    pub(super) warned: Arc<Mutex<BTreeSet<(DatasetName, String)>>>,
 }
 
 impl Runner {
