@@ -109,7 +109,11 @@ pub enum Conflict {
     /// The destination has snapshots of its own after the newest common one.
     #[error(
         "{}: since {}, the newest common snapshot, the destination has {} of its own, and the source {}",
-        if *received { "apparently the source was rolled back" } else { "the destination has diverged" },
+        if *received {
+            "apparently the source was rolled back, or another dataset has taken its name"
+        } else {
+            "the destination has diverged"
+        },
         common.name, theirs.len(), ours.len()
     )]
     Diverged {

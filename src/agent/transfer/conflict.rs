@@ -138,7 +138,8 @@ impl SendPlan {
             {
                 format!(
                     "{rename}; or set rollback_if_needed and rollback_may_destroy, and \"rollback\": true with \
-                     \"append_only\": false in local.json on {}, which roll the destination back to {} and destroy the snapshots that only the destination has",
+                     \"append_only\": false in local.json on {}, which roll the destination back to {} and destroy the snapshots that only the destination \
+                     has: there may be no other copy of them",
                     to.host, common.name
                 )
             }
