@@ -189,6 +189,12 @@ impl<'a> IndexedPolicy<'a> {
         nearest.filter(|claim| !self.excludes(claim.entry, dataset))
     }
 
+    /// Whether any policy governs snapshots of a dataset, whatever their prefix.
+    pub fn governs_any(&self, host: &HostName, dataset: &DatasetName) -> bool {
+        let governs = |claim| self.governing(host, dataset, &self.snapshot_policy(claim).prefix) == Some(claim);
+        self.covering(host, dataset).any(governs)
+    }
+
     fn excludes(&self, entry: usize, dataset: &DatasetName) -> bool {
         let e = &self.policy.datasets[entry];
         dataset.below(&e.dataset).is_some_and(|below| e.exclude.covers(below))

@@ -35,6 +35,7 @@ pub mod route;
 mod send;
 pub mod steps;
 mod verdict;
+mod whereabouts;
 
 pub use common::KnownDataset;
 pub use delete::{DeleteTerms, Peer, Relation, delete};
@@ -58,6 +59,9 @@ pub use route::{Renamed, Route};
 pub use send::{SendDecision, send};
 pub use steps::{Conflict, Resume, Step, Transfer, steps};
 pub use verdict::{DueSend, SendVerdict, Side, Subject, TakeVerdict};
+pub use whereabouts::{
+    AtPlace, Found, PlaceRole, PlaceState, Presence, Selection, SnapshotState, Unlisted, Whereabouts, whereabouts,
+};
 
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use crate::model::HostName;
+use crate::model::{HostName, Place};
 
 /// Options that nearly every subcommand has.
 #[derive(Args, Clone, Debug)]
@@ -76,4 +76,13 @@ pub fn moment(text: &str) -> Result<DateTime<Utc>, String> {
         .map(DateTime::from)
         .or_else(|_| text.parse::<DateTime<Utc>>())
         .map_err(|_| "write it like 2026-11-23T10:30:00Z".to_owned())
+}
+
+/// Parses a dataset of a host, such as `alpha:tank/home`. The error shows this form.
+pub fn place(text: &str) -> Result<Place, String> {
+    let (host, dataset) = text.split_once(':').ok_or("write it like alpha:tank/home")?;
+    Ok(Place {
+        host: host.parse().map_err(|error| format!("{error}"))?,
+        dataset: dataset.parse().map_err(|error| format!("{error}"))?,
+    })
 }

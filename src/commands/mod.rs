@@ -16,6 +16,7 @@ pub mod plan;
 pub mod restore;
 pub mod schema;
 pub mod slave;
+pub mod snapshots;
 pub mod status;
 pub mod tls;
 pub mod trash;
@@ -74,6 +75,8 @@ pub enum Command {
     Undelete(undelete::UndeleteArgs),
     /// Restore datasets from their copies
     Restore(restore::RestoreArgs),
+    /// Show where in the fleet each snapshot of a dataset exists
+    Snapshots(snapshots::SnapshotsArgs),
     /// Import zeplic's records about snapshots from Consul
     Migrate(migrate::MigrateArgs),
     /// Create and inspect the certificates with which hosts authenticate each other
@@ -102,6 +105,7 @@ impl Cli {
             Command::Trash(args) => trash::run(args),
             Command::Undelete(args) => undelete::run(args),
             Command::Restore(args) => restore::run(args),
+            Command::Snapshots(args) => snapshots::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
             Command::Completions(args) => completions::run(&args, Self::command()),
@@ -124,6 +128,7 @@ impl Cli {
             Command::Trash(args) => (Some(&args.common), false),
             Command::Undelete(args) => (Some(&args.common), false),
             Command::Restore(args) => (Some(&args.common), false),
+            Command::Snapshots(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
             Command::Fences(_) | Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),
         };

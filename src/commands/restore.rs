@@ -12,7 +12,7 @@ use clap::Args;
 
 use crate::actions::{RestorePlan, RestoreStep, Wanted, restore};
 use crate::catalog::open;
-use crate::cli::args::{CommonArgs, PolicyArgs, StateArgs, moment};
+use crate::cli::args::{CommonArgs, PolicyArgs, StateArgs, moment, place};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::settings::host_name_of;
@@ -66,15 +66,6 @@ pub struct RestoreArgs {
     /// Options that nearly every subcommand has.
     #[command(flatten)]
     pub common: CommonArgs,
-}
-
-/// Parses `HOST:DATASET`.
-fn place(text: &str) -> Result<Place, String> {
-    let (host, dataset) = text.split_once(':').ok_or("write it like alpha:tank/home")?;
-    Ok(Place {
-        host: host.parse().map_err(|error| format!("{error}"))?,
-        dataset: dataset.parse().map_err(|error| format!("{error}"))?,
-    })
 }
 
 /// The settings of `zsync restore`.

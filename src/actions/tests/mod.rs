@@ -27,6 +27,7 @@ mod sends;
 mod simulation;
 mod takes;
 mod trash;
+mod whereabouts;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
