@@ -11,14 +11,15 @@ CARGO ?= cargo
 # The program that `make install` installs.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup setup-lab build release check fmt test test-unit fuzz audit tables demo lab-consul lab-shell bench install uninstall deb clean
+.PHONY: all setup setup-lab build release check fmt test test-unit fuzz audit tables demo lab-consul lab-matrix lab-shell bench install uninstall deb clean
 
 all: build
 
-# Installs the Debian packages for building and for the lab, builds the lab's image (minutes, once per machine) and
+# Installs the Debian packages for building and for the lab, builds the lab's images (minutes, once per machine) and
 # downloads a real Consul. Whatever is there already is left as it is. The targets that need this setup start it.
 setup: setup-lab
 	tests/consul/build
+	tests/lab/build --release bookworm
 
 setup-lab:
 	tests/setup
@@ -65,6 +66,11 @@ demo: setup-lab build
 # Runs every scenario that uses a catalog, but with the catalog in a real Consul.
 lab-consul: setup build
 	tests/lab/run --timeout 7200 guest-suite --catalog consul
+
+# Runs every scenario on several releases of OpenZFS and writes the table in tests/lab/README.md.
+lab-matrix: setup build
+	$(CARGO) build --locked --examples
+	tests/lab/matrix
 
 lab-shell: setup-lab build
 	tests/lab/shell

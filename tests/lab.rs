@@ -14,8 +14,11 @@ const SECONDS: &str = "3000";
 /// The number of machines that run at the same time. Most scenarios are a shell that waits for commands.
 const MACHINES: usize = 2;
 
-/// How each scenario ended: "ok", "failed" or "timeout".
-static RESULTS: OnceLock<BTreeMap<String, String>> = OnceLock::new();
+/// The release of Debian that runs all scenarios, and an older one, with OpenZFS 2.1, that runs some of them.
+const RELEASES: [&str; 2] = ["trixie", "bookworm"];
+
+/// How each scenario ended on each release: "ok", "failed" or "timeout".
+static RESULTS: OnceLock<BTreeMap<(&str, String), String>> = OnceLock::new();
 
 fn lab() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab")
@@ -28,9 +31,12 @@ struct Scenario {
     limit: u64,
     /// Whether it needs systemd in the machine.
     systemd: bool,
+    /// The release of Debian that it runs on, an index of [`RELEASES`].
+    release: usize,
 }
 
-fn scenarios() -> Vec<Scenario> {
+/// Every scenario, as it runs on one release.
+fn scenarios(release: usize) -> Vec<Scenario> {
     let read = |entry: std::io::Result<std::fs::DirEntry>| {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
@@ -41,14 +47,18 @@ fn scenarios() -> Vec<Scenario> {
             name: path.file_name().unwrap().to_string_lossy().into_owned(),
             limit: limit.unwrap_or(300),
             systemd,
+            release,
         }
     };
     std::fs::read_dir(lab().join("scenarios")).unwrap().map(read).collect()
 }
 
+/// One start of the lab: a release, and the arguments of `tests/lab/run` after it.
+type Start = (usize, Vec<String>);
+
 /// Distributes scenarios among machines, longest first, so that all end at about the same time. Within a share, the
-/// scenarios that need systemd run in a start of their own, after the others.
-fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Vec<String>>> {
+/// scenarios of each release run in a start of their own, and those that need systemd in another one after it.
+fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Start>> {
     scenarios.sort_by(|a, b| b.limit.cmp(&a.limit).then_with(|| a.name.cmp(&b.name)));
     let mut shares: Vec<(u64, Vec<Scenario>)> = (0..machines).map(|_| (0, Vec::new())).collect();
     for scenario in scenarios {
@@ -57,14 +67,15 @@ fn shares(mut scenarios: Vec<Scenario>, machines: usize) -> Vec<Vec<Vec<String>>
         least.1.push(scenario);
     }
     let starts = |share: Vec<Scenario>| {
-        let (systemd, plain): (Vec<_>, Vec<_>) = share.into_iter().partition(|s| s.systemd);
-        let named = |list: Vec<Scenario>| list.into_iter().map(|s| s.name).collect::<Vec<_>>();
-        let plain = ["guest-suite".to_owned()].into_iter().chain(named(plain));
-        let with_systemd = ["--systemd".to_owned(), "guest-suite".to_owned()].into_iter().chain(named(systemd));
-        [plain.collect::<Vec<_>>(), with_systemd.collect()]
-            .into_iter()
-            .filter(|s| s.last().unwrap() != "guest-suite")
-            .collect()
+        let mut starts: BTreeMap<(usize, bool), Vec<String>> = BTreeMap::new();
+        for scenario in share {
+            starts.entry((scenario.release, scenario.systemd)).or_default().push(scenario.name);
+        }
+        let start = |((release, systemd), names): ((usize, bool), Vec<String>)| {
+            let options = ["--systemd"].into_iter().filter(|_| systemd).chain(["guest-suite"]);
+            (release, options.map(str::to_owned).chain(names).collect())
+        };
+        starts.into_iter().map(start).collect()
     };
     shares.into_iter().map(|(_, share)| starts(share)).collect()
 }
@@ -76,11 +87,18 @@ fn machines() -> usize {
     if in_emulation { MACHINES } else { 1 }
 }
 
+/// The option that selects a release. Without it, the lab is this machine itself if it has ZFS.
+fn option(release: &'static str) -> impl Iterator<Item = &'static str> {
+    ["--release", release].into_iter().filter(move |_| release != RELEASES[0])
+}
+
 /// Runs one start of the lab. Prints the output of each scenario as soon as it has ended, because the lab takes minutes
 /// and people watch.
-fn start(args: &[String]) -> BTreeMap<String, String> {
+fn start((release, args): &Start) -> BTreeMap<(&'static str, String), String> {
     let lab = lab().join("run");
+    let release = RELEASES[*release];
     let mut child = Command::new(&lab)
+        .args(option(release))
         .args(["--timeout", SECONDS])
         .args(args)
         .env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"))
@@ -112,7 +130,7 @@ fn start(args: &[String]) -> BTreeMap<String, String> {
                     Some(case) => format!("it did not show {case:?}, which tests/lab/SURVIVED.md lists"),
                 };
                 failed.clear();
-                results.insert(name.to_owned(), ended);
+                results.insert((release, name.to_owned()), ended);
             }
             show(&mut shown);
         }
@@ -131,43 +149,52 @@ fn missing(name: &str, survived: &[String]) -> Option<String> {
     named.map(|case| case.replace("\" \"", ": ")).find(|case| !survived.contains(case))
 }
 
-fn run_all() -> BTreeMap<String, String> {
+fn run_all() -> BTreeMap<(&'static str, String), String> {
     // `cargo test --test lab` alone does not build the example programs that scenarios run.
     let mut build = Command::new(env!("CARGO"));
     build.args(["build", "--locked", "--quiet", "--examples"]).args((!cfg!(debug_assertions)).then_some("--release"));
     assert!(build.status().unwrap().success(), "the example programs cannot be built");
     // The lab is prepared once, so that no two machines do it at the same time.
-    let mut prepare = Command::new(lab().join("run"));
-    prepare.arg("--prepare").env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"));
-    assert!(prepare.status().unwrap().success(), "the lab cannot be prepared");
-    let shares = shares(scenarios(), machines());
+    for release in RELEASES {
+        let mut prepare = Command::new(lab().join("run"));
+        prepare.args(option(release)).arg("--prepare").env("ZSYNC_BIN", env!("CARGO_BIN_EXE_zsync"));
+        assert!(prepare.status().unwrap().success(), "the lab cannot be prepared for {release}");
+    }
+    let chosen = scenarios(1).into_iter().filter(|s| ON_BOTH.contains(&s.name.as_str()));
+    let shares = shares(scenarios(0).into_iter().chain(chosen).collect(), machines());
     thread::scope(|scope| {
-        let running: Vec<_> = shares
-            .iter()
-            .map(|starts| scope.spawn(|| starts.iter().flat_map(|args| start(args)).collect::<Vec<_>>()))
-            .collect();
+        let running: Vec<_> =
+            shares.iter().map(|starts| scope.spawn(|| starts.iter().flat_map(start).collect::<Vec<_>>())).collect();
         // If a machine fails to start, its scenarios are reported as not run.
         running.into_iter().filter_map(|machine| machine.join().ok()).flatten().collect()
     })
 }
 
-fn scenario(name: &str) {
+fn scenario(release: &'static str, name: &str) {
     let results = RESULTS.get_or_init(run_all);
-    match results.get(name).map(String::as_str) {
+    match results.get(&(release, name.to_owned())).map(String::as_str) {
         Some("ok") => {}
-        Some(ended) => panic!("scenario {name}: {ended}; its checks are above"),
-        None => panic!("scenario {name} did not run; did the lab end before?"),
+        Some(ended) => panic!("scenario {name} on {release}: {ended}; its checks are above"),
+        None => panic!("scenario {name} did not run on {release}; did the lab end before?"),
     }
 }
 
 macro_rules! scenarios {
-    ($($name:ident),+ $(,)?) => {
-        $(#[test] fn $name() { scenario(stringify!($name)); })+
+    (on_both: $($both:ident),+; $($name:ident),+ $(,)?) => {
+        $(#[test] fn $name() { scenario(RELEASES[0], stringify!($name)); })+
+
+        /// The scenarios that run on the older release too: what takes little time, and exercises the commands of ZFS in
+        /// whose output and behaviour releases differ. `make lab-matrix` runs the others.
+        const ON_BOTH: &[&str] = &[$(stringify!($both)),+];
+
+        mod bookworm {
+            $(#[test] fn $both() { super::scenario(super::RELEASES[1], stringify!($both)); })+
+        }
 
         /// A scenario that no machine runs would fail unnoticed.
         #[test]
         fn every_scenario_is_a_test() {
-            let mut found: Vec<String> = scenarios().into_iter().map(|s| s.name).collect();
+            let mut found: Vec<String> = scenarios(0).into_iter().map(|s| s.name).collect();
             found.sort();
             let mut tests = vec![$(stringify!($name).to_owned()),+];
             tests.sort();
@@ -178,16 +205,27 @@ macro_rules! scenarios {
 
 #[test]
 fn scenarios_are_assigned_to_one_machine_each() {
-    let scenario = |(name, limit, systemd): (&str, u64, bool)| Scenario { name: name.into(), limit, systemd };
-    let all = [("a", 100, false), ("b", 400, false), ("c", 200, true), ("d", 150, false)];
+    let scenario = |(name, limit, systemd, release): (&str, u64, bool, usize)| Scenario {
+        name: name.into(),
+        limit,
+        systemd,
+        release,
+    };
+    let all =
+        [("a", 100, false, 0), ("b", 400, false, 0), ("c", 200, true, 0), ("d", 150, false, 0), ("a", 50, false, 1)];
     let shares = shares(all.into_iter().map(scenario).collect(), 2);
+    let args = |args: &[&str]| args.iter().map(|&arg| arg.to_owned()).collect::<Vec<_>>();
     assert_eq!(
         shares,
-        [vec![vec!["guest-suite", "b"]], vec![vec!["guest-suite", "d", "a"], vec!["--systemd", "guest-suite", "c"]],]
+        [
+            vec![(0, args(&["guest-suite", "b"])), (1, args(&["guest-suite", "a"]))],
+            vec![(0, args(&["guest-suite", "d", "a"])), (0, args(&["--systemd", "guest-suite", "c"]))],
+        ]
     );
 }
 
 scenarios!(
+    on_both: divergence, fake_and_real, hostile, one_host, resume;
     bad_input,
     behind,
     catalog_writer,
