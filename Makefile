@@ -11,7 +11,7 @@ CARGO ?= cargo
 # The program that `make install` installs.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup setup-lab build release check fmt test test-unit fuzz audit tables demo lab-consul lab-matrix lab-shell bench install uninstall deb clean
+.PHONY: all setup setup-lab build release check check-freebsd fmt test test-unit fuzz audit tables demo lab-consul lab-matrix lab-shell bench install uninstall deb clean
 
 all: build
 
@@ -36,6 +36,11 @@ check:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+
+# Checks that zsync compiles for FreeBSD. The target's standard library comes from rustup.
+check-freebsd:
+	rustup target add x86_64-unknown-freebsd
+	$(CARGO) check --locked --target x86_64-unknown-freebsd
 
 # All tests, including those on real ZFS.
 test: setup

@@ -214,6 +214,41 @@ fn manual_pages_have_exactly_the_options_of_the_program() {
     }
 }
 
+/// The string literals of a Rust file, without its tests.
+fn literals_of(path: &str) -> Vec<String> {
+    let source = read(path);
+    let lines = source.split("#[cfg(test)]").next().unwrap().lines().filter(|line| !line.trim().starts_with("//"));
+    lines.flat_map(|line| line.split('"').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>()).collect()
+}
+
+#[test]
+fn page_of_openzfs_has_everything_that_is_used_of_zfs() {
+    let page = page("zsync-openzfs.7");
+    let mut used = BTreeSet::new();
+    for file in names_in("src/zfs/argv") {
+        let path = format!("src/zfs/argv/{file}");
+        if file.ends_with(".lua") {
+            let source = read(&path);
+            let called = source.split("zfs.").skip(1).map(|rest| rest.split('(').next().unwrap().to_owned());
+            used.extend(called.flat_map(|name| name.split('.').map(str::to_owned).collect::<Vec<_>>()));
+        } else {
+            // Subcommands, options, and lists of columns or types.
+            let part = |literal: &String| {
+                let kept = literal.starts_with('-') || literal.starts_with(|c: char| c.is_ascii_lowercase());
+                kept && literal.len() > 1 && !literal.contains(['{', '}', '.'])
+            };
+            let all = literals_of(&path).into_iter().filter(part);
+            used.extend(all.flat_map(|literal| literal.split([',', '=']).map(str::to_owned).collect::<Vec<_>>()));
+        }
+    }
+    assert!(used.len() > 60, "{used:?}");
+    let option = |word: &str| word.strip_prefix('-').is_some_and(|l| page.source.contains(&format!("Fl {l}")));
+    let shown = |word: &str| page.text.contains(word) || option(word);
+    let values = ["off", "none", "all", "each", "local", "received", "value", "property", "script"];
+    let missing: Vec<&String> = used.iter().filter(|w| !values.contains(&w.as_str()) && !shown(w)).collect();
+    assert!(missing.is_empty(), "zsync-openzfs.7 lacks {missing:?}");
+}
+
 // --- Keys of the configuration files.
 
 /// Every key that the parser knows, from its error for an unknown key.
