@@ -324,6 +324,31 @@ fn agent_refuses_slave_with_other_name() {
     logged("sent TLS, but this port accepts only plaintext");
 }
 
+/// Nothing is known about the peer then, so the order may be tried again.
+#[test]
+fn interrupted_handshake_is_a_temporary_failure() {
+    let _turn = turn();
+    let pki = Pki::new();
+    for (closes, words) in
+        [(true, "the TLS handshake failed: it closed the connection"), (false, "it did not answer the TLS handshake")]
+    {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            let mut mute = Vec::new();
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                assert!(stream.read(&mut [0; 10_000]).unwrap() > 0);
+                mute.extend((!closes).then_some(stream));
+            }
+        });
+        let response = send("alpha", Some(pki.issue("alpha", &[A])), &address);
+        refused(&response, words);
+        assert!(response.temporary, "{response:?}");
+        refused(&response, "check that zsync slave is running on beta");
+    }
+}
+
 #[test]
 fn certificate_without_roles_counts_if_configuration_names_it() {
     let _turn = turn();

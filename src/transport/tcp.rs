@@ -12,7 +12,7 @@ use thiserror::Error;
 
 use crate::model::{HostName, Identity, PeerRole};
 use crate::sys::runtime;
-use crate::transport::tls::{Secured, Tls};
+use crate::transport::tls::{HandshakeError, Secured, Tls};
 
 /// How long each step of connecting may take: resolving the name, connecting, and the TLS handshake.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -50,6 +50,14 @@ pub enum TransportError {
         /// The peer's name and address.
         peer: String,
         /// Why it cannot be trusted.
+        reason: String,
+    },
+    /// The connection failed during the TLS handshake, before the peer has proven anything.
+    #[error("cannot connect to {peer}: {reason}")]
+    Handshake {
+        /// The peer's name and address.
+        peer: String,
+        /// How it failed.
         reason: String,
     },
     /// Listening on the address is not possible.
@@ -265,11 +273,15 @@ impl Dial<'_> {
         set_options(&stream, &name);
         let Some(tls) = self.tls else { return Ok(Connection::plain(stream, name)) };
         let refused = |reason| TransportError::Tls { peer: name.clone(), reason };
+        let interrupted = |reason| TransportError::Handshake { peer: name.clone(), reason };
         let handshake = runtime::timeout(CONNECT_WITHIN, tls.connect(host, Buffered::new(stream)));
         let peer = handshake
             .await
-            .map_err(|runtime::Elapsed| refused("it did not answer the TLS handshake".to_owned()))?
-            .map_err(refused)?;
+            .map_err(|runtime::Elapsed| interrupted("it did not answer the TLS handshake".to_owned()))?
+            .map_err(|error| match error {
+                HandshakeError::Untrusted(reason) => refused(reason),
+                HandshakeError::Interrupted(reason) => interrupted(format!("the TLS handshake failed: {reason}")),
+            })?;
         if !peer.identity.may_be(self.role) {
             let roles = peer.identity.roles_in_words();
             return Err(refused(format!("its certificate is for {roles}, not for {}", self.role)));

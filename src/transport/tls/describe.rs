@@ -74,6 +74,11 @@ fn is_refusal(error: &Rustls) -> bool {
     )
 }
 
+/// Whether the connection itself failed, not what the peer sent on it.
+pub(super) fn is_interruption(error: &io::Error) -> bool {
+    tls_error(error).is_none()
+}
+
 fn tls_error(error: &io::Error) -> Option<&Rustls> {
     error.get_ref().and_then(|inner| inner.downcast_ref())
 }

@@ -34,7 +34,7 @@ use crate::sys::runtime;
 pub(crate) use crate::transport::tls::certificate::is_dns_name;
 use crate::transport::tls::certificate::server_name;
 pub use crate::transport::tls::certificate::{Certificate, TlsError, certificate, certificates, certificates_in, read};
-use crate::transport::tls::describe::{DescribeErrors, Own, describe, describe_tls};
+use crate::transport::tls::describe::{DescribeErrors, Own, describe, describe_tls, is_interruption};
 use crate::transport::tls::revocation::Revocations;
 pub(crate) use crate::transport::tls::revocation::until as list_until;
 use crate::transport::tls::witness::Witness;
@@ -283,7 +283,7 @@ impl Tls {
     }
 
     /// Performs the handshake as the client, with the host of this name.
-    pub(super) async fn connect<S: TlsTransport>(&self, host: &HostName, stream: S) -> Result<Secured, String> {
+    pub(super) async fn connect<S: TlsTransport>(&self, host: &HostName, stream: S) -> Result<Secured, HandshakeError> {
         let name = server_name(host);
         let name = name.ok_or_else(|| format!("{host} is not a DNS name, so no certificate can name it"))?;
         let current = self.current();
@@ -293,23 +293,41 @@ impl Tls {
             Ok(stream) => stream,
             Err((error, stream)) => {
                 let reason = describe(&error, &current.own, witness.presented().as_ref());
+                if is_interruption(&error) {
+                    return Err(HandshakeError::Interrupted(reason));
+                }
                 drain(stream).await;
-                return Err(reason);
+                return Err(reason.into());
             }
         };
         let identity = peer_identity(stream.get_ref().1)?;
         // A wildcard certificate satisfies TLS, but its owner could be any host, so it is not accepted here.
         if !identity.is(host) {
-            return Err(format!("its certificate is not that of {host}: it names {identity}"));
+            return Err(format!("its certificate is not that of {host}: it names {identity}").into());
         }
         if stream.get_ref().1.alpn_protocol() != Some(PROTOCOL) {
             return Err(
                 "it speaks TLS, but not zsync's protocol zsync/1: it is another program, or an older zsync; hint: \
                         check the address, or update zsync there"
-                    .to_owned(),
+                    .to_owned()
+                    .into(),
             );
         }
         Ok(Secured::new(stream, identity, &current.own))
+    }
+}
+
+/// Why a handshake with a server failed.
+pub(super) enum HandshakeError {
+    /// The peer has not proven to be the expected host, for this reason.
+    Untrusted(String),
+    /// The connection failed before the peer could prove anything.
+    Interrupted(String),
+}
+
+impl From<String> for HandshakeError {
+    fn from(reason: String) -> Self {
+        Self::Untrusted(reason)
     }
 }
 
