@@ -324,3 +324,61 @@ fn transfer_that_waits_for_a_slot_says_so_and_does_not_fail() {
     assert_eq!(counter.waits_for(), None);
     assert_eq!(pair.copy(), [guid]);
 }
+
+#[test]
+fn conversation_in_which_nothing_arrives_ends() {
+    let pair = slave_for_all(1, Duration::from_secs(60));
+    let mut stream = conversation(&pair.slave.address, "evil", 1);
+    // One step more than a slave takes.
+    stream.write_all("{\"Step\":\"rollback\",\"Guid\":\"7\"}\n".repeat(33).as_bytes()).unwrap();
+    let mut answers = String::new();
+    stream.read_to_string(&mut answers).unwrap();
+    let last = answers.lines().last().unwrap();
+    assert!(last.contains("sent nothing that could be received in 32 steps"), "{last}");
+    assert!(last.contains(r#""Temporary":true"#), "{last}");
+    assert_eq!(answers.matches("the order does not allow it").count(), 32, "{answers}");
+}
+
+#[test]
+fn steps_that_bring_nothing_do_not_keep_a_slot() {
+    let pair = slave_for_all(1, Duration::from_secs(2));
+    let guid = pair.take("S_1");
+    let mut stream = conversation(&pair.slave.address, "evil", 1);
+    std::thread::sleep(Duration::from_millis(500));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                stream.write_all(b"{\"Step\":\"rollback\",\"Guid\":\"7\"}\n").unwrap();
+                std::thread::sleep(Duration::from_millis(300));
+            }
+        });
+        let begin = Instant::now();
+        let response = pair.send(guid);
+        over.store(true, Ordering::Relaxed);
+        assert!(response.is_success, "{response:?}");
+        // All the steps that a slave takes would last for ten seconds.
+        assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+    });
+}
+
+#[test]
+fn stranger_does_not_lock_the_copy_of_another_host() {
+    let pair = slave_for_all(1, Duration::from_secs(60));
+    assert!(pair.send(pair.take("S_1")).is_success);
+    // An order that was admitted would now wait for a slot, with the copy locked.
+    let occupant = conversation(&pair.slave.address, "evil", 1);
+    std::thread::sleep(Duration::from_millis(500));
+    let mut stranger = TcpStream::connect(&pair.slave.address).unwrap();
+    let order = format!(
+        r#"{{"Source":"stranger","OrderUUID":"{}","SnapshotUUID":"x","SnapshotName":"S_1","DestDataset":"pool/copy"}}"#,
+        uuid::Uuid::now_v7()
+    );
+    stranger.write_all(format!("{order}\n").as_bytes()).unwrap();
+    stranger.set_read_timeout(Some(common::PATIENCE)).unwrap();
+    let mut answer = String::new();
+    BufReader::new(&stranger).read_line(&mut answer).unwrap();
+    assert!(answer.contains("pool/copy is another host's copy (it has the hold zsync:from:alpha)"), "{answer}");
+    drop(occupant);
+    assert!(pair.send(pair.take("S_2")).is_success);
+}

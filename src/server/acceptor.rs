@@ -198,6 +198,7 @@ impl<R: Role> Acceptor<R> {
                 | WireError::Damaged { .. }
                 | WireError::Stalled { .. }
                 | WireError::Slow { .. }
+                | WireError::Fruitless { .. }
         );
         let temporary = error.is_temporary();
         let reason = format!("{:#}", anyhow::Error::from(error));

@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use futures_lite::future;
-
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::publish::publisher::Publisher;
@@ -11,12 +9,11 @@ use crate::host::queue::{QueueSlot, queue_timeout};
 use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, PeerRole, ResponseStatus};
 use crate::policy::Local;
 use crate::server::{Counters, acceptor, counters};
-use crate::slave::flow::window_of;
+use crate::slave::idle::Idleness;
 use crate::slave::listing::list_uuids;
 use crate::slave::receive::{IncomingStream, Receiver, occupied};
 use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, turn};
 use crate::sys::log_limit::Complaint;
-use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
 use crate::wire::{DestinationInfo, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
 use crate::zfs::Zfs;
@@ -41,6 +38,7 @@ struct Session<'a, Z> {
     claim: Option<Claim>,
     /// The slot of the first stream; later streams take one each.
     slot: Option<QueueSlot>,
+    idleness: Idleness,
     destination: ListedDestination,
     /// The createtxg of the newest snapshot that was there when the conversation began; `None` if there was none.
     known: Option<u64>,
@@ -103,6 +101,7 @@ impl<Z: Zfs> Slave<Z> {
             order: &order,
             claim: Some(claim),
             slot: Some(slot),
+            idleness: Idleness::default(),
             destination: ListedDestination::default(),
             known: None,
             has_received: false,
@@ -138,6 +137,7 @@ impl<Z: Zfs> Slave<Z> {
             order,
             claim: Some(claim),
             slot: None,
+            idleness: Idleness::default(),
             destination: ListedDestination::default(),
             known: None,
             has_received: false,
@@ -162,6 +162,11 @@ impl<Z: Zfs> Slave<Z> {
             return refuse(conn, order, ListUuids { error: denied.to_string(), ..refusal }).await.map(|()| None);
         }
         let no_bytes = Counter::default();
+        // Otherwise, any host that may send could keep the owner of a copy waiting.
+        let checking = self.receiver.check_owner_unlocked(&order.source, dataset);
+        if let Err(error) = alive_while(conn, &no_bytes, checking).await? {
+            return refuse(conn, order, listing_failure(error)).await.map(|()| None);
+        }
         // An agent that has vanished, or a receive that is still running, may have locked the dataset. This waits as
         // long as it takes to notice a silent peer.
         let claiming = self.receiver.locks.claim_within(conn.patience, dataset);
@@ -199,6 +204,13 @@ impl<Z: Zfs> Slave<Z> {
     }
 }
 
+/// What an agent gets instead of a listing.
+fn listing_failure(error: OrderError) -> ListUuids {
+    let is_refusal = error.status == ResponseStatus::Refused;
+    let status = Some(if is_refusal { DatasetStatus::Docker } else { DatasetStatus::False });
+    ListUuids { status, error: error.to_string(), hint: error.hint, ..ListUuids::default() }
+}
+
 /// Reports to an agent why it may not send, and logs that.
 async fn refuse(conn: &mut Conn, order: &OrderToSlave, refusal: ListUuids) -> Result<(), WireError> {
     let (peer, source, dataset) = (&conn.peer, &order.source, &order.dest_dataset);
@@ -214,7 +226,7 @@ impl<Z: Zfs> Session<'_, Z> {
         let mut can_continue = self.report_destination().await?;
         self.known = self.destination.found.as_ref().and_then(|found| found.newest()).map(|newest| newest.createtxg);
         while can_continue {
-            let step = self.next_step().await?;
+            let step = self.idleness.next_step(self.conn, &mut self.slot).await?;
             self.is_unpublished = true;
             can_continue = match step {
                 Step::Finish { status, guid } => return self.finish(status, guid).await,
@@ -226,18 +238,6 @@ impl<Z: Zfs> Session<'_, Z> {
             };
         }
         Ok(())
-    }
-
-    /// Receives the next step. A slot that the agent leaves unused for too long is freed; its stream takes another.
-    async fn next_step(&mut self) -> Result<Step, WireError> {
-        let (unused, slot) = (window_of(self.conn), &mut self.slot);
-        let freeing = async {
-            runtime::sleep(unused).await;
-            drop(slot.take());
-            future::pending().await
-        };
-        // Between two steps an agent may wait for its own ZFS.
-        future::or(self.conn.recv(acceptor::BETWEEN_STEPS), freeing).await
     }
 
     async fn carry_out(&mut self, step: Step) -> Result<StepDone, StepFailure> {
@@ -294,7 +294,10 @@ impl<Z: Zfs> Session<'_, Z> {
         };
         let result = stream.run(self.conn, self.slot.take()).await;
         self.slave.counters.ended("receive", result.is_ok(), counter.get() - before);
-        self.has_received |= result.is_ok();
+        if result.is_ok() {
+            self.has_received = true;
+            self.idleness.arrived();
+        }
         result
     }
 
@@ -327,12 +330,7 @@ impl<Z: Zfs> Session<'_, Z> {
                 self.destination = destination;
                 self.send_listing(Some(place)).await.map(|()| true)
             }
-            Err(error) => {
-                let is_refusal = error.status == ResponseStatus::Refused;
-                let status = Some(if is_refusal { DatasetStatus::Docker } else { DatasetStatus::False });
-                let failure = ListUuids { status, error: error.to_string(), hint: error.hint, ..ListUuids::default() };
-                refuse(self.conn, self.order, failure).await.map(|()| false)
-            }
+            Err(error) => refuse(self.conn, self.order, listing_failure(error)).await.map(|()| false),
         }
     }
 

@@ -163,6 +163,7 @@ impl<Z: Zfs> Receiver<Z> {
         let refused = |reason: &str| OrderError::refused(format!("cannot rename {old} to {dataset}: {reason}"));
         self.local.permission_to_receive(old, &order.source)?;
         self.local.permission_to_rename(old, dataset)?;
+        self.check_owner_unlocked(&order.source, old).await?;
         let Some(_claim) = self.locks.claim(old) else { return Err(refused("a stream is being received into it")) };
         let Some(found) = self.list(old).await? else { return Err(refused("it does not exist")) };
         if found.by_guid(from.guid).is_none() {

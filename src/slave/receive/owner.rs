@@ -41,6 +41,20 @@ impl<Z: Zfs> Receiver<Z> {
         }
     }
 
+    /// Lists a dataset and checks as [`Self::check_owner`] does, before the dataset is locked for `source`. It has to be
+    /// checked again once it is locked.
+    pub(crate) async fn check_owner_unlocked(
+        &self,
+        source: &HostName,
+        dataset: &DatasetName,
+    ) -> Result<(), OrderError> {
+        if self.local.permission_to_receive(dataset, source)?.sources.is_some() {
+            return Ok(());
+        }
+        let (found, surroundings) = self.list_around(dataset).await?;
+        self.check_owner(source, dataset, found.as_ref(), &surroundings).await
+    }
+
     /// Checks that a dataset may be renamed with everything below it: local.json protects all of it as well under the
     /// new names, and none of it has an entry of its own, or is another host's copy where no `sources` say who may send.
     pub(super) async fn check_rename(

@@ -56,6 +56,14 @@ pub enum WireError {
         /// The time that was measured.
         limit: Duration,
     },
+    /// The peer kept a conversation open, but sent nothing that could be received.
+    #[error("{peer} kept the conversation open, but sent nothing that could be received in {steps} steps")]
+    Fruitless {
+        /// The peer's name and address.
+        peer: String,
+        /// How many steps it took.
+        steps: u32,
+    },
     /// The peer aborted the conversation, with a reason.
     #[error("{peer} aborted: {reason}")]
     Aborted {
@@ -90,7 +98,8 @@ impl WireError {
             | Self::Silent { .. }
             | Self::Damaged { .. }
             | Self::Stalled { .. }
-            | Self::Slow { .. } => true,
+            | Self::Slow { .. }
+            | Self::Fruitless { .. } => true,
         }
     }
 }
