@@ -551,6 +551,29 @@ fn copy_is_renamed_only_to_where_it_is_protected_as_well() {
     );
 }
 
+/// The copy would otherwise be made a second time, and the first one left behind.
+#[test]
+fn copy_that_cannot_be_renamed_now_is_renamed_later() {
+    let pair =
+        Pair::with_destination(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#);
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/renamed"))).unwrap();
+    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first };
+    let order = DirectorsOrder { dest_dataset: "pool/new".into(), renamed_from: Some(from), ..pair.send_order(first) };
+    let local = local(r#"{ "local_datasets": [ { "name": "tank/renamed" } ] }"#);
+    let agent = Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local);
+    pair.beta.fail_next("rename", ErrorKind::Busy, "cannot unmount '/pool/copy': pool or dataset is busy");
+    let (response, _) = Pair::carry_out_by(&agent, &order);
+    assert!(!response.is_success && response.temporary, "{response:?}");
+    assert!(response.error.starts_with("cannot rename beta:pool/copy as tank/data was renamed"), "{response:?}");
+    assert!(response.hint.unwrap().contains("zfs unmount"));
+    assert_eq!((guids(&pair.beta, "pool/copy"), pair.beta.dataset(&ds("pool/new"))), (vec![first], None));
+    let (response, _) = Pair::carry_out_by(&agent, &order);
+    assert!(response.is_success, "{response:?}");
+    assert_eq!(guids(&pair.beta, "pool/new"), [first]);
+}
+
 #[test]
 fn copy_follows_no_source_without_proof_of_its_rename() {
     let pair = Pair::new();

@@ -177,6 +177,12 @@ impl NoticeKind {
                 "these dates, or the later date of an older snapshot, come from a wrong clock, or from somebody who \
                  backdates snapshots to have genuine ones pruned; find out which before destroying any of them",
             ),
+            // A dataset cannot be renamed into itself.
+            Self::NothingInCommon { with, copy_of: Some(of) }
+                if of.dataset.is_within(&with.dataset) || with.dataset.is_within(&of.dataset) =>
+            {
+                None
+            }
             Self::NothingInCommon { copy_of: Some(_), .. } => {
                 Some("if datasets were renamed at the source, rename their copies in the same way (zfs rename)")
             }

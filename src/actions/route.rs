@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::actions::common::{NewestCommon, SnapshotsByGuid};
 use crate::actions::index::{Claim, IndexedPolicy};
-use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Place};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Place, tags};
 use crate::policy::Policy;
 
 /// What a send order says about other datasets.
@@ -63,12 +63,17 @@ pub(super) fn route(
         places.into_iter().nth(same).map(|out| out.to.dataset)
     });
     let receiver = inventory.hosts.get(&target.host);
-    let renamed = receiver.filter(|_| there.is_none()).and_then(|host| renamed(policy, inventory, from, target, host));
+    // The destination may be the copy of another dataset, which is about to be renamed like its source.
+    let is_other = |there: &DatasetInventory| NewestCommon::of(from.dataset, &SnapshotsByGuid::of(there)).any.is_none();
+    let renamed = receiver
+        .filter(|_| there.is_none_or(|there| !there.snapshots.is_empty() && is_other(there)))
+        .and_then(|host| renamed(policy, inventory, from, target, host));
     Route { origin, renamed, destinations }
 }
 
 /// The copy of a renamed dataset under its former name: a copy below the target whose own source is gone, and that has
-/// a snapshot in common with the dataset.
+/// a snapshot in common with the dataset. A cursor has to prove that the dataset was sent there: otherwise it is a copy
+/// that somebody has renamed, perhaps to save it.
 fn renamed(
     policy: &Policy,
     inventory: &Inventory,
@@ -89,6 +94,9 @@ fn renamed(
         .filter(|(_, copy)| copy.snapshots.iter().any(|s| ours.contains(&s.guid)))
         .filter_map(|(name, copy)| {
             let source = source_of(name).filter(|source| source != from.name)?;
+            if !tags::was_sent(from.dataset, &Place { host: target.host.clone(), dataset: name.clone() }) {
+                return None;
+            }
             let held = SnapshotsByGuid::of(copy);
             let still = inventory.dataset(from.host, &source);
             if still.is_some_and(|still| NewestCommon::of(still, &held).any.is_some()) {

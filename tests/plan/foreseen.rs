@@ -445,6 +445,25 @@ fn preview_knows_that_a_copy_is_renamed_with_its_source() {
     assert_eq!([copy("pool/e0/x"), copy("pool/e0/x/d"), copy("pool/e0/c")], [2, 2, 0]);
 }
 
+/// A name that a dataset has given up is another one's at once, for the copies as well.
+#[test]
+fn preview_and_pass_follow_names_that_rotate() {
+    let mut fleet = Fleet::of_two(r#""append_only": false"#);
+    let (alpha, beta) = (fleet.pools["alpha"].clone(), fleet.pools["beta"].clone());
+    alpha.create(&ds("tank/d0/a"));
+    fleet.preview_and_pass();
+    let of = |pool: &Fake, name: &str| pool.dataset(&ds(name)).unwrap().snapshots[0].guid;
+    let before = [of(&alpha, "tank/d0/a"), of(&alpha, "tank/d0/c")];
+    for (from, to) in [("tank/d0/c", "tank/d0/x"), ("tank/d0/a", "tank/d0/c")] {
+        runtime::block_on(alpha.rename(&ds(from), &ds(to))).unwrap();
+    }
+    fleet.now += TimeDelta::hours(1);
+    let (planned, outcomes) = fleet.preview_and_pass();
+    assert!(outcomes.iter().all(|outcome| outcome.success), "{planned:?} {outcomes:?}");
+    assert_eq!([of(&beta, "pool/e0/c"), of(&beta, "pool/e0/x")], before, "no copy begins from the start");
+    assert!(beta.dataset(&ds("pool/e0/a")).is_none());
+}
+
 #[test]
 fn preview_knows_that_nothing_is_sent_to_a_pool_that_is_away() {
     let mut fleet = Fleet::of_two(r#""append_only": false"#);

@@ -134,7 +134,7 @@ impl<'a> Pass<'a> {
     }
 
     /// Adds a notice about the copies of a recursive entry whose sources no longer exist. A copy of a dataset that was
-    /// only renamed is not one of them.
+    /// only renamed is not one of them. Other copies on the source's host are no sources.
     pub(super) fn note_gone_sources(&mut self, index: usize) {
         let entry = &self.policy.datasets[index];
         let targets: BTreeSet<&Place> = entry.policies.iter().flat_map(|p| &p.sync_on).collect();
@@ -143,8 +143,9 @@ impl<'a> Pass<'a> {
             if copies.is_empty() {
                 continue;
             }
-            let sources = self.inventory.hosts.get(&entry.hostname).into_iter().flat_map(|h| h.datasets.values());
-            let guids: HashSet<Guid> = sources.flat_map(|of| of.snapshots.iter().map(|s| s.guid)).collect();
+            let on_host = self.inventory.hosts.get(&entry.hostname).into_iter().flat_map(|host| &host.datasets);
+            let sources = on_host.filter(|(name, _)| self.index.incoming(&entry.hostname, name).is_empty());
+            let guids: HashSet<Guid> = sources.flat_map(|(_, of)| of.snapshots.iter().map(|s| s.guid)).collect();
             copies.retain(|(_, copy)| copy.newest().is_none_or(|newest| !guids.contains(&newest.guid)));
             let copies: Vec<DatasetName> = copies.into_iter().map(|(name, _)| name.clone()).collect();
             if !copies.is_empty() {
@@ -153,7 +154,8 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The datasets below a target that have snapshots of an entry's policies, but no source.
+    /// The datasets below a target that have snapshots of an entry's policies, but no source. A source that is excluded,
+    /// or that another entry sends elsewhere, exists all the same.
     fn without_source(&self, entry: &DatasetPolicy, target: &Place) -> Vec<(&'a DatasetName, &'a DatasetInventory)> {
         let Some(host) = self.inventory.hosts.get(&target.host).filter(|h| h.covers(&target.dataset)) else {
             return Vec::new();
@@ -162,7 +164,14 @@ impl<'a> Pass<'a> {
             let mut prefixes = entry.policies.iter().map(|p| &p.prefix);
             prefixes.any(|prefix| copy.snapshots.iter().any(|s| prefix.time_in(&s.name).is_some()))
         };
-        let has_source = |name: &DatasetName| self.index.incoming(&target.host, name).iter().any(|i| self.exists(i));
+        let exists = |name: &DatasetName| {
+            let source = entry.dataset.join(name.below(&target.dataset)?).ok()?;
+            let known = self.known(&Place { host: entry.hostname.clone(), dataset: source });
+            (!matches!(known, KnownDataset::Absent)).then_some(())
+        };
+        let has_source = |name: &DatasetName| {
+            exists(name).is_some() || self.index.incoming(&target.host, name).iter().any(|i| self.exists(i))
+        };
         host.within(&target.dataset)
             .filter(|(name, _)| **name != target.dataset)
             .filter(|(name, copy)| !has_source(name) && is_copy(copy))

@@ -361,6 +361,31 @@ fn copies_without_source_are_mentioned() {
     for world in [renamed, unknown] {
         assert!(!notices(&policy, &world, NOW).iter().any(|notice| notice.contains("no longer exists")));
     }
+    // On one machine, the copies are no sources.
+    let here = self::policy([recursive(entry("alpha:tank/d", &["alpha:bak/d", "alpha:usb/d"]))]);
+    let world = format!("{}{}", world.replace("beta:", "alpha:"), world.replace("beta:bak", "alpha:usb"));
+    for copies in ["bak", "usb"] {
+        let gone = gone.replace("beta:", "alpha:").replace("bak", copies);
+        assert!(notices(&here, &world, NOW).contains(&gone), "{gone}");
+    }
+}
+
+#[test]
+fn source_that_is_excluded_or_sent_elsewhere_is_not_gone() {
+    let world = "
+        alpha:tank/d    B@11-23T12:00
+        alpha:tank/d/p  B@11-23T12:00=1
+        beta:bak/d      B@11-23T12:00
+        beta:bak/d/p    B@11-23T12:00=1
+        gamma:bak
+    ";
+    let tree = recursive(entry("alpha:tank/d", &["beta:bak/d"]));
+    let excluding =
+        with(tree.clone(), |e| e.exclude = crate::policy::Exclude::new(vec![glob::Pattern::new("p").unwrap()]));
+    let elsewhere = entry("alpha:tank/d/p", &["gamma:bak/p"]);
+    for policy in [policy([excluding]), policy([tree, elsewhere])] {
+        assert!(!notices(&policy, world, NOW).iter().any(|notice| notice.contains("no longer exists")));
+    }
 }
 
 #[test]

@@ -79,7 +79,14 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let StepOutcome { result, destination } = self.peer.follow_rename().await?;
         self.progress.remarks.push(match result {
             Ok(()) => format!("{}:{} was renamed as its source was", old.host, old.dataset),
-            Err(error) => format!("a new copy was made: {}", error.message()),
+            // What the host does not permit now, it will not permit later either.
+            Err(error) if error.status == ResponseStatus::Refused && !error.temporary => {
+                format!("a new copy was made: {}", error.message())
+            }
+            Err(error) => {
+                let why = format!("cannot rename {}:{} as {} was renamed", old.host, old.dataset, from.source_dataset);
+                return Err(error.context(why));
+            }
         });
         Ok(destination)
     }

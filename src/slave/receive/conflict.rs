@@ -9,7 +9,7 @@ use crate::model::{DatasetInventory, DatasetName, Guid, OnDivergence, ResponseSt
 use crate::slave::receive::{EXCLUDE, Receiver};
 use crate::sys::clock;
 use crate::wire::OrderToSlave;
-use crate::zfs::{Depth, Fate, Named, Zfs, ZfsError};
+use crate::zfs::{Depth, ErrorKind, Fate, Named, Zfs, ZfsError};
 
 impl<Z: Zfs> Receiver<Z> {
     /// Rolls back to the newest common snapshot, `guid`. The newer snapshots must be exactly `destroys`, the order must
@@ -164,7 +164,11 @@ impl<Z: Zfs> Receiver<Z> {
         self.local.permission_to_receive(old, &order.source)?;
         self.local.permission_to_rename(old, dataset)?;
         self.check_owner_unlocked(&order.source, old).await?;
-        let Some(_claim) = self.locks.claim(old) else { return Err(refused("a stream is being received into it")) };
+        let Some(_claim) = self.locks.claim(old) else {
+            return Err(OrderError::busy(format!(
+                "cannot rename {old} to {dataset}: a stream is being received into it"
+            )));
+        };
         let Some(found) = self.list(old).await? else { return Err(refused("it does not exist")) };
         if found.by_guid(from.guid).is_none() {
             return Err(refused(&format!("it has no snapshot with the guid {}", from.guid)));
@@ -182,7 +186,11 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(refused("it is not encrypted, but a new copy with that name would be"));
         }
         self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
-        self.rename(old, dataset).await.map_err(OrderError::receiving)?;
+        let busy = "end what uses it or a dataset below it, or unmount them (zfs unmount)";
+        self.rename(old, dataset).await.map_err(|error| match error.kind {
+            ErrorKind::Busy => OrderError::receiving(error).with_hint(busy),
+            _ => OrderError::receiving(error),
+        })?;
         log::warn!("renamed {old} to {dataset}, because {} was renamed on {}", from.source_dataset, order.source);
         Ok(())
     }
