@@ -33,6 +33,7 @@ mod reason;
 mod restore;
 pub mod route;
 mod send;
+mod sequence;
 pub mod steps;
 mod verdict;
 mod whereabouts;
@@ -57,6 +58,7 @@ pub use reason::{SendReason, TakeReason};
 pub use restore::{Restorable, RestorePlan, RestoreStep, Wanted, restore};
 pub use route::{Renamed, Route};
 pub use send::{SendDecision, send};
+pub use sequence::{Group, groups};
 pub use steps::{Conflict, Resume, Step, Transfer, steps};
 pub use verdict::{DueSend, SendVerdict, Side, Subject, TakeVerdict};
 pub use whereabouts::{

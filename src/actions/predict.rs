@@ -11,8 +11,8 @@ use crate::actions::order::Order;
 use crate::actions::route::Renamed;
 use crate::actions::steps::{Base, Conflict, Step, Transfer, steps};
 use crate::model::{
-    DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Place, Prefix,
-    SnapName, Snapshot, Trashed, tags,
+    Bookmark, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Place,
+    Prefix, SnapName, Snapshot, Trashed, tags,
 };
 
 /// Changes an inventory as if all orders had been carried out at one moment. Returns for each order whether it succeeds.
@@ -22,6 +22,7 @@ use crate::model::{
 /// - If nothing was written and the order skips such datasets, a take leaves a `#NotWritten` mark instead of a
 ///   snapshot.
 /// - After a take, it is unknown how much was written since.
+/// - The cursor of the source moves to the newest snapshot that the copy has.
 /// - A copy is renamed with its source. Within one host, the hold of the last transfer moves to the snapshot that
 ///   arrives. The hold on another host moves, too, but the director learns that only from the next listing.
 /// - A transfer that would end in a conflict changes nothing and fails, unless the order permits a remedy.
@@ -184,12 +185,28 @@ impl Sending<'_> {
             let marks = Marks { sync: true, ..Marks::default() };
             destination.snapshots.push(Snapshot { createtxg, userrefs: 0, has_clones: false, marks, ..snapshot });
         }
+        let arrived: HashSet<Guid> = destination.snapshots.iter().map(|s| s.guid).collect();
+        let common = source.snapshots.iter().rfind(|s| arrived.contains(&s.guid)).cloned();
+        let copy = destination.guid;
         receiver.datasets.insert(to.dataset.clone(), destination);
-        let sent = dataset_mut(inventory, host, dataset);
-        if let Some(snapshot) = sent.and_then(|d| d.snapshots.iter_mut().find(|s| s.guid == guid)) {
-            snapshot.marks.sent = true;
+        if let Some(sent) = dataset_mut(inventory, host, dataset) {
+            if let Some(common) = common {
+                self.move_cursor(sent, &common, copy);
+            }
+            if let Some(snapshot) = sent.snapshots.iter_mut().find(|s| s.guid == guid) {
+                snapshot.marks.sent = true;
+            }
         }
         Ok(())
+    }
+
+    /// Moves the cursor of the source to the newest snapshot that the `copy` has, too.
+    fn move_cursor(&self, source: &mut DatasetInventory, common: &Snapshot, copy: Option<Guid>) {
+        let Ok(name) = tags::cursor(self.dataset, self.to, common.guid, copy) else { return };
+        let old = tags::old_cursors(source, self.to, common.guid, copy);
+        source.bookmarks.retain(|bookmark| bookmark.name != name && !old.contains(&bookmark.name));
+        let Snapshot { guid, createtxg, creation, .. } = *common;
+        source.bookmarks.push(Bookmark { name, guid, createtxg, creation });
     }
 
     /// Renames the copy with everything below it, if its source was renamed and a cursor proves that it was sent there.

@@ -106,8 +106,19 @@ impl Firsthand {
         fence: Option<Fence>,
     ) -> Result<(bool, BTreeMap<HostName, String>), CatalogError> {
         let missing = self.missing(orders, poll.began, |host| poll.has_listed(host));
+        let failed = self.ask_for(&missing, (policy, dispatcher, state), fence).await?;
+        Ok((!missing.is_empty(), failed))
+    }
+
+    /// Asks hosts for these datasets of their own. Returns the hosts that could not be asked, each with the reason.
+    pub(super) async fn ask_for<Z: Zfs, C: CatalogWrite + ?Sized + 'static>(
+        &self,
+        wanted: &BTreeMap<HostName, BTreeSet<DatasetName>>,
+        (policy, dispatcher, state): (&Policy, &Dispatcher<Z>, &FleetState<C>),
+        fence: Option<Fence>,
+    ) -> Result<BTreeMap<HostName, String>, CatalogError> {
         let mut failed = BTreeMap::new();
-        for (host, datasets) in &missing {
+        for (host, datasets) in wanted {
             let tops = datasets.iter().filter(|d| !datasets.iter().any(|top| top != *d && d.is_within(top)));
             for top in tops {
                 let order =
@@ -139,7 +150,7 @@ impl Firsthand {
                 state.apply_listings(host, began, changes).await?;
             }
         }
-        Ok((!missing.is_empty(), failed))
+        Ok(failed)
     }
 }
 

@@ -58,7 +58,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
         saved: Option<Vec<Order>>,
         limit: Option<Duration>,
     ) -> Result<Begun<Z, C>, CatalogError> {
-        let pass = pass.beside(self.lanes.clone());
+        let pass = pass.beside(self.lanes.clone()).within(limit);
         // A saved plan contains all that is to be done.
         self.slots = saved.is_none().then(|| SlotClock::new(pass.policy(), (self.clock)()));
         self.last = Some(pass.clone());

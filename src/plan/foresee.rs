@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, predict, predict_order};
+use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, groups, predict, predict_order};
 use crate::director::{transfer_levels, turn};
 use crate::fleet::durations::KnownDurations;
 use crate::fleet::obstacles::Obstacles;
@@ -30,8 +30,16 @@ pub struct EntryOrders {
 }
 
 impl EntryOrders {
-    fn is_empty(&self) -> bool {
-        self.takes.is_empty() && self.sends.is_empty() && self.destroys.is_empty()
+    fn of(orders: impl IntoIterator<Item = Order>) -> Self {
+        let mut all = Self::default();
+        for order in orders {
+            match order {
+                Order::Take { .. } => all.takes.push(order),
+                Order::Send { .. } => all.sends.push(order),
+                Order::Destroy { .. } => all.destroys.push(order),
+            }
+        }
+        all
     }
 }
 
@@ -45,8 +53,9 @@ pub struct PredictedFleet<'a> {
     released: BTreeMap<Place, Option<Guid>>,
     /// What has been destroyed so far.
     destroyed: Destroyed,
-    /// The transfers that fail although no obstacle stands in their way, each with the reason.
-    failures: HashMap<(HostName, DatasetName, Place), String>,
+    /// The transfers that fail although no obstacle stands in their way, each with the reason. Two entries may send a
+    /// dataset to one destination.
+    failures: HashMap<(usize, HostName, DatasetName, Guid, Place), String>,
     /// The inventory after all orders so far.
     pub inventory: Inventory,
 }
@@ -116,11 +125,14 @@ impl<'a> PredictedFleet<'a> {
             (Ok(()), Order::Send { host, to, .. }) => {
                 self.note_permission(to);
                 if to.host != *host {
-                    self.released.insert(to.clone(), held);
+                    // A second transfer finds what the first one has released.
+                    if let Some(before) = self.released.insert(to.clone(), held) {
+                        self.release(to, before);
+                    }
                 }
             }
-            (Err(reason), Order::Send { host, dataset, to, .. }) => {
-                self.failures.insert((host.clone(), dataset.clone(), to.clone()), reason);
+            (Err(reason), Order::Send { entry, host, dataset, guid, to, .. }) => {
+                self.failures.insert((*entry, host.clone(), dataset.clone(), *guid, to.clone()), reason);
                 return false;
             }
             _ => {}
@@ -145,6 +157,13 @@ impl<'a> PredictedFleet<'a> {
         tags::newest_sent(source, to).or_else(before)
     }
 
+    /// Releases a hold on a snapshot of a copy.
+    fn release(&mut self, place: &Place, held: Option<Guid>) {
+        let copy = self.inventory.hosts.get_mut(&place.host).and_then(|host| host.datasets.get_mut(&place.dataset));
+        let snapshot = copy.and_then(|copy| copy.snapshots.iter_mut().find(|s| Some(s.guid) == held));
+        snapshot.into_iter().for_each(|s| s.userrefs = s.userrefs.saturating_sub(1));
+    }
+
     /// The destroys that are due in an entry. The copies that have received are listed again first, if anything is to
     /// be destroyed there.
     fn destroys(&mut self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
@@ -163,9 +182,7 @@ impl<'a> PredictedFleet<'a> {
         }
         for place in listed {
             let held = self.released.remove(&place).flatten();
-            let copy = self.inventory.hosts.get_mut(&place.host).and_then(|host| host.datasets.get_mut(&place.dataset));
-            let snapshot = copy.and_then(|copy| copy.snapshots.iter_mut().find(|s| Some(s.guid) == held));
-            snapshot.into_iter().for_each(|s| s.userrefs = s.userrefs.saturating_sub(1));
+            self.release(&place, held);
         }
         let is_listed = |order: &Order| place(order).is_some_and(|place| !self.released.contains_key(&place));
         due(self).into_iter().filter(is_listed).collect()
@@ -200,42 +217,42 @@ impl<'a> PredictedFleet<'a> {
     /// Carries out one entry in the inventory as the director does on hosts: takes, then transfers that were due before
     /// or are due now, then destroys.
     pub fn carry_out_entry(&mut self, entry: usize, at: DateTime<Utc>) -> EntryOrders {
-        let due = self.due(entry, at);
-        self.carry_out_due(entry, due, at)
+        let mut orders = EntryOrders::of(self.due(entry, at));
+        let has_taken = self.take(&orders, at);
+        self.send_and_destroy(entry, &mut orders, has_taken, at);
+        orders
     }
 
-    /// Carries out one entry, whose orders `due` were decided before.
-    pub fn carry_out_due(&mut self, entry: usize, due: Vec<Order>, at: DateTime<Utc>) -> EntryOrders {
-        let mut orders = EntryOrders::default();
-        let mut sends: Vec<Order> = Vec::new();
-        for order in due {
-            match order {
-                Order::Take { .. } => orders.takes.push(order),
-                Order::Send { .. } => sends.push(order),
-                Order::Destroy { .. } => orders.destroys.push(order),
-            }
+    /// Takes the snapshots among the orders of one entry, in the inventory. Returns whether there are any.
+    fn take(&mut self, orders: &EntryOrders, at: DateTime<Utc>) -> bool {
+        for order in &orders.takes {
+            self.carry_out(order, at);
         }
-        if !orders.takes.is_empty() {
-            for order in &orders.takes {
-                self.carry_out(order, at);
-            }
-            orders.destroys.clear();
-            for order in self.due(entry, at) {
-                match order {
-                    Order::Take { .. } => {}
-                    Order::Send { .. } => sends.push(order),
-                    Order::Destroy { .. } => orders.destroys.push(order),
-                }
-            }
+        !orders.takes.is_empty()
+    }
+
+    /// Carries out the transfers and the destroys of one entry. They are decided again if the inventory has changed since
+    /// `orders` were decided. Returns whether there are any.
+    fn send_and_destroy(
+        &mut self,
+        entry: usize,
+        orders: &mut EntryOrders,
+        mut has_changed: bool,
+        at: DateTime<Utc>,
+    ) -> bool {
+        let mut sends = std::mem::take(&mut orders.sends);
+        if has_changed {
+            sends.extend(self.due(entry, at).into_iter().filter(|order| matches!(order, Order::Send { .. })));
         }
         orders.sends = self.send(latest_of_each(sends), at);
-        if !orders.sends.is_empty() || !self.released.is_empty() {
+        has_changed |= !orders.sends.is_empty();
+        if has_changed {
             orders.destroys = self.destroys(entry, at);
         }
         for order in &orders.destroys {
             self.carry_out(order, at);
         }
-        orders
+        !orders.sends.is_empty() || !orders.destroys.is_empty()
     }
 }
 
@@ -280,8 +297,8 @@ impl DueNow {
 /// Predicts everything that one pass would do at a moment. `now` has the orders that are due according to the present
 /// `inventory`. Orders fail because of the `obstacles`, and nothing follows from them.
 ///
-/// Entries are carried out in the policy's sequence. The director, however, works on the entries of different datasets
-/// side by side. Orders that follow from another entry's orders may therefore have to wait for its next pass.
+/// As in a pass, everything takes its snapshots first, and then entries that share datasets are carried out one after
+/// another.
 #[must_use]
 pub fn foresee(
     policy: &Policy,
@@ -291,36 +308,47 @@ pub fn foresee(
     obstacles: &Obstacles,
 ) -> Foreseen {
     let due_now = DueNow::of(&now);
-    let mut due_by_entry: HashMap<usize, Vec<Order>> = HashMap::new();
+    let mut due: BTreeMap<usize, Vec<Order>> = BTreeMap::new();
     for order in now {
-        due_by_entry.entry(order.entry()).or_default().push(order);
+        due.entry(order.entry()).or_default().push(order);
     }
+    let mut due: BTreeMap<usize, EntryOrders> =
+        due.into_iter().map(|(entry, orders)| (entry, EntryOrders::of(orders))).collect();
     let mut fleet = PredictedFleet::new(policy, inventory, at).with_obstacles(obstacles.clone());
-    // Hosts whose inventory is no longer the one for which `now` was decided.
-    let mut changed: HashSet<HostName> = HashSet::new();
-    let mut planned = PlannedByKind::default();
-    for (entry, of) in policy.datasets.iter().enumerate() {
-        let mut hosts =
-            std::iter::once(&of.hostname).chain(of.policies.iter().flat_map(|p| &p.sync_on).map(|target| &target.host));
-        let due = due_by_entry.remove(&entry).unwrap_or_default();
-        let orders = if hosts.clone().any(|host| changed.contains(host)) {
-            fleet.carry_out_entry(entry, at)
-        } else if due.is_empty() {
-            continue;
-        } else {
-            fleet.carry_out_due(entry, due, at)
-        };
-        if !orders.is_empty() {
-            changed.extend(hosts.by_ref().cloned());
+    let groups = groups(policy);
+    // What is no longer as it was when `now` was decided, by cluster, and what has been sent.
+    let (mut changed, mut sent) = (HashSet::new(), HashSet::new());
+    for group in &groups {
+        for orders in group.entries.iter().filter_map(|entry| due.get(entry)) {
+            if fleet.take(orders, at) {
+                changed.insert(group.cluster);
+            }
         }
-        planned.add(orders, &due_now);
+    }
+    let mut planned = PlannedByKind::default();
+    for group in &groups {
+        for entry in &group.entries {
+            let due = due.remove(entry);
+            let has_changed = changed.contains(&group.cluster);
+            if due.is_none() && !has_changed {
+                continue;
+            }
+            let mut orders = due.unwrap_or_default();
+            if fleet.send_and_destroy(*entry, &mut orders, has_changed, at) {
+                changed.insert(group.cluster);
+            }
+            if !orders.sends.is_empty() {
+                sent.insert(group.cluster);
+            }
+            planned.add(orders, sent.contains(&group.cluster), &due_now);
+        }
     }
     let mut all: Vec<PlannedOrder> = planned.takes.into_iter().chain(planned.sends).chain(planned.destroys).collect();
     for planned in &mut all {
         let objection = obstacles.objection(&planned.order);
         planned.refused = objection.or_else(|| match &planned.order {
-            Order::Send { host, dataset, to, .. } => {
-                fleet.failures.get(&(host.clone(), dataset.clone(), to.clone())).cloned()
+            Order::Send { entry, host, dataset, guid, to, .. } => {
+                fleet.failures.get(&(*entry, host.clone(), dataset.clone(), *guid, to.clone())).cloned()
             }
             Order::Take { .. } | Order::Destroy { .. } => None,
         });
@@ -348,9 +376,11 @@ struct PlannedByKind {
 
 impl PlannedByKind {
     /// Adds the orders of an entry, each with the orders for which it waits.
-    fn add(&mut self, orders: EntryOrders, due_now: &DueNow) {
+    ///
+    /// `has_sent` tells whether it, or another entry that shares datasets with it, has sent something.
+    fn add(&mut self, orders: EntryOrders, has_sent: bool, due_now: &DueNow) {
         let EntryOrders { takes, sends, destroys } = orders;
-        let after = if sends.is_empty() { After::Take } else { After::Send };
+        let after = if has_sent { After::Send } else { After::Take };
         let taken: HashSet<(&DatasetName, &SnapName)> = takes.iter().flat_map(snapshots_taken).collect();
         for order in &sends {
             let Order::Send { host, dataset, snapshot, guid, to, .. } = order else { continue };

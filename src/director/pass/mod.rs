@@ -5,16 +5,19 @@
 //! An entry of the policy is worked on as soon as the hosts that concern it have been listed. A host that answers
 //! slowly, or never, delays only the entries that need it.
 //!
-//! Hosts and datasets are worked on side by side, but the orders of one dataset in sequence. A host that is down or a
+//! Hosts and datasets are worked on side by side, but the orders of one dataset in sequence. Entries that share datasets,
+//! such as the links of a chain, wait for each other for a limited time. A host that is down or a
 //! dataset that fails does not stop work on the others. `orders` gives the orders.
 
 mod begun;
 mod orders;
 mod saved_orders;
+mod sequence;
+mod slot;
 
 pub use begun::Begun;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,11 +26,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_lite::future;
 use parking_lot::Mutex;
 
-use crate::actions::{Destroyed, Engine, Order, Plan, PolicyIndex};
+use crate::actions::{Destroyed, Engine, Group, Order, Plan, PolicyIndex, groups};
 use crate::catalog::{CatalogError, CatalogWrite};
 use crate::director::firsthand::needs;
 use crate::director::lanes::{Lanes, PassNumber};
 use crate::director::leader::Leadership;
+use crate::director::pass::sequence::GroupTurn;
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
 use crate::fleet::dispatch::{Dispatcher, fitting};
@@ -44,6 +48,10 @@ use crate::zfs::Zfs;
 /// How long the snapshots of a dataset that has been listed wait for hosts that may concern it.
 const WAIT_FOR_PEERS: Duration = Duration::from_secs(5);
 
+/// How long an entry waits for others that share datasets with it, so that it sends what they have sent. Their transfers
+/// may run for days, and nothing waits for those.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The orders of a saved plan, by entry of the policy.
 type SavedOrders = BTreeMap<usize, Vec<Order>>;
 
@@ -59,6 +67,10 @@ pub struct Pass<Z, C: ?Sized> {
     number: PassNumber,
     /// The number of the policy when the pass was created.
     policy_number: u64,
+    /// The sequence in which the entries are worked on that share datasets.
+    groups: Arc<Vec<Group>>,
+    /// How long entries wait for others that share datasets with them.
+    patience: Duration,
     /// Limits how many entries are pruned at once. Before that, hosts may have to be asked what they have.
     pruning: Arc<Semaphore>,
     /// Closed once another pass has taken over.
@@ -87,6 +99,8 @@ impl<Z, C: ?Sized> Clone for Pass<Z, C> {
             lanes: self.lanes.clone(),
             number: self.number,
             policy_number: self.policy_number,
+            groups: Arc::clone(&self.groups),
+            patience: self.patience,
             pruning: Arc::clone(&self.pruning),
             over: self.over.clone(),
             at: self.at,
@@ -106,6 +120,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     pub fn new(policy: Arc<Policy>, dispatcher: Arc<Dispatcher<Z>>, state: FleetState<C>, at: DateTime<Utc>) -> Self {
         // The index is built once, because every entry is decided several times.
         let index = Arc::new(PolicyIndex::new(&policy));
+        let groups = Arc::new(groups(&policy));
         Self {
             policy,
             index,
@@ -114,6 +129,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             lanes: Lanes::default(),
             number: 0,
             policy_number: 0,
+            groups,
+            patience: PATIENCE,
             pruning: Arc::new(Semaphore::new(SIDE_BY_SIDE)),
             over: channel::bounded(1),
             at,
@@ -135,14 +152,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Self { state: self.state.tracked(lanes.token()), number, policy_number, lanes, ..self }
     }
 
-    /// A pass like this one that begins now.
-    fn again(&self, at: DateTime<Utc>) -> Self {
-        let (pruning, over) = (Arc::new(Semaphore::new(SIDE_BY_SIDE)), channel::bounded(1));
-        let pass =
-            Self { at, began: Instant::now(), pruning, over, resync: false, destroyed: Arc::default(), ..self.clone() };
-        Self { policy_number: self.policy_number, ..pass.beside(self.lanes.clone()) }
-    }
-
     /// The progress of the pass, and of all others that share its lanes.
     #[must_use]
     pub fn progress(&self) -> PassProgress {
@@ -159,6 +168,14 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     #[must_use]
     pub fn resyncing(self, resync: bool) -> Self {
         Self { resync, ..self }
+    }
+
+    /// This pass if it is to hand over to another one after `limit`: its entries wait for each other for at most half of
+    /// that time.
+    #[must_use]
+    pub(super) fn within(self, limit: Option<Duration>) -> Self {
+        let patience = limit.map_or(self.patience, |limit| self.patience.min(limit / 2));
+        Self { patience, ..self }
     }
 
     /// The policy of the pass.
@@ -214,10 +231,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             Arc::new(by_entry)
         });
         let (poll, polling) = self.begin_poll(saved.is_some()).await?;
-        let working = self
-            .entries_by_dataset()
-            .into_iter()
-            .map(|((host, _), entries)| self.clone().work_on_dataset(host, entries, poll.clone(), saved.clone()));
+        let turns = GroupTurn::all(&self.groups);
+        let working = self.groups.iter().zip(turns).map(|(group, turn)| {
+            let (host, entries) = (group.host.clone(), group.entries.clone());
+            self.clone().work_on_dataset(host, entries, poll.clone(), saved.clone(), turn)
+        });
         let working: Vec<_> = working.collect();
         let ((has_polled, polled), (has_ended, ended)) = (channel::bounded(1), channel::bounded(1));
         let (lanes, state) = (self.lanes.clone(), self.state.clone());
@@ -237,31 +255,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok(Begun { pass: self, poll, polled, ended })
     }
 
-    /// Begins a pass over these entries alone, whose slot has come: their snapshots are taken and sent. No host is
-    /// polled, and nothing is pruned. The result tells when its orders have ended.
-    pub(super) fn begin_slot(
-        &self,
-        tasks: &Tasks,
-        entries: &BTreeSet<usize>,
-        at: DateTime<Utc>,
-    ) -> channel::Receiver<()> {
-        let pass = self.again(at);
-        let groups = pass.entries_by_dataset().into_iter().filter_map(|((host, _), group)| {
-            let due: Vec<usize> = group.into_iter().filter(|entry| entries.contains(entry)).collect();
-            (!due.is_empty()).then(|| pass.clone().work_at_slot(host, due))
-        });
-        let working: Vec<_> = groups.collect();
-        let (has_ended, ended) = channel::bounded(1);
-        let lanes = pass.lanes.clone();
-        tasks.start(async move {
-            for result in runtime::side_by_side(usize::MAX, working).await {
-                result.unwrap_or_else(|error| lanes.failed(error));
-            }
-            has_ended.close();
-        });
-        ended
-    }
-
     /// Begins to poll the hosts. The returned tasks do the work, and keep the progress current.
     async fn begin_poll(&self, has_saved_plan: bool) -> Result<(Poll, Vec<PollTask>), CatalogError> {
         // A saved plan is compared with what hosts hold now, even if the catalog has missed a change.
@@ -278,30 +271,6 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         Ok((poll, tracked))
     }
 
-    /// The entries of the policy by dataset, because the entries of one dataset are worked on in sequence.
-    fn entries_by_dataset(&self) -> BTreeMap<(HostName, DatasetName), Vec<usize>> {
-        let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
-        for (index, entry) in self.policy.datasets.iter().enumerate() {
-            groups.entry((entry.hostname.clone(), entry.dataset.clone())).or_default().push(index);
-        }
-        groups
-    }
-
-    /// Takes and sends the snapshots of entries whose slot has come. They are of one dataset of `host`.
-    async fn work_at_slot(self, host: HostName, entries: Vec<usize>) -> Result<(), CatalogError> {
-        if self.state.last_listed(&host).is_none() {
-            return Ok(());
-        }
-        let mut taken = Vec::new();
-        for entry in entries {
-            taken.push((entry, self.take_due(entry).await?));
-        }
-        for (entry, left) in taken {
-            self.send_due(entry, left).await?;
-        }
-        Ok(())
-    }
-
     /// Works on the entries of one dataset of `host`, once the hosts that concern them have been polled.
     async fn work_on_dataset(
         self,
@@ -309,6 +278,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         entries: Vec<usize>,
         poll: Poll,
         saved: Option<Arc<SavedOrders>>,
+        mut turn: GroupTurn,
     ) -> Result<(), CatalogError> {
         poll.wait_for(&[host.clone()].into()).await;
         let peers = self.index.hosts_of(&self.policy, &entries);
@@ -332,6 +302,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             };
             taken.push((entry, left));
         }
+        turn.has_taken();
+        let _ = runtime::timeout(self.patience, future::or(turn.comes(), self.is_over())).await;
         for (entry, left) in taken {
             match &saved {
                 None => {

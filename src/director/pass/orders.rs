@@ -14,7 +14,7 @@ use crate::director::progress::{Rank, RunningOrder};
 use crate::director::transfer_levels::{self, transfer_levels};
 use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
-use crate::model::{Action, Counter, DatasetName, OrderId, Place, ResponseStatus, Turn};
+use crate::model::{Action, Counter, DatasetName, Guid, OrderId, Place, ResponseStatus, Turn};
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Response};
 use crate::zfs::Zfs;
@@ -93,7 +93,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let Order::Send { host, dataset, guid, to, .. } = &order else { return None };
         let is_same = |other: &Order| matches!(other, Order::Send { dataset: d, to: t, .. } if d == dataset && t == to);
         let inventory = self.state.inventory();
-        if let Some(same) = self.decided_orders(order.entry(), &inventory).into_iter().find(is_same) {
+        // If two policies send a dataset to one destination, the last of them comes after the others.
+        if let Some(same) = self.decided_orders(order.entry(), &inventory).into_iter().rfind(is_same) {
             return Some(same);
         }
         let has = |host, dataset| inventory.dataset(host, dataset).is_some_and(|d| d.by_guid(*guid).is_some());
@@ -200,10 +201,12 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         });
         let (response, facts) = self.dispatcher.ask(&self.policy, host, &wire, counter).await;
         let facts = self.lanes.firsthand().admit(order, facts, self.state.moment());
+        let guid_before = self.guid_of_copy(order);
         let outcome = outcome(order, wire.order_uuid, &response);
         let storing = async {
             self.state.apply_facts(host, facts).await?;
             self.lanes.firsthand().stored(order, self.state.moment());
+            self.list_renamed(order, guid_before).await?;
             if response.unpublished {
                 self.state.mark_unpublished(host);
             }
@@ -213,6 +216,37 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // The order has ended, also if the catalog has failed.
         self.lanes.progress().end(self.rank(order), &outcome);
         stored.map(|()| outcome)
+    }
+
+    /// The guid of a transfer's destination, if it is known.
+    fn guid_of_copy(&self, order: &Order) -> Option<Guid> {
+        let Order::Send { to, .. } = order else { return None };
+        self.state.inventory().dataset(&to.host, &to.dataset).and_then(|copy| copy.guid)
+    }
+
+    /// Asks the destination's host again for what a transfer may have renamed there: the copy under the former name of
+    /// its source, or all that was below a copy that has been set aside. Nothing else tells that these names are gone.
+    async fn list_renamed(&self, order: &Order, guid_before: Option<Guid>) -> Result<(), CatalogError> {
+        let Order::Send { to, route, .. } = order else { return Ok(()) };
+        let is_replaced = guid_before.is_some_and(|before| self.guid_of_copy(order).is_some_and(|now| now != before));
+        let below = is_replaced.then_some(&to.dataset);
+        let former = route.renamed.as_ref().map(|renamed| &renamed.dataset);
+        let names: BTreeSet<DatasetName> = {
+            let inventory = self.state.inventory();
+            let Some(known) = inventory.hosts.get(&to.host) else { return Ok(()) };
+            let tops = below.into_iter().chain(former);
+            let names = tops.flat_map(|top| known.within(top)).map(|(name, _)| name.clone());
+            names.filter(|name| *name != to.dataset).collect()
+        };
+        if names.is_empty() {
+            return Ok(());
+        }
+        let fleet = (&*self.policy, &*self.dispatcher, &self.state);
+        let failed = self.lanes.firsthand().ask_for(&[(to.host.clone(), names)].into(), fleet, self.fence()?).await?;
+        for (host, reason) in failed {
+            log::debug!("cannot list what was renamed on {host}: {reason}");
+        }
+        Ok(())
     }
 
     /// The turn of an order in queues.
