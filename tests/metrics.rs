@@ -52,7 +52,9 @@ fn passed() -> PassMetrics {
     let until = Utc::now() + chrono::TimeDelta::days(20);
     let certificate = CertificateExpiry { host: "beta".parse().unwrap(), role: PeerRole::Agent, until };
     health.judge_certificates(vec![certificate]);
-    health.rows.iter_mut().for_each(|row| row.limit_seconds = Some(7200));
+    health.rows.iter_mut().for_each(|row| {
+        (row.limit_seconds, row.forecast_seconds) = (Some(7200), Some(7300));
+    });
     PassMetrics::of(&report, health, began)
 }
 

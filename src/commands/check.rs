@@ -16,8 +16,8 @@ use crate::cli::exit::{Error, Exit};
 use crate::cli::report;
 use crate::cli::settings::{consul_of, host_name, host_name_of, local_if_exists, readable_secrets};
 use crate::config;
-use crate::fleet::known;
-use crate::fleet::known::Overview;
+use crate::fleet::known::{self, Overview};
+use crate::fleet::{durations, live_status};
 use crate::model::expiry::{Urgency, urgency};
 use crate::model::{DatasetName, HostName, TlsFiles, counted, hint};
 use crate::policy::{Local, Opening};
@@ -105,6 +105,8 @@ async fn judge(args: &CheckArgs, zfs: &impl ZfsRead) -> anyhow::Result<Health> {
         known::overview(&policy, &here, local.as_ref(), zfs).await?;
     check_names(&policy, &inventory, args.host.as_ref(), args.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
+    let running = live.as_ref().map(|live| live.running.as_slice()).unwrap_or_default();
+    live_status::forecast(&mut health, &policy, &durations::read(&policy).await?, running);
     health.judge_certificates(certificates);
     health.judge_revocations(&here, list_until);
     if let Some(live) = live.filter(|live| !live.is_alive(health.at)) {

@@ -1,9 +1,11 @@
 //! Checks the entries of `server.json` against each other. Each problem names the positions of both entries.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use crate::config::json::Node;
 use crate::model::{DatasetName, HostName, Place, Prefix};
+use crate::policy::Schedule;
 
 /// The parts of one entry of `datasets` that could be read.
 pub(super) struct Entry<'d> {
@@ -27,6 +29,18 @@ pub(super) struct PolicyClaims<'d> {
     pub targets: Vec<Place>,
     /// The value that names the targets.
     pub target_node: Node<'d>,
+    /// How old the newest snapshot on a target may be.
+    pub lag: Option<LagNode<'d>>,
+}
+
+/// A limit for the age of the newest snapshot on a target, and the schedules that determine when it gets another one.
+pub(super) struct LagNode<'d> {
+    /// The limit.
+    pub lag: Duration,
+    /// The schedules, each with its key.
+    pub schedules: Vec<(&'static str, Schedule)>,
+    /// The value of the limit.
+    pub node: Node<'d>,
 }
 
 /// A prefix, and the value that it was read from.
@@ -85,6 +99,24 @@ pub(super) fn check_entry(entry: &Entry<'_>) {
 pub(super) fn check_all(entries: &[Entry<'_>]) {
     check_prefixes(entries);
     check_targets(entries);
+    check_lags(entries);
+}
+
+/// Checks that no target exceeds its limit between two slots of a schedule, however fast its transfers are.
+fn check_lags(entries: &[Entry<'_>]) {
+    // Thousands of entries share a few schedules.
+    let mut gaps: HashMap<&Schedule, Duration> = HashMap::new();
+    for LagNode { lag, schedules, node } in entries.iter().flat_map(|e| &e.policies).filter_map(|p| p.lag.as_ref()) {
+        for (key, schedule) in schedules {
+            let gap = *gaps.entry(schedule).or_insert_with(|| schedule.longest_gap());
+            if *lag < gap {
+                let gap = humantime::format_duration(gap);
+                node.problem(format!(
+                    "the newest snapshot on a destination is older than this at times, because {key:?} has up to {gap} between two slots; hint: choose more than that plus the time that a transfer takes"
+                ));
+            }
+        }
+    }
 }
 
 /// Checks that on each dataset, a prefix belongs to a single entry.

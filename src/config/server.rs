@@ -7,7 +7,7 @@ use std::str::FromStr;
 use glob::Pattern;
 
 use crate::config::check;
-use crate::config::check::{Entry, PolicyClaims, PrefixNode};
+use crate::config::check::{Entry, LagNode, PolicyClaims, PrefixNode};
 use crate::config::json::{Document, Node, Object};
 use crate::config::problem::ConfigError;
 use crate::config::retention::retention;
@@ -318,7 +318,8 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
     let retention = object.get("retention").map(|node| retention(&node));
     let sync_retention = object.get("sync_retention").map(|node| self::retention(&node));
     let prune_unsent = object.boolean("prune_unsent", false);
-    let lag = object.get("lag").map_or(Some(None), |node| duration(&node, LAG, LAG_BOUNDS).map(Some));
+    let lag_node = object.get("lag");
+    let lag = lag_node.as_ref().map_or(Some(None), |node| duration(node, LAG, LAG_BOUNDS).map(Some));
     let check = object.get("check").map_or_else(Thresholds::default, |node| thresholds::read(&node));
     check_dependent_keys(&object);
     object.finish();
@@ -328,7 +329,21 @@ fn snapshot_policy<'d>(name: &str, node: &Node<'d>, entry: &mut Entry<'d>) -> Op
         sync_on.iter().flatten().filter_map(|(receiver, node)| receiver.target(common, node)).collect();
     let target_node = sync_dataset.map_or_else(|| node.clone(), |(_, node)| node);
     let claimed = prefix.clone().map(|(prefix, node)| PrefixNode { prefix, node });
-    entry.policies.push(PolicyClaims { name: name.to_owned(), prefix: claimed, targets: targets.clone(), target_node });
+    let by_sync = match &sync_policy {
+        Some(SyncPolicy::Cron(schedule)) => Some(("sync_policy", schedule.clone())),
+        Some(SyncPolicy::Asap) | None => None,
+    };
+    let schedules = creation.iter().map(|schedule| ("creation", schedule.clone())).chain(by_sync).collect();
+    let lag_claim = lag_node.zip(lag.flatten()).map(|(node, lag)| LagNode { lag, schedules, node });
+    let name_of = name.to_owned();
+    let targets_of = targets.clone();
+    entry.policies.push(PolicyClaims {
+        name: name_of,
+        prefix: claimed,
+        targets: targets_of,
+        target_node,
+        lag: lag_claim,
+    });
 
     let (prefix, _) = prefix?;
     let retention = retention.flatten();

@@ -82,7 +82,7 @@ impl PassMetrics {
     }
 
     fn register_datasets(&self, registry: &mut Registry) {
-        let [count, newest, replica, unsent, oldest, lag, limit] = std::array::from_fn(|_| Gauges::default());
+        let [count, newest, replica, unsent, oldest, lag, limit, forecast] = std::array::from_fn(|_| Gauges::default());
         for row in &self.health.rows {
             let labels = labels_of(row);
             count.get_or_create(&labels).set(signed(row.snapshots as u64));
@@ -97,6 +97,9 @@ impl PassMetrics {
             }
             if let Some(limit_seconds) = row.limit_seconds {
                 limit.get_or_create(&labels).set(limit_seconds);
+            }
+            if let Some(forecast_seconds) = row.forecast_seconds {
+                forecast.get_or_create(&labels).set(forecast_seconds);
             }
             if let Some(lag_seconds) = row.lag_seconds {
                 lag.get_or_create(&labels).set(lag_seconds);
@@ -128,6 +131,11 @@ impl PassMetrics {
             "zsync_replica_lag_limit_seconds",
             "How old the newest snapshot on a destination may be, by the policy's lag",
             limit,
+        );
+        registry.register(
+            "zsync_replica_lag_forecast_seconds",
+            "How old the newest snapshot on a destination is expected to be when the next one arrives",
+            forecast,
         );
         registry.register(
             "zsync_replica_unsent_snapshots",

@@ -207,7 +207,7 @@ async fn write_metrics(
     report: &Report,
     began: DateTime<Utc>,
 ) -> anyhow::Result<()> {
-    let text = pass_metrics(policy, state, report, began).await?.text();
+    let text = pass_metrics(policy, state, report, began, &[]).await?.text();
     write_metrics_file(file, &text)
 }
 

@@ -22,7 +22,7 @@ use crate::director::report::{Report, reported, subject};
 use crate::director::rounds::Rounds;
 use crate::director::settings::DirectorSettings;
 use crate::director::{old_records, status_file, summary};
-use crate::fleet::live_status::StatusPlace;
+use crate::fleet::live_status::{self, RunningTransfer, StatusPlace};
 use crate::fleet::{Dispatcher, FleetState};
 use crate::model::CertificateExpiry;
 use crate::model::expiry::Daily;
@@ -120,7 +120,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             let Some(result) = self.pass(&state, leadership, &place, &mut rounds, began_at).await else { break };
             if self.settings.metrics.is_some() {
                 self.metrics.ended(match &result {
-                    Ok(report) => pass_metrics(&self.policy, &state, report, began_at).await.ok(),
+                    Ok(report) => {
+                        let running = status_file::running(rounds.lanes().progress());
+                        pass_metrics(&self.policy, &state, report, began_at, &running).await.ok()
+                    }
                     Err(_) => None,
                 });
             }
@@ -335,9 +338,11 @@ pub(crate) async fn pass_metrics<C: CatalogWrite + ?Sized + 'static>(
     state: &FleetState<C>,
     report: &Report,
     began: DateTime<Utc>,
+    running: &[RunningTransfer],
 ) -> Result<PassMetrics, CatalogError> {
     let inventory = state.remembered().await?;
     let mut health = crate::actions::health::health(policy, &inventory, &report.unseen, clock::now());
+    live_status::forecast(&mut health, policy, &state.durations().known(), running);
     health.judge_certificates(state.certificates().all());
     Ok(PassMetrics::of(report, health, began))
 }

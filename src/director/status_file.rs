@@ -11,7 +11,8 @@ use crate::sys::{clock, runtime};
 /// How often the status is written.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
+/// The orders that are running.
+pub(crate) fn running(progress: &PassProgress) -> Vec<RunningTransfer> {
     let transfer = |running: RunningOrder| RunningTransfer {
         action: running.outcome.action,
         host: running.outcome.host,
@@ -23,12 +24,16 @@ fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
         total: running.counter.expected(),
         waits_for: running.counter.waits_for(),
     };
+    progress.running().into_iter().map(transfer).collect()
+}
+
+fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
     LiveStatus {
         at: clock::now(),
         began,
         ended: None,
         unseen: progress.hosts_unseen(),
-        running: progress.running().into_iter().map(transfer).collect(),
+        running: running(progress),
         clocks_behind: progress.clocks_behind(),
         certificates: progress.certificates(),
     }

@@ -6,8 +6,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use parking_lot::Mutex;
 
 use crate::actions::{Durations, Order};
-use crate::catalog::Outcome;
+use crate::catalog::{CatalogError, Outcome, open};
 use crate::model::Action;
+use crate::policy::Policy;
+use crate::sys::runtime;
 
 /// How many of the latest outcomes are read from the catalog.
 pub(super) const LEARNED_FROM: usize = 10_000;
@@ -23,9 +25,13 @@ impl KnownDurations {
 
     /// Learns from earlier outcomes, which are given newest first.
     pub(super) fn learn(&self, outcomes: &[Outcome]) {
-        let mut durations = Durations::default();
-        outcomes.iter().rev().for_each(|outcome| add(&mut durations, outcome));
-        self.0.lock().get_or_insert(durations);
+        self.0.lock().get_or_insert(learned(outcomes));
+    }
+
+    /// How long transfers took, as far as it is known.
+    #[must_use]
+    pub fn known(&self) -> Durations {
+        self.0.lock().clone().unwrap_or_default()
     }
 
     /// Adds the outcome of an order that has just ended.
@@ -45,10 +51,68 @@ impl KnownDurations {
     }
 }
 
+/// Reads from the catalog how long transfers took, if a policy has a limit for which that matters.
+pub async fn read(policy: &Policy) -> Result<Durations, CatalogError> {
+    if !matters(policy) {
+        return Ok(Durations::default());
+    }
+    let config = policy.catalog.clone();
+    let outcomes = runtime::blocking(move || open::reader(&config)?.outcomes(LEARNED_FROM)).await?;
+    Ok(learned(&outcomes))
+}
+
+/// Whether a policy has a limit for which it matters how long transfers take.
+#[must_use]
+pub fn matters(policy: &Policy) -> bool {
+    policy.datasets.iter().flat_map(|entry| &entry.policies).any(|policy| policy.lag.is_some())
+}
+
+/// How long transfers took, by their outcomes, which are given newest first.
+#[must_use]
+pub fn learned(outcomes: &[Outcome]) -> Durations {
+    let mut durations = Durations::default();
+    outcomes.iter().rev().for_each(|outcome| add(&mut durations, outcome));
+    durations
+}
+
+/// A transfer that failed, or that found nothing to send, says nothing about the next one.
 fn add(durations: &mut Durations, outcome: &Outcome) {
+    let has_sent = outcome.success && outcome.bytes > 0;
     if let (Action::SendSnapshot, true, Some(dataset), Some(to)) =
-        (outcome.action, outcome.success, &outcome.dataset, &outcome.to)
+        (outcome.action, has_sent, &outcome.dataset, &outcome.to)
     {
         durations.add(outcome.host.clone(), dataset.clone(), to.clone(), outcome.seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{OrderId, Place};
+
+    #[test]
+    fn only_transfers_that_sent_something_count() {
+        let outcome = |success: bool, bytes: u64, seconds: f64| Outcome {
+            order_id: OrderId(uuid::Uuid::nil()),
+            at: DateTime::UNIX_EPOCH,
+            host: "alpha".parse().unwrap(),
+            action: Action::SendSnapshot,
+            dataset: Some("tank/a".parse().unwrap()),
+            snapshot: None,
+            to: Some(Place { host: "beta".parse().unwrap(), dataset: "pool/a".parse().unwrap() }),
+            success,
+            status: None,
+            bytes,
+            seconds,
+            error: None,
+            hint: None,
+        };
+        // The newest comes first.
+        let outcomes =
+            [outcome(true, 9, 60.0), outcome(false, 9, 7000.0), outcome(true, 0, 0.1), outcome(true, 9, 80.0)];
+        let durations = learned(&outcomes);
+        let (host, dataset, to) =
+            ("alpha".parse().unwrap(), "tank/a".parse().unwrap(), outcomes[0].to.clone().unwrap());
+        assert_eq!(durations.expected(&host, &dataset, &to), Some(std::time::Duration::from_secs(60)));
     }
 }

@@ -11,10 +11,12 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::actions::Durations;
+use crate::actions::health::{Health, Row, Underway};
 use crate::catalog::open;
 use crate::consul::{Consul, Op};
 use crate::model::{Action, CertificateExpiry, DatasetName, HostName, Place, SnapName};
-use crate::policy::CatalogConfig;
+use crate::policy::{CatalogConfig, Policy};
 use crate::sys::files::Mode;
 use crate::sys::{files, runtime};
 
@@ -104,12 +106,30 @@ impl RunningTransfer {
         (self.seconds > 0.0 && self.bytes > 0).then(|| self.bytes as f64 / self.seconds)
     }
 
+    /// Whether it is a transfer to the destination of a row.
+    #[must_use]
+    pub fn is_of(&self, row: &Row) -> bool {
+        self.action == Action::SendSnapshot
+            && self.host == row.host
+            && self.dataset.as_ref() == Some(&row.dataset)
+            && self.to == row.to
+    }
+
     /// Time left at that rate.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
         let left = self.total?.saturating_sub(self.bytes) as f64 / self.rate()?;
         Duration::try_from_secs_f64(left).ok()
     }
+}
+
+/// Adds to a report what is expected of the destinations, given what is running.
+pub fn forecast(health: &mut Health, policy: &Policy, durations: &Durations, running: &[RunningTransfer]) {
+    health.forecast(policy, durations, |row| {
+        let transfer = running.iter().find(|transfer| transfer.is_of(row))?;
+        let elapsed = Duration::try_from_secs_f64(transfer.seconds).unwrap_or_default();
+        Some(Underway { elapsed, left: transfer.left() })
+    });
 }
 
 /// What a director is doing.

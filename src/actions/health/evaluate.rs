@@ -119,6 +119,8 @@ impl<'p> PolicyDataset<'p, '_> {
             unsent_since: None,
             lag_seconds: None,
             limit_seconds: None,
+            forecast_seconds: None,
+            fresh_since: None,
             unsent_bytes: None,
             observed: inventory.hosts.get(&subject.host).and_then(|h| h.observed),
             findings: Vec::new(),
@@ -159,8 +161,12 @@ impl<'p> PolicyDataset<'p, '_> {
         {
             row.findings.extend(diverged(self.dataset, there));
         }
-        let fresh_until = if row.unsent_since.is_none() { self.last_good() } else { None };
-        row.findings.extend(judge.replica_age(self.policy, &row, fresh_until));
+        row.fresh_since = match row.unsent_since {
+            Some(unsent) => Some(row.replica.as_ref().map_or(unsent, |replica| replica.creation)),
+            // A destination that lacks nothing is as up to date as its source.
+            None => self.last_good(),
+        };
+        row.findings.extend(judge.replica_age(self.policy, &row));
         let count =
             there.map_or(0, |t| t.snapshots.iter().filter(|s| self.policy.prefix.time_in(&s.name).is_some()).count());
         row.findings.extend(judge.too_many(self.policy, count, row.to.clone()));

@@ -61,6 +61,15 @@ pub enum Finding {
         /// How severe that is.
         severity: Severity,
     },
+    /// The newest replica will be too old before the next one arrives.
+    ReplicaLate {
+        /// When it will be.
+        at: DateTime<Utc>,
+        /// When the next one is expected to arrive.
+        arrives: DateTime<Utc>,
+        /// The limit that it will exceed.
+        limit: TimeDelta,
+    },
     /// The source does not have the destination's newest snapshot, so no increment can be sent.
     Diverged {
         /// The destination's newest snapshot.
@@ -159,7 +168,9 @@ impl Finding {
             Self::Diverged { .. }
             | Self::CertificateExpires { urgency: Urgency::Urgent, .. }
             | Self::RevocationListExpires { urgency: Urgency::Urgent, .. } => Severity::Critical,
-            Self::NoSnapshot
+            // There is still time to prevent it.
+            Self::ReplicaLate { .. }
+            | Self::NoSnapshot
             | Self::TooMany { .. }
             | Self::HeldLong { .. }
             | Self::Leftovers(_)
@@ -187,6 +198,7 @@ impl Finding {
             Self::NoSnapshot => "no_snapshot",
             Self::SnapshotOld { .. } => "snapshot_old",
             Self::ReplicaOld { .. } => "replica_old",
+            Self::ReplicaLate { .. } => "replica_late",
             Self::Diverged { .. } => "diverged",
             Self::TooMany { .. } => "too_many",
             Self::HeldLong { .. } => "held_long",
@@ -221,6 +233,11 @@ impl fmt::Display for Finding {
             }
             Self::ReplicaOld { age, limit, behind, .. } => {
                 write!(f, "the replica lags {} behind (limit {}, {behind} unsent)", span(*age), span(*limit))
+            }
+            Self::ReplicaLate { at, arrives, limit } => {
+                let moment = |at: &DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Secs, true);
+                let (at, arrives, limit) = (moment(at), moment(arrives), span(*limit));
+                write!(f, "the replica will exceed its limit of {limit} at {at}: the next one is expected at {arrives}")
             }
             Self::Diverged { newest, base: Some(base) } => {
                 write!(f, "diverged: only the destination has @{newest}; the newest common snapshot is @{base}")

@@ -77,13 +77,21 @@ impl<'a> Judge<'a> {
         Limits::configured(of.check.sync_warn_age, crit)
     }
 
-    fn replica_limits(&mut self, of: &'a SnapshotPolicy) -> Limits {
+    /// The limits for how long a snapshot may be unsent. If `lag` determines what is critical, a schedule still
+    /// determines what is worth a warning.
+    fn unsent_limits(&mut self, of: &'a SnapshotPolicy) -> Limits {
         let schedule = match &of.sync_policy {
             SyncPolicy::Cron(schedule) => Some(schedule),
             SyncPolicy::Asap => of.creation.as_ref(),
         };
-        let by_schedule = schedule.map_or(WITHOUT_SCHEDULE, |schedule| self.by_schedule(schedule));
-        Self::replica_age_limits(of).unwrap_or(by_schedule)
+        match (of.check.sync_warn_age, of.check.sync_crit_age, of.lag) {
+            (None, None, None) => schedule.map_or(WITHOUT_SCHEDULE, |schedule| self.by_schedule(schedule)),
+            (None, None, Some(_)) => {
+                let by_schedule = schedule.map(|schedule| self.by_schedule(schedule)).unwrap_or_default();
+                Limits { crit: None, ..by_schedule }
+            }
+            _ => Limits::default(),
+        }
     }
 
     /// Whether the newest snapshot is too old. `last` is when the source was last up to date.
@@ -94,26 +102,22 @@ impl<'a> Judge<'a> {
         limits.over(age).map(|(limit, severity)| Finding::SnapshotOld { age, limit, severity })
     }
 
-    /// Whether a destination lags too far behind. If the destination lacks no snapshot, its age is that of the source,
-    /// which was last up to date at `fresh_until`.
-    pub fn replica_age(
-        &mut self,
-        of: &'a SnapshotPolicy,
-        row: &Row,
-        fresh_until: Option<DateTime<Utc>>,
-    ) -> Option<Finding> {
-        let limits = self.replica_limits(of);
-        let configured = Self::replica_age_limits(of).is_some();
+    /// Whether a destination lags too far behind.
+    pub fn replica_age(&mut self, of: &'a SnapshotPolicy, row: &Row) -> Option<Finding> {
         let behind = row.behind?;
-        let since = match row.unsent_since {
-            // The configured limits are about the age of the newest replica.
-            Some(unsent) if configured => row.replica.as_ref().map_or(unsent, |replica| replica.creation),
-            Some(unsent) => unsent,
-            None if configured => fresh_until?,
-            None => return None,
+        let now = self.now;
+        let over = |limits: Limits, since: DateTime<Utc>| {
+            let age = now - since;
+            limits.over(age).map(|(limit, severity)| Finding::ReplicaOld { age, limit, behind, severity })
         };
-        let age = self.now - since;
-        limits.over(age).map(|(limit, severity)| Finding::ReplicaOld { age, limit, behind, severity })
+        // The configured limits are about the age of the newest replica.
+        let configured =
+            Self::replica_age_limits(of).zip(row.fresh_since).and_then(|(limits, since)| over(limits, since));
+        if configured.is_some() {
+            return configured;
+        }
+        let unsent = row.unsent_since?;
+        over(self.unsent_limits(of), unsent)
     }
 
     /// Whether there are too many snapshots.

@@ -6,10 +6,12 @@
 
 mod evaluate;
 mod finding;
+mod forecast;
 mod judge;
 mod listed;
 mod report;
 
 pub use evaluate::health;
 pub use finding::{Finding, Severity, span};
+pub use forecast::Underway;
 pub use report::{CertificateState, DatedSnapshot, Health, HostState, Row};

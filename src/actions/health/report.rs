@@ -49,6 +49,13 @@ pub struct Row {
     /// How old the newest snapshot on the destination may be, in seconds, by the policy's `lag`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_seconds: Option<i64>,
+    /// How old the newest snapshot on the destination is expected to be when the next one arrives, in seconds; `None` if
+    /// there is no limit for that, or if too little is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forecast_seconds: Option<i64>,
+    /// Since when the newest snapshot on the destination ages.
+    #[serde(skip)]
+    pub fresh_since: Option<DateTime<Utc>>,
     /// How many bytes are unsent, by estimate; `None` if no estimate was requested, or if the size is unknown.
     pub unsent_bytes: Option<u64>,
     /// When this information was current: the earlier of the times at which the two sides were listed.

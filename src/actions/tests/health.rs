@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::*;
-use crate::actions::health::{Health, Severity, health};
+use crate::actions::Durations;
+use crate::actions::health::{Health, Severity, Underway, health};
 
 fn evaluated(policy: &Policy, world_text: &str, now: &str) -> Health {
     health(policy, &world(world_text), &Default::default(), utc(now))
@@ -27,6 +28,7 @@ fn findings_follow_schedules_and_thresholds() {
     let few = Thresholds { max_snapshots: Some(1), ..Thresholds::default() };
     let held = Thresholds { max_held: hours(1), ..Thresholds::default() };
     let lag = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.lag = hours(2))]);
+    let days = policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| p.lag = hours(48))]);
     for (policy, source, destination, expected) in [
         // The limit of the policy counts from the newest replica, whether or not something is unsent.
         (
@@ -36,6 +38,19 @@ fn findings_follow_schedules_and_thresholds() {
             vec!["CRITICAL: the replica lags 2h 30m behind (limit 2h, 1 unsent)"],
         ),
         (lag, "B@11-23T11:00 B@11-23T12:00", "beta:tank/copy B@11-23T11:00", vec![]),
+        // It leaves the schedule's warning, but not what is critical by the schedule.
+        (
+            days.clone(),
+            "B@11-23T08:00 B@11-23T10:00 B@11-23T12:00",
+            "beta:tank/copy B@11-23T08:00",
+            vec!["WARNING: the replica lags 2h 30m behind (limit 1h 30m, 2 unsent)"],
+        ),
+        (
+            days,
+            "B@11-23T07:00 B@11-23T08:00 B@11-23T12:00",
+            "beta:tank/copy B@11-23T07:00",
+            vec!["WARNING: the replica lags 4h 30m behind (limit 1h 30m, 2 unsent)"],
+        ),
         // Limits by the schedule: one slot (12:00) may be missing, two are a warning, four are critical.
         (hourly(), "B@11-23T12:00", "beta:tank/copy B@11-23T12:00", vec![]),
         (hourly(), "B@11-23T11:00", "beta:tank/copy B@11-23T11:00", vec![]),
@@ -129,6 +144,58 @@ fn findings_follow_schedules_and_thresholds() {
             .min_by_key(|name| ["CRITICAL", "WARNING", "UNKNOWN"].iter().position(|n| n == name));
         assert_eq!(health.severity.to_string(), worst.unwrap_or("OK"), "{text}");
     }
+}
+
+/// It is 12:30 on 11-23, snapshots are taken each hour, and the newest one on the destination may be two hours old.
+#[test]
+fn forecast_tells_which_destination_will_exceed_its_limit() {
+    let minutes = |n: u64| Duration::from_secs(n * 60);
+    let lag = |sync: SyncPolicy| {
+        policy([with_policy(entry("alpha:tank/foo", &["beta:tank/copy"]), |p| {
+            (p.lag, p.sync_policy) = (Some(minutes(120)), sync.clone());
+        })])
+    };
+    let (asap, at_two) = (lag(SyncPolicy::Asap), lag("0 14 * * *".parse().unwrap()));
+    let (behind, current) = ("B@11-23T11:00 B@11-23T12:00", "B@11-23T12:00");
+    let late = |at: &str, arrives: &str| {
+        vec![format!(
+            "WARNING: the replica will exceed its limit of 2h at 2026-11-23T{at}:00Z: the next one is expected at 2026-11-23T{arrives}:00Z"
+        )]
+    };
+    let running = |elapsed, left: Option<u64>| Some(Underway { elapsed: minutes(elapsed), left: left.map(minutes) });
+    for (policy, source, there, took, underway, age, expected) in [
+        // The copy of 11:00 may be two hours old at 13:00.
+        (&asap, behind, "B@11-23T11:00", &[20, 20][..], None, Some(110), vec![]),
+        (&asap, behind, "B@11-23T11:00", &[40, 40], None, Some(130), late("13:00", "13:10")),
+        // The first copy took long, and too little is known of the next ones.
+        (&asap, behind, "B@11-23T11:00", &[4000], None, None, vec![]),
+        (&asap, behind, "B@11-23T11:00", &[4000, 20], None, Some(110), vec![]),
+        // A transfer is running.
+        (&asap, behind, "B@11-23T11:00", &[40, 40], running(30, None), Some(100), vec![]),
+        (&asap, behind, "B@11-23T11:00", &[], running(30, None), None, vec![]),
+        (&asap, behind, "B@11-23T11:00", &[20, 20], running(10, Some(50)), Some(140), late("13:00", "13:20")),
+        // The next snapshot is that of 13:00.
+        (&asap, current, current, &[30, 30], None, Some(90), vec![]),
+        (&asap, current, current, &[70, 70], None, Some(130), late("14:00", "14:10")),
+        // It is sent at 14:00.
+        (&at_two, behind, "B@11-23T11:00", &[1, 1], None, Some(181), late("13:00", "14:01")),
+    ] {
+        let world = format!("alpha:tank/foo {source}\nbeta:tank/copy {there}");
+        let mut health = evaluated(policy, &world, "11-23T12:30");
+        let mut durations = Durations::default();
+        let (from, to) = (place("alpha:tank/foo"), place("beta:tank/copy"));
+        for took in took {
+            durations.add(from.host.clone(), from.dataset.clone(), to.clone(), f64::from(*took) * 60.0);
+        }
+        health.forecast(policy, &durations, |_| underway);
+        assert_eq!(health.rows[0].forecast_seconds.map(|seconds| seconds / 60), age, "{world} {took:?} {underway:?}");
+        assert_eq!(found(&health), expected, "{world} {took:?} {underway:?}");
+    }
+    // What exceeds the limit already is reported only once.
+    let mut health =
+        evaluated(&asap, "alpha:tank/foo B@11-23T10:00 B@11-23T12:00\nbeta:tank/copy B@11-23T10:00", "11-23T12:30");
+    health.forecast(&asap, &Durations::default(), |_| running(1, Some(9)));
+    assert_eq!(found(&health), ["CRITICAL: the replica lags 2h 30m behind (limit 2h, 1 unsent)"]);
 }
 
 #[test]

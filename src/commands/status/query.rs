@@ -16,8 +16,9 @@ use crate::cli::causes;
 use crate::commands::status::unsent;
 use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
+use crate::fleet::durations::learned;
 use crate::fleet::known::{self, Overview};
-use crate::fleet::live_status::LiveStatus;
+use crate::fleet::live_status::{self, LiveStatus};
 use crate::fleet::{Dispatcher, ask_all};
 use crate::model::{DatasetName, HostName, Place};
 use crate::policy::{Local, Policy};
@@ -100,6 +101,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
         Ok::<_, CatalogError>((reader.outcomes(usize::MAX)?, reader.estimates()?))
     });
     let (outcomes, estimates) = remembered.await?;
+    let durations = learned(&outcomes);
     let errors = failed_orders(outcomes);
     let Overview { mut inventory, mut unseen, live, certificates, list_until } =
         known::overview(&policy, &settings.host_name, settings.local.as_ref(), &*zfs).await?;
@@ -128,6 +130,8 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     }
     check_names(&policy, &inventory, settings.host.as_ref(), settings.dataset.as_ref())?;
     let mut health = health(&policy, &inventory, &unseen, clock::now());
+    let running = live.as_ref().map(|live| live.running.as_slice()).unwrap_or_default();
+    live_status::forecast(&mut health, &policy, &durations, running);
     health.judge_certificates(certificates);
     health.judge_revocations(&settings.host_name, list_until);
     // A failed transfer to a destination that the policy no longer has concerns nobody.

@@ -125,7 +125,7 @@ fn rows(Status { health, errors, .. }: &Status, running: &[RunningTransfer]) -> 
         for row in same {
             let Some(to) = &row.to else { continue };
             let there = worst(row.findings.iter().filter(|finding| !finding.is_of_source()));
-            let sending = running.iter().find(|transfer| is_of(transfer, row));
+            let sending = running.iter().find(|transfer| transfer.is_of(row));
             let behind = match (row.behind, row.lag()) {
                 (None, _) => "?".to_owned(),
                 (Some(0), _) => "0".to_owned(),
@@ -153,14 +153,6 @@ fn age(point: Option<&DatedSnapshot>, now: DateTime<Utc>) -> String {
 
 fn worst<'a>(findings: impl Iterator<Item = &'a Finding>) -> Severity {
     findings.map(Finding::severity).max().unwrap_or_default()
-}
-
-fn is_of(transfer: &RunningTransfer, row: &Row) -> bool {
-    let to = transfer.to.as_ref().map(|to| (&to.host, &to.dataset));
-    transfer.action == Action::SendSnapshot
-        && transfer.host == row.host
-        && transfer.dataset.as_ref() == Some(&row.dataset)
-        && to == row.to.as_ref().map(|to| (&to.host, &to.dataset))
 }
 
 /// The progress of a transfer.

@@ -35,6 +35,7 @@ use crate::director::pass::sequence::GroupTurn;
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
 use crate::fleet::dispatch::{Dispatcher, fitting};
+use crate::fleet::durations;
 use crate::fleet::health::ServiceHealth;
 use crate::fleet::poll::{self, Poll, PollOptions, PollTask, SIDE_BY_SIDE, begin};
 use crate::fleet::state::FleetState;
@@ -217,7 +218,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// orders of a saved plan, which are carried out instead of those that are due.
     pub(super) async fn begin(mut self, tasks: &Tasks, saved: Option<Vec<Order>>) -> Result<Begun<Z, C>, CatalogError> {
         self.is_saved = saved.is_some();
-        if self.policy.datasets.iter().flat_map(|entry| &entry.policies).any(|policy| policy.lag.is_some()) {
+        if durations::matters(&self.policy) {
             // They only improve the order of transfers, so a pass does without them.
             if let Err(error) = self.state.learn_durations().await {
                 log::debug!("cannot read how long earlier transfers took: {error}");

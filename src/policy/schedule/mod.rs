@@ -230,6 +230,20 @@ fn after_gap(tz: Zone, local: NaiveDateTime) -> Option<DateTime<Utc>> {
 }
 
 impl Schedule {
+    /// The longest time between two slots that follow each other, if no clock is ever changed; zero if there is none.
+    #[must_use]
+    pub fn longest_gap(&self) -> std::time::Duration {
+        let times = std::iter::successors(self.next_time(None), |time| self.next_time(Some(*time)));
+        let times: Vec<NaiveTime> = times.collect();
+        let (Some(first), Some(last)) = (times.first(), times.last()) else { return std::time::Duration::ZERO };
+        let within_days = times.windows(2).map(|pair| pair[1] - pair[0]);
+        // In this time, every date falls on every day of the week.
+        let start = NaiveDate::from_ymd_opt(2001, 1, 1).unwrap_or_default();
+        let days: Vec<NaiveDate> = start.iter_days().take(28 * 366).filter(|date| self.has_day(*date)).collect();
+        let between_days = days.windows(2).map(|pair| pair[1].and_time(*first) - pair[0].and_time(*last));
+        within_days.chain(between_days).max().and_then(|gap| gap.to_std().ok()).unwrap_or_default()
+    }
+
     fn has_day(&self, date: NaiveDate) -> bool {
         let day = self.days >> date.day() & 1 == 1;
         let weekday = self.weekdays >> date.weekday().num_days_from_sunday() & 1 == 1;

@@ -303,3 +303,15 @@ fn rare_slots_are_found_from_any_moment() {
         let _ = (yearly.last_slot(berlin(), extreme), yearly.next_slot(berlin(), extreme));
     }
 }
+
+#[test]
+fn longest_gap_is_that_between_any_two_slots() {
+    let hours = |text: &str| schedule(text).longest_gap().as_secs_f64() / 3600.0;
+    assert_eq!(hours("*/15 * * * *"), 0.25);
+    assert_eq!(hours("0,10 * * * *"), 50.0 / 60.0);
+    assert_eq!(hours("@daily"), 24.0);
+    // Over a weekend.
+    assert_eq!(hours("0 8-18 * * 1-5"), 62.0);
+    assert_eq!(hours("@monthly"), 31.0 * 24.0);
+    assert_eq!(hours("0 0 29 2 *"), 1461.0 * 24.0);
+}
