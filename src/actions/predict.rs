@@ -171,7 +171,8 @@ impl Sending<'_> {
         let mut destination = receiver.datasets.get(&to.dataset).cloned().unwrap_or_default();
         destination.snapshots.retain(|s| !s.marks.deleted);
         let renamed = self.renamed.map(|renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() });
-        let held = tags::newest_sent(&source, to).or_else(|| tags::newest_sent(&source, renamed.as_ref()?));
+        let last_sent = |to: &Place| tags::last_sent(&source, to, destination.guid);
+        let held = last_sent(to).or_else(|| last_sent(renamed.as_ref()?));
         let (arrives, is_set_aside) = self.streams(&source, &mut destination, existed)?;
         if is_set_aside {
             // Everything below it was renamed with it.
@@ -286,7 +287,7 @@ impl Sending<'_> {
                     return None;
                 }
                 // The hold of the last transfer is released, any other prevents the rollback.
-                let held = tags::newest_sent(source, self.to);
+                let held = tags::last_sent(source, self.to, destination.guid);
                 let stays = |s: &Snapshot| s.has_clones || s.userrefs > u32::from(Some(s.guid) == held);
                 if destination.snapshots.iter().any(|s| destroys.contains(&s.guid) && stays(s)) {
                     return None;

@@ -40,4 +40,4 @@ pub use rounds::Rounds;
 pub use run::run;
 pub use saved::SavedPlan;
 pub use settings::DirectorSettings;
-pub(crate) use transfer_levels::{transfer_levels, turn};
+pub(crate) use transfer_levels::{is_unsent, transfer_levels, turn};

@@ -72,6 +72,13 @@ pub(crate) fn transfer_levels(
     levels.into_values().collect()
 }
 
+/// Whether the source of a transfer that was decided earlier still has the snapshot, and the destination still lacks it.
+pub(crate) fn is_unsent(order: &Order, inventory: &Inventory) -> bool {
+    let Order::Send { host, dataset, guid, to, .. } = order else { return false };
+    let has = |host, dataset| inventory.dataset(host, dataset).is_some_and(|d| d.by_guid(*guid).is_some());
+    has(host, dataset) && !has(&to.host, &to.dataset)
+}
+
 /// The copy that the transfer renames before it sends, and the source of the transfer. The rename frees the name of the
 /// copy.
 fn freed_name(order: &Order) -> Option<(Place, DatasetName)> {

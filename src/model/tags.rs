@@ -228,6 +228,19 @@ pub fn newest_sent(inventory: &DatasetInventory, to: &Place) -> Option<Guid> {
     cursors(inventory, to).first().map(|(_, guid, ..)| *guid)
 }
 
+/// The guid of the snapshot of a dataset that the last transfer to `to` has sent there, according to the cursors: those of
+/// the `copy` that is there, which may have been renamed since, or else those for `to`.
+#[must_use]
+pub fn last_sent(inventory: &DatasetInventory, to: &Place, copy: Option<Guid>) -> Option<Guid> {
+    let of_copy = |bookmark: &&Bookmark| {
+        let name = bookmark.name.as_str().strip_prefix(CURSOR);
+        let guid = name.and_then(|name| parse_guid(name.rsplit_once(':')?.1));
+        copy.is_some() && guid == copy
+    };
+    let newest = inventory.bookmarks.iter().filter(of_copy).max_by_key(|bookmark| bookmark.createtxg);
+    newest.map(|bookmark| bookmark.guid).or_else(|| newest_sent(inventory, to))
+}
+
 /// The cursors for `to` that are no longer needed once there is one at `guid` for `copy`: those of earlier transfers to
 /// the same copy, and those of all copies but the `MAX_COPIES` to which the dataset was sent last.
 #[must_use]

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, groups, predict, predict_order};
-use crate::director::{transfer_levels, turn};
+use crate::director::{is_unsent, transfer_levels, turn};
 use crate::fleet::durations::KnownDurations;
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
@@ -125,6 +125,8 @@ impl<'a> PredictedFleet<'a> {
             (Ok(()), Order::Send { host, to, .. }) => {
                 self.note_permission(to);
                 if to.host != *host {
+                    // The hold moves only with the cursor.
+                    let held = held.filter(|held| self.held_copy(order) != Some(*held));
                     // A second transfer finds what the first one has released.
                     if let Some(before) = self.released.insert(to.clone(), held) {
                         self.release(to, before);
@@ -152,9 +154,12 @@ impl<'a> PredictedFleet<'a> {
     fn held_copy(&self, order: &Order) -> Option<Guid> {
         let Order::Send { host, dataset, to, route, .. } = order else { return None };
         let source = self.inventory.dataset(host, dataset)?;
+        let last_sent = |to: &Place| {
+            let copy = self.inventory.dataset(&to.host, &to.dataset).and_then(|copy| copy.guid);
+            tags::last_sent(source, to, copy)
+        };
         let old = |renamed: &Renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() };
-        let before = || tags::newest_sent(source, &old(route.renamed.as_ref()?));
-        tags::newest_sent(source, to).or_else(before)
+        last_sent(to).or_else(|| last_sent(&old(route.renamed.as_ref()?)))
     }
 
     /// Releases a hold on a snapshot of a copy.
@@ -242,6 +247,7 @@ impl<'a> PredictedFleet<'a> {
     ) -> bool {
         let mut sends = std::mem::take(&mut orders.sends);
         if has_changed {
+            sends.retain(|order| is_unsent(order, &self.inventory));
             sends.extend(self.due(entry, at).into_iter().filter(|order| matches!(order, Order::Send { .. })));
         }
         orders.sends = self.send(latest_of_each(sends), at);

@@ -34,6 +34,7 @@ use crate::director::leader::Leadership;
 use crate::director::pass::sequence::GroupTurn;
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
+use crate::director::transfer_levels::is_unsent;
 use crate::fleet::dispatch::{Dispatcher, fitting};
 use crate::fleet::durations;
 use crate::fleet::health::ServiceHealth;
@@ -351,6 +352,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     async fn send_due(&self, entry: usize, due_before: Vec<Order>) -> Result<(), CatalogError> {
         let decided = self.state.moment();
         let due_now = self.due(entry, |o| matches!(o, Order::Send { .. }));
+        let due_before: Vec<Order> = {
+            // Entries that share datasets with this one may have sent something since.
+            let inventory = self.state.inventory();
+            due_before.into_iter().filter(|order| is_unsent(order, &inventory)).collect()
+        };
         let mut due: BTreeMap<(DatasetName, Place), Order> = BTreeMap::new();
         for order in due_before.into_iter().filter(|_| !self.begins_nothing()).chain(due_now) {
             if let Order::Send { dataset, to, .. } = &order {

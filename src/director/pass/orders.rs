@@ -11,7 +11,7 @@ use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::lanes::Claim;
 use crate::director::pass::{Pass, is_take};
 use crate::director::progress::{Rank, RunningOrder};
-use crate::director::transfer_levels::{self, transfer_levels};
+use crate::director::transfer_levels::{self, is_unsent, transfer_levels};
 use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
 use crate::model::{Action, Counter, DatasetName, Guid, OrderId, Place, ResponseStatus, Turn};
@@ -90,15 +90,14 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// The transfer as it is decided now; `None` if there is nothing left to send. A transfer that was due because of its
     /// schedule stays due.
     fn decided_again(&self, order: Order) -> Option<Order> {
-        let Order::Send { host, dataset, guid, to, .. } = &order else { return None };
+        let Order::Send { dataset, to, .. } = &order else { return None };
         let is_same = |other: &Order| matches!(other, Order::Send { dataset: d, to: t, .. } if d == dataset && t == to);
         let inventory = self.state.inventory();
         // If two policies send a dataset to one destination, the last of them comes after the others.
         if let Some(same) = self.decided_orders(order.entry(), &inventory).into_iter().rfind(is_same) {
             return Some(same);
         }
-        let has = |host, dataset| inventory.dataset(host, dataset).is_some_and(|d| d.by_guid(*guid).is_some());
-        (has(host, dataset) && !has(&to.host, &to.dataset)).then_some(order)
+        is_unsent(&order, &inventory).then_some(order)
     }
 
     /// Carries out destroys side by side, except in datasets on which other passes work. These are returned.
