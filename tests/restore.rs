@@ -8,6 +8,7 @@ mod common;
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use chrono::Utc;
 use common::fleet::{Fleet, ago};
 use common::{ds, guids, local};
 use zsync::actions::Wanted;
@@ -16,7 +17,7 @@ use zsync::commands::restore::{RestoreSettings, prepare};
 use zsync::model::{Place, ResponseStatus};
 use zsync::sys::runtime;
 use zsync::zfs::fake::{Fake, Fault};
-use zsync::zfs::{Zfs, ZfsRead};
+use zsync::zfs::{Depth, ErrorKind, Zfs, ZfsRead};
 
 fn place(text: &str) -> Place {
     let (host, dataset) = text.split_once(':').unwrap();
@@ -25,7 +26,7 @@ fn place(text: &str) -> Place {
 
 /// A restore of alpha:tank/one.
 fn wanted(to: &str) -> Wanted {
-    Wanted { source: place("alpha:tank/one"), to: place(to), from: None, at: None }
+    Wanted { source: place("alpha:tank/one"), to: place(to), from: None, at: None, set_aside: None }
 }
 
 /// What a restore printed, and what went wrong.
@@ -108,6 +109,84 @@ fn existing_dataset_is_never_overwritten() {
     let (text, problems) = restore(&fleet, wanted("alpha:tank/one_restored"));
     assert!(text.contains("alpha:tank/one_restored exists, and has the snapshot"), "{text}");
     assert!(text.contains("nothing is missing") && problems.is_empty(), "{text} {problems:?}");
+}
+
+/// The names of alpha's datasets that were set aside.
+fn set_aside(fleet: &Fleet) -> Vec<zsync::model::DatasetName> {
+    let listed = runtime::block_on(fleet.alpha.list(&[ds("tank")], Depth::Recursive)).unwrap();
+    listed.into_iter().map(|(name, _)| name).filter(|name| name.as_str().contains("_set_aside_")).collect()
+}
+
+fn setting_aside() -> Wanted {
+    Wanted { set_aside: Some(Utc::now()), ..wanted("alpha:tank/one") }
+}
+
+#[test]
+fn dataset_in_the_way_is_renamed_and_nothing_is_destroyed() {
+    let (fleet, before) = lost();
+    for name in ["tank/one", "tank/one/own"] {
+        fleet.alpha.create(&ds(name));
+    }
+    fleet.snapshot(&fleet.alpha, "tank/one", "mine", 5);
+    let was = fleet.alpha.dataset(&ds("tank/one")).unwrap();
+    let (text, problems) = restore(&fleet, setting_aside());
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    let [aside, below] = &set_aside(&fleet)[..] else { panic!("{:?}", set_aside(&fleet)) };
+    assert!(text.contains(&format!("alpha:tank/one: what is there is renamed to {aside}\n")), "{text}");
+    assert!(text.contains("alpha:tank/one: renamed with it, and not restored: tank/one/own\n"), "{text}");
+    assert!(text.contains(&format!("what was there is now {aside})")), "{text}");
+    let kept = fleet.alpha.dataset(aside).unwrap();
+    assert_eq!((kept.guid, &kept.snapshots, kept.excluded), (was.guid, &was.snapshots, true));
+    for name in [aside, below] {
+        let properties = runtime::block_on(fleet.alpha.properties(name)).unwrap();
+        assert_eq!(properties.get("canmount").map(String::as_str), Some("noauto"), "{name}: {properties:?}");
+    }
+    assert_eq!(guids(&fleet.alpha, "tank/one"), before);
+    fleet.take("tank/one", 1);
+    let report = fleet.pass();
+    assert!(report.is_success(), "{:?}", report.outcomes);
+    assert_eq!(guids(&fleet.alpha, "tank/one"), guids(&fleet.beta, "pool/one"));
+    assert_eq!(fleet.alpha.dataset(aside).unwrap().snapshots, was.snapshots, "no policy covers it");
+}
+
+#[test]
+fn nothing_is_renamed_before_the_copy_is_on_its_way() {
+    let (fleet, before) = lost();
+    fleet.alpha.create(&ds("tank/one"));
+    let was = fleet.alpha.dataset(&ds("tank/one")).unwrap().guid;
+    // local.json has an entry for a dataset below, which the new name would leave without.
+    fleet.alpha.create(&ds("tank/one/own"));
+    let own = r#"{ "local_datasets": [ { "name": "tank", "restore": true }, { "name": "tank/one/own" } ] }"#;
+    let usual = std::fs::read_to_string(fleet.path("local.json")).unwrap();
+    std::fs::write(fleet.path("local.json"), own).unwrap();
+    let (_, problems) = restore(&fleet, setting_aside());
+    assert!(
+        problems.iter().any(|problem| problem.contains("tank/one/own, which has an entry of its own")),
+        "{problems:?}"
+    );
+    std::fs::write(fleet.path("local.json"), usual).unwrap();
+    // The host of the copy refuses.
+    let policy = std::fs::read_to_string(fleet.path("server.json")).unwrap();
+    std::fs::write(fleet.path("server.json"), policy.replace(&fleet.addresses.0, "127.0.0.1:1")).unwrap();
+    let (_, problems) = restore(&fleet, setting_aside());
+    assert!(!problems.is_empty());
+    std::fs::write(fleet.path("server.json"), policy).unwrap();
+    // A program uses it.
+    fleet.alpha.fail_next("rename", ErrorKind::Busy, "cannot unmount '/tank/one': pool or dataset is busy");
+    let (_, problems) = restore(&fleet, setting_aside());
+    assert!(problems.iter().any(|problem| problem.contains("stop the programs that use tank/one")), "{problems:?}");
+    assert_eq!((fleet.alpha.dataset(&ds("tank/one")).unwrap().guid, set_aside(&fleet)), (was, Vec::new()));
+
+    // The stream is cut off: what was there has its new name, and the same command continues.
+    fleet.alpha.disturb_next("receive", Fault::Killed(700));
+    let (_, problems) = restore(&fleet, setting_aside());
+    let aside = set_aside(&fleet);
+    assert_eq!(fleet.alpha.dataset(&aside[0]).unwrap().guid, was);
+    let hint = format!("what was there is now {}; to continue, give the command without --set-aside", aside[0]);
+    assert!(problems[0].contains(&hint), "{problems:?}");
+    let (text, problems) = restore(&fleet, setting_aside());
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert_eq!((guids(&fleet.alpha, "tank/one"), set_aside(&fleet)), (before, aside));
 }
 
 #[test]

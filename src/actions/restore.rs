@@ -6,9 +6,12 @@ use chrono::{DateTime, Utc};
 
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
 use crate::model::{
-    DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SnapName, Snapshot, counted, hint,
+    DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SetAside, SnapName, Snapshot, counted, hint,
 };
 use crate::policy::Policy;
+
+/// How many datasets a note names at most.
+const MAX_NAMED: usize = 5;
 
 /// What is to be restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub struct Wanted {
     pub from: Option<Place>,
     /// The newest snapshot taken until then is restored; `None`: the newest of all.
     pub at: Option<DateTime<Utc>>,
+    /// What is in the way is renamed, with this moment in its new name; `None`: nothing is.
+    pub set_aside: Option<DateTime<Utc>>,
 }
 
 /// One dataset to restore.
@@ -32,6 +37,8 @@ pub struct RestoreStep {
     pub from: Place,
     /// The snapshot that is restored, with all older ones of the copy.
     pub snapshot: Restorable,
+    /// What is in the way, and is renamed first.
+    pub set_aside: Option<SetAside>,
     /// What the user has to know about it.
     pub notes: Vec<String>,
 }
@@ -87,6 +94,7 @@ pub fn restore(
     // What was not listed may have a newer copy.
     plan.problems.extend(unlisted);
     let mut blocked: BTreeSet<DatasetName> = BTreeSet::new();
+    let mut moved: BTreeSet<DatasetName> = BTreeSet::new();
     for (below, of_dataset) in &copies {
         let Ok(dataset) = wanted.to.dataset.join(below) else {
             plan.problems.push(format!("cannot restore {}/{below}: the name is too long", wanted.to));
@@ -95,9 +103,15 @@ pub fn restore(
         if dataset.ancestors().any(|above| blocked.contains(&above)) {
             continue;
         }
+        let is_moved = dataset.ancestors().any(|above| moved.contains(&above));
         let to = Place { host: wanted.to.host.clone(), dataset };
-        match step(wanted, inventory, of_dataset, to.clone()) {
-            Outcome::Step(step) => plan.steps.push(step),
+        match step(wanted, inventory, of_dataset, to.clone(), is_moved) {
+            Outcome::Step(step) => {
+                if step.set_aside.is_some() {
+                    moved.insert(to.dataset);
+                }
+                plan.steps.push(step);
+            }
             Outcome::Present(why) => plan.present.push(why),
             Outcome::Impossible(why) => {
                 plan.problems.push(why);
@@ -105,7 +119,25 @@ pub fn restore(
             }
         }
     }
+    note_what_moves_along(&mut plan, inventory);
     plan
+}
+
+/// Adds a note about the datasets below one that is set aside that no step brings back.
+fn note_what_moves_along(plan: &mut RestorePlan, inventory: &Inventory) {
+    let restored: BTreeSet<Place> = plan.steps.iter().map(|step| step.to.clone()).collect();
+    for step in plan.steps.iter_mut().filter(|step| step.set_aside.is_some()) {
+        let Some(host) = inventory.hosts.get(&step.to.host) else { continue };
+        let below = host.within(&step.to.dataset).map(|(name, _)| name);
+        let mut without: Vec<&str> =
+            below.filter(|name| !restored.contains(&place(&step.to.host, name))).map(DatasetName::as_str).collect();
+        let more = without.len().saturating_sub(MAX_NAMED);
+        without.truncate(MAX_NAMED);
+        if !without.is_empty() {
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            step.notes.push(format!("renamed with it, and not restored: {}{more}", without.join(", ")));
+        }
+    }
 }
 
 enum Outcome {
@@ -115,7 +147,8 @@ enum Outcome {
 }
 
 /// Chooses the copy of one dataset.
-fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) -> Outcome {
+/// `is_moved` says that whatever has its name now is renamed before, with a dataset above it.
+fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place, is_moved: bool) -> Outcome {
     let mut candidates: Vec<(&Copy<'_>, &Snapshot)> =
         copies.iter().filter_map(|copy| Some((copy, newest_until(copy.found, wanted.at)?))).collect();
     // Of copies that are equally new, one on the same host needs no network.
@@ -126,20 +159,31 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) 
         return Outcome::Impossible(none_old_enough(&to, copies));
     };
     // If the host was not listed, it decides by itself.
-    let known = inventory.hosts.get(&to.host).filter(|known| known.covers(&to.dataset));
+    let known = inventory.hosts.get(&to.host).filter(|known| known.covers(&to.dataset) && !is_moved);
+    let (mut notes, mut set_aside) = (Vec::new(), None);
     if let Some(existing) = known.and_then(|known| known.datasets.get(&to.dataset)) {
-        if existing.by_guid(snapshot.guid).is_some() && !existing.excluded {
-            return Outcome::Present(format!("{to} exists, and has the snapshot {}", snapshot.name));
-        }
-        if !existing.excluded {
-            return Outcome::Impossible(format!(
-                "cannot restore {to}: a dataset with this name exists, and is never overwritten; hint: restore it under \
-                 another name, as in --as {}",
-                hint::word(&wanted.to.dataset.restored_name())
-            ));
+        match in_the_way(wanted, existing, snapshot, &to) {
+            Existing::Present => {
+                return Outcome::Present(format!("{to} exists, and has the snapshot {}", snapshot.name));
+            }
+            Existing::Unfinished => {}
+            Existing::Refused(why) => return Outcome::Impossible(why),
+            Existing::SetAside(aside) if copy.place.host == to.host && copy.place.dataset.is_within(&to.dataset) => {
+                return Outcome::Impossible(format!(
+                    "cannot restore {to}: {} is below it, and would be renamed to a name below {}; hint: restore it \
+                     under another name, as in --as {}",
+                    copy.place,
+                    aside.dataset,
+                    hint::word(&wanted.to.dataset.restored_name())
+                ));
+            }
+            Existing::SetAside(aside) => {
+                let unless = if existing.excluded { ", unless it is what an interrupted restore has left" } else { "" };
+                notes.push(format!("what is there is renamed to {}{unless}", aside.dataset));
+                set_aside = Some(aside);
+            }
         }
     }
-    let mut notes = Vec::new();
     for (other, newest) in others.iter().filter(|(_, newest)| newest.guid != snapshot.guid) {
         notes.push(format!("another copy, {}, has an older snapshot: {}", other.place, newest.name));
     }
@@ -158,7 +202,49 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place) 
         notes.push("it is encrypted: to use it, load its key (zfs load-key)".to_owned());
     }
     let snapshot = Restorable { name: snapshot.name.clone(), guid: snapshot.guid, creation: snapshot.creation };
-    Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, notes })
+    Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, set_aside, notes })
+}
+
+/// What a restore does about a dataset that exists in the place of the one that is restored.
+enum Existing {
+    /// It has what is wanted.
+    Present,
+    /// It may be what an interrupted restore has left, which its host finds out.
+    Unfinished,
+    /// It is renamed.
+    SetAside(SetAside),
+    /// It prevents the restore.
+    Refused(String),
+}
+
+fn in_the_way(wanted: &Wanted, existing: &DatasetInventory, snapshot: &Snapshot, to: &Place) -> Existing {
+    let another = hint::word(&wanted.to.dataset.restored_name());
+    let Some(at) = wanted.set_aside else {
+        return match existing.by_guid(snapshot.guid) {
+            _ if existing.excluded => Existing::Unfinished,
+            Some(_) => Existing::Present,
+            None => Existing::Refused(format!(
+                "cannot restore {to}: a dataset with this name exists, and is never overwritten; hint: restore it under \
+                 another name, as in --as {another}, or rename what is there with --set-aside"
+            )),
+        };
+    };
+    let is_newest = existing.newest().is_some_and(|newest| newest.guid == snapshot.guid);
+    if is_newest && existing.written == Some(0) && !existing.excluded {
+        return Existing::Present;
+    }
+    if to.dataset.parent().is_none() {
+        return Existing::Refused(format!(
+            "cannot restore {to}: it is a pool, which cannot be renamed; hint: restore it as a dataset below the pool, \
+             as in --as {another}"
+        ));
+    }
+    let named = format!("{}_set_aside_{}", to.dataset, at.format("%Y%m%dT%H%M%SZ")).parse();
+    match (existing.guid, named) {
+        (Some(guid), Ok(dataset)) => Existing::SetAside(SetAside { guid, dataset }),
+        (None, _) => Existing::Refused(format!("cannot restore {to}: its host does not say what exists there")),
+        (_, Err(error)) => Existing::Refused(format!("cannot restore {to}: cannot rename what is there: {error}")),
+    }
 }
 
 /// The newest snapshot that was taken until a moment.

@@ -18,7 +18,7 @@ impl<Z: Zfs> Agent<Z> {
     /// Estimates how many bytes a send_snapshot would send.
     pub(crate) async fn estimate_send(&self, request: &EstimateSendRequest) -> Result<Success, OrderError> {
         let source = self.dataset_of(request.dataset.as_ref(), request.snapshot, &request.to.host).await?;
-        let ours = self.list_source(&source, &request.to.host, request.purpose).await?;
+        let ours = self.list_source(&source, &request.to.host, &request.purpose).await?;
         let target = find_snapshot(&source, &ours, request.snapshot)?.guid;
         if request.to.host == self.host && !request.purpose.is_restore() {
             self.local.permission_to_receive(&request.to.dataset, &self.host)?;

@@ -14,7 +14,9 @@ use crate::actions::divergence::Allowed;
 use crate::host::error::OrderError;
 use crate::model::Place;
 use crate::model::snapshot::SNAPSHOT_NAMESPACE;
-use crate::model::{Action, DatasetName, Guid, HostName, OnDivergence, OrderId, Record, SentTo, SnapName, SnapshotId};
+use crate::model::{
+    Action, DatasetName, Guid, HostName, OnDivergence, OrderId, Record, SentTo, SetAside, SnapName, SnapshotId,
+};
 use crate::policy::DEFAULT_RETRY_FOR;
 use crate::slave::receive::Purpose;
 use crate::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Fence, Forgotten, PROTOCOL, RenamedFrom, RestoreFrom};
@@ -106,11 +108,14 @@ pub struct RestoreRequest {
     pub(crate) name: SnapName,
     /// The dataset that receives.
     pub(crate) to: DatasetName,
+    /// The dataset that is in the way, and is renamed first.
+    pub(crate) set_aside: Option<SetAside>,
 }
 
 impl SendRequest {
-    /// A request to send a copy back, up to a snapshot. Nothing may be done to what exists there.
-    pub(crate) fn back(copy: DatasetName, snapshot: SnapshotId, to: Place) -> Self {
+    /// A request to send a copy back, up to a snapshot. Nothing may be done to what exists there, but what `set_aside`
+    /// names may be renamed.
+    pub(crate) fn back(copy: DatasetName, snapshot: SnapshotId, to: Place, set_aside: Option<SetAside>) -> Self {
         Self {
             snapshot,
             dataset: Some(copy),
@@ -122,7 +127,7 @@ impl SendRequest {
             destinations: Vec::new(),
             oldest_unsent: None,
             start_by: None,
-            purpose: Purpose::Restore(snapshot),
+            purpose: Purpose::Restore { snapshot, set_aside },
         }
     }
 }
@@ -329,9 +334,9 @@ fn only_snapshot(order: &DirectorsOrder) -> Result<SnapshotId, OrderError> {
 fn restore(order: DirectorsOrder) -> Result<RestoreRequest, OrderError> {
     let snapshot = only_snapshot(&order)?;
     let (name, to) = (field("SnapshotName", &order.snapshot_name)?, field("DestDataset", &order.dest_dataset)?);
-    let RestoreFrom { host, dataset, address } =
+    let RestoreFrom { host, dataset, address, set_aside } =
         order.restore.ok_or_else(|| OrderError::refused("Restore: it must name the copy"))?;
-    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to })
+    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to, set_aside })
 }
 
 fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
@@ -397,7 +402,7 @@ fn estimate_send(order: DirectorsOrder) -> Result<EstimateSendRequest, OrderErro
     let (snapshot, to) = snapshot_and_target(&order)?;
     let common = order.keep_common_with.iter().find(|base| base.host == to.host && base.dataset == to.dataset);
     let common = common.map(|base| base.guid);
-    let purpose = if order.restore.is_some() { Purpose::Restore(snapshot) } else { Purpose::Copy };
+    let purpose = if order.restore.is_some() { Purpose::Restore { snapshot, set_aside: None } } else { Purpose::Copy };
     Ok(EstimateSendRequest { snapshot, dataset: order.dataset, to, common, resume_token: order.resume_token, purpose })
 }
 

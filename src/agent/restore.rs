@@ -32,15 +32,32 @@ impl<Z: Zfs> Agent<Z> {
         retry: &mut RetryState,
         context: &OrderContext,
     ) -> Result<Success, OrderError> {
-        let RestoreRequest { from, to, snapshot, .. } = request;
+        let RestoreRequest { from, to, snapshot, set_aside, .. } = request;
         self.local.permission_to_restore(to)?;
+        // Nothing is sent from a dataset while it is renamed.
+        let _renaming = match set_aside {
+            Some(_) => Some(self.locks.claim(to).ok_or_else(|| OrderError::busy(format!("{to} is being sent")))?),
+            None => None,
+        };
+        let receiver = self.receiver_for(request);
+        receiver.check_set_aside(to, &from.host).await?;
         let done = if from.host == self.host {
             let here = Place { host: self.host.clone(), dataset: to.clone() };
-            self.send(id, &SendRequest::back(from.dataset.clone(), *snapshot, here), retry, context).await?
+            let back = SendRequest::back(from.dataset.clone(), *snapshot, here, set_aside.clone());
+            self.send(id, &back, retry, context).await
         } else {
-            self.fetch(id, request, context).await?
+            self.fetch(id, request, receiver, context).await
         };
         self.cache.invalidate(to);
+        let aside = self.has_been_set_aside(request).await;
+        let done = match (done, &aside) {
+            (Ok(done), _) => done,
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(aside)) => {
+                let hint = format!("what was there is now {aside}; to continue, give the command without --set-aside");
+                return Err(error.with_hint(hint));
+            }
+        };
         let listed = self.zfs.list(std::slice::from_ref(to), Depth::Only).await?;
         let found = listed.into_iter().find(|(name, _)| name == to).map(|(_, found)| found).unwrap_or_default();
         if found.newest().is_none_or(|newest| newest.guid.uuid() != *snapshot) {
@@ -49,6 +66,7 @@ impl<Z: Zfs> Agent<Z> {
             return Err(OrderError::refused(reason).with_hint("restore it under another name (--as)"));
         }
         let mut remarks = vec![done.remark];
+        remarks.extend(aside.map(|aside| format!("what was there is now {aside}")));
         if found.kind == DatasetKind::Filesystem
             && let Err(error) = self.zfs.mount(to).await
         {
@@ -62,15 +80,27 @@ impl<Z: Zfs> Agent<Z> {
         Ok(Success::new(done.status, remarks.join("; ")))
     }
 
+    fn receiver_for(&self, request: &RestoreRequest) -> Receiver<Z> {
+        let RestoreRequest { snapshot, set_aside, .. } = request;
+        self.receiver.for_purpose(Purpose::Restore { snapshot: *snapshot, set_aside: set_aside.clone() })
+    }
+
+    /// The new name of what was in the way, if it has been renamed.
+    async fn has_been_set_aside(&self, request: &RestoreRequest) -> Option<DatasetName> {
+        let aside = request.set_aside.as_ref()?;
+        let found = self.receiver.list(&aside.dataset).await.ok()??;
+        (found.guid == Some(aside.guid)).then(|| aside.dataset.clone())
+    }
+
     /// Asks the agent of the copy's host to send the copy back, and receives it.
     async fn fetch(
         &self,
         id: OrderId,
         request: &RestoreRequest,
+        receiver: Receiver<Z>,
         context: &OrderContext,
     ) -> Result<Success, OrderError> {
-        let RestoreRequest { from, to, snapshot, name, address } = request;
-        let receiver = self.receiver.for_purpose(Purpose::Restore(*snapshot));
+        let RestoreRequest { from, to, snapshot, name, address, set_aside: _ } = request;
         let Some(claim) = receiver.locks.claim(to) else { return Err(OrderError::busy(occupied(to))) };
         // So that nothing is sent in vain.
         let (found, surroundings) = receiver.list_around(to).await?;
@@ -132,7 +162,7 @@ impl<Z: Zfs> Agent<Z> {
             // What the transfer finds out about the other host is of no use here.
             let (facts, _) = runtime::channel::bounded(1);
             let context = OrderContext::new(self.host.clone(), facts, counter.clone());
-            let request = SendRequest::back(dataset.clone(), snapshot_uuid, to.clone());
+            let request = SendRequest::back(dataset.clone(), snapshot_uuid, to.clone(), None);
             self.send_on(id, &request, &context, conn).await
         };
         let result = result.await;

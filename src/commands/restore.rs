@@ -24,15 +24,15 @@ use crate::fleet::known::{self, Asked};
 use crate::fleet::restore as orders;
 use crate::model::{Counter, DatasetName, HostName, Place};
 use crate::policy::Policy;
-use crate::sys::runtime;
+use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
 use crate::zfs::system::System;
 
 /// Arguments of `zsync restore`.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Nothing is ever overwritten: a dataset that exists is not touched. An interrupted restore continues \
-                        if the same command is given again.\n\n\
+    after_help = "Nothing is ever overwritten: a dataset that exists is not touched, or only renamed. An interrupted \
+                        restore continues if the same command is given again.\n\n\
                         Exit status: 0 success; 1 not everything could be restored; 2 nothing could be done."
 )]
 pub struct RestoreArgs {
@@ -51,6 +51,9 @@ pub struct RestoreArgs {
     /// Restore the newest snapshot that was taken until this moment [default: the newest of all]
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub at: Option<DateTime<Utc>>,
+    /// Rename what exists in the place of a dataset first
+    #[arg(long)]
+    pub set_aside: bool,
     /// Only show what would be restored, and from where
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
@@ -97,7 +100,8 @@ pub struct Prepared<Z> {
 pub fn run(args: RestoreArgs) -> Result<(), Error> {
     let zfs = Arc::new(System::new(&args.common.zfs));
     let host_name = host_name_of(&args.common)?;
-    let RestoreArgs { source, name, to, from, at, dry_run, yes, .. } = args;
+    let RestoreArgs { source, name, to, from, at, set_aside, dry_run, yes, .. } = args;
+    let set_aside = set_aside.then(clock::now);
     let beside = name.map(|dataset| Place { host: source.host.clone(), dataset });
     let to = to.or(beside).unwrap_or_else(|| source.clone());
     let settings = RestoreSettings {
@@ -105,7 +109,7 @@ pub fn run(args: RestoreArgs) -> Result<(), Error> {
         local_file: args.common.local,
         state: args.state.state,
         host_name,
-        wanted: Wanted { source, to, from, at },
+        wanted: Wanted { source, to, from, at, set_aside },
     };
     runtime::block_on(async {
         let prepared = prepare(&settings, zfs).await.map_err(Error::unable)?;

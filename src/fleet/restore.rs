@@ -15,7 +15,12 @@ fn order(action: Action, policy: &Policy, step: &RestoreStep) -> DirectorsOrder 
         snapshot_name: snapshot.name.to_string(),
         destination: to.host.to_string(),
         dest_dataset: to.dataset.to_string(),
-        restore: Some(RestoreFrom { host: from.host.clone(), dataset: from.dataset.clone(), address }),
+        restore: Some(RestoreFrom {
+            host: from.host.clone(),
+            dataset: from.dataset.clone(),
+            address,
+            set_aside: step.set_aside.clone(),
+        }),
         retry_for: Some(policy.retry_for.as_secs()),
         ..blank(action)
     }

@@ -31,7 +31,7 @@ pub use inventory::{
 pub use key::KeyConflict;
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
-pub use place::Place;
+pub use place::{Place, SetAside};
 pub use sent_to::SentTo;
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};
 pub use turn::Turn;

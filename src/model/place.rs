@@ -4,7 +4,17 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DatasetName, HostName};
+use crate::model::{DatasetName, Guid, HostName};
+
+/// A dataset that is in the way, and the name that it gets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct SetAside {
+    /// The guid of the dataset. No other dataset is renamed.
+    pub guid: Guid,
+    /// Its new name, next to the old one.
+    pub dataset: DatasetName,
+}
 
 /// A dataset on a host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

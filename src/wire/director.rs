@@ -6,8 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, SentTo, Snapshot,
-    SnapshotId, UnlistedPools,
+    Action, DatasetInventory, DatasetName, Guid, HostName, NotWritten, OnDivergence, OrderId, SentTo, SetAside,
+    Snapshot, SnapshotId, UnlistedPools,
 };
 use crate::wire::{PER_LINE, Response, default_protocol, text};
 
@@ -148,6 +148,9 @@ pub struct RestoreFrom {
     /// The `host:port` of the agent there. The default is the host's name and the default port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// What is in the way, and is renamed first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<SetAside>,
 }
 
 /// The first line from an agent that restores a dataset to the agent of the host that has the copy. The copy is sent

@@ -12,7 +12,7 @@ fn tree() -> Policy {
 }
 
 fn wanted(to: &str) -> Wanted {
-    Wanted { source: place("alpha:tank/home"), to: place(to), from: None, at: None }
+    Wanted { source: place("alpha:tank/home"), to: place(to), from: None, at: None, set_aside: None }
 }
 
 /// A line for each dataset to restore, each note, and each problem.
@@ -97,6 +97,57 @@ fn restore_overwrites_nothing_and_blocks_only_what_is_below() {
     let found = lines(&tree(), &world, &wanted("alpha:tank/home"));
     assert_eq!(found[0], "alpha:tank/home/docs from beta:tank/copy/docs@B_2026-11-23_02:00:00");
     assert_eq!(found[1], "alpha:tank/home exists, and has the snapshot B_2026-11-23_02:00:00");
+}
+
+#[test]
+fn restore_sets_aside_what_is_in_the_way() {
+    let guided = |text: &str, written: u64| {
+        let mut world = world(text);
+        for (at, found) in world.hosts.values_mut().flat_map(|host| host.datasets.values_mut()).enumerate() {
+            (found.guid, found.written) = (Some(Guid(at as u64 + 1)), Some(written));
+        }
+        world
+    };
+    let aside = |to: &str| Wanted { set_aside: Some(utc("11-24T08:00")), ..wanted(to) };
+    let plan = |text: &str, written: u64, wanted: &Wanted| {
+        actions::restore(&tree(), &guided(text, written), &BTreeMap::new(), wanted)
+    };
+    let name = "tank/home_set_aside_20261124T080000Z";
+    // All of the tree is renamed at once, with what no copy has.
+    let text = format!(
+        "alpha:tank/home B@11-23T01:00\nalpha:tank/home/docs B@11-23T01:00\nalpha:tank/home/own\ngamma\n{NIGHTLY}"
+    );
+    let planned = plan(&text, 5, &aside("alpha:tank/home"));
+    let [home, docs] = &planned.steps[..] else { panic!("{planned:?}") };
+    assert_eq!(home.set_aside, Some(SetAside { guid: Guid(1), dataset: name.parse().unwrap() }));
+    assert_eq!(
+        home.notes,
+        [format!("what is there is renamed to {name}"), "renamed with it, and not restored: tank/home/own".to_owned()]
+    );
+    assert!(docs.set_aside.is_none() && docs.notes.is_empty() && planned.problems.is_empty(), "{planned:?}");
+    // It has what is wanted, and nothing was written since; or it has it, and something was written.
+    let text = format!("alpha:tank/home B@11-23T01:00 B@11-23T02:00\ngamma\n{NIGHTLY}");
+    let planned = plan(&text, 0, &aside("alpha:tank/home"));
+    assert_eq!((planned.present.len(), planned.steps.len()), (1, 1), "{planned:?}");
+    let planned = plan(&text, 5, &aside("alpha:tank/home"));
+    assert_eq!((planned.present.len(), planned.steps.len()), (0, 2), "{planned:?}");
+    assert!(planned.steps[0].set_aside.is_some() && planned.steps[1].set_aside.is_none(), "{planned:?}");
+    // Nothing is there.
+    let planned = plan(&format!("alpha\ngamma\n{NIGHTLY}"), 5, &aside("alpha:tank/home"));
+    assert!(planned.steps.iter().all(|step| step.set_aside.is_none()), "{planned:?}");
+
+    let refused = [
+        ("alpha:tank B@11-23T05:00\ngamma", aside("alpha:tank"), "it is a pool, which cannot be renamed; hint: "),
+        (
+            "alpha\ngamma\nbeta:tank B@11-23T05:00",
+            aside("beta:tank/copy"),
+            "beta:tank/copy is below it, and would be renamed to a name below tank/copy_set_aside_20261124T080000Z; hint: ",
+        ),
+    ];
+    for (text, wanted, words) in refused {
+        let planned = plan(&format!("{text}\n{NIGHTLY}"), 5, &Wanted { from: Some(place("beta:tank/copy")), ..wanted });
+        assert!(planned.problems[0].contains(words), "{planned:?}");
+    }
 }
 
 #[test]

@@ -78,7 +78,7 @@ impl<Z: Zfs> Agent<Z> {
         let source = self.lock_source(request, retry).await?;
         let to = &request.to;
         let is_local = to.host == self.host && line.is_none();
-        let receiver = self.receiver.for_purpose(request.purpose);
+        let receiver = self.receiver.for_purpose(request.purpose.clone());
         if is_local && (source.is_within(&to.dataset) || to.dataset.is_within(&source)) {
             let reason = format!("cannot send {source} into {}: one contains the other", to.dataset);
             return Err(OrderError::refused(reason));
@@ -106,6 +106,8 @@ impl<Z: Zfs> Agent<Z> {
             sides.ours.encrypted &= !matches!(sides.ours.flags, Some(SendFlags::Plain { .. }));
         }
         if is_restore && is_local {
+            (sides.theirs, sides.surroundings) =
+                receiver.without_what_is_in_the_way(&to.dataset, sides.theirs, sides.surroundings).await?;
             receiver.check_restorable(&to.dataset, sides.theirs.as_ref(), &sides.surroundings).await?;
         }
         let plan = self.plan_send(request, source, &sides.ours).await?;
@@ -128,7 +130,7 @@ impl<Z: Zfs> Agent<Z> {
             return Ok(source.clone());
         }
         let source = self.dataset_of(request.dataset.as_ref(), request.snapshot, &request.to.host).await?;
-        self.check_may_send(&source, &request.to.host, request.purpose).await?;
+        self.check_may_send(&source, &request.to.host, &request.purpose).await?;
         let Some(claim) = self.locks.claim(&source) else {
             return Err(OrderError::busy(format!("{source} is being sent already"))
                 .with_hint("the next order will send what is still missing"));
@@ -162,7 +164,7 @@ impl<Z: Zfs> Agent<Z> {
         };
         let (peer, theirs) = match receiving {
             Receiving::Here(reservation) => {
-                let receiver = self.receiver.for_purpose(plan.purpose);
+                let receiver = self.receiver.for_purpose(plan.purpose.clone());
                 (Peer::local(&receiver, order, reservation, &theirs, surroundings).await?, theirs)
             }
             Receiving::On(line) => Peer::on(line, &plan.to, id, outgoing()).await?,

@@ -39,7 +39,7 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         dataset: &DatasetName,
         to: &HostName,
-        purpose: Purpose,
+        purpose: &Purpose,
     ) -> Result<DatasetInventory, OrderError> {
         self.check_may_send(dataset, to, purpose).await?;
         Ok(self.list_sides(dataset, None).await?.ours)
@@ -50,7 +50,7 @@ impl<Z: Zfs> Agent<Z> {
         &self,
         dataset: &DatasetName,
         to: &HostName,
-        purpose: Purpose,
+        purpose: &Purpose,
     ) -> Result<(), OrderError> {
         if purpose.is_restore() {
             let has_come_from_there = self.has_come_from(dataset, to).await?;
@@ -109,7 +109,7 @@ impl<Z: Zfs> Agent<Z> {
             None => None,
         };
         let (to, allowed, destinations) = (request.to.clone(), request.allowed, request.destinations.clone());
-        Ok(SendPlan { source, target, to, allowed, origin, destinations, purpose: request.purpose })
+        Ok(SendPlan { source, target, to, allowed, origin, destinations, purpose: request.purpose.clone() })
     }
 
     /// The snapshot that a dataset is a clone of.

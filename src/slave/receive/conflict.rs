@@ -123,19 +123,32 @@ impl<Z: Zfs> Receiver<Z> {
         if found.resume_token.is_some() {
             self.zfs.abort_receive(dataset).await?;
         }
-        self.rename(dataset, &aside).await.map_err(OrderError::receiving)?;
-        log::warn!(
-            "renamed {dataset} to {aside}, because it cannot take what {} sends: a new copy begins",
-            order.source
-        );
-        if let Err(error) = self.zfs.set(&aside, EXCLUDE, "on").await {
-            log::warn!("{aside}: cannot set {EXCLUDE}=on: {error}");
-        }
+        let why = format!("it cannot take what {} sends: a new copy begins", order.source);
+        self.rename_aside(dataset, &aside, &why).await?;
         for (name, inventory) in self.zfs.list(std::slice::from_ref(&aside), Depth::Recursive).await? {
             let holds = self.received_holds(&name, &inventory).await?;
             self.release(&name, holds).await?;
         }
         Ok(aside)
+    }
+
+    /// Renames a dataset with everything below it, and excludes it from all policies.
+    pub(super) async fn rename_aside(
+        &self,
+        dataset: &DatasetName,
+        aside: &DatasetName,
+        why: &str,
+    ) -> Result<(), OrderError> {
+        self.rename(dataset, aside).await.map_err(|error| match error.kind {
+            ErrorKind::Busy => OrderError::receiving(error)
+                .with_hint(format!("stop the programs that use {dataset} (fuser -vm shows them)")),
+            _ => OrderError::receiving(error),
+        })?;
+        log::warn!("renamed {dataset} to {aside}, because {why}");
+        if let Err(error) = self.zfs.set(aside, EXCLUDE, "on").await {
+            log::warn!("{aside}: cannot set {EXCLUDE}=on: {error}");
+        }
+        Ok(())
     }
 
     /// A name next to the dataset's that shows what happened and when, and that no dataset has yet.

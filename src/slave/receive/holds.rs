@@ -22,7 +22,7 @@ impl<Z: Zfs> Receiver<Z> {
         guid: Guid,
         known: Option<u64>,
     ) -> Result<(), ZfsError> {
-        if let Purpose::Restore(snapshot) = self.purpose {
+        if let Purpose::Restore { snapshot, .. } = self.purpose {
             return self.complete_restore(dataset, inventory, snapshot).await;
         }
         let as_listed = inventory.clone();

@@ -23,7 +23,7 @@ use crate::model::Place;
 use crate::model::tags::{EXCLUDE, FLAGS, PARENT};
 use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Identity, KeyConflict, ResponseStatus, SendFlags,
-    SnapName, SnapshotId,
+    SetAside, SnapName, SnapshotId,
 };
 use crate::policy::properties::ReceiveTarget;
 use crate::policy::{Denied, Local, LocalDataset};
@@ -47,18 +47,23 @@ pub struct Receiver<Z> {
 }
 
 /// What a stream is sent and received for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To make or update a copy.
     #[default]
     Copy,
-    /// To restore a dataset from a copy, up to this snapshot.
-    Restore(SnapshotId),
+    /// To restore a dataset from a copy.
+    Restore {
+        /// Up to this snapshot.
+        snapshot: SnapshotId,
+        /// The dataset that is in the way, and is renamed immediately before the first stream is received.
+        set_aside: Option<SetAside>,
+    },
 }
 
 impl Purpose {
-    pub(crate) fn is_restore(self) -> bool {
-        matches!(self, Self::Restore(_))
+    pub(crate) fn is_restore(&self) -> bool {
+        matches!(self, Self::Restore { .. })
     }
 }
 
@@ -150,7 +155,7 @@ impl<Z> Clone for Receiver<Z> {
     fn clone(&self) -> Self {
         let (zfs, local) = (Arc::clone(&self.zfs), Arc::clone(&self.local));
         let (locks, queue, publisher) = (self.locks.clone(), self.queue.clone(), self.publisher.clone());
-        let (is_for_others, purpose) = (self.is_for_others, self.purpose);
+        let (is_for_others, purpose) = (self.is_for_others, self.purpose.clone());
         Self { zfs, local, locks, is_for_others, queue, publisher, purpose }
     }
 }
@@ -211,9 +216,9 @@ impl<Z: Zfs> Receiver<Z> {
 
     /// Whether the dataset may receive. A restore needs no `slave`: this host itself has asked for it.
     fn permission(&self, dataset: &DatasetName, source: &HostName) -> Result<&LocalDataset, Denied> {
-        match self.purpose {
+        match &self.purpose {
             Purpose::Copy => self.local.permission_to_receive(dataset, source),
-            Purpose::Restore(_) => self.local.permission_to_restore(dataset),
+            Purpose::Restore { .. } => self.local.permission_to_restore(dataset),
         }
     }
 
@@ -230,7 +235,7 @@ impl<Z: Zfs> Receiver<Z> {
         DatasetInventory { append_only, ..inventory }
     }
 
-    /// Lists one dataset and the datasets above it.
+    /// Lists one dataset and the datasets above it. A dataset that a restore sets aside counts as missing.
     pub(crate) async fn list_around(
         &self,
         dataset: &DatasetName,
@@ -239,7 +244,7 @@ impl<Z: Zfs> Receiver<Z> {
         let surroundings = Surroundings::of(&*self.zfs, dataset, &listed).await?;
         let found =
             listed.iter().position(|(name, _)| name == dataset).map(|at| self.with_permission(listed.swap_remove(at)));
-        Ok((found, surroundings))
+        self.without_what_is_in_the_way(dataset, found, surroundings).await
     }
 
     /// What the sender has to know about the destination besides its snapshots.
@@ -321,7 +326,7 @@ impl<Z: Zfs> Receiver<Z> {
         let dataset = &order.dest_dataset;
         let entry = self.permission(dataset, &order.source)?;
         if self.purpose.is_restore() {
-            return self.prepare_restore(dataset, incoming, surroundings);
+            return self.prepare_restore(dataset, &order.source, incoming, surroundings).await;
         }
         if incoming.overwrite && !self.is_placeholder(dataset, self.list(dataset).await?.as_ref()).await? {
             self.local.permission_to_roll_back(dataset)?;

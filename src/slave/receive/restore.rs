@@ -1,5 +1,8 @@
 //! Receives a copy that is brought back. Nothing is overwritten: the dataset must not exist, or be one that an earlier
-//! attempt has begun and not completed.
+//! attempt has begun and not completed, or be set aside.
+//!
+//! A dataset is set aside immediately before the first stream is received. Until then, everything that can fail has
+//! been tried, and the dataset is only treated as if it did not exist.
 //!
 //! Until everything has arrived, the dataset is read-only and excluded from all policies. It has the property
 //! `zsync:restoring`, by which the next attempt recognizes it. At the end, all of that is removed, and what the dataset
@@ -9,9 +12,9 @@ use std::collections::BTreeMap;
 
 use crate::host::error::OrderError;
 use crate::model::tags::{EXCLUDE, FLAGS, RESTORING};
-use crate::model::{DatasetInventory, DatasetName, SendFlags, SnapshotId, hint};
-use crate::slave::receive::{IncomingStream, Receiver, Surroundings};
-use crate::zfs::{ReceiveSpec, Zfs, ZfsError};
+use crate::model::{DatasetInventory, DatasetKind, DatasetName, HostName, SendFlags, SetAside, SnapshotId, hint};
+use crate::slave::receive::{IncomingStream, Purpose, Receiver, Surroundings};
+use crate::zfs::{Depth, ReceiveSpec, Zfs, ZfsError};
 
 impl<Z: Zfs> Receiver<Z> {
     /// Checks that a dataset can be restored: it does not exist, or an earlier restore of it has not been completed.
@@ -28,7 +31,9 @@ impl<Z: Zfs> Receiver<Z> {
             (Some(_), None) => Err(refused("it is a pool, which exists".to_owned())
                 .with_hint(format!("restore it as a dataset below the pool, as in --as {another}"))),
             (Some(_), Some(_)) => Err(refused("a dataset with this name exists, and is never overwritten".to_owned())
-                .with_hint(format!("restore it under another name, as in --as {another}"))),
+                .with_hint(format!(
+                    "restore it under another name, as in --as {another}, or rename what is there with --set-aside"
+                ))),
             (None, None) => Err(refused("there is no such pool".to_owned()).with_hint("create or import the pool")),
             (None, Some(parent)) if !surroundings.has_parent => Err(refused(format!("{parent} does not exist"))
                 .with_hint(format!("restore {parent} first, or create it (zfs create -p {})", hint::word(&parent)))),
@@ -42,10 +47,76 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(properties.get(RESTORING).is_some_and(|of| of == dataset.as_str()))
     }
 
-    /// The arguments of `zfs receive` for a restore.
-    pub(super) fn prepare_restore(
+    /// What is to be set aside; `None` if nothing is, or if it has been set aside.
+    async fn in_the_way(
         &self,
         dataset: &DatasetName,
+        found: Option<&DatasetInventory>,
+    ) -> Result<Option<&SetAside>, ZfsError> {
+        match (&self.purpose, found) {
+            (Purpose::Restore { set_aside: Some(aside), .. }, Some(found)) if found.guid == Some(aside.guid) => {
+                Ok(if self.is_unfinished(dataset).await? { None } else { Some(aside) })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Removes from a listing what is to be set aside, as it will be missing when the first stream is received.
+    pub(crate) async fn without_what_is_in_the_way(
+        &self,
+        dataset: &DatasetName,
+        found: Option<DatasetInventory>,
+        surroundings: Surroundings,
+    ) -> Result<(Option<DatasetInventory>, Surroundings), ZfsError> {
+        Ok(match self.in_the_way(dataset, found.as_ref()).await? {
+            Some(_) => (None, Surroundings { key_conflict: None, ..surroundings }),
+            None => (found, surroundings),
+        })
+    }
+
+    /// Checks that what is in the way may be set aside, if anything is. `source` is the host of the copy.
+    pub(crate) async fn check_set_aside(&self, dataset: &DatasetName, source: &HostName) -> Result<(), OrderError> {
+        let found = self.list(dataset).await?;
+        let Some(SetAside { dataset: aside, .. }) = self.in_the_way(dataset, found.as_ref()).await? else {
+            return Ok(());
+        };
+        let refused = |reason: &str| OrderError::refused(format!("cannot rename {dataset} to {aside}: {reason}"));
+        if dataset.parent().is_none() || aside.parent() != dataset.parent() {
+            return Err(refused("only a dataset below a pool is set aside, with a name next to its own"));
+        }
+        if self.list(aside).await?.is_some() {
+            return Err(refused("a dataset with the new name exists"));
+        }
+        self.local.permission_to_restore(dataset)?;
+        self.check_rename(source, dataset, aside).await
+    }
+
+    /// Renames what is in the way, with everything below it, so that it is excluded from all policies and is not mounted
+    /// in the place of what is restored when the host starts.
+    async fn set_aside_for_restore(&self, dataset: &DatasetName, source: &HostName) -> Result<(), OrderError> {
+        self.check_set_aside(dataset, source).await?;
+        let found = self.list(dataset).await?;
+        let Some(SetAside { dataset: aside, .. }) = self.in_the_way(dataset, found.as_ref()).await? else {
+            return Ok(());
+        };
+        self.rename_aside(dataset, aside, "a copy is restored in its place").await?;
+        for (name, found) in self.zfs.list(std::slice::from_ref(aside), Depth::Recursive).await? {
+            let is_off = self.zfs.properties(&name).await?.get("canmount").is_some_and(|value| value == "off");
+            if found.kind == DatasetKind::Filesystem
+                && !is_off
+                && let Err(error) = self.zfs.set(&name, "canmount", "noauto").await
+            {
+                log::warn!("{name}: cannot set canmount=noauto: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// The arguments of `zfs receive` for a restore. What is in the way is set aside.
+    pub(super) async fn prepare_restore(
+        &self,
+        dataset: &DatasetName,
+        source: &HostName,
         incoming: &IncomingStream,
         surroundings: &Surroundings,
     ) -> Result<ReceiveSpec, OrderError> {
@@ -57,6 +128,7 @@ impl<Z: Zfs> Receiver<Z> {
         }
         let mut properties = BTreeMap::new();
         if create.is_some() {
+            self.set_aside_for_restore(dataset, source).await?;
             let all = [("readonly", "on"), (EXCLUDE, "on"), (RESTORING, dataset.as_str())];
             properties.extend(all.map(|(name, value)| (name.to_owned(), value.to_owned())));
             let is_plain = flags.is_some_and(|flags| flags != SendFlags::Raw);
