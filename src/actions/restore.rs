@@ -163,6 +163,10 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place, 
     let (mut notes, mut set_aside) = (Vec::new(), None);
     if let Some(existing) = known.and_then(|known| known.datasets.get(&to.dataset)) {
         match in_the_way(wanted, existing, snapshot, &to) {
+            Existing::Present if wanted.set_aside.is_some() => {
+                let what = format!("{to} exists, has the snapshot {}", snapshot.name);
+                return Outcome::Present(format!("{what}, and nothing was written to it since"));
+            }
             Existing::Present => {
                 return Outcome::Present(format!("{to} exists, and has the snapshot {}", snapshot.name));
             }
