@@ -743,6 +743,25 @@ fn stream_is_sent_with_flags_that_destination_can_take() {
     pair.beta.fail_next("receive", ErrorKind::LargeBlocks, needs);
     let response = pair.send(pair.take("S_2"));
     assert!(!response.is_success, "it had -L already: {response:?}");
+    // An increment has larger blocks than the pool of the copy can have.
+    let pair = Pair::new();
+    assert!(pair.send(pair.take("S_1")).is_success);
+    let flags = || pair.beta.dataset(&ds("pool/copy")).unwrap().flags.unwrap().to_string();
+    assert_eq!(flags(), "Lec");
+    for _ in 0..3 {
+        pair.beta.fail_next("receive", ErrorKind::Feature, lacks);
+    }
+    let response = pair.send(pair.take("S_2"));
+    assert!(response.is_success && flags() == "-", "{response:?}");
+    // The copy has large blocks, and its pool lacks a feature that no flag can replace.
+    let pair = Pair::new();
+    assert!(pair.send(pair.take("S_1")).is_success);
+    for _ in 0..3 {
+        pair.beta.fail_next("receive", ErrorKind::Feature, lacks);
+    }
+    pair.beta.fail_next("receive", ErrorKind::LargeBlocks, needs);
+    let response = pair.send(pair.take("S_2"));
+    assert!(!response.is_success && response.message().contains("zpool upgrade"), "{response:?}");
     // Raw streams have no flags to leave out.
     let pair = Pair::new();
     pair.alpha.encrypt(&ds("tank/data"));

@@ -36,9 +36,10 @@ impl SendFlags {
     }
 
     /// The flags to try next if the pool of the destination lacks a feature that the stream needs. A copy that has
-    /// large blocks (`-L`) needs them in each increment, so only a new copy can do without.
+    /// large blocks (`-L`) needs them in each increment: ZFS refuses the stream without, and [`Self::with_large_blocks`]
+    /// follows. A copy whose pool cannot have them can do without, even if its first stream was sent with `-L`.
     #[must_use]
-    pub fn with_fewer_features(self, is_new: bool) -> Option<Self> {
+    pub fn with_fewer_features(self) -> Option<Self> {
         match self {
             Self::Plain { compressed: true, large, embedded } => {
                 Some(Self::Plain { compressed: false, large, embedded })
@@ -46,9 +47,7 @@ impl SendFlags {
             Self::Plain { embedded: true, large, .. } => {
                 Some(Self::Plain { embedded: false, large, compressed: false })
             }
-            Self::Plain { large: true, .. } if is_new => {
-                Some(Self::Plain { large: false, embedded: false, compressed: false })
-            }
+            Self::Plain { large: true, .. } => Some(Self::Plain { large: false, embedded: false, compressed: false }),
             Self::Plain { .. } | Self::Raw => None,
         }
     }
@@ -135,14 +134,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flags_are_dropped_one_by_one_and_large_blocks_only_from_new_copies() {
-        let dropped = |is_new| {
-            let next = |flags: &SendFlags| flags.with_fewer_features(is_new);
-            let all = std::iter::successors(Some(SendFlags::PLAIN), next);
-            all.map(|flags| flags.to_string()).collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!((dropped(true).as_str(), dropped(false).as_str()), ("Lec Le L -", "Lec Le L"));
-        assert_eq!(SendFlags::Raw.with_fewer_features(true), None);
+    fn flags_are_dropped_one_by_one() {
+        let all = std::iter::successors(Some(SendFlags::PLAIN), |flags| flags.with_fewer_features());
+        assert_eq!(all.map(|flags| flags.to_string()).collect::<Vec<_>>().join(" "), "Lec Le L -");
+        assert_eq!(SendFlags::Raw.with_fewer_features(), None);
         assert_eq!("ec".parse::<SendFlags>().unwrap().with_large_blocks(), Some(SendFlags::PLAIN));
         assert_eq!(SendFlags::PLAIN.with_large_blocks(), None);
     }

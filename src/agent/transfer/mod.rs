@@ -40,7 +40,7 @@ use crate::agent::context::Success;
 use crate::agent::transfer::next_step::{NextStep, NextStream};
 use crate::agent::transfer::peer::{StepOutcome, StreamToSend};
 use crate::agent::transfer::request::newest_common;
-use crate::agent::transfer::state::{SendPlan, Transfer};
+use crate::agent::transfer::state::{SendPlan, Transfer, TransferProgress};
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, ResponseStatus, SendFlags};
 use crate::slave::receive::IncomingStream;
@@ -141,14 +141,13 @@ impl<Z: Zfs> Transfer<'_, Z> {
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         let StepOutcome { result, destination } = self.run_stream(&spec, &incoming, status).await?;
-        if let Err(error) = &result
-            && let Some(next) = other_flags(flags, creates, error.zfs_error_kind())
-        {
-            log::info!("{}: sending with the flags {next} instead of {flags}: {error}", self.plan.source);
-            self.progress.remarks.push(format!("sent with the flags {next}: the destination refuses {flags}"));
-            self.progress.flags = Some(next);
-            return Ok(StepOutcome::new(Ok(()), destination));
-        }
+        let result = match result {
+            Err(error) => match other_flags(flags, creates, error.zfs_error_kind()) {
+                Some(next) => return Ok(StepOutcome::new(self.send_otherwise(flags, next, error), destination)),
+                None => Err(error),
+            },
+            arrived => arrived,
+        };
         if let Err(error) = &result
             && error.zfs_error_kind() == ErrorKind::Feature
             && !std::mem::replace(&mut self.progress.unresumable, true)
@@ -191,6 +190,20 @@ impl<Z: Zfs> Transfer<'_, Z> {
             }
             (result, _) => Ok(StepOutcome::new(result, destination)),
         }
+    }
+
+    /// Prepares for a stream with the flags `next`, after the destination has refused one with other flags.
+    fn send_otherwise(&mut self, refused: SendFlags, next: SendFlags, error: OrderError) -> Result<(), OrderError> {
+        let TransferProgress { refused: all, remarks, flags, .. } = &mut self.progress;
+        if all.iter().any(|(refused, _)| *refused == next) {
+            // The copy has large blocks, and its pool lacks a feature that no flag can replace.
+            return Err(all.swap_remove(0).1);
+        }
+        log::info!("{}: sending with the flags {next} instead of {refused}: {error}", self.plan.source);
+        remarks.push(format!("sent with the flags {next}: the destination refuses {refused}"));
+        *flags = Some(next);
+        all.push((refused, error));
+        Ok(())
     }
 
     /// Resumes an interrupted stream.
@@ -384,7 +397,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
 /// The flags to try after the destination has refused a stream with these flags.
 fn other_flags(refused: SendFlags, creates: bool, error: ErrorKind) -> Option<SendFlags> {
     match error {
-        ErrorKind::Feature => refused.with_fewer_features(creates),
+        ErrorKind::Feature => refused.with_fewer_features(),
         ErrorKind::LargeBlocks if !creates => refused.with_large_blocks(),
         _ => None,
     }

@@ -7,6 +7,7 @@ use crate::actions::steps;
 use crate::agent::context::OrderContext;
 use crate::agent::service::Agent;
 use crate::agent::transfer::peer::{Destination, Peer};
+use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
 use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot, Turn};
@@ -74,6 +75,8 @@ pub(super) struct TransferProgress {
     pub(super) resumed: bool,
     /// The flags for the next stream, after the destination has refused a stream because of its flags.
     pub(super) flags: Option<SendFlags>,
+    /// The flags that the destination has refused, each with its error.
+    pub(super) refused: Vec<(SendFlags, OrderError)>,
     /// Whether another transfer made a placeholder of the destination while this one was about to create it.
     pub(super) met_placeholder: bool,
     /// Whether the destination's pool refuses receives that can be resumed.
@@ -103,6 +106,7 @@ impl Default for TransferProgress {
             set_aside: false,
             resumed: false,
             flags: None,
+            refused: Vec::new(),
             met_placeholder: false,
             unresumable: false,
             remarks: Vec::new(),
