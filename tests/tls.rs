@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -679,6 +679,32 @@ fn revoked_certificate_is_refused_on_both_sides() {
     logged("has no list of revoked certificates of its CA; hint: append that list");
 }
 
+/// Two CAs of one name: every host is trusted for what its own CA says, but the list of revoked certificates of the one
+/// is taken for that of the other.
+#[test]
+fn list_of_another_ca_with_the_same_name_is_reported() {
+    let _turn = turn();
+    let [one, two] = [Pki::new(), Pki::new()];
+    let both = format!("{}{}", one.ca.certificate, two.ca.certificate);
+    let list = one.folder.path().join("ca.crl");
+    let load = |of: &Pki, name: &str, roles: &[PeerRole], crl: Option<PathBuf>| {
+        let files = of.write(name, &mint(&of.ca, &wanted(name, roles), Utc::now()).unwrap());
+        fs::write(&files.ca, &both).unwrap();
+        Arc::new(Tls::load(&TlsFiles { crl, ..files }).unwrap())
+    };
+    let served = load(&one, "alpha", &[A], None);
+    let (address, _) = agent(Some(served));
+    let order_by = |of: &Pki, name: &str| order(Some(load(of, name, &[D], None)), &address);
+    assert!(order_by(&one, "ruler").is_success && order_by(&two, "delta").is_success);
+
+    fs::write(&list, revoke(&one.ca, None, &[], Utc::now(), 365).unwrap()).unwrap();
+    let (address, _) = agent(Some(load(&one, "alpha", &[A], Some(list.clone()))));
+    let order_by = |of: &Pki, name: &str| order(Some(load(of, name, &[D], None)), &address);
+    assert!(order_by(&one, "ruler").is_success);
+    assert!(!order_by(&two, "delta").is_success);
+    logged("hint: if two CAs that are known here have this name, replace one of them");
+}
+
 /// A certificate for a request has exactly the names and roles that were typed where the CA is.
 #[test]
 fn request_gets_only_what_the_administrator_typed() {
@@ -865,7 +891,11 @@ fn keys_are_readable_by_owner_only() {
     fs::set_permissions(ca.join("alpha/host.key"), fs::Permissions::from_mode(0o644)).unwrap();
     let (status, text) = shown(&ca.join("alpha/host.crt"));
     assert!(status == Some(1) && text.contains("WRONG") && text.contains("mode 0644"), "{text}");
-    assert!(shown(&ca.join("ca.crt")).1.contains("a CA     CN=zsync CA"));
+    assert!(shown(&ca.join("ca.crt")).1.contains("a CA     CN=zsync CA 20"));
+    let also = ca.with_extension("also");
+    assert_eq!(zsync(&["init", "--ca", also.to_str().unwrap()]).0, Some(0));
+    let name = |ca: &Path| shown(&ca.join("ca.crt")).1.lines().find(|line| line.contains("CN=")).unwrap().to_owned();
+    assert_ne!(name(&ca), name(&also), "no two CAs have the same name");
     assert_eq!(shown(&ca.join("ca.key")).0, Some(2));
     let (_, text) = zsync(&["issue", "gamma", "--role", "king"]);
     assert!(text.contains("roles are director, agent and slave"), "{text}");

@@ -39,7 +39,7 @@ pub fn run(args: &FencesArgs) -> Result<(), Error> {
     let forgotten = fences::forget(state, args.director.as_ref()).map_err(unable)?;
     let mut text: String = forgotten.iter().map(|of| format!("forgot the fences of {}\n", of.name())).collect();
     if forgotten.is_empty() {
-        text = "nothing had to be forgotten\n".to_owned();
+        text = "no such fence was saved; a running agent also forgets those that it could not save\n".to_owned();
     }
     report::print(&text);
     Ok(())

@@ -12,6 +12,7 @@ mod show;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 
 pub use mint::{Minted, Wanted, mint, mint_ca};
@@ -62,9 +63,9 @@ pub struct InitArgs {
     /// Folder of the CA
     #[arg(long, value_name = "DIR", default_value = "/etc/zsync/ca")]
     pub ca: PathBuf,
-    /// Name of the CA in its certificate
-    #[arg(long, value_name = "NAME", default_value = "zsync CA")]
-    pub name: String,
+    /// Name of the CA in its certificate; no other CA may have it [default: zsync CA, the date and a random number]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     /// Validity in days
     #[arg(long, value_name = "N", default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     pub days: u32,
@@ -158,7 +159,7 @@ pub struct ShowArgs {
 /// Runs the subcommand of `zsync tls`.
 pub fn run(command: TlsCommand) -> Result<(), Error> {
     match command {
-        TlsCommand::Init(InitArgs { ca, name, days }) => init(&ca, &name, days).map_err(Error::unable),
+        TlsCommand::Init(InitArgs { ca, name, days }) => init(&ca, name, days).map_err(Error::unable),
         TlsCommand::Request(RequestArgs { host, also, out }) => {
             request_certificate(&host, &also, &out).map_err(Error::unable)
         }
@@ -171,7 +172,7 @@ pub fn run(command: TlsCommand) -> Result<(), Error> {
     }
 }
 
-fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
+fn init(folder: &Path, name: Option<String>, days: u32) -> anyhow::Result<()> {
     let (certificate, key) = (folder.join(CA_CERTIFICATE), folder.join(CA_KEY));
     for file in [&certificate, &key] {
         if file.exists() {
@@ -182,7 +183,8 @@ fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
             );
         }
     }
-    let minted = mint_ca(name, clock::now(), days)?;
+    let now = clock::now();
+    let minted = mint_ca(&name.unwrap_or_else(|| unique_name(now)), now, days)?;
     private_folder(folder)?;
     write(&key, &minted.key, files::PRIVATE, false)?;
     write(&certificate, &minted.certificate, files::PUBLIC, false)?;
@@ -192,6 +194,13 @@ fn init(folder: &Path, name: &str, days: u32) -> anyhow::Result<()> {
         key.display()
     ));
     Ok(())
+}
+
+/// A name for a CA that no other CA has. A certificate and a list of revoked ones name the CA that signed them: while a CA
+/// is being replaced, hosts have both, and would take the one for the other.
+fn unique_name(now: DateTime<Utc>) -> String {
+    let (_, random) = uuid::Uuid::now_v7().as_u64_pair();
+    format!("zsync CA {} {:08x}", now.format("%Y-%m-%d"), random as u32)
 }
 
 /// Makes a request for a certificate in a folder, and a private key if there is none. An existing key is kept, because

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use chrono::DateTime;
 use futures_lite::io::AsyncRead;
 use futures_rustls::pki_types::UnixTime;
-use futures_rustls::rustls::{AlertDescription, CertificateError, Error as Rustls};
+use futures_rustls::rustls::{AlertDescription, CertRevocationListError, CertificateError, Error as Rustls};
 
 use crate::sys::clock;
 use crate::transport::tls::certificate::Certificate;
@@ -104,6 +104,11 @@ pub(super) fn describe_tls(error: &Rustls, own: &Own, presented: Option<&Certifi
         }
         Rustls::InvalidMessage(_) => "it does not speak TLS".to_owned(),
         Rustls::PeerIncompatible(why) => format!("it does not support the TLS 1.3 parameters required here: {why:?}"),
+        Rustls::InvalidCertRevocationList(CertRevocationListError::BadSignature) => format!(
+            "its certificate cannot be checked: the list of revoked certificates in {} is that of another CA with the \
+             same name; hint: replace one of the two CAs by one with a name of its own, see zsync-tls(8)",
+            own.crl_file()
+        ),
         other => other.to_string(),
     }
 }
@@ -111,9 +116,17 @@ pub(super) fn describe_tls(error: &Rustls, own: &Own, presented: Option<&Certifi
 fn describe_certificate(error: &CertificateError, own: &Own, presented: Option<&Certificate>) -> String {
     use CertificateError as Bad;
     match error {
-        // The name of the issuer is known, but its key is another one.
+        // The name of the issuer is known, but its key is another one. With two CAs of this name, it may also be the list.
         Bad::BadSignature => {
-            "its certificate was not issued by a CA that is known here, but by one of the same name".to_owned()
+            let list = own.crl.as_ref().map(|crl| {
+                format!(
+                    "; hint: if two CAs that are known here have this name, replace one of them by a CA with a name of its \
+                     own, because the lists of revoked certificates in {} cannot be told apart",
+                    crl.display()
+                )
+            });
+            let reason = "its certificate was not issued by a CA that is known here, but by one of the same name";
+            format!("{reason}{}", list.unwrap_or_default())
         }
         Bad::UnknownIssuer => "its certificate was not issued by a CA that is known here".to_owned(),
         Bad::Expired => "its certificate has expired".to_owned(),

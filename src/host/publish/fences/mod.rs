@@ -31,7 +31,7 @@ pub struct Fences {
 /// The highest fences, as this process remembers them.
 struct Remembered {
     fences: SeenFences,
-    /// The file from which they were read, or to which they were saved; it has changed if `zsync fences` was run.
+    /// The file when they were read, or saved, or could not be saved; it has changed if `zsync fences` was run.
     file: Option<FileId>,
     /// Whether there was no room to save them.
     unsaved: bool,
@@ -61,6 +61,8 @@ pub fn read(state: &Path) -> Result<SeenFences, String> {
 
 /// Makes the agent with this state folder forget all fences, or those of one director. Returns what is forgotten. A file
 /// that cannot be decoded is replaced as well if everything is to be forgotten.
+///
+/// The file changes in any case, so that a running agent also forgets what it could not save.
 pub fn forget(state: &Path, director: Option<&HostName>) -> Result<Vec<DirectorFences>, String> {
     let file = file_in(state);
     let seen = match load(&file) {
@@ -69,9 +71,13 @@ pub fn forget(state: &Path, director: Option<&HostName>) -> Result<Vec<DirectorF
     };
     let is_meant = |of: &DirectorFences| director.is_none() || of.director.as_ref() == director;
     let (forgotten, kept): (Vec<_>, Vec<_>) = seen.directors.into_iter().partition(is_meant);
-    if kept.is_empty() {
+    if !state.exists() {
+        return Ok(forgotten);
+    }
+    // On a full disk, a file can still be removed.
+    if kept.is_empty() && file.exists() {
         files::remove(&file).map_err(|error| format!("cannot remove {}: {error}", file.display()))?;
-    } else if !forgotten.is_empty() {
+    } else {
         let kept = SeenFences { directors: kept, ..SeenFences::default() };
         save(&file, &kept).map_err(|error| format!("cannot save {}: {error}", file.display()))?;
     }
@@ -127,7 +133,8 @@ impl Fences {
             Err(error) if !unsaved && result.is_ok() => return Err(Refusal::State(cannot(error))),
             _ => {}
         }
-        *seen = Remembered { fences: now, file: saved.ok().flatten(), unsaved };
+        let file = saved.unwrap_or(seen.file);
+        *seen = Remembered { fences: now, file, unsaved };
         result
     }
 
@@ -137,7 +144,7 @@ impl Fences {
         let loaded = runtime::blocking(move || {
             let id = file_id(&file);
             match remembered {
-                Some(seen) if seen.unsaved || seen.file == id => Ok(seen),
+                Some(seen) if seen.file == id => Ok(seen),
                 _ => load(&file).map(|fences| Remembered { fences, file: id, unsaved: false }),
             }
         });
@@ -208,6 +215,25 @@ mod tests {
         assert!(matches!(check(&fences, Some(&fence(1, 3))), Err(Refusal::State(_))));
         forget(folder.path(), None).unwrap();
         check(&fences, Some(&fence(1, 3))).unwrap();
+    }
+
+    #[test]
+    fn running_agent_forgets_also_what_it_could_not_save() {
+        for saved in [None, Some(fence(1, 5)), Some(Fence { director: None, ..fence(2, 5) })] {
+            let folder = tempfile::tempdir().unwrap();
+            let fences = Fences::new(folder.path());
+            if let Some(saved) = &saved {
+                check(&fences, Some(saved)).unwrap();
+            }
+            // There was no room for a higher fence.
+            let file = file_id(&file_in(folder.path()));
+            let highest = CatalogFence { catalog: Uuid::from_u128(1), index: 900, at: None };
+            let unsaved = DirectorFences { director: "one".parse().ok(), catalogs: vec![highest] };
+            let seen = SeenFences { directors: vec![unsaved], ..SeenFences::default() };
+            *fences.highest.lock_blocking() = Some(Remembered { fences: seen, file, unsaved: true });
+            forget(folder.path(), "one".parse().ok().as_ref()).unwrap();
+            check(&fences, Some(&fence(1, 3))).unwrap();
+        }
     }
 
     #[test]

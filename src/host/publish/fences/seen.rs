@@ -123,7 +123,10 @@ impl SeenFences {
         for of in counting() {
             let position = of.catalogs.iter().position(|seen| seen.catalog == fence.catalog);
             if position.is_some_and(|position| position + 1 < of.catalogs.len()) {
-                let reason = format!("{} now has another catalog than that of the order", of.name());
+                let reason = format!(
+                    "{} now has another catalog than that of the order, or two directors have that name",
+                    of.name()
+                );
                 return Verdict::Refused(Refusal::Outdated(reason));
             }
         }
@@ -215,6 +218,11 @@ mod tests {
             (
                 "Consul has lost everything",
                 &[Some(("one", 1, 900)), Some(("one", 2, 3)), Some(("two", 1, 901)), Some(("two", 2, 4))],
+                "ok ok old ok",
+            ),
+            (
+                "two directors of one name with catalogs of their own",
+                &[Some(("one", 1, 900)), Some(("one", 2, 3)), Some(("one", 1, 901)), Some(("one", 2, 4))],
                 "ok ok old ok",
             ),
             (
