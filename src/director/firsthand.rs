@@ -27,8 +27,8 @@ pub(super) struct Firsthand(Arc<Mutex<Listed>>);
 struct Listed {
     /// Datasets that their host was asked for alone, and when.
     own: BTreeMap<Place, Moment>,
-    /// Datasets that another host has reported, and when.
-    reported: BTreeMap<Place, Moment>,
+    /// Datasets that another host has reported: which one, and when.
+    reported: BTreeMap<Place, (HostName, Moment)>,
 }
 
 impl Firsthand {
@@ -47,7 +47,7 @@ impl Firsthand {
         for listing in facts.iter().filter_map(|fact| fact.listing.as_ref()).filter(|listing| listing.host != *host) {
             let place = Place { host: listing.host.clone(), dataset: listing.dataset.clone() };
             listed.own.remove(&place);
-            listed.reported.insert(place, now);
+            listed.reported.insert(place, (host.clone(), now));
         }
         drop(listed);
         facts
@@ -57,7 +57,7 @@ impl Firsthand {
     /// it.
     pub(super) fn stored(&self, order: &Order, now: Moment) {
         if let Order::Send { to, .. } = order
-            && let Some(at) = self.0.lock().reported.get_mut(to)
+            && let Some((_, at)) = self.0.lock().reported.get_mut(to)
         {
             *at = now;
         }
@@ -65,7 +65,8 @@ impl Firsthand {
 
     /// The datasets that have to be listed before these orders, by host. The dataset in which snapshots are destroyed
     /// must be known from its own host. The datasets that it is sent to or received from may also be known from a
-    /// transfer in this pass, which has polled the hosts.
+    /// transfer in this pass, which has polled the hosts, but only from one of the host that would lose the snapshots:
+    /// what another one says to have sent to a third host, which may be nothing at all, costs nobody a snapshot.
     fn missing(
         &self,
         orders: &[Order],
@@ -73,17 +74,19 @@ impl Firsthand {
         polled: impl Fn(&HostName) -> bool,
     ) -> BTreeMap<HostName, BTreeSet<DatasetName>> {
         let listed = self.0.lock();
-        let is_reported = |place: &Place| listed.reported.get(place).is_some_and(|at| *at > began);
+        let reporter = |place: &Place| listed.reported.get(place).filter(|(_, at)| *at > began).map(|(host, _)| host);
         let is_own = |place: &Place| listed.own.get(place).is_some_and(|at| *at > began);
         let mut missing: BTreeMap<HostName, BTreeSet<DatasetName>> = BTreeMap::new();
         let mut want = |place: &Place| missing.entry(place.host.clone()).or_default().insert(place.dataset.clone());
         for order in orders {
             let Order::Destroy { host, dataset, keep_common_with, .. } = order else { continue };
             let own = Place { host: host.clone(), dataset: dataset.clone() };
-            if !is_own(&own) && (is_reported(&own) || !polled(host)) {
+            if !is_own(&own) && (reporter(&own).is_some() || !polled(host)) {
                 want(&own);
             }
-            let is_unknown = |peer: &&Place| !is_own(peer) && !is_reported(peer) && !polled(&peer.host);
+            let is_unknown = |peer: &&Place| {
+                !is_own(peer) && reporter(peer).map_or_else(|| !polled(&peer.host), |reporter| reporter != host)
+            };
             keep_common_with.iter().filter(is_unknown).for_each(|peer| {
                 want(peer);
             });
@@ -140,7 +143,7 @@ impl Firsthand {
                     let place = Place { host: host.clone(), dataset: dataset.clone() };
                     let mut listed = self.0.lock();
                     // What another host reported meanwhile may be newer.
-                    if listed.reported.get(&place).is_none_or(|at| *at < began) {
+                    if listed.reported.get(&place).is_none_or(|(_, at)| *at < began) {
                         listed.own.insert(place, began);
                     }
                     drop(listed);
@@ -200,8 +203,20 @@ mod tests {
         // The source has reported what the destination has.
         let copy = Place { host: "beta".parse().unwrap(), dataset: "pool/copy".parse().unwrap() };
         let state = FleetState::embedded(Arc::new(crate::catalog::MemoryCatalog::new()));
-        firsthand.0.lock().reported.insert(copy.clone(), state.moment());
+        let reported =
+            |by: &str| firsthand.0.lock().reported.insert(copy.clone(), (by.parse().unwrap(), state.moment()));
+        reported("alpha");
         assert_eq!(missing(&order, &["alpha", "beta"]), ["beta"]);
+        // That costs the source its own snapshots, but no third host its own.
+        let [at_source, at_third] = ["alpha", "gamma"].map(|host| {
+            let mut order = destroy(host, "beta");
+            let Order::Destroy { keep_common_with, .. } = &mut order else { unreachable!() };
+            keep_common_with[0] = copy.clone();
+            order
+        });
+        let all = ["alpha", "beta", "gamma"];
+        assert!(missing(&at_source, &all).is_empty());
+        assert_eq!(missing(&at_third, &all), ["beta"]);
         firsthand.0.lock().own.insert(copy, state.moment());
         assert!(missing(&order, &["alpha", "beta"]).is_empty());
         assert!(needs(&order, &"alpha".parse().unwrap()) && !needs(&order, &"gamma".parse().unwrap()));
