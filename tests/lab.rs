@@ -241,6 +241,7 @@ scenarios!(
     flags,
     glance,
     hostile,
+    keep_storm,
     least_privilege,
     lineage,
     links,

@@ -2,63 +2,25 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub mod basics;
 pub mod consul;
 pub mod fleet;
 pub mod loopback;
 pub mod pair;
 pub mod program;
+pub mod storm;
 pub mod tls;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use basics::{carry_out, ds, host, local, order, snap};
 use serde_json::Value;
-use zsync::agent::{Agent, CheckedOrder, FactSink};
-use zsync::config::parse_local;
 use zsync::consul::{Consul, ConsulSettings};
-use zsync::model::{Action, Counter, DatasetName, Guid, HostName, SnapName};
-use zsync::policy::{ConsulConfig, Local};
-use zsync::wire::{DirectorsOrder, Response};
+use zsync::model::Guid;
+use zsync::policy::ConsulConfig;
 use zsync::zfs::fake::Fake;
-
-/// Gives an agent an order as if it had come over the wire. An invalid order gets a response, too.
-pub async fn carry_out<Z: zsync::zfs::Zfs>(
-    agent: &Agent<Z>,
-    order: &DirectorsOrder,
-    facts: FactSink,
-    counter: Counter,
-) -> Response {
-    match CheckedOrder::try_from(order.clone()) {
-        Ok(order) => agent.carry_out(order, facts, counter).await,
-        Err(error) => error.response(order.order_uuid),
-    }
-}
-
-pub fn ds(text: &str) -> DatasetName {
-    text.parse().unwrap()
-}
-
-pub fn snap(text: &str) -> SnapName {
-    text.parse().unwrap()
-}
-
-pub fn host(text: &str) -> HostName {
-    text.parse().unwrap()
-}
-
-/// A `local.json`.
-#[track_caller]
-pub fn local(text: &str) -> Arc<Local> {
-    Arc::new(parse_local("local.json", text).unwrap_or_else(|error| panic!("{error}")))
-}
-
-/// An order that has only an action, and is not retried.
-pub fn order(action: Action) -> DirectorsOrder {
-    let text = format!(r#"{{"OrderUUID":"{}","Action":"{action}","RetryFor":0}}"#, uuid::Uuid::now_v7());
-    serde_json::from_str(&text).unwrap()
-}
 
 /// The snapshots of a dataset by guid, oldest first; none if it does not exist.
 pub fn guids(fake: &Fake, dataset: &str) -> Vec<Guid> {

@@ -1,0 +1,410 @@
+//! A hostile source and a hostile director, which send random orders and streams to a host with `keep` in its
+//! `local.json`. After each of them, everything that `keep` kept before is still there, and so is everything that is
+//! append-only. What is kept is judged here, by when a snapshot was first seen.
+//!
+//! The host is one on pools in memory, or one on real ZFS.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use fastrand::Rng;
+use futures_lite::io::{AsyncReadExt, Cursor};
+use zsync::agent::Agent;
+use zsync::model::{Action, Counter, DatasetInventory, DatasetName, Guid, OnDivergence, SendFlags, SnapName, Snapshot};
+use zsync::policy::Local;
+use zsync::policy::retention::{Arrival, Dated, arrival_to_text};
+use zsync::server::acceptor::Role;
+use zsync::slave::Slave;
+use zsync::sys::runtime;
+use zsync::wire::codec::{Conn, StreamEnd};
+use zsync::wire::{CloneOf, CommonBase, DirectorsOrder, OrderToSlave, RenamedFrom, Step};
+use zsync::zfs::{Depth, SendFrom, SendSpec, Zfs};
+
+use super::basics::{carry_out, ds, host, local, order, snap};
+
+/// What an administrator does by hand.
+pub trait Administrator: Zfs {
+    fn create(&self, dataset: &DatasetName);
+
+    /// Writes some bytes into a dataset, and takes a snapshot that is dated `at`.
+    fn snapshot_at(&self, dataset: &DatasetName, name: &SnapName, at: DateTime<Utc>, bytes: u64);
+}
+
+/// All ways to protect a dataset, beside places without any protection.
+const LOCAL: &str = r#"{ "local_datasets": [
+    { "name": "pool", "slave": true, "append_only": false, "rollback": true },
+    { "name": "pool/all", "slave": true, "append_only": false, "rollback": true, "keep": ["all in last day"] },
+    { "name": "pool/few", "slave": true, "append_only": false, "rollback": true,
+      "keep": ["2 in last hour", "1/day in last month"] },
+    { "name": "pool/few/below", "slave": true, "append_only": false, "rollback": true },
+    { "name": "pool/safe", "slave": true },
+    { "name": "pool/own", "keep": ["3 in last day"] } ] }"#;
+/// Where the hosts' orders and streams go, in the pool `pool`. Renames and copies within the host add more.
+const PLACES: &[&str] = &[
+    "pool/all",
+    "pool/all/a",
+    "pool/few",
+    "pool/few/a",
+    "pool/few/below",
+    "pool/safe",
+    "pool/safe/a",
+    "pool/loose",
+    "pool/loose/a",
+    "pool/own",
+    "pool/new",
+    "pool/few/below/x",
+];
+type Listing = BTreeMap<DatasetName, DatasetInventory>;
+
+/// A snapshot in a dataset, by their guids: neither changes when something is renamed.
+type Id = (Guid, Guid);
+
+/// The pool of a host.
+pub struct Pool<Z> {
+    pub zfs: Arc<Z>,
+    pub name: String,
+}
+
+impl<Z: Administrator> Pool<Z> {
+    /// A dataset, by its name in a pool that is called `tank` or `pool`.
+    fn ds(&self, dataset: &str) -> DatasetName {
+        match dataset.split_once('/') {
+            Some((_, below)) => ds(&format!("{}/{below}", self.name)),
+            None => ds(&self.name),
+        }
+    }
+
+    fn dataset(&self, dataset: &DatasetName) -> Option<DatasetInventory> {
+        let listed = runtime::block_on(self.zfs.list(std::slice::from_ref(dataset), Depth::Only)).unwrap();
+        listed.into_iter().find(|(name, _)| name == dataset).map(|(_, found)| found)
+    }
+
+    fn listing(&self) -> Listing {
+        runtime::block_on(self.zfs.list(&[ds(&self.name)], Depth::Recursive)).unwrap().into_iter().collect()
+    }
+}
+
+/// The host that is attacked, and its attackers.
+pub struct World<Z> {
+    rng: Rng,
+    local: Arc<Local>,
+    /// The pool of the hostile source.
+    alpha: Pool<Z>,
+    /// The pool of the host that must lose nothing.
+    beta: Pool<Z>,
+    agent: Arc<Agent<Z>>,
+    slave: Arc<Slave<Z>>,
+    /// What beta has.
+    now: Listing,
+    arrivals: BTreeMap<Id, Arrival>,
+    /// The names of the snapshots that arrived days ago.
+    pub old: BTreeSet<SnapName>,
+    /// How many snapshots arrived, and how many were destroyed where that is permitted.
+    pub arrived: usize,
+    pub destroyed: usize,
+}
+
+fn ids(listing: &Listing) -> BTreeSet<Id> {
+    listing.values().flat_map(|of| of.snapshots.iter().map(|s| (of.guid.unwrap(), s.guid))).collect()
+}
+
+impl<Z: Administrator> World<Z> {
+    /// Both pools must be empty.
+    pub fn new(seed: u64, alpha: Pool<Z>, beta: Pool<Z>) -> Self {
+        let local = local(&LOCAL.replace("\"pool", &format!("\"{}", beta.name)));
+        for dataset in ["tank/data", "tank/other"] {
+            alpha.zfs.create(&alpha.ds(dataset));
+        }
+        beta.zfs.create(&beta.ds("pool/own"));
+        let agent = Arc::new(Agent::new(host("beta"), Arc::clone(&beta.zfs), Arc::clone(&local)));
+        let slave = Arc::new(Slave::new(Arc::clone(&beta.zfs), Arc::clone(&local)));
+        let (rng, arrivals, now) = (Rng::with_seed(seed), BTreeMap::new(), Listing::new());
+        let mut world = Self {
+            rng,
+            local,
+            alpha,
+            beta,
+            agent,
+            slave,
+            now,
+            arrivals,
+            old: BTreeSet::new(),
+            arrived: 0,
+            destroyed: 0,
+        };
+        for _ in 0..4 {
+            world.snapshot("tank/data");
+            world.snapshot("tank/other");
+        }
+        // Copies that arrived days ago, and snapshots of beta's own.
+        for place in ["pool/all", "pool/few", "pool/safe", "pool/loose"] {
+            let guid = world.alpha.dataset(&world.alpha.ds("tank/data")).unwrap().snapshots[3].guid;
+            world.now = world.beta.listing();
+            let place = world.beta.ds(place);
+            let conversation = world.conversation(&place, guid, vec![0, 1, 2, 3]);
+            world.converse(&conversation);
+            let Some(copy) = world.beta.dataset(&place) else { panic!("the first copy in {place} failed") };
+            for (days, snapshot) in copy.snapshots.iter().take(3).enumerate() {
+                let arrival = Arrival::At(Utc::now() - TimeDelta::days(5 - i64::try_from(days).unwrap()));
+                let names = [snapshot.name.clone()];
+                world.old.insert(snapshot.name.clone());
+                let text = arrival_to_text(arrival);
+                runtime::block_on(world.beta.zfs.set_arrivals(&place, &names, &text)).unwrap();
+                world.arrivals.insert((copy.guid.unwrap(), snapshot.guid), arrival);
+            }
+        }
+        for n in 0..5 {
+            let (own, at) = (world.beta.ds("pool/own"), Utc::now() - TimeDelta::hours(30 - 6 * n));
+            world.beta.zfs.snapshot_at(&own, &snap(&format!("O_{n}")), at, 100);
+        }
+        world.now = world.beta.listing();
+        world
+    }
+
+    /// Takes a snapshot on the source, dated at random.
+    fn snapshot(&mut self, dataset: &str) {
+        let at = Utc::now() - TimeDelta::minutes(self.rng.i64(-600..100_000));
+        let (name, bytes) = (snap(&format!("S_{}", self.rng.u32(..))), self.rng.u64(1..2000));
+        self.alpha.zfs.snapshot_at(&self.alpha.ds(dataset), &name, at, bytes);
+    }
+
+    /// What no order may destroy now.
+    fn kept(&mut self, listing: &Listing) -> BTreeSet<Id> {
+        let (mut kept, now) = (BTreeSet::new(), Utc::now());
+        for (name, of) in listing {
+            let id = |s: &Snapshot| (of.guid.unwrap(), s.guid);
+            let entry = self.local.entry_for(name).unwrap();
+            if entry.append_only {
+                kept.extend(of.snapshots.iter().map(id));
+            }
+            let Some(keep) = &entry.keep else { continue };
+            let dated = of.snapshots.iter().map(|s| {
+                let arrival = if entry.slave { self.arrivals[&id(s)] } else { Arrival::At(s.creation) };
+                Dated { creation: s.creation, arrival }
+            });
+            let floor = keep.floor(&dated.collect::<Vec<_>>(), self.local.timezone, now);
+            kept.extend(of.snapshots.iter().zip(floor).filter(|(_, why)| why.is_some()).map(|(s, _)| id(s)));
+        }
+        kept
+    }
+
+    /// Lets the attackers do one thing, and checks what is left.
+    pub fn step(&mut self) {
+        let before = std::mem::take(&mut self.now);
+        for id in ids(&before) {
+            self.arrivals.entry(id).or_insert(Arrival::At(Utc::now()));
+        }
+        let kept = self.kept(&before);
+        self.now = before.clone();
+        let what = if self.rng.u8(0..3) == 0 { self.director(&before) } else { self.source(&before) };
+        self.now = self.beta.listing();
+        let after = ids(&self.now);
+        let missing: Vec<&Id> = kept.difference(&after).collect();
+        assert!(missing.is_empty(), "{missing:?} are missing after {what}\nbefore: {before:#?}");
+        let before = ids(&before);
+        self.arrived += after.difference(&before).count();
+        self.destroyed += before.difference(&after).count();
+    }
+
+    fn any<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
+        let index = self.rng.usize(0..all.len().max(1));
+        all.get(index)
+    }
+
+    fn place(&mut self, listing: &Listing) -> DatasetName {
+        let mut all: Vec<DatasetName> = PLACES.iter().map(|place| self.beta.ds(place)).collect();
+        all.extend(listing.keys().filter(|name| name.parent().is_some()).cloned());
+        self.any(&all).unwrap().clone()
+    }
+
+    /// An order to beta's agent.
+    fn director(&mut self, listing: &Listing) -> String {
+        let action = match self.rng.u8(0..10) {
+            0..=4 => Action::DestroySnapshot,
+            5..=7 => Action::SendSnapshot,
+            8 => Action::ForgetDestination,
+            _ => Action::TakeSnapshot,
+        };
+        let dataset = self.place(listing);
+        let snapshots: Vec<(DatasetName, Snapshot)> = listing
+            .iter()
+            .filter(|(name, _)| action != Action::DestroySnapshot || **name == dataset || name.is_within(&dataset))
+            .flat_map(|(name, of)| of.snapshots.iter().map(|s| (name.clone(), s.clone())))
+            .collect();
+        let record = |(of, s): &(DatasetName, Snapshot)| format!("{}:{}", s.guid.uuid(), of.at(&s.name));
+        let (few, flags) = (self.rng.bool(), self.rng.u8(..));
+        let mut order = DirectorsOrder { retry_for: Some(0), dest_dataset: dataset.to_string(), ..order(action) };
+        match action {
+            Action::DestroySnapshot => {
+                let wanted: Vec<_> = snapshots.iter().filter(|_| !few || self.rng.bool()).map(record).collect();
+                order.snapshot_uuid = wanted;
+                if let Some((dataset, s)) = self.any(&snapshots).filter(|_| flags & 1 == 0) {
+                    let (host, dataset) = (host("alpha"), dataset.clone());
+                    order.keep_common_with = vec![CommonBase { host, dataset, guid: s.guid, awaits: false }];
+                }
+            }
+            Action::SendSnapshot => {
+                let Some((of, s)) = self.any(&snapshots) else { return String::new() };
+                order.snapshot_uuid = vec![s.guid.uuid().to_string()];
+                order.dataset = Some(of.clone());
+                order.destination = "beta".into();
+                order.rollback_if_needed = flags & 3 != 0;
+                order.rollback_may_destroy = flags & 12 != 0;
+                order.on_divergence = if flags & 16 == 0 { OnDivergence::SetAside } else { OnDivergence::Stop };
+                if let Some((dataset, s)) = self.any(&snapshots).filter(|_| flags & 32 == 0) {
+                    let (dataset, source_dataset) = (dataset.clone(), of.clone());
+                    order.renamed_from = Some(RenamedFrom { dataset, source_dataset, guid: s.guid });
+                }
+            }
+            Action::ForgetDestination => order.datasets = listing.keys().cloned().collect(),
+            _ => order.snapshot_name = format!("X_{}", self.rng.u32(..)),
+        }
+        if order.snapshot_uuid.is_empty() && matches!(action, Action::DestroySnapshot) {
+            return String::new();
+        }
+        let (facts, _heard) = runtime::channel::unbounded();
+        let response = runtime::block_on(carry_out(&self.agent, &order, facts, Counter::default()));
+        format!("{order:?}, answered with {response:?}")
+    }
+
+    /// A conversation with beta's slave.
+    fn source(&mut self, listing: &Listing) -> String {
+        if self.rng.u8(0..4) == 0 {
+            let dataset = if self.rng.bool() { "tank/data" } else { "tank/other" };
+            self.snapshot(dataset);
+        }
+        let place = self.place(listing);
+        let guid = Guid(self.rng.u64(..));
+        let steps = (0..self.rng.usize(1..4)).map(|_| self.rng.u8(0..8)).collect();
+        let conversation = self.conversation(&place, guid, steps);
+        self.converse(&conversation);
+        String::from_utf8_lossy(&conversation).into_owned()
+    }
+
+    fn converse(&self, bytes: &[u8]) {
+        runtime::block_on(async {
+            let out = Box::new(futures_lite::io::sink());
+            let mut conn = Conn::new(Box::new(Cursor::new(bytes.to_vec())), out, "alpha".into());
+            if let Ok(Some(line)) = conn.recv_line(conn.patience).await {
+                drop(Arc::clone(&self.slave).converse(&mut conn, line).await);
+            }
+        });
+    }
+
+    /// The bytes of a conversation: an order with all permissions, and these steps. The numbers 0 to 3 are streams that
+    /// lead to the source's snapshots, most of them with an announcement that fits.
+    fn conversation(&mut self, place: &DatasetName, guid: Guid, steps: Vec<u8>) -> Vec<u8> {
+        let all = self.now.clone();
+        let here = all.get(place).cloned().unwrap_or_default();
+        let others: Vec<(&DatasetName, &DatasetInventory)> =
+            all.iter().filter(|(_, of)| !of.snapshots.is_empty()).collect();
+        let other = self.any(&others).copied();
+        let newest = |of: &DatasetInventory| of.newest().map_or(guid, |s| s.guid);
+        let order = OrderToSlave {
+            source: host(if self.rng.u8(0..8) == 0 { "gamma" } else { "alpha" }),
+            order_uuid: order(Action::SendSnapshot).order_uuid,
+            snapshot_uuid: String::new(),
+            snapshot_name: snap("S_1"),
+            dest_dataset: place.clone(),
+            protocol: 1,
+            source_dataset: None,
+            rollback_if_needed: true,
+            rollback_may_destroy: true,
+            on_divergence: OnDivergence::SetAside,
+            clone_of: other.map(|(name, of)| CloneOf { dataset: name.clone(), guid: newest(of) }),
+            renamed_from: other.map(|(name, of)| RenamedFrom {
+                dataset: name.clone(),
+                source_dataset: ds("tank/was"),
+                guid: newest(of),
+            }),
+            oldest_unsent: None,
+            start_by: None,
+        };
+        let mut bytes = Vec::new();
+        say(&mut bytes, &order);
+        // What the source believes the dataset to have by now.
+        let mut has: Vec<Guid> = here.snapshots.iter().map(|s| s.guid).collect();
+        for step in steps {
+            match step {
+                0..=3 => self.stream(&mut bytes, &mut has, all.contains_key(place)),
+                4 | 5 if !has.is_empty() => {
+                    let at = self.rng.usize(0..has.len());
+                    say(&mut bytes, &Step::Rollback { guid: has[at], destroys: has[at + 1..].to_vec() });
+                    has.truncate(at + 1);
+                }
+                6 => say(&mut bytes, &Step::SetAside { guid: has.last().copied() }),
+                7 => say(&mut bytes, &Step::Follow),
+                _ => say(&mut bytes, &Step::Abort),
+            }
+        }
+        if self.rng.u8(0..4) != 0 {
+            let status = zsync::model::ResponseStatus::Incremental;
+            say(&mut bytes, &Step::Finish { status, guid: has.last().copied() });
+        }
+        bytes
+    }
+
+    /// A step with a stream of the source, which fits what the dataset has, mostly.
+    fn stream(&mut self, bytes: &mut Vec<u8>, has: &mut Vec<Guid>, exists: bool) {
+        let dataset = self.alpha.ds(if self.rng.u8(0..6) == 0 { "tank/other" } else { "tank/data" });
+        let ours = self.alpha.dataset(&dataset).unwrap().snapshots;
+        let base = has.last().and_then(|last| ours.iter().position(|s| s.guid == *last));
+        let from = if self.rng.u8(0..8) == 0 { None } else { base };
+        let next = from.map_or(0, |base| base + 1);
+        if next >= ours.len() {
+            return;
+        }
+        let target = &ours[self.rng.usize(next..ours.len())];
+        let name = |at: usize| -> SnapName { ours[at].name.clone() };
+        let spec = SendSpec::Snapshot {
+            dataset,
+            to: target.name.clone(),
+            from: from.map_or(SendFrom::Nothing, |at| SendFrom::since(name(at), true)),
+            flags: SendFlags::PLAIN,
+        };
+        let creates = from.is_none();
+        say(
+            bytes,
+            &Step::Receive {
+                status: zsync::model::ResponseStatus::Incremental,
+                guid: Some(target.guid),
+                snapshot_name: target.name.clone(),
+                create: creates.then(Default::default),
+                overwrite: creates && exists && self.rng.u8(0..4) != 0,
+                cloned: self.rng.u8(0..16) == 0,
+                flags: Some(SendFlags::PLAIN),
+                is_unresumable: self.rng.bool(),
+                properties: BTreeMap::new(),
+            },
+        );
+        let mut stream = Vec::new();
+        runtime::block_on(async {
+            self.alpha.zfs.send(&spec).await.unwrap().data.read_to_end(&mut stream).await.unwrap();
+        });
+        match self.rng.u8(0..12) {
+            0 => stream.truncate(self.rng.usize(0..stream.len())),
+            1 => {
+                let at = self.rng.usize(0..stream.len());
+                stream[at] ^= 1;
+            }
+            _ => match from {
+                None => *has = vec![target.guid],
+                Some(_) => has.extend(
+                    ours.iter().skip(next).take_while(|s| s.guid != target.guid).map(|s| s.guid).chain([target.guid]),
+                ),
+            },
+        }
+        if !stream.is_empty() {
+            bytes.extend(u32::try_from(stream.len()).unwrap().to_be_bytes());
+            bytes.extend(stream);
+        }
+        bytes.extend([0; 4]);
+        say(bytes, &StreamEnd { is_success: true, error: String::new() });
+    }
+}
+
+fn say(bytes: &mut Vec<u8>, message: &impl serde::Serialize) {
+    bytes.extend(serde_json::to_vec(message).unwrap());
+    bytes.push(b'\n');
+}
