@@ -61,6 +61,8 @@ pub struct RestorePlan {
     pub steps: Vec<RestoreStep>,
     /// Datasets that have their snapshot already, which happens if a restore is repeated.
     pub present: Vec<String>,
+    /// Datasets below the wanted one that are not restored, because no snapshot of them is old enough.
+    pub left_out: Vec<String>,
     /// Why datasets cannot be restored, each with a way out.
     pub problems: Vec<String>,
 }
@@ -113,14 +115,39 @@ pub fn restore(
                 plan.steps.push(step);
             }
             Outcome::Present(why) => plan.present.push(why),
-            Outcome::Impossible(why) => {
+            Outcome::Later(_) if !below.is_empty() && !plan.steps.is_empty() => {
+                plan.left_out.push(format!(
+                    "{to} is left out, with everything below it: no copy of it has a snapshot that is old enough; \
+                     perhaps it did not exist yet"
+                ));
+                blocked.insert(to.dataset);
+            }
+            Outcome::Later(why) | Outcome::Impossible(why) => {
                 plan.problems.push(why);
                 blocked.insert(to.dataset);
             }
         }
     }
     note_what_moves_along(&mut plan, inventory);
+    note_what_is_sent(&mut plan, policy, wanted);
     plan
+}
+
+/// Adds a note if the policy also sends what is restored under another name.
+fn note_what_is_sent(plan: &mut RestorePlan, policy: &Policy, wanted: &Wanted) {
+    let Some(step) = plan.steps.first_mut().filter(|step| step.to == wanted.to && wanted.to != wanted.source) else {
+        return;
+    };
+    let index = PolicyIndex::new(policy);
+    let outgoing = IndexedPolicy::new(policy, &index).outgoing(&step.to.host, &step.to.dataset);
+    let places: BTreeSet<String> = outgoing.into_iter().map(|out| out.to.to_string()).collect();
+    if !places.is_empty() {
+        step.notes.push(format!(
+            "an entry of the policy also covers this name: the next pass takes snapshots of it, and sends all of it to {}; \
+             hint: to prevent that, restore it where no entry covers it, or exclude its name from the entry before",
+            places.into_iter().collect::<Vec<_>>().join(", ")
+        ));
+    }
 }
 
 /// Adds a note about the datasets below one that is set aside that no step brings back.
@@ -143,6 +170,8 @@ fn note_what_moves_along(plan: &mut RestorePlan, inventory: &Inventory) {
 enum Outcome {
     Step(RestoreStep),
     Present(String),
+    /// All snapshots of it are newer than what is wanted.
+    Later(String),
     Impossible(String),
 }
 
@@ -156,7 +185,7 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place, 
         (std::cmp::Reverse(snapshot.creation), copy.place.host != to.host, copy.place.clone())
     });
     let Some(((copy, snapshot), others)) = candidates.split_first() else {
-        return Outcome::Impossible(none_old_enough(&to, copies));
+        return Outcome::Later(none_old_enough(&to, copies));
     };
     // If the host was not listed, it decides by itself.
     let known = inventory.hosts.get(&to.host).filter(|known| known.covers(&to.dataset) && !is_moved);

@@ -188,7 +188,7 @@ impl<Z: Zfs> Prepared<Z> {
         }
         let notes = self.plan.steps.iter().flat_map(|s| s.notes.iter().map(move |note| format!("{}: {note}\n", s.to)));
         text.extend(notes);
-        text.extend(self.plan.present.iter().map(|line| format!("{line}\n")));
+        text.extend(self.plan.present.iter().chain(&self.plan.left_out).map(|line| format!("{line}\n")));
         if self.plan.steps.is_empty() && !self.plan.present.is_empty() {
             text.push_str(&format!(
                 "nothing is missing of {}; hint: to get what was changed or deleted since, restore it under another \

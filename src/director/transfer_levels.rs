@@ -19,7 +19,8 @@ type Chain = Vec<Order>;
 /// - A parent comes before its children: a child cannot arrive if its parent is missing at the destination, and a
 ///   parent that is set aside takes its children along. A dataset does not wait for its parents if its copies exist and
 ///   must not be changed on divergence.
-/// - A clone's origin comes before the clone, which otherwise arrives as a full copy.
+/// - A clone's origin comes before the first copy of the clone, which otherwise arrives as a full copy. Later copies do
+///   not wait for it.
 /// - A transfer that renames a copy comes before a transfer to the name that this sets free.
 ///
 /// Transfers of datasets that are being sent already (`is_sent`), and all that would have to come after them, are left
@@ -38,7 +39,7 @@ pub(crate) fn transfer_levels(
     }
     let freed_names: BTreeMap<Place, DatasetName> = chains.values().flatten().filter_map(freed_name).collect();
     let waits_for = |dataset: &DatasetName, chain: &Chain| {
-        let origin = chain.first().and_then(|order| origin(order, inventory)).cloned();
+        let origin = chain.iter().find_map(|order| origin(order, inventory)).cloned();
         let renamed = chain.iter().filter_map(|order| freed_names.get(destination(order)?)).cloned();
         let parents =
             if chain.iter().all(|order| is_settled(order, inventory)) { None } else { Some(dataset.ancestors()) };
@@ -93,9 +94,12 @@ fn is_settled(order: &Order, inventory: &Inventory) -> bool {
     allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
 }
 
-/// The dataset from which the transfer's source was cloned.
+/// The dataset from which the transfer's source was cloned, if the transfer makes its first copy.
 fn origin<'i>(order: &Order, inventory: &'i Inventory) -> Option<&'i DatasetName> {
-    let Order::Send { host, dataset, .. } = order else { return None };
+    let Order::Send { host, dataset, to, .. } = order else { return None };
+    if inventory.dataset(&to.host, &to.dataset).is_some_and(|copy| !copy.snapshots.is_empty()) {
+        return None;
+    }
     Some(&inventory.dataset(host, dataset)?.origin.as_ref()?.dataset)
 }
 

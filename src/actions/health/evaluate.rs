@@ -12,7 +12,7 @@ use crate::actions::health::report::{DatedSnapshot, Health, HostState, Row};
 use crate::actions::notice::{Notice, NoticeKind};
 use crate::actions::reason::{SendReason, TakeReason};
 use crate::actions::verdict::{SendVerdict, TakeVerdict};
-use crate::model::{DatasetInventory, DatasetName, HostName, Inventory};
+use crate::model::{DatasetInventory, DatasetName, HostName, Inventory, Snapshot};
 use crate::policy::{Policy, SnapshotPolicy};
 
 /// Judges the whole policy as of `now`. `unseen` has the hosts that could not be listed, with the reasons.
@@ -129,7 +129,9 @@ impl<'p> PolicyDataset<'p, '_> {
         if !matches!(self.take.reason, TakeReason::Receives { .. }) {
             row.findings.extend(judge.snapshot_age(self.policy, self.last_good()));
         }
-        row.findings.extend(judge.too_many(self.policy, self.snapshots.len(), None));
+        // What is in the trash takes no place in a rule either.
+        let kept = self.snapshots.iter().filter(|s| self.dataset.trashed(s.guid).is_none()).count();
+        row.findings.extend(judge.too_many(self.policy, kept, None));
         let held = self.snapshots.iter().filter_map(|s| self.dataset.snapshots.get(s.index as usize));
         row.findings.extend(judge.held(self.policy, held.filter(|s| self.dataset.other_holds(s) > 0)));
         row
@@ -167,8 +169,10 @@ impl<'p> PolicyDataset<'p, '_> {
             None => self.last_good(),
         };
         row.findings.extend(judge.replica_age(self.policy, &row));
-        let count =
-            there.map_or(0, |t| t.snapshots.iter().filter(|s| self.policy.prefix.time_in(&s.name).is_some()).count());
+        let is_kept = |there: &DatasetInventory, s: &Snapshot| {
+            self.policy.prefix.time_in(&s.name).is_some() && there.trashed(s.guid).is_none()
+        };
+        let count = there.map_or(0, |t| t.snapshots.iter().filter(|s| is_kept(t, s)).count());
         row.findings.extend(judge.too_many(self.policy, count, row.to.clone()));
         row
     }

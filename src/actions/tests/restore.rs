@@ -25,7 +25,7 @@ fn lines(policy: &Policy, text: &str, wanted: &Wanted) -> Vec<String> {
         lines.push(format!("{} from {}@{}", step.to, step.from, step.snapshot.name));
         lines.extend(step.notes);
     }
-    lines.extend(plan.present.into_iter().chain(plan.problems));
+    lines.extend(plan.present.into_iter().chain(plan.left_out).chain(plan.problems));
     lines
 }
 
@@ -62,6 +62,24 @@ fn restore_chooses_the_newest_copy_and_shows_that_another_one_differs() {
     assert_eq!(found, ["gamma:usb/restored from gamma:usb/home@B_2026-11-23_01:00:00"]);
     let named = Wanted { from: Some(place("beta:tank/copy")), ..wanted("alpha:tank/home") };
     assert_eq!(lines(&tree(), world, &named), ["alpha:tank/home from beta:tank/copy@B_2026-11-23_02:00:00"]);
+}
+
+#[test]
+fn restore_of_an_older_state_leaves_out_what_did_not_exist_then() {
+    let world = "alpha\nbeta:tank/copy B@11-23T01:00\nbeta:tank/copy/late B@11-23T02:00\ngamma";
+    let old = Wanted { at: Some(utc("11-23T01:30")), ..wanted("alpha:tank/friday") };
+    let found = lines(&tree(), world, &old);
+    assert_eq!(found[0], "alpha:tank/friday from beta:tank/copy@B_2026-11-23_01:00:00");
+    assert!(found.len() == 2 && found[1].starts_with("alpha:tank/friday/late is left out"), "{found:?}");
+}
+
+#[test]
+fn restore_under_a_name_that_the_policy_sends_says_so() {
+    let pool = policy([DatasetPolicy { recursive: true, ..entry("alpha:tank", &["beta:usb/all"]) }]);
+    let wanted = Wanted { source: place("alpha:tank/home"), ..wanted("alpha:tank/friday") };
+    let found = lines(&pool, "alpha\nbeta:usb/all/home B@11-23T01:00", &wanted);
+    assert_eq!(found[0], "alpha:tank/friday from beta:usb/all/home@B_2026-11-23_01:00:00");
+    assert!(found[1].contains("sends all of it to beta:usb/all/friday"), "{found:?}");
 }
 
 #[test]

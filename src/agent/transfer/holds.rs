@@ -91,8 +91,11 @@ impl SendPlan {
         if self.purpose.is_restore() {
             return Ok(());
         }
-        let cursor = tags::cursor(&self.source, &self.to, guid, copy)
-            .map_err(|error| OrderError::refused(format!("cannot name the cursor: {error}")))?;
+        let Ok(cursor) = tags::cursor(&self.source, &self.to, guid, copy) else {
+            // The snapshot in common is kept without it.
+            log::debug!("{}: its name is too long for a bookmark that marks what was sent", self.source);
+            return Ok(());
+        };
         if let Some(common) = ours.by_guid(guid) {
             if !ours.bookmarks.iter().any(|b| b.name == cursor && b.guid == guid) {
                 // If a bookmark of another snapshot has this name, ZFS reports that it exists, which is an error here.
