@@ -208,6 +208,8 @@ impl Sending<'_> {
         source.bookmarks.retain(|bookmark| bookmark.name != name && !old.contains(&bookmark.name));
         let Snapshot { guid, createtxg, creation, .. } = *common;
         source.bookmarks.push(Bookmark { name, guid, createtxg, creation });
+        // Steps are planned from bookmarks in the sequence of a listing.
+        source.sort();
     }
 
     /// Renames the copy with everything below it, if its source was renamed and a cursor proves that it was sent there.
@@ -288,6 +290,9 @@ impl Sending<'_> {
                 }
                 // The hold of the last transfer is released, any other prevents the rollback.
                 let held = tags::last_sent(source, self.to, destination.guid);
+                // A source that was set aside has lost its cursors.
+                let newest_held = || destination.snapshots.iter().rfind(|s| s.userrefs > 0).map(|s| s.guid);
+                let held = held.or_else(newest_held);
                 let stays = |s: &Snapshot| s.has_clones || s.userrefs > u32::from(Some(s.guid) == held);
                 if destination.snapshots.iter().any(|s| destroys.contains(&s.guid) && stays(s)) {
                     return None;
