@@ -246,6 +246,7 @@ scenarios!(
     lineage,
     links,
     manual,
+    mixed,
     names,
     never_waits,
     once,
