@@ -225,7 +225,7 @@ fn scenarios_are_assigned_to_one_machine_each() {
 }
 
 scenarios!(
-    on_both: divergence, hostile, one_host, resume, trees;
+    on_both: one_host, resume, trees;
     bad_input,
     behind,
     catalog_writer,

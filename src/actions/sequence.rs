@@ -17,8 +17,9 @@ pub struct Group {
     pub entries: Vec<usize>,
     /// Earlier groups that this one has to come after, and whose own predecessors are therefore earlier, too.
     pub after: Vec<usize>,
-    /// Later groups whose datasets are partly those of this one, and which may therefore take snapshots of them.
-    pub taken_by: Vec<usize>,
+    /// Later groups that share datasets with this one. They decide what to take, and what was due before, from the state
+    /// that this group has not changed yet.
+    pub decided_by: Vec<usize>,
     /// Groups with the same number have datasets in common, directly or through others.
     pub cluster: usize,
 }
@@ -51,8 +52,6 @@ pub fn groups(policy: &Policy) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::with_capacity(all.len());
     let mut clusters = Clusters::default();
     let order = upstream_first(&into);
-    let mut position = vec![0; order.len()];
-    order.iter().enumerate().for_each(|(here, number)| position[*number] = here);
     for number in order.iter().copied() {
         let ((host, dataset), entries) = &all[number];
         let places = || std::iter::once((*host, *dataset)).chain(targets[number].iter().copied());
@@ -62,11 +61,12 @@ pub fn groups(policy: &Policy) -> Vec<Group> {
         clusters.add(&after);
         let after = after.into_iter().collect();
         let (host, dataset, entries) = ((*host).clone(), (*dataset).clone(), entries.clone());
-        groups.push(Group { host, dataset, entries, after, taken_by: Vec::new(), cluster: here });
+        groups.push(Group { host, dataset, entries, after, decided_by: Vec::new(), cluster: here });
     }
     for (here, number) in order.iter().enumerate() {
-        let sharing = sources.sharing(all[*number].0).into_iter().map(|other| position[other]);
-        groups[here].taken_by = sharing.filter(|other| *other > here).collect();
+        let places = std::iter::once(all[*number].0).chain(targets[*number].iter().copied());
+        let sharing: BTreeSet<usize> = places.flat_map(|place| earlier.sharing(place)).collect();
+        groups[here].decided_by = sharing.into_iter().filter(|other| *other > here).collect();
         groups[here].cluster = clusters.of(here);
     }
     groups
@@ -175,9 +175,9 @@ mod tests {
         let groups = groups(&policy);
         let shown = groups.iter().map(|group| {
             let after: Vec<String> = group.after.iter().map(|other| groups[*other].dataset.to_string()).collect();
-            let taken_by =
-                group.taken_by.iter().map(|other| format!(" {}!", groups[*other].dataset)).collect::<String>();
-            format!("{}<{}{taken_by} #{}", group.dataset, after.join(","), group.cluster)
+            let decided_by =
+                group.decided_by.iter().map(|other| format!(" {}!", groups[*other].dataset)).collect::<String>();
+            format!("{}<{}{decided_by} #{}", group.dataset, after.join(","), group.cluster)
         });
         shown.collect::<Vec<_>>().join("; ")
     }
@@ -186,12 +186,12 @@ mod tests {
     fn groups_that_share_a_dataset_follow_each_other() {
         assert_eq!(sequence("a:t/x>b:p/x a:t/y>b:p/y c:t/x>b:p/xy"), "t/x< #0; t/y< #1; t/x< #2");
         // A copy that is sent on comes after its source, whatever comes first in the policy.
-        assert_eq!(sequence("b:p/x>c:q/x a:t/x>b:p/x"), "t/x< #0; p/x<t/x #0");
-        assert_eq!(sequence("c:q/x>d:r/x b:p>c:q a:t/x>b:p/x"), "t/x< #0; p<t/x #0; q/x<p #0");
+        assert_eq!(sequence("b:p/x>c:q/x a:t/x>b:p/x"), "t/x< p/x! #0; p/x<t/x #0");
+        assert_eq!(sequence("c:q/x>d:r/x b:p>c:q a:t/x>b:p/x"), "t/x< p! #0; p<t/x q/x! #0; q/x<p #0");
         // Other entries with a dataset in common follow the policy.
         assert_eq!(sequence("a:t/x>b:p/x a:t>b:p a:t/y>b:q"), "t/x< t! #0; t<t/x t/y! #0; t/y<t #0");
-        assert_eq!(sequence("a:t/x>b:p a:t/y>b:p/y a:t/z>c:p"), "t/x< #0; t/y<t/x #0; t/z< #2");
+        assert_eq!(sequence("a:t/x>b:p a:t/y>b:p/y a:t/z>c:p"), "t/x< t/y! #0; t/y<t/x #0; t/z< #2");
         // Entries that send to each other.
-        assert_eq!(sequence("a:t>b:u/t b:u>a:t/u"), "t< #0; u<t #0");
+        assert_eq!(sequence("a:t>b:u/t b:u>a:t/u"), "t< u! #0; u<t #0");
     }
 }

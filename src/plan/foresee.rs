@@ -3,7 +3,7 @@
 //!
 //! This is pure: orders are carried out only in a predicted inventory.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -50,7 +50,7 @@ pub struct PredictedFleet<'a> {
     obstacles: Obstacles,
     /// Copies on other hosts that have received, each with the snapshot whose hold was released by that. The director
     /// learns of the release only when it lists the copy again, which it does before it destroys anything there.
-    released: BTreeMap<Place, Option<Guid>>,
+    released: BTreeMap<Place, (HostName, Option<Guid>)>,
     /// What has been destroyed so far.
     destroyed: Destroyed,
     /// The transfers that fail although no obstacle stands in their way, each with the reason. Two entries may send a
@@ -128,7 +128,7 @@ impl<'a> PredictedFleet<'a> {
                     // The hold moves only with the cursor.
                     let held = held.filter(|held| self.held_copy(order) != Some(*held));
                     // A second transfer finds what the first one has released.
-                    if let Some(before) = self.released.insert(to.clone(), held) {
+                    if let Some((_, before)) = self.released.insert(to.clone(), (host.clone(), held)) {
                         self.release(to, before);
                     }
                 }
@@ -172,25 +172,29 @@ impl<'a> PredictedFleet<'a> {
     /// The destroys that are due in an entry. The copies that have received are listed again first, if anything is to
     /// be destroyed there.
     fn destroys(&mut self, entry: usize, at: DateTime<Utc>) -> Vec<Order> {
-        let place = |order: &Order| match order {
-            Order::Destroy { host, dataset, .. } => Some(Place { host: host.clone(), dataset: dataset.clone() }),
-            Order::Take { .. } | Order::Send { .. } => None,
-        };
         let due = |fleet: &Self| -> Vec<Order> {
-            fleet.due(entry, at).into_iter().filter(|order| place(order).is_some()).collect()
+            fleet.due(entry, at).into_iter().filter(|order| matches!(order, Order::Destroy { .. })).collect()
         };
         let first = due(self);
-        let listed: Vec<Place> =
-            first.iter().filter_map(place).filter(|place| self.released.contains_key(place)).collect();
+        let listed: BTreeSet<Place> = first.iter().flat_map(|order| self.unlisted(order)).collect();
         if listed.is_empty() {
             return first;
         }
         for place in listed {
-            let held = self.released.remove(&place).flatten();
+            let held = self.released.remove(&place).and_then(|(_, held)| held);
             self.release(&place, held);
         }
-        let is_listed = |order: &Order| place(order).is_some_and(|place| !self.released.contains_key(&place));
-        due(self).into_iter().filter(is_listed).collect()
+        due(self).into_iter().filter(|order| self.unlisted(order).is_empty()).collect()
+    }
+
+    /// The copies that have to be listed again before a destroy: its own dataset, and those with which it must keep
+    /// something in common, unless the host that would lose the snapshots has reported them itself.
+    fn unlisted(&self, order: &Order) -> Vec<Place> {
+        let Order::Destroy { host, dataset, keep_common_with, .. } = order else { return Vec::new() };
+        let own = Place { host: host.clone(), dataset: dataset.clone() };
+        let own = self.released.contains_key(&own).then_some(own);
+        let is_told_by_another = |peer: &&Place| self.released.get(*peer).is_some_and(|(reporter, _)| reporter != host);
+        own.into_iter().chain(keep_common_with.iter().filter(is_told_by_another).cloned()).collect()
     }
 
     /// Carries out transfers level by level, as the director does: a transfer is dropped if the parent of its

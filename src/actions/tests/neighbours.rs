@@ -278,13 +278,24 @@ fn copy_is_not_renamed_with_those_of_other_entries_below() {
         beta:bak/n         B@11-23T12:00
         beta:bak/n/old     B@11-23T11:00=1
     ";
+    let mut inventory = super::world(world);
+    note_sent(&mut inventory, "alpha:tank/n/new", "beta:bak/n/old");
     let renames = |policy: &Policy| {
-        let plan = decide(policy, &super::world(world), utc(NOW));
+        let plan = decide(policy, &inventory, utc(NOW));
         plan.sends.iter().filter(|send| send.route.renamed.is_some()).count()
     };
     assert_eq!(renames(&whole(&[])), 1);
     assert_eq!(renames(&whole(&[entry("alpha:tank/x", &["beta:bak/n/old/x"])])), 0);
     assert_eq!(renames(&whole(&[entry("beta:bak/n/old/live", &["alpha:tank/live"])])), 0);
+}
+
+/// Gives a source the cursor for a copy that has its first snapshot.
+fn note_sent(inventory: &mut Inventory, source: &str, copy: &str) {
+    let (source, copy) = (place(source), place(copy));
+    let of = inventory.hosts.get_mut(&source.host).unwrap().datasets.get_mut(&source.dataset).unwrap();
+    let Snapshot { guid, createtxg, creation, .. } = of.snapshots[0].clone();
+    let name = tags::cursor(&source.dataset, &copy, guid, None).unwrap();
+    of.bookmarks.push(Bookmark { name, guid, createtxg, creation });
 }
 
 #[test]
@@ -299,20 +310,15 @@ fn renamed_copy_is_predicted_under_its_new_name() {
         beta:bak/n/old/own  B@11-20T11:00=3
     ",
     );
-    let plan = decide(&policy, &inventory, utc(NOW));
-    let reasons: Vec<String> = plan.sends.iter().map(|send| send.reason.to_string()).collect();
-    assert!(
-        reasons.iter().any(|r| r.starts_with("the source was renamed: its copy bak/n/old is renamed")),
-        "{reasons:?}"
-    );
+    let reasons = |inventory: &Inventory| -> Vec<String> {
+        decide(&policy, inventory, utc(NOW)).sends.iter().map(|send| send.reason.to_string()).collect()
+    };
+    let is_rename = |reason: &String| reason.starts_with("the source was renamed: its copy bak/n/old is renamed");
     // The agent renames it only if a cursor proves that the source was sent there.
-    let old = place("beta:bak/n/old");
-    let alpha = inventory.hosts.get_mut(&place("alpha:tank").host).unwrap();
-    let source = alpha.datasets.get_mut(&place("alpha:tank/n/new").dataset).unwrap();
-    let sent = source.snapshots[0].clone();
-    let name = tags::cursor(&place("alpha:tank/n/old").dataset, &old, sent.guid, None).unwrap();
-    let (guid, createtxg, creation) = (sent.guid, sent.createtxg, sent.creation);
-    source.bookmarks.push(Bookmark { name, guid, createtxg, creation });
+    assert!(!reasons(&inventory).iter().any(is_rename), "somebody may have renamed the copy to save it");
+    note_sent(&mut inventory, "alpha:tank/n/new", "beta:bak/n/old");
+    assert!(reasons(&inventory).iter().any(is_rename), "{:?}", reasons(&inventory));
+    let plan = decide(&policy, &inventory, utc(NOW));
     predict(&mut inventory, &plan.orders(&policy), utc(NOW));
     let there = &inventory.hosts[&place("beta:bak").host].datasets;
     let names: Vec<&str> = there.keys().map(DatasetName::as_str).collect();

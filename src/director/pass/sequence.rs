@@ -24,7 +24,10 @@ impl GroupTurn {
     pub fn all(groups: &[Group]) -> Vec<Self> {
         // Most groups share nothing with others.
         let mut is_shared = vec![false; groups.len()];
-        groups.iter().flat_map(|group| group.after.iter().chain(&group.taken_by)).for_each(|of| is_shared[*of] = true);
+        groups
+            .iter()
+            .flat_map(|group| group.after.iter().chain(&group.decided_by))
+            .for_each(|of| is_shared[*of] = true);
         let signals = is_shared
             .iter()
             .map(|is_shared| is_shared.then(|| Signals { taking: channel::bounded(1), working: channel::bounded(1) }));
@@ -32,7 +35,7 @@ impl GroupTurn {
         let signal = |of: &usize| signals.get(*of).and_then(Option::as_ref);
         let turns = groups.iter().zip(&signals).map(|(group, own)| {
             let ends = group.after.iter().filter_map(signal).map(|signal| signal.working.1.clone());
-            let takes = group.taken_by.iter().filter_map(signal).map(|signal| signal.taking.1.clone());
+            let takes = group.decided_by.iter().filter_map(signal).map(|signal| signal.taking.1.clone());
             let waits_for = ends.chain(takes).collect();
             let (taking, working) = own.as_ref().map(|own| (own.taking.0.clone(), own.working.0.clone())).unzip();
             Self { taking, _working: working, waits_for }
