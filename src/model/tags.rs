@@ -137,8 +137,9 @@ pub fn held_by(tags: &[String]) -> String {
 /// Whether a tag is that of a hold on a destination, whatever the source.
 #[must_use]
 pub fn is_received(tag: &str) -> bool {
-    // A host that is named by a UUID also has the form of a host's name.
-    tag.strip_prefix(FROM).is_some_and(|from| from.parse::<HostName>().is_ok())
+    // A host that is named by a UUID also has the form of a host's name. Older versions appended the dataset.
+    let host = tag.strip_prefix(FROM).and_then(|from| from.split(':').next());
+    host.is_some_and(|host| host.parse::<HostName>().is_ok())
 }
 
 /// Whether a tag is that of a hold on a source, whatever the destination.
@@ -277,7 +278,8 @@ mod tests {
         let to = place("beta", "tank/copy/a");
         assert_eq!(sending(&to), "zsync:to:beta:tank/copy/a");
         assert_eq!(received(&to.host), "zsync:from:beta");
-        assert!(is_received("zsync:from:beta") && is_received(&tag(FROM, &"b".repeat(250))));
+        assert!(["zsync:from:beta", "zsync:from:beta:usb/home"].into_iter().all(is_received));
+        assert!(is_received(&tag(FROM, &"b".repeat(250))));
         assert!(!is_received("zsync:from:") && !is_received("zsync:from:be ta") && !is_received("zsync:fromage"));
         let dataset = "tank/a".parse().unwrap();
         assert_eq!(cursor(&dataset, &to, Guid(255), None).unwrap().as_str(), "zsync:beta:tank:copy:a:00000000000000ff");
