@@ -39,7 +39,7 @@ use zsync::zfs::parse::UserProperties;
 use zsync::zfs::{DatasetColumns, ExpectedStream, Inspect, SendFrom, SendSpec, Zfs, parse};
 
 /// The number of targets, which share the inputs.
-const TARGETS: u64 = 12;
+const TARGETS: u64 = 14;
 /// No input may take longer, however large it is.
 const LONGEST: Duration = Duration::from_secs(2);
 /// How much the memory may grow between the first tenth of a target and its end.

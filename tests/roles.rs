@@ -811,6 +811,23 @@ fn properties_are_sent_only_if_receiver_asks() {
     assert_eq!(reported, ["atime=off", "canmount=noauto", "compression=zstd", "readonly=on"]);
 }
 
+#[test]
+fn property_that_destination_refuses_is_left_out() {
+    let destination = r#"{ "local_datasets": [ { "name": "pool/copy", "slave": true,
+        "properties": { "include": ["compression", "recordsize"] } } ] }"#;
+    let pair = Pair::with_destination(destination);
+    for (property, value) in [("compression", "zstd"), ("recordsize", "1048576")] {
+        runtime::block_on(pair.alpha.set(&ds("tank/data"), property, value)).unwrap();
+    }
+    let refused = "cannot receive incremental stream: 'recordsize' must be power of 2 from 512B to 128K\n\
+                   cannot receive incremental stream: invalid property";
+    pair.beta.fail_next("receive", ErrorKind::Property, refused);
+    let response = pair.send(pair.take("S_1"));
+    assert!(response.is_success && response.error.contains("sent without recordsize"), "{response:?}");
+    let set = runtime::block_on(pair.beta.properties(&ds("pool/copy"))).unwrap();
+    assert!(set.contains_key("compression") && !set.contains_key("recordsize"), "{set:?}");
+}
+
 /// An agent with these datasets, all of which an order may name.
 fn agent_with(datasets: &[&str]) -> (zsync::zfs::fake::Fake, Arc<Agent<zsync::zfs::fake::Fake>>) {
     let zfs = zsync::zfs::fake::Fake::new(1);

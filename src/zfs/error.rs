@@ -37,6 +37,8 @@ pub enum ErrorKind {
     Feature,
     /// The copy was received with `-L`, but the stream was sent without it.
     LargeBlocks,
+    /// ZFS, or the pool, does not have a property, or not with this value.
+    Property,
     /// The key of an encrypted dataset is not loaded.
     KeyNotLoaded,
     /// The copy was not received raw, but the stream is raw.

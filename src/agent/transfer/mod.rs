@@ -128,7 +128,11 @@ impl<Z: Zfs> Transfer<'_, Z> {
         self.holds.needed = base.into_iter().chain([to.name.clone()]).collect();
         let source = &self.plan.source;
         let spec = SendSpec::Snapshot { dataset: source.clone(), to: to.name.clone(), from, flags };
-        let wants_properties = self.peer.place().wants_properties;
+        let mut properties = BTreeMap::new();
+        if self.peer.place().wants_properties {
+            properties = self.agent.zfs.properties(source).await?;
+            properties.retain(|name, _| !self.progress.left_out.contains(name));
+        }
         let incoming = IncomingStream {
             guid: Some(to.guid),
             name: to.name,
@@ -137,7 +141,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             cloned,
             flags: Some(flags),
             is_unresumable: self.progress.unresumable,
-            properties: if wants_properties { self.agent.zfs.properties(source).await? } else { BTreeMap::new() },
+            properties,
         };
         let status = if creates { ResponseStatus::Full } else { ResponseStatus::Incremental };
         let StepOutcome { result, destination } = self.run_stream(&spec, &incoming, status).await?;
@@ -148,6 +152,14 @@ impl<Z: Zfs> Transfer<'_, Z> {
             },
             arrived => arrived,
         };
+        if let Err(error) = &result
+            && error.zfs_error_kind() == ErrorKind::Property
+            && let Some(remark) = self.leave_out(&incoming.properties, error)
+        {
+            log::info!("{}: {remark}", self.plan.source);
+            self.progress.remarks.push(remark);
+            return Ok(StepOutcome::new(Ok(()), destination));
+        }
         if let Err(error) = &result
             && error.zfs_error_kind() == ErrorKind::Feature
             && !std::mem::replace(&mut self.progress.unresumable, true)
@@ -204,6 +216,17 @@ impl<Z: Zfs> Transfer<'_, Z> {
         *flags = Some(next);
         all.push((refused, error));
         Ok(())
+    }
+
+    /// Leaves out what the destination refuses of the properties that were sent: those that the error names, or all.
+    /// Returns a remark about it, unless there was nothing to leave out.
+    fn leave_out(&mut self, sent: &BTreeMap<String, String>, error: &OrderError) -> Option<String> {
+        let message = error.message();
+        let named: Vec<&String> = sent.keys().filter(|name| message.contains(&format!("'{name}'"))).collect();
+        let left_out = if named.is_empty() { sent.keys().collect() } else { named };
+        self.progress.left_out.extend(left_out.iter().map(|name| (*name).clone()));
+        let names: Vec<&str> = left_out.iter().map(|name| name.as_str()).collect();
+        (!names.is_empty()).then(|| format!("sent without {}, which the destination refuses", names.join(", ")))
     }
 
     /// Resumes an interrupted stream.

@@ -77,6 +77,8 @@ pub(super) struct TransferProgress {
     pub(super) flags: Option<SendFlags>,
     /// The flags that the destination has refused, each with its error.
     pub(super) refused: Vec<(SendFlags, OrderError)>,
+    /// The properties of the source that the destination has refused.
+    pub(super) left_out: BTreeSet<String>,
     /// Whether another transfer made a placeholder of the destination while this one was about to create it.
     pub(super) met_placeholder: bool,
     /// Whether the destination's pool refuses receives that can be resumed.
@@ -107,6 +109,7 @@ impl Default for TransferProgress {
             resumed: false,
             flags: None,
             refused: Vec::new(),
+            left_out: BTreeSet::new(),
             met_placeholder: false,
             unresumable: false,
             remarks: Vec::new(),

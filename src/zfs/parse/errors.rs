@@ -14,6 +14,7 @@ const RULES: &[(&[&str], ErrorKind)] = &[
     (&["out of space", "No space left", "quota exceeded", "Disk quota"], ErrorKind::NoSpace),
     (&["I/O is currently suspended", "pool I/O", "I/O error"], ErrorKind::Pool),
     (&["pool is read-only", "pool is readonly"], ErrorKind::ReadOnly),
+    (&["invalid property", "upgraded to set this property", "apply to datasets of this type"], ErrorKind::Property),
     (&["pool must be upgraded", "feature not enabled"], ErrorKind::Feature),
     (&["requires -L"], ErrorKind::LargeBlocks),
     (&["key must be loaded", "key is not loaded", "key not loaded"], ErrorKind::KeyNotLoaded),
