@@ -6,10 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::actions::leftovers::Leftovers;
-use crate::actions::reason::time;
 use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::EXCLUDE;
-use crate::model::{DatasetName, HostName, Place, SnapName, counted};
+use crate::model::{DatasetName, HostName, Place, SnapName, counted, in_utc};
 use crate::policy::{Forbidden, Local, Policy};
 
 /// Something that an administrator should know.
@@ -284,7 +283,7 @@ impl fmt::Display for Notice {
                 )
             }
             NoticeKind::FromTheFuture { snapshot, creation } => {
-                let creation = time(*creation);
+                let creation = in_utc(*creation);
                 write!(f, "has the snapshot {snapshot}, dated in the future ({creation}): a clock is or was wrong")
             }
             NoticeKind::ReceivesAndTakes { from } => write!(

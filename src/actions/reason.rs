@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use crate::model::{DatasetName, Place, SnapName};
+use crate::model::{DatasetName, Place, SnapName, in_utc};
 
 /// Why a snapshot is due or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -102,13 +102,8 @@ pub enum SendReason {
     },
 }
 
-/// A moment in UTC, to the second, as messages show it.
-pub(super) fn time(t: DateTime<Utc>) -> String {
-    t.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
-
 fn next_slot(next: Option<DateTime<Utc>>) -> String {
-    next.map_or_else(|| "there is no next slot".to_owned(), |t| format!("the next slot is {}", time(t)))
+    next.map_or_else(|| "there is no next slot".to_owned(), |t| format!("the next slot is {}", in_utc(t)))
 }
 
 impl fmt::Display for TakeReason {
@@ -116,20 +111,20 @@ impl fmt::Display for TakeReason {
         match self {
             Self::First => f.write_str("there is no snapshot of this policy yet"),
             Self::SlotPassed { slot, last } => {
-                write!(f, "the slot {} has passed since the last snapshot ({})", time(*slot), time(*last))
+                write!(f, "the slot {} has passed since the last snapshot ({})", in_utc(*slot), in_utc(*last))
             }
             Self::UpToDate { last, next } => {
-                write!(f, "no slot has passed since the last snapshot ({}); {}", time(*last), next_slot(*next))
+                write!(f, "no slot has passed since the last snapshot ({}); {}", in_utc(*last), next_slot(*next))
             }
             Self::SlotTaken { slot, next } => {
-                write!(f, "the snapshot for the slot {} exists already; {}", time(*slot), next_slot(*next))
+                write!(f, "the snapshot for the slot {} exists already; {}", in_utc(*slot), next_slot(*next))
             }
             Self::TooLate { slot, catch_up, next } => {
                 let catch_up = humantime::format_duration(std::time::Duration::from_secs(*catch_up));
-                write!(f, "the slot {} passed more than {catch_up} (catch_up) ago; {}", time(*slot), next_slot(*next))
+                write!(f, "the slot {} passed more than {catch_up} (catch_up) ago; {}", in_utc(*slot), next_slot(*next))
             }
             Self::ClockBehind { last } => {
-                write!(f, "the last snapshot is dated in the future ({}): a clock is or was wrong", time(*last))
+                write!(f, "the last snapshot is dated in the future ({}): a clock is or was wrong", in_utc(*last))
             }
             Self::NoSchedule => f.write_str("the policy has no schedule; its snapshots are taken by other means"),
             Self::Receives { from } => {

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
 use crate::model::{
     DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SetAside, SnapName, Snapshot, counted, hint,
+    in_utc,
 };
 use crate::policy::Policy;
 
@@ -83,9 +84,11 @@ pub fn restore(
     wanted: &Wanted,
 ) -> RestorePlan {
     let mut plan = RestorePlan::default();
+    let index = PolicyIndex::new(policy);
+    let index = IndexedPolicy::new(policy, &index);
     let copies = match &wanted.from {
         Some(from) => copies_below(inventory, from),
-        None => copies_by_policy(policy, inventory, &wanted.source),
+        None => copies_by_policy(&index, inventory, &wanted.source),
     };
     let unlisted = unlisted(policy, inventory, unseen, wanted);
     if copies.is_empty() {
@@ -129,17 +132,16 @@ pub fn restore(
         }
     }
     note_what_moves_along(&mut plan, inventory);
-    note_what_is_sent(&mut plan, policy, wanted);
+    note_what_is_sent(&mut plan, &index, wanted);
     plan
 }
 
 /// Adds a note if the policy also sends what is restored under another name.
-fn note_what_is_sent(plan: &mut RestorePlan, policy: &Policy, wanted: &Wanted) {
+fn note_what_is_sent(plan: &mut RestorePlan, index: &IndexedPolicy<'_>, wanted: &Wanted) {
     let Some(step) = plan.steps.first_mut().filter(|step| step.to == wanted.to && wanted.to != wanted.source) else {
         return;
     };
-    let index = PolicyIndex::new(policy);
-    let outgoing = IndexedPolicy::new(policy, &index).outgoing(&step.to.host, &step.to.dataset);
+    let outgoing = index.outgoing(&step.to.host, &step.to.dataset);
     let places: BTreeSet<String> = outgoing.into_iter().map(|out| out.to.to_string()).collect();
     if !places.is_empty() {
         step.notes.push(format!(
@@ -290,7 +292,7 @@ fn none_old_enough(to: &Place, copies: &[Copy<'_>]) -> String {
     let Some((creation, place)) = oldest.min() else {
         return format!("cannot restore {to}: no copy of it has a snapshot");
     };
-    let oldest = creation.format("%Y-%m-%dT%H:%M:%SZ");
+    let oldest = in_utc(creation);
     format!(
         "cannot restore {to}: no copy has a snapshot that is old enough; the oldest is of {oldest}, on {place}; hint: \
          --at {oldest}, or a later time"
@@ -348,16 +350,18 @@ fn copies_below<'a>(inventory: &'a Inventory, root: &Place) -> BTreeMap<String, 
 
 /// The copies of a dataset, and of those below it, according to the policy, by the names of the datasets below it.
 /// Whether the datasets themselves still exist does not matter.
-fn copies_by_policy<'a>(policy: &Policy, inventory: &'a Inventory, source: &Place) -> BTreeMap<String, Vec<Copy<'a>>> {
-    let index = PolicyIndex::new(policy);
-    let index = IndexedPolicy::new(policy, &index);
+fn copies_by_policy<'a>(
+    index: &IndexedPolicy<'_>,
+    inventory: &'a Inventory,
+    source: &Place,
+) -> BTreeMap<String, Vec<Copy<'a>>> {
     let mut copies: BTreeMap<String, Vec<Copy<'a>>> = BTreeMap::new();
     for (host, known) in &inventory.hosts {
         let listed = known.datasets.iter().filter(|(name, _)| known.covers(name));
         // A copy that was set aside is excluded from the policy.
         for (name, found) in listed.filter(|(_, found)| !found.snapshots.is_empty() && !found.excluded) {
             let copy = place(host, name);
-            let sources = sources(&index, &copy);
+            let sources = sources(index, &copy);
             let below = sources.iter().filter(|s| s.host == source.host).find_map(|s| s.dataset.below(&source.dataset));
             if let Some(below) = below.filter(|_| copy != *source) {
                 copies.entry(below.to_owned()).or_default().push(Copy { place: copy, found });

@@ -4,9 +4,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::actions::divergence::Allowed;
-use crate::actions::reason::{SendReason, TakeReason, time};
+use crate::actions::reason::{SendReason, TakeReason};
 use crate::actions::route::Route;
-use crate::model::{DatasetName, Guid, HostName, Place, SnapName};
+use crate::model::{DatasetName, Guid, HostName, Place, SnapName, in_utc};
 
 /// The policy and the dataset that a verdict is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -85,13 +85,13 @@ impl SendVerdict {
         let mut why = self.reason.to_string();
         if let Some(DueSend { oldest_unsent, slot, .. }) = &self.due {
             if let Some(slot) = slot {
-                why = format!("{why}; the slot {} has passed", time(*slot));
+                why = format!("{why}; the slot {} has passed", in_utc(*slot));
             }
             if let Some(renamed) = &self.route.renamed {
                 why = format!("{why}; its copy has the former name {}", renamed.dataset);
             }
             if *oldest_unsent < at {
-                why = format!("{why}; waiting since {}", time(*oldest_unsent));
+                why = format!("{why}; waiting since {}", in_utc(*oldest_unsent));
             }
         }
         why

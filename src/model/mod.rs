@@ -11,6 +11,7 @@ pub mod hint;
 pub mod identity;
 pub mod inventory;
 pub mod key;
+pub mod moment;
 pub mod name;
 pub mod order;
 pub mod place;
@@ -29,6 +30,7 @@ pub use inventory::{
     UnlistedPools,
 };
 pub use key::KeyConflict;
+pub use moment::in_utc;
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use place::{Place, SetAside};

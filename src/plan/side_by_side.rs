@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use crate::actions::Side;
 use crate::cli::report;
+use crate::model::in_utc;
 use crate::plan::simulate::{Day, Remaining, Simulation};
-use crate::plan::table::{remaining_line, time};
+use crate::plan::table::remaining_line;
 
 /// Two simulations that begin with the same inventory.
 #[derive(Debug, Serialize)]
@@ -89,7 +90,7 @@ pub fn table(both: &Simulations, width: Option<usize>) -> String {
     let headings = ["DAY", "TAKEN", "other", "SENT", "other", "DESTROYED", "other", "ALIVE", "other"];
     let mut text = report::table(&headings, &[1, 2, 3, 4, 5, 6, 7, 8], rows.collect());
     let (different, same) = both.compare_ends();
-    text.push_str(&format!("\nremaining at {}, with this policy and with the other:\n", time(both.this.to)));
+    text.push_str(&format!("\nremaining at {}, with this policy and with the other:\n", in_utc(both.this.to)));
     for ((host, dataset, side, policy), this, other) in different {
         let received = if side == Side::Destination { ", received here" } else { "" };
         text.push_str(&format!("\n{host}:{dataset}, {policy}{received}\n"));

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 
 use crate::actions::{NoticeKind, Order, SendVerdict, Side, TakeVerdict};
 use crate::cli::report;
 use crate::fleet::planned::{After, Estimate, PlannedOrder, Totals};
-use crate::model::{DatasetName, HostName, counted};
+use crate::model::{DatasetName, HostName, counted, in_utc};
 use crate::plan::compare::{Comparison, Difference, SnapshotsDifference};
 use crate::plan::document::{Document, Explain, ExplainedPrune, WithReason};
 use crate::plan::simulate::{Ages, Remaining, Simulation};
@@ -18,11 +18,6 @@ use crate::plan::simulate::{Ages, Remaining, Simulation};
 const MAX_NAMED: usize = 5;
 /// The largest number of datasets for which the days of a simulation have columns. If there are more, none has one.
 const MAX_COLUMNS: usize = 8;
-
-/// Formats a moment in UTC, to the second.
-pub(crate) fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
-}
 
 fn snapshots(count: usize) -> String {
     counted(count, "snapshot")
@@ -73,7 +68,7 @@ fn age(host: &HostName, listed: Option<DateTime<Utc>>, at: DateTime<Utc>) -> Str
     let Some(listed) = listed else { return format!("{host}: the catalog has no listing of it") };
     let seconds = u64::try_from((at - listed).num_seconds()).unwrap_or(0);
     let old = humantime::format_duration(Duration::from_secs(seconds));
-    format!("{host}: as listed at {}, {old} ago", time(listed))
+    format!("{host}: as listed at {}, {old} ago", in_utc(listed))
 }
 
 /// The size of an order, right-aligned in five columns.
@@ -91,7 +86,7 @@ fn total(Totals { send, free, unknown, at }: &Totals) -> String {
         1 => "; the size of 1 order is unknown".to_owned(),
         unknown => format!("; the sizes of {unknown} orders are unknown"),
     };
-    let when = at.map(|at| format!(", as estimated at {}", time(at))).unwrap_or_default();
+    let when = at.map(|at| format!(", as estimated at {}", in_utc(at))).unwrap_or_default();
     format!("about {} to send, {} freed{when}{except}", report::bytes(*send), report::bytes(*free))
 }
 
@@ -270,7 +265,7 @@ fn difference_rows(difference: &Difference, explain: bool) -> Vec<Vec<String>> {
 #[must_use]
 pub fn simulation(simulation: &Simulation, width: Option<usize>) -> String {
     let mut text = days(simulation);
-    text.push_str(&format!("\nremaining at {}:\n", time(simulation.to)));
+    text.push_str(&format!("\nremaining at {}:\n", in_utc(simulation.to)));
     let mut before = None;
     for remaining in &simulation.end {
         let dataset = (&remaining.host, &remaining.dataset);
@@ -320,7 +315,7 @@ fn days(simulation: &Simulation) -> String {
 pub(crate) fn remaining_line(Remaining { snapshots: count, from_before, oldest, in_last, .. }: &Remaining) -> String {
     let mut text = snapshots(*count);
     if let Some(oldest) = oldest {
-        text.push_str(&format!(", the oldest from {}", time(*oldest)));
+        text.push_str(&format!(", the oldest from {}", in_utc(*oldest)));
     }
     if *from_before > 0 {
         text.push_str(&format!(", {from_before} of them present now"));
@@ -344,7 +339,7 @@ fn remaining_by_rule(remaining: &Remaining, width: Option<usize>) -> String {
     let names = rules.iter().map(|result| result.rule.as_str());
     let name = names.chain((*protected > 0).then_some(PROTECTED)).map(str::len).max().unwrap_or(0);
     for result in rules {
-        let since = result.oldest.map(|oldest| format!("  since {}", time(oldest))).unwrap_or_default();
+        let since = result.oldest.map(|oldest| format!("  since {}", in_utc(oldest))).unwrap_or_default();
         text.push_str(&format!("    {:name$}  keeps {:>5}{since}\n", result.rule, result.keeps));
     }
     if *protected > 0 {

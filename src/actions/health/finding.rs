@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Serialize, Serializer};
 
 use crate::actions::leftovers::Leftovers;
 use crate::model::expiry::{Urgency, urgency};
 use crate::model::tags::held_by;
-use crate::model::{CertificateExpiry, HostName, PeerRole, Place, SnapName};
+use crate::model::{CertificateExpiry, HostName, PeerRole, Place, SnapName, in_utc};
 
 /// How severe something is, in the words of monitoring systems. Later values are worse.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -235,8 +235,7 @@ impl fmt::Display for Finding {
                 write!(f, "the replica lags {} behind (limit {}, {behind} unsent)", span(*age), span(*limit))
             }
             Self::ReplicaLate { at, arrives, limit } => {
-                let moment = |at: &DateTime<Utc>| at.to_rfc3339_opts(SecondsFormat::Secs, true);
-                let (at, arrives, limit) = (moment(at), moment(arrives), span(*limit));
+                let (at, arrives, limit) = (in_utc(*at), in_utc(*arrives), span(*limit));
                 write!(f, "the replica will exceed its limit of {limit} at {at}: the next one is expected at {arrives}")
             }
             Self::Diverged { newest, base: Some(base) } => {
@@ -253,7 +252,7 @@ impl fmt::Display for Finding {
             }
             Self::Leftovers(left) => write!(f, "{left}; see {}", left.command()),
             Self::Unreachable { since: Some(since), reason } => {
-                write!(f, "unreachable, last listed {}: {reason}", since.to_rfc3339_opts(SecondsFormat::Secs, true))
+                write!(f, "unreachable, last listed {}: {reason}", in_utc(*since))
             }
             Self::Unreachable { since: None, reason } => write!(f, "unreachable, never listed: {reason}"),
             Self::NeverListed { here } => {

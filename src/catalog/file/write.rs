@@ -2,12 +2,11 @@
 
 use std::io::{self, Write};
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use crate::model::{
     Bookmark, DatasetInventory, DatasetKind, DatasetName, Guid, HostName, Inventory, Marks, NotWritten, SendFlags,
-    Snapshot, Trashed,
+    Snapshot, Trashed, in_utc,
 };
 
 #[derive(Serialize)]
@@ -80,7 +79,7 @@ struct NotWrittenRecord<'a> {
 /// Writes all of a catalog.
 pub fn write(inventory: &Inventory, mut out: impl Write) -> io::Result<()> {
     for (host, known) in &inventory.hosts {
-        write_line(&mut out, &HostRecord { host, observed: known.observed.map(time) })?;
+        write_line(&mut out, &HostRecord { host, observed: known.observed.map(in_utc) })?;
         for (dataset, listed) in &known.datasets {
             write_dataset(&mut out, host, dataset, listed)?;
         }
@@ -123,7 +122,7 @@ fn write_dataset(
             name: name.as_str(),
             guid: *guid,
             createtxg: Guid(*createtxg),
-            creation: time(*creation),
+            creation: in_utc(*creation),
             flags: flags.into_iter().filter_map(|(set, flag)| set.then_some(flag)).collect(),
             userrefs: *userrefs,
             clones: *has_clones,
@@ -132,11 +131,11 @@ fn write_dataset(
         write_line(out, &record)?;
     }
     for Bookmark { name, guid, createtxg, creation } in bookmarks {
-        let (guid, createtxg, creation) = (*guid, Guid(*createtxg), time(*creation));
+        let (guid, createtxg, creation) = (*guid, Guid(*createtxg), in_utc(*creation));
         write_line(out, &BookmarkRecord { host, dataset, name: format!("#{name}"), guid, createtxg, creation })?;
     }
     for NotWritten { name, at } in not_written {
-        let (name, creation, flags) = (name.as_str(), time(*at), ["#NotWritten"]);
+        let (name, creation, flags) = (name.as_str(), in_utc(*at), ["#NotWritten"]);
         write_line(out, &NotWrittenRecord { host, dataset, name, creation, flags })?;
     }
     Ok(())
@@ -145,8 +144,4 @@ fn write_dataset(
 fn write_line(out: &mut impl Write, record: &impl Serialize) -> io::Result<()> {
     serde_json::to_writer(&mut *out, record)?;
     out.write_all(b"\n")
-}
-
-fn time(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }

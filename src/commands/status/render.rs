@@ -1,13 +1,13 @@
 //! The status as tables for people, and as one JSON object per line for programs.
 
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 
 use crate::actions::health::{DatedSnapshot, Finding, HostState, Row, Severity, span};
 use crate::cli::{causes, report};
 use crate::commands::status::query::{FailedOrder, Status};
 use crate::fleet::live_status::{LiveStatus, RunningTransfer};
-use crate::model::{Action, DatasetName, HostName, Place};
+use crate::model::{Action, DatasetName, HostName, Place, in_utc};
 
 /// A line of `--format ndjson`.
 #[derive(Serialize)]
@@ -26,10 +26,6 @@ pub fn as_lines(status: &Status) -> String {
     let transfers = pass.iter().flat_map(|live| &live.running);
     let lines = health.hosts.iter().map(Line::Host).chain(health.rows.iter().map(Line::Row));
     report::ndjson(lines.chain(transfers.map(Line::Transfer)).chain(errors.iter().map(Line::Error)))
-}
-
-fn moment(at: DateTime<Utc>) -> String {
-    at.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 fn place(host: &HostName, dataset: Option<&DatasetName>) -> String {
@@ -68,7 +64,7 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
         let FailedOrder { at, host, dataset, to, error, hint } = &errors[group[0]];
         let to = to.as_ref().map(|to| format!(" to {}:{}", to.host, to.dataset)).unwrap_or_default();
         let others = causes::others(&orders, &group);
-        let failed = format!("failed {}: {}{to}: {error}{others}", moment(*at), place(host, dataset.as_ref()));
+        let failed = format!("failed {}: {}{to}: {error}{others}", in_utc(*at), place(host, dataset.as_ref()));
         text.push_str(&sentence(&failed, width));
         if let Some(hint) = hint {
             text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));
@@ -96,7 +92,7 @@ fn last_pass(now: DateTime<Utc>, pass: Option<&LiveStatus>) -> String {
         Some(live) if live.is_alive(now) => format!("a pass has been running for {}", span(now - live.began)),
         Some(live) => format!("the last pass stopped before its end, {} ago", span(now - live.at)),
     };
-    format!("{}; {text}\n", moment(now))
+    format!("{}; {text}\n", in_utc(now))
 }
 
 /// A row for each dataset, followed by a row for each of its destinations.
