@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::actions::leftovers::Leftovers;
 use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::EXCLUDE;
-use crate::model::{DatasetName, HostName, Place, SnapName, counted, in_utc};
+use crate::model::{DatasetName, HostName, Place, SnapName, counted, in_utc, some_of};
 use crate::policy::{Forbidden, Local, Policy};
 
 /// Something that an administrator should know.
@@ -319,16 +319,12 @@ impl fmt::Display for Notice {
                 "loses no snapshot, because the director's clock is {minutes} minutes ahead of most other hosts' clocks"
             ),
             NoticeKind::SourcesGone { copies } => {
-                let named: Vec<&str> = copies.iter().take(5).map(DatasetName::as_str).collect();
+                let names: Vec<&str> = copies.iter().map(DatasetName::as_str).collect();
                 let what = match copies.len() {
                     1 => "a copy whose source no longer exists, so nothing prunes it",
                     _ => "copies whose sources no longer exist, so nothing prunes them",
                 };
-                write!(f, "contains {what}: {}", named.join(", "))?;
-                match copies.len() - named.len() {
-                    0 => Ok(()),
-                    more => write!(f, " and {more} more"),
-                }
+                write!(f, "contains {what}: {}", some_of(&names, 5))
             }
             NoticeKind::Leftovers(left) => left.fmt(f),
             NoticeKind::InTrash { snapshots, bytes } => {

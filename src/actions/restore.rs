@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use crate::actions::index::{IndexedPolicy, PolicyIndex};
 use crate::model::{
     DatasetInventory, DatasetName, Guid, HostName, Inventory, Place, SetAside, SnapName, Snapshot, counted, hint,
-    in_utc,
+    in_utc, some_of,
 };
 use crate::policy::Policy;
 
@@ -158,13 +158,10 @@ fn note_what_moves_along(plan: &mut RestorePlan, inventory: &Inventory) {
     for step in plan.steps.iter_mut().filter(|step| step.set_aside.is_some()) {
         let Some(host) = inventory.hosts.get(&step.to.host) else { continue };
         let below = host.within(&step.to.dataset).map(|(name, _)| name);
-        let mut without: Vec<&str> =
+        let without: Vec<&str> =
             below.filter(|name| !restored.contains(&place(&step.to.host, name))).map(DatasetName::as_str).collect();
-        let more = without.len().saturating_sub(MAX_NAMED);
-        without.truncate(MAX_NAMED);
         if !without.is_empty() {
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            step.notes.push(format!("renamed with it, and not restored: {}{more}", without.join(", ")));
+            step.notes.push(format!("renamed with it, and not restored: {}", some_of(&without, MAX_NAMED)));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::cli::report::{self, Format};
 use crate::cli::settings::{host_name_of, local_if_exists};
 use crate::config;
 use crate::fleet::known::{self, Overview};
-use crate::model::{HostName, Place};
+use crate::model::{HostName, Place, some_of};
 use crate::policy::Local;
 use crate::sys::{clock, runtime};
 use crate::zfs::ZfsRead;
@@ -201,10 +201,9 @@ fn notes(found: &Whereabouts) -> String {
             Some(pool) => format!("the pool {pool} of {}", unlisted.host),
             None => unlisted.host.to_string(),
         };
-        let named: Vec<String> = elsewhere.iter().take(NAMED).map(name).collect();
-        let more = elsewhere.len().saturating_sub(NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let line = format!("could not be listed, and may have other copies: {}{more}", named.join(", "));
+        let names: Vec<String> = elsewhere.iter().map(name).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let line = format!("could not be listed, and may have other copies: {}", some_of(&names, NAMED));
         text.push_str(report::wrap(&line, 0, Some(80)).as_str());
     }
     text

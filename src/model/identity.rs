@@ -8,8 +8,8 @@ use std::str::FromStr;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::HostName;
 use crate::model::tags::ROLE;
+use crate::model::{HostName, some_of};
 
 /// A role that the holder of a certificate may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -125,9 +125,7 @@ impl fmt::Display for Identity {
             return f.write_str("nobody");
         }
         // A company's certificate may have dozens of names.
-        let shown: Vec<&str> = self.names.iter().take(4).map(HostName::as_str).collect();
-        f.write_str(&shown.join(", "))?;
-        if self.names.len() > shown.len() { write!(f, " and {} more", self.names.len() - shown.len()) } else { Ok(()) }
+        f.write_str(&some_of(&self.names.iter().map(HostName::as_str).collect::<Vec<_>>(), 4))
     }
 }
 

@@ -20,7 +20,7 @@ pub mod snapshot;
 pub mod tags;
 pub mod turn;
 
-pub use count::counted;
+pub use count::{counted, some_of};
 pub use counter::Counter;
 pub use expiry::CertificateExpiry;
 pub use flags::SendFlags;

@@ -7,7 +7,7 @@ use crate::agent::transfer::peer::{Destination, StepOutcome};
 use crate::agent::transfer::state::{SendPlan, Transfer};
 use crate::host::error::OrderError;
 use crate::model::{DatasetInventory, Guid, KeyConflict, ResponseStatus};
-use crate::model::{Place, hint, tags};
+use crate::model::{Place, hint, some_of, tags};
 use crate::wire::RenamedFrom;
 use crate::zfs::{Depth, Zfs};
 
@@ -199,10 +199,6 @@ impl SendPlan {
 
 /// The names of some snapshots, at most five of them.
 fn names(points: &[Point]) -> String {
-    let first: Vec<&str> = points.iter().take(5).map(|p| p.name.as_str()).collect();
-    match points.len() {
-        0 => "nothing".into(),
-        n if n > first.len() => format!("{} and {} more", first.join(", "), n - first.len()),
-        _ => first.join(", "),
-    }
+    let names: Vec<&str> = points.iter().map(|point| point.name.as_str()).collect();
+    if names.is_empty() { "nothing".into() } else { some_of(&names, 5) }
 }
