@@ -42,6 +42,9 @@ fn dataset_differences(
             Some(before) if before.name != snapshot.name => {
                 lines.push(format!("{} was @{} in the catalog", name.at(&snapshot.name), before.name));
             }
+            Some(before) if (before.createtxg, before.creation) != (snapshot.createtxg, snapshot.creation) => {
+                lines.push(format!("{} was created at another time in the catalog", name.at(&snapshot.name)));
+            }
             Some(before) if (before.userrefs, before.has_clones) != (snapshot.userrefs, snapshot.has_clones) => {
                 lines.push(format!("{} had different holds or clones in the catalog", name.at(&snapshot.name)));
             }
@@ -65,5 +68,35 @@ fn dataset_differences(
     };
     if properties(known) != properties(found) {
         lines.push(format!("{name} was a different dataset, or had different properties, in the catalog"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Guid, Marks, Snapshot};
+
+    fn dataset(creation: i64) -> DatasetInventory {
+        let snapshot = Snapshot {
+            guid: Guid(1),
+            name: "s1".parse().unwrap(),
+            createtxg: 7,
+            creation: chrono::DateTime::from_timestamp(creation, 0).unwrap(),
+            userrefs: 0,
+            has_clones: false,
+            used: 0,
+            marks: Marks::default(),
+        };
+        DatasetInventory { snapshots: vec![snapshot], ..DatasetInventory::default() }
+    }
+
+    #[test]
+    fn another_time_of_creation_is_a_difference() {
+        let name: DatasetName = "tank/a".parse().unwrap();
+        let known = HostInventory { datasets: [(name.clone(), dataset(1000))].into(), ..HostInventory::default() };
+        let found = |creation| BTreeMap::from([(name.clone(), dataset(creation))]);
+        assert_eq!(differences(Some(&known), &found(1000), &UnlistedPools::new()), [""; 0]);
+        let lines = differences(Some(&known), &found(2000), &UnlistedPools::new());
+        assert_eq!(lines, ["tank/a@s1 was created at another time in the catalog"]);
     }
 }
