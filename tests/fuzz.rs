@@ -365,13 +365,13 @@ fn names_that_parse_are_harmless() {
 fn zfs_listings_are_parsed_without_panic() {
     fuzz("listings of zfs", &corpus("zfs-list"), |bytes| {
         let datasets = parse::datasets(bytes, DatasetColumns { changed: false, user: true });
-        let rows = parse::snapshots(bytes);
+        let histories = parse::Histories::parse(bytes);
         for ((name, _), _) in datasets.iter().flatten() {
             assert!(is_harmless(name.as_str()));
         }
-        if let (Ok(datasets), Ok(rows)) = (datasets, rows) {
+        if let (Ok(datasets), Ok(histories)) = (datasets, histories) {
             let count = datasets.len();
-            assert!(parse::join(datasets.into_iter().map(|(listed, _)| listed).collect(), rows).len() <= count);
+            assert!(histories.join(datasets.into_iter().map(|(listed, _)| listed).collect()).len() <= count);
         }
     });
 }

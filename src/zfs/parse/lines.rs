@@ -19,7 +19,7 @@ pub(super) fn text(output: &[u8]) -> Result<&str, ParseError> {
 }
 
 /// The lines that are not empty.
-pub(super) fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, ParseError> {
+pub(crate) fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, ParseError> {
     Ok(text(output)?.lines().filter(|line| !line.is_empty()))
 }
 

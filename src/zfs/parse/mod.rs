@@ -13,7 +13,8 @@ pub use datasets::{
     DatasetRow, UserProperties, apply_user_properties, datasets, key_users, properties, user_properties, values,
 };
 pub use errors::error_kind;
+pub(crate) use lines::lines;
 pub use script::{changed, fates};
-pub use snapshots::{Hold, Row, arrivals, cloned, holds, join, snapshots, used};
+pub use snapshots::{Histories, Hold, arrivals, cloned, holds, used};
 pub use stream::{is_token, resumable, size};
 pub use version::{FIRST_WITH_SNAPSHOTS_CHANGED, OLDEST_VERSION, version};

@@ -4,38 +4,39 @@ use std::collections::BTreeMap;
 
 use chrono::DateTime;
 
-use crate::model::{Bookmark, DatasetInventory, DatasetName, Guid, Marks, SnapName, Snapshot};
-use crate::zfs::Listed;
+use crate::model::{Bookmark, DatasetInventory, DatasetName, Guid, Marks, NameError, SnapName, Snapshot};
 use crate::zfs::parse::lines::{ParseError, columns, lines, number, unsupported_name};
+use crate::zfs::{History, Listed};
 
-/// A line of a listing of snapshots and bookmarks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Row {
-    /// A snapshot.
-    Snapshot(Snapshot),
-    /// A bookmark.
-    Bookmark(Bookmark),
-}
-
-/// Parses a listing of snapshots and bookmarks (`argv::list_snapshots`).
+/// The snapshots and bookmarks of datasets, put together from a listing (`argv::list_snapshots`) that is read line by
+/// line.
 ///
 /// A snapshot whose name begins with `%` belongs to a receive in progress, and is left out.
-pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, ParseError> {
-    let mut rows = Vec::new();
-    // The snapshots of a dataset follow each other, so its name is parsed once.
-    let mut last: Option<DatasetName> = None;
-    for line in lines(output)? {
+#[derive(Clone, Debug, Default)]
+pub struct Histories {
+    by_dataset: BTreeMap<DatasetName, History>,
+    /// What the latest lines say. The snapshots of a dataset follow each other, so its name is parsed once.
+    latest: Option<(DatasetName, History)>,
+}
+
+impl Histories {
+    /// Parses a whole listing.
+    pub fn parse(output: &[u8]) -> Result<Self, ParseError> {
+        let mut histories = Self::default();
+        for line in lines(output)? {
+            histories.read(line)?;
+        }
+        Ok(histories)
+    }
+
+    /// Reads one line of a listing.
+    pub fn read(&mut self, line: &str) -> Result<(), ParseError> {
         let [full, guid, createtxg, creation, userrefs, numclones] = columns(line)?;
         let Some(split) = full.find(['@', '#']) else { return Err(format!("no @ or # in {line:?}")) };
         let (dataset, name) = (&full[..split], &full[split + 1..]);
         if name.starts_with('%') || dataset.contains('%') || unsupported_name(dataset).is_some() {
-            continue;
+            return Ok(());
         }
-        let dataset = match &last {
-            Some(known) if known.as_str() == dataset => known.clone(),
-            _ => dataset.parse().map_err(|e| format!("{e} in {line:?}"))?,
-        };
-        last = Some(dataset.clone());
         let name: SnapName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
         let guid = Guid(number(line, "guid", guid)?);
         let createtxg = number(line, "createtxg", createtxg)?;
@@ -43,44 +44,74 @@ pub fn snapshots(output: &[u8]) -> Result<Vec<(DatasetName, Row)>, ParseError> {
             .ok()
             .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
             .ok_or_else(|| format!("creation {creation:?} is out of range in {line:?}"))?;
-        rows.push((
-            dataset,
-            if full.as_bytes()[split] == b'#' {
-                Row::Bookmark(Bookmark { name, guid, createtxg, creation })
-            } else {
-                Row::Snapshot(Snapshot {
-                    name,
-                    guid,
-                    createtxg,
-                    creation,
-                    userrefs: u32::try_from(number(line, "userrefs", userrefs)?).unwrap_or(u32::MAX),
-                    has_clones: number(line, "numclones", numclones)? > 0,
-                    used: 0,
-                    marks: Marks::default(),
-                })
-            },
-        ));
+        let (snapshots, bookmarks) = self.of(dataset).map_err(|e| format!("{e} in {line:?}"))?;
+        if full.as_bytes()[split] == b'#' {
+            bookmarks.push(Bookmark { name, guid, createtxg, creation });
+        } else {
+            snapshots.push(Snapshot {
+                name,
+                guid,
+                createtxg,
+                creation,
+                userrefs: u32::try_from(number(line, "userrefs", userrefs)?).unwrap_or(u32::MAX),
+                has_clones: number(line, "numclones", numclones)? > 0,
+                used: 0,
+                marks: Marks::default(),
+            });
+        }
+        Ok(())
     }
-    Ok(rows)
-}
 
-/// Adds snapshots and bookmarks to their datasets. A row whose dataset is not listed, because it was created or
-/// destroyed between the two commands, is left out. The next listing will have it.
-#[must_use]
-pub fn join(datasets: Vec<Listed>, rows: Vec<(DatasetName, Row)>) -> Vec<Listed> {
-    let mut all: BTreeMap<DatasetName, DatasetInventory> = datasets.into_iter().collect();
-    for (dataset, row) in rows {
-        if let Some(inventory) = all.get_mut(&dataset) {
-            match row {
-                Row::Snapshot(snapshot) => inventory.snapshots.push(snapshot),
-                Row::Bookmark(bookmark) => inventory.bookmarks.push(bookmark),
-            }
+    /// The history that this line belongs to.
+    fn of(&mut self, dataset: &str) -> Result<&mut History, NameError> {
+        if self.latest.as_ref().is_none_or(|(name, _)| name.as_str() != dataset) {
+            self.file_latest();
+            self.latest = Some((dataset.parse()?, History::default()));
+        }
+        Ok(&mut self.latest.get_or_insert_with(|| unreachable!("it was set above")).1)
+    }
+
+    fn file_latest(&mut self) {
+        if let Some((name, history)) = self.latest.take() {
+            add(&mut self.by_dataset, name, history);
         }
     }
-    for inventory in all.values_mut() {
-        inventory.sort();
+
+    /// All histories by dataset.
+    #[must_use]
+    pub fn by_dataset(mut self) -> BTreeMap<DatasetName, History> {
+        self.file_latest();
+        self.by_dataset
     }
-    all.into_iter().collect()
+
+    /// Adds the histories of another listing.
+    pub fn append(&mut self, other: Self) {
+        for (name, history) in other.by_dataset() {
+            add(&mut self.by_dataset, name, history);
+        }
+    }
+
+    /// Adds the histories to their datasets. One whose dataset is not listed, because it was created or destroyed
+    /// between the two commands, is left out. The next listing will have it.
+    #[must_use]
+    pub fn join(self, datasets: Vec<Listed>) -> Vec<Listed> {
+        let mut histories = self.by_dataset();
+        let mut joined: BTreeMap<DatasetName, DatasetInventory> = datasets.into_iter().collect();
+        for (name, inventory) in &mut joined {
+            if let Some((snapshots, bookmarks)) = histories.remove(name) {
+                inventory.snapshots.extend(snapshots);
+                inventory.bookmarks.extend(bookmarks);
+            }
+            inventory.sort();
+        }
+        joined.into_iter().collect()
+    }
+}
+
+fn add(histories: &mut BTreeMap<DatasetName, History>, name: DatasetName, (snapshots, bookmarks): History) {
+    let known = histories.entry(name).or_default();
+    known.0.extend(snapshots);
+    known.1.extend(bookmarks);
 }
 
 /// Parses a listing of `name,clones`; returns the snapshots that have clones.
@@ -144,8 +175,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn snapshots_ignores_unsupported_datasets_and_receives_in_progress() {
-        assert!(snapshots(b"t/x @s\t1\t1\t1\t0\t0\nt/x@%recv\t1\t1\t1\t0\t0\n").unwrap().is_empty());
-        assert!(snapshots(b"t/x@s\t1\t1\t1\n").unwrap_err().contains("4 columns instead of 6"));
+    fn histories_leave_out_unsupported_datasets_and_receives_in_progress() {
+        let output = b"t/x @s\t1\t1\t1\t0\t0\nt/x@%recv\t1\t1\t1\t0\t0\n";
+        assert!(Histories::parse(output).unwrap().by_dataset().is_empty());
+        assert!(Histories::parse(b"t/x@s\t1\t1\t1\n").unwrap_err().contains("4 columns instead of 6"));
+    }
+
+    #[test]
+    fn histories_of_datasets_that_take_turns_are_put_together() {
+        let lines = b"t/a@1\t1\t1\t1\t0\t0\nt/b@1\t2\t1\t1\t0\t0\nt/a@2\t3\t2\t1\t0\t0\nt/a#m\t1\t1\t1\t-\t-\n";
+        let found = Histories::parse(lines).unwrap().by_dataset();
+        let names = |of: &str| found[&of.parse().unwrap()].0.iter().map(|s| s.name.to_string()).collect::<Vec<_>>();
+        assert_eq!((names("t/a"), names("t/b")), (vec!["1".into(), "2".into()], vec!["1".into()]));
+        assert_eq!(found[&"t/a".parse().unwrap()].1.len(), 1);
     }
 }

@@ -3,18 +3,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use futures_lite::future;
-
 use crate::model::{DatasetInventory, DatasetName, HostListing, Marks, Unchanged};
-use crate::sys::clock;
+use crate::sys::{clock, runtime};
+use crate::zfs::parse::Histories;
 use crate::zfs::system::runner::Runner;
-use crate::zfs::{Depth, Known, Listed, ZfsError, argv, parse};
+use crate::zfs::{Depth, Known, Listed, ZfsError, argv};
 
 /// Seconds after which snapshots are listed again in any case: `snapshots_changed` does not reflect changes of
 /// bookmarks and holds, nor renamed snapshots.
 const MAX_AGE: i64 = 3600;
-/// How many datasets one command names at most. If more have changed, everything below the roots is listed.
+/// How many datasets one command names at most. `zfs list` prints nothing before it has found everything, so the time
+/// limit of a command is for this many.
 const MOST_NAMED: usize = 500;
+/// How many such commands run at a time for one pool.
+const CONCURRENT_BATCHES: usize = 2;
 
 /// Whether the snapshots in `known` are still those of the dataset. `now` is the dataset as it was listed at the time
 /// `at`, without its snapshots; `changed` is its `snapshots_changed`.
@@ -38,13 +40,7 @@ impl Runner {
     pub(super) async fn list_pools(&self, roots: &[DatasetName], known: &Known) -> Result<HostListing, ZfsError> {
         let each = |this: Self, roots: Vec<DatasetName>| {
             let known = known.clone();
-            async move {
-                if this.has_snapshots_changed() {
-                    this.list_changed_now(&roots, &known).await
-                } else {
-                    this.list(&roots, Depth::Recursive).await
-                }
-            }
+            async move { this.list_changed_now(&roots, &known).await }
         };
         let mut listing = self.each_pool(roots, each).await?;
         self.add_holds(&mut listing.datasets).await;
@@ -54,40 +50,21 @@ impl Runner {
     async fn list_changed_now(&self, roots: &[DatasetName], known: &Known) -> Result<Vec<Listed>, ZfsError> {
         // The time before the listing, so that a change during the listing counts as later.
         let at = clock::now().timestamp();
-        let of_all = argv::list_snapshots(roots, Depth::Recursive);
-        let list_datasets = self.datasets(roots, Depth::Recursive, true);
-        let is_first =
-            !known.iter().any(|(name, of)| of.unchanged.is_some() && roots.iter().any(|r| name.is_within(r)));
-        let (datasets, snapshots) = if is_first {
-            let (datasets, snapshots) = future::zip(list_datasets, self.run_listing(&of_all)).await;
-            (datasets?, Some(snapshots?))
-        } else {
-            (list_datasets.await?, None)
-        };
+        let datasets = self.datasets(roots, Depth::Recursive, self.has_snapshots_changed()).await?;
         let is_known = |(name, now): &Listed, changed| known.get(name).is_some_and(|k| is_current(k, now, changed, at));
         let stale: BTreeSet<DatasetName> = datasets
             .iter()
             .filter(|(listed, changed)| !is_known(listed, *changed))
             .map(|((name, _), _)| name.clone())
             .collect();
-        let named = stale.len() <= MOST_NAMED && stale.len() * 2 <= datasets.len();
-        let stale_names: Vec<DatasetName> = stale.iter().cloned().collect();
-        let of_stale = if named { argv::list_snapshots(&stale_names, Depth::Only) } else { of_all };
-        let snapshots = match snapshots {
-            Some(snapshots) => snapshots,
-            None if stale.is_empty() => Vec::new(),
-            None => self.run_listing(&of_stale).await?,
-        };
-        let rows = parse::snapshots(&snapshots).map_err(|reason| self.unreadable(&of_stale, reason))?;
-        // If everything was listed, the snapshots of unchanged datasets are among them.
-        let rows = rows.into_iter().filter(|(name, _)| stale.contains(name)).collect();
+        let histories = self.histories_of_all(&stale).await?;
         let (mut bare, mut spans) = (Vec::with_capacity(datasets.len()), BTreeMap::new());
         for ((name, inventory), changed) in datasets {
             // A dataset that changed during this second may change once more within it.
             spans.insert(name.clone(), changed.filter(|changed| *changed < at));
             bare.push((name, inventory));
         }
-        let mut listed = parse::join(bare, rows);
+        let mut listed = histories.join(bare);
         for (name, inventory) in &mut listed {
             let span = spans.get(name).copied().flatten();
             match known.get(name).filter(|_| !stale.contains(name)) {
@@ -101,6 +78,21 @@ impl Runner {
             }
         }
         Ok(listed)
+    }
+
+    /// The snapshots and bookmarks of any number of datasets.
+    async fn histories_of_all(&self, datasets: &BTreeSet<DatasetName>) -> Result<Histories, ZfsError> {
+        let names: Vec<DatasetName> = datasets.iter().cloned().collect();
+        let batches = names.chunks(MOST_NAMED).map(|batch| {
+            let (this, argv) = (self.clone(), argv::list_snapshots(batch, Depth::Only));
+            async move { this.found_histories(&argv).await }
+        });
+        let batches: Vec<_> = batches.collect();
+        let mut all = Histories::default();
+        for histories in runtime::side_by_side(CONCURRENT_BATCHES, batches).await {
+            all.append(histories?);
+        }
+        Ok(all)
     }
 }
 

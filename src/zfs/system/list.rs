@@ -8,7 +8,7 @@ use crate::model::inventory::NOT_IMPORTED;
 use crate::model::tags::set_holds;
 use crate::model::{DatasetInventory, DatasetName, Guid, HostListing, SnapName};
 use crate::sys::runtime;
-use crate::zfs::parse::DatasetRow;
+use crate::zfs::parse::{DatasetRow, Histories};
 use crate::zfs::system::runner::Runner;
 use crate::zfs::{Depth, ErrorKind, History, Listed, ZfsError, argv, parse};
 
@@ -44,11 +44,16 @@ impl Runner {
         let with_ancestors: Vec<DatasetName> = with_ancestors.into_iter().collect();
         let named = if with_ancestors.is_empty() { roots } else { &with_ancestors };
         let of_snapshots = argv::list_snapshots(roots, depth);
-        let (datasets, snapshots) =
-            future::zip(self.datasets(named, depth, false), self.run_listing(&of_snapshots)).await;
-        let datasets = without_times(datasets?);
-        let rows = parse::snapshots(&snapshots?).map_err(|reason| self.unreadable(&of_snapshots, reason))?;
-        Ok(parse::join(datasets, rows))
+        let (datasets, histories) =
+            future::try_zip(self.datasets(named, depth, false), self.found_histories(&of_snapshots)).await?;
+        Ok(histories.join(without_times(datasets)))
+    }
+
+    /// Lists the snapshots and bookmarks of those datasets that exist.
+    pub(super) async fn found_histories(&self, argv: &[String]) -> Result<Histories, ZfsError> {
+        let mut histories = Histories::default();
+        self.read_listing(argv, |line| histories.read(line)).await?;
+        Ok(histories)
     }
 
     /// Lists datasets with everything below them, several pools at a time, by `list` for the roots of each pool. A pool
@@ -99,11 +104,11 @@ impl Runner {
 
     /// The snapshots and bookmarks of datasets, by one command. It fails if any of the datasets is missing.
     pub(super) async fn histories(&self, datasets: &[DatasetName]) -> Result<Vec<(DatasetName, History)>, ZfsError> {
-        let argv = argv::list_snapshots(datasets, Depth::Only);
-        let rows = self.query(&argv, parse::snapshots).await?;
+        let mut histories = Histories::default();
+        self.read_whole_listing(&argv::list_snapshots(datasets, Depth::Only), |line| histories.read(line)).await?;
         let bare = datasets.iter().map(|name| (name.clone(), DatasetInventory::default())).collect();
         let history = |(name, inventory): Listed| (name, (inventory.snapshots, inventory.bookmarks));
-        Ok(parse::join(bare, rows).into_iter().map(history).collect())
+        Ok(histories.join(bare).into_iter().map(history).collect())
     }
 
     /// The snapshots and bookmarks of one dataset; `None` if it does not exist.

@@ -272,10 +272,10 @@ impl Zfs for System {
         }
         // The command goes by the name alone, so it may have marked another snapshot of this name.
         let list = argv::list_bookmark(dataset, bookmark);
-        let rows = self.runner.query(&list, parse::snapshots).await?;
-        let is_same = |(_, row): &(_, parse::Row)| matches!(row, parse::Row::Bookmark(b) if b.guid == snapshot.guid);
+        let found = self.runner.query(&list, parse::Histories::parse).await?.by_dataset();
+        let is_same = found.values().any(|(_, bookmarks)| bookmarks.iter().any(|b| b.guid == snapshot.guid));
         match made {
-            _ if rows.iter().any(is_same) => Ok(()),
+            _ if is_same => Ok(()),
             Err(exists) => Err(exists),
             Ok(_) => {
                 self.destroy_bookmark(dataset, bookmark).await?;

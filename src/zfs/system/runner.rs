@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_process::Command;
-use futures_lite::AsyncWriteExt;
+use futures_lite::{AsyncReadExt, AsyncWriteExt, future};
 use parking_lot::Mutex;
 
 use crate::model::DatasetName;
@@ -25,6 +25,8 @@ use crate::zfs::{End, ErrorKind, ZfsError, parse};
 const DEADLINE: Duration = Duration::from_secs(600);
 /// A stream that is no older than this will probably end soon. An older stream is large, and no batch waits for it.
 const STREAM_ENDS_SOON: Duration = Duration::from_secs(20);
+/// How much of a listing is read at once, in bytes.
+const READ_SIZE: usize = 64 * 1024;
 /// How much of a long command line is shown in messages, in bytes.
 const MAX_SHOWN: usize = 1000;
 
@@ -127,19 +129,89 @@ impl Runner {
     /// their listing is the result.
     pub(super) async fn run_listing(&self, argv: &[String]) -> Result<Vec<u8>, ZfsError> {
         let output = self.output(argv).await?;
+        self.check_listing(argv, &output)?;
+        if output.stdout.last().is_some_and(|last| *last != b'\n') {
+            return Err(self.cut(argv));
+        }
+        Ok(output.stdout)
+    }
+
+    /// Runs a listing like [`Runner::run_listing`], and reads its lines as they come, so that its text is never in
+    /// memory as a whole. It may take any time, as long as it does not stop for the time limit of a command.
+    pub(super) async fn read_listing(
+        &self,
+        argv: &[String],
+        read: impl FnMut(&str) -> Result<(), String>,
+    ) -> Result<(), ZfsError> {
+        let (output, is_cut) = self.read_lines(argv, read).await?;
+        self.check_listing(argv, &output)?;
+        if is_cut { Err(self.cut(argv)) } else { Ok(()) }
+    }
+
+    /// Does the same as [`Runner::read_listing`], but all of the named datasets have to exist.
+    pub(super) async fn read_whole_listing(
+        &self,
+        argv: &[String],
+        read: impl FnMut(&str) -> Result<(), String>,
+    ) -> Result<(), ZfsError> {
+        let (output, is_cut) = self.read_lines(argv, read).await?;
+        self.check_status(argv, &output)?;
+        if is_cut { Err(self.cut(argv)) } else { Ok(()) }
+    }
+
+    /// Runs a command to its end and reads its lines. Returns whether the output ends in the middle of a line.
+    async fn read_lines(
+        &self,
+        argv: &[String],
+        mut read: impl FnMut(&str) -> Result<(), String>,
+    ) -> Result<(Output, bool), ZfsError> {
+        let mut child = self.spawn(argv, self.command(argv).stdout(Stdio::piped()))?;
+        let Some(mut stdout) = child.stdout() else { return Err(self.unreadable(argv, "it has no output".into())) };
+        let heard = Mutex::new(Instant::now());
+        let reading = async {
+            let (mut buffer, mut rest) = (vec![0; READ_SIZE], Vec::new());
+            loop {
+                let count = stdout.read(&mut buffer).await.map_err(|error| self.not_started(argv, &error))?;
+                if count == 0 {
+                    return Ok(!rest.is_empty());
+                }
+                *heard.lock() = Instant::now();
+                rest.extend_from_slice(&buffer[..count]);
+                let Some(end) = rest.iter().rposition(|byte| *byte == b'\n') else { continue };
+                for line in parse::lines(&rest[..end]).map_err(|reason| self.unreadable(argv, reason))? {
+                    read(line).map_err(|reason| self.unreadable(argv, reason))?;
+                }
+                rest.drain(..=end);
+            }
+        };
+        let ending = async { child.output().await.map_err(|error| self.not_started(argv, &error)) };
+        let silence = async {
+            loop {
+                let silent = heard.lock().elapsed();
+                if silent >= DEADLINE {
+                    return Err(self.late(argv));
+                }
+                runtime::sleep(DEADLINE.saturating_sub(silent)).await;
+            }
+        };
+        let (is_cut, output) = future::or(future::try_zip(reading, ending), silence).await?;
+        Ok((output, is_cut))
+    }
+
+    /// The error for a listing that ends in the middle of a line.
+    fn cut(&self, argv: &[String]) -> ZfsError {
+        self.unreadable(argv, "it ends in the middle of a line".into())
+    }
+
+    /// Fails unless the listing succeeded, or lacks only datasets that do not exist.
+    fn check_listing(&self, argv: &[String], output: &Output) -> Result<(), ZfsError> {
         // A listing that was killed may have printed only such lines so far, so the status counts as well.
         let only_missing = output.status.code() == Some(1)
             && !output.stderr.is_empty()
             && String::from_utf8_lossy(&output.stderr)
                 .lines()
                 .all(|line| line.ends_with("does not exist") || line.contains("no such pool"));
-        if !only_missing {
-            self.check_status(argv, &output)?;
-        }
-        if output.stdout.last().is_some_and(|last| *last != b'\n') {
-            return Err(self.unreadable(argv, "it ends in the middle of a line".into()));
-        }
-        Ok(output.stdout)
+        if only_missing { Ok(()) } else { self.check_status(argv, output) }
     }
 
     /// Runs a channel program that is passed on standard input, and returns its output. After ZFS has refused this user
@@ -189,12 +261,16 @@ impl Runner {
     ) -> Result<Output, ZfsError> {
         match runtime::timeout(DEADLINE, output).await {
             Ok(output) => output.map_err(|error| self.not_started(argv, &error)),
-            Err(runtime::Elapsed) => Err(ZfsError {
-                kind: ErrorKind::Pool,
-                command: self.render(argv),
-                status: format!("did not end within {}", humantime::format_duration(DEADLINE)),
-                stderr: "is the pool suspended? see zpool status".into(),
-            }),
+            Err(runtime::Elapsed) => Err(self.late(argv)),
+        }
+    }
+
+    fn late(&self, argv: &[String]) -> ZfsError {
+        ZfsError {
+            kind: ErrorKind::Pool,
+            command: self.render(argv),
+            status: format!("did not end within {}", humantime::format_duration(DEADLINE)),
+            stderr: "is the pool suspended? see zpool status".into(),
         }
     }
 
@@ -246,4 +322,46 @@ impl Runner {
 fn status_text(status: ExitStatus) -> String {
     // "exit status: 1" or "signal: 9 (SIGKILL)".
     status.to_string().replacen(": ", " ", 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is read of a listing that this shell script prints, and the error, if any.
+    fn read(script: &str) -> (Vec<String>, Option<ZfsError>) {
+        let (runner, mut lines) = (Runner::new(Path::new("/bin/sh")), Vec::new());
+        let argv = ["-c", script].map(str::to_owned);
+        let keep =
+            |line: &str| (line != "bad").then(|| lines.push(line.to_owned())).ok_or_else(|| "a bad line".to_owned());
+        let result = runtime::block_on(runner.read_listing(&argv, keep));
+        (lines, result.err())
+    }
+
+    #[test]
+    fn listing_is_read_line_by_line() {
+        let (lines, error) = read("printf a; sleep 0.1; printf 'b\\nc\\n'; printf 'd\\n'");
+        assert_eq!((lines, error.map(|e| e.to_string())), (vec!["ab".into(), "c".into(), "d".into()], None));
+        let (lines, error) = read("i=0; while [ $i -lt 30000 ]; do echo line$i; i=$((i + 1)); done");
+        assert!(error.is_none());
+        assert!(lines.iter().enumerate().all(|(i, line)| *line == format!("line{i}")));
+        assert_eq!(lines.len(), 30000);
+    }
+
+    #[test]
+    fn listing_without_datasets_that_are_missing_is_a_listing() {
+        let (lines, error) = read("echo a; echo \"cannot open 'tank/b': dataset does not exist\" >&2; exit 1");
+        assert_eq!((lines, error.map(|e| e.to_string())), (vec!["a".into()], None));
+        let (_, error) = read("echo a; echo 'cannot open: permission denied' >&2; exit 1");
+        assert_eq!(error.unwrap().kind, ErrorKind::Permission);
+        let (_, error) = read("echo a; echo \"cannot open 'tank/b': dataset does not exist\" >&2; kill -9 $$");
+        assert_eq!(error.unwrap().kind, ErrorKind::Killed);
+    }
+
+    #[test]
+    fn listing_that_is_cut_or_has_a_bad_line_is_none() {
+        assert!(read("printf 'a\\nb'").1.unwrap().to_string().contains("in the middle of a line"));
+        assert!(read("printf 'a\\nbad\\n'; sleep 60").1.unwrap().to_string().contains("a bad line"));
+        assert_eq!(read("printf '\\377\\n'").1.unwrap().kind, ErrorKind::Output);
+    }
 }
