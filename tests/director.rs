@@ -335,6 +335,71 @@ fn passes_do_not_wait_for_a_transfer_of_an_earlier_one() {
     assert!(fleet.world.catalog().outcomes(100).unwrap().iter().any(failed));
 }
 
+/// A destination that fails for ever is tried after growing pauses, and holds up nothing else.
+#[test]
+fn order_that_fails_again_and_again_rests_until_something_has_changed() {
+    let mut fleet = Fleet::new();
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/other", "sync": { "prefix": "S", "creation": "* * * * *",
+             "sync_on": ["beta", "gamma"], "sync_dataset": "pool/copy", "retention": ["2 in last day"] } }"#,
+    );
+    let mut rounds = Rounds::by_clock(begin);
+    // Whether the transfers to beta and to gamma were attempted, and whether they succeeded.
+    let pass = |fleet: &mut Fleet, rounds: &mut Rounds<Fake, MemoryCatalog>| {
+        fleet.now += TimeDelta::seconds(61);
+        fleet.pools["alpha"].write(&ds("tank/other"), 1000);
+        fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+        let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+        let report = runtime::block_on(async {
+            let begun = rounds.pass(pass, None, TimeDelta::minutes(1).to_std().ok()).await.unwrap();
+            begun.report().await.unwrap()
+        });
+        let of = |host: &str| {
+            let found = report.outcomes.iter().find(|o| o.to.as_ref().is_some_and(|to| to.host.as_str() == host));
+            found.map(|o| o.success)
+        };
+        (of("beta"), of("gamma"), report)
+    };
+    assert!(matches!(pass(&mut fleet, &mut rounds), (Some(true), Some(true), _)));
+    let beta = fleet.pools["beta"].clone();
+    let diverge = |name: &str| {
+        beta.write(&ds("pool/copy"), 1000);
+        let name = name.parse().unwrap();
+        runtime::block_on(beta.snapshot(&[ds("pool/copy")], &name)).unwrap();
+    };
+    diverge("by-hand");
+    let mut tried = Vec::new();
+    for minute in 0..50 {
+        let (to_beta, to_gamma, report) = pass(&mut fleet, &mut rounds);
+        assert_eq!(to_gamma, Some(true), "minute {minute}: {:?}", outcomes(&report));
+        assert!(!report.is_success(), "a failure that is not repeated has not ended");
+        assert_ne!(to_beta, Some(true));
+        let is_tried = to_beta.is_some();
+        let resting = rounds.lanes().progress().resting();
+        assert!(is_tried || resting.len() == 1, "the status says when it is tried again: {resting:?}");
+        assert!(
+            resting
+                .iter()
+                .all(|order| order.until > fleet.now && order.failures as usize == tried.len() + usize::from(is_tried))
+        );
+        tried.extend(is_tried.then_some(minute));
+    }
+    assert_eq!(tried, [0, 1, 3, 7, 15, 30, 45], "pauses of 1, 2, 4, 8 and 15 minutes");
+    // SIGHUP and a changed policy.
+    rounds.lanes().wake();
+    assert!(pass(&mut fleet, &mut rounds).0.is_some());
+    assert!(pass(&mut fleet, &mut rounds).0.is_some(), "the first failure has no pause");
+    assert!(pass(&mut fleet, &mut rounds).0.is_none());
+    // Somebody does something about it, in vain and then in earnest.
+    diverge("by-hand-again");
+    assert_eq!(pass(&mut fleet, &mut rounds).0, Some(false));
+    let by_hand = ["by-hand", "by-hand-again"].map(|name| name.parse().unwrap());
+    beta.destroy_by_hand(&ds("pool/copy"), &by_hand);
+    let (to_beta, _, report) = pass(&mut fleet, &mut rounds);
+    assert!(to_beta == Some(true) && report.is_success(), "{:?}", outcomes(&report));
+    assert!(rounds.lanes().progress().resting().is_empty());
+}
+
 #[test]
 fn interrupted_transfer_of_an_earlier_pass_is_reported() {
     let mut fleet = Fleet::new();

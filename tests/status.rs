@@ -16,7 +16,7 @@ use common::{ds, schema};
 use serde_json::{Value, json};
 use zsync::actions::health::{Finding, Row};
 use zsync::commands::status::{Status, StatusSettings, as_lines, as_text};
-use zsync::fleet::live_status::{LiveStatus, RunningTransfer};
+use zsync::fleet::live_status::{LiveStatus, RestingOrder, RunningTransfer};
 use zsync::model::Action;
 
 /// The status of a fleet, validated by the schema.
@@ -137,6 +137,41 @@ fn status_shows_diverged_destination_with_failed_order() {
     let text = as_text(&status, Some(100));
     assert!(text.contains("CRITICAL: alpha:tank/one (sync) to beta:pool/one: diverged:"), "{text}");
     assert!(text.lines().filter(|line| line.contains("failed")).count() == 1 && text.contains("\n  "), "{text}");
+    // A director has tried it several times and lets it rest.
+    let (now, until) = (Utc::now(), Utc::now() + chrono::TimeDelta::minutes(8));
+    let (dataset, to) = (ds("tank/one"), error.to.clone());
+    let resting = |to| RestingOrder {
+        action: Action::SendSnapshot,
+        host: "alpha".parse().unwrap(),
+        dataset: dataset.clone(),
+        to,
+        failures: 4,
+        until,
+    };
+    let other = zsync::model::Place { host: "gamma".parse().unwrap(), dataset: ds("pool/one") };
+    let live = LiveStatus {
+        at: now,
+        began: now,
+        ended: Some(now),
+        unseen: Default::default(),
+        clocks_behind: Default::default(),
+        running: Vec::new(),
+        resting: vec![resting(Some(other)), resting(to)],
+        certificates: Vec::new(),
+    };
+    let file = fleet.path("catalog/live.json");
+    let rests = |live: &LiveStatus| {
+        fs::write(&file, serde_json::to_vec(live).unwrap()).unwrap();
+        let status = self::status(&fleet);
+        common::assert_valid(&schema("status.schema.json"), &serde_json::to_value(&status).unwrap());
+        (status.errors[0].not_before, as_text(&status, None).contains("; not tried again before "))
+    };
+    assert_eq!(rests(&live), (Some(until), true));
+    // The director has ended, or the time is over.
+    let is_over: Vec<RestingOrder> =
+        live.resting.iter().map(|order| RestingOrder { until: ago(1), ..order.clone() }).collect();
+    assert_eq!(rests(&LiveStatus { resting: is_over, ..live.clone() }), (None, false));
+    assert_eq!(rests(&LiveStatus { resting: Vec::new(), ..live }), (None, false));
     // The filter applies to errors and rows.
     let other = status_of(&fleet, &StatusSettings { dataset: Some(ds("tank/two")), ..fleet.settings() });
     assert!(other.errors.is_empty() && other.health.rows.iter().all(|row| row.dataset == ds("tank/two")), "{other:?}");
@@ -195,6 +230,7 @@ fn status_shows_running_transfer_until_its_pass_is_gone() {
         unseen: Default::default(),
         clocks_behind: Default::default(),
         running: vec![transfer],
+        resting: Vec::new(),
         certificates: Vec::new(),
     };
     let file = fleet.path("catalog/live.json");

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::actions::Order;
 use crate::catalog::CatalogError;
 use crate::director::firsthand::Firsthand;
 use crate::director::progress::PassProgress;
+use crate::director::rests::Rests;
 use crate::director::slots::OrderSlots;
 use crate::model::{DatasetName, HostName, Place};
 use crate::sys::runtime::channel;
@@ -24,6 +25,7 @@ pub struct Lanes(Arc<Shared>);
 
 struct Shared {
     claims: Mutex<Claims>,
+    rests: Mutex<Rests>,
     passes: AtomicU64,
     /// How often the policy has changed.
     policies: AtomicU64,
@@ -59,6 +61,7 @@ impl Default for Lanes {
         let (running, ended) = channel::bounded(1);
         Self(Arc::new(Shared {
             claims: Mutex::default(),
+            rests: Mutex::default(),
             passes: AtomicU64::default(),
             policies: AtomicU64::default(),
             slots: OrderSlots::default(),
@@ -84,6 +87,18 @@ impl Lanes {
     /// Records that another policy is in force: what was decided by the former one and has not begun does not begin.
     pub fn policy_changed(&self) {
         self.0.policies.fetch_add(1, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// Lets all orders be given again that rest because they have failed.
+    pub fn wake(&self) {
+        self.rests().wake();
+        self.0.progress.note_resting(Vec::new());
+    }
+
+    /// The orders that rest because they have failed.
+    pub(super) fn rests(&self) -> MutexGuard<'_, Rests> {
+        self.0.rests.lock()
     }
 
     /// Determines when each order may begin.

@@ -19,6 +19,7 @@ mod once;
 mod pass;
 mod progress;
 mod report;
+mod rests;
 mod rounds;
 mod run;
 pub mod saved;

@@ -59,7 +59,7 @@ impl<Z: Zfs> Once<'_, Z> {
             (None, Some(limit)) => format!("it did not end within {}", humantime::format_duration(limit)),
             (None, None) => String::new(),
         };
-        status_file::publish_end(&place, &progress, began_at).await;
+        status_file::publish_stop(&place, &progress, began_at).await;
         let took = began.elapsed();
         let report = match finished {
             Some(Ok(report)) => {

@@ -9,6 +9,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::catalog::Outcome;
 use crate::fleet::certificates::SeenCertificates;
+use crate::fleet::live_status::RestingOrder;
 use crate::model::{Action, CertificateExpiry, Counter, DatasetName, HostName, OrderId, Place, Prefix};
 use crate::sys::runtime::channel;
 
@@ -52,6 +53,7 @@ struct ProgressState {
     clocks_behind: BTreeMap<HostName, u64>,
     certificates: SeenCertificates,
     running: BTreeMap<OrderId, RunningOrder>,
+    resting: Vec<RestingOrder>,
     /// Orders that have ended since the last report.
     finished: Vec<(Rank, Outcome)>,
     /// The bytes that finished orders have moved.
@@ -134,6 +136,17 @@ impl PassProgress {
         drop(state);
         // If the channel is full, there is a message already.
         let _ = self.begun.0.try_send(());
+    }
+
+    /// Replaces the orders that have failed and are not given again yet.
+    pub(crate) fn note_resting(&self, resting: Vec<RestingOrder>) {
+        self.state().resting = resting;
+    }
+
+    /// The orders that have failed and are not given again yet.
+    #[must_use]
+    pub fn resting(&self) -> Vec<RestingOrder> {
+        self.state().resting.clone()
     }
 
     /// Waits until an order begins.

@@ -10,7 +10,8 @@ use crate::actions::Notice;
 use crate::catalog::Outcome;
 use crate::cli::causes::{FailedOrder, by_cause, others};
 use crate::director::failure_log::CATALOG;
-use crate::model::{Action, HostName, hint};
+use crate::fleet::live_status::RestingOrder;
+use crate::model::{Action, DatasetName, HostName, Place, hint};
 
 /// The report of a pass.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Report {
     pub corrected: Vec<(HostName, String)>,
     /// How each order ended.
     pub outcomes: Vec<Outcome>,
+    /// The orders that have failed and are not given again yet.
+    pub resting: Vec<RestingOrder>,
     /// What an administrator should know about the policy.
     pub notices: Vec<Notice>,
     /// Why the catalog could not be written, if there was no room for it.
@@ -37,7 +40,7 @@ impl Report {
     /// Whether everything went well.
     #[must_use]
     pub fn is_success(&self) -> bool {
-        failures(self).next().is_none()
+        failures(self).next().is_none() && self.resting.is_empty()
     }
 }
 
@@ -140,9 +143,18 @@ fn failed_order(outcome: &Outcome) -> FailedOrder<'_> {
 
 /// An order's action, dataset and destination.
 pub(crate) fn subject(outcome: &Outcome) -> String {
-    let dataset = outcome.dataset.as_ref().map(ToString::to_string).unwrap_or_default();
-    let mut text = format!("{} of {}:{dataset}", verb(outcome.action), outcome.host);
-    if let Some(to) = &outcome.to {
+    subject_of(outcome.action, &outcome.host, outcome.dataset.as_ref(), outcome.to.as_ref())
+}
+
+/// The same of an order that is not given again yet.
+pub(crate) fn resting_subject(order: &RestingOrder) -> String {
+    subject_of(order.action, &order.host, Some(&order.dataset), order.to.as_ref())
+}
+
+fn subject_of(action: Action, host: &HostName, dataset: Option<&DatasetName>, to: Option<&Place>) -> String {
+    let dataset = dataset.map(ToString::to_string).unwrap_or_default();
+    let mut text = format!("{} of {host}:{dataset}", verb(action));
+    if let Some(to) = to {
         text = format!("{text} to {}:{}", to.host, to.dataset);
     }
     text

@@ -59,6 +59,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
         limit: Option<Duration>,
     ) -> Result<Begun<Z, C>, CatalogError> {
         let pass = pass.beside(self.lanes.clone()).within(limit);
+        self.lanes.rests().set_interval(limit.unwrap_or_default());
         // A saved plan contains all that is to be done.
         self.slots = saved.is_none().then(|| SlotClock::new(pass.policy(), (self.clock)()));
         self.last = Some(pass.clone());

@@ -225,6 +225,7 @@ mod tests {
             unseen: [(alpha.clone(), "no answer".to_owned()), (beta.clone(), "no answer".to_owned())].into(),
             corrected: Vec::new(),
             outcomes: Vec::new(),
+            resting: Vec::new(),
             notices: vec![
                 notice(&alpha, Some("tank/a")),
                 Notice {

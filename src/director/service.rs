@@ -18,7 +18,7 @@ use crate::director::leader::{Election, Leadership};
 use crate::director::leader_loop::{new_pass, stand_by, while_leading};
 use crate::director::metrics::{DirectorMetrics, PassMetrics};
 use crate::director::pass::Pass;
-use crate::director::report::{Report, reported, subject};
+use crate::director::report::{Report, reported, resting_subject, subject};
 use crate::director::rounds::Rounds;
 use crate::director::settings::DirectorSettings;
 use crate::director::{old_records, status_file, summary};
@@ -162,7 +162,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             }
         }
         self.finish(&state, leadership, &mut rounds).await;
-        status_file::publish_end(&place, rounds.lanes().progress(), began_at).await;
+        status_file::publish_stop(&place, rounds.lanes().progress(), began_at).await;
     }
 
     /// Gives running orders time to end, and then interrupts them.
@@ -221,6 +221,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         if self.signals.take_reload() {
             service::reloading();
             state.wake_silent();
+            lanes.wake();
             let renewed = dispatcher(own, &self.policy, tls, Arc::clone(&self.zfs)).await;
             match &renewed.own {
                 Err(reason) if self.dispatcher.own.is_ok() && has_own_work(&self.policy, host) => {
@@ -309,6 +310,10 @@ impl<'a, Z: Zfs> Service<'a, Z> {
         // A transfer that failed and runs again has not succeeded yet.
         for running in lanes.progress().running() {
             self.failures.keep(&subject(&running.outcome), &mut all_failures);
+        }
+        // Nor has one that is not tried again yet.
+        for resting in &report.resting {
+            self.failures.keep(&resting_subject(resting), &mut all_failures);
         }
         self.failures.update(all_failures);
         for outcome in report.outcomes.iter().filter(|outcome| outcome.success) {

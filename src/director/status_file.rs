@@ -34,6 +34,7 @@ fn status(progress: &PassProgress, began: DateTime<Utc>) -> LiveStatus {
         ended: None,
         unseen: progress.hosts_unseen(),
         running: running(progress),
+        resting: progress.resting(),
         clocks_behind: progress.clocks_behind(),
         certificates: progress.certificates(),
     }
@@ -60,8 +61,14 @@ pub(crate) async fn publish_pause<T>(place: &StatusPlace, progress: &PassProgres
     }
 }
 
+/// Writes that the director has ended, after which nothing is tried again at a certain time.
+pub(crate) async fn publish_stop(place: &StatusPlace, progress: &PassProgress, began: DateTime<Utc>) {
+    progress.note_resting(Vec::new());
+    publish_end(place, progress, began).await;
+}
+
 /// Writes that a pass has ended.
-pub(crate) async fn publish_end(place: &StatusPlace, progress: &PassProgress, began: DateTime<Utc>) {
+async fn publish_end(place: &StatusPlace, progress: &PassProgress, began: DateTime<Utc>) {
     let live = status(progress, began);
     put(place, LiveStatus { ended: Some(live.at), running: Vec::new(), ..live }).await;
 }

@@ -45,9 +45,14 @@ pub fn outcome_line(outcome: &Outcome) -> String {
 #[must_use]
 pub fn in_a_line(report: &Report) -> String {
     let (orders, at) = (counted(report.outcomes.len(), "order"), report.at.format("%H:%M:%S UTC"));
-    match failures(report).count() {
-        0 => format!("pass at {at}: {orders}, all well"),
-        failed => format!("pass at {at}: {orders}, {}", counted(failed, "failure")),
+    let rest = match report.resting.len() {
+        0 => String::new(),
+        resting => format!(", {} not tried again yet", counted(resting, "failed order")),
+    };
+    match (failures(report).count(), report.resting.is_empty()) {
+        (0, true) => format!("pass at {at}: {orders}, all well"),
+        (0, false) => format!("pass at {at}: {orders}{rest}"),
+        (failed, _) => format!("pass at {at}: {orders}, {}{rest}", counted(failed, "failure")),
     }
 }
 

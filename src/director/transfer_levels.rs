@@ -111,6 +111,7 @@ pub(crate) fn turn(order: &Order, start_by: Option<DateTime<Utc>>) -> Turn {
     }
 }
 
-fn destination(order: &Order) -> Option<&Place> {
+/// The destination of a transfer.
+pub(crate) fn destination(order: &Order) -> Option<&Place> {
     if let Order::Send { to, .. } = order { Some(to) } else { None }
 }

@@ -123,6 +123,24 @@ impl RunningTransfer {
     }
 }
 
+/// An order that is not given again yet, because it failed several times in a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestingOrder {
+    /// The order's action.
+    pub action: Action,
+    /// The host that would carry it out.
+    pub host: HostName,
+    /// The dataset there.
+    pub dataset: DatasetName,
+    /// The destination of a transfer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<Place>,
+    /// How many times in a row it has failed.
+    pub failures: u32,
+    /// When it may be given again.
+    pub until: DateTime<Utc>,
+}
+
 /// Adds to a report what is expected of the destinations, given what is running.
 pub fn forecast(health: &mut Health, policy: &Policy, durations: &Durations, running: &[RunningTransfer]) {
     health.forecast(policy, durations, |row| {
@@ -145,6 +163,9 @@ pub struct LiveStatus {
     pub unseen: BTreeMap<HostName, String>,
     /// The running orders.
     pub running: Vec<RunningTransfer>,
+    /// The orders that have failed and are not given again yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resting: Vec<RestingOrder>,
     /// By how many seconds the clocks of hosts are behind the director's, for those that are.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub clocks_behind: BTreeMap<HostName, u64>,
@@ -166,6 +187,7 @@ impl LiveStatus {
         if !live.is_alive(now) {
             live.running.clear();
         }
+        live.resting.retain(|order| order.until > now);
         Some(live)
     }
 }

@@ -16,7 +16,11 @@ const MAX_PAUSE: Duration = Duration::from_secs(15 * 60);
 
 /// The hosts that did not answer when they were polled last.
 #[derive(Default)]
-pub(super) struct SilentHosts(BTreeMap<HostName, Silence>);
+pub(super) struct SilentHosts {
+    silent: BTreeMap<HostName, Silence>,
+    /// How often each host has answered again.
+    returns: BTreeMap<HostName, u64>,
+}
 
 /// What is known about a host that did not answer.
 #[derive(Default)]
@@ -34,22 +38,29 @@ struct Silence {
 impl SilentHosts {
     /// The hosts.
     pub(super) fn names(&self) -> BTreeSet<HostName> {
-        self.0.keys().cloned().collect()
+        self.silent.keys().cloned().collect()
     }
 
     /// Forgets a host, because it has answered.
     pub(super) fn answered(&mut self, host: &HostName) {
-        self.0.remove(host);
+        if self.silent.remove(host).is_some() {
+            *self.returns.entry(host.clone()).or_default() += 1;
+        }
+    }
+
+    /// How often a host has answered after it had not.
+    pub(super) fn returns(&self, host: &HostName) -> u64 {
+        self.returns.get(host).copied().unwrap_or_default()
     }
 
     /// Adds a host that did not answer to another process.
     pub(super) fn expect(&mut self, host: &HostName) {
-        self.0.entry(host.clone()).or_default();
+        self.silent.entry(host.clone()).or_default();
     }
 
     /// Adds a host whose poll took this long and failed.
     pub(super) fn failed(&mut self, policy: &Policy, host: &HostName, reason: &str, took: Duration) {
-        let known = self.0.entry(host.clone()).or_default();
+        let known = self.silent.entry(host.clone()).or_default();
         known.slow_failures = if took < QUICK { 0 } else { known.slow_failures.saturating_add(1) };
         known.until = pause(known.slow_failures).map(|pause| Instant::now() + pause);
         reason.clone_into(&mut known.reason);
@@ -63,12 +74,12 @@ impl SilentHosts {
         let rests = |(host, known): &(&HostName, &Silence)| {
             known.until.is_some_and(|until| now < until) && known.address.as_ref() == policy.hosts.get(*host)
         };
-        self.0.iter().filter(rests).map(|(host, known)| (host.clone(), known.reason.clone())).collect()
+        self.silent.iter().filter(rests).map(|(host, known)| (host.clone(), known.reason.clone())).collect()
     }
 
     /// Lets every host be polled in the next pass.
     pub(super) fn wake(&mut self) {
-        self.0.values_mut().for_each(|known| known.until = None);
+        self.silent.values_mut().for_each(|known| known.until = None);
     }
 }
 

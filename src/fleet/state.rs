@@ -241,6 +241,11 @@ impl<C: CatalogWrite + ?Sized + 'static> FleetState<C> {
         self.silent().expect(host);
     }
 
+    /// How often a host has answered a poll after it had not answered the one before.
+    pub(crate) fn returns(&self, host: &HostName) -> u64 {
+        self.silent().returns(host)
+    }
+
     /// Lets hosts that do not answer be polled in the next pass, however long they have been silent.
     pub(crate) fn wake_silent(&self) {
         self.silent().wake();

@@ -18,9 +18,9 @@ use crate::config;
 use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
 use crate::fleet::durations::learned;
 use crate::fleet::known::{self, Overview};
-use crate::fleet::live_status::{self, LiveStatus};
+use crate::fleet::live_status::{self, LiveStatus, RestingOrder};
 use crate::fleet::{Dispatcher, ask_all};
-use crate::model::{DatasetName, HostName, Place};
+use crate::model::{Action, DatasetName, HostName, Place};
 use crate::policy::{Local, Policy};
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
@@ -61,14 +61,29 @@ pub struct FailedOrder {
     /// What an administrator can do about it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// Before when the director does not try it again, if it has failed several times in a row.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<DateTime<Utc>>,
+    /// The order's action.
+    #[serde(skip)]
+    pub action: Action,
 }
 
 impl FailedOrder {
     /// What decides whether it has the same cause as another failure.
     pub(super) fn for_grouping(&self) -> causes::FailedOrder<'_> {
-        let Self { at: _, host, dataset, to, error, hint } = self;
+        let Self { host, dataset, to, error, hint, .. } = self;
         let (dataset, to, hint) = (dataset.as_ref(), to.as_ref(), hint.as_deref());
         causes::FailedOrder { action: None, host, dataset, to, error, hint }
+    }
+
+    /// Before when the director does not try it again.
+    fn rests_until(&self, live: Option<&LiveStatus>) -> Option<DateTime<Utc>> {
+        let is_this = |order: &&RestingOrder| {
+            (order.action, &order.host, Some(&order.dataset), &order.to)
+                == (self.action, &self.host, self.dataset.as_ref(), &self.to)
+        };
+        live?.resting.iter().find(is_this).map(|order| order.until)
     }
 
     /// Whether it is about the dataset of a row, or about its transfer to a destination.
@@ -102,9 +117,10 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     });
     let (outcomes, estimates) = remembered.await?;
     let durations = learned(&outcomes);
-    let errors = failed_orders(outcomes);
+    let mut errors = failed_orders(outcomes);
     let Overview { mut inventory, mut unseen, live, certificates, list_until } =
         known::overview(&policy, &settings.host_name, settings.local.as_ref(), &*zfs).await?;
+    errors.iter_mut().for_each(|failed| failed.not_before = failed.rests_until(live.as_ref()));
     let own_zfs = Arc::clone(&zfs);
     let (agents, policy): (Option<Arc<Dispatcher<Z>>>, _) = if settings.offline {
         (None, policy)
@@ -152,6 +168,7 @@ pub async fn query<Z: Zfs>(settings: &StatusSettings, zfs: Arc<Z>) -> anyhow::Re
     let errors = errors.into_iter().filter(wanted).collect();
     let pass = live.map(|mut live| {
         live.running.retain(|t| concerns(settings, &t.host, t.dataset.as_ref(), t.to.as_ref()));
+        live.resting.retain(|t| concerns(settings, &t.host, Some(&t.dataset), t.to.as_ref()));
         live
     });
     Ok(Status { health, pass, errors })
@@ -179,6 +196,8 @@ fn failed_orders(outcomes: Vec<Outcome>) -> Vec<FailedOrder> {
         to: o.to,
         error: o.error.unwrap_or_default(),
         hint: o.hint,
+        not_before: None,
+        action: o.action,
     });
     failed.collect()
 }

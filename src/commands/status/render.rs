@@ -61,10 +61,11 @@ pub fn as_text(status: &Status, width: Option<usize>) -> String {
     }
     let orders: Vec<causes::FailedOrder<'_>> = errors.iter().map(FailedOrder::for_grouping).collect();
     for group in causes::by_cause(&orders) {
-        let FailedOrder { at, host, dataset, to, error, hint } = &errors[group[0]];
+        let FailedOrder { at, host, dataset, to, error, hint, not_before, .. } = &errors[group[0]];
         let to = to.as_ref().map(|to| format!(" to {}:{}", to.host, to.dataset)).unwrap_or_default();
         let others = causes::others(&orders, &group);
-        let failed = format!("failed {}: {}{to}: {error}{others}", in_utc(*at), place(host, dataset.as_ref()));
+        let rests = not_before.map(|until| format!("; not tried again before {}", in_utc(until))).unwrap_or_default();
+        let failed = format!("failed {}: {}{to}: {error}{others}{rests}", in_utc(*at), place(host, dataset.as_ref()));
         text.push_str(&sentence(&failed, width));
         if let Some(hint) = hint {
             text.push_str(&report::wrap(&format!("hint: {hint}"), 2, width));

@@ -64,8 +64,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Begun<Z, C> {
         let notices = notices.into_iter().filter(|n| !unseen.contains_key(&n.host)).collect();
         let unsaved = pass.flush().await;
         let outcomes = pass.lanes.progress().take_finished();
-        let took = pass.began.elapsed();
-        Ok(Report { at: pass.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted: None })
+        let (took, resting) = (pass.began.elapsed(), pass.note_resting());
+        Ok(Report { at: pass.at, took, unseen, corrected, outcomes, resting, notices, unsaved, interrupted: None })
     }
 }
 
@@ -97,7 +97,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             self.state.record_outcome(outcome.clone()).await?;
         }
         let unsaved = self.flush().await;
-        let (corrected, notices, interrupted) = (Vec::new(), Vec::new(), reason);
-        Ok(Report { at: self.at, took, unseen, corrected, outcomes, notices, unsaved, interrupted })
+        let (corrected, resting, notices, interrupted) = (Vec::new(), Vec::new(), Vec::new(), reason);
+        Ok(Report { at: self.at, took, unseen, corrected, outcomes, resting, notices, unsaved, interrupted })
     }
 }

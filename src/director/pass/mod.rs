@@ -392,7 +392,8 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
                 return Vec::new();
             }
             let decided = self.decided_orders(entry, &self.state.inventory()).into_iter();
-            decided.filter(|order| matches!(order, Order::Destroy { .. })).flat_map(fitting).collect()
+            let destroys = decided.filter(|order| matches!(order, Order::Destroy { .. }));
+            destroys.filter(|order| !self.rests(order)).flat_map(fitting).collect()
         };
         let first = destroys();
         let destroys = match self.ask_before(&first, poll).await? {

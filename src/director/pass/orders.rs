@@ -11,9 +11,10 @@ use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::lanes::Claim;
 use crate::director::pass::{Pass, is_take};
 use crate::director::progress::{Rank, RunningOrder};
-use crate::director::transfer_levels::{self, is_unsent, transfer_levels};
+use crate::director::transfer_levels::{self, destination, is_unsent, transfer_levels};
 use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
+use crate::fleet::live_status::RestingOrder;
 use crate::model::{Action, Counter, DatasetName, Guid, OrderId, Place, ResponseStatus, Turn};
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Response};
@@ -25,7 +26,7 @@ type Claimed = (Order, Option<Claim>);
 impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     /// Carries out transfers that were `decided` at a moment, one at a time for each source dataset.
     pub(super) async fn send(&self, due: impl IntoIterator<Item = Order>, decided: Moment) -> Result<(), CatalogError> {
-        let due: Vec<Order> = due.into_iter().collect();
+        let (resting, due): (Vec<Order>, Vec<Order>) = due.into_iter().partition(|order| self.rests(order));
         let Some(host) = due.first().map(|order| order.host().clone()) else { return Ok(()) };
         // The orders of one entry are for one host.
         let is_sent = |dataset: &DatasetName| {
@@ -34,7 +35,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         };
         let levels = transfer_levels(due, &self.state.inventory(), is_sent, |order| self.turn(order));
         // The destinations at which nothing has arrived.
-        let mut failed: BTreeSet<Place> = BTreeSet::new();
+        let mut failed: BTreeSet<Place> = resting.iter().filter_map(destination).cloned().collect();
         for mut level in levels {
             for orders in &mut level {
                 orders.retain(|order| !self.lacks_parent(order, &failed));
@@ -206,6 +207,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             self.state.apply_facts(host, facts).await?;
             self.lanes.firsthand().stored(order, self.state.moment());
             self.list_renamed(order, guid_before).await?;
+            self.rest_after(order, &outcome);
             if response.unpublished {
                 self.state.mark_unpublished(host);
             }
@@ -215,6 +217,30 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         // The order has ended, also if the catalog has failed.
         self.lanes.progress().end(self.rank(order), &outcome);
         stored.map(|()| outcome)
+    }
+
+    /// Whether an order has failed several times in a row and is not to be given yet. A saved plan says itself what is to
+    /// be done.
+    pub(super) fn rests(&self, order: &Order) -> bool {
+        let inventory = self.state.inventory();
+        let returns = |place: &Place| self.state.returns(&place.host);
+        !self.is_saved && self.lanes.rests().rests(order, self.now(), &inventory, returns)
+    }
+
+    /// Records how an order has ended, which decides when it may be given again.
+    fn rest_after(&self, order: &Order, outcome: &Outcome) {
+        let inventory = self.state.inventory();
+        let returns = |place: &Place| self.state.returns(&place.host);
+        self.lanes.rests().ended(order, outcome.success, self.now(), &inventory, returns);
+        drop(inventory);
+        self.note_resting();
+    }
+
+    /// Returns the orders that are not given again yet, and shows them in the status.
+    pub(super) fn note_resting(&self) -> Vec<RestingOrder> {
+        let resting = self.lanes.rests().resting(self.now());
+        self.lanes.progress().note_resting(resting.clone());
+        resting
     }
 
     /// The guid of a transfer's destination, if it is known.
