@@ -71,6 +71,20 @@ pub fn predict_order(
     }
 }
 
+/// The snapshot of a copy that the last transfer from this source has held: by the cursor of the source or, if a source
+/// that was set aside has taken its cursors along, the newest one that is held.
+pub(crate) fn held_copy(
+    source: &DatasetInventory,
+    copy: &DatasetInventory,
+    to: &Place,
+    renamed: Option<&Renamed>,
+) -> Option<Guid> {
+    let last_sent = |to: &Place| tags::last_sent(source, to, copy.guid);
+    let former = |renamed: &Renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() };
+    let newest_held = || copy.snapshots.iter().rfind(|s| s.userrefs > 0).map(|s| s.guid);
+    last_sent(to).or_else(|| last_sent(&former(renamed?))).or_else(newest_held)
+}
+
 /// Destroys snapshots, or moves them to the trash if the host keeps them there first.
 fn destroy(found: &mut DatasetInventory, goes: &HashSet<Guid>, at: DateTime<Utc>) {
     let mut trashed = found.trashed.take().unwrap_or_default();
@@ -170,9 +184,7 @@ impl Sending<'_> {
         });
         let mut destination = receiver.datasets.get(&to.dataset).cloned().unwrap_or_default();
         destination.snapshots.retain(|s| !s.marks.deleted);
-        let renamed = self.renamed.map(|renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() });
-        let last_sent = |to: &Place| tags::last_sent(&source, to, destination.guid);
-        let held = last_sent(to).or_else(|| last_sent(renamed.as_ref()?));
+        let held = held_copy(&source, &destination, to, self.renamed);
         let (arrives, is_set_aside) = self.streams(&source, &mut destination, existed)?;
         if is_set_aside {
             // Everything below it was renamed with it.
@@ -289,10 +301,7 @@ impl Sending<'_> {
                     return None;
                 }
                 // The hold of the last transfer is released, any other prevents the rollback.
-                let held = tags::last_sent(source, self.to, destination.guid);
-                // A source that was set aside has lost its cursors.
-                let newest_held = || destination.snapshots.iter().rfind(|s| s.userrefs > 0).map(|s| s.guid);
-                let held = held.or_else(newest_held);
+                let held = held_copy(source, destination, self.to, None);
                 let stays = |s: &Snapshot| s.has_clones || s.userrefs > u32::from(Some(s.guid) == held);
                 if destination.snapshots.iter().any(|s| destroys.contains(&s.guid) && stays(s)) {
                     return None;

@@ -7,12 +7,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, Renamed, groups, predict, predict_order};
+use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, groups, held_copy, predict, predict_order};
 use crate::director::{is_unsent, transfer_levels, turn};
 use crate::fleet::durations::KnownDurations;
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
-use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName, tags};
+use crate::model::{DatasetName, Guid, HostName, Inventory, Place, SnapName};
 use crate::policy::Policy;
 
 /// How long a dataset in which nothing was written is assumed to stay unwritten after its host was listed.
@@ -150,16 +150,14 @@ impl<'a> PredictedFleet<'a> {
         copy.into_iter().for_each(|copy| copy.append_only = append_only);
     }
 
-    /// The snapshot of a transfer's destination that the last transfer has held, according to the cursor.
+    /// The snapshot of a transfer's destination that the last transfer has held.
     fn held_copy(&self, order: &Order) -> Option<Guid> {
         let Order::Send { host, dataset, to, route, .. } = order else { return None };
         let source = self.inventory.dataset(host, dataset)?;
-        let last_sent = |to: &Place| {
-            let copy = self.inventory.dataset(&to.host, &to.dataset).and_then(|copy| copy.guid);
-            tags::last_sent(source, to, copy)
-        };
-        let old = |renamed: &Renamed| Place { host: to.host.clone(), dataset: renamed.dataset.clone() };
-        last_sent(to).or_else(|| last_sent(&old(route.renamed.as_ref()?)))
+        let renamed = route.renamed.as_ref();
+        let copy = self.inventory.dataset(&to.host, &to.dataset);
+        let former = || self.inventory.dataset(&to.host, &renamed?.dataset);
+        held_copy(source, copy.or_else(former)?, to, renamed)
     }
 
     /// Releases a hold on a snapshot of a copy.
