@@ -254,8 +254,9 @@ fn bases(of: &Place, peers: &[Place], awaiting: &[Place], inventory: &Inventory)
         // Both have the snapshot, or one has the snapshot and the other a bookmark of it.
         let has =
             |of: &DatasetInventory, guid| of.by_guid(guid).is_some() || of.bookmarks.iter().any(|b| b.guid == guid);
-        let newest = |of: &DatasetInventory, other| of.snapshots.iter().rev().map(|s| s.guid).find(|g| has(other, *g));
-        let guid = newest(ours, theirs).or_else(|| newest(theirs, ours))?;
+        let snapshots = ours.snapshots.iter().filter(|s| has(theirs, s.guid)).map(|s| (s.createtxg, s.guid));
+        let bookmarks = ours.bookmarks.iter().filter(|b| theirs.by_guid(b.guid).is_some());
+        let (_, guid) = snapshots.chain(bookmarks.map(|b| (b.createtxg, b.guid))).max()?;
         Some(CommonBase {
             host: peer.host.clone(),
             dataset: peer.dataset.clone(),
