@@ -6,6 +6,7 @@
 mod common;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use chrono::Utc;
@@ -31,12 +32,17 @@ fn wanted(to: &str) -> Wanted {
 
 /// What a restore printed, and what went wrong.
 fn restore(fleet: &Fleet, wanted: Wanted) -> (String, Vec<String>) {
+    restore_with(fleet, wanted, true)
+}
+
+fn restore_with(fleet: &Fleet, wanted: Wanted, with_properties: bool) -> (String, Vec<String>) {
     let settings = RestoreSettings {
         config: fleet.path("server.json"),
         local_file: fleet.path("local.json"),
         state: fleet.path("state"),
         host_name: "alpha".parse().unwrap(),
         wanted,
+        with_properties,
     };
     runtime::block_on(async {
         let prepared = prepare(&settings, Arc::new(fleet.alpha.clone())).await.unwrap();
@@ -234,6 +240,7 @@ fn copy_is_sent_only_to_its_own_source_and_to_readers() {
             state: fleet.path("state"),
             host_name: "gamma".parse().unwrap(),
             wanted: wanted("gamma:tank/one"),
+            with_properties: true,
         };
         runtime::block_on(async { prepare(&settings, Arc::new(zfs.clone())).await.unwrap().problems().to_vec() })
     };
@@ -259,4 +266,127 @@ fn host_restores_nothing_that_its_configuration_does_not_permit() {
     let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
     assert!(problems.iter().any(|problem| problem.contains("does not set \"restore\": true")), "{text} {problems:?}");
     assert!(fleet.alpha.dataset(&ds("tank/one")).is_none());
+}
+
+/// The properties that were set on a dataset.
+fn properties(zfs: &Fake, dataset: &str) -> BTreeMap<String, String> {
+    runtime::block_on(zfs.properties(&ds(dataset))).unwrap()
+}
+
+fn map(properties: &[(&str, &str)]) -> BTreeMap<String, String> {
+    properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+const SET: &[(&str, &str)] =
+    &[("com.example:note", "a\tb ü"), ("compression", "zstd"), ("mountpoint", "/nowhere/one"), ("quota", "1073741824")];
+
+/// A fleet that has lost a dataset on which these properties were set.
+fn lost_with(set: &[(&str, &str)]) -> Fleet {
+    let fleet = Fleet::new();
+    for (name, value) in set {
+        runtime::block_on(fleet.alpha.set(&ds("tank/one"), name, value)).unwrap();
+    }
+    fleet.take("tank/one", 20);
+    fleet.take("tank/two", 20);
+    assert!(fleet.pass().is_success());
+    destroy(&fleet.alpha, "tank/one");
+    fleet
+}
+
+#[test]
+fn properties_are_recorded_on_the_copy_and_set_by_a_restore() {
+    let fleet = lost_with(SET);
+    let copy = properties(&fleet.beta, "pool/one");
+    let ours = |name: &str| name.starts_with("zsync:") || matches!(name, "canmount" | "readonly");
+    assert!(copy.keys().all(|name| ours(name)), "none is in force on the copy: {copy:?}");
+    let record = &copy["zsync:properties"];
+    assert!(record.contains(r#""source":{"host":"alpha","dataset":"tank/one"}"#), "{record}");
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert_eq!(properties(&fleet.alpha, "tank/one"), map(SET));
+    assert!(text.lines().nth(1).unwrap().ends_with('4'), "the plan counts them: {text}");
+    assert!(text.contains("alpha:tank/one: sets: mountpoint=/nowhere/one, quota=1073741824\n"), "{text}");
+}
+
+#[test]
+fn properties_are_recorded_with_each_stream() {
+    let fleet = lost_with(SET);
+    assert_eq!(restore(&fleet, wanted("alpha:tank/one")).1, Vec::<String>::new());
+    runtime::block_on(fleet.alpha.set(&ds("tank/one"), "compression", "off")).unwrap();
+    fleet.take("tank/one", 1);
+    assert!(fleet.pass().is_success());
+    let record = &properties(&fleet.beta, "pool/one")["zsync:properties"];
+    assert!(record.contains(r#""compression":"off""#), "{record}");
+}
+
+#[test]
+fn nothing_is_mounted_in_the_place_of_another_dataset() {
+    let fleet = lost_with(SET);
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/friday"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert!(text.contains("not set, because it is restored in another place: mountpoint=/nowhere/one\n"), "{text}");
+    assert!(!properties(&fleet.alpha, "tank/friday").contains_key("mountpoint"));
+    let (text, _) = restore_with(&fleet, wanted("alpha:tank/sunday"), false);
+    assert_eq!(properties(&fleet.alpha, "tank/sunday"), BTreeMap::new(), "{text}");
+}
+
+#[test]
+fn folder_with_files_is_not_hidden_and_canmount_decides() {
+    let full = tempfile::TempDir::new().unwrap();
+    std::fs::write(full.path().join("file"), "").unwrap();
+    let path = full.path().to_str().unwrap();
+    let fleet = lost_with(&[("mountpoint", path)]);
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new());
+    assert!(text.contains(&format!("(mountpoint was not set: {path} is not an empty folder; ")), "{text}");
+    assert_eq!(properties(&fleet.alpha, "tank/one"), BTreeMap::new());
+    // What is not mounted hides nothing.
+    let set = [("canmount", "noauto"), ("mountpoint", path)];
+    let fleet = lost_with(&set);
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new());
+    assert!(text.contains("it is not mounted, as canmount is noauto (zfs mount tank/one)"), "{text}");
+    assert_eq!(properties(&fleet.alpha, "tank/one"), map(&set));
+    assert!(!fleet.alpha.calls().contains(&"mount tank/one".to_owned()));
+}
+
+#[test]
+fn property_that_zfs_refuses_is_named_and_stops_nothing() {
+    let fleet = lost_with(SET);
+    let words = "cannot set property for 'tank/one': invalid property 'compression'";
+    fleet.alpha.fail_next("set compression", ErrorKind::Property, words);
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new());
+    assert!(text.contains("compression was not set: \"zfs set compression\" failed"), "{text}");
+    assert_eq!(properties(&fleet.alpha, "tank/one").len(), SET.len() - 1);
+    // A pool in trouble is something else: the restore is continued later.
+    let fleet = lost_with(SET);
+    fleet.alpha.fail_next("set compression", ErrorKind::Pool, "pool I/O is currently suspended");
+    let (_, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(fleet.alpha.dataset(&ds("tank/one")).unwrap().excluded);
+    assert_eq!(restore(&fleet, wanted("alpha:tank/one")).1, Vec::<String>::new());
+    assert_eq!(properties(&fleet.alpha, "tank/one"), map(SET));
+}
+
+#[test]
+fn copy_whose_host_lies_sets_nothing_unseen() {
+    let fleet = lost_with(SET);
+    let lie = r#"{"properties":{"zsync:restoring":"tank","keylocation":"file:///etc/shadow","mountpoint":"/root\u001b",
+        "-o":"x","a:b=c":"d","newprop":"on"},"left_out":["-x","a:b"],"more":1}"#;
+    runtime::block_on(fleet.beta.set(&ds("pool/one"), "zsync:properties", lie)).unwrap();
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert_eq!(properties(&fleet.alpha, "tank/one"), map(&[("mountpoint", "/root\u{1b}")]));
+    assert!(text.contains(r#"alpha:tank/one: sets: mountpoint="/root\u{1b}""#), "{text}");
+    assert!(text.contains("zsync does not know it: keylocation=file:///etc/shadow, newprop=on\n"), "{text}");
+    // What is no record at all is none.
+    for value in ["on", "{", ""] {
+        destroy(&fleet.alpha, "tank/one");
+        runtime::block_on(fleet.beta.set(&ds("pool/one"), "zsync:properties", value)).unwrap();
+        let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+        assert_eq!(problems, Vec::<String>::new());
+        assert!(text.contains("alpha:tank/one: its properties were not recorded: set them again\n"), "{text}");
+        assert_eq!(properties(&fleet.alpha, "tank/one"), BTreeMap::new());
+    }
 }

@@ -40,6 +40,8 @@ pub struct RestoreStep {
     pub snapshot: Restorable,
     /// What is in the way, and is renamed first.
     pub set_aside: Option<SetAside>,
+    /// The properties to set on it.
+    pub properties: BTreeMap<String, String>,
     /// What the user has to know about it.
     pub notes: Vec<String>,
 }
@@ -234,7 +236,7 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place, 
         notes.push("it is encrypted: to use it, load its key (zfs load-key)".to_owned());
     }
     let snapshot = Restorable { name: snapshot.name.clone(), guid: snapshot.guid, creation: snapshot.creation };
-    Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, set_aside, notes })
+    Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, set_aside, properties: BTreeMap::new(), notes })
 }
 
 /// What a restore does about a dataset that exists in the place of the one that is restored.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 
 use crate::catalog::Change;
-use crate::model::{Counter, DatasetName, HostName, Marks, ResponseStatus};
+use crate::model::{Counter, DatasetName, HostName, Marks, ResponseStatus, SourceRecord};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
@@ -21,11 +21,13 @@ pub(crate) struct Success {
     pub(crate) estimate: Option<u64>,
     /// For a listing, the number of datasets that it has.
     pub(crate) datasets: Option<u64>,
+    /// For an estimate of a restore, what the copy has recorded of its source.
+    pub(crate) recorded: Option<SourceRecord>,
 }
 
 impl Success {
     pub(crate) fn new(status: ResponseStatus, remark: impl Into<String>) -> Self {
-        Self { status, remark: remark.into(), estimate: None, datasets: None }
+        Self { status, remark: remark.into(), estimate: None, datasets: None, recorded: None }
     }
 }
 

@@ -8,9 +8,10 @@ use crate::agent::context::Success;
 use crate::agent::destroy::{Judged, judge};
 use crate::agent::request::{DestroyRequest, EstimateSendRequest};
 use crate::agent::service::Agent;
+use crate::agent::transfer::record::record_of;
 use crate::agent::transfer::request::find_snapshot;
 use crate::host::error::OrderError;
-use crate::model::{DatasetInventory, DatasetName, Guid, Marks, ResponseStatus, SendFlags, SnapName, Snapshot};
+use crate::model::{DatasetInventory, DatasetName, Guid, Marks, Place, ResponseStatus, SendFlags, SnapName, Snapshot};
 use crate::sys::clock;
 use crate::zfs::{ErrorKind, SendFrom, SendSpec, Zfs, ZfsError, ZfsRead};
 
@@ -27,7 +28,11 @@ impl<Z: Zfs> Agent<Z> {
             PlannedTransfer { zfs: &*self.zfs, source: &source, to: &request.to.dataset, ours: &ours, target };
         let estimate = transfer.size(request.common, request.resume_token.as_deref()).await?;
         let status = if estimate == Some(0) { ResponseStatus::NothingToDo } else { ResponseStatus::Done };
-        Ok(Success { estimate, ..Success::new(status, "") })
+        let recorded = match request.purpose.is_restore() {
+            true => record_of(&*self.zfs, Place { host: self.host.clone(), dataset: source.clone() }, &ours).await?,
+            false => None,
+        };
+        Ok(Success { estimate, recorded, ..Success::new(status, "") })
     }
 
     /// Estimates how many bytes a destroy_snapshot would free, and reports which snapshots would be kept.

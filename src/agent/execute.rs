@@ -29,8 +29,8 @@ impl<Z: Zfs> Agent<Z> {
         };
         let clock = matches!(order.request, Request::List(_)).then(clock::now);
         let mut response = match result {
-            Ok(Success { status, remark, estimate, datasets }) => {
-                Response { estimate, datasets, clock, ..Response::success(order.id, status, remark) }
+            Ok(Success { status, remark, estimate, datasets, recorded }) => {
+                Response { estimate, datasets, clock, recorded, ..Response::success(order.id, status, remark) }
             }
             Err(error) => error.response(order.id),
         };

@@ -110,6 +110,8 @@ pub struct RestoreRequest {
     pub(crate) to: DatasetName,
     /// The dataset that is in the way, and is renamed first.
     pub(crate) set_aside: Option<SetAside>,
+    /// The properties that are set on what is restored.
+    pub(crate) properties: BTreeMap<String, String>,
 }
 
 impl SendRequest {
@@ -334,9 +336,9 @@ fn only_snapshot(order: &DirectorsOrder) -> Result<SnapshotId, OrderError> {
 fn restore(order: DirectorsOrder) -> Result<RestoreRequest, OrderError> {
     let snapshot = only_snapshot(&order)?;
     let (name, to) = (field("SnapshotName", &order.snapshot_name)?, field("DestDataset", &order.dest_dataset)?);
-    let RestoreFrom { host, dataset, address, set_aside } =
+    let RestoreFrom { host, dataset, address, set_aside, properties } =
         order.restore.ok_or_else(|| OrderError::refused("Restore: it must name the copy"))?;
-    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to, set_aside })
+    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to, set_aside, properties })
 }
 
 fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {

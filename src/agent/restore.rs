@@ -5,6 +5,8 @@
 //! they have in every transfer: the host of the copy sends as an agent does, and the host that restores receives as a
 //! slave does, but only this dataset, and only if it does not exist.
 
+use std::collections::BTreeMap;
+
 use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::{RestoreRequest, SendRequest};
 use crate::agent::service::Agent;
@@ -65,19 +67,36 @@ impl<Z: Zfs> Agent<Z> {
                 format!("cannot restore {to} to {}: an earlier restore has brought newer snapshots", request.name);
             return Err(OrderError::refused(reason).with_hint("restore it under another name (--as)"));
         }
+        let not_set = self.receiver_for(request).complete_restore(to, &request.properties).await?;
         let mut remarks = vec![done.remark];
+        remarks.extend(not_set);
         remarks.extend(aside.map(|aside| format!("what was there is now {aside}")));
-        if found.kind == DatasetKind::Filesystem
-            && let Err(error) = self.zfs.mount(to).await
-        {
-            let word = hint::word(to);
-            remarks.push(match found.encrypted {
-                true => format!("to use it, load its key (zfs load-key {word}) and mount it (zfs mount {word})"),
-                false => format!("it is not mounted: {error}"),
-            });
+        if found.kind == DatasetKind::Filesystem {
+            remarks.extend(self.mount_restored(to, found.encrypted, &request.properties).await);
         }
         remarks.retain(|remark| !remark.is_empty());
         Ok(Success::new(done.status, remarks.join("; ")))
+    }
+
+    /// Mounts what was restored if its properties say so. Returns what somebody has to do to use it.
+    async fn mount_restored(
+        &self,
+        dataset: &DatasetName,
+        is_encrypted: bool,
+        properties: &BTreeMap<String, String>,
+    ) -> Option<String> {
+        let word = hint::word(dataset);
+        match properties.get("canmount").map(String::as_str) {
+            Some("off") => return None,
+            // It may be mounted in the place of something that is in use, such as the root filesystem.
+            Some("noauto") => return Some(format!("it is not mounted, as canmount is noauto (zfs mount {word})")),
+            _ => {}
+        }
+        let error = self.zfs.mount(dataset).await.err()?;
+        Some(match is_encrypted {
+            true => format!("to use it, load its key (zfs load-key {word}) and mount it (zfs mount {word})"),
+            false => format!("it is not mounted: {error}"),
+        })
     }
 
     fn receiver_for(&self, request: &RestoreRequest) -> Receiver<Z> {
@@ -100,7 +119,7 @@ impl<Z: Zfs> Agent<Z> {
         receiver: Receiver<Z>,
         context: &OrderContext,
     ) -> Result<Success, OrderError> {
-        let RestoreRequest { from, to, snapshot, name, address, set_aside: _ } = request;
+        let RestoreRequest { from, to, snapshot, name, address, set_aside: _, properties: _ } = request;
         let Some(claim) = receiver.locks.claim(to) else { return Err(OrderError::busy(occupied(to))) };
         // So that nothing is sent in vain.
         let (found, surroundings) = receiver.list_around(to).await?;

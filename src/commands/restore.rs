@@ -10,7 +10,7 @@ use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use crate::actions::{RestorePlan, RestoreStep, Wanted, restore};
+use crate::actions::{RestorePlan, RestoreStep, RestoredProperties, Wanted, restore, restored_properties};
 use crate::catalog::open;
 use crate::cli::args::{CommonArgs, PolicyArgs, StateArgs, moment, place};
 use crate::cli::exit::Error;
@@ -21,7 +21,7 @@ use crate::director::bars;
 use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
 use crate::fleet::Dispatcher;
 use crate::fleet::known::{self, Asked};
-use crate::fleet::restore as orders;
+use crate::fleet::restore::{self as orders, Offer};
 use crate::model::{Counter, DatasetName, HostName, Place};
 use crate::policy::Policy;
 use crate::sys::{clock, runtime};
@@ -54,6 +54,9 @@ pub struct RestoreArgs {
     /// Rename what exists in the place of a dataset first
     #[arg(long)]
     pub set_aside: bool,
+    /// Do not set the properties that were set on the lost dataset
+    #[arg(long)]
+    pub no_properties: bool,
     /// Only show what would be restored, and from where
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
@@ -84,6 +87,8 @@ pub struct RestoreSettings {
     pub host_name: HostName,
     /// What is restored.
     pub wanted: Wanted,
+    /// Whether the properties of the lost dataset are set again.
+    pub with_properties: bool,
 }
 
 /// A decided restore, with the connections to the hosts.
@@ -100,7 +105,7 @@ pub struct Prepared<Z> {
 pub fn run(args: RestoreArgs) -> Result<(), Error> {
     let zfs = Arc::new(System::new(&args.common.zfs));
     let host_name = host_name_of(&args.common)?;
-    let RestoreArgs { source, name, to, from, at, set_aside, dry_run, yes, .. } = args;
+    let RestoreArgs { source, name, to, from, at, set_aside, no_properties, dry_run, yes, .. } = args;
     let set_aside = set_aside.then(clock::now);
     let beside = name.map(|dataset| Place { host: source.host.clone(), dataset });
     let to = to.or(beside).unwrap_or_else(|| source.clone());
@@ -110,6 +115,7 @@ pub fn run(args: RestoreArgs) -> Result<(), Error> {
         state: args.state.state,
         host_name,
         wanted: Wanted { source, to, from, at, set_aside },
+        with_properties: !no_properties,
     };
     runtime::block_on(async {
         let prepared = prepare(&settings, zfs).await.map_err(Error::unable)?;
@@ -158,16 +164,28 @@ pub async fn prepare<Z: Zfs>(settings: &RestoreSettings, zfs: Arc<Z>) -> anyhow:
     let mut plan = restore(&policy, &inventory, &obstacles.unseen, &settings.wanted);
     let (mut steps, mut sizes) = (Vec::new(), Vec::new());
     for step in plan.steps {
-        match orders::size(&impatient, &agents, &step).await {
-            Ok(size) => {
-                sizes.push(size);
-                steps.push(step);
+        match orders::ask(&impatient, &agents, &step).await {
+            Ok(offer) => {
+                sizes.push(offer.size);
+                steps.push(if settings.with_properties {
+                    with_properties(step, &offer, &settings.wanted)
+                } else {
+                    step
+                });
             }
             Err(problem) => plan.problems.push(problem),
         }
     }
     plan.steps = steps;
     Ok(Prepared { policy, agents, plan, sizes, source: settings.wanted.source.clone() })
+}
+
+/// Adds to a step the properties that are set on what it restores.
+fn with_properties(mut step: RestoreStep, offer: &Offer, wanted: &Wanted) -> RestoreStep {
+    let RestoredProperties { set, notes } = restored_properties(offer.recorded.as_ref(), wanted.to == wanted.source);
+    step.properties = set;
+    step.notes.extend(notes);
+    step
 }
 
 impl<Z: Zfs> Prepared<Z> {
@@ -179,11 +197,12 @@ impl<Z: Zfs> Prepared<Z> {
         let row = |(step, bytes): (&RestoreStep, &Option<u64>)| {
             let RestoreStep { to, from, snapshot, .. } = step;
             let taken = snapshot.creation.format("%F %T UTC").to_string();
-            vec![to.to_string(), format!("{from}@{}", snapshot.name), taken, size(bytes)]
+            let properties = step.properties.len().to_string();
+            vec![to.to_string(), format!("{from}@{}", snapshot.name), taken, size(bytes), properties]
         };
         let rows: Vec<Vec<String>> = self.plan.steps.iter().zip(&self.sizes).map(row).collect();
         if !rows.is_empty() {
-            text.push_str(&report::table(&["RESTORE", "FROM", "TAKEN", "SIZE"], &[3], rows));
+            text.push_str(&report::table(&["RESTORE", "FROM", "TAKEN", "SIZE", "PROPERTIES"], &[3, 4], rows));
             text.push('\n');
         }
         let notes = self.plan.steps.iter().flat_map(|s| s.notes.iter().map(move |note| format!("{}: {note}\n", s.to)));

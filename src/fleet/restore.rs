@@ -2,7 +2,7 @@
 
 use crate::actions::RestoreStep;
 use crate::fleet::dispatch::{Dispatcher, blank};
-use crate::model::{Action, Counter, hint};
+use crate::model::{Action, Counter, SourceRecord, hint};
 use crate::policy::Policy;
 use crate::wire::{DirectorsOrder, Response, RestoreFrom};
 use crate::zfs::Zfs;
@@ -20,23 +20,31 @@ fn order(action: Action, policy: &Policy, step: &RestoreStep) -> DirectorsOrder 
             dataset: from.dataset.clone(),
             address,
             set_aside: step.set_aside.clone(),
+            properties: step.properties.clone(),
         }),
         retry_for: Some(policy.retry_for.as_secs()),
         ..blank(action)
     }
 }
 
-/// Asks the host of the copy how many bytes it would send; `None` if ZFS cannot say. An error is the reason why it
-/// would send nothing.
-pub async fn size<Z: Zfs>(
-    policy: &Policy,
-    dispatcher: &Dispatcher<Z>,
-    step: &RestoreStep,
-) -> Result<Option<u64>, String> {
+/// What the host of a copy says about sending it back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Offer {
+    /// How many bytes it would send; `None` if ZFS cannot say.
+    pub size: Option<u64>,
+    /// What the copy has recorded of its source.
+    pub recorded: Option<SourceRecord>,
+}
+
+/// Asks the host of the copy what it would send. An error is the reason why it would send nothing.
+pub async fn ask<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, step: &RestoreStep) -> Result<Offer, String> {
     let estimate =
         DirectorsOrder { dataset: Some(step.from.dataset.clone()), ..order(Action::EstimateSend, policy, step) };
     let (response, _) = dispatcher.ask(policy, &step.from.host, &estimate, Counter::default()).await;
-    if response.is_success { Ok(response.estimate) } else { Err(failure(step, &response)) }
+    if !response.is_success {
+        return Err(failure(step, &response));
+    }
+    Ok(Offer { size: response.estimate, recorded: response.recorded.map(SourceRecord::fitting) })
 }
 
 /// Has the target's host restore one dataset. Returns the host's answer, or what went wrong.

@@ -17,6 +17,7 @@ pub mod order;
 pub mod place;
 pub mod sent_to;
 pub mod snapshot;
+pub mod source_record;
 pub mod tags;
 pub mod turn;
 
@@ -36,4 +37,5 @@ pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};
 pub use place::{Place, SetAside};
 pub use sent_to::SentTo;
 pub use snapshot::{Bookmark, Guid, Marks, Record, Snapshot, SnapshotId};
+pub use source_record::SourceRecord;
 pub use turn::Turn;

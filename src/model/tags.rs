@@ -48,6 +48,9 @@ pub const PARENT: &str = "zsync:parent";
 /// inherited.
 pub const RESTORING: &str = "zsync:restoring";
 
+/// The property of a copy that records the properties of its source (`SourceRecord`).
+pub const PROPERTIES: &str = "zsync:properties";
+
 /// The prefix of a role in a certificate, where it is the URI of a subject alternative name: `zsync:role:agent`. Any CA
 /// can issue such a certificate.
 pub const ROLE: &str = "zsync:role:";

@@ -236,6 +236,31 @@ impl Properties {
     }
 }
 
+/// Whether the stream itself determines a property, so that nothing else sets it.
+#[must_use]
+pub fn is_in_the_stream(name: &str) -> bool {
+    IN_THE_STREAM.contains(&name)
+}
+
+/// Whether a restore sets a property of this name if the order says so. It never sets one that the stream determines,
+/// such as where a key comes from, nor zsync's own.
+#[must_use]
+pub fn is_restorable(name: &str) -> bool {
+    is_known(name) && !name.starts_with(OURS) && !is_in_the_stream(name)
+}
+
+/// Whether a property can make a host mount, run, share or write to something, or run out of something.
+#[must_use]
+pub fn is_dangerous(name: &str) -> bool {
+    DANGEROUS.contains(&name)
+}
+
+/// Whether a property says where its dataset is found. In another place, two datasets would be found in one.
+#[must_use]
+pub fn is_about_place(name: &str) -> bool {
+    matches!(name, "mountpoint" | "sharenfs" | "sharesmb")
+}
+
 /// Whether a property of this name can be set on a received dataset.
 pub(crate) fn is_known(name: &str) -> bool {
     SETTABLE.contains(&name) || is_user_property(name)

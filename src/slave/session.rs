@@ -6,12 +6,12 @@ use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::publish::publisher::Publisher;
 use crate::host::queue::{QueueSlot, queue_timeout};
-use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, PeerRole, ResponseStatus};
+use crate::model::{Counter, DatasetInventory, DatasetStatus, Guid, PeerRole, ResponseStatus, SourceRecord};
 use crate::policy::Local;
 use crate::server::{Counters, acceptor, counters};
 use crate::slave::idle::Idleness;
 use crate::slave::listing::list_uuids;
-use crate::slave::receive::{IncomingStream, Receiver, occupied};
+use crate::slave::receive::{IncomingStream, Receiver, Settled, occupied};
 use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, turn};
 use crate::sys::log_limit::Complaint;
 use crate::wire::codec::{Conn, WireError};
@@ -229,7 +229,7 @@ impl<Z: Zfs> Session<'_, Z> {
             let step = self.idleness.next_step(self.conn, &mut self.slot).await?;
             self.is_unpublished = true;
             can_continue = match step {
-                Step::Finish { status, guid } => return self.finish(status, guid).await,
+                Step::Finish { status, guid, recorded } => return self.finish(status, guid, recorded).await,
                 step => match self.carry_out(step).await {
                     Ok(done) => self.report_success(done).await?,
                     Err(StepFailure::Step(error)) => self.report_failure(&error).await?,
@@ -343,9 +343,14 @@ impl<Z: Zfs> Session<'_, Z> {
 
     /// Ends the conversation: moves the hold, updates the clone and runs the hook of the received dataset, and
     /// publishes it.
-    async fn finish(&mut self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), WireError> {
+    async fn finish(
+        &mut self,
+        status: ResponseStatus,
+        guid: Option<Guid>,
+        recorded: Option<SourceRecord>,
+    ) -> Result<(), WireError> {
         let OrderToSlave { order_uuid, dest_dataset, source, .. } = self.order;
-        let response = match self.complete(guid).await {
+        let response = match self.complete(guid, recorded).await {
             Ok(()) => Response::success(*order_uuid, status, ""),
             // The agent must not repeat the transfer because of this failure.
             Err(StepFailure::Step(error)) => Response { temporary: false, ..error.response(*order_uuid) },
@@ -358,11 +363,13 @@ impl<Z: Zfs> Session<'_, Z> {
         self.conn.send(&response).await
     }
 
-    async fn complete(&mut self, guid: Option<Guid>) -> Result<(), StepFailure> {
+    async fn complete(&mut self, guid: Option<Guid>, recorded: Option<SourceRecord>) -> Result<(), StepFailure> {
         let (receiver, order, none) = (&self.slave.receiver, self.order, Counter::default());
         match (guid, &mut self.destination.found) {
             (Some(guid), Some(found)) => {
-                let settling = receiver.settle(&order.dest_dataset, found, &order.source, guid, self.known);
+                let recorded = recorded.filter(|_| self.has_received).map(SourceRecord::fitting);
+                let settled = Settled { from: &order.source, guid, known: self.known, recorded };
+                let settling = receiver.settle(&order.dest_dataset, found, settled);
                 alive_while(self.conn, &none, settling).await?.map_err(OrderError::from)?;
             }
             // A later stream of the transfer failed.

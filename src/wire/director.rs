@@ -1,6 +1,6 @@
 //! Defines the messages between a director and an agent.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -151,6 +151,9 @@ pub struct RestoreFrom {
     /// What is in the way, and is renamed first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set_aside: Option<SetAside>,
+    /// The properties that are set on what is restored.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub properties: BTreeMap<String, String>,
 }
 
 /// The first line from an agent that restores a dataset to the agent of the host that has the copy. The copy is sent

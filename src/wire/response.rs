@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{OrderId, ResponseStatus, hint};
+use crate::model::{OrderId, ResponseStatus, SourceRecord, hint};
 use crate::wire::text;
 
 /// The result of an order or a step; zeplic's `ZFSResponseToAgent` (for its agent, `ZFSResponseFromSlave`).
@@ -44,6 +44,9 @@ pub struct Response {
     /// For a listing, the time by the host's clock. A director whose clock is ahead of it destroys nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<DateTime<Utc>>,
+    /// For an estimate of a restore, the properties of the source that the copy has recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recorded: Option<SourceRecord>,
 }
 
 impl Response {
@@ -63,6 +66,7 @@ impl Response {
             estimate: None,
             datasets: None,
             clock: None,
+            recorded: None,
         }
     }
 
@@ -83,6 +87,7 @@ impl Response {
             estimate: None,
             datasets: None,
             clock: None,
+            recorded: None,
         }
     }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     DatasetInventory, DatasetKind, DatasetName, DatasetStatus, Guid, HostName, KeyConflict, OnDivergence, OrderId,
-    ResponseStatus, SendFlags, SnapName,
+    ResponseStatus, SendFlags, SnapName, SourceRecord,
 };
 use crate::wire::{RenamedFrom, default_protocol, text};
 
@@ -192,6 +192,9 @@ pub enum Step {
         status: ResponseStatus,
         /// The newest common snapshot, which the slave holds until the next transfer.
         guid: Option<Guid>,
+        /// The properties of the source, which the slave records on the copy.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        recorded: Option<SourceRecord>,
     },
 }
 

@@ -60,6 +60,12 @@ impl ErrorKind {
         matches!(self, Self::Missing | Self::TooOld | Self::Permission)
     }
 
+    /// Whether nothing else can be changed in the pool either.
+    #[must_use]
+    pub fn is_about_pool(self) -> bool {
+        matches!(self, Self::Pool | Self::ReadOnly | Self::Killed | Self::NotFound)
+    }
+
     /// Whether retrying later may help without intervention.
     #[must_use]
     pub fn is_temporary(self) -> bool {

@@ -340,7 +340,7 @@ impl<Z: Administrator> World<Z> {
         }
         if self.rng.u8(0..4) != 0 {
             let status = zsync::model::ResponseStatus::Incremental;
-            say(&mut bytes, &Step::Finish { status, guid: has.last().copied() });
+            say(&mut bytes, &Step::Finish { status, guid: has.last().copied(), recorded: None });
         }
         bytes
     }

@@ -178,7 +178,20 @@ impl<Z: Zfs> Agent<Z> {
             }
         };
         let (holds, progress) = (SourceHolds::new(&plan.source, &plan.to), TransferProgress::default());
-        let (turn, slot) = (clock::now().into(), None);
-        Ok(Transfer { agent: self, context, plan, peer, ours, theirs, sees_all, progress, holds, turn, slot })
+        let (turn, slot, recording) = (clock::now().into(), None, None);
+        Ok(Transfer {
+            agent: self,
+            context,
+            plan,
+            peer,
+            ours,
+            theirs,
+            sees_all,
+            progress,
+            holds,
+            turn,
+            slot,
+            recording,
+        })
     }
 }

@@ -18,13 +18,14 @@
 //! `attempt` begins: it locks both sides, lists them, and opens the transfer. `request` finds what the order names, with
 //! the help of `cache`; `state` defines the transfer and its progress; `next_step` compares both sides; `peer` is the
 //! receiving end; `conflict` handles destinations that cannot take the next stream; `holds` maintains what a transfer
-//! leaves in ZFS on the source.
+//! leaves in ZFS on the source; `record` finds out what the destination records of the source.
 
 mod attempt;
 mod conflict;
 mod holds;
 mod next_step;
 mod peer;
+pub(super) mod record;
 pub(super) mod request;
 pub(super) mod state;
 
@@ -292,6 +293,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         status: ResponseStatus,
     ) -> Result<StepOutcome, OrderError> {
         self.progress.count_stream(status);
+        self.begin_recording();
         let slot = match self.slot.take() {
             Some(slot) => slot,
             // The slot is released after each stream, so that other transfers can send while this one lists and records
@@ -325,6 +327,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let status = self.progress.status;
         let common = self.theirs.as_ref().and_then(|theirs| newest_common(&self.ours, theirs));
         let copy = self.theirs.as_ref().and_then(|theirs| theirs.guid);
+        let recorded = self.recorded().await;
         let Self { agent, plan, peer, ours, theirs, .. } = &mut self;
         // A full pool has no room for a bookmark. The holds are released nevertheless, so that pruning can free space.
         // Pruning does not destroy the common snapshot. It merely has no cursor.
@@ -335,7 +338,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             }
         };
         // Both run at the same time, because each waits for a transaction group of its own pool.
-        let (finished, moved) = future::zip(peer.finish(status, common, theirs), moving).await;
+        let (finished, moved) = future::zip(peer.finish(status, common, recorded, theirs), moving).await;
         self.cache_destination(Some(began));
         self.report_destination().await;
         match finished {

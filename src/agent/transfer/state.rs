@@ -10,7 +10,9 @@ use crate::agent::transfer::peer::{Destination, Peer};
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot, Turn};
+use crate::model::{
+    DatasetInventory, DatasetName, Guid, Origin, ResponseStatus, SendFlags, SnapName, Snapshot, SourceRecord, Turn,
+};
 use crate::model::{Place, tags};
 use crate::slave::receive::Purpose;
 use crate::sys::runtime;
@@ -60,6 +62,8 @@ pub(super) struct Transfer<'a, Z> {
     pub(super) turn: Turn,
     /// The slot for the next stream, if there is one already.
     pub(super) slot: Option<QueueSlot>,
+    /// What the destination is to record of the source. It is found out while the first stream is running.
+    pub(super) recording: Option<runtime::JoinHandle<Option<SourceRecord>>>,
 }
 
 /// The progress of a transfer.

@@ -6,29 +6,50 @@ use futures_lite::future;
 
 use crate::host::floor::record_arrivals;
 use crate::model::tags;
-use crate::model::{DatasetInventory, DatasetName, Guid, HostName, SnapName};
-use crate::slave::receive::{Purpose, Receiver};
+use crate::model::{DatasetInventory, DatasetName, Guid, HostName, SnapName, SourceRecord};
+use crate::slave::receive::Receiver;
 use crate::sys::clock;
 use crate::zfs::{Zfs, ZfsError};
 
+/// What is known at the end of a transfer that arrived.
+pub(crate) struct Settled<'a> {
+    /// The host that sent.
+    pub(crate) from: &'a HostName,
+    /// The newest common snapshot.
+    pub(crate) guid: Guid,
+    /// The createtxg of the newest snapshot that was there before. Newer ones have just arrived.
+    pub(crate) known: Option<u64>,
+    /// What the sender says about the source.
+    pub(crate) recorded: Option<SourceRecord>,
+}
+
 impl<Z: Zfs> Receiver<Z> {
-    /// Ends a transfer: moves the hold, and records when the new snapshots arrived, those that are newer than `known`
-    /// (a createtxg), or all without a record. Both run at the same time, because each waits for a transaction group.
+    /// Ends a transfer: moves the hold, and records when the new snapshots arrived and what is known of the source. All
+    /// of that runs at the same time, because each part waits for a transaction group.
     pub(crate) async fn settle(
         &self,
         dataset: &DatasetName,
         inventory: &mut DatasetInventory,
-        from: &HostName,
-        guid: Guid,
-        known: Option<u64>,
+        settled: Settled<'_>,
     ) -> Result<(), ZfsError> {
-        if let Purpose::Restore { snapshot, .. } = self.purpose {
-            return self.complete_restore(dataset, inventory, snapshot).await;
+        if self.purpose.is_restore() {
+            return Ok(());
         }
+        let Settled { from, guid, known, recorded } = settled;
         let as_listed = inventory.clone();
-        let recording = self.record_arrivals(dataset, &as_listed, known);
-        let (moved, ()) = future::zip(self.move_hold(dataset, inventory, from, guid), recording).await;
+        let arrivals = self.record_arrivals(dataset, &as_listed, known);
+        let recording = future::zip(arrivals, self.record_source(dataset, recorded));
+        let (moved, _) = future::zip(self.move_hold(dataset, inventory, from, guid), recording).await;
         moved
+    }
+
+    /// Records the properties of the source on its copy. Without the record, a restore brings back less, so a failure is
+    /// only logged.
+    async fn record_source(&self, dataset: &DatasetName, recorded: Option<SourceRecord>) {
+        let Some(recorded) = recorded else { return };
+        if let Err(error) = self.zfs.set(dataset, tags::PROPERTIES, &recorded.value()).await {
+            log::warn!("{dataset}: cannot record the properties of its source: {error}");
+        }
     }
 
     /// Records when the new snapshots of a dataset arrived. Without a record they stay longer, so a failure is only

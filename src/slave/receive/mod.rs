@@ -30,6 +30,8 @@ use crate::policy::{Denied, Local, LocalDataset};
 use crate::wire::{CloneOf, DestinationInfo, OrderToSlave};
 use crate::zfs::{Depth, Listed, ReceiveSpec, Zfs, ZfsError, ZfsRead};
 
+pub(crate) use holds::Settled;
+
 /// Receives streams on a host.
 pub struct Receiver<Z> {
     pub(crate) zfs: Arc<Z>,

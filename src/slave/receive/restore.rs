@@ -5,16 +5,26 @@
 //! been tried, and the dataset is only treated as if it did not exist.
 //!
 //! Until everything has arrived, the dataset is read-only and excluded from all policies. It has the property
-//! `zsync:restoring`, by which the next attempt recognizes it. At the end, all of that is removed, and what the dataset
-//! inherits is in force again. `canmount` is left alone: it could not be inherited again.
+//! `zsync:restoring`, by which the next attempt recognizes it. At the end, the properties of the lost dataset are set, all
+//! of that is removed, and what the dataset inherits is in force again. `canmount` is not used for it: it could not be
+//! inherited again.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use crate::host::error::OrderError;
 use crate::model::tags::{EXCLUDE, FLAGS, RESTORING};
-use crate::model::{DatasetInventory, DatasetKind, DatasetName, HostName, SendFlags, SetAside, SnapshotId, hint};
+use crate::model::{DatasetInventory, DatasetKind, DatasetName, HostName, SendFlags, SetAside, hint};
+use crate::policy::properties::is_restorable;
 use crate::slave::receive::{IncomingStream, Purpose, Receiver, Surroundings};
-use crate::zfs::{Depth, ReceiveSpec, Zfs, ZfsError};
+use crate::zfs::{Depth, ErrorKind, ReceiveSpec, Zfs, ZfsError};
+
+const READONLY: &str = "readonly";
+
+/// Whether something would be hidden by a filesystem that is mounted in this place.
+fn is_occupied(mountpoint: &Path) -> bool {
+    std::fs::read_dir(mountpoint).is_ok_and(|mut entries| entries.next().is_some())
+}
 
 impl<Z: Zfs> Receiver<Z> {
     /// Checks that a dataset can be restored: it does not exist, or an earlier restore of it has not been completed.
@@ -139,22 +149,56 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(ReceiveSpec { dataset: dataset.clone(), properties, origin: None, overwrite: false, is_unresumable })
     }
 
-    /// Completes a restore if the snapshot that is wanted is the newest one: from now on, the dataset is an ordinary
-    /// one. The mark of the restore is removed last, so that an interrupted completion is repeated.
-    pub(super) async fn complete_restore(
+    /// Completes a restore of which everything has arrived: sets the properties, and from now on, the dataset is an
+    /// ordinary one. The mark of the restore is removed last, so that an interrupted completion is repeated. Returns
+    /// which properties were not set, each with the reason.
+    pub(crate) async fn complete_restore(
         &self,
         dataset: &DatasetName,
-        inventory: &mut DatasetInventory,
-        wanted: SnapshotId,
-    ) -> Result<(), ZfsError> {
-        if inventory.newest().is_none_or(|newest| newest.guid.uuid() != wanted) {
-            return Ok(());
+        properties: &BTreeMap<String, String>,
+    ) -> Result<Vec<String>, ZfsError> {
+        let mut not_set = Vec::new();
+        for (name, value) in properties.iter().filter(|(name, _)| *name != READONLY) {
+            if let Err(why) = self.restore_property(dataset, name, value, properties).await? {
+                not_set.push(format!("{name} was not set: {why}"));
+            }
         }
-        for property in ["readonly", FLAGS, EXCLUDE, RESTORING] {
+        for property in [FLAGS, EXCLUDE] {
             self.zfs.inherit(dataset, property).await?;
         }
-        (inventory.flags, inventory.excluded) = (None, false);
+        match properties.get(READONLY) {
+            Some(value) => self.zfs.set(dataset, READONLY, value).await?,
+            None => self.zfs.inherit(dataset, READONLY).await?,
+        }
+        self.zfs.inherit(dataset, RESTORING).await?;
         log::info!("restored {dataset}");
-        Ok(())
+        not_set.iter().for_each(|what| log::warn!("{dataset}: {what}"));
+        Ok(not_set)
+    }
+
+    /// Sets one property of what is restored. The inner error says why it cannot be set here; an outer one ends the
+    /// attempt.
+    async fn restore_property(
+        &self,
+        dataset: &DatasetName,
+        name: &str,
+        value: &str,
+        all: &BTreeMap<String, String>,
+    ) -> Result<Result<(), String>, ZfsError> {
+        if !is_restorable(name) {
+            return Ok(Err("a restore does not set it".to_owned()));
+        }
+        let is_mounted = all.get("canmount").is_none_or(|value| value == "on");
+        if name == "mountpoint" && is_mounted && is_occupied(Path::new(value)) {
+            let set = hint::word(&format!("mountpoint={value}"));
+            let command = format!("zfs set {set} {}", hint::word(dataset));
+            return Ok(Err(format!("{value} is not an empty folder; to mount it there nevertheless: {command}")));
+        }
+        match self.zfs.set(dataset, name, value).await {
+            Ok(()) => Ok(Ok(())),
+            // What is wrong concerns more than this property. The next attempt continues.
+            Err(error) if error.kind.is_about_pool() || error.kind == ErrorKind::Missing => Err(error),
+            Err(error) => Ok(Err(error.to_string())),
+        }
     }
 }

@@ -4,8 +4,8 @@ use crate::agent::transfer::peer::outcome::{Destination, StepOutcome, StreamToSe
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetName, Guid, HostName, ResponseStatus, Turn, Unchanged};
-use crate::slave::receive::{Receiver, Surroundings, occupied};
+use crate::model::{Counter, DatasetName, Guid, HostName, ResponseStatus, SourceRecord, Turn, Unchanged};
+use crate::slave::receive::{Receiver, Settled, Surroundings, occupied};
 use crate::sys::clock;
 use crate::wire::{DestinationInfo, OrderToSlave};
 use crate::zfs::Zfs;
@@ -132,12 +132,14 @@ impl<Z: Zfs> LocalPeer<Z> {
         &mut self,
         status: ResponseStatus,
         guid: Option<Guid>,
+        recorded: Option<SourceRecord>,
         destination: &mut Destination,
     ) -> Result<(), OrderError> {
         let reservation = self.reservation.take();
         if let (Some(guid), Some(found)) = (guid, destination) {
             let Self { receiver, order, known, .. } = &*self;
-            receiver.settle(&order.dest_dataset, found, &order.source, guid, *known).await?;
+            let settled = Settled { from: &order.source, guid, known: *known, recorded };
+            receiver.settle(&order.dest_dataset, found, settled).await?;
         }
         if matches!(status, ResponseStatus::Full | ResponseStatus::Incremental) {
             self.receiver.after_receive(&self.order).await?;

@@ -13,7 +13,7 @@ use crate::agent::transfer::peer::local::LocalPeer;
 use crate::agent::transfer::peer::remote::{Line, RemotePeer};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, Guid, OrderId, Place, ResponseStatus};
+use crate::model::{Counter, Guid, OrderId, Place, ResponseStatus, SourceRecord};
 use crate::slave::receive::{Receiver, Surroundings};
 use crate::wire::codec::Conn;
 use crate::wire::{DestinationInfo, OrderToSlave, Step};
@@ -124,17 +124,18 @@ impl<'a, Z: Zfs> Peer<'a, Z> {
         }
     }
 
-    /// Ends the conversation after a success: the receiver holds the newest common snapshot, `guid`. `destination` is
-    /// updated where the change is known.
+    /// Ends the conversation after a success: the receiver holds the newest common snapshot, `guid`, and records what is
+    /// `recorded` of the source. `destination` is updated where the change is known.
     pub(crate) async fn finish(
         &mut self,
         status: ResponseStatus,
         guid: Option<Guid>,
+        recorded: Option<SourceRecord>,
         destination: &mut Destination,
     ) -> Result<(), OrderError> {
         match self {
-            Self::Remote(remote) => remote.finish(status, guid).await,
-            Self::Local(local) => local.finish(status, guid, destination).await,
+            Self::Remote(remote) => remote.finish(status, guid, recorded).await,
+            Self::Local(local) => local.finish(status, guid, recorded, destination).await,
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
 use crate::host::throttle::Throttle;
 use crate::model::Place;
-use crate::model::{Counter, DatasetStatus, Guid, OrderId, PeerRole, ResponseStatus};
+use crate::model::{Counter, DatasetStatus, Guid, OrderId, PeerRole, ResponseStatus, SourceRecord};
 use crate::policy::Zstd;
 use crate::slave::receive::IncomingStream;
 use crate::sys::runtime;
@@ -166,14 +166,19 @@ impl<'a> RemotePeer<'a> {
     }
 
     pub(super) async fn leave(&mut self, status: ResponseStatus) {
-        if let Err(error) = self.conn.send(&Step::Finish { status, guid: None }).await {
+        if let Err(error) = self.conn.send(&Step::Finish { status, guid: None, recorded: None }).await {
             log::debug!("{error}");
         }
         self.conn.end().await;
     }
 
-    pub(super) async fn finish(&mut self, status: ResponseStatus, guid: Option<Guid>) -> Result<(), OrderError> {
-        self.conn.send(&Step::Finish { status, guid }).await?;
+    pub(super) async fn finish(
+        &mut self,
+        status: ResponseStatus,
+        guid: Option<Guid>,
+        recorded: Option<SourceRecord>,
+    ) -> Result<(), OrderError> {
+        self.conn.send(&Step::Finish { status, guid, recorded }).await?;
         let response = self.recv_response().await?;
         self.conn.end().await;
         if response.is_success { Ok(()) } else { Err(OrderError::reported(None, response)) }
