@@ -26,7 +26,7 @@ use common::order;
 use common::tls::write_pem;
 use zsync::agent::{Agent, CheckedOrder};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::model::{Action, Counter, DatasetName, Guid, HostListing, PeerRole, SnapName};
+use zsync::model::{Action, Counter, DatasetName, Guid, HostListing, KeyState, PeerRole, SnapName};
 use zsync::server::acceptor::{self, Listening, Security};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -133,6 +133,7 @@ impl ZfsRead for Uninspected {
         properties(dataset: &DatasetName) -> BTreeMap<String, String>;
         arrivals(dataset: &DatasetName) -> BTreeMap<SnapName, String>;
         key_users(root: &DatasetName) -> Vec<DatasetName>;
+        keys(root: &DatasetName) -> BTreeMap<DatasetName, KeyState>;
         size_of_send(spec: &SendSpec) -> Option<u64>;
         size_of_destroy(dataset: &DatasetName, names: &[SnapName]) -> Option<u64>;
         check_version() -> String;
@@ -156,6 +157,7 @@ impl Zfs for Uninspected {
         destroy_clone(clone: &DatasetName) -> ();
         set(dataset: &DatasetName, property: &str, value: &str) -> ();
         inherit(dataset: &DatasetName, property: &str) -> ();
+        inherit_key(dataset: &DatasetName) -> ();
         mount(dataset: &DatasetName) -> ();
         set_arrivals(dataset: &DatasetName, names: &[SnapName], value: &str) -> ();
         send(spec: &SendSpec) -> SendStream;

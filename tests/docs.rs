@@ -405,6 +405,7 @@ fn main_page_has_every_action_and_field_of_an_order() {
         Action::ForgetDestination,
         Action::UndeleteSnapshot,
         Action::RestoreDataset,
+        Action::JoinKeys,
     ] {
         assert!(orders.contains(&format!(".Ss {action}\n")), "zsync.8 lacks {action}");
     }

@@ -257,6 +257,8 @@ scenarios!(
     plan,
     readme,
     restore,
+    restore_host,
+    restore_keys,
     resume,
     selftest,
     space,

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use chrono::Utc;
 use common::fleet::{Fleet, ago};
 use common::{ds, guids, local};
-use zsync::actions::Wanted;
+use zsync::actions::{Lost, Wanted};
 use zsync::agent::Agent;
-use zsync::commands::restore::{RestoreSettings, prepare};
+use zsync::commands::restore::{RestoreSettings, keys, prepare};
 use zsync::model::{Place, ResponseStatus};
 use zsync::sys::runtime;
 use zsync::zfs::fake::{Fake, Fault};
@@ -36,12 +36,16 @@ fn restore(fleet: &Fleet, wanted: Wanted) -> (String, Vec<String>) {
 }
 
 fn restore_with(fleet: &Fleet, wanted: Wanted, with_properties: bool) -> (String, Vec<String>) {
+    restore_lost(fleet, Lost::Tree(wanted), with_properties)
+}
+
+fn restore_lost(fleet: &Fleet, lost: Lost, with_properties: bool) -> (String, Vec<String>) {
     let settings = RestoreSettings {
         config: fleet.path("server.json"),
         local_file: fleet.path("local.json"),
         state: fleet.path("state"),
         host_name: "alpha".parse().unwrap(),
-        wanted,
+        lost,
         with_properties,
     };
     runtime::block_on(async {
@@ -239,7 +243,7 @@ fn copy_is_sent_only_to_its_own_source_and_to_readers() {
             local_file: fleet.path("local.json"),
             state: fleet.path("state"),
             host_name: "gamma".parse().unwrap(),
-            wanted: wanted("gamma:tank/one"),
+            lost: Lost::Tree(wanted("gamma:tank/one")),
             with_properties: true,
         };
         runtime::block_on(async { prepare(&settings, Arc::new(zfs.clone())).await.unwrap().problems().to_vec() })
@@ -389,4 +393,196 @@ fn copy_whose_host_lies_sets_nothing_unseen() {
         assert!(text.contains("alpha:tank/one: its properties were not recorded: set them again\n"), "{text}");
         assert_eq!(properties(&fleet.alpha, "tank/one"), BTreeMap::new());
     }
+}
+
+/// A fleet that has lost two encrypted datasets, one of which used the key of the other, and has restored them.
+fn restored_with_keys() -> Fleet {
+    let fleet = Fleet::new();
+    let policy = std::fs::read_to_string(fleet.path("server.json")).unwrap();
+    let recursive = policy.replace(r#""dataset": "tank/one","#, r#""dataset": "tank/one", "recursive": true,"#);
+    std::fs::write(fleet.path("server.json"), recursive).unwrap();
+    let (one, below) = (ds("tank/one"), ds("tank/one/below"));
+    fleet.alpha.create(&below);
+    fleet.alpha.encrypt(&one);
+    fleet.alpha.encrypt(&below);
+    fleet.alpha.use_key_of(&below, &one);
+    for dataset in ["tank/one", "tank/one/below", "tank/two"] {
+        fleet.take(dataset, 20);
+    }
+    assert!(fleet.pass().is_success());
+    destroy(&fleet.alpha, "tank/one/below");
+    destroy(&fleet.alpha, "tank/one");
+    let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    let hint = "hint: load the keys (zfs load-key -r tank/one), then join them (zsync restore --join-keys \
+                alpha:tank/one)\n";
+    assert!(text.ends_with(hint), "{text}");
+    assert_eq!(properties(&fleet.alpha, "tank/one"), BTreeMap::new());
+    assert_eq!(properties(&fleet.alpha, "tank/one/below"), map(&[("zsync:key_from", "tank/one")]));
+    assert_eq!(fleet.alpha.dataset(&below).unwrap().key_from, None);
+    fleet
+}
+
+/// Joins the keys within alpha:tank/one. Returns what was printed, and what went wrong.
+fn join(fleet: &Fleet, is_dry_run: bool) -> (Vec<String>, Vec<String>) {
+    let settings = RestoreSettings {
+        config: fleet.path("server.json"),
+        local_file: fleet.path("local.json"),
+        state: fleet.path("state"),
+        host_name: "alpha".parse().unwrap(),
+        lost: Lost::Tree(wanted("alpha:tank/one")),
+        with_properties: true,
+    };
+    let (tree, lines) = (place("alpha:tank/one"), RefCell::new(Vec::new()));
+    let tell = |line| lines.borrow_mut().push(line);
+    let joining = keys::join(&settings, &tree, Arc::new(fleet.alpha.clone()), is_dry_run, |_| Ok(()), tell);
+    let problems = runtime::block_on(joining).unwrap();
+    (lines.into_inner(), problems)
+}
+
+#[test]
+fn one_key_opens_a_restored_tree_again() {
+    let fleet = restored_with_keys();
+    let below = ds("tank/one/below");
+    fleet.alpha.set_loaded(&below, false);
+    let (lines, problems) = join(&fleet, false);
+    let locked = "cannot give alpha:tank/one/below the key of tank/one: its own key is not loaded; hint: zfs load-key \
+                  tank/one/below";
+    assert_eq!((lines, problems), (Vec::new(), vec![locked.to_owned()]));
+    fleet.alpha.set_loaded(&below, true);
+    let planned = "alpha:tank/one/below gets the key of tank/one".to_owned();
+    assert_eq!(join(&fleet, true), (vec![planned.clone()], Vec::new()));
+    assert_eq!(fleet.alpha.dataset(&below).unwrap().key_from, None);
+    let done = "alpha:tank/one/below uses the key of tank/one".to_owned();
+    assert_eq!(join(&fleet, false), (vec![planned, done], Vec::new()));
+    assert_eq!(fleet.alpha.dataset(&below).unwrap().key_from, Some(ds("tank/one")));
+    assert_eq!(properties(&fleet.alpha, "tank/one/below"), BTreeMap::new());
+    let (lines, problems) = join(&fleet, false);
+    assert!(lines[0].starts_with("nothing to do: ") && problems.is_empty(), "{lines:?} {problems:?}");
+    // The copies keep the keys that they have, and take the next increments.
+    fleet.take("tank/one", 1);
+    fleet.take("tank/one/below", 1);
+    let report = fleet.pass();
+    assert!(report.is_success(), "{:?}", report.outcomes);
+    for (source, copy) in [("tank/one", "pool/one"), ("tank/one/below", "pool/one/below")] {
+        assert_eq!(guids(&fleet.alpha, source), guids(&fleet.beta, copy));
+        assert_eq!(fleet.beta.dataset(&ds(copy)).unwrap().key_from, None);
+    }
+}
+
+#[test]
+fn keys_are_joined_only_where_a_restore_is_permitted_and_never_on_copies() {
+    let fleet = restored_with_keys();
+    std::fs::write(fleet.path("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
+    let settings = RestoreSettings {
+        config: fleet.path("server.json"),
+        local_file: fleet.path("local.json"),
+        state: fleet.path("state"),
+        host_name: "alpha".parse().unwrap(),
+        lost: Lost::Tree(wanted("alpha:tank/one")),
+        with_properties: true,
+    };
+    let tree = place("alpha:tank/one");
+    let joining = keys::join(&settings, &tree, Arc::new(fleet.alpha.clone()), false, |_| Ok(()), |_| ());
+    let refused = runtime::block_on(joining).unwrap_err().to_string();
+    assert!(refused.contains("does not set \"restore\": true"), "{refused}");
+    std::fs::write(fleet.path("local.json"), r#"{ "local_datasets": [ { "name": "tank", "restore": true } ] }"#)
+        .unwrap();
+    // It has become a copy.
+    let guid = fleet.alpha.dataset(&ds("tank/one/below")).unwrap().guid.unwrap();
+    runtime::block_on(fleet.alpha.set(&ds("tank/one/below"), "zsync:flags", &format!("w {guid}"))).unwrap();
+    let (lines, problems) = join(&fleet, false);
+    assert!(lines[0].starts_with("nothing to do: ") && problems.is_empty(), "{lines:?} {problems:?}");
+}
+
+/// A fleet whose source has lost its pool: both datasets, one of which contains others.
+fn lost_pool() -> Fleet {
+    let fleet = Fleet::new();
+    let policy = std::fs::read_to_string(fleet.path("server.json")).unwrap();
+    let recursive = policy.replace(r#""dataset": "tank/one","#, r#""dataset": "tank/one", "recursive": true,"#);
+    std::fs::write(fleet.path("server.json"), recursive).unwrap();
+    for name in OF_POOL.iter().filter(|name| name.matches('/').count() > 1) {
+        fleet.alpha.create(&ds(name));
+    }
+    for name in OF_POOL {
+        fleet.take(name, 20);
+    }
+    assert!(fleet.pass().is_success());
+    for name in OF_POOL.iter().rev() {
+        destroy(&fleet.alpha, name);
+    }
+    fleet
+}
+
+const OF_POOL: &[&str] = &["tank/one", "tank/one/a", "tank/one/a/deep", "tank/one/b", "tank/two"];
+
+fn restore_host(fleet: &Fleet, host: &str) -> (String, Vec<String>) {
+    restore_lost(fleet, Lost::Host { host: host.parse().unwrap(), at: None }, true)
+}
+
+#[test]
+fn all_datasets_of_a_host_come_back() {
+    let fleet = lost_pool();
+    let (text, problems) = restore_host(&fleet, "alpha");
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    for (source, copy) in [("tank/one/a/deep", "pool/one/a/deep"), ("tank/two", "pool/two")] {
+        assert_eq!(guids(&fleet.alpha, source), guids(&fleet.beta, copy));
+    }
+    let restored: Vec<usize> =
+        OF_POOL.iter().map(|name| text.find(&format!("restored alpha:{name} from")).unwrap()).collect();
+    assert!(restored[0] < restored[1] && restored[1] < restored[2] && restored[0] < restored[3], "{text}");
+    let (text, problems) = restore_host(&fleet, "alpha");
+    assert!(text.ends_with("nothing is missing of alpha\n") && problems.is_empty(), "{text} {problems:?}");
+    OF_POOL.iter().for_each(|name| drop(fleet.take(name, 1)));
+    let report = fleet.pass();
+    assert!(report.is_success(), "{:?}", report.outcomes);
+    let (text, problems) = restore_host(&fleet, "nobody");
+    assert_eq!((text.as_str(), problems.len()), ("", 1));
+    assert!(problems[0].contains("the policy has no datasets of it; hint: "), "{problems:?}");
+}
+
+#[test]
+fn dataset_in_trouble_stops_only_those_below_it() {
+    let fleet = lost_pool();
+    fleet.alpha.disturb_next(
+        "receive -s -u -o readonly=on -o zsync:exclude=on -o zsync:restoring=tank/one/a ",
+        Fault::Killed(700),
+    );
+    let (text, mut problems) = restore_host(&fleet, "alpha");
+    problems.sort();
+    let [failed, below] = &problems[..] else { panic!("{problems:?} {text}") };
+    assert!(failed.starts_with("cannot restore alpha:tank/one/a from"), "{failed}");
+    assert_eq!(below, "did not restore alpha:tank/one/a/deep, because tank/one/a was not restored");
+    assert!(text.contains("restored alpha:tank/one/b from") && text.contains("restored alpha:tank/two from"), "{text}");
+    // The same command restores the rest.
+    let (text, problems) = restore_host(&fleet, "alpha");
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert!(text.contains("alpha:tank/two exists, and has the snapshot"), "{text}");
+    assert!(
+        text.contains("restored alpha:tank/one/a/deep from") && !text.contains("restored alpha:tank/two"),
+        "{text}"
+    );
+}
+
+#[test]
+fn pool_that_exists_is_left_out_and_what_was_below_it_comes_back() {
+    let fleet = Fleet::new();
+    let policy = std::fs::read_to_string(fleet.path("server.json")).unwrap();
+    let from = policy.find(r#""datasets": ["#).unwrap();
+    let entry = r#""datasets": [ { "hostname": "alpha", "dataset": "tank", "recursive": true, "sync": { "prefix": "S",
+        "sync_policy": "asap", "sync_on": "beta", "sync_dataset": "pool/all", "retention": ["all in last year"] } } ] }"#;
+    std::fs::write(fleet.path("server.json"), format!("{}{entry}", &policy[..from])).unwrap();
+    let names = ["tank", "tank/one", "tank/two"];
+    names.iter().for_each(|name| drop(fleet.take(name, 20)));
+    assert!(fleet.pass().is_success());
+    names.iter().rev().for_each(|name| destroy(&fleet.alpha, name));
+    fleet.alpha.create(&ds("tank"));
+    let (text, problems) = restore_host(&fleet, "alpha");
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert!(
+        text.contains("alpha:tank is a pool, which exists, so only what was below it is restored; hint: "),
+        "{text}"
+    );
+    assert_eq!(guids(&fleet.alpha, "tank/two"), guids(&fleet.beta, "pool/all/two"));
+    assert!(fleet.alpha.dataset(&ds("tank")).unwrap().snapshots.is_empty());
 }

@@ -681,7 +681,7 @@ fn copy_whose_key_others_use_takes_no_raw_increment() {
     let (pair, first) = pair_with_raw_copy();
     pair.beta.create(&ds("pool/copy/below"));
     pair.beta.encrypt(&ds("pool/copy/below"));
-    pair.beta.inherit_key(&ds("pool/copy/below"), &ds("pool/copy"));
+    pair.beta.use_key_of(&ds("pool/copy/below"), &ds("pool/copy"));
     let second = pair.take("S_2");
     let response = pair.send(second);
     assert!(!response.is_success);
@@ -694,7 +694,7 @@ fn copy_whose_key_others_use_takes_no_raw_increment() {
 #[test]
 fn copy_with_key_of_another_dataset_takes_no_raw_increment() {
     let (pair, first) = pair_with_raw_copy();
-    pair.beta.inherit_key(&ds("pool/copy"), &ds("pool"));
+    pair.beta.use_key_of(&ds("pool/copy"), &ds("pool"));
     let second = pair.take("S_2");
     let response = pair.send(second);
     assert_eq!((response.is_success, response.status), (false, ResponseStatus::NotEmpty), "{response:?}");

@@ -16,6 +16,20 @@ const MAX_NAMED: usize = 5;
 
 /// What is to be restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A dataset, with everything that was below it.
+    Tree(Wanted),
+    /// All datasets that the policy has of a host.
+    Host {
+        /// The host.
+        host: HostName,
+        /// The newest snapshots taken until then are restored; `None`: the newest of all.
+        at: Option<DateTime<Utc>>,
+    },
+}
+
+/// A tree that is to be restored.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
     /// The dataset that was lost.
     pub source: Place,
@@ -42,6 +56,8 @@ pub struct RestoreStep {
     pub set_aside: Option<SetAside>,
     /// The properties to set on it.
     pub properties: BTreeMap<String, String>,
+    /// The dataset above it whose key it is to use again, as soon as that is possible.
+    pub key_from: Option<DatasetName>,
     /// What the user has to know about it.
     pub notes: Vec<String>,
 }
@@ -76,6 +92,50 @@ struct Copy<'a> {
     found: &'a DatasetInventory,
 }
 
+/// Decides from which copies to restore what was lost. `unseen` are the hosts that could not be listed, each with the
+/// reason.
+#[must_use]
+pub fn restore_lost(
+    policy: &Policy,
+    inventory: &Inventory,
+    unseen: &BTreeMap<HostName, String>,
+    lost: &Lost,
+) -> RestorePlan {
+    let (host, at) = match lost {
+        Lost::Tree(wanted) => return restore(policy, inventory, unseen, wanted),
+        Lost::Host { host, at } => (host, *at),
+    };
+    let of_host = policy.datasets.iter().filter(|entry| entry.hostname == *host).map(|entry| &entry.dataset);
+    let all: BTreeSet<&DatasetName> = of_host.collect();
+    let is_inner = |dataset: &DatasetName| dataset.ancestors().any(|above| all.contains(&above));
+    let mut whole = RestorePlan::default();
+    if all.is_empty() {
+        let hint = "see the hosts of the policy with zsync status";
+        whole.problems.push(hint::join(format!("cannot restore {host}: the policy has no datasets of it"), Some(hint)));
+    }
+    for root in all.iter().filter(|dataset| !is_inner(dataset)) {
+        let source = place(host, root);
+        let wanted = Wanted { to: source.clone(), source, from: None, at, set_aside: None };
+        let plan = restore_tree(policy, inventory, unseen, &wanted, PoolInTheWay::LeftOut);
+        whole.steps.extend(plan.steps);
+        whole.present.extend(plan.present);
+        whole.left_out.extend(plan.left_out);
+        // What could not be listed concerns all of them.
+        let new = plan.problems.into_iter().filter(|problem| !whole.problems.contains(problem));
+        whole.problems.extend(new.collect::<Vec<_>>());
+    }
+    whole
+}
+
+/// What happens to the dataset of a pool that exists and is to be restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PoolInTheWay {
+    /// It prevents the restore.
+    Refused,
+    /// It is left out, and everything below it is restored.
+    LeftOut,
+}
+
 /// Decides from which copies to restore what is wanted. `unseen` are the hosts that could not be listed, each with the
 /// reason.
 #[must_use]
@@ -84,6 +144,16 @@ pub fn restore(
     inventory: &Inventory,
     unseen: &BTreeMap<HostName, String>,
     wanted: &Wanted,
+) -> RestorePlan {
+    restore_tree(policy, inventory, unseen, wanted, PoolInTheWay::Refused)
+}
+
+fn restore_tree(
+    policy: &Policy,
+    inventory: &Inventory,
+    unseen: &BTreeMap<HostName, String>,
+    wanted: &Wanted,
+    pool: PoolInTheWay,
 ) -> RestorePlan {
     let mut plan = RestorePlan::default();
     let index = PolicyIndex::new(policy);
@@ -127,7 +197,15 @@ pub fn restore(
                 ));
                 blocked.insert(to.dataset);
             }
-            Outcome::Later(why) | Outcome::Impossible(why) => {
+            Outcome::InTheWay(_) if pool == PoolInTheWay::LeftOut && to.dataset.parent().is_none() => {
+                plan.left_out.push(format!(
+                    "{to} is a pool, which exists, so only what was below it is restored; hint: to get the files of the \
+                     pool's own dataset, restore that under another name, as in zsync restore {} --as {}",
+                    hint::word(&to),
+                    hint::word(&to.dataset.restored_name())
+                ));
+            }
+            Outcome::Later(why) | Outcome::InTheWay(why) | Outcome::Impossible(why) => {
                 plan.problems.push(why);
                 blocked.insert(to.dataset);
             }
@@ -173,6 +251,8 @@ enum Outcome {
     Present(String),
     /// All snapshots of it are newer than what is wanted.
     Later(String),
+    /// A dataset exists in its place.
+    InTheWay(String),
     Impossible(String),
 }
 
@@ -201,7 +281,7 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place, 
                 return Outcome::Present(format!("{to} exists, and has the snapshot {}", snapshot.name));
             }
             Existing::Unfinished => {}
-            Existing::Refused(why) => return Outcome::Impossible(why),
+            Existing::Refused(why) => return Outcome::InTheWay(why),
             Existing::SetAside(aside) if copy.place.host == to.host && copy.place.dataset.is_within(&to.dataset) => {
                 return Outcome::Impossible(format!(
                     "cannot restore {to}: {} is below it, and would be renamed to a name below {}; hint: restore it \
@@ -236,7 +316,15 @@ fn step(wanted: &Wanted, inventory: &Inventory, copies: &[Copy<'_>], to: Place, 
         notes.push("it is encrypted: to use it, load its key (zfs load-key)".to_owned());
     }
     let snapshot = Restorable { name: snapshot.name.clone(), guid: snapshot.guid, creation: snapshot.creation };
-    Outcome::Step(RestoreStep { to, from: copy.place.clone(), snapshot, set_aside, properties: BTreeMap::new(), notes })
+    Outcome::Step(RestoreStep {
+        to,
+        from: copy.place.clone(),
+        snapshot,
+        set_aside,
+        properties: BTreeMap::new(),
+        key_from: None,
+        notes,
+    })
 }
 
 /// What a restore does about a dataset that exists in the place of the one that is restored.

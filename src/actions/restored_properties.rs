@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::model::{SourceRecord, some_of};
+use crate::model::{DatasetName, Place, SourceRecord, some_of};
 use crate::policy::properties::{is_about_place, is_dangerous, is_restorable};
 
 /// How many properties a note names at most. Fewer are dangerous, so that all of these are shown.
@@ -44,6 +44,16 @@ pub fn restored_properties(recorded: Option<&SourceRecord>, is_in_place: bool) -
     note("not set, because zsync does not know it", unknown.into_iter().map(shown).collect());
     note("not recorded, because the value was too long", recorded.left_out.clone());
     RestoredProperties { set, notes }
+}
+
+/// The dataset whose key a restored dataset is to use again; `None` if the lost one had a key of its own, or if the
+/// restore has no dataset in the place of the one whose key it used. `elsewhere` is the uppermost dataset that is
+/// restored, unless that is done in place.
+#[must_use]
+pub fn restored_key(recorded: &SourceRecord, dataset: &Place, elsewhere: Option<&Place>) -> Option<DatasetName> {
+    let levels = recorded.key_levels()?;
+    let above = dataset.dataset.ancestors().nth(levels.checked_sub(1)?)?;
+    elsewhere.is_none_or(|root| above.is_within(&root.dataset)).then_some(above)
 }
 
 /// A property with its value. A value that a terminal could misread is escaped.
@@ -101,6 +111,23 @@ mod tests {
         let [unknown, long] = &restored.notes[..] else { panic!("{restored:?}") };
         assert!(unknown.ends_with(": keylocation=file:///etc/shadow, newprop=on, volsize=1G"), "{unknown}");
         assert!(long.ends_with(": com.example:long"), "{long}");
+    }
+
+    #[test]
+    fn key_is_that_of_the_dataset_as_many_levels_above() {
+        let place = |dataset: &str| Place { host: "alpha".parse().unwrap(), dataset: dataset.parse().unwrap() };
+        let key_from = Some("tank/a".parse().unwrap());
+        let recorded = SourceRecord { source: Some(place("tank/a/b/c")), key_from, ..record(&[]) };
+        for (dataset, elsewhere, expected) in [
+            ("tank/a/b/c", None, Some("tank/a")),
+            ("usb/x/b/c", Some("usb/x"), Some("usb/x")),
+            ("usb/x/c", Some("usb/x/c"), None),
+            ("usb/c", Some("usb/c"), None),
+        ] {
+            let key = restored_key(&recorded, &place(dataset), elsewhere.map(place).as_ref());
+            assert_eq!(key.as_ref().map(DatasetName::as_str), expected, "{dataset}");
+        }
+        assert_eq!(restored_key(&record(&[]), &place("tank/a/b"), None), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use parking_lot::Mutex;
 
 use crate::catalog::Change;
-use crate::model::{Counter, DatasetName, HostName, Marks, ResponseStatus, SourceRecord};
+use crate::model::{Counter, DatasetName, HostName, KeyJoin, Marks, ResponseStatus, SourceRecord};
 use crate::sys::{clock, runtime};
 use crate::wire::Facts;
 
@@ -23,11 +23,13 @@ pub(crate) struct Success {
     pub(crate) datasets: Option<u64>,
     /// For an estimate of a restore, what the copy has recorded of its source.
     pub(crate) recorded: Option<SourceRecord>,
+    /// For an order to join keys, the datasets whose keys are joined.
+    pub(crate) joins: Vec<KeyJoin>,
 }
 
 impl Success {
     pub(crate) fn new(status: ResponseStatus, remark: impl Into<String>) -> Self {
-        Self { status, remark: remark.into(), estimate: None, datasets: None, recorded: None }
+        Self { status, remark: remark.into(), estimate: None, datasets: None, recorded: None, joins: Vec::new() }
     }
 }
 

@@ -29,8 +29,9 @@ impl<Z: Zfs> Agent<Z> {
         };
         let clock = matches!(order.request, Request::List(_)).then(clock::now);
         let mut response = match result {
-            Ok(Success { status, remark, estimate, datasets, recorded }) => {
-                Response { estimate, datasets, clock, recorded, ..Response::success(order.id, status, remark) }
+            Ok(Success { status, remark, estimate, datasets, recorded, joins }) => {
+                let recorded = recorded.map(Box::new);
+                Response { estimate, datasets, clock, recorded, joins, ..Response::success(order.id, status, remark) }
             }
             Err(error) => error.response(order.id),
         };
@@ -106,6 +107,7 @@ impl<Z: Zfs> Agent<Z> {
             Request::Forget(request) => self.forget(request, context).await,
             Request::Undelete(request) => self.undelete(request, context).await,
             Request::Restore(request) => self.restore(order.id, request, kept, context).await,
+            Request::JoinKeys(request) => self.join_keys(request, context).await,
         }
     }
 
@@ -118,7 +120,11 @@ impl<Z: Zfs> Agent<Z> {
             }
             Request::Send(send) => send.dataset.iter().for_each(|dataset| context.record_changed(dataset)),
             Request::Restore(restore) => context.record_changed(&restore.to),
-            Request::Take(_) | Request::Destroy(_) | Request::Forget(_) | Request::Undelete(_) => {}
+            Request::Take(_)
+            | Request::Destroy(_)
+            | Request::Forget(_)
+            | Request::Undelete(_)
+            | Request::JoinKeys(_) => {}
         }
         let LocalChanges { mut datasets, marks } = context.take_changes();
         datasets.retain(|dataset| self.local.permission_to_list(dataset).is_ok());

@@ -16,6 +16,7 @@ mod destroy;
 mod estimate;
 mod execute;
 mod forget;
+mod join_keys;
 mod journal;
 mod list;
 pub mod request;

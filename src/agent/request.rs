@@ -57,6 +57,8 @@ pub enum Request {
     Undelete(UndeleteRequest),
     /// Bring a copy back.
     Restore(Box<RestoreRequest>),
+    /// Have restored datasets use the keys that the lost ones used.
+    JoinKeys(JoinKeysRequest),
 }
 
 /// A request to take one snapshot of several datasets at once.
@@ -112,6 +114,19 @@ pub struct RestoreRequest {
     pub(crate) set_aside: Option<SetAside>,
     /// The properties that are set on what is restored.
     pub(crate) properties: BTreeMap<String, String>,
+    /// The dataset above it whose key the lost dataset used.
+    pub(crate) key_from: Option<DatasetName>,
+}
+
+/// A request to have restored datasets use the keys that the lost ones used.
+#[derive(Clone, Debug)]
+pub struct JoinKeysRequest {
+    /// They are within this dataset.
+    pub(crate) root: DatasetName,
+    /// Those whose keys are joined.
+    pub(crate) datasets: Vec<DatasetName>,
+    /// Only say which ones could be.
+    pub(crate) read_only: bool,
 }
 
 impl SendRequest {
@@ -211,6 +226,7 @@ impl Request {
             Self::Forget(_) => Action::ForgetDestination,
             Self::Undelete(_) => Action::UndeleteSnapshot,
             Self::Restore(_) => Action::RestoreDataset,
+            Self::JoinKeys(_) => Action::JoinKeys,
         }
     }
 
@@ -225,7 +241,8 @@ impl Request {
             | Self::EstimateSend(_)
             | Self::EstimateDestroy(_)
             | Self::Undelete(_)
-            | Self::Restore(_) => false,
+            | Self::Restore(_)
+            | Self::JoinKeys(_) => false,
         }
     }
 
@@ -292,6 +309,10 @@ impl TryFrom<DirectorsOrder> for Request {
                 destroy(order).map(|named| Self::Undelete(UndeleteRequest { snapshots: named.snapshots }))
             }
             Action::RestoreDataset => restore(order).map(Box::new).map(Self::Restore),
+            Action::JoinKeys => {
+                let root = field("DestDataset", &order.dest_dataset)?;
+                Ok(Self::JoinKeys(JoinKeysRequest { root, datasets: order.datasets, read_only: order.read_only }))
+            }
         }
     }
 }
@@ -335,10 +356,14 @@ fn only_snapshot(order: &DirectorsOrder) -> Result<SnapshotId, OrderError> {
 
 fn restore(order: DirectorsOrder) -> Result<RestoreRequest, OrderError> {
     let snapshot = only_snapshot(&order)?;
-    let (name, to) = (field("SnapshotName", &order.snapshot_name)?, field("DestDataset", &order.dest_dataset)?);
-    let RestoreFrom { host, dataset, address, set_aside, properties } =
+    let name = field("SnapshotName", &order.snapshot_name)?;
+    let to: DatasetName = field("DestDataset", &order.dest_dataset)?;
+    let RestoreFrom { host, dataset, address, set_aside, properties, key_from } =
         order.restore.ok_or_else(|| OrderError::refused("Restore: it must name the copy"))?;
-    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to, set_aside, properties })
+    if let Some(other) = key_from.as_ref().filter(|root| !to.ancestors().any(|above| above == **root)) {
+        return Err(OrderError::refused(format!("KeyFrom: {to} is not below {other}")));
+    }
+    Ok(RestoreRequest { from: Place { host, dataset }, address, snapshot, name, to, set_aside, properties, key_from })
 }
 
 fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
@@ -430,7 +455,8 @@ impl From<&DirectorsOrder> for OrderKey {
                 | Action::DestroySnapshot
                 | Action::ForgetDestination
                 | Action::UndeleteSnapshot
-                | Action::RestoreDataset => true,
+                | Action::RestoreDataset
+                | Action::JoinKeys => true,
                 Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => false,
             },
         }

@@ -36,6 +36,9 @@ impl<Z: Zfs> Agent<Z> {
     ) -> Result<Success, OrderError> {
         let RestoreRequest { from, to, snapshot, set_aside, .. } = request;
         self.local.permission_to_restore(to)?;
+        if self.is_restored(request).await? {
+            return Ok(Success::new(ResponseStatus::NothingToDo, ""));
+        }
         // Nothing is sent from a dataset while it is renamed.
         let _renaming = match set_aside {
             Some(_) => Some(self.locks.claim(to).ok_or_else(|| OrderError::busy(format!("{to} is being sent")))?),
@@ -67,7 +70,8 @@ impl<Z: Zfs> Agent<Z> {
                 format!("cannot restore {to} to {}: an earlier restore has brought newer snapshots", request.name);
             return Err(OrderError::refused(reason).with_hint("restore it under another name (--as)"));
         }
-        let not_set = self.receiver_for(request).complete_restore(to, &request.properties).await?;
+        let not_set =
+            self.receiver_for(request).complete_restore(to, &request.properties, request.key_from.as_ref()).await?;
         let mut remarks = vec![done.remark];
         remarks.extend(not_set);
         remarks.extend(aside.map(|aside| format!("what was there is now {aside}")));
@@ -76,6 +80,15 @@ impl<Z: Zfs> Agent<Z> {
         }
         remarks.retain(|remark| !remark.is_empty());
         Ok(Success::new(done.status, remarks.join("; ")))
+    }
+
+    /// Whether an earlier order has restored the dataset, and nobody has changed it since.
+    async fn is_restored(&self, request: &RestoreRequest) -> Result<bool, OrderError> {
+        let RestoreRequest { to, snapshot, set_aside, .. } = request;
+        let Some(found) = self.receiver.list(to).await? else { return Ok(false) };
+        let is_in_the_way = set_aside.as_ref().is_some_and(|aside| found.guid == Some(aside.guid));
+        let is_complete = found.newest().is_some_and(|newest| newest.guid.uuid() == *snapshot);
+        Ok(!is_in_the_way && is_complete && !self.receiver.is_unfinished(to).await?)
     }
 
     /// Mounts what was restored if its properties say so. Returns what somebody has to do to use it.
@@ -119,7 +132,7 @@ impl<Z: Zfs> Agent<Z> {
         receiver: Receiver<Z>,
         context: &OrderContext,
     ) -> Result<Success, OrderError> {
-        let RestoreRequest { from, to, snapshot, name, address, set_aside: _, properties: _ } = request;
+        let RestoreRequest { from, to, snapshot, name, address, set_aside: _, properties: _, key_from: _ } = request;
         let Some(claim) = receiver.locks.claim(to) else { return Err(OrderError::busy(occupied(to))) };
         // So that nothing is sent in vain.
         let (found, surroundings) = receiver.list_around(to).await?;

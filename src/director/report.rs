@@ -174,6 +174,7 @@ pub(crate) fn verb(action: Action) -> &'static str {
         Action::ForgetDestination => "forget",
         Action::UndeleteSnapshot => "undelete",
         Action::RestoreDataset => "restore",
+        Action::JoinKeys => "join keys",
         Action::EstimateSend | Action::EstimateDestroy => "estimate",
     }
 }

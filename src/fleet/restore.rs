@@ -1,11 +1,18 @@
 //! Gives the orders that restore datasets, and asks how large they are.
 
+use std::time::{Duration, Instant};
+
 use crate::actions::RestoreStep;
 use crate::fleet::dispatch::{Dispatcher, blank};
-use crate::model::{Action, Counter, SourceRecord, hint};
+use crate::model::{Action, Counter, DatasetName, KeyJoin, Place, ResponseStatus, SourceRecord, hint};
 use crate::policy::Policy;
+use crate::sys::runtime;
 use crate::wire::{DirectorsOrder, Response, RestoreFrom};
 use crate::zfs::Zfs;
+
+/// For how long to wait for another restore of the same dataset, and how long between two attempts.
+const BUSY_FOR: Duration = Duration::from_secs(3600);
+const BUSY_PAUSE: Duration = Duration::from_secs(2);
 
 fn order(action: Action, policy: &Policy, step: &RestoreStep) -> DirectorsOrder {
     let RestoreStep { to, from, snapshot, .. } = step;
@@ -21,6 +28,7 @@ fn order(action: Action, policy: &Policy, step: &RestoreStep) -> DirectorsOrder 
             address,
             set_aside: step.set_aside.clone(),
             properties: step.properties.clone(),
+            key_from: step.key_from.clone(),
         }),
         retry_for: Some(policy.retry_for.as_secs()),
         ..blank(action)
@@ -44,19 +52,49 @@ pub async fn ask<Z: Zfs>(policy: &Policy, dispatcher: &Dispatcher<Z>, step: &Res
     if !response.is_success {
         return Err(failure(step, &response));
     }
-    Ok(Offer { size: response.estimate, recorded: response.recorded.map(SourceRecord::fitting) })
+    Ok(Offer { size: response.estimate, recorded: response.recorded.map(|recorded| recorded.fitting()) })
 }
 
-/// Has the target's host restore one dataset. Returns the host's answer, or what went wrong.
+/// Has the target's host restore one dataset. Returns the host's answer, or what went wrong. If another restore of the
+/// dataset is still running, as after the command for it was killed, this waits until that one has ended.
 pub async fn restore<Z: Zfs>(
     policy: &Policy,
     dispatcher: &Dispatcher<Z>,
     step: &RestoreStep,
     counter: Counter,
 ) -> Result<Response, String> {
-    let order = order(Action::RestoreDataset, policy, step);
-    let (response, _) = dispatcher.ask(policy, &step.to.host, &order, counter).await;
-    if response.is_success { Ok(response) } else { Err(failure(step, &response)) }
+    let since = Instant::now();
+    loop {
+        let order = order(Action::RestoreDataset, policy, step);
+        let (response, _) = dispatcher.ask(policy, &step.to.host, &order, counter.clone()).await;
+        if response.is_success {
+            return Ok(response);
+        }
+        if response.status != ResponseStatus::Busy || since.elapsed() > BUSY_FOR {
+            return Err(failure(step, &response));
+        }
+        log::info!("waiting for {}: {}", step.to, response.error);
+        runtime::sleep(BUSY_PAUSE).await;
+    }
+}
+
+/// Asks a host which restored datasets within one can use the keys again that the lost ones used, and has it join the
+/// keys of `these`, if any are named.
+pub async fn join_keys<Z: Zfs>(
+    policy: &Policy,
+    dispatcher: &Dispatcher<Z>,
+    tree: &Place,
+    these: Option<Vec<DatasetName>>,
+) -> Result<Vec<KeyJoin>, String> {
+    let read_only = these.is_none();
+    let (dest_dataset, datasets) = (tree.dataset.to_string(), these.unwrap_or_default());
+    let order = DirectorsOrder { dest_dataset, datasets, read_only, ..blank(Action::JoinKeys) };
+    let (response, _) = dispatcher.ask(policy, &tree.host, &order, Counter::default()).await;
+    if response.is_success {
+        return Ok(response.joins);
+    }
+    let error = format!("cannot join the keys of {tree}: {}", response.error);
+    Err(hint::join(error, response.hint.as_deref()))
 }
 
 fn failure(step: &RestoreStep, response: &Response) -> String {

@@ -36,3 +36,25 @@ pub enum KeyConflict {
 fn named(users: &[DatasetName]) -> String {
     users.iter().map(DatasetName::as_str).collect::<Vec<_>>().join(", ")
 }
+
+/// The key of an encrypted dataset, as ZFS lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyState {
+    /// The dataset that has the key: itself, or one above it (`encryptionroot`, zfsprops(7)).
+    pub root: DatasetName,
+    /// Whether the key is loaded.
+    pub is_loaded: bool,
+}
+
+/// A restored dataset that is to use the key of a dataset above it again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct KeyJoin {
+    /// The restored dataset.
+    pub dataset: DatasetName,
+    /// The dataset whose key it is to use.
+    pub root: DatasetName,
+    /// Why that is impossible now; `None` if it is possible, or has been done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}

@@ -30,7 +30,7 @@ pub use inventory::{
     DatasetInventory, DatasetKind, HostInventory, HostListing, Inventory, NotWritten, Origin, Trashed, Unchanged,
     UnlistedPools,
 };
-pub use key::KeyConflict;
+pub use key::{KeyConflict, KeyJoin, KeyState};
 pub use moment::in_utc;
 pub use name::{DatasetName, HostName, NameError, Prefix, SnapName};
 pub use order::{Action, DatasetStatus, OnDivergence, OrderId, ResponseStatus};

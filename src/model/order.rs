@@ -58,6 +58,8 @@ pub enum Action {
     UndeleteSnapshot,
     /// Bring a copy back: receive it into `DestDataset`, which must not exist.
     RestoreDataset,
+    /// Have the restored datasets within `DestDataset` use the keys that the lost ones used.
+    JoinKeys,
 }
 
 impl fmt::Display for Action {
@@ -72,6 +74,7 @@ impl fmt::Display for Action {
             Self::ForgetDestination => "forget_destination",
             Self::UndeleteSnapshot => "undelete_snapshot",
             Self::RestoreDataset => "restore_dataset",
+            Self::JoinKeys => "join_keys",
         })
     }
 }

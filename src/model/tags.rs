@@ -27,6 +27,10 @@ use crate::model::{
 /// The prefix of all names in this module.
 pub const OURS: &str = "zsync:";
 
+/// The property of a restored dataset whose key the lost dataset did not have for itself: the dataset whose key it used.
+/// It is removed when it uses that key again.
+pub const KEY_FROM: &str = "zsync:key_from";
+
 /// The property of a copy that records the flags with which it was sent, and the copy's own guid, which shows whether
 /// the value was inherited.
 pub const FLAGS: &str = "zsync:flags";

@@ -49,6 +49,7 @@ pub struct DirectorsOrder {
     #[serde(default = "default_protocol")]
     pub protocol: u32,
     /// take_snapshot: datasets to take a snapshot of in the same transaction group as `DestDataset`.
+    /// join_keys: the datasets whose keys are to be joined.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub datasets: Vec<DatasetName>,
     /// send_snapshot: the dataset of the snapshot. If it is missing, the agent searches for the snapshot.
@@ -109,7 +110,7 @@ pub struct DirectorsOrder {
     /// kv_resync: list all datasets, even those that are unchanged according to ZFS.
     #[serde(default, rename = "Anew", skip_serializing_if = "std::ops::Not::not")]
     pub from_scratch: bool,
-    /// kv_resync: only answer, and publish nothing in a shared catalog.
+    /// kv_resync: only answer, and publish nothing in a shared catalog. join_keys: only answer.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub read_only: bool,
 }
@@ -154,6 +155,9 @@ pub struct RestoreFrom {
     /// The properties that are set on what is restored.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub properties: BTreeMap<String, String>,
+    /// The dataset above it whose key it is to use again, once that is possible.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_from: Option<DatasetName>,
 }
 
 /// The first line from an agent that restores a dataset to the agent of the host that has the copy. The copy is sent

@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{OrderId, ResponseStatus, SourceRecord, hint};
+use crate::model::{KeyJoin, OrderId, ResponseStatus, SourceRecord, hint};
 use crate::wire::text;
 
 /// The result of an order or a step; zeplic's `ZFSResponseToAgent` (for its agent, `ZFSResponseFromSlave`).
@@ -46,7 +46,10 @@ pub struct Response {
     pub clock: Option<DateTime<Utc>>,
     /// For an estimate of a restore, the properties of the source that the copy has recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recorded: Option<SourceRecord>,
+    pub recorded: Option<Box<SourceRecord>>,
+    /// For join_keys, the datasets whose keys are joined.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "text::joins")]
+    pub joins: Vec<KeyJoin>,
 }
 
 impl Response {
@@ -67,6 +70,7 @@ impl Response {
             datasets: None,
             clock: None,
             recorded: None,
+            joins: Vec::new(),
         }
     }
 
@@ -88,6 +92,7 @@ impl Response {
             datasets: None,
             clock: None,
             recorded: None,
+            joins: Vec::new(),
         }
     }
 

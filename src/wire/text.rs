@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Deserializer};
 
-use crate::model::UnlistedPools;
+use crate::model::{KeyJoin, UnlistedPools};
 
 /// The longest text that is accepted of a peer, in bytes. The rest is cut off.
 pub const LONGEST_TEXT: usize = 4096;
@@ -40,6 +40,12 @@ pub fn safe(text: &str) -> String {
         }
     }
     safe
+}
+
+/// Deserializes what a peer says about keys.
+pub(super) fn joins<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<KeyJoin>, D::Error> {
+    let safe = |join: KeyJoin| KeyJoin { problem: join.problem.as_deref().map(safe), ..join };
+    Ok(Vec::<KeyJoin>::deserialize(from)?.into_iter().map(safe).collect())
 }
 
 /// Deserializes the text of a peer.

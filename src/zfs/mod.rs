@@ -24,7 +24,7 @@ use std::time::Duration;
 use futures_lite::io::{AsyncRead, AsyncWrite};
 
 use crate::model::{
-    Bookmark, Counter, DatasetInventory, DatasetName, Guid, HostListing, SendFlags, SnapName, Snapshot,
+    Bookmark, Counter, DatasetInventory, DatasetName, Guid, HostListing, KeyState, SendFlags, SnapName, Snapshot,
 };
 pub use error::{ErrorKind, ZfsError};
 pub use inspect::{ExpectedStream, Inspect};
@@ -243,6 +243,12 @@ pub trait ZfsRead: Send + Sync + 'static {
     /// Returns the datasets below an encryption root that use its key.
     fn key_users(&self, root: &DatasetName) -> impl Future<Output = Result<Vec<DatasetName>, ZfsError>> + Send;
 
+    /// Returns the keys of the encrypted datasets within a dataset, and above it.
+    fn keys(
+        &self,
+        root: &DatasetName,
+    ) -> impl Future<Output = Result<BTreeMap<DatasetName, KeyState>, ZfsError>> + Send;
+
     /// Estimates the size of a send in bytes; `None` if ZFS cannot. Nothing is sent.
     fn size_of_send(&self, spec: &SendSpec) -> impl Future<Output = Result<Option<u64>, ZfsError>> + Send;
 
@@ -349,6 +355,9 @@ pub trait Zfs: ZfsRead {
 
     /// Makes a dataset inherit a property again, or have its default.
     fn inherit(&self, dataset: &DatasetName, property: &str) -> impl Future<Output = Result<(), ZfsError>> + Send;
+
+    /// Makes a dataset with a key of its own use the key of the dataset above it. Both keys have to be loaded.
+    fn inherit_key(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;
 
     /// Mounts a filesystem where its property `mountpoint` says. A filesystem that is mounted already is no error.
     fn mount(&self, dataset: &DatasetName) -> impl Future<Output = Result<(), ZfsError>> + Send;

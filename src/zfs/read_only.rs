@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::model::{Counter, DatasetName, HostListing, SnapName};
+use crate::model::{Counter, DatasetName, HostListing, KeyState, SnapName};
 use crate::zfs::inspect::{ExpectedStream, Inspect, StreamInspector};
 use crate::zfs::{
     Depth, ErrorKind, Fate, History, Known, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream,
@@ -76,6 +76,10 @@ impl<Z: ZfsRead> ZfsRead for ReadOnly<Z> {
 
     async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
         self.0.key_users(root).await
+    }
+
+    async fn keys(&self, root: &DatasetName) -> Result<BTreeMap<DatasetName, KeyState>, ZfsError> {
+        self.0.keys(root).await
     }
 
     async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
@@ -156,6 +160,10 @@ impl<Z: ZfsRead> Zfs for ReadOnly<Z> {
 
     async fn inherit(&self, _: &DatasetName, _: &str) -> Result<(), ZfsError> {
         Err(refused("inherit"))
+    }
+
+    async fn inherit_key(&self, _: &DatasetName) -> Result<(), ZfsError> {
+        Err(refused("change-key"))
     }
 
     async fn mount(&self, _: &DatasetName) -> Result<(), ZfsError> {

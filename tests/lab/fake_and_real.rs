@@ -203,6 +203,14 @@ impl<Z: Zfs + ByHand> Comparison<Z> {
         self.told("size of destroy, no snapshot", result).await;
         let result = self.zfs.key_users(&none).await;
         self.told("users of a key, no dataset", result).await;
+        let result = self.zfs.keys(&none).await;
+        self.told("keys, no dataset", result).await;
+        let result = self.zfs.keys(&data).await;
+        self.told("keys, not encrypted", result).await;
+        let result = self.zfs.inherit_key(&none).await;
+        self.told("inherit a key, no dataset", result).await;
+        let result = self.zfs.inherit_key(&data).await;
+        self.told("inherit a key, not encrypted", result).await;
         let result = self.zfs.set(&data, "zsync:test", "a b").await;
         self.told("set", result).await;
         let result = self.zfs.set(&none, "zsync:test", "a b").await;

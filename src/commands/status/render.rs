@@ -171,6 +171,7 @@ fn running_row(transfer: &RunningTransfer) -> Vec<String> {
         Action::ForgetDestination => ("forget", String::new()),
         Action::UndeleteSnapshot => ("undelete", String::new()),
         Action::RestoreDataset => ("restore", String::new()),
+        Action::JoinKeys => ("join keys", String::new()),
         Action::KvResync | Action::EstimateSend | Action::EstimateDestroy => ("list", String::new()),
     };
     let to = transfer.to.as_ref().map(|to| format!(" to {}", place(&to.host, Some(&to.dataset)))).unwrap_or_default();

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::host::error::OrderError;
-use crate::model::tags::{EXCLUDE, FLAGS, RESTORING};
+use crate::model::tags::{EXCLUDE, FLAGS, KEY_FROM, RESTORING};
 use crate::model::{DatasetInventory, DatasetKind, DatasetName, HostName, SendFlags, SetAside, hint};
 use crate::policy::properties::is_restorable;
 use crate::slave::receive::{IncomingStream, Purpose, Receiver, Surroundings};
@@ -52,7 +52,7 @@ impl<Z: Zfs> Receiver<Z> {
     }
 
     /// Whether a dataset is what a restore has left that was not completed.
-    async fn is_unfinished(&self, dataset: &DatasetName) -> Result<bool, ZfsError> {
+    pub(crate) async fn is_unfinished(&self, dataset: &DatasetName) -> Result<bool, ZfsError> {
         let properties = self.zfs.properties(dataset).await?;
         Ok(properties.get(RESTORING).is_some_and(|of| of == dataset.as_str()))
     }
@@ -156,8 +156,12 @@ impl<Z: Zfs> Receiver<Z> {
         &self,
         dataset: &DatasetName,
         properties: &BTreeMap<String, String>,
+        key_from: Option<&DatasetName>,
     ) -> Result<Vec<String>, ZfsError> {
         let mut not_set = Vec::new();
+        if let Some(root) = key_from {
+            self.zfs.set(dataset, KEY_FROM, root.as_str()).await?;
+        }
         for (name, value) in properties.iter().filter(|(name, _)| *name != READONLY) {
             if let Err(why) = self.restore_property(dataset, name, value, properties).await? {
                 not_set.push(format!("{name} was not set: {why}"));

@@ -137,6 +137,11 @@ pub(crate) fn inherit(dataset: &DatasetName, property: &str) -> Vec<String> {
     vec!["inherit".to_owned(), property.to_owned(), dataset.to_string()]
 }
 
+/// Makes a dataset use the key of the dataset above it.
+pub(crate) fn inherit_key(dataset: &DatasetName) -> Vec<String> {
+    vec!["change-key".to_owned(), "-i".to_owned(), dataset.to_string()]
+}
+
 /// Mounts a filesystem.
 pub(crate) fn mount(dataset: &DatasetName) -> Vec<String> {
     vec!["mount".to_owned(), dataset.to_string()]

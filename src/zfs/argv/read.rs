@@ -67,6 +67,11 @@ pub(crate) fn list_keys(root: &DatasetName) -> Vec<String> {
     argv
 }
 
+/// Lists datasets with their encryption roots, and whether their keys are loaded.
+pub(crate) fn list_key_states(roots: &[DatasetName], depth: Depth) -> Vec<String> {
+    list_columns(roots, depth, "name,encryptionroot,keystatus")
+}
+
 /// Lists snapshots and bookmarks.
 pub(crate) fn list_snapshots(roots: &[DatasetName], depth: Depth) -> Vec<String> {
     let mut argv = words(&["list", "-Hp", "-t", "snapshot,bookmark", "-o", SNAPSHOT_COLUMNS]);

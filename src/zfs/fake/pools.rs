@@ -6,7 +6,9 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, Origin, SendFlags, SnapName, Snapshot, tags};
+use crate::model::{
+    DatasetInventory, DatasetKind, DatasetName, Guid, KeyState, Origin, SendFlags, SnapName, Snapshot, tags,
+};
 use crate::zfs::fake::fault::Fault;
 use crate::zfs::fake::stream::LONGEST;
 use crate::zfs::fake::token::Token;
@@ -42,6 +44,8 @@ pub(super) struct Pools {
     pub rivals: BTreeSet<DatasetName>,
     /// Datasets of which no snapshot can be taken, each with the words of ZFS.
     pub refused: BTreeMap<DatasetName, String>,
+    /// Encryption roots whose keys are not loaded.
+    pub locked: BTreeSet<DatasetName>,
     pub now: DateTime<Utc>,
     calls: Vec<String>,
     failures: Vec<(String, ZfsError)>,
@@ -192,8 +196,16 @@ impl Fake {
         }
     }
 
-    /// Makes a dataset use the key of a dataset above it (`zfs change-key -i`).
-    pub fn inherit_key(&self, dataset: &DatasetName, root: &DatasetName) {
+    /// Unloads the key of an encryption root (`zfs unload-key`), or loads it.
+    pub fn set_loaded(&self, root: &DatasetName, is_loaded: bool) {
+        match is_loaded {
+            true => self.pools().locked.remove(root),
+            false => self.pools().locked.insert(root.clone()),
+        };
+    }
+
+    /// Makes a dataset use the key of a dataset above it.
+    pub fn use_key_of(&self, dataset: &DatasetName, root: &DatasetName) {
         if let Some(inventory) = self.pools().datasets.get_mut(dataset) {
             inventory.key_from = Some(root.clone());
         }
@@ -301,6 +313,13 @@ impl Pools {
             return Ok(());
         };
         Err(failed(call, format!("cannot create '{new}': {why}")))
+    }
+
+    /// The key of a dataset, if it is encrypted.
+    pub(super) fn key(&self, name: &DatasetName) -> Option<KeyState> {
+        let found = self.datasets.get(name).filter(|found| found.encrypted)?;
+        let root = found.key_from.clone().unwrap_or_else(|| name.clone());
+        Some(KeyState { is_loaded: !self.locked.contains(&root), root })
     }
 
     /// A dataset as `zfs list` shows it.

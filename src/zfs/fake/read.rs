@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::tags::set_holds;
-use crate::model::{DatasetName, HostListing, SnapName};
+use crate::model::{DatasetName, HostListing, KeyState, SnapName};
 use crate::zfs::fake::pools::{Fake, failed};
 use crate::zfs::fake::token::Token;
 use crate::zfs::{Depth, History, Known, Listed, Resumable, SendFrom, SendSpec, ZfsError, ZfsRead, argv};
@@ -122,6 +122,13 @@ impl ZfsRead for Fake {
         pools.dataset("list -o encryptionroot", root)?;
         let users = pools.datasets.iter().filter(|(_, found)| found.key_from.as_ref() == Some(root));
         Ok(users.map(|(name, _)| name.clone()).collect())
+    }
+
+    async fn keys(&self, root: &DatasetName) -> Result<BTreeMap<DatasetName, KeyState>, ZfsError> {
+        let pools = self.pools();
+        pools.dataset("list -o keystatus", root)?;
+        let near = pools.datasets.keys().filter(|name| name.is_within(root) || root.is_within(name));
+        Ok(near.filter_map(|name| Some((name.clone(), pools.key(name)?))).collect())
     }
 
     async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {

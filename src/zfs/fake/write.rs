@@ -304,6 +304,31 @@ impl Zfs for Fake {
         Ok(())
     }
 
+    async fn inherit_key(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        let call = argv::inherit_key(dataset).join(" ");
+        let mut pools = self.call(&call)?;
+        pools.dataset(&call, dataset)?;
+        let wrong = |words: &str| failed(&call, format!("Key change error: {words}"));
+        let own = pools.key(dataset).ok_or_else(|| wrong("Dataset not encrypted."))?;
+        let above = dataset.parent().and_then(|parent| pools.key(&parent));
+        if own.root != *dataset {
+            return Err(wrong("Dataset already inherits its key."));
+        }
+        if !own.is_loaded {
+            return Err(wrong("Key must be loaded."));
+        }
+        let above = above.ok_or_else(|| wrong("Parent must be encrypted."))?;
+        if !above.is_loaded {
+            return Err(wrong("Parent key must be loaded."));
+        }
+        let users = pools
+            .datasets
+            .iter_mut()
+            .filter(|(name, found)| *name == dataset || found.key_from.as_ref() == Some(dataset));
+        users.for_each(|(_, found)| found.key_from = Some(above.root.clone()));
+        Ok(())
+    }
+
     /// The fake mounts nothing.
     async fn mount(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
         let call = argv::mount(dataset).join(" ");

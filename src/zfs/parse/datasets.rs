@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, Origin, SendFlags};
+use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, KeyState, Origin, SendFlags};
 use crate::zfs::parse::lines::{ParseError, columns, lines, number, unsupported_name};
 use crate::zfs::{DatasetColumns, Listed};
 
@@ -80,6 +80,19 @@ pub fn key_users(output: &[u8], root: &DatasetName) -> Result<Vec<DatasetName>, 
         }
     }
     Ok(users)
+}
+
+/// Parses the output of `argv::list_key_states`: the keys of the encrypted datasets.
+pub fn key_states(output: &[u8]) -> Result<BTreeMap<DatasetName, KeyState>, ParseError> {
+    let mut states = BTreeMap::new();
+    for line in lines(output)? {
+        let [name, root, status] = columns(line)?;
+        if root != "-" {
+            let dataset = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
+            states.insert(dataset, KeyState { root: parse_root(line, root)?, is_loaded: status == "available" });
+        }
+    }
+    Ok(states)
 }
 
 /// What a listing states about the user properties of one dataset.

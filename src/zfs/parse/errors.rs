@@ -17,7 +17,7 @@ const RULES: &[(&[&str], ErrorKind)] = &[
     (&["invalid property", "upgraded to set this property", "apply to datasets of this type"], ErrorKind::Property),
     (&["pool must be upgraded", "feature not enabled"], ErrorKind::Feature),
     (&["requires -L"], ErrorKind::LargeBlocks),
-    (&["key must be loaded", "key is not loaded", "key not loaded"], ErrorKind::KeyNotLoaded),
+    (&["ey must be loaded", "key is not loaded", "key not loaded"], ErrorKind::KeyNotLoaded),
     (&["IV set guid mismatch", "raw receive on top of existing unencrypted dataset"], ErrorKind::NotRaw),
     (
         &[

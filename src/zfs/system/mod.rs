@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::model::{Counter, DatasetName, HostListing, SnapName};
+use crate::model::{Counter, DatasetName, HostListing, KeyState, SnapName};
 use crate::zfs::argv::ScriptedChange;
 use crate::zfs::inspect::{ExpectedStream, Inspect, StreamInspector};
 use crate::zfs::pipe::widen;
@@ -163,6 +163,16 @@ impl ZfsRead for System {
 
     async fn key_users(&self, root: &DatasetName) -> Result<Vec<DatasetName>, ZfsError> {
         self.runner.query(&argv::list_keys(root), |output| parse::key_users(output, root)).await
+    }
+
+    async fn keys(&self, root: &DatasetName) -> Result<BTreeMap<DatasetName, KeyState>, ZfsError> {
+        let within = argv::list_key_states(std::slice::from_ref(root), Depth::Recursive);
+        let mut states = self.runner.query(&within, parse::key_states).await?;
+        let above: Vec<DatasetName> = root.ancestors().collect();
+        if !above.is_empty() {
+            states.extend(self.runner.query(&argv::list_key_states(&above, Depth::Only), parse::key_states).await?);
+        }
+        Ok(states)
     }
 
     async fn size_of_send(&self, spec: &SendSpec) -> Result<Option<u64>, ZfsError> {
@@ -370,6 +380,10 @@ impl Zfs for System {
 
     async fn inherit(&self, dataset: &DatasetName, property: &str) -> Result<(), ZfsError> {
         self.runner.run(&argv::inherit(dataset, property)).await.map(drop)
+    }
+
+    async fn inherit_key(&self, dataset: &DatasetName) -> Result<(), ZfsError> {
+        self.runner.run(&argv::inherit_key(dataset)).await.map(drop)
     }
 
     async fn mount(&self, dataset: &DatasetName) -> Result<(), ZfsError> {

@@ -1,32 +1,41 @@
-//! `zsync restore`: brings datasets back from their copies.
+//! `zsync restore`: brings datasets back from their copies, and joins their encryption keys again.
 
-use std::collections::BTreeSet;
-use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+pub mod keys;
+mod settings;
+mod side_by_side;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::anyhow;
 use chrono::{DateTime, Utc};
 use clap::Args;
+use futures_lite::future;
 
-use crate::actions::{RestorePlan, RestoreStep, RestoredProperties, Wanted, restore, restored_properties};
+use crate::actions::{
+    Lost, RestorePlan, RestoreStep, RestoredProperties, Wanted, restore_lost, restored_key, restored_properties,
+};
 use crate::catalog::open;
 use crate::cli::args::{CommonArgs, PolicyArgs, StateArgs, moment, place};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::cli::settings::host_name_of;
-use crate::config;
+use crate::commands::restore::settings::{confirm, connect};
 use crate::director::bars;
-use crate::director::connect::{OwnHost, dispatcher, load_tls, with_services};
 use crate::fleet::Dispatcher;
 use crate::fleet::known::{self, Asked};
-use crate::fleet::restore::{self as orders, Offer};
-use crate::model::{Counter, DatasetName, HostName, Place};
+use crate::fleet::restore as orders;
+use crate::model::{Counter, DatasetName, HostName, Place, SourceRecord};
 use crate::policy::Policy;
+use crate::sys::runtime::channel;
 use crate::sys::{clock, runtime};
 use crate::zfs::Zfs;
 use crate::zfs::system::System;
+
+pub use settings::RestoreSettings;
+
+/// How many copies are asked at a time what they would send.
+const CONCURRENT_QUESTIONS: usize = 8;
 
 /// Arguments of `zsync restore`.
 #[derive(Args, Debug)]
@@ -37,8 +46,11 @@ use crate::zfs::system::System;
 )]
 pub struct RestoreArgs {
     /// The dataset that was lost; everything that was below it is restored as well
-    #[arg(value_name = "HOST:DATASET", value_parser = place)]
-    pub source: Place,
+    #[arg(value_name = "HOST:DATASET", value_parser = place, required_unless_present = "host")]
+    pub source: Option<Place>,
+    /// Restore all datasets that the policy has of this host
+    #[arg(long, value_name = "HOST", conflicts_with_all = ["source", "name", "to", "from", "set_aside", "join_keys"])]
+    pub host: Option<HostName>,
     /// Restore it under this name on the same host
     #[arg(long = "as", value_name = "DATASET", conflicts_with = "to")]
     pub name: Option<DatasetName>,
@@ -57,6 +69,9 @@ pub struct RestoreArgs {
     /// Do not set the properties that were set on the lost dataset
     #[arg(long)]
     pub no_properties: bool,
+    /// Restore nothing; have the restored datasets within this one use the same encryption keys as before
+    #[arg(long, conflicts_with_all = ["name", "to", "from", "at", "set_aside", "no_properties"])]
+    pub join_keys: bool,
     /// Only show what would be restored, and from where
     #[arg(long, conflicts_with = "yes")]
     pub dry_run: bool,
@@ -74,23 +89,6 @@ pub struct RestoreArgs {
     pub common: CommonArgs,
 }
 
-/// The settings of `zsync restore`.
-#[derive(Clone, Debug)]
-pub struct RestoreSettings {
-    /// The path of `server.json`.
-    pub config: PathBuf,
-    /// The path of `local.json`, for this host's own agent.
-    pub local_file: PathBuf,
-    /// The folder for state that must survive restarts.
-    pub state: PathBuf,
-    /// This host's name in the policy.
-    pub host_name: HostName,
-    /// What is restored.
-    pub wanted: Wanted,
-    /// Whether the properties of the lost dataset are set again.
-    pub with_properties: bool,
-}
-
 /// A decided restore, with the connections to the hosts.
 pub struct Prepared<Z> {
     policy: Arc<Policy>,
@@ -98,25 +96,35 @@ pub struct Prepared<Z> {
     plan: RestorePlan,
     /// The size of each step, if it is known.
     sizes: Vec<Option<u64>>,
-    source: Place,
+    lost: Lost,
 }
 
 /// Shows what would be restored, and restores it.
 pub fn run(args: RestoreArgs) -> Result<(), Error> {
     let zfs = Arc::new(System::new(&args.common.zfs));
     let host_name = host_name_of(&args.common)?;
-    let RestoreArgs { source, name, to, from, at, set_aside, no_properties, dry_run, yes, .. } = args;
+    let RestoreArgs { source, host, name, to, from, at, set_aside, no_properties, join_keys, dry_run, yes, .. } = args;
     let set_aside = set_aside.then(clock::now);
-    let beside = name.map(|dataset| Place { host: source.host.clone(), dataset });
-    let to = to.or(beside).unwrap_or_else(|| source.clone());
+    let lost = match (source, host) {
+        (Some(source), _) => {
+            let beside = name.map(|dataset| Place { host: source.host.clone(), dataset });
+            let to = to.or(beside).unwrap_or_else(|| source.clone());
+            Lost::Tree(Wanted { source, to, from, at, set_aside })
+        }
+        (None, Some(host)) => Lost::Host { host, at },
+        (None, None) => return Err(Error::unable(anyhow!("nothing to restore was named"))),
+    };
     let settings = RestoreSettings {
         config: args.policy.config,
         local_file: args.common.local,
         state: args.state.state,
         host_name,
-        wanted: Wanted { source, to, from, at, set_aside },
+        lost,
         with_properties: !no_properties,
     };
+    if let (true, Lost::Tree(Wanted { source, .. })) = (join_keys, &settings.lost) {
+        return keys::run(&settings, source, zfs, dry_run, yes);
+    }
     runtime::block_on(async {
         let prepared = prepare(&settings, zfs).await.map_err(Error::unable)?;
         prepared.plan.problems.iter().for_each(report::print_error);
@@ -126,7 +134,7 @@ pub fn run(args: RestoreArgs) -> Result<(), Error> {
             return if is_possible { Ok(()) } else { Err(Error::reported()) };
         }
         if !yes {
-            confirm(prepared.plan.steps.len()).map_err(Error::unable)?;
+            confirm("Restore", prepared.plan.steps.len()).map_err(Error::unable)?;
         }
         let problems = prepared.restore(|line| report::print(&format!("{line}\n"))).await;
         problems.iter().for_each(report::print_error);
@@ -134,57 +142,54 @@ pub fn run(args: RestoreArgs) -> Result<(), Error> {
     })
 }
 
-/// Asks the user whether to begin.
-fn confirm(count: usize) -> anyhow::Result<()> {
-    if !io::stdin().is_terminal() {
-        bail!("nothing was restored: there is nobody to confirm it; hint: pass --yes, or --dry-run to only look");
-    }
-    let what = if count == 1 { "this dataset".to_owned() } else { format!("these {count} datasets") };
-    write!(io::stderr(), "Restore {what}? [y/N] ")?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
-    match answer.trim() {
-        "y" | "Y" | "yes" => Ok(()),
-        _ => Err(anyhow!("nothing was restored")),
-    }
-}
-
 /// Asks the hosts what they have, and decides what to restore. Nothing is changed.
 pub async fn prepare<Z: Zfs>(settings: &RestoreSettings, zfs: Arc<Z>) -> anyhow::Result<Prepared<Z>> {
-    let policy = Arc::new(config::load_policy(&settings.config)?);
-    let own = OwnHost { name: &settings.host_name, local: &settings.local_file, state: Some(&settings.state) };
-    let agents = Arc::new(dispatcher(own, &policy, load_tls(&policy)?, zfs).await);
-    let (policy, services) = with_services(policy, &agents).await?;
+    let (policy, agents, absent) = connect(settings, zfs).await?;
     // A user waits for the answers. Transfers are retried for as long as the policy says.
     let impatient = Arc::new(Policy { retry_for: Duration::ZERO, ..(*policy).clone() });
     let remembered = open::inventory(&policy.catalog).await?;
     let asked = Counter::default();
-    let asking = known::from_hosts(&impatient, &agents, remembered, services.absent, &asked);
+    let asking = known::from_hosts(&impatient, &agents, remembered, absent, &asked);
     let Asked { inventory, obstacles } = bars::counted("hosts asked", &asked, asking).await;
-    let mut plan = restore(&policy, &inventory, &obstacles.unseen, &settings.wanted);
-    let (mut steps, mut sizes) = (Vec::new(), Vec::new());
-    for step in plan.steps {
-        match orders::ask(&impatient, &agents, &step).await {
+    let mut plan = restore_lost(&policy, &inventory, &obstacles.unseen, &settings.lost);
+    let (steps, asked) = (std::mem::take(&mut plan.steps), Counter::default());
+    asked.expect(steps.len() as u64);
+    let asking = steps.iter().cloned().map(|step| {
+        let (policy, agents, asked) = (Arc::clone(&impatient), Arc::clone(&agents), asked.clone());
+        async move {
+            let offer = orders::ask(&policy, &agents, &step).await;
+            asked.add(1);
+            offer
+        }
+    });
+    let asking = runtime::side_by_side(CONCURRENT_QUESTIONS, asking);
+    let offers = bars::counted("copies asked", &asked, asking).await;
+    let mut sizes = Vec::new();
+    for (step, offer) in steps.into_iter().zip(offers) {
+        match offer {
             Ok(offer) => {
                 sizes.push(offer.size);
-                steps.push(if settings.with_properties {
-                    with_properties(step, &offer, &settings.wanted)
-                } else {
-                    step
-                });
+                plan.steps.push(completed(step, offer.recorded.as_ref(), settings));
             }
             Err(problem) => plan.problems.push(problem),
         }
     }
-    plan.steps = steps;
-    Ok(Prepared { policy, agents, plan, sizes, source: settings.wanted.source.clone() })
+    Ok(Prepared { policy, agents, plan, sizes, lost: settings.lost.clone() })
 }
 
-/// Adds to a step the properties that are set on what it restores.
-fn with_properties(mut step: RestoreStep, offer: &Offer, wanted: &Wanted) -> RestoreStep {
-    let RestoredProperties { set, notes } = restored_properties(offer.recorded.as_ref(), wanted.to == wanted.source);
-    step.properties = set;
-    step.notes.extend(notes);
+/// Adds to a step what is set on what it restores.
+fn completed(mut step: RestoreStep, recorded: Option<&SourceRecord>, settings: &RestoreSettings) -> RestoreStep {
+    let elsewhere = match &settings.lost {
+        Lost::Tree(Wanted { source, to, .. }) => Some(to).filter(|to| *to != source),
+        Lost::Host { .. } => None,
+    };
+    let is_in_place = elsewhere.is_none();
+    step.key_from = recorded.and_then(|recorded| restored_key(recorded, &step.to, elsewhere));
+    if settings.with_properties {
+        let RestoredProperties { set, notes } = restored_properties(recorded, is_in_place);
+        step.properties = set;
+        step.notes.extend(notes);
+    }
     step
 }
 
@@ -209,11 +214,13 @@ impl<Z: Zfs> Prepared<Z> {
         text.extend(notes);
         text.extend(self.plan.present.iter().chain(&self.plan.left_out).map(|line| format!("{line}\n")));
         if self.plan.steps.is_empty() && !self.plan.present.is_empty() {
-            text.push_str(&format!(
-                "nothing is missing of {}; hint: to get what was changed or deleted since, restore it under another \
-                 name (--as), and copy from there\n",
-                self.source
-            ));
+            text.push_str(&match &self.lost {
+                Lost::Tree(Wanted { source, .. }) => format!(
+                    "nothing is missing of {source}; hint: to get what was changed or deleted since, restore it under \
+                     another name (--as), and copy from there\n"
+                ),
+                Lost::Host { host, .. } => format!("nothing is missing of {host}\n"),
+            });
         }
         text
     }
@@ -224,34 +231,17 @@ impl<Z: Zfs> Prepared<Z> {
         &self.plan.problems
     }
 
-    /// Restores one dataset after the other. `tell` gets a line for each. Returns what went wrong.
+    /// Restores the datasets, several at a time, each after the one that contains it. `tell` gets a line for each.
+    /// Returns what went wrong.
     pub async fn restore(&self, tell: impl Fn(String)) -> Vec<String> {
-        let (mut problems, mut failed) = (Vec::new(), BTreeSet::<DatasetName>::new());
-        for (step, size) in self.plan.steps.iter().zip(&self.sizes) {
-            let RestoreStep { to, from, snapshot, .. } = step;
-            if let Some(above) = to.dataset.ancestors().find(|above| failed.contains(above)) {
-                problems.push(format!("did not restore {to}, because {above} was not restored"));
-                failed.insert(to.dataset.clone());
-                continue;
+        let (lines, said) = channel::unbounded();
+        let steps = self.plan.steps.iter().cloned().zip(self.sizes.iter().copied()).collect();
+        let restoring = side_by_side::restore(&self.policy, &self.agents, steps, lines);
+        let telling = async {
+            while let Ok(line) = said.recv().await {
+                tell(line);
             }
-            let counter = Counter::default();
-            counter.expect(size.unwrap_or_default());
-            let label = to.to_string();
-            match bars::transfer(&label, &counter, orders::restore(&self.policy, &self.agents, step, counter.clone()))
-                .await
-            {
-                Ok(response) => {
-                    let remark =
-                        if response.error.is_empty() { String::new() } else { format!(" ({})", response.error) };
-                    let bytes = report::bytes(response.bytes);
-                    tell(format!("restored {to} from {from}@{}, {bytes}{remark}", snapshot.name));
-                }
-                Err(problem) => {
-                    problems.push(problem);
-                    failed.insert(to.dataset.clone());
-                }
-            }
-        }
-        problems
+        };
+        future::zip(restoring, telling).await.0
     }
 }
