@@ -226,6 +226,7 @@ fn scenarios_are_assigned_to_one_machine_each() {
 
 scenarios!(
     on_both: one_host, resume, trees;
+    adopt,
     bad_input,
     behind,
     catalog_writer,

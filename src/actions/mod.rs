@@ -11,6 +11,7 @@
 //!
 //! Nothing here performs I/O or reads a clock.
 
+mod adopt;
 mod common;
 mod delete;
 pub mod divergence;
@@ -39,6 +40,7 @@ pub mod steps;
 mod verdict;
 mod whereabouts;
 
+pub use adopt::{Adopted, MARGIN, adopt};
 pub use common::KnownDataset;
 pub use delete::{DeleteTerms, Peer, Relation, delete};
 pub use durations::Durations;

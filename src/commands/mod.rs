@@ -3,6 +3,7 @@
 //! The roles are implemented in modules of their own ([`director`](crate::director), [`agent`](crate::agent),
 //! [`slave`](crate::slave), [`plan`](crate::plan)); the subcommands only start them.
 
+pub mod adopt;
 pub mod agent;
 pub mod check;
 pub mod clean;
@@ -75,6 +76,8 @@ pub enum Command {
     Undelete(undelete::UndeleteArgs),
     /// Restore datasets from their copies
     Restore(restore::RestoreArgs),
+    /// Print a policy that is inferred from what hosts have, after the director's disk was lost
+    Adopt(adopt::AdoptArgs),
     /// Show where in the fleet each snapshot of a dataset exists
     Snapshots(snapshots::SnapshotsArgs),
     /// Import zeplic's records about snapshots from Consul
@@ -105,6 +108,7 @@ impl Cli {
             Command::Trash(args) => trash::run(args),
             Command::Undelete(args) => undelete::run(args),
             Command::Restore(args) => restore::run(args),
+            Command::Adopt(args) => adopt::run(args),
             Command::Snapshots(args) => snapshots::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
@@ -128,6 +132,7 @@ impl Cli {
             Command::Trash(args) => (Some(&args.common), false),
             Command::Undelete(args) => (Some(&args.common), false),
             Command::Restore(args) => (Some(&args.common), false),
+            Command::Adopt(args) => (Some(&args.common), false),
             Command::Snapshots(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
             Command::Fences(_) | Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),

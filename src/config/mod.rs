@@ -10,6 +10,7 @@ mod bandwidth;
 mod check;
 mod compression;
 mod consul;
+mod draft;
 mod hooks;
 mod json;
 mod local;
@@ -26,6 +27,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+pub use draft::draft;
 pub use local::parse_local;
 pub use problem::{ConfigError, Problem};
 pub use server::{DEFAULT_CATALOG, parse_policy};

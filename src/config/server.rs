@@ -15,10 +15,9 @@ use crate::config::thresholds;
 use crate::config::tls::tls;
 use crate::config::values::{absolute_path, duration, hours, percentage, skip_schema, timezone};
 use crate::model::{DatasetName, HostName, NameError, OnDivergence, Place, Prefix};
-use crate::policy::{AGENT_PORT, Address, SLAVE_PORT};
 use crate::policy::{
-    CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_MAX_DESTROYS, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude, HostAddress,
-    Policy, Schedule, SnapshotPolicy, SyncPolicy, Thresholds, Zone,
+    Address, CatalogConfig, DEFAULT_CATCH_UP, DEFAULT_MAX_DESTROYS, DEFAULT_RETRY_FOR, DatasetPolicy, Exclude,
+    HostAddress, Policy, Schedule, SnapshotPolicy, SyncPolicy, Thresholds, Zone,
 };
 
 /// The folder of the embedded catalog, unless the policy names another one.
@@ -130,13 +129,7 @@ fn hosts(node: &Node<'_>) -> Option<BTreeMap<HostName, HostAddress>> {
         let mut read = |key| object.get(key).and_then(|node| peer_address(&node));
         let (address, receive_address) = (read("address"), read("receive_address"));
         object.finish();
-        let host = HostAddress {
-            // The address of the agent is also the address of the host, so it applies to the slave as well.
-            receive_address: receive_address
-                .map(|slave| slave.with_default_port(SLAVE_PORT))
-                .or_else(|| address.as_ref().map(|agent| format!("{}:{SLAVE_PORT}", agent.host()))),
-            address: address.map(|agent| agent.with_default_port(AGENT_PORT)),
-        };
+        let host = HostAddress::new(address.as_ref(), receive_address.as_ref());
         if let Ok(name) = name {
             hosts.insert(name, host);
         }

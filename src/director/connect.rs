@@ -61,8 +61,20 @@ pub async fn dispatcher<Z: Zfs>(
     tls: Option<Arc<Tls>>,
     zfs: Arc<Z>,
 ) -> Dispatcher<Z> {
+    let has_own_work = has_own_work(policy, host.name);
+    dispatcher_for(host, has_own_work, policy, tls, zfs).await
+}
+
+/// Sets up a dispatcher, with an agent for this host within the process if there is any work for it.
+pub async fn dispatcher_for<Z: Zfs>(
+    host: OwnHost<'_>,
+    has_own_work: bool,
+    policy: &Policy,
+    tls: Option<Arc<Tls>>,
+    zfs: Arc<Z>,
+) -> Dispatcher<Z> {
     let here = host.name;
-    let own = if has_own_work(policy, here) {
+    let own = if has_own_work {
         own_agent(host, policy, zfs).await.map(Arc::new).map_err(|error| format!("{error:#}"))
     } else {
         Err(format!("this process carries out no orders on {here}"))

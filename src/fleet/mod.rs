@@ -22,6 +22,6 @@ mod touched;
 pub mod trash;
 
 pub use dispatch::{Dispatcher, fitting, wire_order};
-pub use poll::{ask_all, ask_as_in_a_pass};
+pub use poll::{ask_all, ask_as_in_a_pass, ask_these};
 pub use state::FleetState;
 pub use touched::Moment;

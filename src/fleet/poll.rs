@@ -339,6 +339,18 @@ pub async fn ask_as_in_a_pass<Z: Zfs>(
     ask_hosts(policy, dispatcher, hosts, LIST_TIMEOUT, asked).await
 }
 
+/// Lists these hosts as a pass would, without storing anything, whether or not the policy names them. `asked` counts the
+/// answers.
+pub async fn ask_these<Z: Zfs>(
+    policy: &Arc<Policy>,
+    dispatcher: &Arc<Dispatcher<Z>>,
+    hosts: impl Iterator<Item = HostName>,
+    asked: &Counter,
+) -> Vec<(HostName, Answer)> {
+    let answers = ask_hosts(policy, dispatcher, hosts, LIST_TIMEOUT, asked).await;
+    answers.into_iter().map(|(host, answer)| (host, answer.map(|(listing, _)| listing))).collect()
+}
+
 async fn ask_hosts<Z: Zfs>(
     policy: &Arc<Policy>,
     dispatcher: &Arc<Dispatcher<Z>>,

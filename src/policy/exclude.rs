@@ -16,6 +16,11 @@ impl Exclude {
         Self(patterns)
     }
 
+    /// The patterns.
+    pub fn patterns(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(Pattern::as_str)
+    }
+
     /// Whether a name below the dataset (`a/b`) or one of its parents is left out. The dataset itself (an empty name)
     /// is never left out.
     #[must_use]

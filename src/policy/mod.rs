@@ -127,6 +127,19 @@ pub struct HostAddress {
     pub receive_address: Option<String>,
 }
 
+impl HostAddress {
+    /// The addresses of a host, with the default ports. The address of the agent is also the address of the host, so it
+    /// applies to the slave as well, unless the slave has its own.
+    #[must_use]
+    pub fn new(address: Option<&Address>, receive_address: Option<&Address>) -> Self {
+        let of_slave = receive_address.map(|slave| slave.with_default_port(SLAVE_PORT));
+        Self {
+            receive_address: of_slave.or_else(|| address.map(|agent| format!("{}:{SLAVE_PORT}", agent.host()))),
+            address: address.map(|agent| agent.with_default_port(AGENT_PORT)),
+        }
+    }
+}
+
 /// One entry of `datasets`.
 #[derive(Clone, Debug)]
 pub struct DatasetPolicy {

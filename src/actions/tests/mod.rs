@@ -15,6 +15,7 @@
 //! forbids destroying them; `trash=7days` there means that it keeps them in the trash first. With the suffix `*`, a
 //! snapshot has been in the trash since its own time.
 
+mod adopt;
 mod bad_input;
 mod brakes;
 mod health;
