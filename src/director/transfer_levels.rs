@@ -68,7 +68,9 @@ pub(crate) fn transfer_levels(
         levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(chain);
     }
     for level in levels.values_mut() {
-        level.sort_by_cached_key(|chain| chain.iter().map(&turn).min());
+        // One destination may be in greater need than another of the same dataset.
+        level.iter_mut().for_each(|chain| chain.sort_by_cached_key(&turn));
+        level.sort_by_cached_key(|chain| chain.first().map(&turn));
     }
     levels.into_values().collect()
 }

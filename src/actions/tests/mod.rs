@@ -18,6 +18,7 @@
 mod adopt;
 mod bad_input;
 mod brakes;
+mod forecasts;
 mod health;
 mod leftovers;
 mod neighbours;
