@@ -6,6 +6,7 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::loopback::listen;
@@ -398,6 +399,67 @@ fn order_that_fails_again_and_again_rests_until_something_has_changed() {
     let (to_beta, _, report) = pass(&mut fleet, &mut rounds);
     assert!(to_beta == Some(true) && report.is_success(), "{:?}", outcomes(&report));
     assert!(rounds.lanes().progress().resting().is_empty());
+}
+
+/// How many seconds after the beginning of its fleet it is in `single_pass_ends_although_something_is_always_due`.
+static SECONDS: AtomicI64 = AtomicI64::new(0);
+
+/// What becomes due meanwhile is carried out as long as something is left that was due at the beginning, and what then
+/// still runs is left to the next pass.
+#[test]
+fn single_pass_ends_although_something_is_always_due() {
+    /// One second before the next minute, and two seconds later.
+    const MINUTE: (i64, i64) = (54, 56);
+    const INTERVAL: std::time::Duration = std::time::Duration::from_millis(300);
+    fn clock() -> DateTime<Utc> {
+        begin() + TimeDelta::seconds(SECONDS.load(Ordering::SeqCst))
+    }
+    let mut fleet = Fleet::new();
+    let data = r#"{ "hostname": "alpha", "dataset": "tank/data",
+        "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "gamma", "sync_dataset": "pool/copy" } }"#;
+    let other = r#"{ "hostname": "alpha", "dataset": "tank/other",
+        "sync": { "prefix": "S", "creation": "* * * * *", "sync_on": "beta", "sync_dataset": "pool/copy" } }"#;
+    assert!(fleet.pass(&fleet.policy(data)).is_success());
+    // From now on, both slaves accept connections and never respond.
+    let silent = ["beta", "gamma"].map(|host| {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let agent = fleet.addresses[host].0.clone();
+        fleet.addresses.insert(host, (agent, silent.local_addr().unwrap().to_string()));
+        silent
+    });
+    // Nothing is due for the first dataset, and a first copy of the second one.
+    let policy = fleet.policy(&format!("{data}, {other}"));
+    let pools: Vec<Fake> = fleet.pools.values().cloned().collect();
+    let time = std::thread::spawn(move || {
+        let [to_beta, to_gamma] = silent;
+        let mut to_beta = Some(to_beta);
+        for minute in 0..20 {
+            for second in [MINUTE.0, MINUTE.1] {
+                SECONDS.store(minute * 60 + second, Ordering::SeqCst);
+                pools.iter().for_each(|fake| fake.set_now(clock()));
+                pools[0].write(&ds("tank/data"), 1000);
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+            // The transfer that was due at the beginning fails.
+            to_beta = to_beta.filter(|_| minute < 10);
+        }
+        to_gamma
+    });
+    let mut rounds = Rounds::by_clock(clock);
+    let next = async |_: &zsync::director::Lanes| {
+        Ok(Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), clock()))
+    };
+    let ended = runtime::block_on(runtime::timeout(common::PATIENCE, rounds.single(INTERVAL, None, next)));
+    let report = ended.expect("it ends").unwrap();
+    let to = |host: &str| -> Vec<bool> {
+        let is_to = |o: &&zsync::catalog::Outcome| o.to.as_ref().is_some_and(|to| to.host.as_str() == host);
+        report.outcomes.iter().filter(is_to).map(|o| o.success).collect()
+    };
+    assert_eq!(to("beta"), [false], "{:?}", outcomes(&report));
+    assert!(to("gamma").is_empty(), "it has not failed: {:?}", outcomes(&report));
+    let taken = fleet.names("alpha", "tank/data").len();
+    assert!(taken > 2, "snapshots are taken meanwhile: {taken}");
+    drop(time.join().unwrap());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::actions::Order;
 use crate::catalog::CatalogError;
 use crate::director::firsthand::Firsthand;
+use crate::director::initial::Initial;
 use crate::director::progress::PassProgress;
 use crate::director::rests::Rests;
 use crate::director::slots::OrderSlots;
@@ -26,6 +27,7 @@ pub struct Lanes(Arc<Shared>);
 struct Shared {
     claims: Mutex<Claims>,
     rests: Mutex<Rests>,
+    initial: Initial,
     passes: AtomicU64,
     /// How often the policy has changed.
     policies: AtomicU64,
@@ -62,6 +64,7 @@ impl Default for Lanes {
         Self(Arc::new(Shared {
             claims: Mutex::default(),
             rests: Mutex::default(),
+            initial: Initial::default(),
             passes: AtomicU64::default(),
             policies: AtomicU64::default(),
             slots: OrderSlots::default(),
@@ -99,6 +102,16 @@ impl Lanes {
     /// The orders that rest because they have failed.
     pub(super) fn rests(&self) -> MutexGuard<'_, Rests> {
         self.0.rests.lock()
+    }
+
+    /// What was due when a single pass began.
+    pub(super) fn initial(&self) -> &Initial {
+        &self.0.initial
+    }
+
+    /// Counts an order among those for which a single pass stays, until the result is dropped.
+    pub(super) fn keep(&self, order: &Order) -> Option<Kept> {
+        self.0.initial.keep(order).then(|| Kept(self.clone()))
     }
 
     /// Determines when each order may begin.
@@ -199,6 +212,15 @@ impl Lanes {
         }
         claims.destroys.insert(place.clone(), pass);
         Some(Claim { lanes: self.clone(), of: Of::Destroy(place.clone()) })
+    }
+}
+
+/// An order for which a single pass stays, until this is dropped.
+pub(super) struct Kept(Lanes);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.0.initial.release();
     }
 }
 

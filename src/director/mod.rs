@@ -10,6 +10,7 @@ pub mod connect;
 mod failure_log;
 mod firsthand;
 mod heartbeat;
+mod initial;
 mod lanes;
 mod leader;
 mod leader_loop;

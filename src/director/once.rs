@@ -79,39 +79,23 @@ impl<Z: Zfs> Once<'_, Z> {
         })
     }
 
-    /// Makes a pass, and further ones at intervals as long as its transfers run: they carry out what becomes due
-    /// meanwhile, and what follows from transfers that have ended. Ends after a pass that left nothing running.
+    /// Makes a pass, and further ones as long as anything is left that was due at its beginning.
     async fn passes(
         &mut self,
         rounds: &mut Rounds<Z, dyn CatalogWrite>,
-        mut saved: Option<Vec<Order>>,
+        saved: Option<Vec<Order>>,
     ) -> Result<Report, CatalogError> {
-        let (interval, has_plan) = (self.settings.interval, saved.is_some());
-        let mut resync = self.settings.resync;
-        let mut corrected = Vec::new();
-        loop {
-            let began = Instant::now();
-            let was_quiet = rounds.is_quiet();
+        let interval = self.settings.interval;
+        let (mut is_first, mut resync) = (true, self.settings.resync);
+        let next = async |lanes: &Lanes| {
+            if !std::mem::take(&mut is_first) {
+                self.reload(lanes);
+            }
             let (policy, dispatcher) = (Arc::clone(&self.policy.0), Arc::clone(&self.dispatcher));
             let pass = new_pass(policy, dispatcher, self.state.clone(), self.leadership).await?;
-            let pass = pass.resyncing(std::mem::take(&mut resync));
-            let limit = (!has_plan).then_some(interval);
-            let begun = rounds.pass(pass, saved.take(), limit).await?;
-            corrected.extend(begun.take_corrected());
-            let is_done = was_quiet && begun.has_ended() && rounds.is_quiet();
-            if is_done || rounds.lanes().progress().is_stopped() {
-                rounds.quiet().await;
-                return begun.report().await.map(|report| Report { corrected, ..report });
-            }
-            let pause = interval.saturating_sub(began.elapsed());
-            let quiet = rounds.quiet();
-            future::or(future::or(quiet, runtime::sleep(pause)), rounds.at_slots()).await;
-            if rounds.lanes().progress().is_stopped() {
-                rounds.quiet().await;
-                return begun.report().await.map(|report| Report { corrected, ..report });
-            }
-            self.reload(rounds.lanes());
-        }
+            Ok(pass.resyncing(std::mem::take(&mut resync)))
+        };
+        rounds.single(interval, saved, next).await
     }
 
     /// Reads the policy and the certificate again. What cannot be read stays in force as it was.

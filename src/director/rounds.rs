@@ -1,7 +1,7 @@
 //! Makes passes one after another, none of which waits for the transfers of those before it. Between them, what has a
 //! slot is taken and sent at its slot.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use futures_lite::future;
@@ -74,6 +74,61 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
         self.open.retain(|open| !open.is_closed());
         self.open.push(begun.hand_over());
         Ok(begun)
+    }
+
+    /// Makes a pass for which nobody waits, and further ones at intervals as long as anything runs or is left that was due
+    /// at its beginning, or that follows from it. These, each from `next`, carry out what becomes due meanwhile. After
+    /// that, nothing more begins; what is still running then has the time of one interval to end, and is left to the next
+    /// director.
+    pub async fn single(
+        &mut self,
+        interval: Duration,
+        mut saved: Option<Vec<Order>>,
+        mut next: impl AsyncFnMut(&Lanes) -> Result<Pass<Z, C>, CatalogError>,
+    ) -> Result<Report, CatalogError> {
+        let limit = saved.is_none().then_some(interval);
+        self.lanes.initial().begin((self.clock)());
+        let mut corrected = Vec::new();
+        loop {
+            let began = Instant::now();
+            let pass = next(&self.lanes).await?;
+            let (was_running, given) = (self.lanes.initial().is_running(), self.lanes.initial().count());
+            let begun = self.pass(pass, saved.take(), limit).await?;
+            corrected.extend(begun.take_corrected());
+            let is_complete = !was_running || begun.has_ended();
+            let is_stuck = || !was_running && self.lanes.initial().count() == given;
+            let is_done = is_complete && !self.lanes.initial().is_running() && (is_stuck() || !begun.awaits_more());
+            let progress = self.lanes.progress().clone();
+            if limit.is_some() && !is_done && !progress.is_stopped() {
+                let pause = interval.saturating_sub(began.elapsed());
+                let lanes = self.lanes.clone();
+                future::or(future::or(lanes.initial().quiet(), runtime::sleep(pause)), self.at_slots()).await;
+                if !progress.is_stopped() {
+                    continue;
+                }
+            }
+            if progress.is_stopped() || limit.is_none() {
+                self.quiet().await;
+                return begun.report().await.map(|report| Report { corrected, ..report });
+            }
+            return self.last_orders(begun, interval).await.map(|report| Report { corrected, ..report });
+        }
+    }
+
+    /// Begins nothing more, waits for running orders as long as this limit, and reports.
+    async fn last_orders(&mut self, begun: Begun<Z, C>, limit: Duration) -> Result<Report, CatalogError> {
+        self.lanes.progress().stop();
+        let has_ended = runtime::timeout(limit, self.quiet()).await.is_ok();
+        let mut report = begun.report().await?;
+        if !has_ended {
+            drop(begun);
+            self.tasks = Tasks::default();
+            self.open.clear();
+            if let Some(last) = self.last.take() {
+                report.outcomes.extend(last.left().await);
+            }
+        }
+        Ok(report)
     }
 
     /// Takes and sends what has a slot, at its slot, until this future is dropped.

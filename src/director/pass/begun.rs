@@ -1,10 +1,11 @@
 //! A pass that has begun, and its end: by itself, because another pass takes over, or because the director is ended.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::catalog::{CatalogError, CatalogWrite};
+use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::pass::Pass;
-use crate::director::report::Report;
+use crate::director::report::{Report, subject};
 use crate::fleet::poll::{Poll, PollReport};
 use crate::model::HostName;
 use crate::server::acceptor::ABORT_TIMEOUT;
@@ -47,6 +48,15 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Begun<Z, C> {
         self.ended.clone()
     }
 
+    /// Whether something is due that was due when the single pass began, or that follows from it.
+    pub(in crate::director) fn awaits_more(&self) -> bool {
+        let pass = &self.pass;
+        let unseen: BTreeSet<HostName> = self.poll.report().unseen.keys().cloned().collect();
+        let orders = pass.decide(None).orders(&pass.policy);
+        let mut orders = orders.iter().filter(|order| !unseen.contains(order.host()));
+        orders.any(|order| pass.lanes.initial().awaits(order) && !pass.rests(order))
+    }
+
     /// What the poll has corrected in the catalog since the last call.
     pub(in crate::director) fn take_corrected(&self) -> Vec<(HostName, String)> {
         std::mem::take(&mut self.poll.report().corrected)
@@ -78,6 +88,20 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             log::warn!("cannot write the outcomes of orders to the catalog, and will write them later: {error:#}");
         }
         unsaved
+    }
+
+    /// Ends passes that were dropped before their end; `self` is the last of them. Returns the outcomes of orders that
+    /// have ended. The others were running, and are left to the next director, which resumes them.
+    pub(in crate::director) async fn left(mut self) -> Vec<Outcome> {
+        const LEFT: &str = "it is still running, and is left to the next pass";
+        // See below.
+        self.state = self.state.untracked();
+        let _ = runtime::timeout(ABORT_TIMEOUT, self.lanes.tasks_ended()).await;
+        let (_, outcomes) = self.progress().interrupt(LEFT);
+        let (left, ended) = outcomes.into_iter().partition(|outcome| outcome.error.as_deref() == Some(LEFT));
+        let left: Vec<Outcome> = left;
+        left.iter().for_each(|outcome| log::info!("{}: {LEFT}", subject(outcome)));
+        ended
     }
 
     /// The report of passes that were dropped before their end, if there is a `reason` for it; `self` is the last of

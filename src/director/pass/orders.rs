@@ -36,15 +36,19 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let levels = transfer_levels(due, &self.state.inventory(), is_sent, |order| self.turn(order));
         // The destinations at which nothing has arrived.
         let mut failed: BTreeSet<Place> = resting.iter().filter_map(destination).cloned().collect();
-        for mut level in levels {
+        let levels = levels.into_iter().map(|level| {
+            let kept = |chain: Vec<Order>| chain.into_iter().map(|order| (self.lanes.keep(&order), order)).collect();
+            level.into_iter().map(kept).collect::<Vec<Vec<_>>>()
+        });
+        for mut level in levels.collect::<Vec<_>>() {
             for orders in &mut level {
-                orders.retain(|order| !self.lacks_parent(order, &failed));
+                orders.retain(|(_, order)| !self.lacks_parent(order, &failed));
             }
             let chains = level.into_iter().map(|orders| {
                 let pass = self.clone();
                 async move {
                     let mut missed = Vec::new();
-                    for order in orders {
+                    for (_kept, order) in orders {
                         let Order::Send { to, .. } = &order else { continue };
                         let to = to.clone();
                         if !pass.send_one(order, decided).await?.is_some_and(|outcome| outcome.success) {
@@ -164,6 +168,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             async move {
                 let mut outcomes = Vec::new();
                 for (order, claim) in orders {
+                    let _kept = pass.lanes.keep(&order);
                     outcomes.extend(pass.carry_out_in_turn(&order).await?);
                     drop(claim);
                 }
@@ -191,6 +196,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             DirectorsOrder { fence, start_by, ..wire_order(order, &self.policy, &inventory) }
         };
         let host = order.host();
+        self.lanes.initial().given(order);
         let counter = Counter::default();
         let unfinished =
             Response::failure(Some(wire.order_uuid), ResponseStatus::Unreachable, "the order has not ended");
@@ -232,6 +238,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let inventory = self.state.inventory();
         let returns = |place: &Place| self.state.returns(&place.host);
         self.lanes.rests().ended(order, outcome.success, self.now(), &inventory, returns);
+        self.lanes.initial().ended(order, outcome.success, self.now(), &inventory);
         drop(inventory);
         self.note_resting();
     }
