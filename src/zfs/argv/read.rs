@@ -134,6 +134,15 @@ pub(crate) fn properties(dataset: &DatasetName) -> Vec<String> {
     argv
 }
 
+/// Gets the properties that were set on these datasets themselves, or received with them. The columns around the value
+/// show whether a value has several lines.
+pub(crate) fn properties_of(datasets: &[DatasetName]) -> Vec<String> {
+    let fields = "name,property,value,property,name";
+    let mut argv = words(&["get", "-Hp", "-s", "local,received", "-t", "filesystem,volume", "-o", fields, "all"]);
+    argv.extend(datasets.iter().map(ToString::to_string));
+    argv
+}
+
 /// Gets one property if it was set on the dataset itself, or received with it.
 pub(crate) fn own_property(dataset: &DatasetName, property: &str) -> Vec<String> {
     let mut argv = words(&["get", "-Hp", "-s", "local,received", "-o", "value", property]);

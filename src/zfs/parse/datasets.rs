@@ -188,6 +188,27 @@ pub fn properties(output: &[u8]) -> Result<BTreeMap<String, String>, BTreeSet<St
     if is_clear { Ok(all) } else { Err(all.into_keys().filter(|name| is_property(name)).collect()) }
 }
 
+/// Parses the output of `argv::properties_of` for these datasets; `None` if a value makes it ambiguous.
+pub fn properties_of(
+    output: &[u8],
+    datasets: &[DatasetName],
+) -> Option<BTreeMap<DatasetName, BTreeMap<String, String>>> {
+    let text = std::str::from_utf8(output).ok()?;
+    let mut all: BTreeMap<DatasetName, BTreeMap<String, String>> =
+        datasets.iter().map(|dataset| (dataset.clone(), BTreeMap::new())).collect();
+    for line in text.lines() {
+        let [name, property, value, property_again, name_again] = line.split('\t').collect::<Vec<_>>()[..] else {
+            return None;
+        };
+        let of_dataset = all.get_mut(&name.parse().ok()?)?;
+        let is_new = of_dataset.insert(property.to_owned(), value.to_owned()).is_none();
+        if name != name_again || property != property_again || !is_new {
+            return None;
+        }
+    }
+    Some(all)
+}
+
 /// Whether a text can be the name of a property. A line that is part of a value may begin with any other text.
 fn is_property(text: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.:+@ ".contains(c);
@@ -200,6 +221,24 @@ mod tests {
 
     const USER: DatasetColumns = DatasetColumns { changed: false, user: true };
     const ALL: DatasetColumns = DatasetColumns { changed: true, user: true };
+
+    #[test]
+    fn properties_of_several_datasets_are_told_apart() {
+        let datasets: [DatasetName; 2] = ["a", "a/b"].map(|name| name.parse().unwrap());
+        let lines = "a\tcompression\tzstd\tcompression\ta\na\tx:note\ttwo words\tx:note\ta\n";
+        let found = properties_of(lines.as_bytes(), &datasets).unwrap();
+        assert_eq!((found[&datasets[0]].len(), found[&datasets[1]].len()), (2, 0));
+        assert_eq!(found[&datasets[0]]["x:note"], "two words");
+        for ambiguous in [
+            "a\tx:note\ttwo\nlines\tx:note\ta\n",
+            "a\tx:note\ttab\tx:note\tx:note\ta\n",
+            "a\tx:note\t1\tx:note\ta\na\tx:note\t1\tx:note\ta\n",
+            "a\tx:note\t1\tx:note\tb\n",
+            "c\tx:note\t1\tx:note\tc\n",
+        ] {
+            assert_eq!(properties_of(ambiguous.as_bytes(), &datasets), None, "{ambiguous}");
+        }
+    }
 
     #[test]
     fn datasets_returns_the_time_of_the_last_change() {

@@ -10,8 +10,8 @@ mod stream;
 mod version;
 
 pub use datasets::{
-    DatasetRow, UserProperties, apply_user_properties, datasets, key_states, key_users, properties, user_properties,
-    values,
+    DatasetRow, UserProperties, apply_user_properties, datasets, key_states, key_users, properties, properties_of,
+    user_properties, values,
 };
 pub use errors::error_kind;
 pub(crate) use lines::lines;

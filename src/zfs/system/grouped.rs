@@ -1,5 +1,5 @@
-//! Batches operations on single datasets, so that one process serves many of them: listings, new bookmarks, user
-//! properties, holds.
+//! Batches operations on single datasets, so that one process serves many of them: listings, properties, new bookmarks,
+//! user properties, holds.
 //!
 //! The work after a stream is small, and most of its cost is that of starting a process. So a batch waits for a moment
 //! while other streams are about to end.
@@ -71,6 +71,8 @@ pub(super) struct Grouped {
     /// By pool.
     histories: Batcher<String, DatasetName, Result<Option<History>, ZfsError>>,
     /// By pool.
+    properties: Batcher<String, DatasetName, Result<BTreeMap<String, String>, ZfsError>>,
+    /// By pool.
     changes: Batcher<String, ScriptedChange, bool>,
     holds: Batcher<HoldKey, Vec<String>, Result<(), ZfsError>>,
 }
@@ -100,6 +102,7 @@ impl Grouped {
             runner: runner.clone(),
             lists: batcher(runner, list_patience, Runner::list_batch),
             histories: batcher(runner, |_| LINGER, Runner::history_batch),
+            properties: batcher(runner, |_| GATHER, Runner::properties_batch),
             changes: batcher(runner, |_| GATHER, Runner::change_batch),
             holds: batcher(runner, |_| GATHER, Runner::hold_batch),
         }
@@ -119,6 +122,12 @@ impl Grouped {
         answer.unwrap_or_else(|_| {
             Err(self.runner.unanswered(&argv::list_snapshots(std::slice::from_ref(dataset), Depth::Only)))
         })
+    }
+
+    /// The properties that were set on a dataset itself, or received with it.
+    pub(super) async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
+        let answer = self.properties.ask(dataset.pool().to_owned(), dataset.clone()).await;
+        answer.unwrap_or_else(|_| Err(self.runner.unanswered(&argv::properties(dataset))))
     }
 
     /// Makes a change by script. `false` means that it was not made; the command for this change will report why.
@@ -201,6 +210,29 @@ impl Runner {
         };
         let histories: BTreeMap<DatasetName, History> = histories.into_iter().collect();
         datasets.iter().map(|dataset| Ok(histories.get(dataset).cloned())).collect()
+    }
+
+    async fn properties_batch(
+        self,
+        _: String,
+        datasets: Vec<DatasetName>,
+    ) -> Vec<Result<BTreeMap<String, String>, ZfsError>> {
+        if let [dataset] = datasets.as_slice() {
+            return vec![self.properties(dataset).await];
+        }
+        let mut names = datasets.clone();
+        names.sort();
+        names.dedup();
+        let output = self.run(&argv::properties_of(&names)).await.ok();
+        // If one dataset is missing, or a value has several lines, all are asked for one by one.
+        let Some(found) = output.and_then(|output| parse::properties_of(&output, &names)) else {
+            let mut answers = Vec::with_capacity(datasets.len());
+            for dataset in &datasets {
+                answers.push(self.properties(dataset).await);
+            }
+            return answers;
+        };
+        datasets.iter().map(|dataset| Ok(found.get(dataset).cloned().unwrap_or_default())).collect()
     }
 
     async fn change_batch(self, pool: String, changes: Vec<ScriptedChange>) -> Vec<bool> {

@@ -137,24 +137,7 @@ impl ZfsRead for System {
     }
 
     async fn properties(&self, dataset: &DatasetName) -> Result<BTreeMap<String, String>, ZfsError> {
-        let argv = argv::properties(dataset);
-        let names = match parse::properties(&self.runner.run(&argv).await?) {
-            Ok(properties) => return Ok(properties),
-            Err(names) => names,
-        };
-        // Some value has several lines, or is not UTF-8. One by one, nothing can be mistaken for a property.
-        let mut properties = BTreeMap::new();
-        for name in names {
-            let output = self.runner.run(&argv::own_property(dataset, &name)).await;
-            // The beginning of a line within a value may look like the name of a property.
-            let Ok(output) = output else { continue };
-            match String::from_utf8(output) {
-                Ok(value) if value.is_empty() => {}
-                Ok(value) => drop(properties.insert(name, value.strip_suffix('\n').unwrap_or(&value).to_owned())),
-                Err(_) => log::warn!("ignoring the property {name} of {dataset}: its value is not UTF-8"),
-            }
-        }
-        Ok(properties)
+        self.grouped.properties(dataset).await
     }
 
     async fn arrivals(&self, dataset: &DatasetName) -> Result<BTreeMap<SnapName, String>, ZfsError> {
