@@ -239,6 +239,7 @@ scenarios!(
     extras,
     fake_and_real,
     few,
+    files,
     flags,
     glance,
     hostile,

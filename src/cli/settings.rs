@@ -2,11 +2,11 @@
 
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::cli::args::CommonArgs;
+use crate::cli::args::{CommonArgs, PolicyArgs};
 use crate::cli::exit::Error;
 use crate::config;
 use crate::model::{HostName, hint};
@@ -32,6 +32,14 @@ pub fn local_if_exists(common: &CommonArgs) -> Result<Option<Local>, Error> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         _ => config::load_local(&common.local).map(Some).map_err(Error::unable),
     }
+}
+
+/// The path of the policy; `None` if it was not named on the command line and does not exist, as on a host without a
+/// director.
+#[must_use]
+pub fn policy_if_exists(policy: &PolicyArgs) -> Option<PathBuf> {
+    let is_missing = policy.config == Path::new(config::DEFAULT_SERVER_FILE) && !policy.config.exists();
+    (!is_missing).then(|| policy.config.clone())
 }
 
 /// This host's name. `local.json` is read only if `--hostname` was not given.

@@ -11,6 +11,7 @@ pub mod completions;
 mod daemon;
 pub mod director;
 pub mod fences;
+pub mod find;
 pub mod forget;
 pub mod migrate;
 pub mod plan;
@@ -78,6 +79,8 @@ pub enum Command {
     Restore(restore::RestoreArgs),
     /// Print a policy that is inferred from what hosts have, after the director's disk was lost
     Adopt(adopt::AdoptArgs),
+    /// Show the versions of files in the snapshots on this host
+    Find(find::FindArgs),
     /// Show where in the fleet each snapshot of a dataset exists
     Snapshots(snapshots::SnapshotsArgs),
     /// Import zeplic's records about snapshots from Consul
@@ -109,6 +112,7 @@ impl Cli {
             Command::Undelete(args) => undelete::run(args),
             Command::Restore(args) => restore::run(args),
             Command::Adopt(args) => adopt::run(args),
+            Command::Find(args) => find::run(args),
             Command::Snapshots(args) => snapshots::run(args),
             Command::Migrate(args) => migrate::run(args),
             Command::Tls(command) => tls::run(command),
@@ -133,6 +137,7 @@ impl Cli {
             Command::Undelete(args) => (Some(&args.common), false),
             Command::Restore(args) => (Some(&args.common), false),
             Command::Adopt(args) => (Some(&args.common), false),
+            Command::Find(args) => (Some(&args.common), false),
             Command::Snapshots(args) => (Some(&args.common), false),
             Command::Migrate(args) => (Some(&args.common), false),
             Command::Fences(_) | Command::Tls(_) | Command::Completions(_) | Command::Schema(_) => (None, false),

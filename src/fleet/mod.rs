@@ -7,6 +7,7 @@ pub mod dispatch;
 pub mod durations;
 pub mod estimate;
 pub mod facts;
+pub mod files;
 pub mod forget;
 pub mod health;
 pub mod known;

@@ -14,6 +14,7 @@ pub mod key;
 pub mod moment;
 pub mod name;
 pub mod order;
+pub mod path_pattern;
 pub mod place;
 pub mod sent_to;
 pub mod snapshot;

@@ -9,3 +9,4 @@ pub mod process;
 pub mod retry;
 pub mod runtime;
 pub mod service;
+pub mod tree;

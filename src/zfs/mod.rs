@@ -13,6 +13,7 @@ pub mod parse;
 mod pipe;
 mod read_only;
 pub mod records;
+mod snapshot_files;
 pub mod system;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::model::{
 pub use error::{ErrorKind, ZfsError};
 pub use inspect::{ExpectedStream, Inspect};
 pub use read_only::ReadOnly;
+pub use snapshot_files::open_snapshot;
 
 /// Which datasets a listing covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,9 +1,11 @@
 //! `zsync restore`: brings datasets back from their copies, and joins their encryption keys again.
 
+pub mod files;
 pub mod keys;
 mod settings;
 mod side_by_side;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +21,14 @@ use crate::catalog::open;
 use crate::cli::args::{CommonArgs, PolicyArgs, StateArgs, moment, place};
 use crate::cli::exit::Error;
 use crate::cli::report;
-use crate::cli::settings::host_name_of;
+use crate::cli::settings::{host_name, host_name_of, local_if_exists, policy_if_exists};
+use crate::commands::restore::files::FilesSettings;
 use crate::commands::restore::settings::{confirm, connect};
 use crate::director::bars;
 use crate::fleet::Dispatcher;
 use crate::fleet::known::{self, Asked};
 use crate::fleet::restore as orders;
+use crate::model::path_pattern::PathPattern;
 use crate::model::{Counter, DatasetName, HostName, Place, SourceRecord};
 use crate::policy::Policy;
 use crate::sys::runtime::channel;
@@ -63,6 +67,13 @@ pub struct RestoreArgs {
     /// Restore the newest snapshot that was taken until this moment [default: the newest of all]
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub at: Option<DateTime<Utc>>,
+    /// Restore only files with these paths below the dataset, as in 'docs/**', from a snapshot on this host
+    #[arg(long, value_name = "PATTERN", num_args = 1.., requires = "into",
+          conflicts_with_all = ["host", "name", "to", "set_aside", "no_properties", "join_keys", "dry_run", "yes"])]
+    pub files: Vec<PathPattern>,
+    /// Restore files into this folder
+    #[arg(long, value_name = "FOLDER", requires = "files")]
+    pub into: Option<PathBuf>,
     /// Rename what exists in the place of a dataset first
     #[arg(long)]
     pub set_aside: bool,
@@ -101,6 +112,9 @@ pub struct Prepared<Z> {
 
 /// Shows what would be restored, and restores it.
 pub fn run(args: RestoreArgs) -> Result<(), Error> {
+    if let (false, Some(source), Some(into)) = (args.files.is_empty(), args.source.clone(), args.into.clone()) {
+        return restore_files(args, source, into);
+    }
     let zfs = Arc::new(System::new(&args.common.zfs));
     let host_name = host_name_of(&args.common)?;
     let RestoreArgs { source, host, name, to, from, at, set_aside, no_properties, join_keys, dry_run, yes, .. } = args;
@@ -140,6 +154,22 @@ pub fn run(args: RestoreArgs) -> Result<(), Error> {
         problems.iter().for_each(report::print_error);
         if is_possible && problems.is_empty() { Ok(()) } else { Err(Error::reported()) }
     })
+}
+
+/// Restores files into this folder.
+fn restore_files(args: RestoreArgs, source: Place, into: PathBuf) -> Result<(), Error> {
+    let local = local_if_exists(&args.common)?;
+    let settings = FilesSettings {
+        host_name: host_name(&args.common, local.as_ref()).map_err(Error::unable)?,
+        local,
+        config: policy_if_exists(&args.policy),
+        source,
+        from: args.from,
+        patterns: args.files,
+        at: args.at,
+        into,
+    };
+    files::run(&settings, &System::new(&args.common.zfs))
 }
 
 /// Asks the hosts what they have, and decides what to restore. Nothing is changed.
