@@ -164,16 +164,6 @@ fn listing_that_was_killed_is_not_believed() {
 }
 
 #[test]
-fn dataset_with_unsupported_name_is_skipped_alone() {
-    let place = Place::new();
-    let strange = "printf 'tank/data\\tfilesystem\\t2\\t0\\t-\\t-\\t-\\t-\\t-\\ttank/data\\ntank/data/x \\tfilesystem\\t3\\t0\\t-\\t-\\t-\\t-\\t-\\ttank/data/x \\n'";
-    place.zfs(&ZFS.replace("printf 'tank/data\\tfilesystem\\t2\\t0\\t-\\t-\\t-\\t-\\t-\\ttank/data\\n'", strange));
-    let ended = place.run("director --once");
-    assert_eq!(ended.status, Some(0), "{ended:?}");
-    ended.says(&["ignoring a dataset", "tank/data/x ", "blank"]);
-}
-
-#[test]
 fn pass_fails_if_dataset_of_policy_is_missing() {
     let place = Place::new();
     place.policy(&POLICY.replace("tank/data", "tank/dada"));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::model::{DatasetInventory, DatasetKind, DatasetName, Guid, KeyState, Origin, SendFlags};
-use crate::zfs::parse::lines::{ParseError, columns, lines, number, unsupported_name};
+use crate::zfs::parse::lines::{ParseError, columns, lines, number};
 use crate::zfs::{DatasetColumns, Listed};
 
 /// A dataset of a listing, with the time when its snapshots last changed, if that was asked for and ZFS knows it.
@@ -32,10 +32,6 @@ pub fn datasets(output: &[u8], with: DatasetColumns) -> Result<Vec<DatasetRow>, 
         }
         if !seen.insert(name) {
             return Err(format!("{name:?} is listed twice"));
-        }
-        if let Some(error) = unsupported_name(name) {
-            log::warn!("ignoring a dataset: {error}");
-            continue;
         }
         rows.push(dataset(line, &columns, user)?);
     }
@@ -275,11 +271,11 @@ mod tests {
     }
 
     #[test]
-    fn datasets_ignores_names_that_end_with_a_blank() {
+    fn datasets_may_have_blanks_in_their_names() {
         let line = |name: &str| format!("{name}\tfilesystem\t1\t0\t-\t-\t-\t-\t-\t{name}\n");
         let listed = datasets([line("t"), line("t/x "), line("t/a b")].concat().as_bytes(), USER);
         let names: Vec<String> = listed.unwrap().into_iter().map(|((name, _), _)| name.to_string()).collect();
-        assert_eq!(names, ["t", "t/a b"]);
+        assert_eq!(names, ["t", "t/x ", "t/a b"]);
         let error = datasets(b"t\tfilesystem\t1\t0\toff\n", USER).unwrap_err();
         assert!(error.contains("5 columns instead of 10"), "{error}");
     }

@@ -1,7 +1,5 @@
 //! Splits output into lines and columns.
 
-use crate::model::{DatasetName, NameError};
-
 /// Why output cannot be parsed; shows the line.
 pub type ParseError = String;
 
@@ -21,10 +19,4 @@ pub(super) fn text(output: &[u8]) -> Result<&str, ParseError> {
 /// The lines that are not empty.
 pub(crate) fn lines(output: &[u8]) -> Result<impl Iterator<Item = &str>, ParseError> {
     Ok(text(output)?.lines().filter(|line| !line.is_empty()))
-}
-
-/// The error for a dataset whose name ends with a blank. ZFS allows such a name; zsync does not, because people do not
-/// see the blank, and files lose it. Such a dataset must not keep zsync from listing the others.
-pub(super) fn unsupported_name(name: &str) -> Option<NameError> {
-    if name.ends_with(' ') { name.parse::<DatasetName>().err() } else { None }
 }

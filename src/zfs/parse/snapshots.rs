@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use chrono::DateTime;
 
 use crate::model::{Bookmark, DatasetInventory, DatasetName, Guid, Marks, NameError, SnapName, Snapshot};
-use crate::zfs::parse::lines::{ParseError, columns, lines, number, unsupported_name};
+use crate::zfs::parse::lines::{ParseError, columns, lines, number};
 use crate::zfs::{History, Listed};
 
 /// The snapshots and bookmarks of datasets, put together from a listing (`argv::list_snapshots`) that is read line by
@@ -34,7 +34,7 @@ impl Histories {
         let [full, guid, createtxg, creation, userrefs, numclones] = columns(line)?;
         let Some(split) = full.find(['@', '#']) else { return Err(format!("no @ or # in {line:?}")) };
         let (dataset, name) = (&full[..split], &full[split + 1..]);
-        if name.starts_with('%') || dataset.contains('%') || unsupported_name(dataset).is_some() {
+        if name.starts_with('%') || dataset.contains('%') {
             return Ok(());
         }
         let name: SnapName = name.parse().map_err(|e| format!("{e} in {line:?}"))?;
@@ -175,9 +175,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn histories_leave_out_unsupported_datasets_and_receives_in_progress() {
+    fn histories_leave_out_receives_in_progress() {
         let output = b"t/x @s\t1\t1\t1\t0\t0\nt/x@%recv\t1\t1\t1\t0\t0\n";
-        assert!(Histories::parse(output).unwrap().by_dataset().is_empty());
+        let found = Histories::parse(output).unwrap().by_dataset();
+        let counts: Vec<_> = found.iter().map(|(name, (snapshots, _))| (name.as_str(), snapshots.len())).collect();
+        assert_eq!(counts, [("t/x ", 1)]);
         assert!(Histories::parse(b"t/x@s\t1\t1\t1\n").unwrap_err().contains("4 columns instead of 6"));
     }
 
