@@ -374,6 +374,27 @@ fn property_that_zfs_refuses_is_named_and_stops_nothing() {
 }
 
 #[test]
+fn restore_that_is_cut_off_at_its_very_end_is_complete() {
+    for (call, is_complete) in [("inherit zsync:exclude", false), ("inherit zsync:restoring", true)] {
+        let fleet = lost_with(SET);
+        fleet.alpha.fail_next(call, ErrorKind::Killed, "");
+        let (_, problems) = restore(&fleet, wanted("alpha:tank/one"));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        let (text, problems) = restore(&fleet, wanted("alpha:tank/one"));
+        assert_eq!(problems, Vec::<String>::new(), "{text}");
+        assert_eq!(text.contains("nothing is missing of alpha:tank/one"), is_complete, "{text}");
+        let mut set = properties(&fleet.alpha, "tank/one");
+        set.remove("zsync:restoring");
+        assert_eq!(set, map(SET));
+        // From now on, it is protected as any other dataset is.
+        fleet.alpha.write(&ds("tank/one"), 1000);
+        let (text, problems) = restore(&fleet, setting_aside());
+        assert_eq!(problems, Vec::<String>::new(), "{text}");
+        assert_eq!(set_aside(&fleet).len(), 1, "{text}");
+    }
+}
+
+#[test]
 fn copy_whose_host_lies_sets_nothing_unseen() {
     let fleet = lost_with(SET);
     let lie = r#"{"properties":{"zsync:restoring":"tank","keylocation":"file:///etc/shadow","mountpoint":"/root\u001b",

@@ -13,7 +13,7 @@ use crate::agent::context::{OrderContext, Success};
 use crate::agent::request::JoinKeysRequest;
 use crate::agent::service::Agent;
 use crate::host::error::OrderError;
-use crate::model::tags::{KEY_FROM, RESTORING};
+use crate::model::tags::KEY_FROM;
 use crate::model::{DatasetInventory, DatasetName, KeyJoin, KeyState, ResponseStatus, hint};
 use crate::zfs::{Depth, Zfs};
 
@@ -38,7 +38,7 @@ impl<Z: Zfs> Agent<Z> {
         for (name, _) in listed.iter().filter(|(name, found)| may_join(name, found)) {
             let properties = self.zfs.properties(name).await?;
             if let Some(Ok(root)) = properties.get(KEY_FROM).map(|root| root.parse()) {
-                let is_unfinished = properties.contains_key(RESTORING);
+                let is_unfinished = self.receiver.is_unfinished(name).await?;
                 wanted.insert(name.clone(), Wanted { root, is_unfinished });
             }
         }

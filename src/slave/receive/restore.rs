@@ -51,10 +51,12 @@ impl<Z: Zfs> Receiver<Z> {
         }
     }
 
-    /// Whether a dataset is what a restore has left that was not completed.
+    /// Whether a dataset is what a restore has left that was not completed. Once it is no longer excluded, it is an
+    /// ordinary dataset, even if the mark of the restore could not be removed any more.
     pub(crate) async fn is_unfinished(&self, dataset: &DatasetName) -> Result<bool, ZfsError> {
         let properties = self.zfs.properties(dataset).await?;
-        Ok(properties.get(RESTORING).is_some_and(|of| of == dataset.as_str()))
+        let is = |property: &str, value: &str| properties.get(property).is_some_and(|found| found == value);
+        Ok(is(RESTORING, dataset.as_str()) && is(EXCLUDE, "on"))
     }
 
     /// What is to be set aside; `None` if nothing is, or if it has been set aside.
@@ -150,7 +152,7 @@ impl<Z: Zfs> Receiver<Z> {
     }
 
     /// Completes a restore of which everything has arrived: sets the properties, and from now on, the dataset is an
-    /// ordinary one. The mark of the restore is removed last, so that an interrupted completion is repeated. Returns
+    /// ordinary one. What excludes it is removed last, so that an interrupted completion is repeated. Returns
     /// which properties were not set, each with the reason.
     pub(crate) async fn complete_restore(
         &self,
@@ -167,14 +169,13 @@ impl<Z: Zfs> Receiver<Z> {
                 not_set.push(format!("{name} was not set: {why}"));
             }
         }
-        for property in [FLAGS, EXCLUDE] {
-            self.zfs.inherit(dataset, property).await?;
-        }
         match properties.get(READONLY) {
             Some(value) => self.zfs.set(dataset, READONLY, value).await?,
             None => self.zfs.inherit(dataset, READONLY).await?,
         }
-        self.zfs.inherit(dataset, RESTORING).await?;
+        for property in [FLAGS, EXCLUDE, RESTORING] {
+            self.zfs.inherit(dataset, property).await?;
+        }
         log::info!("restored {dataset}");
         not_set.iter().for_each(|what| log::warn!("{dataset}: {what}"));
         Ok(not_set)
