@@ -63,6 +63,7 @@ pub fn bring(open: &Open, trees: &[Tree], wanted: &WantedFiles, into: &OwnedFd) 
                 }
             };
             let name = dataset.at(&snapshot.name);
+            copier.next_source();
             let done = copy(&mut copier, &root, below, &of, &wanted.patterns);
             let mut copied = std::mem::take(&mut copier.copied);
             brought.problems.append(&mut copied.problems);

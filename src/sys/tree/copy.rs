@@ -59,6 +59,12 @@ impl Copier {
         Self { levels: vec![root], links, created, buffer, copied: Copied::default() }
     }
 
+    /// What follows comes from another file system. Its devices and inodes may have the numbers of an earlier one, which
+    /// is mounted no longer.
+    pub fn next_source(&mut self) {
+        self.links.clear();
+    }
+
     /// A folder with this name is entered, below the one that was entered before. It is created only if it is needed.
     pub fn enter(&mut self, name: &OsStr) {
         self.levels.push(Level { name: Some(name.to_owned()), target: None, is_refused: false });

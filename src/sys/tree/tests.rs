@@ -95,6 +95,24 @@ fn copied_tree_has_the_same_files_links_holes_and_attributes() {
 }
 
 #[test]
+fn names_of_one_file_are_linked_only_within_one_source() {
+    let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(from.path().join("a"), "content").unwrap();
+    fs::hard_link(from.path().join("a"), from.path().join("b")).unwrap();
+    let mut all = All { copier: Copier::new(open(to.path())), seen: Vec::new() };
+    walk(&open(from.path()), PathBuf::new(), &(), &mut all).unwrap();
+    // Another file system with the same numbers.
+    fs::rename(from.path().join("b"), from.path().join("c")).unwrap();
+    fs::remove_file(from.path().join("a")).unwrap();
+    fs::hard_link(from.path().join("c"), from.path().join("d")).unwrap();
+    all.copier.next_source();
+    walk(&open(from.path()), PathBuf::new(), &(), &mut all).unwrap();
+    let inode = |name: &str| fs::metadata(to.path().join(name)).unwrap().ino();
+    assert_eq!((inode("a"), inode("c")), (inode("b"), inode("d")));
+    assert_ne!(inode("a"), inode("c"));
+}
+
+#[test]
 fn what_exists_is_neither_changed_nor_followed() {
     let (from, to, other) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
     for name in ["a", "b", "c"] {
