@@ -57,6 +57,10 @@ impl<Z: Zfs> Agent<Z> {
         let aside = self.has_been_set_aside(request).await;
         let done = match (done, &aside) {
             (Ok(done), _) => done,
+            // If the same order was given twice, the other one may have restored it meanwhile.
+            (Err(_), None) if self.is_restored(request).await.unwrap_or_default() => {
+                return Ok(Success::new(ResponseStatus::NothingToDo, ""));
+            }
             (Err(error), None) => return Err(error),
             (Err(error), Some(aside)) => {
                 let hint = format!("what was there is now {aside}; to continue, give the command without --set-aside");

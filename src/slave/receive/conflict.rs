@@ -245,7 +245,7 @@ impl<Z: Zfs> Receiver<Z> {
         renamed.inspect(|()| log::warn!("renamed {dataset} to {old}, which had its name"))
     }
 
-    /// Renames a copy with everything below it, to go on with another name.
+    /// Renames a copy with everything below it, so that it has another name.
     async fn follow(&self, copy: &DatasetName, to: &DatasetName) -> Result<(), OrderError> {
         let busy = "end what uses it or a dataset below it, or unmount them (zfs unmount)";
         self.rename(copy, to).await.map_err(|error| match error.kind {
