@@ -235,8 +235,7 @@ fn conversation(to: &str, source: &str, n: usize) -> TcpStream {
         r#"{{"Source":"{source}","OrderUUID":"{}","SnapshotUUID":"x","SnapshotName":"S_1","DestDataset":"pool/{source}{n}","OldestUnsent":"1970-01-01T00:00:00Z"}}"#,
         uuid::Uuid::now_v7()
     );
-    let step =
-        r#"{"Step":"receive","Status":8,"Guid":"4711","SnapshotName":"S_1","Create":"filesystem","Flags":"Lec"}"#;
+    let step = r#"{"Step":"receive","Status":8,"Guid":"4711","SnapshotName":"S_1","Create":"filesystem","Flags":"Lc"}"#;
     let text = if n.is_multiple_of(2) { format!("{order}\n{step}\n") } else { format!("{order}\n") };
     stream.write_all(text.as_bytes()).unwrap();
     stream

@@ -28,18 +28,9 @@ fn how(flags: SendFlags) -> &'static str {
 /// The flags for the next stream to a destination.
 ///
 /// The flags recorded on the copy are used again. If none are recorded, the flags are chosen to fit the copy: a copy of
-/// an encrypted dataset must be encrypted itself. `encrypts` means that the receiver would encrypt a new dataset there,
-/// which rules out embedded blocks.
-pub fn flags(
-    source: &DatasetInventory,
-    destination: Option<&DatasetInventory>,
-    encrypts: bool,
-) -> Result<SendFlags, FlagMismatch> {
-    let needs = if source.encrypted {
-        SendFlags::Raw
-    } else {
-        SendFlags::Plain { large: true, embedded: !encrypts, compressed: true }
-    };
+/// an encrypted dataset must be encrypted itself.
+pub fn flags(source: &DatasetInventory, destination: Option<&DatasetInventory>) -> Result<SendFlags, FlagMismatch> {
+    let needs = SendFlags::for_encrypted(source.encrypted);
     let Some(copy) = destination.filter(|copy| !copy.snapshots.is_empty()) else { return Ok(needs) };
     match copy.flags {
         Some(made) if (made == SendFlags::Raw) == source.encrypted => Ok(made),
@@ -73,37 +64,36 @@ mod tests {
 
     #[test]
     fn flags_follow_the_copy() {
-        for (source, copy, encrypts, expected) in [
+        for (source, copy, expected) in [
             // A first copy.
-            (false, None, false, Some("Lec")),
-            (false, None, true, Some("Lc")),
-            (true, None, false, Some("w")),
-            (true, None, true, Some("w")),
+            (false, None, Some("Lc")),
+            (true, None, Some("w")),
             // The copy has a record.
-            (false, Some((false, Some("Lec"))), false, Some("Lec")),
-            (false, Some((false, Some("ec"))), false, Some("ec")),
-            (false, Some((true, Some("Lc"))), true, Some("Lc")),
-            (true, Some((true, Some("w"))), true, Some("w")),
+            (false, Some((false, Some("Lc"))), Some("Lc")),
+            (false, Some((false, Some("Lec"))), Some("Lc")),
+            (false, Some((false, Some("c"))), Some("c")),
+            (false, Some((true, Some("Lc"))), Some("Lc")),
+            (true, Some((true, Some("w"))), Some("w")),
             // The source was encrypted or decrypted since.
-            (true, Some((false, Some("Lec"))), false, None),
-            (true, Some((true, Some("Lc"))), true, None),
-            (false, Some((true, Some("w"))), true, None),
+            (true, Some((false, Some("Lc"))), None),
+            (true, Some((true, Some("Lc"))), None),
+            (false, Some((true, Some("w"))), None),
             // The copy has no record.
-            (false, Some((false, None)), false, Some("Lec")),
-            (false, Some((true, None)), true, Some("Lc")),
-            (true, Some((true, None)), true, Some("w")),
-            (true, Some((false, None)), false, None),
+            (false, Some((false, None)), Some("Lc")),
+            (false, Some((true, None)), Some("Lc")),
+            (true, Some((true, None)), Some("w")),
+            (true, Some((false, None)), None),
         ] {
             let destination = copy.map(|(encrypted, recorded)| dataset(encrypted, recorded));
-            let found = flags(&dataset(source, None), destination.as_ref(), encrypts);
+            let found = flags(&dataset(source, None), destination.as_ref());
             let found = found.ok().map(|flags| flags.to_string());
-            assert_eq!(found.as_deref(), expected, "encrypted source {source}, copy {copy:?}, encrypts {encrypts}");
+            assert_eq!(found.as_deref(), expected, "encrypted source {source}, copy {copy:?}");
         }
     }
 
     #[test]
     fn flags_for_destination_without_snapshots_are_those_of_a_first_copy() {
         let bare = DatasetInventory { snapshots: vec![], ..dataset(false, None) };
-        assert_eq!(flags(&dataset(true, None), Some(&bare), false), Ok(SendFlags::Raw));
+        assert_eq!(flags(&dataset(true, None), Some(&bare)), Ok(SendFlags::Raw));
     }
 }

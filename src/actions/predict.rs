@@ -371,7 +371,7 @@ impl Sending<'_> {
         if existed && destination.snapshots.is_empty() && destination.resume_token.is_none() {
             return Err(Trouble::Bare);
         }
-        if existed && let Err(mismatch) = lineage::flags(source, Some(destination), false) {
+        if existed && let Err(mismatch) = lineage::flags(source, Some(destination)) {
             return Err(mismatch.into());
         }
         match Trouble::written(destination).filter(|_| destination.written.is_some_and(|bytes| bytes > 0)) {

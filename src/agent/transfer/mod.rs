@@ -118,7 +118,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         if creates && exists && !self.may_replace() {
             return self.resolve(&Trouble::Bare).await;
         }
-        let flags = match lineage::flags(&self.ours, self.theirs.as_ref(), self.peer.place().encrypts) {
+        let flags = match lineage::flags(&self.ours, self.theirs.as_ref()) {
             Ok(flags) => flags,
             Err(flip) => return self.resolve(&flip.into()).await,
         };

@@ -27,7 +27,7 @@ pub(crate) fn send(spec: &SendSpec) -> Vec<String> {
 fn send_flags(flags: SendFlags) -> Option<String> {
     match flags {
         SendFlags::Raw => Some("-w".to_owned()),
-        SendFlags::Plain { large: false, embedded: false, compressed: false } => None,
+        SendFlags::Plain { large: false, compressed: false } => None,
         SendFlags::Plain { .. } => Some(format!("-{flags}")),
     }
 }
@@ -79,12 +79,12 @@ mod tests {
     fn send_uses_the_given_flags() {
         let spec = |from, flags| SendSpec::Snapshot { dataset: ds("tank/a"), to: snap("y"), from, flags };
         let line = |spec| send(&spec).join(" ");
-        assert_eq!(line(spec(SendFrom::Nothing, SendFlags::PLAIN)), "send -Lec tank/a@y");
+        assert_eq!(line(spec(SendFrom::Nothing, SendFlags::PLAIN)), "send -Lc tank/a@y");
         assert_eq!(line(spec(SendFrom::Nothing, SendFlags::Raw)), "send -w tank/a@y");
         assert_eq!(line(spec(SendFrom::Nothing, "-".parse().unwrap())), "send tank/a@y");
-        assert_eq!(line(spec(SendFrom::Snapshot(snap("x")), SendFlags::PLAIN)), "send -Lec -I @x tank/a@y");
-        assert_eq!(line(spec(SendFrom::Before(snap("x")), SendFlags::PLAIN)), "send -Lec -i @x tank/a@y");
-        assert_eq!(line(spec(SendFrom::Bookmark(snap("x")), SendFlags::PLAIN)), "send -Lec -i #x tank/a@y");
+        assert_eq!(line(spec(SendFrom::Snapshot(snap("x")), SendFlags::PLAIN)), "send -Lc -I @x tank/a@y");
+        assert_eq!(line(spec(SendFrom::Before(snap("x")), SendFlags::PLAIN)), "send -Lc -i @x tank/a@y");
+        assert_eq!(line(spec(SendFrom::Bookmark(snap("x")), SendFlags::PLAIN)), "send -Lc -i #x tank/a@y");
         let origin = SendFrom::Origin(ds("tank/o"), snap("x"));
         assert_eq!(line(spec(origin, SendFlags::Raw)), "send -w -i tank/o@x tank/a@y");
         assert_eq!(line(SendSpec::Resume { token: "1-abc".into() }), "send -t 1-abc");
@@ -98,7 +98,7 @@ mod tests {
             from: SendFrom::Snapshot(snap("x")),
             flags: SendFlags::PLAIN,
         };
-        assert_eq!(size_of_send(&spec).join(" "), "send -nP -Lec -I @x tank/a@y");
+        assert_eq!(size_of_send(&spec).join(" "), "send -nP -Lc -I @x tank/a@y");
         let token = "1-abc".to_owned();
         assert_eq!(size_of_send(&SendSpec::Resume { token }).join(" "), "send -nP -t 1-abc");
     }

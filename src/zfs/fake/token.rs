@@ -38,7 +38,7 @@ impl Token {
     pub(super) fn with_flags(self, flags: SendFlags, rawok: bool) -> Self {
         let (largeblockok, embedok, compressok) = match flags {
             SendFlags::Raw => (true, true, true),
-            SendFlags::Plain { large, embedded, compressed } => (large, embedded, compressed),
+            SendFlags::Plain { large, compressed } => (large, false, compressed),
         };
         Self { largeblockok, embedok, compressok, rawok, ..self }
     }
@@ -48,7 +48,7 @@ impl Token {
         if self.rawok {
             return SendFlags::Raw;
         }
-        SendFlags::Plain { large: self.largeblockok, embedded: self.embedok, compressed: self.compressok }
+        SendFlags::Plain { large: self.largeblockok, compressed: self.compressok }
     }
 
     /// The token as text.
