@@ -8,6 +8,7 @@ mod common;
 use std::fs;
 use std::sync::Arc;
 
+use chrono::{TimeDelta, Utc};
 use common::fleet::Fleet;
 use common::{ds, guids};
 use zsync::commands::adopt::{AdoptReport, AdoptSettings, adopt};
@@ -31,7 +32,9 @@ fn pass_with_the_inferred_policy_sends_increments_and_destroys_nothing() {
     let fleet = Fleet::new();
     for dataset in ["tank/one", "tank/two"] {
         for minutes in [30, 20, 10] {
-            fleet.take(dataset, minutes);
+            // Whole minutes would show a schedule.
+            let at = Utc::now() - TimeDelta::minutes(minutes);
+            fleet.snapshot(&fleet.alpha, dataset, &at.format("S_%F_%H:%M:07").to_string(), minutes);
         }
     }
     assert!(fleet.pass().is_success());
