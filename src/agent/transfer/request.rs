@@ -109,8 +109,7 @@ impl<Z: Zfs> Agent<Z> {
             None => None,
         };
         let (to, allowed, destinations) = (request.to.clone(), request.allowed, request.destinations.clone());
-        let (renamed_from, purpose) = (request.renamed_from.clone(), request.purpose.clone());
-        Ok(SendPlan { source, target, to, allowed, origin, renamed_from, destinations, purpose })
+        Ok(SendPlan { source, target, to, allowed, origin, destinations, purpose: request.purpose.clone() })
     }
 
     /// The snapshot that a dataset is a clone of.
