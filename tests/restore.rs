@@ -39,15 +39,20 @@ fn restore_with(fleet: &Fleet, wanted: Wanted, with_properties: bool) -> (String
     restore_lost(fleet, Lost::Tree(wanted), with_properties)
 }
 
-fn restore_lost(fleet: &Fleet, lost: Lost, with_properties: bool) -> (String, Vec<String>) {
-    let settings = RestoreSettings {
+/// The settings of `zsync restore` on this host, which also restores properties.
+fn settings(fleet: &Fleet, host: &str, lost: Lost) -> RestoreSettings {
+    RestoreSettings {
         config: fleet.path("server.json"),
         local_file: fleet.path("local.json"),
         state: fleet.path("state"),
-        host_name: "alpha".parse().unwrap(),
+        host_name: host.parse().unwrap(),
         lost,
-        with_properties,
-    };
+        with_properties: true,
+    }
+}
+
+fn restore_lost(fleet: &Fleet, lost: Lost, with_properties: bool) -> (String, Vec<String>) {
+    let settings = RestoreSettings { with_properties, ..settings(fleet, "alpha", lost) };
     runtime::block_on(async {
         let prepared = prepare(&settings, Arc::new(fleet.alpha.clone())).await.unwrap();
         let lines = RefCell::new(prepared.text());
@@ -238,14 +243,7 @@ fn copy_is_sent_only_to_its_own_source_and_to_readers() {
     let gamma = Fake::new(9);
     gamma.create(&ds("tank"));
     let run = |zfs: &Fake| {
-        let settings = RestoreSettings {
-            config: fleet.path("server.json"),
-            local_file: fleet.path("local.json"),
-            state: fleet.path("state"),
-            host_name: "gamma".parse().unwrap(),
-            lost: Lost::Tree(wanted("gamma:tank/one")),
-            with_properties: true,
-        };
+        let settings = settings(&fleet, "gamma", Lost::Tree(wanted("gamma:tank/one")));
         runtime::block_on(async { prepare(&settings, Arc::new(zfs.clone())).await.unwrap().problems().to_vec() })
     };
     let problems = run(&gamma);
@@ -446,14 +444,7 @@ fn restored_with_keys() -> Fleet {
 
 /// Joins the keys within alpha:tank/one. Returns what was printed, and what went wrong.
 fn join(fleet: &Fleet, is_dry_run: bool) -> (Vec<String>, Vec<String>) {
-    let settings = RestoreSettings {
-        config: fleet.path("server.json"),
-        local_file: fleet.path("local.json"),
-        state: fleet.path("state"),
-        host_name: "alpha".parse().unwrap(),
-        lost: Lost::Tree(wanted("alpha:tank/one")),
-        with_properties: true,
-    };
+    let settings = settings(fleet, "alpha", Lost::Tree(wanted("alpha:tank/one")));
     let (tree, lines) = (place("alpha:tank/one"), RefCell::new(Vec::new()));
     let tell = |line| lines.borrow_mut().push(line);
     let joining = keys::join(&settings, &tree, Arc::new(fleet.alpha.clone()), is_dry_run, |_| Ok(()), tell);
@@ -495,14 +486,7 @@ fn one_key_opens_a_restored_tree_again() {
 fn keys_are_joined_only_where_a_restore_is_permitted_and_never_on_copies() {
     let fleet = restored_with_keys();
     std::fs::write(fleet.path("local.json"), r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
-    let settings = RestoreSettings {
-        config: fleet.path("server.json"),
-        local_file: fleet.path("local.json"),
-        state: fleet.path("state"),
-        host_name: "alpha".parse().unwrap(),
-        lost: Lost::Tree(wanted("alpha:tank/one")),
-        with_properties: true,
-    };
+    let settings = settings(&fleet, "alpha", Lost::Tree(wanted("alpha:tank/one")));
     let tree = place("alpha:tank/one");
     let joining = keys::join(&settings, &tree, Arc::new(fleet.alpha.clone()), false, |_| Ok(()), |_| ());
     let refused = runtime::block_on(joining).unwrap_err().to_string();

@@ -10,7 +10,7 @@ use crate::cli::args::{CommonArgs, PolicyArgs, moment, place};
 use crate::cli::exit::Error;
 use crate::cli::report::{self, Format};
 use crate::cli::settings::{host_name, local_if_exists, policy_if_exists};
-use crate::fleet::files::{FileVersion, Open, Period, Reachable, Versions, find as find_in, reachable};
+use crate::fleet::files::{FileVersion, Open, Period, Versions, find as find_in, reachable};
 use crate::model::path_pattern::PathPattern;
 use crate::model::{HostName, Place, counted};
 use crate::policy::Local;
@@ -100,7 +100,7 @@ pub async fn find(settings: &FindSettings, zfs: &impl ZfsRead, open: Open) -> an
     let FindSettings { config, local, host_name, dataset, from, pattern, period } = settings;
     let policy = config.as_deref().map(crate::config::load_policy).transpose()?;
     let here = (host_name, local.as_ref());
-    let Reachable { trees, .. } = reachable(policy.as_ref(), here, dataset, from.as_ref(), zfs).await?;
+    let trees = reachable(policy.as_ref(), here, dataset, from.as_ref(), zfs).await?;
     let (pattern, period) = (pattern.clone(), *period);
     Ok(runtime::blocking(move || find_in(&open, &trees, &pattern, period)).await)
 }

@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::config;
-use crate::fleet::files::{Brought, Open, Reachable, WantedFiles, bring, reachable};
+use crate::fleet::files::{Brought, Open, WantedFiles, bring, reachable};
 use crate::model::path_pattern::PathPattern;
 use crate::model::{HostName, Place, counted};
 use crate::policy::Local;
@@ -59,7 +59,7 @@ pub async fn restore_files(settings: &FilesSettings, zfs: &impl ZfsRead, open: O
     let FilesSettings { config, local, host_name, source, from, patterns, at, into } = settings;
     let policy = config.as_deref().map(config::load_policy).transpose()?;
     let here = (host_name, local.as_ref());
-    let Reachable { trees, .. } = reachable(policy.as_ref(), here, source, from.as_ref(), zfs).await?;
+    let trees = reachable(policy.as_ref(), here, source, from.as_ref(), zfs).await?;
     let folder = target(into).with_context(|| format!("cannot restore files into {}", into.display()))?;
     let wanted = WantedFiles { patterns: patterns.clone(), at: *at };
     Ok(runtime::blocking(move || bring(&open, &trees, &wanted, &folder)).await)

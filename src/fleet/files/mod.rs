@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 pub use bring::{Brought, WantedFiles, bring};
-pub use places::{Reachable, Tree, reachable};
+pub use places::{Tree, reachable};
 pub use versions::{FileVersion, InSnapshot, Period, Versions, find};
 
 use crate::model::path_pattern::{Matched, PathPattern};

@@ -17,24 +17,15 @@ pub struct Tree {
     pub datasets: Vec<Listed>,
 }
 
-/// Where the files of a dataset are.
-#[derive(Clone, Debug)]
-pub struct Reachable {
-    /// On this host, at least one.
-    pub trees: Vec<Tree>,
-    /// On other hosts.
-    pub elsewhere: Vec<Place>,
-}
-
 /// Finds the places of a dataset: itself, if it is on this host, and if there is a policy, the places that it connects
-/// with the dataset. `from` is the only place that is used, if there is one.
+/// with the dataset. Returns those on this host, at least one. `from` is the only place that is used, if there is one.
 pub async fn reachable(
     policy: Option<&Policy>,
     (here, local): (&HostName, Option<&Local>),
     wanted: &Place,
     from: Option<&Place>,
     zfs: &impl ZfsRead,
-) -> anyhow::Result<Reachable> {
+) -> anyhow::Result<Vec<Tree>> {
     let mut places = vec![wanted.clone()];
     if let (Some(policy), None) = (policy, from) {
         let Overview { inventory, unseen, .. } = known::overview(policy, here, local, zfs).await?;
@@ -74,5 +65,5 @@ pub async fn reachable(
             ),
         }
     }
-    Ok(Reachable { trees, elsewhere })
+    Ok(trees)
 }

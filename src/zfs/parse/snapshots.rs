@@ -64,11 +64,14 @@ impl Histories {
 
     /// The history that this line belongs to.
     fn of(&mut self, dataset: &str) -> Result<&mut History, NameError> {
-        if self.latest.as_ref().is_none_or(|(name, _)| name.as_str() != dataset) {
-            self.file_latest();
-            self.latest = Some((dataset.parse()?, History::default()));
-        }
-        Ok(&mut self.latest.get_or_insert_with(|| unreachable!("it was set above")).1)
+        let latest = match self.latest.take_if(|(name, _)| name.as_str() == dataset) {
+            Some(same) => same,
+            None => {
+                self.file_latest();
+                (dataset.parse()?, History::default())
+            }
+        };
+        Ok(&mut self.latest.insert(latest).1)
     }
 
     fn file_latest(&mut self) {

@@ -143,9 +143,7 @@ impl Runner {
         argv: &[String],
         read: impl FnMut(&str) -> Result<(), String>,
     ) -> Result<(), ZfsError> {
-        let (output, is_cut) = self.read_lines(argv, read).await?;
-        self.check_listing(argv, &output)?;
-        if is_cut { Err(self.cut(argv)) } else { Ok(()) }
+        self.read_lines(argv, read, Self::check_listing).await
     }
 
     /// Does the same as [`Runner::read_listing`], but all of the named datasets have to exist.
@@ -154,17 +152,16 @@ impl Runner {
         argv: &[String],
         read: impl FnMut(&str) -> Result<(), String>,
     ) -> Result<(), ZfsError> {
-        let (output, is_cut) = self.read_lines(argv, read).await?;
-        self.check_status(argv, &output)?;
-        if is_cut { Err(self.cut(argv)) } else { Ok(()) }
+        self.read_lines(argv, read, Self::check_status).await
     }
 
-    /// Runs a command to its end and reads its lines. Returns whether the output ends in the middle of a line.
+    /// Runs a command to its end and reads its lines. `check` judges how it ended.
     async fn read_lines(
         &self,
         argv: &[String],
         mut read: impl FnMut(&str) -> Result<(), String>,
-    ) -> Result<(Output, bool), ZfsError> {
+        check: fn(&Self, &[String], &Output) -> Result<(), ZfsError>,
+    ) -> Result<(), ZfsError> {
         let mut child = self.spawn(argv, self.command(argv).stdout(Stdio::piped()))?;
         let Some(mut stdout) = child.stdout() else { return Err(self.unreadable(argv, "it has no output".into())) };
         let heard = Mutex::new(Instant::now());
@@ -195,7 +192,8 @@ impl Runner {
             }
         };
         let (is_cut, output) = future::or(future::try_zip(reading, ending), silence).await?;
-        Ok((output, is_cut))
+        check(self, argv, &output)?;
+        if is_cut { Err(self.cut(argv)) } else { Ok(()) }
     }
 
     /// The error for a listing that ends in the middle of a line.
