@@ -241,13 +241,14 @@ fn running_order_is_aborted_after_grace_and_leaves_no_process() {
         ("director --interval 1h --grace 300ms --log debug", "the director was ended"),
     ] {
         let mut running = Running::start(&mut place.command(subcommand));
-        let mut stream = None;
+        let mut _stream = None;
         if subcommand.starts_with("agent") {
             let address = listens(&mut running);
-            stream = Some(TcpStream::connect(&address).unwrap());
-            stream.as_ref().unwrap().write_all(format!("{}\n", resync()).as_bytes()).unwrap();
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.write_all(format!("{}\n", resync()).as_bytes()).unwrap();
+            _stream = Some(stream);
         }
-        running.wait_for("running", if stream.is_some() { 2 } else { 3 });
+        running.wait_for("zfs list", 1);
         let asked = Instant::now();
         signal(&running, rustix::process::Signal::TERM);
         running.wait_for(words, 1);
@@ -257,7 +258,7 @@ fn running_order_is_aborted_after_grace_and_leaves_no_process() {
     }
     // A second signal ends the program at once.
     let mut running = Running::start(&mut place.command("director --interval 1h --grace 1h --log debug"));
-    running.wait_for("running", 3);
+    running.wait_for("zfs list", 1);
     signal(&running, rustix::process::Signal::INT);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(running.stop(), Some(0));
@@ -305,7 +306,7 @@ fn pass_makes_way_for_running_one() {
     let place = Place::new();
     slow_zfs(&place);
     let mut first = Running::start(&mut place.command("director --once --log debug --grace 0s"));
-    first.wait_for("running", 3);
+    first.wait_for("zfs list", 1);
     let second = place.run("director --once");
     assert_eq!((second.status, second.stdout.as_str(), second.stderr.as_str()), (Some(0), "", ""));
     let second = place.run("director --once --verbose");
