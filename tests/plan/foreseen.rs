@@ -28,7 +28,7 @@ use super::common::{ds, host, local, snap};
 const FLEETS: u64 = 100;
 const PASSES: usize = 20;
 /// Further fleets, in which a preview and a pass have once differed.
-const FOUND: [u64; 7] = [116, 186, 228, 240, 338, 359, 393];
+const FOUND: [u64; 8] = [116, 186, 228, 240, 338, 359, 379, 393];
 /// A variable with another number of fleets, or with the numbers of the fleets, such as `116..117`.
 const FLEETS_VARIABLE: &str = "ZSYNC_PREVIEW_FLEETS";
 

@@ -413,7 +413,11 @@ impl<Z: Zfs> Transfer<'_, Z> {
 
     /// Reports to the director what the destination has now.
     async fn report_destination(&mut self) {
-        let Some(inventory) = self.theirs.clone() else { return };
+        let Some(mut inventory) = self.theirs.clone() else { return };
+        if self.plan.to.host == self.agent.host {
+            // The agent's own listing does not say what local.json permits.
+            inventory = self.agent.receiver.with_permission((self.plan.to.dataset.clone(), inventory));
+        }
         for listing in Listing::parts(&self.plan.to.host, &self.plan.to.dataset, inventory) {
             self.context.report(Facts { listing: Some(listing), ..Facts::default() }).await;
         }

@@ -232,7 +232,7 @@ impl<Z: Zfs> Receiver<Z> {
 
     /// The inventory of a dataset, which notes whether it is append-only: otherwise a director would have snapshots of
     /// a new copy destroyed before it has listed the copy for the first time.
-    fn with_permission(&self, (name, inventory): (DatasetName, DatasetInventory)) -> DatasetInventory {
+    pub(crate) fn with_permission(&self, (name, inventory): (DatasetName, DatasetInventory)) -> DatasetInventory {
         let append_only = Some(self.local.permission_to_destroy(&name).is_err());
         DatasetInventory { append_only, ..inventory }
     }
