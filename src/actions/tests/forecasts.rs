@@ -12,8 +12,10 @@ use crate::actions::health::{Finding, Severity, Underway, health};
 const TICK: TimeDelta = TimeDelta::seconds(30);
 /// How far a forecast of when a snapshot arrives may be wrong. A transfer begins and ends at a tick.
 const TOLERANCE: TimeDelta = TimeDelta::seconds(60);
-const WORLDS: u64 = 15;
+const WORLDS: u64 = 40;
 const TICKS: i32 = 3 * 120;
+/// How many ticks there are between two slots of the most frequent schedule.
+const TICKS_PER_SLOT: i32 = 10;
 
 /// A source of choices: SplitMix64.
 struct Choices(u64);
@@ -61,6 +63,9 @@ fn play(seed: u64) -> (usize, usize) {
         let limit = Duration::from_secs(60 * (10 + choices.below(30)));
         entries.push(with_policy(entry(&format!("alpha:{dataset}"), &targets), |p| {
             (p.creation, p.lag) = (Some(schedule.parse().unwrap()), Some(limit));
+            // Every decision costs the more, the more snapshots there are.
+            let few = crate::policy::Retention::parse(&["2 in last day"]).unwrap();
+            (p.retention, p.sync_retention) = (Some(few.clone()), Some(few));
         }));
     }
     let policy = policy(entries);
@@ -75,10 +80,13 @@ fn play(seed: u64) -> (usize, usize) {
     let mut exceeded: BTreeSet<Link> = BTreeSet::new();
     let (mut missed, mut true_ones) = (0, 0);
     let mut now = utc("11-23T10:00");
-    for _ in 0..TICKS {
+    for tick in 0..TICKS {
         let (ended, still): (Vec<Running>, Vec<Running>) =
             running.into_iter().partition(|transfer| transfer.ends <= now);
         running = still;
+        // Nothing becomes due but at a slot or after a transfer.
+        let is_slot = tick % TICKS_PER_SLOT == 0;
+        let has_changed = is_slot || !ended.is_empty();
         for Running { order, link, began, .. } in ended {
             assert_eq!(predict(&mut inventory, std::slice::from_ref(&order), now), [true]);
             durations.add(
@@ -99,22 +107,26 @@ fn play(seed: u64) -> (usize, usize) {
                 true_ones += 1;
             }
         }
-        let orders = decide(&policy, &inventory, now).orders(&policy);
-        let taken: Vec<Order> = orders.into_iter().filter(|order| matches!(order, Order::Take { .. })).collect();
-        predict(&mut inventory, &taken, now);
-        let mut due: Vec<(Turn, Order, Link)> = Vec::new();
-        for order in decide(&policy, &inventory, now).orders(&policy) {
-            let Order::Send { dataset, to, oldest_unsent, deadline, .. } = &order else { continue };
-            let link = (dataset.clone(), to.clone());
-            let expected = durations.expected(&source, dataset, to).unwrap_or_default();
-            let start_by = deadline.map(|deadline| deadline - TimeDelta::from_std(expected).unwrap());
-            due.push((Turn::new(*oldest_unsent, start_by), order, link));
+        if is_slot {
+            let orders = decide(&policy, &inventory, now).orders(&policy);
+            let others = |order: &Order| !matches!(order, Order::Send { .. });
+            predict(&mut inventory, &orders.into_iter().filter(others).collect::<Vec<_>>(), now);
         }
-        due.sort_by_key(|(turn, ..)| *turn);
-        for (_, order, link) in due {
-            if running.iter().all(|transfer| transfer.link.0 != link.0) {
-                let ends = now + takes[&link];
-                running.push(Running { order, link, began: now, ends });
+        if has_changed {
+            let mut due: Vec<(Turn, Order, Link)> = Vec::new();
+            for order in decide(&policy, &inventory, now).orders(&policy) {
+                let Order::Send { dataset, to, oldest_unsent, deadline, .. } = &order else { continue };
+                let link = (dataset.clone(), to.clone());
+                let expected = durations.expected(&source, dataset, to).unwrap_or_default();
+                let start_by = deadline.map(|deadline| deadline - TimeDelta::from_std(expected).unwrap());
+                due.push((Turn::new(*oldest_unsent, start_by), order, link));
+            }
+            due.sort_by_key(|(turn, ..)| *turn);
+            for (_, order, link) in due {
+                if running.iter().all(|transfer| transfer.link.0 != link.0) {
+                    let ends = now + takes[&link];
+                    running.push(Running { order, link, began: now, ends });
+                }
             }
         }
         let mut health = health(&policy, &inventory, &Default::default(), now);
