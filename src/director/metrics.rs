@@ -12,8 +12,13 @@ use prometheus_client::registry::Registry;
 use crate::actions::health::{CertificateState, Finding, Health, Row, Severity};
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
+use crate::director::status_file;
+use crate::fleet::durations::KnownDurations;
+use crate::fleet::live_status::{self, RunningTransfer};
+use crate::policy::Policy;
 use crate::server::metrics::{CERTIFICATE_EXPIRY, Gauges, Labels, certificate_labels, registry, result, signed, text};
 use crate::server::{Counters, DIRECTOR};
+use crate::sys::clock;
 
 /// The result of the last pass.
 #[derive(Clone, Debug)]
@@ -30,6 +35,14 @@ pub struct PassMetrics {
     pub bytes: u64,
     /// How well the fleet met the policy after the pass.
     pub health: Health,
+    forecaster: Option<Forecaster>,
+}
+
+/// What a forecast is based on, besides how well the fleet meets the policy and what is running.
+#[derive(Clone, Debug)]
+struct Forecaster {
+    policy: Arc<Policy>,
+    durations: KnownDurations,
 }
 
 impl PassMetrics {
@@ -43,14 +56,32 @@ impl PassMetrics {
             orders: report.outcomes.iter().map(|o| (o.action.to_string(), o.success)).collect(),
             bytes: report.outcomes.iter().map(|o| o.bytes).sum(),
             health,
+            forecaster: None,
         }
+    }
+
+    /// These metrics with a forecast of how old copies will be. It is made whenever the metrics are rendered, because
+    /// transfers begin and end between passes, and their rates change.
+    #[must_use]
+    pub fn forecasting(self, policy: Arc<Policy>, durations: KnownDurations) -> Self {
+        Self { forecaster: Some(Forecaster { policy, durations }), ..self }
+    }
+
+    /// These metrics with the forecast as of `now`, while these orders are running.
+    fn at(&self, now: DateTime<Utc>, running: &[RunningTransfer]) -> Self {
+        let mut current = self.clone();
+        if let Some(Forecaster { policy, durations }) = &self.forecaster {
+            current.health.at = now;
+            live_status::forecast(&mut current.health, policy, &durations.known(), running);
+        }
+        current
     }
 
     /// Renders the metrics for the textfile collector of `node_exporter`.
     #[must_use]
     pub fn text(&self) -> String {
         let mut registry = registry();
-        self.register(&mut registry);
+        self.at(self.ended, &[]).register(&mut registry);
         register_success(&mut registry, self.is_success);
         text(&registry)
     }
@@ -281,11 +312,101 @@ impl DirectorMetrics {
         active.set(i64::from(state.is_active));
         registry.register("zsync_director_active", "1 if this director gives orders, 0 if it stands by", active);
         if let Some(last) = &state.last {
-            last.register(&mut registry);
+            let running = state.progress.as_ref().map(status_file::running).unwrap_or_default();
+            last.at(clock::now(), &running).register(&mut registry);
         }
         if let Some(success) = state.success {
             register_success(&mut registry, success);
         }
         text(&registry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::actions::health::health;
+    use crate::catalog::Outcome;
+    use crate::config::parse_policy;
+    use crate::director::progress::RunningOrder;
+    use crate::model::{self, Action, DatasetInventory, Inventory, OrderId, Place, Prefix, Snapshot};
+
+    #[test]
+    fn forecast_counts_what_a_transfer_has_sent_since_the_last_pass() {
+        let policy = r#"{ "datasets": [ { "hostname": "alpha", "dataset": "tank/a",
+            "sync": { "prefix": "S", "creation": "@hourly", "sync_on": "beta:pool/a", "lag": "2h" } } ] }"#;
+        let policy = Arc::new(parse_policy("server.json", policy).unwrap());
+        let now = clock::now();
+        let snapshot = |hours: i64| Snapshot {
+            name: "S".parse::<Prefix>().unwrap().stamp(now - chrono::TimeDelta::hours(hours)),
+            guid: model::Guid(9 - hours as u64),
+            createtxg: 9 - hours as u64,
+            creation: now - chrono::TimeDelta::hours(hours),
+            userrefs: 0,
+            has_clones: false,
+            used: 0,
+            marks: model::Marks::default(),
+        };
+        let mut inventory = Inventory::default();
+        let to = Place { host: "beta".parse().unwrap(), dataset: "pool/a".parse().unwrap() };
+        for (host, dataset, hours) in [("alpha", "tank/a", &[1_i64, 0][..]), ("beta", "pool/a", &[1])] {
+            let host = inventory.hosts.entry(host.parse().unwrap()).or_default();
+            host.observed = Some(now);
+            let snapshots = hours.iter().map(|hours| snapshot(*hours)).collect();
+            let of = DatasetInventory { snapshots, ..DatasetInventory::default() };
+            host.datasets.insert(dataset.parse().unwrap(), of);
+        }
+        let health = health(&policy, &inventory, &BTreeMap::new(), now);
+        let report = Report {
+            at: now,
+            took: Duration::ZERO,
+            unseen: BTreeMap::new(),
+            corrected: Vec::new(),
+            outcomes: Vec::new(),
+            resting: Vec::new(),
+            notices: Vec::new(),
+            unsaved: None,
+            interrupted: None,
+        };
+        let passed = PassMetrics::of(&report, health, now).forecasting(policy, KnownDurations::default());
+        let metrics = DirectorMetrics::default();
+        metrics.ended(Some(passed));
+        let forecast = || {
+            let text = metrics.text();
+            let line = text.lines().find(|line| line.starts_with("zsync_replica_lag_forecast_seconds{"));
+            line.map(|line| line.split_once("} ").unwrap().1.parse::<i64>().unwrap())
+        };
+        assert_eq!(forecast(), None, "nothing is known of how long it takes");
+        // It begins after the pass. 1 % was sent in a minute.
+        let (progress, counter) = (PassProgress::default(), crate::model::Counter::default());
+        metrics.begins(progress.clone());
+        counter.expect(1000);
+        counter.add(10);
+        let outcome = Outcome {
+            order_id: OrderId(uuid::Uuid::nil()),
+            at: now,
+            host: "alpha".parse().unwrap(),
+            action: Action::SendSnapshot,
+            dataset: Some("tank/a".parse().unwrap()),
+            snapshot: None,
+            to: Some(to),
+            success: false,
+            status: None,
+            bytes: 0,
+            seconds: 0.0,
+            error: None,
+            hint: None,
+        };
+        let since = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        progress.begin(RunningOrder { outcome, since, counter: counter.clone() });
+        let expected = 3600 + 99 * 60;
+        assert!(forecast().is_some_and(|seconds| (seconds - expected).abs() < 10), "{:?}", forecast());
+        assert!(metrics.text().contains("zsync_findings{severity=\"warning\"} 1"), "{}", metrics.text());
+        // It has become faster.
+        counter.add(490);
+        assert!(forecast().is_some_and(|seconds| (seconds - 3660).abs() < 10), "{:?}", forecast());
     }
 }

@@ -202,12 +202,12 @@ async fn run_once<Z: Zfs>(
 
 async fn write_metrics(
     file: &Path,
-    policy: &Policy,
+    policy: &Arc<Policy>,
     state: &FleetState<dyn CatalogWrite>,
     report: &Report,
     began: DateTime<Utc>,
 ) -> anyhow::Result<()> {
-    let text = pass_metrics(policy, state, report, began, &[]).await?.text();
+    let text = pass_metrics(policy, state, report, began).await?.text();
     write_metrics_file(file, &text)
 }
 

@@ -22,7 +22,7 @@ use crate::director::report::{Report, reported, resting_subject, subject};
 use crate::director::rounds::Rounds;
 use crate::director::settings::DirectorSettings;
 use crate::director::{old_records, status_file, summary};
-use crate::fleet::live_status::{self, RunningTransfer, StatusPlace};
+use crate::fleet::live_status::StatusPlace;
 use crate::fleet::{Dispatcher, FleetState};
 use crate::model::CertificateExpiry;
 use crate::model::expiry::Daily;
@@ -120,10 +120,7 @@ impl<'a, Z: Zfs> Service<'a, Z> {
             let Some(result) = self.pass(&state, leadership, &place, &mut rounds, began_at).await else { break };
             if self.settings.metrics.is_some() {
                 self.metrics.ended(match &result {
-                    Ok(report) => {
-                        let running = status_file::running(rounds.lanes().progress());
-                        pass_metrics(&self.policy, &state, report, began_at, &running).await.ok()
-                    }
+                    Ok(report) => pass_metrics(&self.policy, &state, report, began_at).await.ok(),
                     Err(_) => None,
                 });
             }
@@ -339,15 +336,13 @@ pub(crate) fn warn_of_certificates(certificates: Vec<CertificateExpiry>, tls: Op
 
 /// The metrics of a pass that has just ended.
 pub(crate) async fn pass_metrics<C: CatalogWrite + ?Sized + 'static>(
-    policy: &Policy,
+    policy: &Arc<Policy>,
     state: &FleetState<C>,
     report: &Report,
     began: DateTime<Utc>,
-    running: &[RunningTransfer],
 ) -> Result<PassMetrics, CatalogError> {
     let inventory = state.remembered().await?;
     let mut health = crate::actions::health::health(policy, &inventory, &report.unseen, clock::now());
-    live_status::forecast(&mut health, policy, &state.durations().known(), running);
     health.judge_certificates(state.certificates().all());
-    Ok(PassMetrics::of(report, health, began))
+    Ok(PassMetrics::of(report, health, began).forecasting(Arc::clone(policy), state.durations().clone()))
 }

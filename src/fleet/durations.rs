@@ -15,7 +15,7 @@ use crate::sys::runtime;
 pub(super) const LEARNED_FROM: usize = 10_000;
 
 /// How long transfers took; nothing is known until it was read from the catalog. Clones share one state.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct KnownDurations(Arc<Mutex<Option<Durations>>>);
 
 impl KnownDurations {

@@ -163,9 +163,17 @@ fn arrivals(mut jobs: Vec<Job<'_>>, now: DateTime<Utc>) -> Vec<(usize, DateTime<
 fn next_start(of: &SnapshotPolicy, tz: Zone, row: &Row, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let newest = match row.unsent_since {
         Some(_) => row.newest.as_ref()?.creation,
-        None => of.creation.as_ref()?.next_slot(tz, now)?,
+        None => next_taken(of, tz, row.fresh_since?, now)?,
     };
     sent_at(of, tz, newest, now)
+}
+
+/// When the next snapshot is taken, if the source was last up to date at `last`. A slot that has just come is not over.
+fn next_taken(of: &SnapshotPolicy, tz: Zone, last: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let creation = of.creation.as_ref()?;
+    let catch_up = TimeDelta::from_std(of.catch_up).unwrap_or(TimeDelta::MAX);
+    let is_due = |slot: &DateTime<Utc>| *slot > last && now - *slot <= catch_up;
+    creation.last_slot(tz, now).filter(is_due).or_else(|| creation.next_slot(tz, now))
 }
 
 /// When a snapshot that was taken at a moment is sent, at `now` at the earliest.

@@ -177,6 +177,8 @@ fn forecast_tells_which_destination_will_exceed_its_limit() {
         // The next snapshot is that of 13:00.
         (&asap, current, current, &[30, 30], None, Some(90), vec![]),
         (&asap, current, current, &[70, 70], None, Some(130), late("14:00", "14:10")),
+        // That of 12:00 was not taken yet.
+        (&asap, "B@11-23T11:00", "B@11-23T11:00", &[20, 20], None, Some(110), vec![]),
         // It is sent at 14:00.
         (&at_two, behind, "B@11-23T11:00", &[1, 1], None, Some(181), late("13:00", "14:01")),
     ] {
