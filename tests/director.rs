@@ -336,6 +336,47 @@ fn passes_do_not_wait_for_a_transfer_of_an_earlier_one() {
     assert!(fleet.world.catalog().outcomes(100).unwrap().iter().any(failed));
 }
 
+/// A dataset is being sent to one destination when others become due, for which entries of the policy come in another
+/// sequence than their deadlines.
+#[test]
+fn least_slack_is_sent_first_once_the_dataset_is_free() {
+    const LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
+    let mut fleet = Fleet::new();
+    // The slave on gamma accepts connections and never responds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let agent = fleet.addresses["gamma"].0.clone();
+    fleet.addresses.insert("gamma", (agent, silent.local_addr().unwrap().to_string()));
+    let entry = |prefix: &str, to: &str, lag: &str| {
+        format!(
+            r#"{{ "hostname": "alpha", "dataset": "tank/data", "sync": {{ "prefix": "{prefix}",
+                 "creation": "@hourly", "sync_on": "{to}"{lag} }} }}"#
+        )
+    };
+    let entries = [
+        entry("H", "gamma:pool/copy", ""),
+        entry("E", "beta:pool/easy", ""),
+        entry("L", "beta:pool/late", r#", "lag": "5h""#),
+        entry("T", "beta:pool/tight", r#", "lag": "2h""#),
+    ];
+    let policy = fleet.policy(&entries.join(","));
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let mut rounds = Rounds::by_clock(begin);
+    for _ in 0..4 {
+        let pass = Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now);
+        runtime::block_on(async {
+            let begun = rounds.pass(pass, None, Some(LIMIT)).await.unwrap();
+            begun.report().await.unwrap()
+        });
+    }
+    assert_eq!(rounds.lanes().progress().running().len(), 1);
+    drop(silent);
+    runtime::block_on(rounds.quiet());
+    // The newest outcome comes first.
+    let outcomes = fleet.world.catalog().outcomes(100).unwrap().into_iter().rev();
+    let sent: Vec<String> = outcomes.filter_map(|outcome| Some(outcome.to?.dataset.to_string())).collect();
+    assert_eq!(sent, ["pool/copy", "pool/tight", "pool/late", "pool/easy"]);
+}
+
 /// A destination that fails for ever is tried after growing pauses, and holds up nothing else.
 #[test]
 fn order_that_fails_again_and_again_rests_until_something_has_changed() {

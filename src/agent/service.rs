@@ -51,7 +51,7 @@ impl<Z: Zfs> Agent<Z> {
         Self {
             host,
             locks: DatasetLocks::default(),
-            queue: TransferQueue::new(local.max_sends),
+            queue: TransferQueue::by_destination(local.max_sends),
             throttle: Throttle::new(local.bandwidth.clone()),
             tls: None,
             receiver: Receiver::new(Arc::clone(&zfs), Arc::clone(&local)),
@@ -98,7 +98,7 @@ impl<Z: Zfs> Agent<Z> {
         let queue = if local.max_sends == self.local.max_sends {
             self.queue.clone()
         } else {
-            TransferQueue::new(local.max_sends)
+            TransferQueue::by_destination(local.max_sends)
         };
         self.throttle.set(local.bandwidth.clone());
         Self {

@@ -1,10 +1,12 @@
 //! What is at work in the fleet, across passes: the orders that run, and the rooms in which they run. A transfer may run
 //! for days, and passes do not wait for those of earlier passes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_lite::future;
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::actions::Order;
@@ -13,8 +15,9 @@ use crate::director::firsthand::Firsthand;
 use crate::director::initial::Initial;
 use crate::director::progress::PassProgress;
 use crate::director::rests::Rests;
-use crate::director::slots::OrderSlots;
-use crate::model::{DatasetName, HostName, Place};
+use crate::director::send_lanes::{SendLanes, Ticket};
+use crate::director::slots::{OrderSlot, OrderSlots};
+use crate::model::{DatasetName, HostName, Place, Turn};
 use crate::sys::runtime::channel;
 
 /// The number of a pass.
@@ -45,17 +48,7 @@ struct Shared {
 struct Claims {
     /// By host, dataset and policy.
     takes: BTreeSet<(HostName, DatasetName, String)>,
-    /// By source. A dataset is sent to one destination at a time.
-    sends: BTreeMap<Place, Sending>,
-    destroys: BTreeMap<Place, PassNumber>,
-}
-
-/// A transfer that is running or waits for a room.
-struct Sending {
-    to: Place,
-    by: PassNumber,
-    /// Closed when the transfer has ended.
-    ended: channel::Receiver<()>,
+    sends: SendLanes,
 }
 
 impl Default for Lanes {
@@ -169,49 +162,77 @@ impl Lanes {
         Some((order, Claim { lanes: self.clone(), of }))
     }
 
-    /// Claims the source of a transfer; otherwise returns which pass is sending it.
-    pub(super) fn claim_send(&self, from: &Place, to: &Place, pass: PassNumber) -> Result<Claim, PassNumber> {
-        let mut claims = self.0.claims.lock();
-        if let Some(other) = claims.sends.get(from) {
-            return Err(other.by);
-        }
-        let (until_ended, ended) = channel::bounded(1);
-        claims.sends.insert(from.clone(), Sending { to: to.clone(), by: pass, ended });
-        Ok(Claim { lanes: self.clone(), of: Of::Send(from.clone(), until_ended) })
+    /// Adds a transfer to those of its source dataset that wait for their turn. `None` if another pass has it running or
+    /// waiting already.
+    pub(super) fn wish(&self, from: &Place, to: &Place, turn: Turn, pass: PassNumber) -> Option<Wish> {
+        let (ticket, changed) = self.0.claims.lock().sends.join(from, to, turn, pass)?;
+        Some(Wish { lanes: self.clone(), from: from.clone(), turn, ticket, changed })
     }
 
-    /// Whether another pass is sending a dataset.
+    /// Whether another pass is sending a dataset, or is about to.
     pub(super) fn is_sent_by_another(&self, from: &Place, pass: PassNumber) -> bool {
-        self.0.claims.lock().sends.get(from).is_some_and(|sending| sending.by != pass)
-    }
-
-    /// Waits until a dataset is not being sent.
-    pub(super) async fn claim_ended(&self, from: &Place) {
-        let ended = self.0.claims.lock().sends.get(from).map(|sending| sending.ended.clone());
-        closed(ended).await;
+        self.0.claims.lock().sends.is_sent_by_another(from, pass)
     }
 
     /// Waits for a transfer that is sending a dataset or is received into it.
     pub(super) async fn sending_ended(&self, place: &Place) {
-        let ended = {
-            let claims = self.0.claims.lock();
-            let sending = claims.sends.iter().find(|(from, sending)| *from == place || sending.to == *place);
-            sending.map(|(_, sending)| sending.ended.clone())
-        };
-        closed(ended).await;
+        let ended = self.0.claims.lock().sends.ending(place);
+        if let Some(ended) = ended {
+            // The channel is only ever closed.
+            let _ = ended.recv().await;
+        }
     }
 
-    /// Claims a dataset for a destroy; `None` if another pass destroys in it, sends it, or receives into it. What is
+    /// Claims a dataset for a destroy; `None` if another order destroys in it, sends it, or receives into it. What is
     /// being sent is not pruned.
-    pub(super) fn claim_destroy(&self, place: &Place, pass: PassNumber) -> Option<Claim> {
-        let mut claims = self.0.claims.lock();
-        let is_sent =
-            claims.sends.iter().any(|(from, sending)| sending.by != pass && (from == place || sending.to == *place));
-        if is_sent || claims.destroys.contains_key(place) {
-            return None;
+    pub(super) fn claim_destroy(&self, place: &Place) -> Option<Claim> {
+        let claimed = self.0.claims.lock().sends.begin_destroy(place);
+        claimed.then(|| Claim { lanes: self.clone(), of: Of::Destroy(place.clone()) })
+    }
+}
+
+/// A transfer that waits for its turn among those of its source dataset, and for a slot. It leaves when this is dropped.
+pub(super) struct Wish {
+    lanes: Lanes,
+    from: Place,
+    turn: Turn,
+    ticket: Ticket,
+    changed: channel::Receiver<()>,
+}
+
+impl Wish {
+    /// Waits until the transfer may begin.
+    pub async fn granted(self, order: &Order) -> (OrderSlot, Claim) {
+        loop {
+            while !self.sends(|sends| sends.may_go(&self.from, self.ticket)) {
+                // This value is among those that wait, so the channel has a sender.
+                let _ = self.changed.recv().await;
+            }
+            let mut slot = pin!(self.lanes.slots().wait(order, self.turn));
+            let slot = match future::poll_once(&mut slot).await {
+                Some(slot) => slot,
+                None => {
+                    self.sends(|sends| sends.set_queued(&self.from, self.ticket, true));
+                    slot.await
+                }
+            };
+            if self.sends(|sends| sends.begin(&self.from, self.ticket)) {
+                let (lanes, of) = (self.lanes.clone(), Of::Send(self.from.clone()));
+                return (slot, Claim { lanes, of });
+            }
+            // Another transfer of the dataset was given a slot first.
+            self.sends(|sends| sends.set_queued(&self.from, self.ticket, false));
         }
-        claims.destroys.insert(place.clone(), pass);
-        Some(Claim { lanes: self.clone(), of: Of::Destroy(place.clone()) })
+    }
+
+    fn sends<T>(&self, with: impl FnOnce(&mut SendLanes) -> T) -> T {
+        with(&mut self.lanes.0.claims.lock().sends)
+    }
+}
+
+impl Drop for Wish {
+    fn drop(&mut self) {
+        self.sends(|sends| sends.leave(&self.from, self.ticket));
     }
 }
 
@@ -224,14 +245,6 @@ impl Drop for Kept {
     }
 }
 
-/// Waits until a transfer has ended, if there is one.
-async fn closed(ended: Option<channel::Receiver<()>>) {
-    if let Some(ended) = ended {
-        // The channel is only ever closed.
-        let _ = ended.recv().await;
-    }
-}
-
 /// The right to give an order, until it is dropped.
 pub(super) struct Claim {
     lanes: Lanes,
@@ -240,7 +253,7 @@ pub(super) struct Claim {
 
 enum Of {
     Take(HostName, Vec<DatasetName>, String),
-    Send(Place, channel::Sender<()>),
+    Send(Place),
     Destroy(Place),
 }
 
@@ -253,17 +266,16 @@ impl Drop for Claim {
                     claims.takes.remove(&(host.clone(), dataset.clone(), policy.clone()));
                 }
             }
-            Of::Send(from, until_ended) => {
-                claims.sends.remove(from);
-                until_ended.close();
-            }
-            Of::Destroy(place) => drop(claims.destroys.remove(place)),
+            Of::Send(from) => claims.sends.end(from),
+            Of::Destroy(place) => claims.sends.end_destroy(place),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::{DateTime, Utc};
+
     use super::*;
 
     fn place(text: &str) -> Place {
@@ -271,17 +283,107 @@ mod tests {
         Place { host: host.parse().unwrap(), dataset: dataset.parse().unwrap() }
     }
 
+    fn at(minute: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_795_428_000 + minute * 60, 0).unwrap()
+    }
+
+    fn send(to: &str) -> Order {
+        Order::Send {
+            entry: 0,
+            host: "alpha".parse().unwrap(),
+            dataset: "tank/a".parse().unwrap(),
+            snapshot: "S_1".parse().unwrap(),
+            guid: crate::model::Guid(1),
+            to: place(to),
+            allowed: Default::default(),
+            route: Default::default(),
+            policy: "sync".into(),
+            reason: String::new(),
+            oldest_unsent: at(0),
+            deadline: None,
+        }
+    }
+
+    /// A transfer of alpha:tank/a that waits for its turn.
+    fn waits(
+        lanes: &Lanes,
+        to: &str,
+        turn: Turn,
+        pass: PassNumber,
+    ) -> Option<impl Future<Output = (OrderSlot, Claim)>> {
+        let wish = lanes.wish(&place("alpha:tank/a"), &place(to), turn, pass)?;
+        let order = send(to);
+        Some(Box::pin(async move { wish.granted(&order).await }))
+    }
+
     #[test]
-    fn dataset_is_not_sent_twice_nor_pruned_by_another_pass_meanwhile() {
-        let lanes = Lanes::default();
-        let (from, to) = (place("alpha:tank/a"), place("beta:pool/a"));
-        let sending = lanes.claim_send(&from, &to, 1).unwrap();
-        assert!(lanes.claim_send(&from, &place("gamma:pool/a"), 2).is_err_and(|by| by == 1));
-        assert!(lanes.claim_destroy(&from, 2).is_none() && lanes.claim_destroy(&to, 2).is_none());
-        let other = lanes.claim_destroy(&place("beta:pool/b"), 2);
-        assert!(other.is_some() && lanes.claim_destroy(&place("beta:pool/b"), 3).is_none());
-        drop(sending);
-        assert!(lanes.claim_destroy(&from, 2).is_some() && lanes.claim_send(&from, &to, 2).is_ok());
+    fn dataset_is_not_sent_twice_nor_pruned_meanwhile() {
+        future::block_on(async {
+            let lanes = Lanes::default();
+            let (from, to) = (place("alpha:tank/a"), place("beta:pool/a"));
+            let running = waits(&lanes, "beta:pool/a", at(0).into(), 1).unwrap().await;
+            assert!(waits(&lanes, "beta:pool/a", at(0).into(), 2).is_none(), "another pass has it running");
+            assert!(lanes.is_sent_by_another(&from, 2) && !lanes.is_sent_by_another(&from, 1));
+            let mut other = waits(&lanes, "gamma:pool/a", at(0).into(), 2).unwrap();
+            assert!(waits(&lanes, "gamma:pool/a", at(0).into(), 3).is_none(), "another pass has it waiting");
+            assert!(future::poll_once(&mut other).await.is_none());
+            assert!(lanes.claim_destroy(&from).is_none() && lanes.claim_destroy(&to).is_none());
+            let elsewhere = lanes.claim_destroy(&place("beta:pool/b"));
+            assert!(elsewhere.is_some() && lanes.claim_destroy(&place("beta:pool/b")).is_none());
+            drop(running);
+            let running = future::poll_once(&mut other).await.unwrap();
+            assert!(lanes.claim_destroy(&to).is_some());
+            drop(running);
+            // Nor does a transfer begin where something is destroyed.
+            for place in [from, to] {
+                let destroy = lanes.claim_destroy(&place).unwrap();
+                let mut sending = waits(&lanes, "beta:pool/a", at(0).into(), 3).unwrap();
+                assert!(future::poll_once(&mut sending).await.is_none());
+                drop(destroy);
+                assert!(future::poll_once(&mut sending).await.is_some());
+            }
+        });
+    }
+
+    #[test]
+    fn least_slack_goes_first_whenever_it_came() {
+        future::block_on(async {
+            let lanes = Lanes::default();
+            let running = waits(&lanes, "beta:pool/a", at(0).into(), 1).unwrap().await;
+            // In the order in which they come, with the minute by which they have to begin.
+            let wanted = [
+                ("gamma:pool/a", None),
+                ("delta:pool/a", Some(90)),
+                ("eta:pool/a", Some(30)),
+                ("zeta:pool/a", Some(60)),
+            ];
+            let mut waiting = Vec::new();
+            for (pass, (to, start_by)) in wanted.into_iter().enumerate() {
+                let turn = Turn::new(at(0), start_by.map(at));
+                waiting.push((to, waits(&lanes, to, turn, 2 + pass as u64).unwrap()));
+            }
+            let mut ended = Vec::new();
+            let mut held = Some(running);
+            while !waiting.is_empty() {
+                for (_, waits) in &mut waiting {
+                    assert!(future::poll_once(waits).await.is_none(), "one at a time");
+                }
+                drop(held.take());
+                // Whoever is asked first.
+                while held.is_none() {
+                    for index in 0..waiting.len() {
+                        if let Some(begun) = future::poll_once(&mut waiting[index].1).await {
+                            held = Some(begun);
+                            ended.push(waiting.remove(index).0);
+                            break;
+                        }
+                    }
+                }
+            }
+            assert_eq!(ended, ["eta:pool/a", "zeta:pool/a", "delta:pool/a", "gamma:pool/a"]);
+            drop(held);
+            assert!(!lanes.is_sent_by_another(&place("alpha:tank/a"), 9), "nothing is left");
+        });
     }
 
     #[test]

@@ -46,16 +46,16 @@ enum Slot {
 }
 
 impl Kinds {
-    fn new(short: usize, transfers: usize) -> Self {
+    fn new(short: usize, transfers: TransferQueue) -> Self {
         let room = |size| Arc::new(Semaphore::new(size));
-        Self { takes: room(short), transfers: TransferQueue::new(transfers), destroys: room(short) }
+        Self { takes: room(short), transfers, destroys: room(short) }
     }
 
-    /// Waits for a slot. Among the transfers of a host, the one with the least slack gets the next one.
-    async fn wait(self, order: &Order, turn: Turn) -> Slot {
+    /// Waits for a slot. Transfers are divided between hosts by this `key`.
+    async fn wait(self, order: &Order, turn: Turn, key: &HostName) -> Slot {
         match order {
             Order::Take { .. } => Slot::Short { _slot: self.takes.acquire_arc().await },
-            Order::Send { .. } => Slot::Transfer { _slot: self.transfers.wait(order.host(), turn).await },
+            Order::Send { .. } => Slot::Transfer { _slot: self.transfers.wait(key, turn).await },
             Order::Destroy { .. } => Slot::Short { _slot: self.destroys.acquire_arc().await },
         }
     }
@@ -63,7 +63,7 @@ impl Kinds {
 
 impl Default for OrderSlots {
     fn default() -> Self {
-        Self { fleet: Kinds::new(SHORT_ORDERS, TRANSFERS), hosts: Mutex::default() }
+        Self { fleet: Kinds::new(SHORT_ORDERS, TransferQueue::new(TRANSFERS)), hosts: Mutex::default() }
     }
 }
 
@@ -72,10 +72,13 @@ impl OrderSlots {
     pub(super) async fn wait(&self, order: &Order, turn: Turn) -> OrderSlot {
         let of_host = {
             let mut hosts = self.hosts.lock();
-            hosts.entry(order.host().clone()).or_insert_with(|| Kinds::new(PER_HOST, PER_HOST)).clone()
+            let new = || Kinds::new(PER_HOST, TransferQueue::by_destination(PER_HOST));
+            hosts.entry(order.host().clone()).or_insert_with(new).clone()
         };
+        let host = order.host();
+        let destination = if let Order::Send { to, .. } = order { &to.host } else { host };
         // Orders that wait for one host do not occupy the slots of the others.
-        let of_host = of_host.wait(order, turn).await;
-        OrderSlot { _running: [of_host, self.fleet.clone().wait(order, turn).await] }
+        let of_host = of_host.wait(order, turn, destination).await;
+        OrderSlot { _running: [of_host, self.fleet.clone().wait(order, turn, host).await] }
     }
 }

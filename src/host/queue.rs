@@ -1,8 +1,11 @@
 //! Limits the number of concurrent transfers, and divides the slots between hosts.
 //!
-//! A free slot goes to the host that has the fewest; among several, to the one whose last turn was longest ago. Among
-//! the transfers of one host, the one with the least slack goes first (see [`Turn`]). Deadlines, and how long the data
-//! has waited, are the sender's claims, so they never count against another host.
+//! Where hosts send here, a free slot goes to the host that has the fewest; among several, to the one whose last turn was
+//! longest ago. Among the transfers of one host, the one with the least slack goes first (see [`Turn`]). Deadlines, and
+//! how long the data has waited, are the sender's claims, so they never count against another host.
+//!
+//! Where this host sends to others, the transfer with the least slack goes first, wherever it goes. A destination never
+//! has all slots if there are others: it may be slow or full, and its transfers may run for days.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,14 +28,24 @@ pub struct TransferQueue(Arc<Mutex<Slots>>);
 #[derive(Debug)]
 struct Slots {
     limit: usize,
-    /// How many slots one host may have.
-    per_host: usize,
+    kind: Kind,
     hosts: BTreeMap<HostName, Share>,
     /// How many slots were given so far.
     turns: u64,
     /// How many transfers had to wait so far.
     waited: u64,
     waiting: BTreeMap<Priority, (HostName, Sender<QueueSlot>)>,
+}
+
+/// Between which hosts the slots are divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// There is only one.
+    One,
+    /// Several send here.
+    Sources,
+    /// This host may send to several.
+    Destinations,
 }
 
 /// What a host has of the slots.
@@ -82,19 +95,26 @@ impl TransferQueue {
     /// Creates a queue with this number of slots, all of which one host may have.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self::with(limit, limit)
+        Self::with(limit, Kind::One)
     }
 
     /// Creates a queue with this number of slots for several hosts. One of the slots, if there are two or more, is
     /// never given to a host that has all the others.
     #[must_use]
     pub fn shared(limit: usize) -> Self {
-        Self::with(limit, limit.saturating_sub(1).max(1))
+        Self::with(limit, Kind::Sources)
     }
 
-    fn with(limit: usize, per_host: usize) -> Self {
+    /// Creates a queue with this number of slots for transfers to other hosts. Once it has had transfers to several, one
+    /// of the slots, if there are two or more, is never given to a destination that has all the others.
+    #[must_use]
+    pub fn by_destination(limit: usize) -> Self {
+        Self::with(limit, Kind::Destinations)
+    }
+
+    fn with(limit: usize, kind: Kind) -> Self {
         let (hosts, waiting) = (BTreeMap::new(), BTreeMap::new());
-        Self(Arc::new(Mutex::new(Slots { limit, per_host, hosts, turns: 0, waited: 0, waiting })))
+        Self(Arc::new(Mutex::new(Slots { limit, kind, hosts, turns: 0, waited: 0, waiting })))
     }
 
     /// Whether a queue with these properties would be the same as this one.
@@ -102,7 +122,7 @@ impl TransferQueue {
     pub fn is_like(&self, other: &Self) -> bool {
         let limits = |queue: &Self| {
             let slots = queue.slots();
-            (slots.limit, slots.per_host)
+            (slots.limit, slots.kind)
         };
         limits(self) == limits(other)
     }
@@ -156,7 +176,24 @@ impl Slots {
     }
 
     fn may_take(&self, host: &HostName) -> bool {
-        self.used() < self.limit && self.hosts.get(host).is_none_or(|share| share.slots < self.per_host)
+        self.used() < self.limit && self.has_room_for(host)
+    }
+
+    /// Whether a host has fewer slots than one host may have.
+    fn has_room_for(&self, host: &HostName) -> bool {
+        self.hosts.get(host).is_none_or(|share| share.slots < self.per_host(host))
+    }
+
+    fn per_host(&self, host: &HostName) -> usize {
+        let is_other = |other: &HostName| other != host;
+        let is_shared = match self.kind {
+            Kind::One => false,
+            Kind::Sources => true,
+            Kind::Destinations => {
+                self.hosts.keys().any(is_other) || self.waiting.values().any(|(other, _)| is_other(other))
+            }
+        };
+        if is_shared { self.limit.saturating_sub(1).max(1) } else { self.limit }
     }
 
     fn give(&mut self, host: &HostName) {
@@ -167,7 +204,10 @@ impl Slots {
 
     /// Gives a free slot to the transfer whose turn it is, and removes it from those that wait.
     fn next(&mut self) -> Option<(HostName, Sender<QueueSlot>)> {
-        let turn = |host: &HostName| self.hosts.get(host).map_or((0, 0), |share| (share.slots, share.last_turn));
+        let turn = |host: &HostName| match self.hosts.get(host) {
+            Some(share) if self.kind != Kind::Destinations => (share.slots, share.last_turn),
+            _ => (0, 0),
+        };
         let may = self.waiting.iter().filter(|(_, (host, _))| self.may_take(host));
         let priority =
             may.min_by_key(|(priority, (host, _))| (turn(host), **priority)).map(|(priority, _)| *priority)?;
@@ -209,8 +249,7 @@ impl QueueSlot {
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         let slots = self.queue.slots();
-        let has_room = |host: &HostName| slots.hosts.get(host).is_none_or(|share| share.slots < slots.per_host);
-        slots.waiting.values().any(|(host, _)| *host != self.host && has_room(host))
+        slots.waiting.values().any(|(host, _)| *host != self.host && slots.has_room_for(host))
     }
 }
 
@@ -369,6 +408,37 @@ mod tests {
     }
 
     #[test]
+    fn slow_destination_never_has_all_slots_and_least_slack_goes_first() {
+        block_on(async {
+            let (queue, slow, fast) = (TransferQueue::by_destination(3), host("slow"), host("fast"));
+            // As long as there is no other destination, it may have all.
+            let mut held = Vec::new();
+            for _ in 0..3 {
+                held.push(queue.take(&slow, at(50)).await.unwrap());
+            }
+            let mut slow_waits = pin!(queue.take(&slow, at(50)));
+            let mut fast_waits = pin!(queue.take(&fast, at(100)));
+            assert!(poll_once(&mut slow_waits).await.is_none());
+            assert!(poll_once(&mut fast_waits).await.is_none());
+            // The next slot is not for the one that has all the others, though its data is older.
+            held.pop();
+            let first = poll_once(&mut fast_waits).await.unwrap().unwrap();
+            assert!(poll_once(&mut slow_waits).await.is_none());
+            // Of two that may have it, the one with the least slack comes first, whatever it has already.
+            let mut second = pin!(queue.take(&fast, at(100)));
+            assert!(poll_once(&mut second).await.is_none());
+            held.pop();
+            let third = poll_once(&mut slow_waits).await.unwrap().unwrap();
+            assert!(poll_once(&mut second).await.is_none());
+            drop(third);
+            assert!(poll_once(&mut second).await.is_some());
+            // The slot that is left is kept for others.
+            drop(first);
+            assert!(poll_once(pin!(queue.take(&slow, at(0)))).await.is_some());
+        });
+    }
+
+    #[test]
     fn single_slot_goes_round_the_hosts() {
         block_on(async {
             let (queue, greedy, modest) = (TransferQueue::shared(1), host("greedy"), host("modest"));
@@ -436,7 +506,8 @@ mod tests {
                     waiting = still;
                     let slots = queue.slots();
                     assert!(slots.used() == held.len() && held.len() <= limit);
-                    assert!(slots.hosts.values().all(|share| share.slots <= slots.per_host));
+                    let most = if is_shared { limit.saturating_sub(1).max(1) } else { limit };
+                    assert!(slots.hosts.values().all(|share| share.slots <= most));
                     assert!(slots.waiting.values().all(|(host, _)| !slots.may_take(host)));
                 }
                 drop((held, waiting, parked));

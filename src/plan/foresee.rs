@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::actions::{Destroyed, Engine, Intervention, Notice, Order, Plan, groups, held_copy, predict, predict_order};
-use crate::director::{is_unsent, transfer_levels, turn};
+use crate::director::{is_unsent, transfer_steps, turn};
 use crate::fleet::durations::KnownDurations;
 use crate::fleet::obstacles::Obstacles;
 use crate::fleet::planned::{After, PlannedOrder};
@@ -195,18 +195,21 @@ impl<'a> PredictedFleet<'a> {
         own.into_iter().chain(keep_common_with.iter().filter(is_told_by_another).cloned()).collect()
     }
 
-    /// Carries out transfers level by level, as the director does: a transfer is dropped if the parent of its
+    /// Carries out transfers step by step, as the director does: a transfer is dropped if the parent of its
     /// destination does not exist and has just failed to arrive. Returns those that are given.
     fn send(&mut self, due: Vec<Order>, at: DateTime<Utc>) -> Vec<Order> {
         // A preview does not know how long earlier transfers took.
         let durations = KnownDurations::default();
         let by_deadline = |order: &Order| turn(order, durations.start_by(order));
         let (mut given, mut failed) = (Vec::new(), HashSet::new());
-        for order in transfer_levels(due, &self.inventory, |_| false, by_deadline).into_iter().flatten().flatten() {
+        let steps = transfer_steps(due, &self.inventory, |_| false, by_deadline);
+        for order in steps.into_iter().flat_map(|step| step.orders) {
             let Order::Send { to, .. } = &order else { continue };
             let parent = to.dataset.parent().map(|dataset| Place { host: to.host.clone(), dataset });
             let is_missing = |parent: &Place| self.inventory.dataset(&parent.host, &parent.dataset).is_none();
             if parent.is_some_and(|parent| failed.contains(&parent) && is_missing(&parent)) {
+                // Nor do its children arrive.
+                failed.insert(to.clone());
                 continue;
             }
             if !self.carry_out(&order, at) {

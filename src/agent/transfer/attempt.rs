@@ -11,7 +11,7 @@ use crate::agent::transfer::peer::{LocalReservation, Outgoing, Peer, SlaveAddres
 use crate::agent::transfer::state::{RetryState, SendPlan, SourceHolds, Transfer, TransferProgress};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, DatasetName, OrderId, SendFlags, Turn};
+use crate::model::{Counter, DatasetName, HostName, OrderId, SendFlags, Turn};
 use crate::policy::SLAVE_PORT;
 use crate::sys::clock;
 use crate::wire::codec::Conn;
@@ -93,7 +93,7 @@ impl<Z: Zfs> Agent<Z> {
             !retry.has_failed && !is_restore && request.renamed_from.is_none() && request.origin_dataset.is_none();
         let mut sides = self.sides(&source, request.snapshot, destination, may_use_cache).await?;
         retry.from_cache = sides.from_cache;
-        let slot = self.send_slot(turn, &context.counter).await?;
+        let slot = self.send_slot(&to.host, turn, &context.counter).await?;
         if let Some(reservation) = &mut reservation {
             reservation.wait_for_slot(&receiver).await?;
         }
@@ -139,9 +139,14 @@ impl<Z: Zfs> Agent<Z> {
         Ok(source)
     }
 
-    /// A slot for one stream.
-    pub(super) async fn send_slot(&self, turn: Turn, counter: &Counter) -> Result<QueueSlot, OrderError> {
-        let taken = counter.waiting_for("a slot (max_sends)", self.queue.take(&self.host, turn)).await;
+    /// A slot for one stream to a host.
+    pub(super) async fn send_slot(
+        &self,
+        to: &HostName,
+        turn: Turn,
+        counter: &Counter,
+    ) -> Result<QueueSlot, OrderError> {
+        let taken = counter.waiting_for("a slot (max_sends)", self.queue.take(to, turn)).await;
         taken.map_err(|limit| OrderError::queue_timeout("max_sends", limit))
     }
 

@@ -298,7 +298,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
             Some(slot) => slot,
             // The slot is released after each stream, so that other transfers can send while this one lists and records
             // what arrived.
-            None => self.agent.send_slot(self.turn, &self.context.counter).await?,
+            None => self.agent.send_slot(&self.plan.to.host, self.turn, &self.context.counter).await?,
         };
         let Self { agent, context, peer, holds, .. } = self;
         let (zfs, counter) = (&agent.zfs, &context.counter);

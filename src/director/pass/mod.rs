@@ -34,7 +34,7 @@ use crate::director::leader::Leadership;
 use crate::director::pass::sequence::GroupTurn;
 use crate::director::progress::PassProgress;
 use crate::director::report::Report;
-use crate::director::transfer_levels::is_unsent;
+use crate::director::transfer_steps::is_unsent;
 use crate::fleet::dispatch::{Dispatcher, fitting};
 use crate::fleet::durations;
 use crate::fleet::health::ServiceHealth;

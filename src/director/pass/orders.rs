@@ -4,27 +4,37 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_lite::future;
+use parking_lot::Mutex;
 
 use crate::actions::Order;
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
-use crate::director::lanes::Claim;
+use crate::director::lanes::{Claim, Kept, Wish};
 use crate::director::pass::{Pass, is_take};
 use crate::director::progress::{Rank, RunningOrder};
-use crate::director::transfer_levels::{self, destination, is_unsent, transfer_levels};
+use crate::director::transfer_steps::{self, Step, destination, is_unsent, transfer_steps};
 use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
 use crate::fleet::live_status::RestingOrder;
 use crate::model::{Action, Counter, DatasetName, Guid, OrderId, Place, ResponseStatus, Turn};
+use crate::sys::runtime::channel;
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Response};
 use crate::zfs::Zfs;
+
+/// A transfer that is due.
+struct Planned {
+    order: Order,
+    kept: Option<Kept>,
+    /// Its place among the transfers of its dataset, unless another pass has it already or it comes after others.
+    wish: Option<Wish>,
+}
 
 /// An order, with the claim that was made when it was decided, if any was.
 type Claimed = (Order, Option<Claim>);
 
 impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
-    /// Carries out transfers that were `decided` at a moment, one at a time for each source dataset.
+    /// Carries out transfers that were `decided` at a moment. A dataset is sent to one destination at a time, and what
+    /// another pass has running or waiting is left to it.
     pub(super) async fn send(&self, due: impl IntoIterator<Item = Order>, decided: Moment) -> Result<(), CatalogError> {
         let (resting, due): (Vec<Order>, Vec<Order>) = due.into_iter().partition(|order| self.rests(order));
         let Some(host) = due.first().map(|order| order.host().clone()) else { return Ok(()) };
@@ -33,53 +43,78 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             let from = Place { host: host.clone(), dataset: dataset.clone() };
             self.lanes.is_sent_by_another(&from, self.number)
         };
-        let levels = transfer_levels(due, &self.state.inventory(), is_sent, |order| self.turn(order));
+        let steps = transfer_steps(due, &self.state.inventory(), is_sent, |order| self.turn(order));
         // The destinations at which nothing has arrived.
-        let mut failed: BTreeSet<Place> = resting.iter().filter_map(destination).cloned().collect();
-        let levels = levels.into_iter().map(|level| {
-            let kept = |chain: Vec<Order>| chain.into_iter().map(|order| (self.lanes.keep(&order), order)).collect();
-            level.into_iter().map(kept).collect::<Vec<Vec<_>>>()
-        });
-        for mut level in levels.collect::<Vec<_>>() {
-            for orders in &mut level {
-                orders.retain(|(_, order)| !self.lacks_parent(order, &failed));
-            }
-            let chains = level.into_iter().map(|orders| {
-                let pass = self.clone();
-                async move {
-                    let mut missed = Vec::new();
-                    for (_kept, order) in orders {
-                        let Order::Send { to, .. } = &order else { continue };
-                        let to = to.clone();
-                        if !pass.send_one(order, decided).await?.is_some_and(|outcome| outcome.success) {
-                            missed.push(to);
-                        }
-                    }
-                    Ok(missed)
-                }
+        let failed: Arc<Mutex<BTreeSet<Place>>> =
+            Arc::new(Mutex::new(resting.iter().filter_map(destination).cloned().collect()));
+        let signals: Vec<_> = steps.iter().map(|_| channel::bounded::<()>(1)).collect();
+        let ended: Vec<_> = signals.iter().map(|(_, ended)| ended.clone()).collect();
+        let mut chains = Vec::new();
+        for (Step { orders, after }, (has_ended, _)) in steps.into_iter().zip(signals) {
+            let after: Vec<_> = after.into_iter().map(|step| ended[step].clone()).collect();
+            let orders = orders.into_iter().map(|order| Planned {
+                kept: self.lanes.keep(&order),
+                wish: if after.is_empty() { self.wish(&order) } else { None },
+                order,
             });
-            failed.extend(side_by_side(chains).await?);
+            let (pass, orders, failed) = (self.clone(), orders.collect::<Vec<_>>(), Arc::clone(&failed));
+            chains.push(async move {
+                for step in &after {
+                    // The channel is only ever closed.
+                    let _ = step.recv().await;
+                }
+                let orders = orders.into_iter().map(|planned| {
+                    let wish = if after.is_empty() { planned.wish } else { pass.wish(&planned.order) };
+                    let wish = wish.filter(|_| !pass.lacks_parent(&planned.order, &failed.lock()));
+                    pass.clone().send_planned(Planned { wish, ..planned }, decided, Arc::clone(&failed))
+                });
+                let mut orders: Vec<_> = orders.collect();
+                match orders.pop() {
+                    Some(only) if orders.is_empty() => only.await?,
+                    last => side_by_side(orders.into_iter().chain(last)).await?,
+                }
+                has_ended.close();
+                Ok(())
+            });
+        }
+        side_by_side(chains).await
+    }
+
+    /// Carries out a transfer, and notes its destination if nothing has arrived there.
+    async fn send_planned(
+        self,
+        Planned { kept, wish, order }: Planned,
+        decided: Moment,
+        failed: Arc<Mutex<BTreeSet<Place>>>,
+    ) -> Result<(), CatalogError> {
+        let to = destination(&order).cloned();
+        let outcome = match wish {
+            Some(wish) => self.send_one(order, wish, decided).await?,
+            None => None,
+        };
+        drop(kept);
+        if !outcome.is_some_and(|outcome| outcome.success) {
+            failed.lock().extend(to);
         }
         Ok(())
     }
 
-    /// Carries out a transfer, unless an earlier pass is sending the dataset.
-    async fn send_one(&self, order: Order, decided: Moment) -> Result<Option<Outcome>, CatalogError> {
-        let Order::Send { host, dataset, to, .. } = &order else { return Ok(None) };
-        let from = Place { host: host.clone(), dataset: dataset.clone() };
-        let claim = loop {
-            match self.lanes.claim_send(&from, to, self.number) {
-                Ok(claim) => break claim,
-                // Entries may overlap. Another pass' transfer is not waited for: what it leaves is decided again.
-                Err(by) if by != self.number || self.begins_nothing() => return Ok(None),
-                Err(_) => future::or(self.lanes.claim_ended(&from), self.is_over()).await,
-            }
-        };
+    /// Lets a transfer wait for its turn among those of its dataset; `None` if another pass has it running or waiting, or
+    /// if this pass begins nothing more.
+    fn wish(&self, order: &Order) -> Option<Wish> {
+        let Order::Send { host, dataset, to, .. } = order else { return None };
         if self.begins_nothing() {
-            return Ok(None);
+            return None;
         }
-        // A transfer that has its place in the queue keeps it when the next pass takes over, so that each gets its turn.
-        let slot = self.lanes.slots().wait(&order, self.turn(&order)).await;
+        let from = Place { host: host.clone(), dataset: dataset.clone() };
+        self.lanes.wish(&from, to, self.turn(order), self.number)
+    }
+
+    /// Carries out a transfer once it is its turn. It keeps its place when the next pass takes over, so that each gets
+    /// its turn.
+    async fn send_one(&self, order: Order, wish: Wish, decided: Moment) -> Result<Option<Outcome>, CatalogError> {
+        let Order::Send { to, .. } = &order else { return Ok(None) };
+        let (slot, claim) = wish.granted(&order).await;
         let is_late = self.over.0.is_closed();
         if self.begins_no_order() {
             return Ok(None);
@@ -116,7 +151,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         }
         let (mut claimed, mut busy) = (Vec::new(), Vec::new());
         for (place, orders) in by_place {
-            match self.lanes.claim_destroy(&place, self.number) {
+            match self.lanes.claim_destroy(&place) {
                 Some(claim) => claimed.push((orders, Arc::new(claim))),
                 None => busy.push(place),
             }
@@ -125,9 +160,9 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             orders.into_iter().map(move |order| {
                 let (pass, claim) = (self.clone(), Arc::clone(&claim));
                 async move {
-                    let outcome = pass.carry_out_in_turn(&order).await?;
+                    pass.carry_out_in_turn(&order).await?;
                     drop(claim);
-                    Ok(outcome.into_iter().collect())
+                    Ok(())
                 }
             })
         });
@@ -166,16 +201,15 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
         let chains = chains.into_iter().map(|orders| {
             let pass = self.clone();
             async move {
-                let mut outcomes = Vec::new();
                 for (order, claim) in orders {
                     let _kept = pass.lanes.keep(&order);
-                    outcomes.extend(pass.carry_out_in_turn(&order).await?);
+                    pass.carry_out_in_turn(&order).await?;
                     drop(claim);
                 }
-                Ok(outcomes)
+                Ok(())
             }
         });
-        side_by_side(chains).await.map(drop)
+        side_by_side(chains).await
     }
 
     /// Carries out an order once there is room for it, also if another pass has taken over in the meantime: that one has
@@ -283,7 +317,7 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
 
     /// The turn of an order in queues.
     fn turn(&self, order: &Order) -> Turn {
-        transfer_levels::turn(order, self.state.durations().start_by(order))
+        transfer_steps::turn(order, self.state.durations().start_by(order))
     }
 
     /// Where an order stands in the report.
@@ -298,16 +332,12 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
     }
 }
 
-/// Runs chains of orders side by side, and returns the results of all.
-async fn side_by_side<T: Send + 'static>(
-    chains: impl IntoIterator<Item = impl Future<Output = Result<Vec<T>, CatalogError>> + Send + 'static>,
-) -> Result<Vec<T>, CatalogError> {
+/// Runs chains of orders side by side.
+async fn side_by_side(
+    chains: impl IntoIterator<Item = impl Future<Output = Result<(), CatalogError>> + Send + 'static>,
+) -> Result<(), CatalogError> {
     let chains: Vec<_> = chains.into_iter().collect();
-    let mut all = Vec::new();
-    for result in runtime::side_by_side(usize::MAX, chains).await {
-        all.extend(result?);
-    }
-    Ok(all)
+    runtime::side_by_side(usize::MAX, chains).await.into_iter().collect()
 }
 
 /// The outcome of an order to which a host has responded.

@@ -9,12 +9,16 @@ use crate::actions::route::ranks;
 use crate::model::Place;
 use crate::model::{DatasetName, Inventory, Turn};
 
-/// The transfers of one source dataset.
-type Chain = Vec<Order>;
+/// The transfers of one source dataset, the one whose turn is first coming first.
+pub(crate) struct Step {
+    /// The transfers, to one destination each.
+    pub orders: Vec<Order>,
+    /// The numbers of the steps that have to end before: all of them are earlier ones.
+    pub after: Vec<usize>,
+}
 
-/// Sorts the transfers of one entry into levels. A level is carried out after all levels before it. Within a level, the
-/// transfers of different source datasets can run side by side, and those of one source dataset in sequence. The
-/// transfer whose `turn` is first comes first.
+/// Sorts the transfers of one entry into steps, one for each source dataset. A step is carried out once those have ended
+/// that it comes `after`, beside all others. A step whose first `turn` comes first, comes first.
 ///
 /// - A parent comes before its children: a child cannot arrive if its parent is missing at the destination, and a
 ///   parent that is set aside takes its children along. A dataset does not wait for its parents if its copies exist and
@@ -23,22 +27,21 @@ type Chain = Vec<Order>;
 ///   not wait for it.
 /// - A transfer that renames a copy comes before a transfer to the name that this sets free.
 ///
-/// Transfers of datasets that are being sent already (`is_sent`), and all that would have to come after them, are left
-/// out.
-pub(crate) fn transfer_levels(
+/// What would have to come after a dataset that others are sending (`is_sent`) is left out.
+pub(crate) fn transfer_steps(
     orders: impl IntoIterator<Item = Order>,
     inventory: &Inventory,
     is_sent: impl Fn(&DatasetName) -> bool,
     turn: impl Fn(&Order) -> Turn,
-) -> Vec<Vec<Chain>> {
-    let mut chains: BTreeMap<DatasetName, Chain> = BTreeMap::new();
+) -> Vec<Step> {
+    let mut chains: BTreeMap<DatasetName, Vec<Order>> = BTreeMap::new();
     for order in orders {
         if let Order::Send { dataset, .. } = &order {
             chains.entry(dataset.clone()).or_default().push(order);
         }
     }
     let freed_names: BTreeMap<Place, DatasetName> = chains.values().flatten().filter_map(freed_name).collect();
-    let waits_for = |dataset: &DatasetName, chain: &Chain| {
+    let waits_for = |dataset: &DatasetName, chain: &Vec<Order>| {
         let origin = chain.iter().find_map(|order| origin(order, inventory)).cloned();
         let renamed = chain.iter().filter_map(|order| freed_names.get(destination(order)?)).cloned();
         let parents =
@@ -49,8 +52,8 @@ pub(crate) fn transfer_levels(
         chains.iter().map(|(dataset, chain)| (dataset.clone(), waits_for(dataset, chain))).collect();
     let mut left_out = BTreeSet::new();
     loop {
-        let waits = |(dataset, others): &(&DatasetName, &Vec<DatasetName>)| {
-            is_sent(dataset) || others.iter().any(|other| is_sent(other) || left_out.contains(other))
+        let waits = |(_, others): &(&DatasetName, &Vec<DatasetName>)| {
+            others.iter().any(|other| is_sent(other) || left_out.contains(other))
         };
         let found: Vec<DatasetName> = waiting.iter().filter(waits).map(|(dataset, _)| dataset.clone()).collect();
         if found.is_empty() {
@@ -63,16 +66,22 @@ pub(crate) fn transfer_levels(
     }
     chains.retain(|dataset, _| !left_out.contains(dataset));
     let ranks = ranks(&waiting);
-    let mut levels: BTreeMap<usize, Vec<Chain>> = BTreeMap::new();
-    for (dataset, chain) in chains {
-        levels.entry(ranks.get(&dataset).copied().unwrap_or_default()).or_default().push(chain);
-    }
-    for level in levels.values_mut() {
+    let rank = |dataset: &DatasetName| ranks.get(dataset).copied().unwrap_or_default();
+    for chain in chains.values_mut() {
         // One destination may be in greater need than another of the same dataset.
-        level.iter_mut().for_each(|chain| chain.sort_by_cached_key(&turn));
-        level.sort_by_cached_key(|chain| chain.first().map(&turn));
+        chain.sort_by_cached_key(&turn);
     }
-    levels.into_values().collect()
+    let mut sorted: Vec<(DatasetName, Vec<Order>)> = chains.into_iter().collect();
+    sorted.sort_by_cached_key(|(dataset, chain)| (rank(dataset), chain.first().map(&turn)));
+    let numbers: BTreeMap<DatasetName, usize> =
+        sorted.iter().enumerate().map(|(number, (dataset, _))| (dataset.clone(), number)).collect();
+    let steps = sorted.into_iter().enumerate().map(|(number, (dataset, orders))| {
+        let others = waiting.get(&dataset).into_iter().flatten().filter_map(|other| numbers.get(other).copied());
+        // In a circle, the ones that come later wait for the others.
+        let after = others.filter(|other| *other < number).collect();
+        Step { orders, after }
+    });
+    steps.collect()
 }
 
 /// Whether the source of a transfer that was decided earlier still has the snapshot, and the destination still lacks it.
