@@ -537,7 +537,7 @@ fn copy_is_renamed_only_to_where_it_is_protected_as_well() {
         assert!(pair.carry_out(&order).0.is_success);
     }
     runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/renamed"))).unwrap();
-    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first };
+    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first, exchange: false };
     let order = DirectorsOrder { dest_dataset: "pool/new".into(), renamed_from: Some(from), ..pair.send_order(first) };
     let local = local(r#"{ "local_datasets": [ { "name": "tank/renamed" } ] }"#);
     let agent = Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local);
@@ -559,7 +559,7 @@ fn copy_that_cannot_be_renamed_now_is_renamed_later() {
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
     runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/renamed"))).unwrap();
-    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first };
+    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first, exchange: false };
     let order = DirectorsOrder { dest_dataset: "pool/new".into(), renamed_from: Some(from), ..pair.send_order(first) };
     let local = local(r#"{ "local_datasets": [ { "name": "tank/renamed" } ] }"#);
     let agent = Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local);
@@ -572,6 +572,97 @@ fn copy_that_cannot_be_renamed_now_is_renamed_later() {
     let (response, _) = Pair::carry_out_by(&agent, &order);
     assert!(response.is_success, "{response:?}");
     assert_eq!(guids(&pair.beta, "pool/new"), [first]);
+}
+
+/// Between the renames, the copy that gives way has a name from which the next pass can continue.
+#[test]
+fn copies_exchange_their_names_whichever_rename_fails() {
+    for (fails, expected) in [
+        (None, [Some(2), Some(1), None]),
+        (Some("rename pool/copy"), [Some(1), Some(2), None]),
+        (Some("rename pool/other"), [Some(1), Some(2), None]),
+        (Some("rename pool/copy_zsync_exchange"), [Some(2), None, Some(1)]),
+    ] {
+        let pair = Pair::with_destination(
+            r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#,
+        );
+        let first = pair.take("S_1");
+        assert!(pair.send(first).is_success);
+        let agent = Agent::new(
+            host("alpha"),
+            Arc::new(pair.alpha.clone()),
+            local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#),
+        );
+        pair.alpha.create(&ds("tank/other"));
+        runtime::block_on(pair.alpha.snapshot(&[ds("tank/other")], &snap("S_1"))).unwrap();
+        let other = guids(&pair.alpha, "tank/other")[0];
+        let to_other = |dataset: &str, to: &str, guid| DirectorsOrder {
+            dataset: Some(ds(dataset)),
+            dest_dataset: to.into(),
+            ..pair.send_order(guid)
+        };
+        let (response, _) = Pair::carry_out_by(&agent, &to_other("tank/other", "pool/other", other));
+        assert!(response.is_success, "{response:?}");
+        let rename = |from: &str, to: &str| runtime::block_on(pair.alpha.rename(&ds(from), &ds(to))).unwrap();
+        rename("tank/data", "tank/between");
+        rename("tank/other", "tank/data");
+        rename("tank/between", "tank/other");
+        // The source that is called data now has the copy that is called other.
+        let from =
+            RenamedFrom { dataset: ds("pool/other"), source_dataset: ds("tank/other"), guid: other, exchange: true };
+        let order = DirectorsOrder { renamed_from: Some(from.clone()), ..to_other("tank/data", "pool/copy", other) };
+        if let Some(call) = fails {
+            pair.beta.fail_next(call, ErrorKind::Busy, "cannot unmount: pool or dataset is busy");
+        }
+        let (response, _) = Pair::carry_out_by(&agent, &order);
+        assert_eq!(response.is_success, fails.is_none(), "{fails:?} {response:?}");
+        let number = |name: &str| {
+            let found = pair.beta.dataset(&ds(name))?;
+            Some(if found.snapshots[0].guid == first { 1 } else { 2 })
+        };
+        let names = ["pool/copy", "pool/other", "pool/copy_zsync_exchange"].map(number);
+        assert_eq!(names, expected, "{fails:?}: {response:?}");
+        // Whatever the state, what the other source's order does now is right.
+        let waits = DirectorsOrder { awaits_rename: true, ..to_other("tank/other", "pool/other", first) };
+        if names[1] == Some(2) {
+            let (response, _) = Pair::carry_out_by(&agent, &waits);
+            assert!(!response.is_success && response.temporary, "{response:?}");
+            assert!(response.error.contains("is still the copy of another dataset"), "{response:?}");
+        }
+        if names[2].is_some() {
+            let from = RenamedFrom { dataset: ds("pool/copy_zsync_exchange"), guid: first, exchange: false, ..from };
+            let order = DirectorsOrder { renamed_from: Some(from), ..waits };
+            let (response, _) = Pair::carry_out_by(&agent, &order);
+            assert!(response.is_success, "{response:?}");
+            assert_eq!(number("pool/other"), Some(1));
+        }
+    }
+}
+
+#[test]
+fn copies_of_other_hosts_exchange_no_names() {
+    let pair =
+        Pair::with_destination(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#);
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    pair.beta.create(&ds("pool/theirs"));
+    runtime::block_on(pair.beta.snapshot(&[ds("pool/theirs")], &snap("S_1"))).unwrap();
+    runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/theirs"))).unwrap();
+    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first, exchange: true };
+    let order = DirectorsOrder {
+        dataset: Some(ds("tank/theirs")),
+        dest_dataset: "pool/theirs".into(),
+        renamed_from: Some(from),
+        ..pair.send_order(first)
+    };
+    let agent = Agent::new(
+        host("alpha"),
+        Arc::new(pair.alpha.clone()),
+        local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#),
+    );
+    let (response, _) = Pair::carry_out_by(&agent, &order);
+    assert!(response.error.contains("pool/theirs has no hold zsync:from:alpha"), "{response:?}");
+    assert_eq!(guids(&pair.beta, "pool/copy"), [first]);
 }
 
 #[test]

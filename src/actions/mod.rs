@@ -60,7 +60,7 @@ pub use prune::{Doomed, Explained, HeldBack, Protection, PruneReason, PruneVerdi
 pub use reason::{SendReason, TakeReason};
 pub use restore::{Lost, Restorable, RestorePlan, RestoreStep, Wanted, restore, restore_lost};
 pub use restored_properties::{RestoredProperties, restored_key, restored_properties};
-pub use route::{Renamed, Route};
+pub use route::{Occupied, Renamed, Route};
 pub use send::{SendDecision, send};
 pub use sequence::{Group, groups};
 pub use steps::{Conflict, Resume, Step, Transfer, steps};

@@ -1,6 +1,6 @@
 //! Predicts the inventory after orders have been carried out, for previews and simulations.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use chrono::{DateTime, Utc};
@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use crate::actions::divergence::{Allowed, Remedy, Trouble, remedy};
 use crate::actions::lineage;
 use crate::actions::order::Order;
-use crate::actions::route::Renamed;
+use crate::actions::route::{Occupied, Renamed, Route};
 use crate::actions::steps::{Base, Conflict, Step, Transfer, steps};
 use crate::model::{
     Bookmark, DatasetInventory, DatasetName, Guid, HostInventory, HostName, Inventory, Marks, NotWritten, Place,
@@ -57,8 +57,7 @@ pub fn predict_order(
             Ok(())
         }
         Order::Send { host, dataset, guid, to, allowed, route, .. } => {
-            let (allowed, renamed) = (*allowed, route.renamed.as_ref());
-            let sending = Sending { host, dataset, guid: *guid, to, allowed, renamed, permits };
+            let sending = Sending { host, dataset, guid: *guid, to, allowed: *allowed, route, permits };
             sending.predict(inventory, at)
         }
         Order::Destroy { host, dataset, snapshots, .. } => {
@@ -163,7 +162,7 @@ struct Sending<'a> {
     guid: Guid,
     to: &'a Place,
     allowed: Allowed,
-    renamed: Option<&'a Renamed>,
+    route: &'a Route,
     permits: &'a dyn Fn(Intervention<'_>) -> bool,
 }
 
@@ -176,7 +175,7 @@ impl Sending<'_> {
         source.snapshots.retain(|s| !s.marks.deleted);
         let receiver = inventory.hosts.entry(to.host.clone()).or_default();
         receiver.observed.get_or_insert(at);
-        self.follow_rename(&source, receiver);
+        self.follow_renames(&source, receiver)?;
         // A dataset that only contains copies was probably created for them, and gives way to a copy.
         let existed = receiver.datasets.get(&to.dataset).is_some_and(|found| {
             let has_copies = || receiver.within(&to.dataset).any(|(_, below)| below.flags.is_some());
@@ -184,11 +183,18 @@ impl Sending<'_> {
         });
         let mut destination = receiver.datasets.get(&to.dataset).cloned().unwrap_or_default();
         destination.snapshots.retain(|s| !s.marks.deleted);
-        let held = held_copy(&source, &destination, to, self.renamed);
-        let (arrives, is_set_aside) = self.streams(&source, &mut destination, existed)?;
+        let held = held_copy(&source, &destination, to, self.route.renamed.as_ref());
+        let (mut arrives, is_set_aside) = self.streams(&source, &mut destination, existed)?;
         if is_set_aside {
             // Everything below it was renamed with it.
             receiver.datasets.retain(|name, _| !name.is_within(&to.dataset));
+            // It may have been in the way of the copy that has the former name.
+            if self.route.renamed.as_ref().is_some_and(|renamed| self.follow_rename(&source, renamed, receiver))
+                && let Some(copy) = receiver.datasets.get(&to.dataset)
+            {
+                destination.clone_from(copy);
+                (arrives, _) = self.streams(&source, &mut destination, true)?;
+            }
         }
         let moves_hold = to.host == *host && !arrives.is_empty();
         let before = destination.snapshots.iter_mut().find(|s| moves_hold && Some(s.guid) == held);
@@ -224,20 +230,53 @@ impl Sending<'_> {
         source.sort();
     }
 
-    /// Renames the copy with everything below it, if its source was renamed and a cursor proves that it was sent there.
-    fn follow_rename(&self, source: &DatasetInventory, receiver: &mut HostInventory) {
-        let Some(renamed) = self.renamed.filter(|_| !receiver.datasets.contains_key(&self.to.dataset)) else { return };
-        let old = Place { host: self.to.host.clone(), dataset: renamed.dataset.clone() };
-        if !tags::was_sent(source, &old) || !(self.permits)(Intervention::FollowRename(&old.dataset, self.to)) {
-            return;
+    /// Renames the copy first, as the agent does. An error says why the transfer fails.
+    fn follow_renames(&self, source: &DatasetInventory, receiver: &mut HostInventory) -> Result<(), String> {
+        let has = |guid| source.by_guid(guid).is_some() || source.bookmarks.iter().any(|b| b.guid == guid);
+        let Some(there) = receiver.datasets.get(&self.to.dataset) else {
+            if let Some(renamed) = &self.route.renamed {
+                self.follow_rename(source, renamed, receiver);
+            }
+            return Ok(());
+        };
+        match (&self.route.renamed, self.route.occupied) {
+            (Some(renamed), Some(Occupied::Exchange)) => {
+                if there.by_guid(renamed.guid).is_some() || self.follow_rename(source, renamed, receiver) {
+                    return Ok(());
+                }
+                Err(format!("{} and {} cannot exchange their names", renamed.dataset, self.to.dataset))
+            }
+            (_, Some(Occupied::Wait)) if there.newest().is_some_and(|newest| !has(newest.guid)) => {
+                Err(format!("{} is still the copy of another dataset", self.to))
+            }
+            _ => Ok(()),
         }
-        let moving: Vec<DatasetName> = receiver.within(&old.dataset).map(|(name, _)| name.clone()).collect();
-        for name in moving {
-            let below = name.below(&old.dataset).unwrap_or_default();
-            if let (Ok(new), Some(moved)) = (self.to.dataset.join(below), receiver.datasets.remove(&name)) {
-                receiver.datasets.insert(new, moved);
+    }
+
+    /// Renames the copy with everything below it, if a cursor proves that the source was sent there. What has its new
+    /// name gets its old one. Returns whether it is renamed.
+    fn follow_rename(&self, source: &DatasetInventory, renamed: &Renamed, receiver: &mut HostInventory) -> bool {
+        let old = Place { host: self.to.host.clone(), dataset: renamed.dataset.clone() };
+        let permits = |from: &DatasetName, to: &Place| (self.permits)(Intervention::FollowRename(from, to));
+        let is_exchange = receiver.datasets.contains_key(&self.to.dataset);
+        if !tags::was_sent(source, &old)
+            || !permits(&old.dataset, self.to)
+            || is_exchange && !permits(&self.to.dataset, &old)
+        {
+            return false;
+        }
+        let mut moved = BTreeMap::new();
+        for (from, to) in [(&old.dataset, &self.to.dataset), (&self.to.dataset, &old.dataset)] {
+            let moving: Vec<DatasetName> = receiver.within(from).map(|(name, _)| name.clone()).collect();
+            for name in moving {
+                let below = name.below(from).unwrap_or_default();
+                if let (Ok(new), Some(dataset)) = (to.join(below), receiver.datasets.remove(&name)) {
+                    moved.insert(new, dataset);
+                }
             }
         }
+        receiver.datasets.extend(moved);
+        true
     }
 
     /// The snapshots that arrive, oldest first, and whether the old copy is set aside first. An error says why the

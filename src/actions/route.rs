@@ -18,6 +18,9 @@ pub struct Route {
     /// For a renamed source: the destination's copy under the former name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renamed: Option<Renamed>,
+    /// What to do first if the destination is the copy of another dataset, which was renamed as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub occupied: Option<Occupied>,
     /// All destinations of the dataset.
     #[serde(skip)]
     pub destinations: Vec<Place>,
@@ -32,6 +35,16 @@ pub struct Renamed {
     pub source: DatasetName,
     /// The newest snapshot that the copy and the renamed source have in common.
     pub guid: Guid,
+}
+
+/// What happens to a destination that is still the copy of another dataset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Occupied {
+    /// Sources have exchanged their names. This transfer lets the destination and its own copy do the same.
+    Exchange,
+    /// Another transfer renames it. Until then, this one fails and changes nothing.
+    Wait,
 }
 
 /// The source of a send.
@@ -62,51 +75,99 @@ pub(super) fn route(
         let same = places.iter().position(|out| out.claim == from.claim).unwrap_or(0);
         places.into_iter().nth(same).map(|out| out.to.dataset)
     });
-    let receiver = inventory.hosts.get(&target.host);
-    // The destination may be the copy of another dataset, which is about to be renamed like its source.
-    let is_other = |there: &DatasetInventory| NewestCommon::of(from.dataset, &SnapshotsByGuid::of(there)).any.is_none();
-    let renamed = receiver
-        .filter(|_| there.is_none_or(|there| !there.snapshots.is_empty() && is_other(there)))
-        .and_then(|host| renamed(policy, inventory, from, target, host));
-    Route { origin, renamed, destinations }
+    // The destination may be the copy of another dataset. As long as it has the snapshot that was sent there last, it is
+    // the source's own, and no other copy has to be looked for.
+    let common = there.and_then(|there| NewestCommon::of(from.dataset, &SnapshotsByGuid::of(there)).any);
+    let is_own = || {
+        let to = index.destination(from.claim, target, from.name);
+        let sent = to.and_then(|to| tags::newest_sent(from.dataset, &to));
+        common.is_some_and(|common| sent == Some(common.guid))
+    };
+    let renamed = inventory
+        .hosts
+        .get(&target.host)
+        .filter(|_| there.is_none_or(|there| !there.snapshots.is_empty()) && !is_own())
+        .and_then(|host| renamed(policy, inventory, from, target, host))
+        .filter(|(createtxg, _)| common.is_none_or(|common| common.createtxg < *createtxg))
+        .map(|(_, renamed)| renamed);
+    Route { origin, renamed, occupied: None, destinations }
 }
 
-/// The copy of a renamed dataset under its former name: a copy below the target whose own source is gone, and that has
-/// a snapshot in common with the dataset. A cursor has to prove that the dataset was sent there: otherwise it is a copy
-/// that somebody has renamed, perhaps to save it.
+/// The copy of a renamed dataset under its former name: a copy below the target that has a newer snapshot in common with
+/// the dataset than with the dataset that has the former name now, if there is one. A cursor has to prove that the
+/// dataset was sent there: otherwise it is a copy that somebody has renamed, perhaps to save it. Also returns the
+/// createtxg, on the source, of the newest snapshot in common.
 fn renamed(
     policy: &Policy,
     inventory: &Inventory,
     from: &SendSource<'_>,
     target: &Place,
     receiver: &HostInventory,
-) -> Option<Renamed> {
+) -> Option<(u64, Renamed)> {
     let entry = policy.datasets.get(from.claim.entry)?;
+    if !from.dataset.bookmarks.iter().any(|bookmark| tags::is_cursor(&bookmark.name)) {
+        return None;
+    }
     let to = target.dataset.join(from.name.below(&entry.dataset)?).ok()?;
     let source_of = |copy: &DatasetName| entry.dataset.join(copy.below(&target.dataset)?).ok();
-    let ours: HashSet<Guid> = {
-        let snapshots = from.dataset.snapshots.iter().filter(|s| !s.marks.deleted).map(|s| s.guid);
-        snapshots.chain(from.dataset.bookmarks.iter().map(|b| b.guid)).collect()
-    };
+    let ours: HashSet<Guid> = guids(from.dataset).collect();
     receiver
         .within(&target.dataset)
         .filter(|(name, _)| !to.is_within(name) && !name.is_within(&to))
-        .filter(|(_, copy)| copy.snapshots.iter().any(|s| ours.contains(&s.guid)))
         .filter_map(|(name, copy)| {
+            let shared = newest_of(copy, &ours)?;
             let source = source_of(name).filter(|source| source != from.name)?;
             if !tags::was_sent(from.dataset, &Place { host: target.host.clone(), dataset: name.clone() }) {
                 return None;
             }
-            let held = SnapshotsByGuid::of(copy);
             let still = inventory.dataset(from.host, &source);
-            if still.is_some_and(|still| NewestCommon::of(still, &held).any.is_some()) {
+            if still.is_some_and(|still| newest_of(copy, &guids(still).collect()) >= Some(shared)) {
                 return None;
             }
-            let common = NewestCommon::of(from.dataset, &held).any?;
+            let common = NewestCommon::of(from.dataset, &SnapshotsByGuid::of(copy)).any?;
             Some((common.createtxg, Renamed { dataset: name.clone(), source, guid: common.guid }))
         })
         .max_by(|(a, x), (b, y)| (a, &x.dataset).cmp(&(b, &y.dataset)))
-        .map(|(_, renamed)| renamed)
+}
+
+/// The guids of the snapshots and bookmarks of a dataset.
+fn guids(of: &DatasetInventory) -> impl Iterator<Item = Guid> {
+    let snapshots = of.snapshots.iter().filter(|s| !s.marks.deleted).map(|s| s.guid);
+    snapshots.chain(of.bookmarks.iter().map(|b| b.guid))
+}
+
+/// The position in a copy of its newest snapshot that is one of `guids`.
+fn newest_of(copy: &DatasetInventory, guids: &HashSet<Guid>) -> Option<usize> {
+    copy.snapshots.iter().rposition(|s| !s.marks.deleted && guids.contains(&s.guid))
+}
+
+/// Finds the destinations that are still copies of other datasets, which other transfers rename. `exists` says whether a
+/// destination exists. Where two sources have exchanged their names, the first transfer lets their copies do the same.
+/// Where more than two have, an administrator has to give way to one of them.
+pub(super) fn settle_renames<'r>(
+    sends: impl Iterator<Item = (&'r Place, &'r mut Route)>,
+    exists: impl Fn(&Place) -> bool,
+) {
+    let mut sends: Vec<(&Place, &mut Route)> = sends.collect();
+    let former = |to: &Place, route: &Route| {
+        Some(Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() })
+    };
+    // Where each copy that is renamed goes.
+    let moves: BTreeMap<Place, Place> =
+        sends.iter().filter_map(|(to, route)| Some((former(to, route)?, (*to).clone()))).collect();
+    for (to, route) in &mut sends {
+        let Some(goes_to) = moves.get(to).filter(|_| exists(to)) else { continue };
+        let mut path = vec![goes_to];
+        while let Some(next) = moves.get(path[path.len() - 1]).filter(|next| !path.contains(next)) {
+            path.push(next);
+        }
+        route.occupied = match path.iter().position(|place| place == to) {
+            None => Some(Occupied::Wait),
+            Some(1) if *to < goes_to => Some(Occupied::Exchange),
+            Some(1) => Some(Occupied::Wait),
+            Some(_) => None,
+        };
+    }
 }
 
 /// The order in which to send datasets, as ranks from 0. A dataset has a higher rank than each dataset that it waits

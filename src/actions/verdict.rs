@@ -87,9 +87,6 @@ impl SendVerdict {
             if let Some(slot) = slot {
                 why = format!("{why}; the slot {} has passed", in_utc(*slot));
             }
-            if let Some(renamed) = &self.route.renamed {
-                why = format!("{why}; its copy has the former name {}", renamed.dataset);
-            }
             if *oldest_unsent < at {
                 why = format!("{why}; waiting since {}", in_utc(*oldest_unsent));
             }

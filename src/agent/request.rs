@@ -86,6 +86,8 @@ pub struct SendRequest {
     pub(crate) origin_dataset: Option<DatasetName>,
     /// The copy that was made before the source was renamed, if there is one.
     pub(crate) renamed_from: Option<RenamedFrom>,
+    /// Whether the destination is left alone while it is the copy of another dataset.
+    pub(crate) awaits_rename: bool,
     /// Every destination of the dataset; empty if they are unknown. If they are known, holds for other destinations are
     /// released.
     pub(crate) destinations: Vec<Place>,
@@ -141,6 +143,7 @@ impl SendRequest {
             allowed: Allowed::default(),
             origin_dataset: None,
             renamed_from: None,
+            awaits_rename: false,
             destinations: Vec::new(),
             oldest_unsent: None,
             start_by: None,
@@ -380,6 +383,7 @@ fn send(order: DirectorsOrder) -> Result<SendRequest, OrderError> {
         },
         origin_dataset: order.origin_dataset,
         renamed_from: order.renamed_from,
+        awaits_rename: order.awaits_rename,
         destinations: order.destinations.into_iter().map(|(host, dataset)| Place { host, dataset }).collect(),
         oldest_unsent: order.oldest_unsent,
         start_by: order.start_by,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 
-use crate::actions::Order;
 use crate::actions::route::ranks;
+use crate::actions::{Occupied, Order};
 use crate::model::Place;
 use crate::model::{DatasetName, Inventory, Turn};
 
@@ -25,7 +25,8 @@ pub(crate) struct Step {
 ///   must not be changed on divergence.
 /// - A clone's origin comes before the first copy of the clone, which otherwise arrives as a full copy. Later copies do
 ///   not wait for it.
-/// - A transfer that renames a copy comes before a transfer to the name that this sets free.
+/// - A transfer that renames a copy comes before a transfer to the name that this sets free. Where two
+///   copies exchange their names, the transfer that does it comes first.
 ///
 /// What would have to come after a dataset that others are sending (`is_sent`) is left out.
 pub(crate) fn transfer_steps(
@@ -40,10 +41,15 @@ pub(crate) fn transfer_steps(
             chains.entry(dataset.clone()).or_default().push(order);
         }
     }
-    let freed_names: BTreeMap<Place, DatasetName> = chains.values().flatten().filter_map(freed_name).collect();
+    let freed_names: BTreeMap<Place, &Order> =
+        chains.values().flatten().filter_map(|order| Some((freed_name(order)?, order))).collect();
     let waits_for = |dataset: &DatasetName, chain: &Vec<Order>| {
         let origin = chain.iter().find_map(|order| origin(order, inventory)).cloned();
-        let renamed = chain.iter().filter_map(|order| freed_names.get(destination(order)?)).cloned();
+        let renamed = chain.iter().filter_map(|order| {
+            let frees = freed_names.get(destination(order)?)?;
+            let is_first = occupied(order) == Some(Occupied::Exchange) && occupied(frees) == Some(Occupied::Wait);
+            if is_first { None } else { source(frees).cloned() }
+        });
         let parents =
             if chain.iter().all(|order| is_settled(order, inventory)) { None } else { Some(dataset.ancestors()) };
         origin.into_iter().chain(renamed).chain(parents.into_iter().flatten()).collect()
@@ -91,18 +97,21 @@ pub(crate) fn is_unsent(order: &Order, inventory: &Inventory) -> bool {
     has(host, dataset) && !has(&to.host, &to.dataset)
 }
 
-/// The copy that the transfer renames before it sends, and the source of the transfer. The rename frees the name of the
-/// copy.
-fn freed_name(order: &Order) -> Option<(Place, DatasetName)> {
-    let Order::Send { dataset, to, route, .. } = order else { return None };
-    let freed = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
-    Some((freed, dataset.clone()))
+/// The copy that the transfer renames before it sends, which frees its name.
+fn freed_name(order: &Order) -> Option<Place> {
+    let Order::Send { to, route, .. } = order else { return None };
+    Some(Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() })
 }
 
-/// Whether the transfer's destination exists and is never set aside or replaced.
+fn occupied(order: &Order) -> Option<Occupied> {
+    if let Order::Send { route, .. } = order { route.occupied } else { None }
+}
+
+/// Whether the transfer's destination exists and is never renamed, set aside or replaced.
 fn is_settled(order: &Order, inventory: &Inventory) -> bool {
-    let Order::Send { to, allowed, .. } = order else { return false };
-    allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
+    let Order::Send { to, allowed, route, .. } = order else { return false };
+    let is_renamed = route.renamed.is_some() || route.occupied.is_some();
+    !is_renamed && allowed.on_divergence.is_stop() && inventory.dataset(&to.host, &to.dataset).is_some()
 }
 
 /// The dataset from which the transfer's source was cloned, if the transfer makes its first copy.
@@ -120,6 +129,10 @@ pub(crate) fn turn(order: &Order, start_by: Option<DateTime<Utc>>) -> Turn {
         Order::Send { oldest_unsent, .. } => Turn::new(*oldest_unsent, start_by),
         Order::Take { .. } | Order::Destroy { .. } => DateTime::UNIX_EPOCH.into(),
     }
+}
+
+fn source(order: &Order) -> Option<&DatasetName> {
+    if let Order::Send { dataset, .. } = order { Some(dataset) } else { None }
 }
 
 /// The destination of a transfer.

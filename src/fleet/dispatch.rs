@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use futures_lite::future;
 use parking_lot::Mutex;
 
-use crate::actions::Order;
+use crate::actions::{Occupied, Order};
 use crate::agent::{Agent, CheckedOrder, FactSink};
 use crate::fleet::certificates::SeenCertificates;
 use crate::model::{
@@ -93,6 +93,7 @@ pub fn blank(action: Action) -> DirectorsOrder {
         on_divergence: OnDivergence::Stop,
         origin_dataset: None,
         renamed_from: None,
+        awaits_rename: false,
         destinations: Vec::new(),
         fence: None,
         keep_common_with: Vec::new(),
@@ -184,7 +185,9 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 dataset: renamed.dataset.clone(),
                 source_dataset: renamed.source.clone(),
                 guid: renamed.guid,
+                exchange: route.occupied == Some(Occupied::Exchange),
             }),
+            awaits_rename: route.occupied == Some(Occupied::Wait),
             destinations: route.destinations.iter().map(|to| (to.host.clone(), to.dataset.clone())).collect(),
             dataset: Some(dataset.clone()),
             destination_address: policy.hosts.get(&to.host).and_then(|h| h.receive_address.clone()),

@@ -174,7 +174,10 @@ fn method(planned: &PlannedOrder, policy: &Policy, inventory: &Inventory) -> Met
                 let old = Place { host: to.host.clone(), dataset: route.renamed.as_ref()?.dataset.clone() };
                 inventory.dataset(&old.host, &old.dataset).filter(|_| tags::was_sent(source, &old))
             };
-            let destination = inventory.dataset(&to.host, &to.dataset).or_else(renamed);
+            // What is there now may be another copy, which goes away first.
+            let there = || inventory.dataset(&to.host, &to.dataset);
+            let destination =
+                if route.occupied.is_some() { renamed().or_else(there) } else { there().or_else(renamed) };
             transfer(planned, source, destination, *allowed, policy, inventory)
         }
     }

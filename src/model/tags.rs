@@ -66,6 +66,9 @@ pub(super) const CURSOR: &str = OURS;
 /// The prefix of the holds on a destination.
 const FROM: &str = "zsync:from:";
 
+/// The end of the name that a copy has while it exchanges names with another one.
+const BETWEEN: &str = "_zsync_exchange";
+
 /// The prefix of the holds on snapshots in the trash.
 const DOOMED: &str = "zsync:doomed:";
 /// The form of the time in such a hold.
@@ -202,13 +205,20 @@ fn short_prefix(to: &Place) -> String {
 }
 
 /// The name of the cursor of `dataset` for `to` at the snapshot `guid`. `copy` is the guid of the receiving dataset:
-/// disks that are used in rotation may have pools of the same name, and each copy needs a cursor of its own.
+/// disks that are used in rotation may have pools of the same name, and each copy needs a cursor of its own. Fails if
+/// the name of the dataset leaves no room for it.
 pub fn cursor(dataset: &DatasetName, to: &Place, guid: Guid, copy: Option<Guid>) -> Result<SnapName, NameError> {
     let name = format!("{}{:016x}", cursor_prefix(dataset, to), guid.0);
-    match copy.map(|copy| format!("{name}:{:016x}", copy.0)) {
-        Some(of_copy) if dataset.as_str().len() + 1 + of_copy.len() <= MAX_FULL_NAME => of_copy.parse(),
-        // Without a copy, or without room for it.
-        _ => name.parse(),
+    let fits = |name: &String| dataset.as_str().len() + 1 + name.len() <= MAX_FULL_NAME;
+    let of_copy = copy.map(|copy| format!("{name}:{:016x}", copy.0)).filter(fits);
+    // Without a copy, or without room for it.
+    match of_copy.or_else(|| Some(name.clone()).filter(fits)) {
+        Some(name) => name.parse(),
+        None => Err(NameError {
+            kind: "bookmark name",
+            text: name,
+            reason: format!("with the name of its dataset, it is longer than {MAX_FULL_NAME} bytes"),
+        }),
     }
 }
 
@@ -227,7 +237,15 @@ fn cursors<'a>(inventory: &'a DatasetInventory, to: &Place) -> Vec<(&'a SnapName
 /// is renamed.
 #[must_use]
 pub fn was_sent(inventory: &DatasetInventory, to: &Place) -> bool {
-    !cursors(inventory, to).is_empty()
+    let before = to.dataset.as_str().strip_suffix(BETWEEN).and_then(|name| name.parse().ok());
+    let before = before.map(|dataset| Place { host: to.host.clone(), dataset });
+    !cursors(inventory, to).is_empty() || before.is_some_and(|before| !cursors(inventory, &before).is_empty())
+}
+
+/// The name of a copy while it exchanges names with another one. If that is interrupted, [`was_sent`] still knows the
+/// copy.
+pub fn name_between(copy: &DatasetName) -> Result<DatasetName, NameError> {
+    format!("{copy}{BETWEEN}").parse()
 }
 
 /// The guid of the newest snapshot of a dataset that is known to be at `to`, according to the cursors alone.
@@ -313,6 +331,8 @@ mod tests {
         let dataset: DatasetName = format!("tank/{}", "s".repeat(190)).parse().unwrap();
         let cursor = cursor(&dataset, &to, Guid(u64::MAX), Some(Guid(1))).unwrap();
         assert!(dataset.as_str().len() + 1 + cursor.as_str().len() <= MAX_FULL_NAME);
+        let longer: DatasetName = format!("tank/{}", "s".repeat(192)).parse().unwrap();
+        assert!(super::cursor(&longer, &to, Guid(u64::MAX), Some(Guid(1))).is_err(), "there is no room for it");
     }
 
     #[test]

@@ -70,6 +70,10 @@ pub struct DirectorsOrder {
     /// send_snapshot: the copy on the destination from before the source was renamed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub renamed_from: Option<RenamedFrom>,
+    /// send_snapshot: whether the destination is still the copy of another dataset, which another order renames. Until
+    /// then, nothing is done to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub awaits_rename: bool,
     /// send_snapshot: all destinations of the dataset, if they are known. Holds for any other destination are obsolete.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub destinations: Vec<(HostName, DatasetName)>,
@@ -200,6 +204,10 @@ pub struct RenamedFrom {
     pub source_dataset: DatasetName,
     /// The guid of a snapshot that source and copy have in common.
     pub guid: Guid,
+    /// Whether the destination is the copy of another dataset, whose name was exchanged with the source's. The two
+    /// copies then exchange their names as well.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exchange: bool,
 }
 
 /// A snapshot that is to be destroyed, as the director knows it from a listing. The listing may have come from another

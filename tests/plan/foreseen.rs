@@ -13,7 +13,7 @@ use zsync::director::{Pass, Report};
 use zsync::fleet::known::{Asked, from_hosts};
 use zsync::fleet::planned::PlannedOrder;
 use zsync::fleet::{Dispatcher, FleetState};
-use zsync::model::{Action, Counter, DatasetName, Place, SnapName};
+use zsync::model::{Action, Counter, DatasetName, Place, ResponseStatus, SnapName};
 use zsync::plan::foresee::foresee;
 use zsync::policy::{Local, Policy};
 use zsync::slave::Slave;
@@ -536,6 +536,39 @@ fn preview_and_pass_follow_names_that_rotate() {
     assert!(outcomes.iter().all(|outcome| outcome.success), "{planned:?} {outcomes:?}");
     assert_eq!([of(&beta, "pool/e0/c"), of(&beta, "pool/e0/x")], before, "no copy begins from the start");
     assert!(beta.dataset(&ds("pool/e0/a")).is_none());
+}
+
+/// Sources that exchange their names need a third name for a moment, and so do their copies.
+#[test]
+fn preview_and_pass_follow_names_that_are_exchanged() {
+    let mut fleet = Fleet::of_two(r#""append_only": false"#);
+    let (alpha, beta) = (fleet.pools["alpha"].clone(), fleet.pools["beta"].clone());
+    let names = ["a", "b", "c", "d/e", "f"];
+    for name in &names[..2] {
+        alpha.create(&ds(&format!("tank/d0/{name}")));
+    }
+    for name in ["d", "d/e", "f"] {
+        alpha.create(&ds(&format!("tank/d0/{name}")));
+    }
+    fleet.preview_and_pass();
+    let newest = |pool: &Fake, name: &str| pool.dataset(&ds(name)).and_then(|found| Some(found.newest()?.guid));
+    let at = |pool: &Fake, top: &str| names.map(|name| newest(pool, &format!("{top}/{name}")));
+    // With what is below them, and with another parent.
+    for exchanged in [["a", "c"], ["f", "d/e"], ["b", "c"]] {
+        let before = at(&alpha, "tank/d0");
+        let [one, other] = exchanged.map(|name| ds(&format!("tank/d0/{name}")));
+        let between = ds("tank/d0/between");
+        for (from, to) in [(&one, &between), (&other, &one), (&between, &other)] {
+            runtime::block_on(alpha.rename(from, to)).unwrap();
+        }
+        assert_ne!(at(&alpha, "tank/d0"), before);
+        fleet.now += TimeDelta::hours(1);
+        let (planned, outcomes) = fleet.preview_and_pass();
+        assert!(outcomes.iter().all(|outcome| outcome.success), "{exchanged:?}: {planned:#?} {outcomes:#?}");
+        assert_eq!(at(&beta, "pool/e0"), at(&alpha, "tank/d0"), "{exchanged:?}: {planned:#?}");
+        let begins = |outcome: &&Outcome| outcome.status == Some(ResponseStatus::Full);
+        assert_eq!(outcomes.iter().find(begins), None, "no copy begins from the start");
+    }
 }
 
 #[test]

@@ -98,6 +98,18 @@ impl<'a> Pass<'a> {
     }
 
     pub fn finish(mut self) -> Plan {
+        let due = self.plan.sends.iter_mut().filter(|send| send.due.is_some());
+        let routes = due.map(|send| (&send.to, &mut send.route));
+        route::settle_renames(routes, |to| self.inventory.dataset(&to.host, &to.dataset).is_some());
+        // What has nothing in common with its source is another dataset's copy, and goes away.
+        let goes_away = self.plan.sends.iter().filter(|send| send.route.occupied.is_some()).map(|send| send.to.clone());
+        let goes_away: std::collections::HashSet<Place> = goes_away.collect();
+        self.plan.notices.retain(|n| match (&n.kind, &n.dataset) {
+            (NoticeKind::NothingInCommon { .. }, Some(dataset)) => {
+                !goes_away.contains(&Place { host: n.host.clone(), dataset: dataset.clone() })
+            }
+            _ => true,
+        });
         // A host or a pool may occur in thousands of entries; one notice about it is enough.
         let mut noted = std::collections::HashSet::new();
         self.plan.notices.retain(|n| {

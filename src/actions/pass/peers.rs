@@ -26,11 +26,11 @@ impl<'a> Pass<'a> {
         }
     }
 
-    /// The reason for a transfer to a destination that does not exist, in more detail: the copy follows its renamed source,
-    /// was there before, or is new. Other reasons stay as they are.
+    /// The reason for a transfer in more detail: the copy follows its renamed source, or a destination that does not exist
+    /// was there before. Other reasons stay as they are.
     pub(super) fn absence(reason: SendReason, source: &DatasetInventory, to: &Place, route: &Route) -> SendReason {
         match (reason, &route.renamed) {
-            (SendReason::DestinationAbsent, Some(renamed)) => SendReason::CopyRenamed { from: renamed.dataset.clone() },
+            (_, Some(renamed)) => SendReason::CopyRenamed { from: renamed.dataset.clone() },
             (SendReason::DestinationAbsent, None) if tags::was_sent(source, to) => SendReason::DestinationGone,
             (reason, _) => reason,
         }

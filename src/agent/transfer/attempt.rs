@@ -118,9 +118,7 @@ impl<Z: Zfs> Agent<Z> {
         };
         let mut transfer = self.open(id, request, plan, receiving, sides, context).await?;
         (transfer.turn, transfer.slot) = (turn, Some(slot));
-        if let (None, Some(from)) = (&transfer.theirs, &request.renamed_from) {
-            transfer.theirs = transfer.follow_rename(from).await?;
-        }
+        transfer.follow_renames(request.awaits_rename).await?;
         transfer.run().await
     }
 

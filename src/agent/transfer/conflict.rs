@@ -53,34 +53,61 @@ impl<Z: Zfs> Transfer<'_, Z> {
     async fn set_aside(&mut self, trouble: &Trouble) -> Result<StepOutcome, OrderError> {
         self.progress.set_aside = true;
         let newest = self.theirs.as_ref().and_then(DatasetInventory::newest).map(|s| s.guid);
-        let outcome = self.peer.set_aside(newest).await?;
+        let mut outcome = self.peer.set_aside(newest).await?;
+        if let (true, Some(from)) = (outcome.result.is_ok(), self.plan.renamed_from.clone()) {
+            // It was in the way of the copy that has the former name.
+            outcome.destination = self.follow_rename(&from).await?;
+        }
         let host = &self.plan.to.host;
         let remarks = &mut self.progress.remarks;
         Ok(outcome.map(|name| remarks.push(format!("the previous copy was renamed to {host}:{name} ({trouble})"))))
     }
 
-    /// Renames the copy as its source was renamed, if the order asks for that and both datasets confirm the rename.
-    pub(super) async fn follow_rename(&mut self, from: &RenamedFrom) -> Result<Destination, OrderError> {
+    /// Renames the copy as its source was renamed, if that has to be done first. While the destination is the copy of
+    /// another dataset that another order renames (`awaits_rename`), the transfer fails.
+    pub(super) async fn follow_renames(&mut self, awaits_rename: bool) -> Result<(), OrderError> {
+        let from = self.plan.renamed_from.clone();
+        match (&self.theirs, from) {
+            (None, Some(from)) => self.theirs = self.follow_rename(&from).await?,
+            (Some(there), Some(from)) if from.exchange && there.by_guid(from.guid).is_none() => {
+                self.theirs = self.follow_rename(&from).await?;
+            }
+            (Some(there), _) if awaits_rename && there.newest().is_some_and(|newest| !has(&self.ours, newest.guid)) => {
+                let SendPlan { source, to, .. } = &self.plan;
+                let what = format!("{}:{} is still the copy of another dataset", to.host, to.dataset);
+                let reason = format!("cannot send {source}: {what}, whose source was renamed");
+                return Err(OrderError::temporary(ResponseStatus::NotEmpty, reason)
+                    .with_hint("the next pass renames that copy first, unless something prevents it"));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Renames the copy as its source was renamed, if both datasets confirm the rename.
+    async fn follow_rename(&mut self, from: &RenamedFrom) -> Result<Destination, OrderError> {
         let SendPlan { source, to, .. } = &self.plan;
-        let has =
-            |of: &DatasetInventory| of.by_guid(from.guid).is_some() || of.bookmarks.iter().any(|b| b.guid == from.guid);
+        let there = self.theirs.clone();
         let listed = self.agent.zfs.list(std::slice::from_ref(&from.source_dataset), Depth::Only).await?;
-        if !has(&self.ours) || listed.iter().any(|(_, inventory)| has(inventory)) {
+        if !has(&self.ours, from.guid) || listed.iter().any(|(_, inventory)| has(inventory, from.guid)) {
             log::info!("{source}: not renaming its copy, as the source was not renamed from {}", from.source_dataset);
-            return Ok(None);
+            return Ok(there);
         }
         let old = Place { host: to.host.clone(), dataset: from.dataset.clone() };
         if !tags::was_sent(&self.ours, &old) {
             let why = format!("no bookmark proves that the source was sent to {}:{}", old.host, old.dataset);
             self.progress.remarks.push(format!("a new copy was made: {why}"));
-            return Ok(None);
+            return Ok(there);
         }
         self.agent.cache.invalidate_all();
         let StepOutcome { result, destination } = self.peer.follow_rename().await?;
         self.progress.remarks.push(match result {
+            Ok(()) if from.exchange => {
+                format!("{}:{} and {} have exchanged their names", old.host, old.dataset, to.dataset)
+            }
             Ok(()) => format!("{}:{} was renamed as its source was", old.host, old.dataset),
             // What the host does not permit now, it will not permit later either.
-            Err(error) if error.status == ResponseStatus::Refused && !error.temporary => {
+            Err(error) if error.status == ResponseStatus::Refused && !error.temporary && !from.exchange => {
                 format!("a new copy was made: {}", error.message())
             }
             Err(error) => {
@@ -195,6 +222,11 @@ impl SendPlan {
             Trouble::Conflict(_) | Trouble::Flags(_) => rename,
         }
     }
+}
+
+/// Whether a dataset has a snapshot or a bookmark with this guid.
+fn has(of: &DatasetInventory, guid: Guid) -> bool {
+    of.by_guid(guid).is_some() || of.bookmarks.iter().any(|bookmark| bookmark.guid == guid)
 }
 
 /// The names of some snapshots, at most five of them.

@@ -109,7 +109,8 @@ impl<Z: Zfs> Agent<Z> {
             None => None,
         };
         let (to, allowed, destinations) = (request.to.clone(), request.allowed, request.destinations.clone());
-        Ok(SendPlan { source, target, to, allowed, origin, destinations, purpose: request.purpose.clone() })
+        let (renamed_from, purpose) = (request.renamed_from.clone(), request.purpose.clone());
+        Ok(SendPlan { source, target, to, allowed, origin, renamed_from, destinations, purpose })
     }
 
     /// The snapshot that a dataset is a clone of.

@@ -16,6 +16,7 @@ use crate::model::{
 use crate::model::{Place, tags};
 use crate::slave::receive::Purpose;
 use crate::sys::runtime;
+use crate::wire::RenamedFrom;
 use crate::zfs::ZfsError;
 
 /// What the attempts of a send share.
@@ -39,6 +40,8 @@ pub(super) struct SendPlan {
     pub(super) allowed: Allowed,
     /// The snapshot that the source is a clone of, if the destination may have it as well.
     pub(super) origin: Option<(Origin, Guid)>,
+    /// The copy that was made before the source was renamed, if there is one.
+    pub(super) renamed_from: Option<RenamedFrom>,
     /// Every destination of the source, if the order names them.
     pub(super) destinations: Vec<Place>,
     pub(super) purpose: Purpose,

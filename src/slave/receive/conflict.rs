@@ -192,20 +192,66 @@ impl<Z: Zfs> Receiver<Z> {
         }
         self.check_rename(&order.source, old, dataset).await?;
         let (taken, surroundings) = self.list_around(dataset).await?;
-        if taken.is_some() {
-            return Err(refused("a dataset with the new name exists"));
-        }
         if surroundings.encrypts && !found.encrypted {
             return Err(refused("it is not encrypted, but a new copy with that name would be"));
         }
-        self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
-        let busy = "end what uses it or a dataset below it, or unmount them (zfs unmount)";
-        self.rename(old, dataset).await.map_err(|error| match error.kind {
-            ErrorKind::Busy => OrderError::receiving(error).with_hint(busy),
-            _ => OrderError::receiving(error),
-        })?;
+        match taken {
+            Some(_) if !from.exchange => return Err(refused("a dataset with the new name exists")),
+            Some(other) => self.exchange(order, &other, old).await?,
+            None => {
+                self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
+                self.follow(old, dataset).await?;
+            }
+        }
         log::warn!("renamed {old} to {dataset}, because {} was renamed on {}", from.source_dataset, order.source);
         Ok(())
+    }
+
+    /// Lets the destination, which is the copy of another dataset of the same host, and `old` exchange their names. A
+    /// name in between shows what the destination was called, so that the next pass can go on from there.
+    async fn exchange(
+        &self,
+        order: &OrderToSlave,
+        other: &DatasetInventory,
+        old: &DatasetName,
+    ) -> Result<(), OrderError> {
+        let dataset = &order.dest_dataset;
+        let refused =
+            |reason: &str| OrderError::refused(format!("cannot exchange the names of {old} and {dataset}: {reason}"));
+        let tag = tags::received(&order.source);
+        if !self.received_holds(dataset, other).await?.iter().any(|(_, found)| *found == tag) {
+            return Err(refused(&format!("{dataset} has no hold {tag}")));
+        }
+        if dataset.is_within(old) || old.is_within(dataset) {
+            return Err(refused("one contains the other"));
+        }
+        let (_, surroundings) = self.list_around(old).await?;
+        if surroundings.encrypts && !other.encrypted {
+            return Err(refused("one is not encrypted, but a new copy in its place would be"));
+        }
+        self.check_rename(&order.source, dataset, old).await?;
+        let between = tags::name_between(dataset).map_err(|error| refused(&error.to_string()))?;
+        if self.list(&between).await?.is_some() {
+            return Err(refused(&format!("{between} exists")).with_hint(format!("rename {between}")));
+        }
+        self.follow(dataset, &between).await?;
+        let renamed = match self.follow(old, dataset).await {
+            Ok(()) => self.follow(&between, old).await,
+            Err(error) => {
+                self.rename(&between, dataset).await.map_err(OrderError::receiving)?;
+                Err(error)
+            }
+        };
+        renamed.inspect(|()| log::warn!("renamed {dataset} to {old}, which had its name"))
+    }
+
+    /// Renames a copy with everything below it, so that it has another name.
+    async fn follow(&self, copy: &DatasetName, to: &DatasetName) -> Result<(), OrderError> {
+        let busy = "end what uses it or a dataset below it, or unmount them (zfs unmount)";
+        self.rename(copy, to).await.map_err(|error| match error.kind {
+            ErrorKind::Busy => OrderError::receiving(error).with_hint(busy),
+            _ => OrderError::receiving(error),
+        })
     }
 
     /// Renames a dataset with everything below it. The published records of this host are then out of date.
