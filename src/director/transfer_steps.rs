@@ -116,8 +116,9 @@ fn is_settled(order: &Order, inventory: &Inventory) -> bool {
 
 /// The dataset from which the transfer's source was cloned, if the transfer makes its first copy.
 fn origin<'i>(order: &Order, inventory: &'i Inventory) -> Option<&'i DatasetName> {
-    let Order::Send { host, dataset, to, .. } = order else { return None };
-    if inventory.dataset(&to.host, &to.dataset).is_some_and(|copy| !copy.snapshots.is_empty()) {
+    let Order::Send { host, dataset, to, route, .. } = order else { return None };
+    let has_copy = inventory.dataset(&to.host, &to.dataset).is_some_and(|copy| !copy.snapshots.is_empty());
+    if has_copy || route.renamed.is_some() {
         return None;
     }
     Some(&inventory.dataset(host, dataset)?.origin.as_ref()?.dataset)
