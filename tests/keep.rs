@@ -16,8 +16,8 @@ use common::ds;
 use common::storm::{Administrator, Pool, World};
 use zsync::model::{DatasetName, SnapName};
 use zsync::sys::runtime;
-use zsync::zfs::Zfs;
 use zsync::zfs::fake::Fake;
+use zsync::zfs::{ErrorKind, Zfs};
 
 /// The pools are replaced by new ones after this many orders, because they grow.
 const LIFE: u64 = 100;
@@ -32,6 +32,13 @@ impl Administrator for Fake {
         self.write(dataset, bytes);
         runtime::block_on(self.snapshot(std::slice::from_ref(dataset), name)).unwrap();
         self.set_now(Utc::now());
+    }
+
+    fn fail_rename(&self, dataset: &DatasetName) {
+        // Also that of the name in between, which a copy has while it exchanges names with another one.
+        for name in [dataset.to_string(), format!("{dataset}_zsync_exchange")] {
+            self.fail_next(&format!("rename {name} "), ErrorKind::Busy, "cannot unmount: pool or dataset is busy");
+        }
     }
 }
 
@@ -49,7 +56,7 @@ fn number(variable: &str, default: u64) -> u64 {
 fn nothing_that_keep_keeps_is_ever_missing() {
     let (orders, seed) = (number("ZSYNC_HOSTILE_ORDERS", 10_000), number("ZSYNC_HOSTILE_SEED", 1));
     let began = std::time::Instant::now();
-    let (mut arrived, mut destroyed) = (0, 0);
+    let (mut arrived, mut destroyed, mut exchanged) = (0, 0, 0);
     for life in 0..orders.div_ceil(LIFE) {
         let mut world = World::new(seed.wrapping_mul(1_000_003) + life, pool("tank", 1), pool("pool", 2));
         for _ in 0..LIFE.min(orders - life * LIFE) {
@@ -57,8 +64,12 @@ fn nothing_that_keep_keeps_is_ever_missing() {
         }
         arrived += world.arrived;
         destroyed += world.destroyed;
+        exchanged += world.exchanged;
     }
-    println!("{orders} orders in {:.1?}: {arrived} snapshots arrived, {destroyed} were destroyed", began.elapsed());
+    println!(
+        "{orders} orders in {:.1?}: {arrived} snapshots arrived, {destroyed} were destroyed, {exchanged} exchanges",
+        began.elapsed()
+    );
     // The attackers can do something, so the checks above mean something.
     assert!(arrived as u64 > orders / 10 && destroyed as u64 > orders / 20, "{arrived} {destroyed}");
 }

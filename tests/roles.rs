@@ -639,6 +639,41 @@ fn copies_exchange_their_names_whichever_rename_fails() {
     }
 }
 
+/// Between the renames, a copy would be outside the entry that protects it, and stay there if the next rename failed.
+#[test]
+fn copies_that_local_json_names_exchange_no_names() {
+    let pair = Pair::with_destination(
+        r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false },
+            { "name": "pool/copy", "slave": true, "append_only": false, "keep": ["all in last day"] },
+            { "name": "pool/other", "slave": true, "append_only": false, "keep": ["all in last day"] } ] }"#,
+    );
+    let first = pair.take("S_1");
+    assert!(pair.send(first).is_success);
+    let agent = Agent::new(
+        host("alpha"),
+        Arc::new(pair.alpha.clone()),
+        local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#),
+    );
+    pair.alpha.create(&ds("tank/other"));
+    runtime::block_on(pair.alpha.snapshot(&[ds("tank/other")], &snap("S_1"))).unwrap();
+    let other = guids(&pair.alpha, "tank/other")[0];
+    let order = |dataset: &str, to: &str| DirectorsOrder {
+        dataset: Some(ds(dataset)),
+        dest_dataset: to.into(),
+        ..pair.send_order(other)
+    };
+    assert!(Pair::carry_out_by(&agent, &order("tank/other", "pool/other")).0.is_success);
+    let rename = |from: &str, to: &str| runtime::block_on(pair.alpha.rename(&ds(from), &ds(to))).unwrap();
+    rename("tank/data", "tank/between");
+    rename("tank/other", "tank/data");
+    rename("tank/between", "tank/other");
+    let from = RenamedFrom { dataset: ds("pool/other"), source_dataset: ds("tank/other"), guid: other, exchange: true };
+    let order = DirectorsOrder { renamed_from: Some(from), ..order("tank/data", "pool/copy") };
+    let (response, _) = Pair::carry_out_by(&agent, &order);
+    assert!(response.error.contains("pool/copy_zsync_exchange"), "{response:?}");
+    assert_eq!((guids(&pair.beta, "pool/copy"), guids(&pair.beta, "pool/other")), (vec![first], vec![other]));
+}
+
 #[test]
 fn copies_of_other_hosts_exchange_no_names() {
     let pair =

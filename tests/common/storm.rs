@@ -29,6 +29,9 @@ pub trait Administrator: Zfs {
 
     /// Writes some bytes into a dataset, and takes a snapshot that is dated `at`.
     fn snapshot_at(&self, dataset: &DatasetName, name: &SnapName, at: DateTime<Utc>, bytes: u64);
+
+    /// Makes the next rename of this dataset fail, where that is possible.
+    fn fail_rename(&self, _dataset: &DatasetName) {}
 }
 
 /// All ways to protect a dataset, beside places without any protection.
@@ -37,6 +40,7 @@ const LOCAL: &str = r#"{ "local_datasets": [
     { "name": "pool/all", "slave": true, "append_only": false, "rollback": true, "keep": ["all in last day"] },
     { "name": "pool/few", "slave": true, "append_only": false, "rollback": true,
       "keep": ["2 in last hour", "1/day in last month"] },
+    { "name": "pool/twin", "slave": true, "append_only": false, "rollback": true, "keep": ["all in last day"] },
     { "name": "pool/few/below", "slave": true, "append_only": false, "rollback": true },
     { "name": "pool/safe", "slave": true },
     { "name": "pool/own", "keep": ["3 in last day"] } ] }"#;
@@ -44,13 +48,18 @@ const LOCAL: &str = r#"{ "local_datasets": [
 const PLACES: &[&str] = &[
     "pool/all",
     "pool/all/a",
+    "pool/all/b",
+    "pool/twin",
+    "pool/twin/a",
     "pool/few",
     "pool/few/a",
     "pool/few/below",
     "pool/safe",
     "pool/safe/a",
+    "pool/safe/b",
     "pool/loose",
     "pool/loose/a",
+    "pool/loose/b",
     "pool/own",
     "pool/new",
     "pool/few/below/x",
@@ -98,11 +107,15 @@ pub struct World<Z> {
     /// What beta has.
     now: Listing,
     arrivals: BTreeMap<Id, Arrival>,
+    /// Whether the attackers have begun: before that, all streams are as they should be.
+    is_hostile: bool,
     /// The names of the snapshots that arrived days ago.
     pub old: BTreeSet<SnapName>,
     /// How many snapshots arrived, and how many were destroyed where that is permitted.
     pub arrived: usize,
     pub destroyed: usize,
+    /// How many times two datasets have exchanged their names.
+    pub exchanged: usize,
 }
 
 fn ids(listing: &Listing) -> BTreeSet<Id> {
@@ -129,19 +142,21 @@ impl<Z: Administrator> World<Z> {
             slave,
             now,
             arrivals,
+            is_hostile: false,
             old: BTreeSet::new(),
             arrived: 0,
             destroyed: 0,
+            exchanged: 0,
         };
         for _ in 0..4 {
             world.snapshot("tank/data");
             world.snapshot("tank/other");
         }
         // Copies that arrived days ago, and snapshots of beta's own.
-        for place in ["pool/all", "pool/few", "pool/safe", "pool/loose"] {
+        for place in ["pool/all", "pool/few", "pool/safe", "pool/twin", "pool/loose"] {
             let guid = world.alpha.dataset(&world.alpha.ds("tank/data")).unwrap().snapshots[3].guid;
-            world.now = world.beta.listing();
             let place = world.beta.ds(place);
+            world.now = world.beta.listing();
             let conversation = world.conversation(&place, guid, vec![0, 1, 2, 3]);
             world.converse(&conversation);
             let Some(copy) = world.beta.dataset(&place) else { panic!("the first copy in {place} failed") };
@@ -159,7 +174,13 @@ impl<Z: Administrator> World<Z> {
             world.beta.zfs.snapshot_at(&own, &snap(&format!("O_{n}")), at, 100);
         }
         world.now = world.beta.listing();
+        world.is_hostile = true;
         world
+    }
+
+    /// Whether something unusual happens, which it does one out of so many times.
+    fn one_of(&mut self, times: u8) -> bool {
+        self.is_hostile && self.rng.u8(0..times) == 0
     }
 
     /// Takes a snapshot on the source, dated at random.
@@ -192,16 +213,36 @@ impl<Z: Administrator> World<Z> {
     /// Lets the attackers do one thing, and checks what is left.
     pub fn step(&mut self) {
         let before = std::mem::take(&mut self.now);
+        // What arrived together has one time, in whole seconds as a host records it: guids are in no order.
+        let now = DateTime::from_timestamp(Utc::now().timestamp(), 0).unwrap();
         for id in ids(&before) {
-            self.arrivals.entry(id).or_insert(Arrival::At(Utc::now()));
+            self.arrivals.entry(id).or_insert(Arrival::At(now));
         }
         let kept = self.kept(&before);
         self.now = before.clone();
+        if self.rng.u8(0..4) == 0 {
+            let place = self.place(&before);
+            self.beta.zfs.fail_rename(&place);
+        }
         let what = if self.rng.u8(0..3) == 0 { self.director(&before) } else { self.source(&before) };
         self.now = self.beta.listing();
         let after = ids(&self.now);
         let missing: Vec<&Id> = kept.difference(&after).collect();
         assert!(missing.is_empty(), "{missing:?} are missing after {what}\nbefore: {before:#?}");
+        let name_of =
+            |of: &Listing, guid| of.iter().find(|(_, found)| found.guid == guid).map(|(name, _)| name.clone());
+        let moved = before.iter().filter_map(|(name, of)| {
+            let to = name_of(&self.now, of.guid).filter(|to| to > name)?;
+            let other = before.get(&to)?;
+            (name_of(&self.now, other.guid).as_ref() == Some(name)).then_some(())
+        });
+        self.exchanged += moved.count();
+        for (name, of) in &before {
+            let Some(to) = name_of(&self.now, of.guid) else { continue };
+            let (was, is) = (self.local.entry_for(name).unwrap(), self.local.entry_for(&to).unwrap());
+            let is_safe = is.append_only || !was.append_only && (was.keep.is_none() || was.keep == is.keep);
+            assert!(is_safe, "{name} is less protected as {to} after {what}");
+        }
         let before = ids(&before);
         self.arrived += after.difference(&before).count();
         self.destroyed += before.difference(&after).count();
@@ -275,9 +316,14 @@ impl<Z: Administrator> World<Z> {
             let dataset = if self.rng.bool() { "tank/data" } else { "tank/other" };
             self.snapshot(dataset);
         }
-        let place = self.place(listing);
-        let guid = Guid(self.rng.u64(..));
-        let steps = (0..self.rng.usize(1..4)).map(|_| self.rng.u8(0..8)).collect();
+        let (mut place, guid) = (self.place(listing), Guid(self.rng.u64(..)));
+        let mut steps: Vec<u8> = (0..self.rng.usize(1..4)).map(|_| self.rng.u8(0..8)).collect();
+        // A copy is renamed, perhaps to a name that another copy has.
+        if self.rng.u8(0..3) == 0 {
+            steps.insert(0, 7);
+            let copies: Vec<&DatasetName> = listing.keys().filter(|name| name.parent().is_some()).collect();
+            place = self.any(&copies).map_or(place, |copy| (*copy).clone());
+        }
         let conversation = self.conversation(&place, guid, steps);
         self.converse(&conversation);
         String::from_utf8_lossy(&conversation).into_owned()
@@ -303,7 +349,7 @@ impl<Z: Administrator> World<Z> {
         let other = self.any(&others).copied();
         let newest = |of: &DatasetInventory| of.newest().map_or(guid, |s| s.guid);
         let order = OrderToSlave {
-            source: host(if self.rng.u8(0..8) == 0 { "gamma" } else { "alpha" }),
+            source: host(if self.one_of(8) { "gamma" } else { "alpha" }),
             order_uuid: order(Action::SendSnapshot).order_uuid,
             snapshot_uuid: String::new(),
             snapshot_name: snap("S_1"),
@@ -349,10 +395,11 @@ impl<Z: Administrator> World<Z> {
 
     /// A step with a stream of the source, which fits what the dataset has, mostly.
     fn stream(&mut self, bytes: &mut Vec<u8>, has: &mut Vec<Guid>, exists: bool) {
-        let dataset = self.alpha.ds(if self.rng.u8(0..6) == 0 { "tank/other" } else { "tank/data" });
+        let dataset = if self.one_of(6) { "tank/other" } else { "tank/data" };
+        let dataset = self.alpha.ds(dataset);
         let ours = self.alpha.dataset(&dataset).unwrap().snapshots;
         let base = has.last().and_then(|last| ours.iter().position(|s| s.guid == *last));
-        let from = if self.rng.u8(0..8) == 0 { None } else { base };
+        let from = if self.one_of(8) { None } else { base };
         let next = from.map_or(0, |base| base + 1);
         if next >= ours.len() {
             return;
@@ -374,7 +421,7 @@ impl<Z: Administrator> World<Z> {
                 snapshot_name: target.name.clone(),
                 create: creates.then(Default::default),
                 overwrite: creates && exists && self.rng.u8(0..4) != 0,
-                cloned: self.rng.u8(0..16) == 0,
+                cloned: self.one_of(16),
                 flags: Some(SendFlags::PLAIN),
                 is_unresumable: self.rng.bool(),
                 properties: BTreeMap::new(),
@@ -384,7 +431,7 @@ impl<Z: Administrator> World<Z> {
         runtime::block_on(async {
             self.alpha.zfs.send(&spec).await.unwrap().data.read_to_end(&mut stream).await.unwrap();
         });
-        match self.rng.u8(0..12) {
+        match if self.is_hostile { self.rng.u8(0..12) } else { 2 } {
             0 => stream.truncate(self.rng.usize(0..stream.len())),
             1 => {
                 let at = self.rng.usize(0..stream.len());

@@ -208,7 +208,7 @@ impl<Z: Zfs> Receiver<Z> {
     }
 
     /// Lets the destination, which is the copy of another dataset of the same host, and `old` exchange their names. A
-    /// name in between shows what the destination was called, so that the next pass can go on from there.
+    /// name in between shows what the destination was called, from which the next pass can continue.
     async fn exchange(
         &self,
         order: &OrderToSlave,
@@ -231,6 +231,8 @@ impl<Z: Zfs> Receiver<Z> {
         }
         self.check_rename(&order.source, dataset, old).await?;
         let between = tags::name_between(dataset).map_err(|error| refused(&error.to_string()))?;
+        // It keeps that name if the next rename fails.
+        self.check_rename(&order.source, dataset, &between).await?;
         if self.list(&between).await?.is_some() {
             return Err(refused(&format!("{between} exists")).with_hint(format!("rename {between}")));
         }
