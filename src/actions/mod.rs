@@ -13,6 +13,7 @@
 
 mod adopt;
 mod common;
+mod copy;
 mod delete;
 pub mod divergence;
 mod durations;
@@ -42,6 +43,7 @@ mod whereabouts;
 
 pub use adopt::{Adopted, MARGIN, adopt};
 pub use common::KnownDataset;
+pub use copy::{CopyPlan, CopyStep, CopyWanted, Tree, copy};
 pub use delete::{DeleteTerms, Peer, Relation, delete};
 pub use durations::Durations;
 pub use engine::{Engine, decide, decide_entry};

@@ -1,5 +1,6 @@
 //! Defines the agent of one host, with everything that its orders share.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::agent::cache::ListingCache;
@@ -14,6 +15,7 @@ use crate::host::throttle::Throttle;
 use crate::model::HostName;
 use crate::policy::Local;
 use crate::server::{Counters, counters};
+use crate::slave::Slave;
 use crate::slave::receive::Receiver;
 use crate::transport::tls::{Tls, TlsError};
 use crate::zfs::Zfs;
@@ -31,6 +33,8 @@ pub struct Agent<Z> {
     pub(crate) throttle: Arc<Throttle>,
     /// This host's certificate, which is presented to slaves.
     pub(crate) tls: Option<Arc<Tls>>,
+    /// Other hosts whose slaves are in this process, because they are reached through ssh.
+    pub(crate) slaves: Arc<BTreeMap<HostName, Arc<Slave<Z>>>>,
     /// Receives copies from other pools of this host.
     pub(crate) receiver: Receiver<Z>,
     pub(crate) dedup: Arc<Dedup>,
@@ -54,6 +58,7 @@ impl<Z: Zfs> Agent<Z> {
             queue: TransferQueue::by_destination(local.max_sends),
             throttle: Throttle::new(local.bandwidth.clone()),
             tls: None,
+            slaves: Arc::default(),
             receiver: Receiver::new(Arc::clone(&zfs), Arc::clone(&local)),
             dedup: Arc::default(),
             counters: Counters::new(counters::AGENT),
@@ -91,6 +96,12 @@ impl<Z: Zfs> Agent<Z> {
         Self { tls, ..self }
     }
 
+    /// Makes the agent send to these hosts through slaves in this process.
+    #[must_use]
+    pub fn sending_within(self, slaves: BTreeMap<HostName, Arc<Slave<Z>>>) -> Self {
+        Self { slaves: Arc::new(slaves), ..self }
+    }
+
     /// Returns the agent with another configuration. Running orders keep their locks and slots, and get the new
     /// bandwidth limits.
     #[must_use]
@@ -108,6 +119,7 @@ impl<Z: Zfs> Agent<Z> {
             queue,
             throttle: Arc::clone(&self.throttle),
             tls: self.tls.clone(),
+            slaves: Arc::clone(&self.slaves),
             receiver: self.receiver.with_local(Arc::clone(&local)),
             local,
             dedup: Arc::clone(&self.dedup),

@@ -8,12 +8,14 @@ pub mod agent;
 pub mod check;
 pub mod clean;
 pub mod completions;
+pub mod copy;
 mod daemon;
 pub mod director;
 pub mod fences;
 pub mod find;
 pub mod forget;
 pub mod migrate;
+mod ordered;
 pub mod plan;
 pub mod restore;
 pub mod schema;
@@ -77,6 +79,8 @@ pub enum Command {
     Undelete(undelete::UndeleteArgs),
     /// Restore datasets from their copies
     Restore(restore::RestoreArgs),
+    /// Copy a dataset or a tree to another pool or host, through ssh and without any configuration
+    Copy(copy::CopyArgs),
     /// Print a policy that is inferred from what hosts have, after the director's disk was lost
     Adopt(adopt::AdoptArgs),
     /// Show the versions of files in the snapshots on this host
@@ -111,6 +115,7 @@ impl Cli {
             Command::Trash(args) => trash::run(args),
             Command::Undelete(args) => undelete::run(args),
             Command::Restore(args) => restore::run(args),
+            Command::Copy(args) => copy::run(&args),
             Command::Adopt(args) => adopt::run(args),
             Command::Find(args) => find::run(args),
             Command::Snapshots(args) => snapshots::run(args),
@@ -136,6 +141,7 @@ impl Cli {
             Command::Trash(args) => (Some(&args.common), false),
             Command::Undelete(args) => (Some(&args.common), false),
             Command::Restore(args) => (Some(&args.common), false),
+            Command::Copy(args) => (Some(&args.common), false),
             Command::Adopt(args) => (Some(&args.common), false),
             Command::Find(args) => (Some(&args.common), false),
             Command::Snapshots(args) => (Some(&args.common), false),

@@ -22,7 +22,7 @@ use crate::model::{
     CertificateExpiry, Counter, DatasetInventory, DatasetName, Guid, HostInventory, HostListing, HostName, Inventory,
     Marks,
 };
-use crate::policy::{Hooks, Local, LocalDataset, Policy, Properties};
+use crate::policy::{Local, LocalDataset, Policy};
 use crate::sys::{clock, runtime};
 use crate::wire::Permit;
 use crate::zfs::{Known, Zfs, ZfsError, ZfsRead};
@@ -99,23 +99,7 @@ pub async fn from_hosts<Z: Zfs>(
 /// The entry of local.json that a host has reported.
 fn entry(permit: Permit) -> LocalDataset {
     let Permit { dataset, enable, slave, take, append_only, rollback, sources, destinations } = permit;
-    LocalDataset {
-        name: dataset,
-        enable,
-        slave,
-        sources,
-        destinations,
-        readers: Vec::new(),
-        restore: false,
-        take,
-        append_only,
-        rollback,
-        keep: None,
-        destroy_after: None,
-        properties: Properties::default(),
-        hooks: Hooks::default(),
-        clone: None,
-    }
+    LocalDataset { enable, sources, destinations, take, append_only, rollback, ..LocalDataset::new(dataset, slave) }
 }
 
 /// What is known of a fleet without asking any agent.

@@ -3,6 +3,7 @@
 
 pub mod certificates;
 mod clocks;
+pub mod copy;
 pub mod dispatch;
 pub mod durations;
 pub mod estimate;

@@ -328,6 +328,29 @@ impl Local {
 }
 
 impl LocalDataset {
+    /// An entry in which only these are set: whether its dataset is open for receiving, and the defaults that follow
+    /// from that.
+    #[must_use]
+    pub fn new(name: DatasetName, slave: bool) -> Self {
+        Self {
+            name,
+            enable: true,
+            slave,
+            sources: None,
+            destinations: None,
+            readers: Vec::new(),
+            take: !slave,
+            append_only: slave,
+            restore: false,
+            rollback: false,
+            keep: None,
+            destroy_after: None,
+            properties: Properties::default(),
+            hooks: Hooks::default(),
+            clone: None,
+        }
+    }
+
     /// The first key with which this entry protects its datasets, but another entry does not protect those that it
     /// covers.
     fn protection_lacking_in(&self, other: &Self) -> Option<&'static str> {

@@ -14,7 +14,7 @@ use crate::slave::listing::list_uuids;
 use crate::slave::receive::{IncomingStream, Receiver, Settled, occupied};
 use crate::slave::stream::{ListedDestination, StepFailure, StreamReceive, alive_while, queued_while, turn};
 use crate::sys::log_limit::Complaint;
-use crate::wire::codec::{Conn, WireError};
+use crate::wire::codec::{Conn, SILENCE, WireError};
 use crate::wire::{DestinationInfo, ListUuids, OrderToSlave, PROTOCOL, Response, Step};
 use crate::zfs::Zfs;
 
@@ -88,6 +88,18 @@ impl<Z: Zfs> Slave<Z> {
     #[must_use]
     pub fn publishing(self, publisher: Option<Arc<Publisher>>) -> Self {
         Self { receiver: self.receiver.publishing(publisher), ..self }
+    }
+
+    /// Holds one conversation with an agent in this process.
+    pub(crate) async fn serve(self: Arc<Self>, mut conn: Conn) {
+        let ended = match conn.recv_line(SILENCE).await {
+            Ok(Some(line)) => Self::converse(&self, &mut conn, &line).await,
+            Ok(None) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = ended {
+            log::debug!("{error}");
+        }
     }
 
     /// Holds one conversation with an agent.

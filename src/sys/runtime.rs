@@ -1,7 +1,7 @@
 //! Wraps the async runtime: starting tasks, waiting, deadlines.
 //!
-//! async-std is no longer developed. It is named only here, in `transport::tcp` and in `transport::dial`, so that
-//! moving to its successor means editing these three files.
+//! async-std is no longer developed. It is named only here and in `transport` (`tcp`, `dial`, `within`), so that
+//! moving to its successor means editing these four files.
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -45,6 +45,8 @@ pub enum ErrorKind {
     NotRaw,
     /// `zfs` cannot be run.
     Missing,
+    /// The host of the command was not reached through ssh, or the connection was lost.
+    Unreachable,
     /// `zfs` is older than zsync supports.
     TooOld,
     /// The output cannot be parsed.
@@ -57,7 +59,7 @@ impl ErrorKind {
     /// Whether the `zfs` program itself cannot be used, so that every other command fails as well.
     #[must_use]
     pub fn is_about_program(self) -> bool {
-        matches!(self, Self::Missing | Self::TooOld | Self::Permission)
+        matches!(self, Self::Missing | Self::TooOld | Self::Permission | Self::Unreachable)
     }
 
     /// Whether nothing else can be changed in the pool either.
@@ -69,7 +71,7 @@ impl ErrorKind {
     /// Whether retrying later may help without intervention.
     #[must_use]
     pub fn is_temporary(self) -> bool {
-        matches!(self, Self::Busy | Self::Stream | Self::Killed)
+        matches!(self, Self::Busy | Self::Stream | Self::Killed | Self::Unreachable)
     }
 }
 
@@ -117,17 +119,31 @@ impl fmt::Display for ZfsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kind, command, status, stderr } = self;
         let words = stderr.trim().replace('\n', "; ");
-        match kind {
-            ErrorKind::Missing => write!(
+        let of_ssh = command.strip_prefix("ssh ").and_then(|rest| rest.split_once(' '));
+        match (kind, of_ssh) {
+            (ErrorKind::Unreachable, Some((host, _))) => write!(
+                f,
+                "cannot reach {host}: {words}; hint: this command has to succeed: ssh -o BatchMode=yes {host} true"
+            ),
+            (ErrorKind::Missing, Some(_)) if status == "did not run" => {
+                write!(f, "cannot run \"ssh\": {words}; hint: install OpenSSH's client")
+            }
+            (ErrorKind::Missing, Some((host, command))) => write!(
+                f,
+                "cannot run {:?} on {host}: {words}; hint: install the command line tools of OpenZFS there, or name the \
+                 program with --far-zfs",
+                command.split(' ').next().unwrap_or(command)
+            ),
+            (ErrorKind::Missing, _) => write!(
                 f,
                 "cannot run {:?}: {words}; hint: install the command line tools of OpenZFS, or name the program with --zfs",
                 command.split(' ').next().unwrap_or(command)
             ),
-            ErrorKind::TooOld => {
+            (ErrorKind::TooOld, _) => {
                 let program = command.split(' ').next().unwrap_or(command);
                 write!(f, "cannot use {program:?}: {words}; hint: update it, or name another program with --zfs")
             }
-            ErrorKind::Output => write!(f, "cannot parse the output of \"{command}\": {words}"),
+            (ErrorKind::Output, _) => write!(f, "cannot parse the output of \"{command}\": {words}"),
             _ if words.is_empty() => write!(f, "\"{command}\" failed: {status}"),
             _ => write!(f, "\"{command}\" failed ({status}): {words}"),
         }

@@ -13,16 +13,19 @@ use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
 use crate::model::{Counter, DatasetName, HostName, OrderId, SendFlags, Turn};
 use crate::policy::SLAVE_PORT;
+use crate::slave::Slave;
 use crate::sys::clock;
 use crate::wire::codec::Conn;
 use crate::zfs::Zfs;
 
 /// Where the receiving side is.
-enum Receiving<'a> {
+enum Receiving<'a, Z> {
     /// On this host.
     Here(LocalReservation),
     /// At the other end of a connection that it has opened.
     On(&'a mut Conn),
+    /// In this process.
+    Within(Arc<Slave<Z>>),
     /// At an address to which this host connects.
     Elsewhere,
 }
@@ -114,7 +117,10 @@ impl<Z: Zfs> Agent<Z> {
         let receiving = match (reservation, line) {
             (Some(reservation), _) => Receiving::Here(reservation),
             (None, Some(line)) => Receiving::On(line),
-            (None, None) => Receiving::Elsewhere,
+            (None, None) => match self.slaves.get(&plan.to.host) {
+                Some(slave) => Receiving::Within(Arc::clone(slave)),
+                None => Receiving::Elsewhere,
+            },
         };
         let mut transfer = self.open(id, request, plan, receiving, sides, context).await?;
         (transfer.turn, transfer.slot) = (turn, Some(slot));
@@ -155,7 +161,7 @@ impl<Z: Zfs> Agent<Z> {
         id: OrderId,
         request: &SendRequest,
         plan: SendPlan,
-        receiving: Receiving<'a>,
+        receiving: Receiving<'a, Z>,
         sides: Sides,
         context: &'a OrderContext,
     ) -> Result<Transfer<'a, Z>, OrderError> {
@@ -171,6 +177,7 @@ impl<Z: Zfs> Agent<Z> {
                 (Peer::local(&receiver, order, reservation, &theirs, surroundings).await?, theirs)
             }
             Receiving::On(line) => Peer::on(line, &plan.to, id, outgoing()).await?,
+            Receiving::Within(slave) => Peer::within(slave, &self.host, &plan.to, &order, outgoing()).await?,
             Receiving::Elsewhere => {
                 let to = &plan.to;
                 let default_address = || format!("{}:{SLAVE_PORT}", to.host);

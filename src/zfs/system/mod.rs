@@ -2,7 +2,7 @@
 //!
 //! `runner` runs single commands, `list` and `changed` list with them, and `grouped` batches operations on single
 //! datasets, so that one process serves many of them. `copy` moves a stream within this host, and `by_name` destroys
-//! snapshots where no script may be run.
+//! snapshots where no script may be run. `ssh` runs the commands on another host.
 
 mod by_name;
 mod changed;
@@ -11,6 +11,7 @@ mod datasets;
 mod grouped;
 mod list;
 mod runner;
+mod ssh;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +24,7 @@ use crate::zfs::inspect::{ExpectedStream, Inspect, StreamInspector};
 use crate::zfs::pipe::widen;
 use crate::zfs::system::grouped::Grouped;
 use crate::zfs::system::runner::Runner;
+pub use crate::zfs::system::ssh::Ssh;
 use crate::zfs::{
     Depth, ErrorKind, Fate, History, Known, Listed, Named, ReceiveSpec, ReceiveStream, Resumable, SendSpec, SendStream,
     Zfs, ZfsError, ZfsRead, argv, parse,
@@ -46,6 +48,26 @@ impl System {
     pub fn new(program: &Path) -> Self {
         let runner = Runner::new(program);
         Self { grouped: Grouped::new(&runner), runner }
+    }
+
+    /// Connects to the ZFS of another host. Its processes end together with those of this one. A program without a slash is searched for where such programs usually are,
+    /// because the shell of an ordinary user may not search there.
+    pub async fn over(&self, ssh: Ssh, program: &Path) -> Result<Self, ZfsError> {
+        let others = ssh::OTHER_PLACES.iter().map(Path::new).filter(|_| program == Path::new("zfs"));
+        let mut missing = None;
+        for program in std::iter::once(program).chain(others) {
+            let runner = self.runner.over(ssh.clone(), program);
+            let system = Self { grouped: Grouped::new(&runner), runner };
+            match system.check_version().await {
+                Ok(version) => {
+                    log::info!("{} has {version}", ssh.destination);
+                    return Ok(system);
+                }
+                Err(error) if error.kind == ErrorKind::Missing => drop(missing.get_or_insert(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Err(missing.unwrap_or_else(|| self.runner.unanswered(&argv::version())))
     }
 
     /// Kills all running commands. From now on, no command is started.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use crate::sys::batcher::Announcements;
 use crate::sys::process;
 use crate::sys::process::{Process, Running};
 use crate::sys::runtime;
+use crate::zfs::system::ssh::Ssh;
 use crate::zfs::{End, ErrorKind, ZfsError, parse};
 
 /// How long a command may take, unless it carries a stream.
@@ -27,6 +27,10 @@ const DEADLINE: Duration = Duration::from_secs(600);
 const STREAM_ENDS_SOON: Duration = Duration::from_secs(20);
 /// How much of a listing is read at once, in bytes.
 const READ_SIZE: usize = 64 * 1024;
+/// The status of `ssh` if it has not reached the host, or has lost it.
+const UNREACHED: i32 = 255;
+/// The status of a shell that does not find a program.
+const NO_PROGRAM: i32 = 127;
 /// How much of a long command line is shown in messages, in bytes.
 const MAX_SHOWN: usize = 1000;
 
@@ -34,6 +38,8 @@ const MAX_SHOWN: usize = 1000;
 #[derive(Clone, Debug)]
 pub(super) struct Runner {
     program: PathBuf,
+    /// The host whose program is run; `None`: this one's.
+    ssh: Option<Arc<Ssh>>,
     running: Running,
     /// Each running stream announces the commands that follow its end.
     pub(super) streams: Announcements,
@@ -49,12 +55,19 @@ impl Runner {
     pub(super) fn new(program: &Path) -> Self {
         Self {
             program: program.to_owned(),
+            ssh: None,
             running: Running::default(),
             streams: Announcements::default(),
             no_scripts: Arc::default(),
             has_snapshots_changed: Arc::default(),
             warned: Arc::default(),
         }
+    }
+
+    /// Runs a program on another host. What is known about this host's ZFS is not known about that one's; processes
+    /// end together.
+    pub(super) fn over(&self, ssh: Ssh, program: &Path) -> Self {
+        Self { ssh: Some(Arc::new(ssh)), running: self.running.clone(), ..Self::new(program) }
     }
 
     /// Runs another program of the same installation.
@@ -76,15 +89,25 @@ impl Runner {
     }
 
     pub(super) fn command(&self, argv: &[String]) -> Command {
-        let mut command = process::command(&self.program);
+        let mut command = match &self.ssh {
+            Some(ssh) => ssh.command(&self.program, argv),
+            None => {
+                let mut command = process::command(&self.program);
+                command.args(argv.iter().map(OsStr::new));
+                command
+            }
+        };
         // Errors are recognised by their English words.
-        command.args(argv.iter().map(OsStr::new)).env("LC_ALL", "C");
+        command.env("LC_ALL", "C");
         command
     }
 
     /// The command line for messages, shortened if it is very long.
     pub(super) fn render(&self, argv: &[String]) -> String {
         let mut line = self.program.display().to_string();
+        if let Some(ssh) = &self.ssh {
+            line = format!("ssh {} {line}", ssh.destination);
+        }
         for word in argv {
             line.push(' ');
             if line.len() > MAX_SHOWN {
@@ -287,7 +310,12 @@ impl Runner {
             return Ok(());
         }
         let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        let kind = if output.status.signal().is_some() { ErrorKind::Killed } else { parse::error_kind(&stderr) };
+        let kind = match (output.status.code(), &self.ssh) {
+            (None, _) => ErrorKind::Killed,
+            (Some(UNREACHED), Some(_)) => ErrorKind::Unreachable,
+            (Some(NO_PROGRAM), Some(_)) => ErrorKind::Missing,
+            _ => parse::error_kind(&stderr),
+        };
         Err(ZfsError { kind, command: self.render(argv), status: status_text(output.status), stderr })
     }
 

@@ -13,8 +13,11 @@ use crate::agent::transfer::peer::local::LocalPeer;
 use crate::agent::transfer::peer::remote::{Line, RemotePeer};
 use crate::host::error::OrderError;
 use crate::host::queue::QueueSlot;
-use crate::model::{Counter, Guid, OrderId, Place, ResponseStatus, SourceRecord};
+use crate::model::{Counter, Guid, HostName, OrderId, Place, ResponseStatus, SourceRecord};
+use crate::slave::Slave;
 use crate::slave::receive::{Receiver, Surroundings};
+use crate::sys::runtime;
+use crate::transport::within;
 use crate::wire::codec::Conn;
 use crate::wire::{DestinationInfo, OrderToSlave, Step};
 use crate::zfs::Zfs;
@@ -37,6 +40,23 @@ impl<'a, Z: Zfs> Peer<'a, Z> {
         outgoing: Outgoing,
     ) -> Result<(Self, Destination), OrderError> {
         let (remote, destination) = RemotePeer::connect(slave, order, outgoing).await?;
+        Ok((Self::Remote(Box::new(remote)), destination))
+    }
+
+    /// Begins a conversation with a slave in this process; also returns what the destination has. `source` is the host
+    /// that sends.
+    pub(crate) async fn within(
+        slave: Arc<Slave<Z>>,
+        source: &HostName,
+        to: &Place,
+        order: &OrderToSlave,
+        outgoing: Outgoing,
+    ) -> Result<(Self, Destination), OrderError> {
+        let cannot = |error| OrderError::new(ResponseStatus::Zerror, format!("cannot make a pair of sockets: {error}"));
+        let (ours, theirs) = within::pair(source.as_str(), to.host.as_str()).map_err(cannot)?;
+        // It ends with the conversation, or when this end is closed.
+        drop(runtime::spawn(async move { slave.serve(Conn::from(theirs)).await }));
+        let (remote, destination) = RemotePeer::begin(Conn::from(ours), to, order, outgoing).await?;
         Ok((Self::Remote(Box::new(remote)), destination))
     }
 

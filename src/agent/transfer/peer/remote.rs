@@ -104,6 +104,16 @@ impl<'a> RemotePeer<'a> {
             error
         })?;
         conn.set_stall_timeout(stall_timeout);
+        Self::begin(conn, to, order, outgoing).await
+    }
+
+    /// Begins the conversation about an order on a new connection.
+    pub(super) async fn begin(
+        mut conn: Conn,
+        to: &Place,
+        order: &OrderToSlave,
+        outgoing: Outgoing,
+    ) -> Result<(Self, Destination), OrderError> {
         conn.send(order).await?;
         Self::on(Line::Own(Box::new(conn)), to, order.order_uuid, outgoing).await
     }
