@@ -11,7 +11,7 @@ CARGO ?= cargo
 # The program that `make install` installs.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup setup-lab build release check check-freebsd fmt test test-unit fuzz audit tables demo lab-consul lab-matrix lab-shell bench install uninstall deb clean
+.PHONY: all setup setup-lab build release check check-freebsd fmt test test-unit fuzz storm audit tables demo lab-consul lab-matrix lab-shell bench install uninstall deb clean
 
 all: build
 
@@ -55,6 +55,12 @@ test-unit:
 # `make test` uses a few thousand for each.
 fuzz:
 	ZSYNC_FUZZ_INPUTS=$${ZSYNC_FUZZ_INPUTS:-10000000} $(CARGO) test --locked --release --test fuzz -- --nocapture --test-threads 1
+
+# Lets hostile sources and directors send ten thousand random orders and streams to a host on real ZFS, which takes
+# hours. `make test` gives them a minute.
+storm: setup-lab build
+	$(CARGO) build --locked --example keep_storm
+	ZSYNC_HOSTILE_ORDERS=$${ZSYNC_HOSTILE_ORDERS:-10000} tests/lab/run --timeout 90000 scenarios/keep_storm
 
 # Checks the dependencies for known vulnerabilities. Needs cargo-deny and access to its advisory database.
 audit:

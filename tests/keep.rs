@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use common::ds;
-use common::storm::{Administrator, Pool, World};
+use common::storm::{Administrator, Pool, Source, World, prepare};
 use zsync::model::{DatasetName, SnapName};
 use zsync::sys::runtime;
 use zsync::zfs::fake::Fake;
@@ -27,10 +27,10 @@ impl Administrator for Fake {
         Fake::create(self, dataset);
     }
 
-    fn snapshot_at(&self, dataset: &DatasetName, name: &SnapName, at: DateTime<Utc>, bytes: u64) {
+    fn snapshot_at(&self, datasets: &[DatasetName], name: &SnapName, at: DateTime<Utc>, bytes: u64) {
         self.set_now(at);
-        self.write(dataset, bytes);
-        runtime::block_on(self.snapshot(std::slice::from_ref(dataset), name)).unwrap();
+        datasets.iter().for_each(|dataset| self.write(dataset, bytes));
+        runtime::block_on(self.snapshot(datasets, name)).unwrap();
         self.set_now(Utc::now());
     }
 
@@ -43,9 +43,9 @@ impl Administrator for Fake {
 }
 
 fn pool(name: &str, number: u64) -> Pool<Fake> {
-    let zfs = Fake::new(number);
-    Fake::create(&zfs, &ds(name));
-    Pool { zfs: Arc::new(zfs), name: name.to_owned() }
+    let (zfs, name) = (Fake::new(number), ds(name));
+    Fake::create(&zfs, &name);
+    Pool { zfs: Arc::new(zfs), name }
 }
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -58,7 +58,9 @@ fn nothing_that_keep_keeps_is_ever_missing() {
     let began = std::time::Instant::now();
     let (mut arrived, mut destroyed, mut exchanged) = (0, 0, 0);
     for life in 0..orders.div_ceil(LIFE) {
-        let mut world = World::new(seed.wrapping_mul(1_000_003) + life, pool("tank", 1), pool("pool", 2));
+        let (seed, beta) = (seed.wrapping_mul(1_000_003) + life, pool("pool", 2));
+        prepare(&*beta.zfs, std::slice::from_ref(&beta));
+        let mut world = World::new(seed, Arc::new(Source::new(seed, pool("tank", 1), 20)), beta);
         for _ in 0..LIFE.min(orders - life * LIFE) {
             world.step();
         }

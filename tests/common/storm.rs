@@ -5,7 +5,7 @@
 //! The host is one on pools in memory, or one on real ZFS.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use fastrand::Rng;
@@ -27,8 +27,8 @@ use super::basics::{carry_out, ds, host, local, order, snap};
 pub trait Administrator: Zfs {
     fn create(&self, dataset: &DatasetName);
 
-    /// Writes some bytes into a dataset, and takes a snapshot that is dated `at`.
-    fn snapshot_at(&self, dataset: &DatasetName, name: &SnapName, at: DateTime<Utc>, bytes: u64);
+    /// Writes some bytes into datasets, and takes a snapshot of each that is dated `at`.
+    fn snapshot_at(&self, datasets: &[DatasetName], name: &SnapName, at: DateTime<Utc>, bytes: u64);
 
     /// Makes the next rename of this dataset fail, where that is possible.
     fn fail_rename(&self, _dataset: &DatasetName) {}
@@ -69,10 +69,22 @@ type Listing = BTreeMap<DatasetName, DatasetInventory>;
 /// A snapshot in a dataset, by their guids: neither changes when something is renamed.
 type Id = (Guid, Guid);
 
-/// The pool of a host.
+/// A pool of a host, or a dataset in the place of a pool.
+#[derive(Clone)]
 pub struct Pool<Z> {
     pub zfs: Arc<Z>,
-    pub name: String,
+    pub name: DatasetName,
+}
+
+/// The bytes of streams, by dataset, base and target.
+type Streams = BTreeMap<(DatasetName, Option<SnapName>, SnapName), Arc<Vec<u8>>>;
+
+/// The pool of the hostile source. It has all snapshots that it will ever send, so several worlds can share it.
+pub struct Source<Z> {
+    pool: Pool<Z>,
+    /// The snapshots of each dataset, oldest first.
+    snapshots: [(DatasetName, Vec<Snapshot>); 2],
+    streams: Mutex<Streams>,
 }
 
 impl<Z: Administrator> Pool<Z> {
@@ -80,7 +92,7 @@ impl<Z: Administrator> Pool<Z> {
     fn ds(&self, dataset: &str) -> DatasetName {
         match dataset.split_once('/') {
             Some((_, below)) => ds(&format!("{}/{below}", self.name)),
-            None => ds(&self.name),
+            None => self.name.clone(),
         }
     }
 
@@ -90,7 +102,53 @@ impl<Z: Administrator> Pool<Z> {
     }
 
     fn listing(&self) -> Listing {
-        runtime::block_on(self.zfs.list(&[ds(&self.name)], Depth::Recursive)).unwrap().into_iter().collect()
+        runtime::block_on(self.zfs.list(std::slice::from_ref(&self.name), Depth::Recursive))
+            .unwrap()
+            .into_iter()
+            .collect()
+    }
+}
+
+impl<Z: Administrator> Source<Z> {
+    /// Fills an empty pool with `count` snapshots of each of two datasets, dated at random. In a pool that was filled
+    /// before, it finds them.
+    pub fn new(seed: u64, pool: Pool<Z>, count: usize) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let datasets = ["tank/data", "tank/other"].map(|dataset| pool.ds(dataset));
+        let snapshots = datasets.map(|dataset| {
+            if pool.dataset(&dataset).is_none() {
+                pool.zfs.create(&dataset);
+                for _ in 0..count {
+                    let at = Utc::now() - TimeDelta::minutes(rng.i64(-600..100_000));
+                    let name = snap(&format!("S_{}", rng.u32(..)));
+                    pool.zfs.snapshot_at(std::slice::from_ref(&dataset), &name, at, rng.u64(1..2000));
+                }
+            }
+            let found = pool.dataset(&dataset).unwrap();
+            (dataset, found.snapshots)
+        });
+        Self { pool, snapshots, streams: Mutex::default() }
+    }
+
+    /// The bytes of a stream.
+    fn stream(&self, dataset: &DatasetName, from: Option<&SnapName>, to: &SnapName) -> Arc<Vec<u8>> {
+        let key = (dataset.clone(), from.cloned(), to.clone());
+        if let Some(bytes) = self.streams.lock().unwrap().get(&key) {
+            return Arc::clone(bytes);
+        }
+        let spec = SendSpec::Snapshot {
+            dataset: dataset.clone(),
+            to: to.clone(),
+            from: from.map_or(SendFrom::Nothing, |from| SendFrom::since(from.clone(), true)),
+            flags: SendFlags::PLAIN,
+        };
+        let mut bytes = Vec::new();
+        runtime::block_on(async {
+            self.pool.zfs.send(&spec).await.unwrap().data.read_to_end(&mut bytes).await.unwrap();
+        });
+        let bytes = Arc::new(bytes);
+        self.streams.lock().unwrap().insert(key, Arc::clone(&bytes));
+        bytes
     }
 }
 
@@ -98,8 +156,11 @@ impl<Z: Administrator> Pool<Z> {
 pub struct World<Z> {
     rng: Rng,
     local: Arc<Local>,
-    /// The pool of the hostile source.
-    alpha: Pool<Z>,
+    source: Arc<Source<Z>>,
+    /// Whether the source sends what it announces, as it did before it was taken over.
+    is_honest: bool,
+    /// How many snapshots of each of its datasets the source has taken by now.
+    taken: [usize; 2],
     /// The pool of the host that must lose nothing.
     beta: Pool<Z>,
     agent: Arc<Agent<Z>>,
@@ -107,8 +168,6 @@ pub struct World<Z> {
     /// What beta has.
     now: Listing,
     arrivals: BTreeMap<Id, Arrival>,
-    /// Whether the attackers have begun: before that, all streams are as they should be.
-    is_hostile: bool,
     /// The names of the snapshots that arrived days ago.
     pub old: BTreeSet<SnapName>,
     /// How many snapshots arrived, and how many were destroyed where that is permitted.
@@ -122,39 +181,41 @@ fn ids(listing: &Listing) -> BTreeSet<Id> {
     listing.values().flat_map(|of| of.snapshots.iter().map(|s| (of.guid.unwrap(), s.guid))).collect()
 }
 
+/// Takes snapshots of the dataset `pool/own` in each of these pools, as an administrator did in the last days.
+pub fn prepare<Z: Administrator>(zfs: &Z, pools: &[Pool<Z>]) {
+    let own: Vec<DatasetName> = pools.iter().map(|pool| pool.ds("pool/own")).collect();
+    own.iter().for_each(|dataset| zfs.create(dataset));
+    for n in 0..5 {
+        zfs.snapshot_at(&own, &snap(&format!("O_{n}")), Utc::now() - TimeDelta::hours(30 - 6 * n), 100);
+    }
+}
+
 impl<Z: Administrator> World<Z> {
-    /// Both pools must be empty.
-    pub fn new(seed: u64, alpha: Pool<Z>, beta: Pool<Z>) -> Self {
+    /// The pool has nothing but snapshots of `pool/own`, see [`prepare`].
+    pub fn new(seed: u64, source: Arc<Source<Z>>, beta: Pool<Z>) -> Self {
         let local = local(&LOCAL.replace("\"pool", &format!("\"{}", beta.name)));
-        for dataset in ["tank/data", "tank/other"] {
-            alpha.zfs.create(&alpha.ds(dataset));
-        }
-        beta.zfs.create(&beta.ds("pool/own"));
         let agent = Arc::new(Agent::new(host("beta"), Arc::clone(&beta.zfs), Arc::clone(&local)));
         let slave = Arc::new(Slave::new(Arc::clone(&beta.zfs), Arc::clone(&local)));
         let (rng, arrivals, now) = (Rng::with_seed(seed), BTreeMap::new(), Listing::new());
         let mut world = Self {
             rng,
             local,
-            alpha,
+            source,
+            is_honest: true,
+            taken: [4, 4],
             beta,
             agent,
             slave,
             now,
             arrivals,
-            is_hostile: false,
             old: BTreeSet::new(),
             arrived: 0,
             destroyed: 0,
             exchanged: 0,
         };
-        for _ in 0..4 {
-            world.snapshot("tank/data");
-            world.snapshot("tank/other");
-        }
-        // Copies that arrived days ago, and snapshots of beta's own.
+        // Copies that arrived days ago.
         for place in ["pool/all", "pool/few", "pool/safe", "pool/twin", "pool/loose"] {
-            let guid = world.alpha.dataset(&world.alpha.ds("tank/data")).unwrap().snapshots[3].guid;
+            let guid = world.source.snapshots[0].1[3].guid;
             let place = world.beta.ds(place);
             world.now = world.beta.listing();
             let conversation = world.conversation(&place, guid, vec![0, 1, 2, 3]);
@@ -169,25 +230,14 @@ impl<Z: Administrator> World<Z> {
                 world.arrivals.insert((copy.guid.unwrap(), snapshot.guid), arrival);
             }
         }
-        for n in 0..5 {
-            let (own, at) = (world.beta.ds("pool/own"), Utc::now() - TimeDelta::hours(30 - 6 * n));
-            world.beta.zfs.snapshot_at(&own, &snap(&format!("O_{n}")), at, 100);
-        }
         world.now = world.beta.listing();
-        world.is_hostile = true;
+        world.is_honest = false;
         world
     }
 
-    /// Whether something unusual happens, which it does one out of so many times.
-    fn one_of(&mut self, times: u8) -> bool {
-        self.is_hostile && self.rng.u8(0..times) == 0
-    }
-
-    /// Takes a snapshot on the source, dated at random.
-    fn snapshot(&mut self, dataset: &str) {
-        let at = Utc::now() - TimeDelta::minutes(self.rng.i64(-600..100_000));
-        let (name, bytes) = (snap(&format!("S_{}", self.rng.u32(..))), self.rng.u64(1..2000));
-        self.alpha.zfs.snapshot_at(&self.alpha.ds(dataset), &name, at, bytes);
+    /// True once in `n` times, if the source is hostile.
+    fn rarely(&mut self, n: u8) -> bool {
+        self.rng.u8(0..n) == 0 && !self.is_honest
     }
 
     /// What no order may destroy now.
@@ -255,7 +305,7 @@ impl<Z: Administrator> World<Z> {
 
     fn place(&mut self, listing: &Listing) -> DatasetName {
         let mut all: Vec<DatasetName> = PLACES.iter().map(|place| self.beta.ds(place)).collect();
-        all.extend(listing.keys().filter(|name| name.parent().is_some()).cloned());
+        all.extend(listing.keys().filter(|name| **name != self.beta.name).cloned());
         self.any(&all).unwrap().clone()
     }
 
@@ -313,8 +363,8 @@ impl<Z: Administrator> World<Z> {
     /// A conversation with beta's slave.
     fn source(&mut self, listing: &Listing) -> String {
         if self.rng.u8(0..4) == 0 {
-            let dataset = if self.rng.bool() { "tank/data" } else { "tank/other" };
-            self.snapshot(dataset);
+            let dataset = usize::from(self.rng.bool());
+            self.taken[dataset] = self.source.snapshots[dataset].1.len().min(self.taken[dataset] + 1);
         }
         let (mut place, guid) = (self.place(listing), Guid(self.rng.u64(..)));
         let mut steps: Vec<u8> = (0..self.rng.usize(1..4)).map(|_| self.rng.u8(0..8)).collect();
@@ -349,7 +399,7 @@ impl<Z: Administrator> World<Z> {
         let other = self.any(&others).copied();
         let newest = |of: &DatasetInventory| of.newest().map_or(guid, |s| s.guid);
         let order = OrderToSlave {
-            source: host(if self.one_of(8) { "gamma" } else { "alpha" }),
+            source: host(if self.rarely(8) { "gamma" } else { "alpha" }),
             order_uuid: order(Action::SendSnapshot).order_uuid,
             snapshot_uuid: String::new(),
             snapshot_name: snap("S_1"),
@@ -395,23 +445,16 @@ impl<Z: Administrator> World<Z> {
 
     /// A step with a stream of the source, which fits what the dataset has, mostly.
     fn stream(&mut self, bytes: &mut Vec<u8>, has: &mut Vec<Guid>, exists: bool) {
-        let dataset = if self.one_of(6) { "tank/other" } else { "tank/data" };
-        let dataset = self.alpha.ds(dataset);
-        let ours = self.alpha.dataset(&dataset).unwrap().snapshots;
+        let dataset = usize::from(self.rarely(6));
+        let source = Arc::clone(&self.source);
+        let (dataset, ours) = (&source.snapshots[dataset].0, &source.snapshots[dataset].1[..self.taken[dataset]]);
         let base = has.last().and_then(|last| ours.iter().position(|s| s.guid == *last));
-        let from = if self.one_of(8) { None } else { base };
+        let from = if self.rarely(8) { None } else { base };
         let next = from.map_or(0, |base| base + 1);
         if next >= ours.len() {
             return;
         }
         let target = &ours[self.rng.usize(next..ours.len())];
-        let name = |at: usize| -> SnapName { ours[at].name.clone() };
-        let spec = SendSpec::Snapshot {
-            dataset,
-            to: target.name.clone(),
-            from: from.map_or(SendFrom::Nothing, |at| SendFrom::since(name(at), true)),
-            flags: SendFlags::PLAIN,
-        };
         let creates = from.is_none();
         say(
             bytes,
@@ -421,17 +464,15 @@ impl<Z: Administrator> World<Z> {
                 snapshot_name: target.name.clone(),
                 create: creates.then(Default::default),
                 overwrite: creates && exists && self.rng.u8(0..4) != 0,
-                cloned: self.one_of(16),
+                cloned: self.rarely(16),
                 flags: Some(SendFlags::PLAIN),
                 is_unresumable: self.rng.bool(),
                 properties: BTreeMap::new(),
             },
         );
-        let mut stream = Vec::new();
-        runtime::block_on(async {
-            self.alpha.zfs.send(&spec).await.unwrap().data.read_to_end(&mut stream).await.unwrap();
-        });
-        match if self.is_hostile { self.rng.u8(0..12) } else { 2 } {
+        let mut stream = source.stream(dataset, from.map(|at| &ours[at].name), &target.name).to_vec();
+        match self.rng.u8(0..12) {
+            _ if self.is_honest => has.push(target.guid),
             0 => stream.truncate(self.rng.usize(0..stream.len())),
             1 => {
                 let at = self.rng.usize(0..stream.len());
