@@ -115,6 +115,26 @@ fn order_destroys_what_has_been_in_the_trash_for_long_enough() {
 }
 
 #[test]
+fn snapshot_that_two_orders_moved_to_the_trash_leaves_it_like_any_other() {
+    let alpha = Host::new(KEPT);
+    alpha.hold(LONG_AGO, "S_1");
+    alpha.hold("zsync:doomed:2020-01-01T00:00:01Z", "S_1");
+    // The director sees one hold, so it orders to destroy the snapshot when the time has passed.
+    let (_, facts) = alpha.carry_out(&order(Action::KvResync));
+    let listings = facts.into_iter().filter_map(|fact| fact.listing);
+    let found = listings.into_iter().find(|listing| listing.dataset == ds("tank/data")).unwrap().inventory;
+    assert_eq!(found.other_holds(&found.snapshots[0]), 0, "{found:?}");
+    let response = alpha.destroy_all();
+    assert!(response.error.starts_with("destroyed 1; moved 2 to the trash"), "{response:?}");
+    assert_eq!(names(&alpha.zfs, "tank/data"), ["S_2", "S_3", "S_4"]);
+    // A hold of somebody else counts all the same.
+    alpha.hold(LONG_AGO, "S_3");
+    alpha.hold("by-hand", "S_3");
+    let response = alpha.destroy_all();
+    assert!(response.error.contains("tank/data@S_3 stays"), "{response:?}");
+}
+
+#[test]
 fn base_of_a_transfer_stays_in_the_trash_with_the_time_that_it_had() {
     let alpha = Host::new(KEPT);
     alpha.hold(LONG_AGO, "S_1");

@@ -159,8 +159,24 @@ pub fn is_sending(tag: &str) -> bool {
 }
 
 /// Notes what the holds of a dataset say: the `transfer_holds` that transfers have left, and what is in the trash.
+///
+/// Two orders at about the same time can each have moved a snapshot to the trash, so that it has two such holds. They
+/// count as one: otherwise, the second would look like the hold of somebody else, and nothing would ever destroy it.
 pub fn set_holds(inventory: &mut DatasetInventory, holds: Vec<(SnapName, String)>) {
     inventory.set_trashed(trashed(inventory, &holds));
+    let mut counts: BTreeMap<&SnapName, (u32, u32)> = BTreeMap::new();
+    for (name, tag) in &holds {
+        let (all, doomed) = counts.entry(name).or_default();
+        *all += 1;
+        *doomed += u32::from(doomed_since(tag).is_some());
+    }
+    for snapshot in &mut inventory.snapshots {
+        if let Some((all, doomed)) = counts.get(&snapshot.name)
+            && *doomed > 1
+        {
+            snapshot.userrefs = all - (doomed - 1);
+        }
+    }
     let mut tags: Vec<String> = holds.into_iter().map(|(_, tag)| tag).collect();
     tags.retain(|tag| is_sending(tag) || is_received(tag));
     tags.sort();
