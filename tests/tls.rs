@@ -798,6 +798,16 @@ fn request_and_issue_commands_keep_the_key_on_the_host() {
     assert!(zsync("request beta --out {}/host").1.contains("with the existing key"));
     assert_eq!(fs::read(path("host/host.key")).unwrap(), key);
     assert_eq!(zsync(&format!("{issue} --renew")).0, Some(0));
+    // A key that was stolen gets no certificate again, neither at once nor later.
+    let (status, text) = zsync(&format!("{issue} --renew --revoke"));
+    assert!(status == Some(2) && text.contains("its key is that of the revoked certificate"), "{text}");
+    assert_eq!(zsync("revoke beta --ca {}/ca").0, Some(0));
+    let (status, text) = zsync(&format!("{issue} --renew"));
+    assert!(status == Some(2) && text.contains("hint: run zsync tls request beta --new-key on beta"), "{text}");
+    assert!(zsync("request beta --new-key --out {}/host").1.contains("with the new key"));
+    assert_ne!(fs::read(path("host/host.key")).unwrap(), key);
+    assert_eq!(mode("host/host.key"), 0o600);
+    assert_eq!(zsync(&format!("{issue} --renew --revoke")).0, Some(0));
     let (status, text) = zsync(&issue.replace("beta --csr", "gamma --csr"));
     assert!(status == Some(2) && text.contains("asks for the name \"beta\""), "{text}");
     assert!(!fs::exists(path("ca/gamma")).unwrap());

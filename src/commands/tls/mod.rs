@@ -75,7 +75,7 @@ pub struct InitArgs {
 #[derive(Args, Debug)]
 #[command(
     after_help = "Send host.csr to the machine of the CA, and run there zsync tls issue HOST --csr FILE. A key that \
-                        exists in the folder is used again."
+                        exists in the folder is used again, unless --new-key replaces it."
 )]
 pub struct RequestArgs {
     /// The host's name in the policy
@@ -84,6 +84,9 @@ pub struct RequestArgs {
     /// Another name of the host; may be repeated
     #[arg(long, value_name = "NAME")]
     pub also: Vec<HostName>,
+    /// Replace an existing key, which somebody else may have; until the new certificate is there, do not restart services
+    #[arg(long)]
+    pub new_key: bool,
     /// Folder for the key and the request
     #[arg(long, value_name = "DIR", default_value = "/etc/zsync/tls")]
     pub out: PathBuf,
@@ -160,8 +163,8 @@ pub struct ShowArgs {
 pub fn run(command: TlsCommand) -> Result<(), Error> {
     match command {
         TlsCommand::Init(InitArgs { ca, name, days }) => init(&ca, name, days).map_err(Error::unable),
-        TlsCommand::Request(RequestArgs { host, also, out }) => {
-            request_certificate(&host, &also, &out).map_err(Error::unable)
+        TlsCommand::Request(RequestArgs { host, also, new_key, out }) => {
+            request_certificate(&host, &also, new_key, &out).map_err(Error::unable)
         }
         TlsCommand::Issue(args) => issue(args).map_err(Error::unable),
         TlsCommand::Revoke(args) => revoke_certificates(&args).map_err(Error::unable),
@@ -203,16 +206,16 @@ fn unique_name(now: DateTime<Utc>) -> String {
     format!("zsync CA {} {:08x}", now.format("%Y-%m-%d"), random as u32)
 }
 
-/// Makes a request for a certificate in a folder, and a private key if there is none. An existing key is kept, because
-/// the host may be using it until it has the new certificate.
-fn request_certificate(host: &HostName, also: &[HostName], folder: &Path) -> anyhow::Result<()> {
+/// Makes a request for a certificate in a folder, and a private key if there is none. An existing key is kept unless a
+/// new one is wanted, because the host may be using it until it has the new certificate.
+fn request_certificate(host: &HostName, also: &[HostName], new_key: bool, folder: &Path) -> anyhow::Result<()> {
     let names = TlsFiles::default();
     let key_file = folder.join(names.key.file_name().unwrap_or_default());
     let request_file = key_file.with_extension("csr");
     private_folder(folder)?;
-    let existing = key_file.exists();
+    let existing = key_file.exists() && !new_key;
     if !existing {
-        write(&key_file, &mint::new_key()?, files::PRIVATE, false)?;
+        write(&key_file, &mint::new_key()?, files::PRIVATE, new_key)?;
     }
     let key = String::from_utf8(tls::read(&key_file)?).ok();
     let key = key.with_context(|| format!("{} is not PEM", key_file.display()))?;
@@ -267,7 +270,10 @@ fn issue(args: IssueArgs) -> anyhow::Result<()> {
         None => mint(&ca, &wanted, clock::now()).map(|minted| (minted.certificate, Some(minted.key))),
         Some(file) => {
             let request = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            let issued = mint_requested(&ca, &wanted, &request, clock::now());
+            let list = folder.join(CA_LIST);
+            let issued = mint_requested(&ca, &wanted, &request, clock::now()).and_then(|issued| {
+                revoke::ensure_new_key(&folder, &list, &issued, &earlier, &wanted.host).map(|()| issued)
+            });
             issued.with_context(|| format!("cannot sign {}", file.display())).map(|issued| (issued, None))
         }
     }

@@ -1,13 +1,13 @@
 //! `zsync tls revoke`: makes the list of the certificates that a CA has revoked (its CRL).
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_rustls::pki_types::CertificateRevocationListDer;
 use futures_rustls::pki_types::pem::PemObject;
+use futures_rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevokedCertParams, SerialNumber};
 
 use crate::commands::tls::folder::{private_folder, write};
@@ -67,11 +67,7 @@ fn is_of(ca: &Authority, certificate: &x509_parser::certificate::X509Certificate
 pub fn of_host(folder: &Path, ca: &Minted, host: &HostName, now: DateTime<Utc>) -> anyhow::Result<Vec<Issued>> {
     let ca = authority(ca)?;
     let mut found = Vec::new();
-    let mut files = vec![folder.join(host.as_str()).join("host.crt")];
-    if let Ok(entries) = fs::read_dir(folder.join(ISSUED)) {
-        files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    for file in files.iter().filter(|file| file.exists()) {
+    for file in &kept(folder, host) {
         let of = || format!("cannot read {}", file.display());
         let all = tls::certificates(file)?;
         let der = all.first().with_context(of)?;
@@ -86,6 +82,50 @@ pub fn of_host(folder: &Path, ca: &Minted, host: &HostName, now: DateTime<Utc>) 
         }
     }
     Ok(found)
+}
+
+/// Checks that a certificate that was just made is not for the key of a revoked one: whoever has stolen that key would
+/// have a valid certificate again. `more` are about to be revoked.
+pub fn ensure_new_key(
+    folder: &Path,
+    list: &Path,
+    certificate: &str,
+    more: &[Issued],
+    host: &HostName,
+) -> anyhow::Result<()> {
+    let mut revoked: Vec<Vec<u8>> = more.iter().map(|one| one.serial.clone()).collect();
+    if list.exists() {
+        let text = fs::read(list).with_context(|| format!("cannot read {}", list.display()))?;
+        let cannot = || format!("cannot read the list of revoked certificates {}", list.display());
+        let der = CertificateRevocationListDer::from_pem_slice(&text).ok().with_context(cannot)?;
+        let (_, parsed) = x509_parser::parse_x509_crl(&der).with_context(cannot)?;
+        revoked.extend(parsed.iter_revoked_certificates().map(|one| unsigned(one.raw_serial())));
+    }
+    let key_and_serial = |all: Vec<CertificateDer<'_>>| -> anyhow::Result<(Vec<u8>, Vec<u8>, String)> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(all.first().context("it contains no certificate")?)?;
+        Ok((parsed.public_key().raw.to_vec(), unsigned(parsed.raw_serial()), parsed.raw_serial_as_string()))
+    };
+    let (key, ..) = key_and_serial(tls::certificates_in(certificate.as_bytes()).map_err(anyhow::Error::msg)?)?;
+    for file in kept(folder, host) {
+        let (other, serial, text) =
+            key_and_serial(tls::certificates(&file)?).with_context(|| format!("cannot read {}", file.display()))?;
+        ensure!(
+            other != key || !revoked.contains(&serial),
+            "its key is that of the revoked certificate {text}, and somebody else may have it; hint: run zsync tls \
+             request {host} --new-key on {host}"
+        );
+    }
+    Ok(())
+}
+
+/// The files with certificates that the CA in this folder has issued to any host, and what is in the folder of this host.
+fn kept(folder: &Path, host: &HostName) -> Vec<PathBuf> {
+    let mut files = vec![folder.join(host.as_str()).join("host.crt")];
+    if let Ok(entries) = fs::read_dir(folder.join(ISSUED)) {
+        files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    files.retain(|file| file.exists());
+    files
 }
 
 /// Makes a list of revoked certificates, valid for so many days: those of the `previous` list and `more`.
