@@ -26,7 +26,7 @@ use serde::de::DeserializeOwned;
 use zsync::agent::Agent;
 use zsync::commands::tls::{Wanted, mint, mint_ca};
 use zsync::config::{parse_local, parse_policy};
-use zsync::model::{Action, DatasetName, Guid, HostName, Prefix, Record, SendFlags, SnapName};
+use zsync::model::{Action, DatasetKind, DatasetName, Guid, HostName, Prefix, Record, SendFlags, SnapName};
 use zsync::server::acceptor::Role;
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -518,11 +518,16 @@ fn captured_streams_are_inspected_as_expected() {
         let from = first.get(48..56).map_or(Guid(0), guid);
         let is_clone = kind == "clone";
         let bases = if from.0 == 0 || is_clone { BTreeSet::new() } else { [from].into() };
+        let [of, other_kind] = match kind.contains("volume") {
+            true => [DatasetKind::Volume, DatasetKind::Filesystem],
+            false => [DatasetKind::Filesystem, DatasetKind::Volume],
+        };
         let expected = ExpectedStream {
             bases,
             guid: (!captured.continues()).then(|| last_guid(bytes)),
             may_be_raw: kind.starts_with("raw"),
             may_be_clone: is_clone,
+            kind: Some(of),
         };
         for piece in [1, 313, 4096, bytes.len()] {
             let mut inspector = StreamInspector::new(expected.clone());
@@ -541,6 +546,8 @@ fn captured_streams_are_inspected_as_expected() {
         let mut inspector = StreamInspector::new(ExpectedStream { guid: Some(other), ..expected.clone() });
         let words = if captured.continues() { "resumes an interrupted stream" } else { "but 1 was announced" };
         assert!(inspector.feed(bytes).unwrap_err().contains(words), "{kind} of {version}");
+        let mut inspector = StreamInspector::new(ExpectedStream { kind: Some(other_kind), ..expected.clone() });
+        assert!(inspector.feed(bytes).unwrap_err().contains("it is the stream of a"), "{kind} of {version}");
         if expected.may_be_raw {
             let mut inspector = StreamInspector::new(ExpectedStream { may_be_raw: false, ..expected });
             assert!(inspector.feed(bytes).unwrap_err().contains("raw"), "{kind} of {version}");
@@ -572,7 +579,7 @@ fn inspection_of_streams_does_not_depend_on_pieces() {
     let bases: BTreeSet<Guid> = seeds.iter().filter_map(|seed| seed.get(48..56)).map(guid).chain([Guid(3)]).collect();
     fuzz("streams", &seeds, |bytes| {
         let guid = Some(last_guid(bytes));
-        let expected = ExpectedStream { bases: bases.clone(), guid, may_be_raw: true, may_be_clone: true };
+        let expected = ExpectedStream { bases: bases.clone(), guid, may_be_raw: true, may_be_clone: true, kind: None };
         let inspect = |piece: usize| {
             let mut inspector = StreamInspector::new(expected.clone());
             bytes.chunks(piece).try_for_each(|piece| inspector.feed(piece))

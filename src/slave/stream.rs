@@ -149,7 +149,9 @@ impl<Z: Zfs> StreamReceive<'_, Z> {
         let may_be_raw = self.incoming.flags.is_none_or(|flags| flags == SendFlags::Raw)
             && self.before.surroundings.key_conflict.is_none();
         let may_be_clone = self.incoming.cloned || self.incoming.guid.is_none();
-        ExpectedStream { bases, guid: self.incoming.guid, may_be_raw, may_be_clone }
+        let found = self.before.found.as_ref().map(|found| found.kind);
+        let kind = self.incoming.guid.and_then(|_| self.incoming.create.or(found));
+        ExpectedStream { bases, guid: self.incoming.guid, kind, may_be_raw, may_be_clone }
     }
 
     /// Starts `zfs receive` once there is a slot. The first stream of a conversation has one already.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::model::Guid;
+use crate::model::{DatasetKind, Guid};
 use crate::zfs::records::{BadRecord, Begin, Delimiter, RecordReader};
 
 /// Inspects a stream piece by piece.
@@ -23,6 +23,9 @@ pub struct ExpectedStream {
     pub bases: BTreeSet<Guid>,
     /// The guid of its last snapshot, which must be that one; `None` for a stream that resumes an interrupted one.
     pub guid: Option<Guid>,
+    /// Whether it is the stream of a filesystem or of a volume; `None` if that was not announced, because it continues an
+    /// interrupted receive. The safe properties of a new dataset depend on it.
+    pub kind: Option<DatasetKind>,
     /// Whether its blocks may be raw.
     pub may_be_raw: bool,
     /// Whether it may be the stream of a clone.
@@ -112,6 +115,13 @@ impl Progress {
         if begin.is_clone && !expected.may_be_clone {
             return Err("it is the stream of a clone, but was not announced as such".into());
         }
+        if expected.kind.is_some_and(|kind| begin.kind != Some(kind)) {
+            let found = begin.kind.map_or("something else", |kind| match kind {
+                DatasetKind::Filesystem => "a filesystem",
+                DatasetKind::Volume => "a volume",
+            });
+            return Err(format!("it is the stream of {found}, but was not announced as such"));
+        }
         if begin.is_raw && !expected.may_be_raw {
             return Err("it is raw, but was not announced as such".into());
         }
@@ -169,7 +179,8 @@ mod tests {
 
     fn of(bases: &[u64], guid: Option<u64>) -> ExpectedStream {
         let bases = bases.iter().copied().map(Guid).collect();
-        ExpectedStream { bases, guid: guid.map(Guid), may_be_raw: false, may_be_clone: false }
+        let kind = Some(DatasetKind::Filesystem);
+        ExpectedStream { bases, guid: guid.map(Guid), kind, may_be_raw: false, may_be_clone: false }
     }
 
     fn stream(from: u64, to: u64) -> Vec<u8> {
@@ -225,6 +236,9 @@ mod tests {
         let [_, redacted, raw] = made::FEATURES;
         assert!(refused(&[made::begin(1, "a@s", (0, 5), redacted, 0)], &full).contains("redacted"));
         assert!(refused(&[made::begin(1, "a@s", (0, 5), raw, 0)], &full).contains("raw"));
+        // A volume has other safe properties than a filesystem.
+        let volume = ExpectedStream { kind: Some(DatasetKind::Volume), ..full.clone() };
+        assert!(refused(&[stream(0, 5)], &volume).contains("stream of a filesystem"));
         let encrypted = ExpectedStream { may_be_raw: true, ..full };
         inspect(&[made::begin(1, "a@s", (0, 5), raw, 0)], &encrypted).unwrap();
     }

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+use crate::model::DatasetKind;
+
 /// The length of a record.
 const RECORD: usize = 312;
 /// The magic number of a record that begins a stream.
@@ -35,6 +37,11 @@ const REDACTED: u64 = 1 << 21;
 /// A stream has the blocks of an encrypted dataset as they are on disk (`DMU_BACKUP_FEATURE_RAW`).
 const RAW: u64 = 1 << 24;
 
+/// The type of a filesystem (`DMU_OST_ZFS`).
+const FILESYSTEM: u32 = 2;
+/// The type of a volume (`DMU_OST_ZVOL`).
+const VOLUME: u32 = 3;
+
 /// The beginning of a stream or of a package of streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Begin {
@@ -54,6 +61,8 @@ pub struct Begin {
     pub is_redacted: bool,
     /// Whether the blocks are raw.
     pub is_raw: bool,
+    /// Whether it is the stream of a filesystem or of a volume; `None` if of neither.
+    pub kind: Option<DatasetKind>,
     /// Whether the dataset is a clone (`DRR_FLAG_CLONE`), for whose origin `zfs receive` searches the whole pool.
     pub is_clone: bool,
 }
@@ -216,6 +225,11 @@ impl Record<'_> {
             is_resumed: features & RESUMING != 0,
             is_redacted: features & REDACTED != 0,
             is_raw: features & RAW != 0,
+            kind: match self.u32(32) {
+                FILESYSTEM => Some(DatasetKind::Filesystem),
+                VOLUME => Some(DatasetKind::Volume),
+                _ => None,
+            },
             is_clone: self.u32(36) & 1 != 0,
         })
     }
@@ -241,8 +255,8 @@ pub(super) mod made {
 
     /// What begins a stream or, with `header` 2, a package.
     pub fn begin(header: u64, name: &str, (from, to): (u64, u64), features: u64, payload: u64) -> Vec<u8> {
-        let version = header | features << 2;
-        let fields = [(4, payload, 4), (8, MAGIC, 8), (16, version, 8), (40, to, 8), (48, from, 8)];
+        let (version, kind) = (header | features << 2, u64::from(FILESYSTEM));
+        let fields = [(4, payload, 4), (8, MAGIC, 8), (16, version, 8), (32, kind, 4), (40, to, 8), (48, from, 8)];
         let mut bytes = record(kind::BEGIN, &fields, false);
         bytes[56..56 + name.len()].copy_from_slice(name.as_bytes());
         bytes.extend(std::iter::repeat_n(7, usize::try_from(payload).unwrap()));
@@ -314,6 +328,7 @@ mod tests {
             is_resumed: true,
             is_redacted: false,
             is_raw: true,
+            kind: Some(DatasetKind::Filesystem),
             is_clone: false,
         };
         for piece in [1, 7, 311, 312, 313, 4096, stream.len()] {
