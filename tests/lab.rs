@@ -245,6 +245,7 @@ scenarios!(
     glance,
     hostile,
     keep_storm,
+    lag,
     least_privilege,
     lineage,
     links,
