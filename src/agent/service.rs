@@ -106,17 +106,13 @@ impl<Z: Zfs> Agent<Z> {
     /// bandwidth limits.
     #[must_use]
     pub fn with_local(&self, host: HostName, local: Arc<Local>) -> Self {
-        let queue = if local.max_sends == self.local.max_sends {
-            self.queue.clone()
-        } else {
-            TransferQueue::by_destination(local.max_sends)
-        };
+        self.queue.set_limit(local.max_sends);
         self.throttle.set(local.bandwidth.clone());
         Self {
             host,
             zfs: Arc::clone(&self.zfs),
             locks: self.locks.clone(),
-            queue,
+            queue: self.queue.clone(),
             throttle: Arc::clone(&self.throttle),
             tls: self.tls.clone(),
             slaves: Arc::clone(&self.slaves),
@@ -131,6 +127,12 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
+    /// Returns the agent with the configuration and the certificate of another one.
+    #[must_use]
+    pub fn renewed(&self, by: &Self) -> Self {
+        self.with_local(by.host.clone(), Arc::clone(&by.local)).with_tls(by.tls.clone())
+    }
+
     /// Reads the certificate and key again. If that fails, the previous ones stay in use.
     pub fn reload_tls(&self) -> Result<(), TlsError> {
         self.tls.as_ref().map_or(Ok(()), |tls| tls.reload())
@@ -140,5 +142,32 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         self.publisher.as_ref().is_some_and(|publisher| publisher.behind().is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::{block_on, poll_once};
+
+    use super::*;
+    use crate::zfs::fake::Fake;
+
+    #[test]
+    fn renewed_agent_counts_the_transfers_of_the_former_one() {
+        let host: HostName = "alpha".parse().unwrap();
+        let local = |max_sends| Arc::new(Local { max_sends, ..Local::of_entries("local.json".into(), []) });
+        let agent = |max_sends| Agent::new(host.clone(), Arc::new(Fake::new(1)), local(max_sends));
+        let (former, beta) = (agent(2), "beta".parse().unwrap());
+        let source = "tank/a".parse().unwrap();
+        block_on(async {
+            let _sending = former.locks.claim(&source).unwrap();
+            let slot = former.queue.take(&beta, chrono::DateTime::UNIX_EPOCH).await.unwrap();
+            let renewed = former.renewed(&agent(1));
+            assert!(renewed.locks.claim(&source).is_none(), "the dataset is being sent");
+            let mut waits = Box::pin(renewed.queue.take(&beta, chrono::DateTime::UNIX_EPOCH));
+            assert!(poll_once(&mut waits).await.is_none(), "the only slot is taken");
+            drop(slot);
+            assert!(poll_once(&mut waits).await.is_some());
+        });
     }
 }

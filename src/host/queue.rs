@@ -131,6 +131,12 @@ impl TransferQueue {
         self.0.lock()
     }
 
+    /// Changes the number of slots. Transfers that have a slot keep it, and count.
+    pub fn set_limit(&self, limit: usize) {
+        self.slots().limit = limit;
+        self.serve();
+    }
+
     /// Waits for a slot for a transfer of `host`. After [`WAIT_FOR_SLOT`] it fails with the number of slots.
     pub async fn take(&self, host: &HostName, turn: impl Into<Turn>) -> Result<QueueSlot, usize> {
         let limit = self.slots().limit;
