@@ -12,7 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use common::loopback::listen;
 use common::{ds, local};
 use zsync::agent::Agent;
-use zsync::catalog::{CatalogRead, MemoryCatalog};
+use zsync::catalog::{CatalogError, CatalogRead, MemoryCatalog};
 use zsync::config::parse_policy;
 use zsync::director::{Pass, Report, Rounds};
 use zsync::fleet::{Dispatcher, FleetState};
@@ -501,6 +501,40 @@ fn single_pass_ends_although_something_is_always_due() {
     let taken = fleet.names("alpha", "tank/data").len();
     assert!(taken > 2, "snapshots are taken meanwhile: {taken}");
     drop(time.join().unwrap());
+}
+
+/// A transfer of a single pass runs while the catalog cannot be used for a time.
+#[test]
+fn single_pass_survives_a_catalog_that_fails_for_a_while() {
+    const INTERVAL: std::time::Duration = std::time::Duration::from_millis(300);
+    let mut fleet = Fleet::new();
+    // The slave on gamma accepts connections and never responds.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let agent = fleet.addresses["gamma"].0.clone();
+    fleet.addresses.insert("gamma", (agent, silent.local_addr().unwrap().to_string()));
+    let policy = fleet.policy(
+        r#"{ "hostname": "alpha", "dataset": "tank/data", "sync": { "prefix": "S", "creation": "@hourly",
+             "sync_on": "gamma", "sync_dataset": "pool/copy" } }"#,
+    );
+    fleet.pools.values().for_each(|fake| fake.set_now(fleet.now));
+    let (mut rounds, mut passes, mut silent) = (Rounds::by_clock(begin), 0, Some(silent));
+    let next = async |_: &zsync::director::Lanes| {
+        passes += 1;
+        if (2..4).contains(&passes) {
+            return Err(CatalogError::Locked { path: "catalog".into(), pid: None, holder: None });
+        }
+        silent = silent.take().filter(|_| passes < 4);
+        Ok(Pass::new(Arc::clone(&policy), Arc::clone(&fleet.dispatcher), fleet.world.clone(), fleet.now))
+    };
+    let ended = runtime::block_on(runtime::timeout(common::PATIENCE, rounds.single(INTERVAL, None, next)));
+    let report = ended.expect("it ends").unwrap();
+    let expected = ["take_snapshot alpha:tank/data", "send_snapshot alpha:tank/data to gamma:pool/copy FAILED"];
+    assert_eq!(outcomes(&report), expected);
+    // What fails at the beginning has done nothing.
+    let next = async |_: &zsync::director::Lanes| -> Result<Pass<Fake, MemoryCatalog>, CatalogError> {
+        Err(CatalogError::Locked { path: "catalog".into(), pid: None, holder: None })
+    };
+    assert!(runtime::block_on(Rounds::by_clock(begin).single(INTERVAL, None, next)).is_err());
 }
 
 #[test]

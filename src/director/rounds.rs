@@ -91,9 +91,27 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
         let mut corrected = Vec::new();
         loop {
             let began = Instant::now();
-            let pass = next(&self.lanes).await?;
             let (was_running, given) = (self.lanes.initial().is_running(), self.lanes.initial().count());
-            let begun = self.pass(pass, saved.take(), limit).await?;
+            let is_first = self.last.is_none();
+            let begun = match next(&self.lanes).await {
+                Ok(pass) => self.pass(pass, saved.take(), limit).await,
+                Err(error) => Err(error),
+            };
+            let begun = match begun {
+                Ok(begun) => begun,
+                Err(error) if is_first || matches!(error, CatalogError::LockLost(_)) => return Err(error),
+                // Consul may answer again, and transfers that have run for days need not end because of that.
+                Err(error) => {
+                    log::warn!("the next pass is made later: {:#}", anyhow::Error::from(error));
+                    let pause = runtime::sleep(interval.max(Duration::from_secs(1)));
+                    if self.lanes.progress().is_stopped() {
+                        pause.await;
+                    } else {
+                        future::or(pause, self.at_slots()).await;
+                    }
+                    continue;
+                }
+            };
             corrected.extend(begun.take_corrected());
             let is_complete = !was_running || begun.has_ended();
             let is_stuck = || !was_running && self.lanes.initial().count() == given;
@@ -104,6 +122,11 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Rounds<Z, C> {
                 let lanes = self.lanes.clone();
                 future::or(future::or(lanes.initial().quiet(), runtime::sleep(pause)), self.at_slots()).await;
                 if !progress.is_stopped() {
+                    match self.lanes.take_error() {
+                        Some(error @ CatalogError::LockLost(_)) => return Err(error),
+                        Some(error) => log::warn!("{:#}", anyhow::Error::from(error)),
+                        None => {}
+                    }
                     continue;
                 }
             }
