@@ -47,6 +47,39 @@ fn subject(rank: &Rank, outcome: &Outcome) -> Option<Subject> {
     Some((rank.entry, host.clone(), dataset.clone(), snapshot.as_ref().and_then(Prefix::of), to.clone()))
 }
 
+/// How many outcomes are kept for a report. A single pass may run for days, and meanwhile carries out what becomes due.
+const MOST: usize = 20_000;
+
+/// Removes transfers that failed and for which a later one has made up.
+fn without_made_up(mut finished: Vec<(Rank, Outcome)>) -> Vec<(Rank, Outcome)> {
+    let mut later = BTreeSet::new();
+    let mut kept: Vec<(Rank, Outcome)> = Vec::new();
+    while let Some((rank, outcome)) = finished.pop() {
+        let is_last = subject(&rank, &outcome).is_none_or(|subject| later.insert(subject));
+        if is_last || outcome.success {
+            kept.push((rank, outcome));
+        }
+    }
+    kept.reverse();
+    kept
+}
+
+/// Leaves out the oldest of too many outcomes, those of orders that succeeded first. Returns what is left, and how many
+/// are left out.
+fn shortened(finished: Vec<(Rank, Outcome)>) -> (Vec<(Rank, Outcome)>, usize) {
+    let mut finished = without_made_up(finished);
+    let before = finished.len();
+    let mut surplus = before.saturating_sub(MOST / 2);
+    finished.retain(|(_, outcome)| {
+        let goes = outcome.success && surplus > 0;
+        surplus -= usize::from(goes);
+        !goes
+    });
+    finished.drain(..surplus.min(finished.len()));
+    let left_out = before - finished.len();
+    (finished, left_out)
+}
+
 #[derive(Default)]
 struct ProgressState {
     unseen: BTreeMap<HostName, String>,
@@ -56,6 +89,8 @@ struct ProgressState {
     resting: Vec<RestingOrder>,
     /// Orders that have ended since the last report.
     finished: Vec<(Rank, Outcome)>,
+    /// How many of these are left out of the report, because there are too many.
+    left_out: usize,
     /// The bytes that finished orders have moved.
     moved: u64,
     /// How often something has begun or ended.
@@ -162,21 +197,24 @@ impl PassProgress {
         state.moved += outcome.bytes;
         state.running.remove(&outcome.order_id);
         state.finished.push((rank, outcome.clone()));
+        if state.finished.len() > MOST {
+            let (finished, left_out) = shortened(std::mem::take(&mut state.finished));
+            state.finished = finished;
+            state.left_out += left_out;
+        }
     }
 
     /// The outcomes of the orders that have ended since the last call, in the sequence of a report. If a later
     /// transfer has made up for one that failed, only the later one is left.
     pub(crate) fn take_finished(&self) -> Vec<Outcome> {
-        let mut finished = std::mem::take(&mut self.state().finished);
-        let mut later = BTreeSet::new();
-        let mut kept: Vec<(Rank, Outcome)> = Vec::new();
-        while let Some((rank, outcome)) = finished.pop() {
-            let is_last = subject(&rank, &outcome).is_none_or(|subject| later.insert(subject));
-            if is_last || outcome.success {
-                kept.push((rank, outcome));
-            }
+        let (finished, left_out) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.finished), std::mem::take(&mut state.left_out))
+        };
+        if left_out > 0 {
+            log::warn!("the report leaves out its {left_out} oldest orders");
         }
-        kept.reverse();
+        let mut kept = without_made_up(finished);
         let to = |outcome: &Outcome| (outcome.dataset.clone(), outcome.to.clone());
         kept.sort_by(|(a, one), (b, other)| (a, to(one)).cmp(&(b, to(other))));
         kept.into_iter().map(|(_, outcome)| outcome).collect()
@@ -218,5 +256,54 @@ impl PassProgress {
             outcome
         });
         (unseen, finished.into_iter().chain(interrupted).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    fn outcome(action: Action, number: usize, success: bool) -> Outcome {
+        Outcome {
+            order_id: OrderId(uuid::Uuid::nil()),
+            at: DateTime::from_timestamp(number as i64, 0).unwrap(),
+            host: "alpha".parse().unwrap(),
+            action,
+            dataset: Some("tank/a".parse().unwrap()),
+            snapshot: None,
+            to: Some(Place { host: "beta".parse().unwrap(), dataset: "pool/a".parse().unwrap() }),
+            success,
+            status: None,
+            bytes: 1,
+            seconds: 1.0,
+            error: None,
+            hint: None,
+        }
+    }
+
+    #[test]
+    fn report_of_a_long_pass_keeps_failures_and_the_latest_orders() {
+        let progress = PassProgress::default();
+        // One transfer fails and is made up for, and a take fails.
+        progress.end(Rank::default(), &outcome(Action::SendSnapshot, 1, false));
+        progress.end(Rank::default(), &outcome(Action::SendSnapshot, 2, true));
+        progress.end(Rank::default(), &outcome(Action::TakeSnapshot, 3, false));
+        for number in 4..MOST * 3 {
+            progress.end(Rank::default(), &outcome(Action::TakeSnapshot, number, true));
+            assert!(progress.state().finished.len() <= MOST);
+        }
+        let report = progress.take_finished();
+        assert!((MOST / 2..=MOST).contains(&report.len()), "{}", report.len());
+        let failed: Vec<i64> = report.iter().filter(|o| !o.success).map(|o| o.at.timestamp()).collect();
+        assert_eq!(failed, [3], "what was made up for is no failure");
+        assert_eq!(report.iter().map(|o| o.at.timestamp()).max(), Some(MOST as i64 * 3 - 1));
+        // If all fail, the oldest failures go, too.
+        for number in 0..=MOST {
+            progress.end(Rank::default(), &outcome(Action::TakeSnapshot, number, false));
+        }
+        assert_eq!(progress.take_finished().len(), MOST / 2);
+        assert!(!progress.has_finished());
     }
 }
