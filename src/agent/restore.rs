@@ -13,7 +13,6 @@ use crate::agent::service::Agent;
 use crate::agent::transfer::state::RetryState;
 use crate::host::error::OrderError;
 use crate::host::locks::Claim;
-use crate::model::tags;
 use crate::model::{Counter, DatasetKind, DatasetName, HostName, OrderId, PeerRole, Place, ResponseStatus, hint};
 use crate::policy::AGENT_PORT;
 use crate::server::acceptor;
@@ -213,14 +212,14 @@ impl<Z: Zfs> Agent<Z> {
         conn.send(&response).await
     }
 
-    /// Whether a dataset is a copy of a dataset of that host: the hold that every transfer leaves names it.
+    /// Whether a dataset is a copy of a dataset of that host.
     pub(crate) async fn has_come_from(&self, dataset: &DatasetName, host: &HostName) -> Result<bool, OrderError> {
         self.local.permission_to_list(dataset)?;
         let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
-        let Some((_, found)) = listed.into_iter().find(|(name, _)| name == dataset) else { return Ok(false) };
-        let held: Vec<_> = found.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let tag = tags::received(host);
-        Ok(self.zfs.holds(dataset, &held).await?.iter().any(|(_, found)| *found == tag))
+        match listed.into_iter().find(|(name, _)| name == dataset) {
+            Some((_, found)) => self.is_copy_of(dataset, &found, host).await,
+            None => Ok(false),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use crate::server::{Counters, counters};
 use crate::slave::Slave;
 use crate::slave::receive::Receiver;
 use crate::transport::tls::{Tls, TlsError};
-use crate::zfs::Zfs;
+use crate::zfs::{Open, Zfs, open_snapshot};
 
 /// The agent of one host.
 pub struct Agent<Z> {
@@ -46,6 +46,8 @@ pub struct Agent<Z> {
     pub(crate) publisher: Option<Arc<Publisher>>,
     /// Distinguishes the director that leads from former leaders, if several directors share a catalog.
     pub(crate) fences: Option<Arc<Fences>>,
+    /// Opens the files of snapshots.
+    pub(crate) open: Open,
 }
 
 impl<Z: Zfs> Agent<Z> {
@@ -66,6 +68,7 @@ impl<Z: Zfs> Agent<Z> {
             resumes: RefusedResumes::default(),
             publisher: None,
             fences: None,
+            open: Arc::new(open_snapshot),
             zfs,
             local,
         }
@@ -88,6 +91,12 @@ impl<Z: Zfs> Agent<Z> {
     #[must_use]
     pub fn remembering(self, journal: Journal) -> Self {
         Self { dedup: Arc::new(Dedup::remembering(journal)), ..self }
+    }
+
+    /// Makes the agent open the files of snapshots in another way.
+    #[must_use]
+    pub fn opening(self, open: Open) -> Self {
+        Self { open, ..self }
     }
 
     /// Makes the agent present a certificate to slaves.
@@ -124,6 +133,7 @@ impl<Z: Zfs> Agent<Z> {
             resumes: self.resumes.clone(),
             publisher: self.publisher.clone(),
             fences: self.fences.clone(),
+            open: Arc::clone(&self.open),
         }
     }
 

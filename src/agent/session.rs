@@ -14,6 +14,7 @@ use crate::server::{Counters, acceptor};
 use crate::sys::log_limit::{Complaint, PeerLog};
 use crate::sys::runtime;
 use crate::wire::codec::{Conn, WireError};
+use crate::wire::files::AskFiles;
 use crate::wire::{AgentLine, AskBack, DirectorsOrder, Progress, Response};
 use crate::zfs::Zfs;
 
@@ -36,6 +37,9 @@ impl<Z: Zfs> Agent<Z> {
     async fn converse(&self, conn: &mut Conn, line: &[u8]) -> Result<(), WireError> {
         if let Ok(AskBack { send_back }) = conn.parse(line) {
             return self.send_back(conn, send_back).await;
+        }
+        if let Ok(AskFiles { read_files }) = conn.parse(line) {
+            return self.read_files(conn, read_files).await;
         }
         let order: DirectorsOrder = conn.parse(line)?;
         let id = order.order_uuid;

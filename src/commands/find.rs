@@ -1,4 +1,4 @@
-//! `zsync find`: shows the versions of files in all snapshots of a dataset that are on this host.
+//! `zsync find`: shows the versions of files in all snapshots of a dataset and of its copies.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,9 +10,13 @@ use crate::cli::args::{CommonArgs, PolicyArgs, moment, place};
 use crate::cli::exit::Error;
 use crate::cli::report::{self, Format};
 use crate::cli::settings::{host_name, local_if_exists, policy_if_exists};
-use crate::fleet::files::{FileVersion, Open, Period, Versions, find as find_in, reachable};
+use crate::director::bars;
+use crate::director::connect::own_certificate;
+use crate::fleet::files::{
+    FileVersion, InSnapshot, Open, Period, Reached, Seeker, Versions, find as find_in, reachable,
+};
 use crate::model::path_pattern::PathPattern;
-use crate::model::{HostName, Place, counted};
+use crate::model::{Counter, HostName, Place, counted};
 use crate::policy::Local;
 use crate::sys::runtime;
 use crate::zfs::system::System;
@@ -20,11 +24,9 @@ use crate::zfs::{ZfsRead, open_snapshot};
 
 /// Arguments of `zsync find`.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Only snapshots on this host are searched, so run it where a copy is. It needs root, and changes \
+#[command(after_help = "Snapshots of other hosts are searched through their agents. It needs root, and changes \
                         nothing.\n\n\
-                        Exit status: 0 success; 1 something could not be read; 2 nothing could be done."
-)]
+                        Exit status: 0 success; 1 something could not be read; 2 nothing could be done.")]
 pub struct FindArgs {
     /// The dataset, at its source or at a copy; it need not exist any more
     #[arg(value_name = "HOST:DATASET", value_parser = place)]
@@ -85,33 +87,47 @@ pub fn run(args: FindArgs) -> Result<(), Error> {
         period: Period { since: args.since, until: args.until },
     };
     let open: Open = Arc::new(open_snapshot);
-    let found = runtime::block_on(find(&settings, &zfs, open)).map_err(Error::unable)?;
+    let counter = Counter::default();
+    let finding = bars::counted("snapshots searched", &counter, find(&settings, &zfs, open, &counter));
+    let found = runtime::block_on(finding).map_err(Error::unable)?;
     match args.format {
-        Format::Table => report::print(&render(&found)),
+        Format::Table => report::print(&render(&found, &settings.host_name)),
         Format::Json => report::print_json(&found.versions),
         Format::Ndjson => report::print_ndjson(&found.versions),
     }
-    found.problems.iter().for_each(report::print_error);
+    found.problems.iter().chain(&found.notes).for_each(report::print_error);
     if found.problems.is_empty() { Ok(()) } else { Err(Error::reported()) }
 }
 
-/// Searches the snapshots on this host.
-pub async fn find(settings: &FindSettings, zfs: &impl ZfsRead, open: Open) -> anyhow::Result<Versions> {
-    let FindSettings { config, local, host_name, dataset, from, pattern, period } = settings;
+/// Searches the snapshots of this host and of others. `counter` counts them.
+pub async fn find(
+    settings: &FindSettings,
+    zfs: &impl ZfsRead,
+    open: Open,
+    counter: &Counter,
+) -> anyhow::Result<Versions> {
+    let FindSettings { config, local, host_name: here, dataset, from, pattern, period } = settings;
     let policy = config.as_deref().map(crate::config::load_policy).transpose()?;
-    let here = (host_name, local.as_ref());
-    let trees = reachable(policy.as_ref(), here, dataset, from.as_ref(), zfs).await?;
-    let (pattern, period) = (pattern.clone(), *period);
-    Ok(runtime::blocking(move || find_in(&open, &trees, &pattern, period)).await)
+    let tls = own_certificate(local.as_ref(), policy.as_ref())?;
+    let seeker = Seeker { here, policy: policy.as_ref(), local: local.as_ref(), tls, zfs };
+    let Reached { trees, notes, problems } = reachable(&seeker, dataset, from.as_ref()).await?;
+    let mut found = find_in(&open, (here, &trees), pattern, *period, counter).await;
+    found.problems.splice(..0, problems);
+    found.notes = notes;
+    Ok(found)
 }
 
 /// The table for people.
 #[must_use]
-pub fn render(found: &Versions) -> String {
+pub fn render(found: &Versions, here: &HostName) -> String {
     let searched = counted(found.searched, "snapshot");
     if found.versions.is_empty() {
         return format!("no file matches in the {searched} that were searched\n");
     }
+    let snapshot = |of: &InSnapshot| {
+        let name = of.dataset.at(&of.snapshot);
+        if of.host == *here { name } else { format!("{}:{name}", of.host) }
+    };
     let row = |version: &FileVersion| {
         let time = |at: DateTime<Utc>| at.format("%Y-%m-%d %H:%M").to_string();
         let size = if version.kind == "file" { report::bytes(version.size) } else { version.kind.to_owned() };
@@ -120,7 +136,7 @@ pub fn render(found: &Versions) -> String {
             size,
             version.snapshots.to_string(),
             time(version.oldest.taken),
-            version.newest.dataset.at(&version.newest.snapshot),
+            snapshot(&version.newest),
             // A name may contain anything, which must not confuse a terminal.
             version.path.to_string_lossy().escape_debug().to_string().replace("\\'", "'").replace("\\\"", "\""),
         ]

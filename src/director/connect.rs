@@ -44,6 +44,13 @@ pub fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
     policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
 }
 
+/// The certificate and key with which a command on this host speaks for it to other hosts' agents: that of the host's own
+/// agent, otherwise that of its director.
+pub fn own_certificate(local: Option<&Local>, policy: Option<&Policy>) -> Result<Option<Arc<Tls>>, TlsError> {
+    let files = local.and_then(|local| local.tls.as_ref()).or_else(|| policy.and_then(|policy| policy.tls.as_ref()));
+    files.map(|files| Tls::load(files).map(Arc::new)).transpose()
+}
+
 /// This host, for an agent within the process that carries out its orders.
 #[derive(Clone, Copy)]
 pub struct OwnHost<'a> {

@@ -453,7 +453,7 @@ fn missing_datasets(response: &Response, facts: &[Facts]) -> Option<String> {
 }
 
 /// What is wrong if a listing is that of another host. Without this, everything on `host` would seem to be gone.
-fn not_of(host: &HostName, facts: &[Facts]) -> Option<String> {
+pub(super) fn not_of(host: &HostName, facts: &[Facts]) -> Option<String> {
     let other = facts.iter().filter_map(|fact| fact.listing.as_ref()).find(|listing| listing.host != *host)?;
     Some(hint::join(
         format!("the agent at the address of {host} is that of {}, not of {host}", other.host),

@@ -262,6 +262,34 @@ impl Local {
         has_role(peer, PeerRole::Agent)
     }
 
+    /// Whether a peer may read files in the name of the host that it claims to be. What it may read is another question,
+    /// see [`Self::permission_to_read`].
+    pub fn permission_to_speak_as(&self, peer: Option<&Identity>, host: &HostName) -> Result<(), Denied> {
+        match peer {
+            Some(peer) if !peer.is(host) => Err(Denied::NotThatHost { peer: peer.to_string(), claimed: host.clone() }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a peer may read the files of a dataset in the name of a host. `is_copy` says whether it is a copy of a
+    /// dataset of that host. The certificate of an agent stands for its host. That of a director does not, so that a
+    /// director reads nothing, unless the entry names its host among the readers.
+    pub fn permission_to_read(
+        &self,
+        peer: Option<&Identity>,
+        dataset: &DatasetName,
+        host: &HostName,
+        is_copy: bool,
+    ) -> Result<&LocalDataset, Denied> {
+        let entry = self.permission_to_send_back(dataset, host, is_copy)?;
+        match peer {
+            Some(peer) if !entry.readers.contains(host) => has_role(peer, PeerRole::Agent)?,
+            Some(peer) if !peer.may_be(PeerRole::Director) => has_role(peer, PeerRole::Agent)?,
+            _ => {}
+        }
+        Ok(entry)
+    }
+
     /// Whether an order may destroy snapshots of the dataset.
     pub fn permission_to_destroy(&self, dataset: &DatasetName) -> Result<&LocalDataset, Denied> {
         let entry = self.enabled(dataset, false)?;
@@ -371,4 +399,49 @@ fn has_role(peer: &Identity, wanted: PeerRole) -> Result<(), Denied> {
         return Ok(());
     }
     Err(Denied::WrongRole { peer: peer.to_string(), roles: peer.roles_in_words(), wanted })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A director that was taken over reads no files, unless its host is among the readers.
+    #[test]
+    fn files_are_read_by_agents_and_by_readers() {
+        let entry = |name: &str, readers: &[&str]| LocalDataset {
+            name: name.parse().unwrap(),
+            enable: true,
+            slave: true,
+            sources: None,
+            destinations: None,
+            readers: readers.iter().map(|reader| reader.parse().unwrap()).collect(),
+            restore: false,
+            take: false,
+            append_only: true,
+            rollback: false,
+            keep: None,
+            destroy_after: None,
+            properties: Properties::default(),
+            hooks: Hooks::default(),
+            clone: None,
+        };
+        let local = Local::of_entries("local.json".to_owned(), [entry("a", &[]), entry("b", &["delta"])]);
+        let peer = |name: &str, role: &str| Identity::new([name], [format!("zsync:role:{role}").as_str()]);
+        let may = |peer: Option<&Identity>, dataset: &str, host: &str, is_copy: bool| {
+            let (dataset, host) = (dataset.parse().unwrap(), host.parse().unwrap());
+            let allowed = local.permission_to_read(peer, &dataset, &host, is_copy).map(drop);
+            local.permission_to_speak_as(peer, &host).and(allowed).map_err(|error| error.to_string())
+        };
+        let (agent, director, other) = (peer("alpha", "agent"), peer("delta", "director"), peer("gamma", "agent"));
+        assert_eq!(may(Some(&agent), "a", "alpha", true), Ok(()));
+        assert!(may(Some(&agent), "a", "alpha", false).unwrap_err().contains("\"readers\""));
+        assert!(may(Some(&director), "a", "delta", false).unwrap_err().contains("\"readers\""));
+        // Not even what comes from its own host.
+        assert!(may(Some(&director), "a", "delta", true).unwrap_err().contains("is for director, not for agent"));
+        assert_eq!(may(Some(&director), "b", "delta", false), Ok(()));
+        assert!(may(Some(&director), "a", "alpha", true).unwrap_err().contains("does not name that host"));
+        assert!(may(Some(&other), "a", "alpha", true).unwrap_err().contains("does not name that host"));
+        assert!(may(Some(&peer("delta", "slave")), "b", "delta", true).is_err());
+        assert_eq!(may(None, "a", "alpha", true), Ok(()), "in plaintext, everybody may say to be anybody");
+    }
 }

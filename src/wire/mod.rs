@@ -10,12 +10,13 @@
 //! The types and fields of zeplic's protocol keep their names and meaning. Fields added by zsync are optional, and
 //! unknown fields are ignored, so that an order can also be written by hand and sent with `nc`.
 //!
-//! `director` has the messages between director and agent, `slave` those between agent and slave, and `response` the
-//! one that both use. `text` limits what peers write into errors, and
+//! `director` has the messages between director and agent, `slave` those between agent and slave, `files` those with which
+//! a host reads files from another one's snapshots, and `response` the one that all use. `text` limits what peers write into errors, and
 //! `memory` how much they send into a process at the same time. [`codec`] sends and receives messages and streams on a connection.
 
 pub mod codec;
 mod director;
+pub mod files;
 pub(crate) mod memory;
 mod response;
 mod slave;

@@ -30,7 +30,7 @@ use crate::model::{
 pub use error::{ErrorKind, ZfsError};
 pub use inspect::{ExpectedStream, Inspect};
 pub use read_only::ReadOnly;
-pub use snapshot_files::open_snapshot;
+pub use snapshot_files::{Open, open_snapshot};
 
 /// Which datasets a listing covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,9 +1,13 @@
 //! Opens the files of snapshots for reading.
 
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use crate::model::{DatasetName, SnapName};
 use crate::zfs::{ErrorKind, ZfsError};
+
+/// Opens the uppermost folder of a snapshot, as [`open_snapshot`] does.
+pub type Open = Arc<dyn Fn(&DatasetName, &SnapName) -> Result<OwnedFd, ZfsError> + Send + Sync>;
 
 /// Opens the uppermost folder of a snapshot.
 ///

@@ -1,4 +1,4 @@
-//! `zsync restore --files`: restores single files from a snapshot on this host.
+//! `zsync restore --files`: restores single files from a snapshot on this host or on another one.
 
 use std::fs::{DirBuilder, File};
 use std::io;
@@ -13,11 +13,14 @@ use chrono::{DateTime, Utc};
 use crate::cli::exit::Error;
 use crate::cli::report;
 use crate::config;
-use crate::fleet::files::{Brought, Open, WantedFiles, bring, reachable};
+use crate::director::bars;
+use crate::director::connect::own_certificate;
+use crate::fleet::files::{Brought, Open, Reached, Seeker, WantedFiles, bring, reachable};
 use crate::model::path_pattern::PathPattern;
-use crate::model::{HostName, Place, counted};
+use crate::model::{Counter, HostName, Place, counted};
 use crate::policy::Local;
 use crate::sys::runtime;
+use crate::sys::tree::Copied;
 use crate::zfs::{ZfsRead, open_snapshot};
 
 /// The settings of `zsync restore --files`.
@@ -43,26 +46,54 @@ pub struct FilesSettings {
 
 /// Restores files.
 pub(super) fn run(settings: &FilesSettings, zfs: &impl ZfsRead) -> Result<(), Error> {
-    let open: Open = Arc::new(open_snapshot);
-    let Brought { from, problems } = runtime::block_on(restore_files(settings, zfs, open)).map_err(Error::unable)?;
-    for (snapshot, copied) in from {
-        let (what, size) = (counted(copied.files, "file or folder"), report::bytes(copied.bytes));
-        let what = what.replace("file or folders", "files and folders");
-        report::print(&format!("restored {what} ({size}) from {snapshot}\n"));
+    let (open, counter): (Open, _) = (Arc::new(open_snapshot), Counter::default());
+    let restoring = bars::transfer("files", &counter, restore_files(settings, zfs, open, &counter));
+    let Restored { brought, notes } = runtime::block_on(restoring).map_err(Error::unable)?;
+    let Brought { from, problems } = brought;
+    for (snapshot, copied) in &from {
+        report::print(&line(snapshot, copied));
     }
-    problems.iter().for_each(report::print_error);
+    let remarks = from.iter().flat_map(|(_, copied)| &copied.notes);
+    remarks.chain(&notes).chain(&problems).for_each(report::print_error);
     if problems.is_empty() { Ok(()) } else { Err(Error::reported()) }
 }
 
-/// Restores files from a snapshot on this host.
-pub async fn restore_files(settings: &FilesSettings, zfs: &impl ZfsRead, open: Open) -> anyhow::Result<Brought> {
-    let FilesSettings { config, local, host_name, source, from, patterns, at, into } = settings;
+/// What was restored from a snapshot.
+fn line(snapshot: &str, copied: &Copied) -> String {
+    let folders = |count| counted(count, "file or folder").replace("file or folders", "files and folders");
+    let (what, size) = (folders(copied.files), report::bytes(copied.bytes));
+    let present = match copied.present {
+        0 => String::new(),
+        present => format!("; {} had been restored before", folders(present)),
+    };
+    format!("restored {what} ({size}) from {snapshot}{present}\n")
+}
+
+/// What was restored, and which places let this host read nothing.
+pub struct Restored {
+    /// What was restored.
+    pub brought: Brought,
+    /// The places.
+    pub notes: Vec<String>,
+}
+
+/// Restores files. `counter` counts what arrives from other hosts.
+pub async fn restore_files(
+    settings: &FilesSettings,
+    zfs: &impl ZfsRead,
+    open: Open,
+    counter: &Counter,
+) -> anyhow::Result<Restored> {
+    let FilesSettings { config, local, host_name: here, source, from, patterns, at, into } = settings;
     let policy = config.as_deref().map(config::load_policy).transpose()?;
-    let here = (host_name, local.as_ref());
-    let trees = reachable(policy.as_ref(), here, source, from.as_ref(), zfs).await?;
+    let tls = own_certificate(local.as_ref(), policy.as_ref())?;
+    let seeker = Seeker { here, policy: policy.as_ref(), local: local.as_ref(), tls, zfs };
+    let Reached { trees, notes, problems } = reachable(&seeker, source, from.as_ref()).await?;
     let folder = target(into).with_context(|| format!("cannot restore files into {}", into.display()))?;
     let wanted = WantedFiles { patterns: patterns.clone(), at: *at };
-    Ok(runtime::blocking(move || bring(&open, &trees, &wanted, &folder)).await)
+    let mut brought = bring(&open, &trees, &wanted, folder, counter).await;
+    brought.problems.splice(..0, problems);
+    Ok(Restored { brought, notes })
 }
 
 /// Opens the folder for what is restored. If it does not exist, it is created, and only its owner may look into it.

@@ -67,7 +67,7 @@ pub struct RestoreArgs {
     /// Restore the newest snapshot that was taken until this moment [default: the newest of all]
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub at: Option<DateTime<Utc>>,
-    /// Restore only files with these paths below the dataset, as in 'docs/**', from a snapshot on this host
+    /// Restore only files with these paths below the dataset, as in 'docs/**', into a folder of this host
     #[arg(long, value_name = "PATTERN", num_args = 1.., requires = "into",
           conflicts_with_all = ["host", "name", "to", "set_aside", "no_properties", "join_keys", "dry_run", "yes"])]
     pub files: Vec<PathPattern>,

@@ -1,17 +1,18 @@
 //! Restores files from the newest snapshot that was taken until a moment.
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
-use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 
-use crate::fleet::files::{Open, Tree, has_files, start, unreadable};
-use crate::model::path_pattern::{Matched, PathPattern};
-use crate::model::{DatasetName, Snapshot, in_utc};
-use crate::sys::tree::{Copied, Copier, Entry, Folder, Visit, walk};
+use crate::agent::files::{Open, select, unreadable};
+use crate::fleet::files::remote::Fetched;
+use crate::fleet::files::{Tree, has_files};
+use crate::model::path_pattern::PathPattern;
+use crate::model::{Counter, DatasetName, Snapshot, in_utc};
+use crate::sys::runtime;
+use crate::sys::tree::{Copied, Copier};
 
 /// Which files are wanted.
 #[derive(Clone, Debug)]
@@ -31,50 +32,48 @@ pub struct Brought {
     pub problems: Vec<String>,
 }
 
+/// A snapshot that may be used.
+struct Candidate<'a> {
+    tree: &'a Tree,
+    dataset: &'a DatasetName,
+    snapshot: &'a Snapshot,
+}
+
 /// Restores files into a folder. Nothing that exists there is changed. For each dataset below the one whose files are
-/// wanted, the place is used that has the newest snapshot.
-pub fn bring(open: &Open, trees: &[Tree], wanted: &WantedFiles, into: &OwnedFd) -> Brought {
+/// wanted, the place is used that has the newest snapshot. `counter` counts what arrives from other hosts.
+pub async fn bring(open: &Open, trees: &[Tree], wanted: &WantedFiles, into: OwnedFd, counter: &Counter) -> Brought {
     let mut brought = Brought::default();
     let candidates = candidates(trees, wanted.at);
     if candidates.is_empty() {
         let until = wanted.at.map(|at| format!(" that was taken until {}", in_utc(at))).unwrap_or_default();
         brought.problems.push(format!("there is no snapshot with files{until}"));
     }
-    let into = match into.try_clone() {
-        Ok(into) => into,
-        Err(error) => {
-            brought.problems.push(format!("cannot restore files: {error}"));
-            return brought;
-        }
-    };
+    let patterns = Arc::new(wanted.patterns.clone());
     let mut copier = Copier::new(into);
     for (below, snapshots) in candidates {
-        let of: Vec<Matched> = wanted.patterns.iter().map(|pattern| start(pattern, below)).collect();
-        if of.iter().all(Matched::is_over) {
+        if select::selection(&patterns, below).is_none() {
             continue;
         }
-        for (dataset, snapshot) in snapshots {
-            let root = match open(dataset, &snapshot.name) {
-                Ok(root) => root,
-                Err(error) => {
-                    // Another place may have the same files.
-                    brought.problems.push(unreadable(dataset, &error));
-                    continue;
-                }
-            };
-            let name = dataset.at(&snapshot.name);
-            copier.next_source();
-            let done = copy(&mut copier, &root, below, &of, &wanted.patterns);
-            let mut copied = std::mem::take(&mut copier.copied);
+        for candidate in snapshots {
+            let (name, done);
+            (copier, name, done) = copy(copier, open, &candidate, below, &patterns, counter).await;
+            let mut copied = std::mem::take(&mut copier.copied).summed_up();
             brought.problems.append(&mut copied.problems);
-            if copied.files > 0 {
+            if copied.files > 0 || copied.present > 0 {
                 brought.from.push((name.clone(), copied));
             }
-            if let Err(error) = done {
-                brought.problems.push(format!("cannot restore more files from {name}: {error}"));
-                return brought;
+            match done {
+                Ok(()) => break,
+                // Another place may have the same files.
+                Err(Stopped::Nothing(reason)) => brought.problems.push(reason),
+                Err(Stopped::Part(reason)) => {
+                    brought.problems.push(format!(
+                        "cannot restore more files from {name}: {reason}; hint: give the same command again: what was \
+                         restored is left as it is"
+                    ));
+                    return brought;
+                }
             }
-            break;
         }
     }
     if brought.from.is_empty() && brought.problems.is_empty() {
@@ -88,92 +87,63 @@ pub fn bring(open: &Open, trees: &[Tree], wanted: &WantedFiles, into: &OwnedFd) 
 }
 
 /// The datasets by their names below the wanted one, each with the newest snapshot of every place, the newest first.
-fn candidates(trees: &[Tree], at: Option<DateTime<Utc>>) -> BTreeMap<&str, Vec<(&DatasetName, &Snapshot)>> {
-    let mut candidates: BTreeMap<&str, Vec<(&DatasetName, &Snapshot)>> = BTreeMap::new();
+fn candidates(trees: &[Tree], at: Option<DateTime<Utc>>) -> BTreeMap<&str, Vec<Candidate<'_>>> {
+    let mut candidates: BTreeMap<&str, Vec<Candidate<'_>>> = BTreeMap::new();
     for tree in trees {
         for (dataset, found) in tree.datasets.iter().filter(has_files) {
             let newest = found.snapshots.iter().rev().find(|s| at.is_none_or(|at| s.creation <= at));
             let below = dataset.below(&tree.root).unwrap_or_default();
-            candidates.entry(below).or_default().extend(newest.map(|snapshot| (dataset, snapshot)));
+            let newest = newest.map(|snapshot| Candidate { tree, dataset, snapshot });
+            candidates.entry(below).or_default().extend(newest);
         }
     }
     candidates.retain(|_, snapshots| !snapshots.is_empty());
     // The places come in the order of preference, which the sort keeps.
-    candidates.values_mut().for_each(|snapshots| snapshots.sort_by_key(|(_, s)| std::cmp::Reverse(s.creation)));
+    let by_age = |of: &mut Vec<Candidate<'_>>| of.sort_by_key(|of| std::cmp::Reverse(of.snapshot.creation));
+    candidates.values_mut().for_each(by_age);
     candidates
 }
 
-/// Copies the files of one snapshot.
-fn copy(
-    copier: &mut Copier,
-    root: &OwnedFd,
+/// Why not everything was copied from a snapshot.
+enum Stopped {
+    /// Nothing could be read.
+    Nothing(String),
+    /// A part of it was copied.
+    Part(String),
+}
+
+/// Copies the files of one snapshot. Returns its name.
+async fn copy(
+    mut copier: Copier,
+    open: &Open,
+    Candidate { tree, dataset, snapshot }: &Candidate<'_>,
     below: &str,
-    of: &Vec<Matched>,
-    patterns: &[PathPattern],
-) -> io::Result<()> {
-    let names: Vec<&str> = below.split('/').filter(|name| !name.is_empty()).collect();
-    let above = names.len().saturating_sub(1);
-    names[..above].iter().for_each(|name| copier.enter(OsStr::new(name)));
-    let path = PathBuf::from(below);
-    let mut visitor = Visitor { copier, patterns, root: path.clone() };
-    let walked = walk(root, path, of, &mut visitor);
-    for _ in 0..above {
-        copier.leave(None)?;
+    patterns: &Arc<Vec<PathPattern>>,
+    counter: &Counter,
+) -> (Copier, String, Result<(), Stopped>) {
+    let name = dataset.at(&snapshot.name);
+    copier.next_source(tree.remote.is_some());
+    if let Some(remote) = &tree.remote {
+        let of = (*dataset, &snapshot.name, snapshot.guid);
+        let (copier, fetched) = remote.fetch(copier, patterns, of, counter).await;
+        let host = &remote.root.host;
+        let done = fetched.map_err(|error| match error {
+            Fetched::Nothing(refusal) => {
+                Stopped::Nothing(format!("cannot read the files of {host}:{name}: {}", refusal.reason))
+            }
+            Fetched::Part(reason) => Stopped::Part(reason),
+        });
+        return (copier, format!("{host}:{name}"), done);
     }
-    walked
-}
-
-struct Visitor<'a> {
-    copier: &'a mut Copier,
-    patterns: &'a [PathPattern],
-    /// The path of the snapshot's own folder.
-    root: PathBuf,
-}
-
-impl Visitor<'_> {
-    /// Whether a folder is the one into which everything is restored.
-    fn is_target(&self, folder: &Folder) -> bool {
-        folder.path == self.root && self.root.as_os_str().is_empty()
-    }
-}
-
-impl Visit for Visitor<'_> {
-    type Selection = Vec<Matched>;
-
-    fn names(&self, of: &Vec<Matched>) -> Option<Vec<OsString>> {
-        let named = self.patterns.iter().zip(of).map(|(pattern, matched)| pattern.names(matched));
-        let named: Vec<Vec<&str>> = named.collect::<Option<_>>()?;
-        let mut names: Vec<OsString> = named.into_iter().flatten().map(OsString::from).collect();
-        names.sort();
-        names.dedup();
-        Some(names)
-    }
-
-    fn select(&self, of: &Vec<Matched>, name: &OsStr) -> Option<Vec<Matched>> {
-        let steps = self.patterns.iter().zip(of).map(|(pattern, matched)| pattern.step(matched, name));
-        Some(steps.collect()).filter(|matched: &Vec<Matched>| !matched.iter().all(Matched::is_over))
-    }
-
-    fn enter(&mut self, folder: &Folder, of: &Vec<Matched>) -> io::Result<()> {
-        if self.is_target(folder) {
-            return Ok(());
-        }
-        self.copier.enter(folder.path.file_name().unwrap_or_default());
-        if of.iter().any(Matched::is_match) {
-            self.copier.need_folder()?;
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, entry: &Entry<'_>, of: &Vec<Matched>) -> io::Result<()> {
-        if of.iter().any(Matched::is_match) { self.copier.file(entry) } else { Ok(()) }
-    }
-
-    fn leave(&mut self, folder: &Folder) -> io::Result<()> {
-        if self.is_target(folder) { Ok(()) } else { self.copier.leave(Some(folder)) }
-    }
-
-    fn problem(&mut self, path: &Path, error: io::Error) {
-        self.copier.problem(path, &error.to_string());
-    }
+    let (open, dataset, snapshot) = (Arc::clone(open), (*dataset).clone(), snapshot.name.clone());
+    let (below, patterns) = (below.to_owned(), Arc::clone(patterns));
+    let copying = runtime::blocking(move || {
+        let done = match open(&dataset, &snapshot) {
+            Ok(root) => select::read(&root, &below, &patterns, &mut copier).map_err(|e| Stopped::Part(e.to_string())),
+            Err(error) => Err(Stopped::Nothing(unreadable(&dataset, &error))),
+        };
+        (copier, done)
+    });
+    let (copier, done) = copying.await;
+    (copier, name, done)
 }

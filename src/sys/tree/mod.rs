@@ -3,9 +3,13 @@
 
 mod attributes;
 mod copy;
+mod read;
+mod sink;
 mod walk;
 
 pub use copy::{Copied, Copier};
+pub use read::{leave_folder, read_entry};
+pub use sink::{Attributes, Item, Kind, LARGEST_PART, LONGEST_ATTRIBUTE, Sink};
 pub use walk::{Entry, Folder, Visit, walk};
 
 #[cfg(test)]

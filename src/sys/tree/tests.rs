@@ -13,6 +13,7 @@ use super::*;
 struct All {
     copier: Copier,
     seen: Vec<PathBuf>,
+    buffer: Vec<u8>,
 }
 
 impl Visit for All {
@@ -28,7 +29,7 @@ impl Visit for All {
 
     fn enter(&mut self, folder: &Folder, (): &()) -> io::Result<()> {
         if let Some(name) = folder.path.file_name() {
-            self.copier.enter(name);
+            self.copier.enter(name)?;
             self.copier.need_folder()?;
         }
         Ok(())
@@ -36,15 +37,15 @@ impl Visit for All {
 
     fn file(&mut self, entry: &Entry<'_>, (): &()) -> io::Result<()> {
         self.seen.push(entry.path());
-        self.copier.file(entry)
+        read_entry(entry, &mut self.copier, &mut self.buffer)
     }
 
     fn leave(&mut self, folder: &Folder) -> io::Result<()> {
-        if folder.path.as_os_str().is_empty() { Ok(()) } else { self.copier.leave(Some(folder)) }
+        if folder.path.as_os_str().is_empty() { Ok(()) } else { leave_folder(folder, &mut self.copier) }
     }
 
-    fn problem(&mut self, path: &Path, error: io::Error) {
-        self.copier.problem(path, &error.to_string());
+    fn problem(&mut self, path: &Path, error: io::Error) -> io::Result<()> {
+        self.copier.problem(path, &error.to_string())
     }
 }
 
@@ -53,7 +54,7 @@ fn open(path: &Path) -> OwnedFd {
 }
 
 fn copy(from: &Path, to: &Path) -> All {
-    let mut all = All { copier: Copier::new(open(to)), seen: Vec::new() };
+    let mut all = All { copier: Copier::new(open(to)), seen: Vec::new(), buffer: Vec::new() };
     walk(&open(from), PathBuf::new(), &(), &mut all).unwrap();
     all
 }
@@ -99,13 +100,13 @@ fn names_of_one_file_are_linked_only_within_one_source() {
     let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     fs::write(from.path().join("a"), "content").unwrap();
     fs::hard_link(from.path().join("a"), from.path().join("b")).unwrap();
-    let mut all = All { copier: Copier::new(open(to.path())), seen: Vec::new() };
+    let mut all = All { copier: Copier::new(open(to.path())), seen: Vec::new(), buffer: Vec::new() };
     walk(&open(from.path()), PathBuf::new(), &(), &mut all).unwrap();
     // Another file system with the same numbers.
     fs::rename(from.path().join("b"), from.path().join("c")).unwrap();
     fs::remove_file(from.path().join("a")).unwrap();
     fs::hard_link(from.path().join("c"), from.path().join("d")).unwrap();
-    all.copier.next_source();
+    all.copier.next_source(false);
     walk(&open(from.path()), PathBuf::new(), &(), &mut all).unwrap();
     let inode = |name: &str| fs::metadata(to.path().join(name)).unwrap().ino();
     assert_eq!((inode("a"), inode("c")), (inode("b"), inode("d")));
@@ -121,12 +122,12 @@ fn what_exists_is_neither_changed_nor_followed() {
     }
     fs::create_dir(to.path().join("a")).unwrap();
     fs::set_permissions(to.path().join("a"), PermissionsExt::from_mode(0o711)).unwrap();
-    fs::write(to.path().join("a/file"), "old").unwrap();
+    fs::write(to.path().join("a/file"), "older").unwrap();
     symlink(other.path(), to.path().join("b")).unwrap();
     let problems = copy(from.path(), to.path()).copier.copied.problems;
     assert_eq!(problems[0], r#"cannot restore "a/file": it exists, and is not overwritten"#);
     assert!(problems[1..].iter().all(|problem| problem.starts_with("cannot restore \"b\": ")), "{problems:?}");
-    assert_eq!(fs::read(to.path().join("a/file")).unwrap(), b"old");
+    assert_eq!(fs::read(to.path().join("a/file")).unwrap(), b"older");
     assert_eq!(fs::metadata(to.path().join("a")).unwrap().mode() & 0o777, 0o711);
     assert_eq!(fs::read_dir(other.path()).unwrap().count(), 0);
     assert_eq!(fs::read(to.path().join("c/file")).unwrap(), b"new");
@@ -141,4 +142,31 @@ fn tree_that_is_too_deep_is_reported_and_the_rest_is_visited() {
     assert_eq!(all.copier.copied.problems.len(), 1, "{:?}", all.copier.copied.problems);
     assert!(all.copier.copied.problems[0].ends_with("too many folders are within each other"));
     assert_eq!(all.seen, [PathBuf::from("file")]);
+}
+
+#[test]
+fn interrupted_copy_leaves_no_half_file_and_the_next_one_does_what_is_missing() {
+    let (from, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::create_dir(from.path().join("a")).unwrap();
+    for name in ["first", "second"] {
+        fs::write(from.path().join("a").join(name), name).unwrap();
+    }
+    fs::set_permissions(from.path().join("a"), PermissionsExt::from_mode(0o750)).unwrap();
+    copy(from.path(), to.path());
+    let second = to.path().join("a/second");
+    fs::remove_file(&second).unwrap();
+    // As a process leaves it that is killed while it writes the second file.
+    fs::set_permissions(to.path().join("a"), PermissionsExt::from_mode(0o1700)).unwrap();
+    let mut killed = Copier::new(open(to.path()));
+    killed.enter(OsStr::new("a")).unwrap();
+    let attributes = Attributes::default();
+    let item = Item { kind: Kind::File, size: 6, attributes, linked: None };
+    assert!(killed.begin(OsStr::new("second"), &item).unwrap());
+    killed.data(0, b"sec").unwrap();
+    drop(killed);
+    assert!(!second.exists());
+    let copied = copy(from.path(), to.path()).copier.copied;
+    assert_eq!((copied.files, copied.present, copied.problems), (2, 1, Vec::new()));
+    assert_eq!(fs::read(&second).unwrap(), b"second");
+    assert_eq!(fs::metadata(to.path().join("a")).unwrap().mode() & 0o7777, 0o750);
 }

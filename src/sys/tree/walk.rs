@@ -58,7 +58,7 @@ pub trait Visit {
     /// Everything in a folder was visited.
     fn leave(&mut self, folder: &Folder) -> io::Result<()>;
     /// Something cannot be read.
-    fn problem(&mut self, path: &Path, error: io::Error);
+    fn problem(&mut self, path: &Path, error: io::Error) -> io::Result<()>;
 }
 
 /// Walks through the folder `root`, whose path is `path`.
@@ -80,7 +80,7 @@ fn folder<V: Visit>(folder: &Folder, of: &V::Selection, visit: &mut V, depth: us
         None => match names(folder) {
             Ok(names) => names,
             Err(error) => {
-                visit.problem(&folder.path, error);
+                visit.problem(&folder.path, error)?;
                 Vec::new()
             }
         },
@@ -91,7 +91,7 @@ fn folder<V: Visit>(folder: &Folder, of: &V::Selection, visit: &mut V, depth: us
             Ok(Ok(())) => {}
             Ok(Err(ends)) => return Err(ends),
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
-            Err(error) => visit.problem(&folder.path.join(&name), error),
+            Err(error) => visit.problem(&folder.path.join(&name), error)?,
         }
     }
     visit.leave(folder)
