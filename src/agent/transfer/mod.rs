@@ -126,7 +126,10 @@ impl<Z: Zfs> Transfer<'_, Z> {
         if let (SendFlags::Raw, false, Some(conflict)) = (flags, creates, &self.peer.place().key_conflict) {
             return self.resolve(&conflict.clone().into()).await;
         }
-        self.holds.needed = base.into_iter().chain([to.name.clone()]).collect();
+        // A restore of several streams has one chance to get the snapshot that is wanted.
+        let wanted =
+            Some(&self.plan.target.name).filter(|wanted| self.plan.purpose.is_restore() && **wanted != to.name);
+        self.holds.needed = base.into_iter().chain([to.name.clone()]).chain(wanted.cloned()).collect();
         let source = &self.plan.source;
         let spec = SendSpec::Snapshot { dataset: source.clone(), to: to.name.clone(), from, flags };
         let mut properties = BTreeMap::new();
