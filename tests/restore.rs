@@ -260,6 +260,27 @@ fn copy_is_sent_only_to_its_own_source_and_to_readers() {
     assert!(!problems.iter().any(|problem| problem.contains("readers")), "{problems:?}");
 }
 
+/// A copy that was set aside has lost the hold that names its source.
+#[test]
+fn copy_that_was_set_aside_is_sent_back_to_its_own_source_only() {
+    let (fleet, before) = lost();
+    let newest = fleet.beta.dataset(&ds("pool/one")).unwrap().snapshots.last().unwrap().name.clone();
+    runtime::block_on(async {
+        fleet.beta.release("zsync:from:alpha", &ds("pool/one"), &[newest]).await.unwrap();
+        fleet.beta.rename(&ds("pool/one"), &ds("pool/one_aside")).await.unwrap();
+        fleet.beta.set(&ds("pool/one_aside"), "zsync:exclude", "on").await.unwrap();
+    });
+    let aside = |to: &str| Wanted { from: Some(place("beta:pool/one_aside")), ..wanted(to) };
+    let gamma = Fake::new(9);
+    gamma.create(&ds("tank"));
+    let other = settings(&fleet, "gamma", Lost::Tree(aside("gamma:tank/one")));
+    let problems = runtime::block_on(async { prepare(&other, Arc::new(gamma)).await.unwrap().problems().to_vec() });
+    assert!(problems.iter().any(|problem| problem.contains("must not be sent back to gamma")), "{problems:?}");
+    let (text, problems) = restore(&fleet, aside("alpha:tank/one"));
+    assert_eq!(problems, Vec::<String>::new(), "{text}");
+    assert_eq!(guids(&fleet.alpha, "tank/one"), before);
+}
+
 /// What is restored is mounted, so a host has to permit it.
 #[test]
 fn host_restores_nothing_that_its_configuration_does_not_permit() {

@@ -21,7 +21,8 @@ use crate::agent::service::Agent;
 use crate::host::error::OrderError;
 use crate::model::path_pattern::PathPattern;
 use crate::model::{
-    Counter, DatasetInventory, DatasetName, Guid, HostName, Identity, OrderId, ResponseStatus, SnapName, hint, tags,
+    Counter, DatasetInventory, DatasetName, Guid, HostName, Identity, OrderId, ResponseStatus, SnapName, SourceRecord,
+    hint, tags,
 };
 use crate::policy::Zstd;
 use crate::sys::runtime;
@@ -123,7 +124,8 @@ impl<Z: Zfs> Agent<Z> {
         }
     }
 
-    /// Whether a dataset is a copy of a dataset of that host: the hold that every transfer leaves names it.
+    /// Whether a dataset is a copy of a dataset of that host: the hold that every transfer leaves names it. A copy that was
+    /// set aside has no such hold any more, but still the record of its source.
     pub(crate) async fn is_copy_of(
         &self,
         dataset: &DatasetName,
@@ -131,8 +133,17 @@ impl<Z: Zfs> Agent<Z> {
         host: &HostName,
     ) -> Result<bool, OrderError> {
         let held: Vec<_> = found.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let tag = tags::received(host);
-        Ok(self.zfs.holds(dataset, &held).await?.iter().any(|(_, found)| *found == tag))
+        let holds = self.zfs.holds(dataset, &held).await?;
+        if holds.iter().any(|(_, tag)| *tag == tags::received(host)) {
+            return Ok(true);
+        }
+        let is_aside = found.excluded && found.flags.is_some() && !holds.iter().any(|(_, tag)| tags::is_received(tag));
+        if !is_aside {
+            return Ok(false);
+        }
+        let recorded = self.zfs.properties(dataset).await?.remove(tags::PROPERTIES);
+        let source = recorded.and_then(|value| SourceRecord::parse(&value)).and_then(|record| record.source);
+        Ok(source.is_some_and(|source| source.host == *host))
     }
 
     /// Sends the list of datasets and snapshots.
