@@ -15,13 +15,10 @@ use crate::director::firsthand::Firsthand;
 use crate::director::initial::Initial;
 use crate::director::progress::PassProgress;
 use crate::director::rests::Rests;
-use crate::director::send_lanes::{SendLanes, Ticket};
+use crate::director::send_lanes::{PassNumber, SendLanes, Ticket};
 use crate::director::slots::{OrderSlot, OrderSlots};
 use crate::model::{DatasetName, HostName, Place, Turn};
 use crate::sys::runtime::channel;
-
-/// The number of a pass.
-pub(super) type PassNumber = u64;
 
 /// What is at work in the fleet. Clones share one state.
 #[derive(Clone)]

@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::director::lanes::PassNumber;
 use crate::model::{Place, Turn};
 use crate::sys::runtime::channel;
+
+/// The number of a pass.
+pub(super) type PassNumber = u64;
 
 /// The turn of a transfer, then the order of arrival. The lowest value goes first.
 pub(super) type Ticket = (Turn, u64);
