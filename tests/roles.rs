@@ -537,7 +537,13 @@ fn copy_is_renamed_only_to_where_it_is_protected_as_well() {
         assert!(pair.carry_out(&order).0.is_success);
     }
     runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/renamed"))).unwrap();
-    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first, exchange: false };
+    let from = RenamedFrom {
+        dataset: ds("pool/copy"),
+        source_dataset: ds("tank/data"),
+        guid: first,
+        exchange: false,
+        displace: false,
+    };
     let order = DirectorsOrder { dest_dataset: "pool/new".into(), renamed_from: Some(from), ..pair.send_order(first) };
     let local = local(r#"{ "local_datasets": [ { "name": "tank/renamed" } ] }"#);
     let agent = Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local);
@@ -559,7 +565,13 @@ fn copy_that_cannot_be_renamed_now_is_renamed_later() {
     let first = pair.take("S_1");
     assert!(pair.send(first).is_success);
     runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/renamed"))).unwrap();
-    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first, exchange: false };
+    let from = RenamedFrom {
+        dataset: ds("pool/copy"),
+        source_dataset: ds("tank/data"),
+        guid: first,
+        exchange: false,
+        displace: false,
+    };
     let order = DirectorsOrder { dest_dataset: "pool/new".into(), renamed_from: Some(from), ..pair.send_order(first) };
     let local = local(r#"{ "local_datasets": [ { "name": "tank/renamed" } ] }"#);
     let agent = Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local);
@@ -608,8 +620,13 @@ fn copies_exchange_their_names_whichever_rename_fails() {
         rename("tank/other", "tank/data");
         rename("tank/between", "tank/other");
         // The source that is called data now has the copy that is called other.
-        let from =
-            RenamedFrom { dataset: ds("pool/other"), source_dataset: ds("tank/other"), guid: other, exchange: true };
+        let from = RenamedFrom {
+            dataset: ds("pool/other"),
+            source_dataset: ds("tank/other"),
+            guid: other,
+            exchange: true,
+            displace: false,
+        };
         let order = DirectorsOrder { renamed_from: Some(from.clone()), ..to_other("tank/data", "pool/copy", other) };
         if let Some(call) = fails {
             pair.beta.fail_next(call, ErrorKind::Busy, "cannot unmount: pool or dataset is busy");
@@ -630,7 +647,13 @@ fn copies_exchange_their_names_whichever_rename_fails() {
             assert!(response.error.contains("is still the copy of another dataset"), "{response:?}");
         }
         if names[2].is_some() {
-            let from = RenamedFrom { dataset: ds("pool/copy_zsync_exchange"), guid: first, exchange: false, ..from };
+            let from = RenamedFrom {
+                dataset: ds("pool/copy_zsync_exchange"),
+                guid: first,
+                exchange: false,
+                displace: false,
+                ..from
+            };
             let order = DirectorsOrder { renamed_from: Some(from), ..waits };
             let (response, _) = Pair::carry_out_by(&agent, &order);
             assert!(response.is_success, "{response:?}");
@@ -667,7 +690,13 @@ fn copies_that_local_json_names_exchange_no_names() {
     rename("tank/data", "tank/between");
     rename("tank/other", "tank/data");
     rename("tank/between", "tank/other");
-    let from = RenamedFrom { dataset: ds("pool/other"), source_dataset: ds("tank/other"), guid: other, exchange: true };
+    let from = RenamedFrom {
+        dataset: ds("pool/other"),
+        source_dataset: ds("tank/other"),
+        guid: other,
+        exchange: true,
+        displace: false,
+    };
     let order = DirectorsOrder { renamed_from: Some(from), ..order("tank/data", "pool/copy") };
     let (response, _) = Pair::carry_out_by(&agent, &order);
     assert!(response.error.contains("pool/copy_zsync_exchange"), "{response:?}");
@@ -683,7 +712,13 @@ fn copies_of_other_hosts_exchange_no_names() {
     pair.beta.create(&ds("pool/theirs"));
     runtime::block_on(pair.beta.snapshot(&[ds("pool/theirs")], &snap("S_1"))).unwrap();
     runtime::block_on(pair.alpha.rename(&ds("tank/data"), &ds("tank/theirs"))).unwrap();
-    let from = RenamedFrom { dataset: ds("pool/copy"), source_dataset: ds("tank/data"), guid: first, exchange: true };
+    let from = RenamedFrom {
+        dataset: ds("pool/copy"),
+        source_dataset: ds("tank/data"),
+        guid: first,
+        exchange: true,
+        displace: false,
+    };
     let order = DirectorsOrder {
         dataset: Some(ds("tank/theirs")),
         dest_dataset: "pool/theirs".into(),

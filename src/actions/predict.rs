@@ -240,7 +240,7 @@ impl Sending<'_> {
             return Ok(());
         };
         match (&self.route.renamed, self.route.occupied) {
-            (Some(renamed), Some(Occupied::Exchange)) => {
+            (Some(renamed), Some(Occupied::Exchange | Occupied::Displace)) => {
                 if there.by_guid(renamed.guid).is_some() || self.follow_rename(source, renamed, receiver) {
                     return Ok(());
                 }
@@ -254,19 +254,24 @@ impl Sending<'_> {
     }
 
     /// Renames the copy with everything below it, if a cursor proves that the source was sent there. What has its new
-    /// name gets its old one. Returns whether it is renamed.
+    /// name gives way: it gets the old one, or one in between. Returns whether it is renamed.
     fn follow_rename(&self, source: &DatasetInventory, renamed: &Renamed, receiver: &mut HostInventory) -> bool {
         let old = Place { host: self.to.host.clone(), dataset: renamed.dataset.clone() };
         let permits = |from: &DatasetName, to: &Place| (self.permits)(Intervention::FollowRename(from, to));
-        let is_exchange = receiver.datasets.contains_key(&self.to.dataset);
+        let Ok(between) = tags::name_between(&self.to.dataset) else { return false };
+        let is_taken = receiver.datasets.contains_key(&self.to.dataset);
+        let gives_way_to = match self.route.occupied {
+            Some(Occupied::Displace) => Place { host: self.to.host.clone(), dataset: between },
+            _ => old.clone(),
+        };
         if !tags::was_sent(source, &old)
             || !permits(&old.dataset, self.to)
-            || is_exchange && !permits(&self.to.dataset, &old)
+            || is_taken && !permits(&self.to.dataset, &gives_way_to)
         {
             return false;
         }
         let mut moved = BTreeMap::new();
-        for (from, to) in [(&old.dataset, &self.to.dataset), (&self.to.dataset, &old.dataset)] {
+        for (from, to) in [(&old.dataset, &self.to.dataset), (&self.to.dataset, &gives_way_to.dataset)] {
             let moving: Vec<DatasetName> = receiver.within(from).map(|(name, _)| name.clone()).collect();
             for name in moving {
                 let below = name.below(from).unwrap_or_default();

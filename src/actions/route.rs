@@ -43,6 +43,9 @@ pub struct Renamed {
 pub enum Occupied {
     /// Sources have exchanged their names. This transfer lets the destination and its own copy do the same.
     Exchange,
+    /// More than two sources have exchanged their names. This transfer gives the destination a name in between, from
+    /// which another transfer renames it.
+    Displace,
     /// Another transfer renames it. Until then, this one fails and changes nothing.
     Wait,
 }
@@ -143,7 +146,7 @@ fn newest_of(copy: &DatasetInventory, guids: &HashSet<Guid>) -> Option<usize> {
 
 /// Finds the destinations that are still copies of other datasets, which other transfers rename. `exists` says whether a
 /// destination exists. Where two sources have exchanged their names, the first transfer lets their copies do the same.
-/// Where more than two have, an administrator has to give way to one of them.
+/// Where more than two have, the copy in the way of the first transfer waits under a name in between.
 pub(super) fn settle_renames<'r>(
     sends: impl Iterator<Item = (&'r Place, &'r mut Route)>,
     exists: impl Fn(&Place) -> bool,
@@ -165,8 +168,18 @@ pub(super) fn settle_renames<'r>(
             None => Some(Occupied::Wait),
             Some(1) if *to < goes_to => Some(Occupied::Exchange),
             Some(1) => Some(Occupied::Wait),
-            Some(_) => None,
+            Some(circle) if path[..circle].iter().all(|place| *to < *place) => Some(Occupied::Displace),
+            Some(_) => Some(Occupied::Wait),
         };
+    }
+    let displaced = sends.iter().filter(|(_, route)| route.occupied == Some(Occupied::Displace));
+    let displaced: Vec<Place> = displaced.map(|(to, _)| (*to).clone()).collect();
+    for place in displaced {
+        let Ok(between) = tags::name_between(&place.dataset) else { continue };
+        let next = sends.iter_mut().find(|(to, route)| former(to, route).as_ref() == Some(&place));
+        if let Some(renamed) = next.and_then(|(_, route)| route.renamed.as_mut()) {
+            renamed.dataset = between;
+        }
     }
 }
 

@@ -186,6 +186,7 @@ pub fn wire_order(order: &Order, policy: &Policy, inventory: &Inventory) -> Dire
                 source_dataset: renamed.source.clone(),
                 guid: renamed.guid,
                 exchange: route.occupied == Some(Occupied::Exchange),
+                displace: route.occupied == Some(Occupied::Displace),
             }),
             awaits_rename: route.occupied == Some(Occupied::Wait),
             destinations: route.destinations.iter().map(|to| (to.host.clone(), to.dataset.clone())).collect(),

@@ -208,6 +208,10 @@ pub struct RenamedFrom {
     /// copies then exchange their names as well.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exchange: bool,
+    /// Whether the destination is the copy of another dataset, which gives way: it gets a name in between, and another
+    /// order renames it from there. So more than two copies can exchange their names.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub displace: bool,
 }
 
 /// A snapshot that is to be destroyed, as the director knows it from a listing. The listing may have come from another

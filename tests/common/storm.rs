@@ -345,8 +345,13 @@ impl<Z: Administrator> World<Z> {
                 order.on_divergence = if flags & 16 == 0 { OnDivergence::SetAside } else { OnDivergence::Stop };
                 if let Some((dataset, s)) = self.any(&snapshots).filter(|_| flags & 32 == 0) {
                     let (dataset, source_dataset) = (dataset.clone(), of.clone());
-                    order.renamed_from =
-                        Some(RenamedFrom { dataset, source_dataset, guid: s.guid, exchange: self.rng.bool() });
+                    order.renamed_from = Some(RenamedFrom {
+                        dataset,
+                        source_dataset,
+                        guid: s.guid,
+                        exchange: self.rng.bool(),
+                        displace: self.rng.bool(),
+                    });
                 }
             }
             Action::ForgetDestination => order.datasets = listing.keys().cloned().collect(),
@@ -415,6 +420,7 @@ impl<Z: Administrator> World<Z> {
                 source_dataset: ds("tank/was"),
                 guid: newest(of),
                 exchange: self.rng.bool(),
+                displace: self.rng.bool(),
             }),
             oldest_unsent: None,
             start_by: None,

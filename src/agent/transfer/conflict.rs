@@ -69,7 +69,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let from = self.plan.renamed_from.clone();
         match (&self.theirs, from) {
             (None, Some(from)) => self.theirs = self.follow_rename(&from).await?,
-            (Some(there), Some(from)) if from.exchange && there.by_guid(from.guid).is_none() => {
+            (Some(there), Some(from)) if (from.exchange || from.displace) && there.by_guid(from.guid).is_none() => {
                 self.theirs = self.follow_rename(&from).await?;
             }
             (Some(there), _) if awaits_rename && there.newest().is_some_and(|newest| !has(&self.ours, newest.guid)) => {
@@ -101,13 +101,14 @@ impl<Z: Zfs> Transfer<'_, Z> {
         }
         self.agent.cache.invalidate_all();
         let StepOutcome { result, destination } = self.peer.follow_rename().await?;
+        let is_taken = from.exchange || from.displace;
         self.progress.remarks.push(match result {
             Ok(()) if from.exchange => {
                 format!("{}:{} and {} have exchanged their names", old.host, old.dataset, to.dataset)
             }
             Ok(()) => format!("{}:{} was renamed as its source was", old.host, old.dataset),
             // What the host does not permit now, it will not permit later either.
-            Err(error) if error.status == ResponseStatus::Refused && !error.temporary && !from.exchange => {
+            Err(error) if error.status == ResponseStatus::Refused && !error.temporary && !is_taken => {
                 format!("a new copy was made: {}", error.message())
             }
             Err(error) => {

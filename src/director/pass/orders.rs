@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
-use crate::actions::Order;
+use crate::actions::{Occupied, Order};
 use crate::catalog::{CatalogError, CatalogWrite, Outcome};
 use crate::director::lanes::{Claim, Kept, Wish};
 use crate::director::pass::{Pass, is_take};
@@ -15,7 +15,7 @@ use crate::director::transfer_steps::{self, Step, destination, is_unsent, transf
 use crate::fleet::Moment;
 use crate::fleet::dispatch::wire_order;
 use crate::fleet::live_status::RestingOrder;
-use crate::model::{Action, Counter, DatasetName, Guid, OrderId, Place, ResponseStatus, Turn};
+use crate::model::{Action, Counter, DatasetName, Guid, OrderId, Place, ResponseStatus, Turn, tags};
 use crate::sys::runtime::channel;
 use crate::sys::{clock, runtime};
 use crate::wire::{DirectorsOrder, Response};
@@ -302,6 +302,10 @@ impl<Z: Zfs, C: CatalogWrite + ?Sized + 'static> Pass<Z, C> {
             let Some(known) = inventory.hosts.get(&to.host) else { return Ok(()) };
             let tops = below.into_iter().chain(former);
             let names = tops.flat_map(|top| known.within(top)).map(|(name, _)| name.clone());
+            // A copy that gave way has a name that no listing has shown yet. Its own transfer is decided by that.
+            let is_displaced = route.occupied == Some(Occupied::Displace);
+            let between = tags::name_between(&to.dataset).ok().filter(|_| is_displaced);
+            let names = names.chain(between);
             names.filter(|name| *name != to.dataset).collect()
         };
         if names.is_empty() {

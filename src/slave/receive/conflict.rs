@@ -196,8 +196,9 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(refused("it is not encrypted, but a new copy with that name would be"));
         }
         match taken {
-            Some(_) if !from.exchange => return Err(refused("a dataset with the new name exists")),
-            Some(other) => self.exchange(order, &other, old).await?,
+            Some(other) if from.exchange => self.exchange(order, &other, old).await?,
+            Some(other) if from.displace => drop(self.displace(order, &other, old).await?),
+            Some(_) => return Err(refused("a dataset with the new name exists")),
             None => {
                 self.zfs.create_ancestors(dataset).await.map_err(OrderError::receiving)?;
                 self.follow(old, dataset).await?;
@@ -207,8 +208,7 @@ impl<Z: Zfs> Receiver<Z> {
         Ok(())
     }
 
-    /// Lets the destination, which is the copy of another dataset of the same host, and `old` exchange their names. A
-    /// name in between shows what the destination was called, from which the next pass can continue.
+    /// Lets the destination, which is the copy of another dataset of the same host, and `old` exchange their names.
     async fn exchange(
         &self,
         order: &OrderToSlave,
@@ -218,6 +218,28 @@ impl<Z: Zfs> Receiver<Z> {
         let dataset = &order.dest_dataset;
         let refused =
             |reason: &str| OrderError::refused(format!("cannot exchange the names of {old} and {dataset}: {reason}"));
+        let (_, surroundings) = self.list_around(old).await?;
+        if surroundings.encrypts && !other.encrypted {
+            return Err(refused("one is not encrypted, but a new copy in its place would be"));
+        }
+        self.check_rename(&order.source, dataset, old).await?;
+        let between = self.displace(order, other, old).await?;
+        self.follow(&between, old).await?;
+        log::warn!("renamed {dataset} to {old}, which had its name");
+        Ok(())
+    }
+
+    /// Gives `old` the name of the destination, which is the copy of another dataset of the same host. Returns the name
+    /// that the destination gets. It shows what the destination was called, so that the next order or pass can rename it
+    /// from there.
+    async fn displace(
+        &self,
+        order: &OrderToSlave,
+        other: &DatasetInventory,
+        old: &DatasetName,
+    ) -> Result<DatasetName, OrderError> {
+        let dataset = &order.dest_dataset;
+        let refused = |reason: &str| OrderError::refused(format!("cannot rename {old} to {dataset}: {reason}"));
         let tag = tags::received(&order.source);
         if !self.received_holds(dataset, other).await?.iter().any(|(_, found)| *found == tag) {
             return Err(refused(&format!("{dataset} has no hold {tag}")));
@@ -225,11 +247,6 @@ impl<Z: Zfs> Receiver<Z> {
         if dataset.is_within(old) || old.is_within(dataset) {
             return Err(refused("one contains the other"));
         }
-        let (_, surroundings) = self.list_around(old).await?;
-        if surroundings.encrypts && !other.encrypted {
-            return Err(refused("one is not encrypted, but a new copy in its place would be"));
-        }
-        self.check_rename(&order.source, dataset, old).await?;
         let between = tags::name_between(dataset).map_err(|error| refused(&error.to_string()))?;
         // It keeps that name if the next rename fails.
         self.check_rename(&order.source, dataset, &between).await?;
@@ -237,14 +254,12 @@ impl<Z: Zfs> Receiver<Z> {
             return Err(refused(&format!("{between} exists")).with_hint(format!("rename {between}")));
         }
         self.follow(dataset, &between).await?;
-        let renamed = match self.follow(old, dataset).await {
-            Ok(()) => self.follow(&between, old).await,
-            Err(error) => {
-                self.rename(&between, dataset).await.map_err(OrderError::receiving)?;
-                Err(error)
-            }
-        };
-        renamed.inspect(|()| log::warn!("renamed {dataset} to {old}, which had its name"))
+        if let Err(error) = self.follow(old, dataset).await {
+            self.rename(&between, dataset).await.map_err(OrderError::receiving)?;
+            return Err(error);
+        }
+        log::warn!("renamed {dataset} to {between}, until it can have the new name of its source");
+        Ok(between)
     }
 
     /// Renames a copy with everything below it, so that it has another name.
