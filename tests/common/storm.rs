@@ -278,7 +278,26 @@ impl<Z: Administrator> World<Z> {
         self.now = self.beta.listing();
         let after = ids(&self.now);
         let missing: Vec<&Id> = kept.difference(&after).collect();
-        assert!(missing.is_empty(), "{missing:?} are missing after {what}\nbefore: {before:#?}");
+        if !missing.is_empty() {
+            let lines = |listing: &Listing| {
+                let line = |name: &DatasetName, of: &DatasetInventory| {
+                    let snapshot = |s: &Snapshot| {
+                        let id = (of.guid.unwrap(), s.guid);
+                        format!(
+                            " {} {} arrived {:?} kept {}",
+                            s.name,
+                            s.guid,
+                            self.arrivals.get(&id),
+                            kept.contains(&id)
+                        )
+                    };
+                    format!("{name}:{}", of.snapshots.iter().map(snapshot).collect::<Vec<_>>().join(";"))
+                };
+                listing.iter().map(|(name, of)| line(name, of)).collect::<Vec<_>>().join("\n")
+            };
+            let (before, after) = (lines(&before), lines(&self.now));
+            panic!("before:\n{before}\nafter:\n{after}\n{missing:?} are missing after {what}");
+        }
         let name_of =
             |of: &Listing, guid| of.iter().find(|(_, found)| found.guid == guid).map(|(name, _)| name.clone());
         let moved = before.iter().filter_map(|(name, of)| {
