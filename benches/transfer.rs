@@ -26,7 +26,7 @@ use common::order;
 use common::tls::write_pem;
 use zsync::agent::{Agent, CheckedOrder};
 use zsync::commands::tls::{Minted, Wanted, mint, mint_ca};
-use zsync::model::{Action, Counter, DatasetName, Guid, HostListing, KeyState, PeerRole, SnapName};
+use zsync::model::{Action, Counter, DatasetKind, DatasetName, Guid, HostListing, KeyState, PeerRole, SnapName};
 use zsync::server::acceptor::{self, Listening, Security};
 use zsync::slave::Slave;
 use zsync::sys::runtime;
@@ -88,8 +88,13 @@ fn stream_length(block: usize) -> u64 {
 
 /// How long the inspection of a stream takes that is in memory already.
 fn inspected_in_memory(block: usize) -> Duration {
-    let expected =
-        ExpectedStream { bases: BTreeSet::new(), guid: Some(Guid(SNAPSHOT)), may_be_raw: false, may_be_clone: false };
+    let expected = ExpectedStream {
+        bases: BTreeSet::new(),
+        guid: Some(Guid(SNAPSHOT)),
+        kind: Some(DatasetKind::Filesystem),
+        may_be_raw: false,
+        may_be_clone: false,
+    };
     let mut inspector = StreamInspector::new(expected);
     inspector.feed(&begin()).unwrap();
     let blocks = one_mib(block);
