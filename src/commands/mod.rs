@@ -15,7 +15,6 @@ pub mod fences;
 pub mod find;
 pub mod forget;
 pub mod migrate;
-mod ordered;
 pub mod plan;
 pub mod restore;
 pub mod schema;

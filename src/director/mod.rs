@@ -17,6 +17,7 @@ mod leader_loop;
 mod metrics;
 mod old_records;
 mod once;
+pub mod ordered;
 mod pass;
 mod progress;
 mod report;

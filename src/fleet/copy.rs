@@ -49,15 +49,29 @@ pub async fn size<Z: Zfs>(agent: &Agent<Z>, step: &CopyStep) -> Result<Option<u6
     if response.is_success { Ok(response.estimate) } else { Err(failure(step, &response)) }
 }
 
+/// How a copy succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copied {
+    /// Whether it was full or incremental, or nothing had to be sent.
+    pub status: ResponseStatus,
+    /// How many bytes were sent.
+    pub bytes: u64,
+    /// What has to be known about it; may be empty.
+    pub remark: String,
+}
+
 /// Copies one dataset. Temporary failures are retried for `retry_for`, counted from when data last moved.
 pub async fn copy<Z: Zfs>(
     agent: &Agent<Z>,
     step: &CopyStep,
     retry_for: Duration,
     counter: Counter,
-) -> Result<Response, String> {
+) -> Result<Copied, String> {
     let response = give(agent, order(Action::SendSnapshot, step, retry_for), counter).await;
-    if response.is_success { Ok(response) } else { Err(failure(step, &response)) }
+    if !response.is_success {
+        return Err(failure(step, &response));
+    }
+    Ok(Copied { status: response.status, bytes: response.bytes, remark: response.error })
 }
 
 /// Takes one snapshot of several datasets at once.

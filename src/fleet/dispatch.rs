@@ -12,14 +12,12 @@ use crate::actions::{Occupied, Order};
 use crate::agent::{Agent, CheckedOrder, FactSink};
 use crate::fleet::certificates::SeenCertificates;
 use crate::model::{
-    Action, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Record, ResponseStatus,
-    SnapName, Snapshot,
+    Action, Counter, DatasetInventory, Guid, HostName, Inventory, OnDivergence, OrderId, PeerRole, Place, Record,
+    ResponseStatus, SnapName, Snapshot, hint,
 };
-use crate::model::{Counter, Place, hint};
 use crate::policy::{AGENT_PORT, Policy};
 use crate::sys::retry::Retry;
-use crate::sys::runtime;
-use crate::sys::runtime::channel;
+use crate::sys::runtime::{self, channel};
 use crate::transport::tcp::{Dial, TransportError};
 use crate::transport::tls::Tls;
 use crate::wire::codec::{Conn, WireError};

@@ -193,7 +193,7 @@ fn the_runtime_is_named_in_sys_and_transport_only() {
     let files: BTreeSet<String> = named.map(|source| source.file.display().to_string()).collect();
     assert_eq!(
         files.iter().map(String::as_str).collect::<Vec<_>>(),
-        ["sys/runtime.rs", "transport/dial.rs", "transport/tcp.rs"]
+        ["sys/runtime.rs", "transport/dial.rs", "transport/tcp.rs", "transport/within.rs"]
     );
 }
 

@@ -17,13 +17,13 @@ use crate::cli::args::{CommonArgs, duration_or_zero};
 use crate::cli::exit::Error;
 use crate::cli::report::{self, Format};
 use crate::cli::settings::host_name_of;
-use crate::commands::ordered::{self, Ended, Job};
+use crate::director::ordered::{self, Ended, Job};
 use crate::fleet::copy as orders;
+use crate::fleet::copy::Copied;
 use crate::model::{Counter, DatasetName, Place, Prefix, ResponseStatus, counted, hint};
 use crate::policy::{Exclude, Rate};
 use crate::sys::service::Signals;
 use crate::sys::{clock, runtime};
-use crate::wire::Response;
 use crate::zfs::system::{Ssh, System};
 use crate::zfs::{Depth, Zfs, ZfsRead};
 
@@ -275,13 +275,13 @@ async fn carry_out<Z: Zfs>(
             size: sizes.get(&step.from.dataset).copied().flatten(),
             counter,
             work: async move {
-                let response = orders::copy(&agent, &step, retry_for, counted).await;
-                match &response {
-                    Ok(response) if is_table => report::print(&format!("{}\n", copied(&step, response))),
+                let result = orders::copy(&agent, &step, retry_for, counted).await;
+                match &result {
+                    Ok(done) if is_table => report::print(&format!("{}\n", copied(&step, done))),
                     Err(problem) if is_table => report::print_error(problem),
                     _ => {}
                 }
-                response
+                result
             },
         }
     };
@@ -290,7 +290,7 @@ async fn carry_out<Z: Zfs>(
     let mut outcomes = Vec::new();
     for (step, ended) in plan.steps.iter().zip(ended) {
         let (success, bytes, remark) = match ended {
-            Ended::Done(Ok(response)) => (true, response.bytes, response.error),
+            Ended::Done(Ok(Copied { bytes, remark, .. })) => (true, bytes, remark),
             Ended::Done(Err(problem)) => (false, 0, problem),
             Ended::NotBegun(other) => {
                 let problem = format!("did not copy {}, because {}:{other} was not copied", step.from, step.from.host);
@@ -313,17 +313,17 @@ async fn carry_out<Z: Zfs>(
 }
 
 /// What is said about a dataset that was copied.
-fn copied(step: &CopyStep, response: &Response) -> String {
+fn copied(step: &CopyStep, Copied { status, bytes, remark }: &Copied) -> String {
     let CopyStep { from, to, snapshot, .. } = step;
-    if response.status == ResponseStatus::NothingToDo {
+    if *status == ResponseStatus::NothingToDo {
         return format!("{to} has {snapshot} already");
     }
-    let how = match (&step.resume_token, response.status) {
+    let how = match (&step.resume_token, status) {
         (Some(_), _) => "resumed",
         (None, ResponseStatus::Full) => "full",
         (None, _) => "incremental",
     };
-    let (remark, _) = hint::split(&response.error);
+    let (remark, _) = hint::split(remark);
     let remark = if remark.is_empty() { String::new() } else { format!(" ({remark})") };
-    format!("copied {from}@{snapshot} to {to}: {how}, {}{remark}", report::bytes(response.bytes))
+    format!("copied {from}@{snapshot} to {to}: {how}, {}{remark}", report::bytes(*bytes))
 }

@@ -16,7 +16,7 @@ use crate::sys::runtime::channel;
 const ADD_UP_EVERY: Duration = Duration::from_millis(200);
 
 /// Something to do with one dataset.
-pub(super) struct Job<F> {
+pub struct Job<F> {
     /// The dataset, by which other jobs name this one.
     pub dataset: DatasetName,
     /// The jobs that have to succeed before. Those that do not exist are not waited for.
@@ -30,7 +30,8 @@ pub(super) struct Job<F> {
 }
 
 /// How a job ended.
-pub(super) enum Ended<T> {
+pub enum Ended<T> {
+    /// It was begun, and has this result.
     Done(T),
     /// It was not begun, because this one failed that it waits for.
     NotBegun(DatasetName),
@@ -46,7 +47,7 @@ struct Gate {
 
 /// Does these jobs, at most `limit` at a time. No job may come before one that it waits for. Returns how they ended, in
 /// the same sequence.
-pub(super) async fn run<T, F>(label: &str, limit: usize, jobs: Vec<Job<F>>) -> Vec<Ended<Result<T, String>>>
+pub async fn run<T, F>(label: &str, limit: usize, jobs: Vec<Job<F>>) -> Vec<Ended<Result<T, String>>>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, String>> + Send + 'static,
