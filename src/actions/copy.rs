@@ -160,8 +160,16 @@ fn step(
     snapshot: &Snapshot,
 ) -> Result<Option<CopyStep>, String> {
     let there = theirs.map(|theirs| theirs.snapshots.as_slice()).unwrap_or_default();
-    let transfer = steps(&to.dataset, &ours.snapshots, &ours.bookmarks, there, None, None, snapshot.guid)
-        .map_err(|conflict| format!("cannot copy {from} to {to}: {conflict}"))?;
+    let transfer =
+        steps(&to.dataset, &ours.snapshots, &ours.bookmarks, there, None, None, snapshot.guid).map_err(|conflict| {
+            let away = hint::word(&format!("{}_old", to.dataset));
+            let hint = format!(
+                "copy to another place, or rename what is there on {} (zfs rename {} {away})",
+                to.host,
+                hint::word(&to.dataset)
+            );
+            hint::join(format!("cannot copy {from} to {to}: {conflict}"), Some(&hint))
+        })?;
     let Transfer::Steps { steps } = transfer else { return Ok(None) };
     let base = steps.into_iter().find_map(|step| match step {
         Step::Incremental { from: Base::Snapshot(base) | Base::Bookmark(base), .. } => Some(base),
