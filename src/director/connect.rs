@@ -15,7 +15,6 @@ use crate::fleet::health::{self, ServiceHealth};
 use crate::fleet::live_status::{LiveStatus, StatusPlace};
 use crate::fleet::trash::Way;
 use crate::fleet::{Dispatcher, FleetState};
-use crate::host::publish::fences::Fences;
 use crate::host::publish::publisher::Publisher;
 use crate::model::HostName;
 use crate::policy::{CatalogConfig, Local, Policy};
@@ -136,13 +135,7 @@ async fn own_agent<Z: Zfs>(host: OwnHost<'_>, policy: &Policy, zfs: Arc<Z>) -> a
     // This agent authenticates itself to slaves. Director and agent of one host may share a certificate.
     let files = local.tls.as_ref().or(policy.tls.as_ref());
     let tls = files.map(Tls::load).transpose()?.map(Arc::new);
-    let agent = Agent::new(name.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher);
-    // Other directors reach this host's own agent service. Both have the same fences, so that this director does not
-    // destroy anything here after another one has taken over.
-    Ok(match state {
-        Some(state) => agent.fenced(Fences::new(state)),
-        None => agent,
-    })
+    Ok(Agent::new(name.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 
 /// Adds to the policy the addresses that services have registered in Consul. Without Consul, the policy stays
@@ -167,47 +160,4 @@ pub(crate) async fn locate<Z: Zfs>(
     let own = dispatcher.own.is_ok().then_some(&dispatcher.here);
     let services = health::assess(&mut policy, &agents, &slaves, own);
     Ok((Arc::new(policy), services))
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests may panic")]
-mod tests {
-    use uuid::Uuid;
-
-    use super::*;
-    use crate::agent::CheckedOrder;
-    use crate::model::Counter;
-    use crate::wire::{DirectorsOrder, Fence};
-    use crate::zfs::fake::Fake;
-
-    /// The agent service of this host, to which another director has given orders, has the same fences.
-    #[test]
-    fn own_agent_destroys_nothing_after_another_director_has_taken_over() {
-        let folder = tempfile::tempdir().unwrap();
-        let local = folder.path().join("local.json");
-        std::fs::write(&local, r#"{ "local_datasets": [ { "name": "tank" } ] }"#).unwrap();
-        let zfs = Fake::new(1);
-        zfs.create(&"tank".parse().unwrap());
-        let policy = config::parse_policy("server.json", r#"{ "datasets": [] }"#).unwrap();
-        let fence = |director: &str, index| Fence { catalog: Uuid::nil(), index, director: director.parse().ok() };
-        let ordered = |fence: Option<Fence>| {
-            let name = "alpha".parse().unwrap();
-            let host = OwnHost { name: &name, local: &local, state: Some(folder.path()) };
-            let agent = runtime::block_on(own_agent(host, &policy, Arc::new(zfs.clone()))).unwrap();
-            let text = format!(
-                r#"{{"OrderUUID":"{}","Action":"destroy_snapshot","SnapshotUUID":["{}:tank@S_1"],"RetryFor":0}}"#,
-                Uuid::now_v7(),
-                Uuid::now_v7()
-            );
-            let order = DirectorsOrder { fence, ..serde_json::from_str(&text).unwrap() };
-            let (facts, _heard) = runtime::channel::unbounded();
-            let order = CheckedOrder::try_from(order).ok().unwrap();
-            runtime::block_on(agent.carry_out(order, facts, Counter::default())).error
-        };
-        assert!(!ordered(Some(fence("alpha", 5))).contains("fence"));
-        runtime::block_on(Fences::new(folder.path()).check(Some(&fence("beta", 9)), &|_| true)).unwrap();
-        assert!(ordered(Some(fence("alpha", 5))).contains("another director has taken over"));
-        assert!(ordered(None).contains("the order has no fence"));
-        assert!(!ordered(Some(fence("alpha", 10))).contains("fence"));
-    }
 }
