@@ -11,7 +11,7 @@ CARGO ?= cargo
 # The program that `make install` installs.
 BINARY ?= $${CARGO_TARGET_DIR:-target}/release/zsync
 
-.PHONY: all setup setup-lab build release check check-freebsd fmt test test-unit fuzz storm audit tables demo lab-consul lab-matrix lab-shell bench install uninstall deb clean
+.PHONY: all setup setup-lab build release check check-freebsd fmt test test-unit fuzz storm audit tables demo lab-consul lab-lag lab-matrix lab-shell bench install uninstall deb clean
 
 all: build
 
@@ -77,6 +77,10 @@ demo: setup-lab build
 # Runs every scenario that uses a catalog, but with the catalog in a real Consul.
 lab-consul: setup build
 	tests/lab/run --timeout 7200 guest-suite --catalog consul
+
+# Runs the scenario that compares forecasts with the clock. It needs a machine that does nothing else.
+lab-lag: setup-lab build
+	tests/lab/run --timeout 600 guest-suite lag
 
 # Runs every scenario on several releases of OpenZFS and writes the table in tests/lab/README.md.
 lab-matrix: setup build
