@@ -409,21 +409,8 @@ mod tests {
     #[test]
     fn files_are_read_by_agents_and_by_readers() {
         let entry = |name: &str, readers: &[&str]| LocalDataset {
-            name: name.parse().unwrap(),
-            enable: true,
-            slave: true,
-            sources: None,
-            destinations: None,
             readers: readers.iter().map(|reader| reader.parse().unwrap()).collect(),
-            restore: false,
-            take: false,
-            append_only: true,
-            rollback: false,
-            keep: None,
-            destroy_after: None,
-            properties: Properties::default(),
-            hooks: Hooks::default(),
-            clone: None,
+            ..LocalDataset::new(name.parse().unwrap(), true)
         };
         let local = Local::of_entries("local.json".to_owned(), [entry("a", &[]), entry("b", &["delta"])]);
         let peer = |name: &str, role: &str| Identity::new([name], [format!("zsync:role:{role}").as_str()]);

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::actions::{CopyPlan, CopyStep, CopyWanted, Tree, copy};
 use crate::agent::Agent;
 use crate::cli::args::{CommonArgs, duration_or_zero};
-use crate::cli::exit::Error;
+use crate::cli::exit::{Error, Exit};
 use crate::cli::report::{self, Format};
 use crate::cli::settings::host_name_of;
 use crate::director::ordered::{self, Ended, Job};
@@ -178,9 +178,7 @@ fn finish(plan: &CopyPlan, is_success: bool) -> Result<(), Error> {
     plan.problems.iter().for_each(report::print_error);
     match (plan.problems.is_empty(), is_success) {
         (true, true) => Ok(()),
-        (false, _) if plan.steps.is_empty() && plan.current.is_empty() => {
-            Err(Error::exit(crate::cli::exit::Exit::Unable))
-        }
+        (false, _) if plan.steps.is_empty() && plan.current.is_empty() => Err(Error::exit(Exit::Unable)),
         _ => Err(Error::reported()),
     }
 }
@@ -248,14 +246,18 @@ fn table(plan: &CopyPlan, size: impl Fn(&CopyStep) -> Option<u64>) -> String {
         text.push_str(&report::table(&["COPY", "TO", "SNAPSHOT", "FROM", "SIZE"], &[4], rows));
     }
     if !plan.current.is_empty() {
-        text.push_str(&format!("{} up to date\n", is_are(plan.current.len())));
+        text.push_str(&up_to_date(plan.current.len()));
     }
     text.extend(plan.left_out.iter().map(|line| format!("{line}\n")));
     text
 }
 
-fn is_are(copies: usize) -> String {
-    format!("{} {}", counted(copies, "copy").replace("copys", "copies"), if copies == 1 { "is" } else { "are" })
+/// Says that so many copies have everything.
+fn up_to_date(copies: usize) -> String {
+    match copies {
+        1 => "1 copy is up to date\n".to_owned(),
+        copies => format!("{copies} copies are up to date\n"),
+    }
 }
 
 /// Copies everything. Returns how each dataset ended, and whether all succeeded.
@@ -304,8 +306,9 @@ async fn carry_out<Z: Zfs>(
     }
     if is_table {
         let nothing = plan.steps.is_empty() && !plan.current.is_empty();
-        let line = if nothing { format!("{} up to date\n", is_are(plan.current.len())) } else { String::new() };
-        report::print(&line);
+        if nothing {
+            report::print(&up_to_date(plan.current.len()));
+        }
         plan.left_out.iter().for_each(|line| report::print(&format!("{line}\n")));
     }
     let is_success = outcomes.iter().all(|outcome| outcome.success);
