@@ -13,6 +13,7 @@ use zsync::agent::Agent;
 use zsync::model::{Action, Counter, Guid, OrderId, ResponseStatus};
 use zsync::sys::runtime;
 use zsync::wire::{CommonBase, DirectorsOrder, ExpectedSnapshot, Forgotten, RenamedFrom, Response};
+use zsync::zfs::fake::Fake;
 use zsync::zfs::{ErrorKind, Zfs, ZfsRead};
 
 #[test]
@@ -586,6 +587,62 @@ fn copy_that_cannot_be_renamed_now_is_renamed_later() {
     assert_eq!(guids(&pair.beta, "pool/new"), [first]);
 }
 
+/// An agent of alpha for the whole pool `tank`.
+fn agent_of_tank(pair: &Pair) -> Agent<Fake> {
+    let local = local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#);
+    Agent::new(host("alpha"), Arc::new(pair.alpha.clone()), local)
+}
+
+/// Two sources that have exchanged their names: what was tank/data, with the snapshot `first`, is tank/other now, but its
+/// copy is still pool/copy; and the reverse, with the snapshot `other` and the copy pool/other.
+struct Swapped {
+    pair: Pair,
+    agent: Agent<Fake>,
+    first: Guid,
+    other: Guid,
+}
+
+impl Swapped {
+    /// `destination` is the local.json of the host with the copies.
+    fn new(destination: &str) -> Self {
+        let pair = Pair::with_destination(destination);
+        let first = pair.take("S_1");
+        assert!(pair.send(first).is_success);
+        let agent = agent_of_tank(&pair);
+        pair.alpha.create(&ds("tank/other"));
+        runtime::block_on(pair.alpha.snapshot(&[ds("tank/other")], &snap("S_1"))).unwrap();
+        let other = guids(&pair.alpha, "tank/other")[0];
+        let swapped = Self { pair, agent, first, other };
+        let response = swapped.carry_out(&swapped.order("tank/other", "pool/other", other));
+        assert!(response.is_success, "{response:?}");
+        let rename = |from: &str, to: &str| runtime::block_on(swapped.pair.alpha.rename(&ds(from), &ds(to))).unwrap();
+        rename("tank/data", "tank/between");
+        rename("tank/other", "tank/data");
+        rename("tank/between", "tank/other");
+        swapped
+    }
+
+    fn order(&self, dataset: &str, to: &str, guid: Guid) -> DirectorsOrder {
+        DirectorsOrder { dataset: Some(ds(dataset)), dest_dataset: to.into(), ..self.pair.send_order(guid) }
+    }
+
+    /// The order to send what is tank/data now, whose copy is to exchange its name with pool/copy.
+    fn exchange(&self) -> DirectorsOrder {
+        let from = RenamedFrom {
+            dataset: ds("pool/other"),
+            source_dataset: ds("tank/other"),
+            guid: self.other,
+            exchange: true,
+            displace: false,
+        };
+        DirectorsOrder { renamed_from: Some(from), ..self.order("tank/data", "pool/copy", self.other) }
+    }
+
+    fn carry_out(&self, order: &DirectorsOrder) -> Response {
+        Pair::carry_out_by(&self.agent, order).0
+    }
+}
+
 /// Between the renames, the copy that gives way has a name from which the next pass can continue.
 #[test]
 fn copies_exchange_their_names_whichever_rename_fails() {
@@ -595,54 +652,25 @@ fn copies_exchange_their_names_whichever_rename_fails() {
         (Some("rename pool/other"), [Some(1), Some(2), None]),
         (Some("rename pool/copy_zsync_exchange"), [Some(2), None, Some(1)]),
     ] {
-        let pair = Pair::with_destination(
-            r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#,
-        );
-        let first = pair.take("S_1");
-        assert!(pair.send(first).is_success);
-        let agent = Agent::new(
-            host("alpha"),
-            Arc::new(pair.alpha.clone()),
-            local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#),
-        );
-        pair.alpha.create(&ds("tank/other"));
-        runtime::block_on(pair.alpha.snapshot(&[ds("tank/other")], &snap("S_1"))).unwrap();
-        let other = guids(&pair.alpha, "tank/other")[0];
-        let to_other = |dataset: &str, to: &str, guid| DirectorsOrder {
-            dataset: Some(ds(dataset)),
-            dest_dataset: to.into(),
-            ..pair.send_order(guid)
-        };
-        let (response, _) = Pair::carry_out_by(&agent, &to_other("tank/other", "pool/other", other));
-        assert!(response.is_success, "{response:?}");
-        let rename = |from: &str, to: &str| runtime::block_on(pair.alpha.rename(&ds(from), &ds(to))).unwrap();
-        rename("tank/data", "tank/between");
-        rename("tank/other", "tank/data");
-        rename("tank/between", "tank/other");
-        // The source that is called data now has the copy that is called other.
-        let from = RenamedFrom {
-            dataset: ds("pool/other"),
-            source_dataset: ds("tank/other"),
-            guid: other,
-            exchange: true,
-            displace: false,
-        };
-        let order = DirectorsOrder { renamed_from: Some(from.clone()), ..to_other("tank/data", "pool/copy", other) };
+        let swapped =
+            Swapped::new(r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false } ] }"#);
+        let (beta, first) = (&swapped.pair.beta, swapped.first);
+        let order = swapped.exchange();
         if let Some(call) = fails {
-            pair.beta.fail_next(call, ErrorKind::Busy, "cannot unmount: pool or dataset is busy");
+            beta.fail_next(call, ErrorKind::Busy, "cannot unmount: pool or dataset is busy");
         }
-        let (response, _) = Pair::carry_out_by(&agent, &order);
+        let response = swapped.carry_out(&order);
         assert_eq!(response.is_success, fails.is_none(), "{fails:?} {response:?}");
         let number = |name: &str| {
-            let found = pair.beta.dataset(&ds(name))?;
+            let found = beta.dataset(&ds(name))?;
             Some(if found.snapshots[0].guid == first { 1 } else { 2 })
         };
         let names = ["pool/copy", "pool/other", "pool/copy_zsync_exchange"].map(number);
         assert_eq!(names, expected, "{fails:?}: {response:?}");
         // Whatever the state, what the other source's order does now is right.
-        let waits = DirectorsOrder { awaits_rename: true, ..to_other("tank/other", "pool/other", first) };
+        let waits = DirectorsOrder { awaits_rename: true, ..swapped.order("tank/other", "pool/other", first) };
         if names[1] == Some(2) {
-            let (response, _) = Pair::carry_out_by(&agent, &waits);
+            let response = swapped.carry_out(&waits);
             assert!(!response.is_success && response.temporary, "{response:?}");
             assert!(response.error.contains("is still the copy of another dataset"), "{response:?}");
         }
@@ -651,11 +679,9 @@ fn copies_exchange_their_names_whichever_rename_fails() {
                 dataset: ds("pool/copy_zsync_exchange"),
                 guid: first,
                 exchange: false,
-                displace: false,
-                ..from
+                ..order.renamed_from.unwrap()
             };
-            let order = DirectorsOrder { renamed_from: Some(from), ..waits };
-            let (response, _) = Pair::carry_out_by(&agent, &order);
+            let response = swapped.carry_out(&DirectorsOrder { renamed_from: Some(from), ..waits });
             assert!(response.is_success, "{response:?}");
             assert_eq!(number("pool/other"), Some(1));
         }
@@ -665,42 +691,15 @@ fn copies_exchange_their_names_whichever_rename_fails() {
 /// Between the renames, a copy would be outside the entry that protects it, and stay there if the next rename failed.
 #[test]
 fn copies_that_local_json_names_exchange_no_names() {
-    let pair = Pair::with_destination(
+    let swapped = Swapped::new(
         r#"{ "local_datasets": [ { "name": "pool", "slave": true, "append_only": false },
             { "name": "pool/copy", "slave": true, "append_only": false, "keep": ["all in last day"] },
             { "name": "pool/other", "slave": true, "append_only": false, "keep": ["all in last day"] } ] }"#,
     );
-    let first = pair.take("S_1");
-    assert!(pair.send(first).is_success);
-    let agent = Agent::new(
-        host("alpha"),
-        Arc::new(pair.alpha.clone()),
-        local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#),
-    );
-    pair.alpha.create(&ds("tank/other"));
-    runtime::block_on(pair.alpha.snapshot(&[ds("tank/other")], &snap("S_1"))).unwrap();
-    let other = guids(&pair.alpha, "tank/other")[0];
-    let order = |dataset: &str, to: &str| DirectorsOrder {
-        dataset: Some(ds(dataset)),
-        dest_dataset: to.into(),
-        ..pair.send_order(other)
-    };
-    assert!(Pair::carry_out_by(&agent, &order("tank/other", "pool/other")).0.is_success);
-    let rename = |from: &str, to: &str| runtime::block_on(pair.alpha.rename(&ds(from), &ds(to))).unwrap();
-    rename("tank/data", "tank/between");
-    rename("tank/other", "tank/data");
-    rename("tank/between", "tank/other");
-    let from = RenamedFrom {
-        dataset: ds("pool/other"),
-        source_dataset: ds("tank/other"),
-        guid: other,
-        exchange: true,
-        displace: false,
-    };
-    let order = DirectorsOrder { renamed_from: Some(from), ..order("tank/data", "pool/copy") };
-    let (response, _) = Pair::carry_out_by(&agent, &order);
+    let response = swapped.carry_out(&swapped.exchange());
     assert!(response.error.contains("pool/copy_zsync_exchange"), "{response:?}");
-    assert_eq!((guids(&pair.beta, "pool/copy"), guids(&pair.beta, "pool/other")), (vec![first], vec![other]));
+    let Swapped { pair, first, other, .. } = &swapped;
+    assert_eq!((guids(&pair.beta, "pool/copy"), guids(&pair.beta, "pool/other")), (vec![*first], vec![*other]));
 }
 
 #[test]
@@ -725,11 +724,7 @@ fn copies_of_other_hosts_exchange_no_names() {
         renamed_from: Some(from),
         ..pair.send_order(first)
     };
-    let agent = Agent::new(
-        host("alpha"),
-        Arc::new(pair.alpha.clone()),
-        local(r#"{ "local_datasets": [ { "name": "tank" } ] }"#),
-    );
+    let agent = agent_of_tank(&pair);
     let (response, _) = Pair::carry_out_by(&agent, &order);
     assert!(response.error.contains("pool/theirs has no hold zsync:from:alpha"), "{response:?}");
     assert_eq!(guids(&pair.beta, "pool/copy"), [first]);

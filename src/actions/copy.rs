@@ -115,13 +115,13 @@ pub fn copy(ours: &Tree, theirs: &Tree, wanted: &CopyWanted) -> CopyPlan {
         };
         let origin = inventory.origin.as_ref().filter(|_| there.is_none_or(|there| there.snapshots.is_empty()));
         let origin = origin.and_then(|origin| copies.get_key_value(&origin.dataset));
-        match step(&source, copy, inventory, there, snapshot) {
+        match step(&source, &copy, inventory, there, snapshot) {
             Ok(Some(mut step)) => {
                 step.origin = origin.map(|(_, copy)| copy.clone());
                 step.waits_for = origin.map(|(name, _)| (*name).clone()).into_iter().chain(name.ancestors()).collect();
                 planned.insert(name.clone(), step);
             }
-            Ok(None) => plan.current.push(Place { host: to.host.clone(), dataset: copies[name].clone() }),
+            Ok(None) => plan.current.push(copy),
             Err(problem) => plan.problems.push(problem),
         }
     }
@@ -154,7 +154,7 @@ fn no_snapshot(source: &Place, wanted: &CopyWanted) -> String {
 /// How to copy one dataset; `None` if its copy has the snapshot.
 fn step(
     from: &Place,
-    to: Place,
+    to: &Place,
     ours: &DatasetInventory,
     theirs: Option<&DatasetInventory>,
     snapshot: &Snapshot,
@@ -179,7 +179,7 @@ fn step(
     let base = base.filter(|base| there.iter().any(|snapshot| snapshot.guid == base.guid));
     Ok(Some(CopyStep {
         from: from.clone(),
-        to,
+        to: to.clone(),
         snapshot: snapshot.name.clone(),
         guid: snapshot.guid,
         creation: snapshot.creation,

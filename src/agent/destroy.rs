@@ -52,7 +52,7 @@ pub(crate) async fn judge(
     };
     let floor = Floor::of(zfs, local, dataset, &inventory, now).await?;
     // A snapshot whose holds are unknown is held, and stays.
-    let holds = trash::all_holds(zfs, dataset, &inventory).await.unwrap_or_else(|error| {
+    let holds = zfs.holds(dataset, &inventory.held()).await.unwrap_or_else(|error| {
         log::debug!("{dataset}: cannot list the holds: {error}");
         Vec::new()
     });

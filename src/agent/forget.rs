@@ -93,9 +93,8 @@ impl<Z: Zfs> Agent<Z> {
         found: &DatasetInventory,
         is_wanted: impl Fn(&str) -> bool,
     ) -> Result<usize, ZfsError> {
-        let held: Vec<SnapName> = found.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
         let mut by_tag: BTreeMap<String, Vec<SnapName>> = BTreeMap::new();
-        for (name, tag) in self.zfs.holds(dataset, &held).await? {
+        for (name, tag) in self.zfs.holds(dataset, &found.held()).await? {
             if is_wanted(&tag) {
                 by_tag.entry(tag).or_default().push(name);
             }

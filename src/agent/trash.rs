@@ -92,7 +92,7 @@ impl<Z: Zfs> Agent<Z> {
     ) -> Result<Option<(DatasetInventory, Vec<(SnapName, String)>)>, ZfsError> {
         let listed = self.zfs.list(std::slice::from_ref(dataset), Depth::Only).await?;
         let Some((_, mut found)) = listed.into_iter().find(|(name, _)| name == dataset) else { return Ok(None) };
-        let holds = trash::all_holds(&*self.zfs, dataset, &found).await?;
+        let holds = self.zfs.holds(dataset, &found.held()).await?;
         set_holds(&mut found, holds.clone());
         Ok(Some((found, holds)))
     }

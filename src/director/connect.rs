@@ -43,8 +43,8 @@ pub fn load_tls(policy: &Policy) -> Result<Option<Arc<Tls>>, TlsError> {
     policy.tls.as_ref().map(|files| Tls::load(files).map(Arc::new)).transpose()
 }
 
-/// The certificate and key with which a command on this host speaks for it to other hosts' agents: that of the host's own
-/// agent, otherwise that of its director.
+/// The certificate and key with which this process speaks for this host to other hosts: those of the host's own agent,
+/// otherwise those of its director.
 pub fn own_certificate(local: Option<&Local>, policy: Option<&Policy>) -> Result<Option<Arc<Tls>>, TlsError> {
     let files = local.and_then(|local| local.tls.as_ref()).or_else(|| policy.and_then(|policy| policy.tls.as_ref()));
     files.map(|files| Tls::load(files).map(Arc::new)).transpose()
@@ -133,8 +133,7 @@ async fn own_agent<Z: Zfs>(host: OwnHost<'_>, policy: &Policy, zfs: Arc<Z>) -> a
         _ => None,
     };
     // This agent authenticates itself to slaves. Director and agent of one host may share a certificate.
-    let files = local.tls.as_ref().or(policy.tls.as_ref());
-    let tls = files.map(Tls::load).transpose()?.map(Arc::new);
+    let tls = own_certificate(Some(&local), Some(policy))?;
     Ok(Agent::new(name.clone(), zfs, Arc::new(local)).with_tls(tls).publishing(publisher))
 }
 

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::tags::{doomed_since, set_holds};
-use crate::model::{DatasetInventory, DatasetName, SnapName};
+use crate::model::{DatasetName, SnapName};
 use crate::zfs::{Listed, Zfs, ZfsError, ZfsRead};
 
 /// How many snapshots one command names at most.
@@ -22,33 +22,11 @@ const PER_COMMAND: usize = 1000;
 pub async fn add<Z: ZfsRead>(zfs: &Z, listed: &mut [Listed]) {
     for (dataset, found) in listed {
         let held: Vec<SnapName> = found.held_by_unknown().map(|snapshot| snapshot.name.clone()).collect();
-        match holds(zfs, dataset, &held).await {
+        match zfs.holds(dataset, &held).await {
             Ok(holds) => set_holds(found, holds),
             Err(error) => log::debug!("{dataset}: cannot list the holds: {error}"),
         }
     }
-}
-
-/// Lists all holds on the snapshots of a dataset.
-pub async fn all_holds<Z: ZfsRead>(
-    zfs: &Z,
-    dataset: &DatasetName,
-    found: &DatasetInventory,
-) -> Result<Vec<(SnapName, String)>, ZfsError> {
-    let held: Vec<SnapName> = found.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-    holds(zfs, dataset, &held).await
-}
-
-async fn holds<Z: ZfsRead>(
-    zfs: &Z,
-    dataset: &DatasetName,
-    held: &[SnapName],
-) -> Result<Vec<(SnapName, String)>, ZfsError> {
-    let mut holds = Vec::new();
-    for part in held.chunks(PER_COMMAND) {
-        holds.extend(zfs.holds(dataset, part).await?);
-    }
-    Ok(holds)
 }
 
 /// Adds a hold to snapshots of one dataset, however many they are.

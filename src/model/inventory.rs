@@ -264,6 +264,12 @@ impl DatasetInventory {
         self.not_written.sort();
     }
 
+    /// The names of the snapshots that have any hold.
+    #[must_use]
+    pub fn held(&self) -> Vec<SnapName> {
+        self.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect()
+    }
+
     /// The snapshots whose holds have to be looked at: those that are held, unless it is a copy on which there is only
     /// the one hold that every copy has, on its newest snapshot.
     pub fn held_by_unknown(&self) -> impl Iterator<Item = &Snapshot> {

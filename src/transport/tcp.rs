@@ -154,7 +154,15 @@ pub struct Connection {
 
 impl Connection {
     fn plain(stream: TcpStream, peer: String) -> Self {
-        Self { reader: Box::new(stream.clone()), writer: Box::new(WriteHalf(stream)), peer, identity: None }
+        Self::over(stream.clone(), WriteHalf::of_tcp(stream), peer)
+    }
+
+    /// A connection in plaintext.
+    pub(super) fn over<S>(reader: S, writer: WriteHalf<S>, peer: String) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self { reader: Box::new(reader), writer: Box::new(writer), peer, identity: None }
     }
 
     fn secured(secured: Secured, peer: String) -> Self {
@@ -165,7 +173,7 @@ impl Connection {
 /// A connection with a read buffer beneath TLS. TLS itself reads only 16 KiB at a time, which would take many system
 /// calls for a stream.
 struct Buffered {
-    stream: WriteHalf,
+    stream: WriteHalf<TcpStream>,
     buffer: Vec<u8>,
     filled: std::ops::Range<usize>,
 }
@@ -177,7 +185,7 @@ impl Buffered {
     const MOST: usize = 256 * 1024;
 
     fn new(stream: TcpStream) -> Self {
-        Self { stream: WriteHalf(stream), buffer: vec![0; Self::LEAST], filled: 0..0 }
+        Self { stream: WriteHalf::of_tcp(stream), buffer: vec![0; Self::LEAST], filled: 0..0 }
     }
 }
 
@@ -185,7 +193,7 @@ impl AsyncRead for Buffered {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         if this.filled.is_empty() {
-            let read = std::task::ready!(Pin::new(&mut this.stream.0).poll_read(cx, &mut this.buffer))?;
+            let read = std::task::ready!(Pin::new(&mut this.stream.stream).poll_read(cx, &mut this.buffer))?;
             if read == this.buffer.len() && read < Self::MOST {
                 this.buffer.resize(read * 2, 0);
             }
@@ -223,11 +231,27 @@ impl AsyncWrite for Buffered {
 
 /// The writing half of a connection. Closing it shows the peer the end of the connection, which async-std's own `close`
 /// does not.
-struct WriteHalf(TcpStream);
+pub(super) struct WriteHalf<S> {
+    stream: S,
+    shutdown: fn(&S, Shutdown) -> io::Result<()>,
+}
 
-impl AsyncWrite for WriteHalf {
+impl WriteHalf<TcpStream> {
+    fn of_tcp(stream: TcpStream) -> Self {
+        Self::new(stream, TcpStream::shutdown)
+    }
+}
+
+impl<S> WriteHalf<S> {
+    /// The writing half of a stream, which this function shuts down.
+    pub(super) fn new(stream: S, shutdown: fn(&S, Shutdown) -> io::Result<()>) -> Self {
+        Self { stream, shutdown }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteHalf<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(
@@ -235,15 +259,15 @@ impl AsyncWrite for WriteHalf {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, pieces)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(match self.0.shutdown(Shutdown::Write) {
+        Poll::Ready(match (self.shutdown)(&self.stream, Shutdown::Write) {
             // The peer has closed the connection already.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
             result => result,

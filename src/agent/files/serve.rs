@@ -132,8 +132,7 @@ impl<Z: Zfs> Agent<Z> {
         found: &DatasetInventory,
         host: &HostName,
     ) -> Result<bool, OrderError> {
-        let held: Vec<_> = found.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let holds = self.zfs.holds(dataset, &held).await?;
+        let holds = self.zfs.holds(dataset, &found.held()).await?;
         if holds.iter().any(|(_, tag)| *tag == tags::received(host)) {
             return Ok(true);
         }

@@ -39,7 +39,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
     /// source is locked, so no other transfer of it is running.
     pub(super) async fn release_obsolete_holds(&mut self) -> Result<(), OrderError> {
         let SendPlan { source, to, destinations, .. } = &self.plan;
-        let held = held(&self.ours);
+        let held = self.ours.held();
         // Only an order that names all destinations shows which holds are obsolete.
         if destinations.is_empty() || held.is_empty() {
             return Ok(());
@@ -70,7 +70,7 @@ impl<Z: Zfs> Transfer<'_, Z> {
         let zfs = &self.agent.zfs;
         let SourceHolds { dataset, tag, held: of_order, .. } = &mut self.holds;
         let mut names = std::mem::take(of_order);
-        let existing = zfs.holds(dataset, &held(&self.ours)).await?;
+        let existing = zfs.holds(dataset, &self.ours.held()).await?;
         names.extend(existing.into_iter().filter(|(_, found)| found == tag).map(|(name, _)| name));
         let names: Vec<SnapName> = names.into_iter().collect();
         Ok(zfs.release(tag, dataset, &names).await?)
@@ -117,9 +117,4 @@ impl SendPlan {
         }
         Ok(())
     }
-}
-
-/// The snapshots that have any hold.
-fn held(ours: &DatasetInventory) -> Vec<SnapName> {
-    ours.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect()
 }

@@ -28,8 +28,7 @@ async fn sent_to(dataset: &DatasetName, zfs: &impl ZfsRead) -> Result<Vec<Place>
             at = above.parent();
             continue;
         };
-        let held: Vec<_> = found.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let tags = zfs.holds(&above, &held).await?.into_iter().map(|(_, tag)| tag);
+        let tags = zfs.holds(&above, &found.held()).await?.into_iter().map(|(_, tag)| tag);
         let of_holds = tags.filter_map(|tag| SentTo::of_hold(&tag));
         let cursors = found.bookmarks.iter().rev().filter_map(|b| SentTo::of_cursor(&b.name).into_iter().next());
         let below = dataset.below(&above).unwrap_or_default();

@@ -1,5 +1,6 @@
 //! Finds out which datasets, on this host and on others, have the files that are wanted.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::bail;
@@ -137,12 +138,7 @@ async fn places<Z: ZfsRead>(
             Err(error) => problems.push(format!("cannot find out where {wanted} was sent: {error}")),
         },
     }
-    let mut seen = Vec::new();
-    places.retain(|place| {
-        !seen.contains(place) && {
-            seen.push(place.clone());
-            true
-        }
-    });
+    let mut seen = BTreeSet::new();
+    places.retain(|place| seen.insert(place.clone()));
     Ok(places)
 }

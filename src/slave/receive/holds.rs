@@ -104,9 +104,7 @@ impl<Z: Zfs> Receiver<Z> {
         dataset: &DatasetName,
         inventory: &DatasetInventory,
     ) -> Result<Vec<(SnapName, String)>, ZfsError> {
-        let held: Vec<SnapName> =
-            inventory.snapshots.iter().filter(|s| s.userrefs > 0).map(|s| s.name.clone()).collect();
-        let mut holds = self.zfs.holds(dataset, &held).await?;
+        let mut holds = self.zfs.holds(dataset, &inventory.held()).await?;
         holds.retain(|(_, tag)| tags::is_received(tag));
         Ok(holds)
     }

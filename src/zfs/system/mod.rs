@@ -32,7 +32,7 @@ use crate::zfs::{
 
 /// How many snapshots one script destroys: ZFS limits the time and the memory of a script.
 const MAX_PER_SCRIPT: usize = 500;
-/// How many datasets one command lists after a snapshot was taken of them.
+/// How many names one command gets that lists datasets or holds.
 const MAX_NAMED: usize = 1000;
 
 /// The ZFS of this host. All clones of this value share their batches and their processes.
@@ -128,11 +128,12 @@ impl ZfsRead for System {
     }
 
     async fn holds(&self, dataset: &DatasetName, names: &[SnapName]) -> Result<Vec<(SnapName, String)>, ZfsError> {
-        if names.is_empty() {
-            return Ok(Vec::new());
+        let mut all = Vec::new();
+        for part in names.chunks(MAX_NAMED) {
+            let holds = self.runner.holds(part.iter().map(|name| (dataset, name))).await?;
+            all.extend(holds.into_iter().map(|(_, name, tag)| (name, tag)));
         }
-        let holds = self.runner.holds(names.iter().map(|name| (dataset, name))).await?;
-        Ok(holds.into_iter().map(|(_, name, tag)| (name, tag)).collect())
+        Ok(all)
     }
 
     async fn written_since(
